@@ -1,0 +1,1 @@
+"""Text to shards: collect, vocab, encode, build, audit."""

@@ -1,0 +1,115 @@
+"""From what a person typed to typed settings: conf/ composed by Hydra, checked against a dataclass.
+
+Hydra's compose call is used, and not its `main` decorator: no folder is made, the directory stays,
+launchers that add arguments of their own do no harm, and every mistake becomes one SettingsError
+whose text ends with the cure. Rank 0 alone prints it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+T = TypeVar("T")
+
+
+class SettingsError(ValueError):
+    """A mistake in what was asked for: the message names the setting, the bound and the cure."""
+
+
+def choices(group: str) -> list[str]:
+    """The names that `group=` takes, sorted."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def compose(entry: str, schema: type[T], overrides: Sequence[str]) -> tuple[T, dict[str, str]]:
+    """Compose conf/<entry>.yaml with Hydra overrides into an instance of the dataclass `schema`.
+
+    Returns it with the chosen name of each configuration group. Raises SettingsError on an
+    override that Hydra refuses, on a key that the schema lacks and on a value of another type.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = hydra_compose(entry, _last_of_each(overrides), return_hydra_config=True)
+        chosen = {
+            group: str(name)
+            for group, name in composed.hydra.runtime.choices.items()
+            if name is not None and not group.startswith("hydra/")
+        }
+        OmegaConf.set_struct(composed, False)
+        del composed["hydra"]
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), composed))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SettingsError(_explain(error, schema)) from error
+    assert isinstance(settings, schema)
+    return settings, chosen
+
+
+def as_dict(settings: object) -> dict[str, Any]:
+    """Settings as plain nested dictionaries of strings, numbers, booleans and None."""
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(
+        OmegaConf.structured(settings), resolve=True, enum_to_str=True, throw_on_missing=False
+    )
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _last_of_each(overrides: Sequence[str]) -> list[str]:
+    """Of several overrides of one key the last holds; `model=` is accepted for `+model=`.
+
+    A batch script can thus hold overrides of its own and pass on what was typed behind them.
+    Raises SettingsError on an argument that is no override.
+    """
+    last: dict[str, str] = {}
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+")
+        if "=" not in override and not override.startswith("~"):
+            raise SettingsError(f"{override!r} is no setting; settings are typed as name=value")
+        last.pop(key, None)
+        last[key] = f"+{override}" if key == "model" and override.startswith("model=") else override
+    return list(last.values())
+
+
+def _explain(error: Exception, schema: type) -> str:
+    """One or two sentences in place of Hydra's and OmegaConf's paragraphs."""
+    text = " ".join(str(error).split())
+    key = getattr(error, "full_key", None)
+    if missing := re.match(r"In '.*': Could not find '(\w+)/(.*)' Available options", text):
+        group, name = missing.groups()
+        return f"{group}={name} is not known; there are {', '.join(choices(group))}"
+    unknown = re.match(r"Could not override '([\w.]+)'", text)
+    if unknown or re.match(r"Key '.*' not in ", text):
+        typed = unknown.group(1) if unknown else str(key)
+        known = _keys(schema)
+        same_name = [name for name in known if name.split(".")[-1] == typed.split(".")[-1]]
+        near = same_name or difflib.get_close_matches(typed, known, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else "--cfg prints all there are"
+        return f"there is no setting {typed!r}; {hint}"
+    text = re.sub(r"(full_key|object_type|reference_type|See https).*", "", text).strip()
+    return f"{key}: {text}" if key else text
+
+
+def _keys(schema: type, prefix: str = "") -> list[str]:
+    """All dotted names below a dataclass of dataclasses."""
+    keys: list[str] = []
+    for name, kind in get_type_hints(schema).items():
+        if dataclasses.is_dataclass(kind):
+            assert isinstance(kind, type)
+            keys += _keys(kind, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys

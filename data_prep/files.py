@@ -1,0 +1,71 @@
+"""Files that are whole or absent, and the checksums that prove it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import xxhash
+
+
+@contextlib.contextmanager
+def whole_or_absent(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on a clean exit it becomes `path`, else it is removed.
+
+    The data is flushed to the disk before the rename, and the folder after it, so that not even a
+    power loss leaves half a file under the final name. The temporary name starts with a dot and
+    ends in `.tmp`: whoever lists a folder can pass it over, and a killed writer's rest is
+    recognised. It holds the host and the process: two writers never share it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        flush_to_disk(temporary)
+        os.replace(temporary, path)
+        flush_to_disk(path.parent)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def flush_to_disk(path: Path) -> None:
+    """fsync one file or folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON with sorted keys, whole or not at all: same value, same bytes."""
+    options = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
+    with whole_or_absent(path) as temporary:
+        temporary.write_bytes(orjson.dumps(value, option=options))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises ValueError naming the file where it is not JSON."""
+    try:
+        return orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is not valid JSON ({error}); delete it and make it again"
+        ) from error
+
+
+def checksum(path: Path) -> str:
+    """xxh3_128 of a file's bytes, as 32 hexadecimal digits (9 GB/s a core; not against forgery)."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

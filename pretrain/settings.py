@@ -1,0 +1,243 @@
+"""What a pretraining run is: typed settings, and every check between them, each with its cure.
+
+The values live in conf/, with a comment on each line; here are their types, and nothing has a
+default twice. Neither Hydra nor torch is imported: a wrong setting is refused within a second.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from data_prep.configuration import SettingsError
+
+
+class Resume(enum.Enum):
+    """What to do about checkpoints of an earlier start of the same run."""
+
+    auto = "auto"  # continue from the newest whole one; start at step 0 where there is none
+    must = "must"  # continue, or stop with an error where there is none
+    never = "never"  # start at step 0; an error where the run folder already holds a checkpoint
+
+
+class Precision(enum.Enum):
+    auto = "auto"  # bf16_autocast on a GPU that has bfloat16, else fp32
+    fp32 = "fp32"
+    bf16 = "bf16"  # bfloat16 weights, fp32 masters and gradient accumulation; ZeRO 1 to 3
+    bf16_autocast = "bf16_autocast"  # fp32 weights, bfloat16 matrix products; any ZeRO stage
+    fp16 = "fp16"  # half-precision weights, fp32 masters, dynamic loss scale; ZeRO 1 to 3, GPU
+
+
+class Masking(enum.Enum):
+    static = "static"  # the masks that `data_prep.build` wrote: the same in every epoch
+    dynamic = "dynamic"  # drawn anew in every epoch by the same rule
+
+
+class OptimizerName(enum.Enum):
+    adamw = "adamw"
+    bert_adam = "bert_adam"  # the paper's: AdamW without bias correction
+
+
+@dataclass
+class RunSettings:
+    name: str | None  # of the run's folder; None: <model>-<data>
+    dir: str  # where run folders lie
+    seed: int
+    resume: Resume
+
+
+@dataclass
+class ModelSettings:
+    """Sizes and dropouts by Hugging Face's names."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    hidden_act: str  # gelu (exact) or gelu_new (tanh approximation, Google's code)
+    hidden_dropout_prob: float
+    attention_probs_dropout_prob: float
+    max_position_embeddings: int
+    type_vocab_size: int
+    initializer_range: float
+    layer_norm_eps: float
+    pad_vocab_size_multiple_of: int  # rows of the word embedding are padded up to a multiple
+
+
+@dataclass
+class DataSettings:
+    dir: str  # data_dir of data_prep: the root of one prepared corpus
+    seq_len: int  # which len<seq_len>/ of it
+    masking: Masking
+
+
+@dataclass
+class OptimSettings:
+    name: OptimizerName
+    global_batch: int  # sequences per optimizer step, all ranks together
+    learning_rate: float  # peak
+    betas: list[float]
+    eps: float
+    weight_decay: float  # not on biases and LayerNorm
+    max_grad_norm: float  # global norm to which gradients are clipped
+
+
+@dataclass
+class ScheduleSettings:
+    total_steps: int  # optimizer updates
+    warmup_steps: int | None  # None: warmup_fraction of total_steps
+    warmup_fraction: float
+    decay_from_step_0: bool  # Google's: the decay line starts at step 0, not at the warm-up's end
+
+    @property
+    def warmup(self) -> int:
+        """Updates of the warm-up."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return int(self.warmup_fraction * self.total_steps)
+
+
+@dataclass
+class EngineSettings:
+    zero_stage: int
+    precision: Precision
+    tokens_per_micro_batch: int  # most tokens in one rank's forward pass
+    timeout_minutes: float  # a collective that takes longer ends the run
+
+
+@dataclass
+class EvalSettings:
+    every_steps: int
+    max_examples: int | None  # None: all held-out examples
+
+
+@dataclass
+class CheckpointSettings:
+    every_steps: int
+    keep: int  # how many of the newest stay
+
+
+@dataclass
+class MonitorSettings:
+    every_steps: int
+
+
+@dataclass
+class LogSettings:
+    wandb: bool
+    project: str
+    entity: str | None
+
+
+@dataclass
+class Settings:
+    run: RunSettings
+    model: ModelSettings
+    data: DataSettings
+    optim: OptimSettings
+    schedule: ScheduleSettings
+    engine: EngineSettings
+    eval: EvalSettings
+    checkpoint: CheckpointSettings
+    monitor: MonitorSettings
+    log: LogSettings
+
+
+def check(settings: Settings, world_size: int) -> None:
+    """Refuse what cannot work on `world_size` ranks. Raises SettingsError listing every reason."""
+    wrong = [*_check_model(settings), *_check_numbers(settings), *_check_engine(settings)]
+    n, t = settings.optim.global_batch, settings.engine.tokens_per_micro_batch
+    if n < world_size:
+        wrong.append(
+            f"optim.global_batch={n} sequences cannot be dealt to {world_size} ranks, each of "
+            f"which needs one at least; set optim.global_batch={world_size} or start fewer ranks"
+        )
+    if t < settings.data.seq_len:
+        wrong.append(
+            f"engine.tokens_per_micro_batch={t} cannot hold one sequence of data.seq_len="
+            f"{settings.data.seq_len} tokens; set engine.tokens_per_micro_batch="
+            f"{settings.data.seq_len} or more"
+        )
+    if wrong:
+        raise SettingsError("\n".join(wrong))
+
+
+def _check_model(settings: Settings) -> list[str]:
+    wrong = []
+    model, data = settings.model, settings.data
+    heads = model.num_attention_heads
+    if heads < 1 or model.hidden_size % heads:
+        near = [h for h in range(1, model.hidden_size + 1) if model.hidden_size % h == 0]
+        best = min(near, key=lambda h: abs(h - heads))
+        wrong.append(
+            f"model.hidden_size={model.hidden_size} is not a multiple of "
+            f"model.num_attention_heads={heads}; set model.num_attention_heads={best}"
+        )
+    if model.hidden_act not in ("gelu", "gelu_new"):
+        wrong.append(f"model.hidden_act={model.hidden_act}; it takes gelu or gelu_new")
+    if data.seq_len > model.max_position_embeddings:
+        wrong.append(
+            f"data.seq_len={data.seq_len} is longer than model.max_position_embeddings="
+            f"{model.max_position_embeddings}; set one of them so that it fits"
+        )
+    if model.type_vocab_size < 2:
+        wrong.append(f"model.type_vocab_size={model.type_vocab_size}; sentence pairs need 2")
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        if not 0 <= getattr(model, name) < 1:
+            wrong.append(f"model.{name}={getattr(model, name)} is outside [0, 1)")
+    return wrong
+
+
+def _check_numbers(settings: Settings) -> list[str]:
+    wrong = []
+    at_least_one = (
+        "model.hidden_size", "model.num_hidden_layers", "model.intermediate_size",
+        "model.pad_vocab_size_multiple_of", "data.seq_len", "optim.global_batch",
+        "schedule.total_steps", "engine.tokens_per_micro_batch", "eval.every_steps",
+        "checkpoint.every_steps", "checkpoint.keep", "monitor.every_steps",
+    )  # fmt: skip
+    for key in at_least_one:
+        if (value := _value(settings, key)) < 1:
+            wrong.append(f"{key}={value}; it must be 1 or more")
+    positive = ("optim.learning_rate", "optim.eps", "optim.max_grad_norm", "engine.timeout_minutes")
+    for key in positive:
+        if (value := _value(settings, key)) <= 0:
+            wrong.append(f"{key}={value}; it must be above 0")
+    if settings.eval.max_examples is not None and settings.eval.max_examples < 1:
+        wrong.append(
+            f"eval.max_examples={settings.eval.max_examples}; it must be 1 or more, or null for all"
+        )
+    if len(settings.optim.betas) != 2 or not all(0 <= b < 1 for b in settings.optim.betas):
+        wrong.append(f"optim.betas={settings.optim.betas}; it takes two numbers in [0, 1)")
+    if settings.run.seed < 0:
+        wrong.append(f"run.seed={settings.run.seed}; it must be 0 or more")
+    schedule = settings.schedule
+    if not 0 <= schedule.warmup < max(1, schedule.total_steps):
+        wrong.append(
+            f"a warm-up of {schedule.warmup} steps must be shorter than schedule.total_steps="
+            f"{schedule.total_steps}; set schedule.warmup_steps={schedule.total_steps // 10}"
+        )
+    name = settings.run.name
+    if name is not None and (not name or "/" in name or name.startswith(".")):
+        wrong.append(f"run.name={name!r} must be the name of one folder (run.dir is where it lies)")
+    return wrong
+
+
+def _check_engine(settings: Settings) -> list[str]:
+    engine = settings.engine
+    if engine.zero_stage not in (0, 1, 2, 3):
+        return [f"engine.zero_stage={engine.zero_stage}; it takes 0, 1, 2 or 3"]
+    if engine.zero_stage == 0 and engine.precision in (Precision.bf16, Precision.fp16):
+        return [
+            f"engine.precision={engine.precision.name} with engine.zero_stage=0: DeepSpeed's "
+            "optimizer for that pair makes a step on zero gradients at the start and scales "
+            "wrongly; set engine.zero_stage=1 (one rank, too) or engine.precision=bf16_autocast"
+        ]
+    return []
+
+
+def _value(settings: Settings, key: str) -> float:
+    group, name = key.split(".")
+    value = getattr(getattr(settings, group), name)
+    assert isinstance(value, int | float)
+    return value

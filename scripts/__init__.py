@@ -1,0 +1,1 @@
+"""Thin commands: benchmarks. They parse, call and print."""
