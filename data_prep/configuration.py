@@ -69,7 +69,7 @@ def as_dict(settings: object) -> dict[str, Any]:
 
 
 def _last_of_each(overrides: Sequence[str]) -> list[str]:
-    """Of several overrides of one key the last holds; `model=` is accepted for `+model=`.
+    """Of several overrides of one key the last holds; `model=`, `source=` may lack their plus sign.
 
     A batch script can thus hold overrides of its own and pass on what was typed behind them.
     Raises SettingsError on an argument that is no override.
@@ -80,7 +80,7 @@ def _last_of_each(overrides: Sequence[str]) -> list[str]:
         if "=" not in override and not override.startswith("~"):
             raise SettingsError(f"{override!r} is no setting; settings are typed as name=value")
         last.pop(key, None)
-        last[key] = f"+{override}" if key == "model" and override.startswith("model=") else override
+        last[key] = f"+{override}" if override.startswith(("model=", "source=")) else override
     return list(last.values())
 
 
@@ -95,12 +95,18 @@ def _explain(error: Exception, schema: type) -> str:
     if unknown or re.match(r"Key '.*' not in ", text):
         typed = unknown.group(1) if unknown else str(key)
         known = _keys(schema)
-        same_name = [name for name in known if name.split(".")[-1] == typed.split(".")[-1]]
-        near = same_name or difflib.get_close_matches(typed, known, n=3, cutoff=0.4)
+        last = typed.split(".")[-1]
+        near = [name for name in known if last in (name.split(".")[-1], _initials(name))]
+        near = near or difflib.get_close_matches(typed, known, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else "--cfg prints all there are"
         return f"there is no setting {typed!r}; {hint}"
     text = re.sub(r"(full_key|object_type|reference_type|See https).*", "", text).strip()
     return f"{key}: {text}" if key else text
+
+
+def _initials(key: str) -> str:
+    """`lr` of `optim.learning_rate`."""
+    return "".join(word[0] for word in key.split(".")[-1].split("_"))
 
 
 def _keys(schema: type, prefix: str = "") -> list[str]:

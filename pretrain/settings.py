@@ -10,6 +10,7 @@ import enum
 from dataclasses import dataclass
 
 from data_prep.configuration import SettingsError
+from pretrain.batches.dealing import check_dealable
 
 
 class Resume(enum.Enum):
@@ -40,7 +41,7 @@ class OptimizerName(enum.Enum):
 
 @dataclass
 class RunSettings:
-    name: str | None  # of the run's folder; None: <model>-<data>
+    name: str | None  # of the run's folder; None: <model>-<data>-<seq_len>
     dir: str  # where run folders lie
     seed: int
     resume: Resume
@@ -146,18 +147,15 @@ class Settings:
 def check(settings: Settings, world_size: int) -> None:
     """Refuse what cannot work on `world_size` ranks. Raises SettingsError listing every reason."""
     wrong = [*_check_model(settings), *_check_numbers(settings), *_check_engine(settings)]
-    n, t = settings.optim.global_batch, settings.engine.tokens_per_micro_batch
-    if n < world_size:
-        wrong.append(
-            f"optim.global_batch={n} sequences cannot be dealt to {world_size} ranks, each of "
-            f"which needs one at least; set optim.global_batch={world_size} or start fewer ranks"
+    try:
+        check_dealable(
+            settings.optim.global_batch,
+            world_size,
+            settings.engine.tokens_per_micro_batch,
+            settings.data.seq_len,
         )
-    if t < settings.data.seq_len:
-        wrong.append(
-            f"engine.tokens_per_micro_batch={t} cannot hold one sequence of data.seq_len="
-            f"{settings.data.seq_len} tokens; set engine.tokens_per_micro_batch="
-            f"{settings.data.seq_len} or more"
-        )
+    except SettingsError as error:
+        wrong.append(str(error))
     if wrong:
         raise SettingsError("\n".join(wrong))
 
@@ -209,8 +207,8 @@ def _check_numbers(settings: Settings) -> list[str]:
         )
     if len(settings.optim.betas) != 2 or not all(0 <= b < 1 for b in settings.optim.betas):
         wrong.append(f"optim.betas={settings.optim.betas}; it takes two numbers in [0, 1)")
-    if settings.run.seed < 0:
-        wrong.append(f"run.seed={settings.run.seed}; it must be 0 or more")
+    if not 0 <= settings.run.seed < 2**32:
+        wrong.append(f"run.seed={settings.run.seed}; it takes 0 to {2**32 - 1}")
     schedule = settings.schedule
     if not 0 <= schedule.warmup < max(1, schedule.total_steps):
         wrong.append(

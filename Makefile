@@ -1,0 +1,43 @@
+# make demo    from nothing to a trained, exported BERT in minutes
+# make test    the tests; make test-slow: those that take minutes; make check: format, lint, types
+# make bench   the benchmarks; make fix: format and mend what can be mended
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
+BIN := .venv/bin
+
+.PHONY: demo test test-slow check fix bench install clean
+.DEFAULT_GOAL := demo
+
+install: .venv/installed
+
+# DS_BUILD_OPS=0: nothing is compiled at installation; client optimizers need none of DeepSpeed's ops.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+	  { echo "Python 3.11 or 3.12 is needed; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	touch $@
+
+demo: install
+	$(BIN)/python -m pretrain.run +model=tiny run.name=demo
+
+test: install
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow --timeout 1800
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fix: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install
+	$(BIN)/python -m scripts.bench_loader
+	$(BIN)/python -m scripts.bench_step
+
+clean:
+	rm -rf .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache

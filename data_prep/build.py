@@ -1,0 +1,263 @@
+"""Job: the token store -> shards of masked sentence pairs, data_dir/len<seq_len>/.
+
+One task is one part of the token store in one pass (`copies`), and gives one shard; held-out
+documents are paired among themselves. Rows lie in document order: training permutes them.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from data_prep import engine, masking, shards, tokens
+from data_prep.configuration import as_dict
+from data_prep.files import checksum, whole_or_absent, write_json
+from data_prep.pairs import PairRule, make_pairs
+from data_prep.settings import DataPrepSettings, start
+
+# What of the settings decides the bytes; the rest (workers, bounds of the audit, ...) does not.
+DECISIVE = ("seed", "seq_len", "copies", "short_seq_prob", "masking")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return start(lambda settings: sys.stdout.write(summary(run(settings))), argv)
+
+
+def run(settings: DataPrepSettings) -> dict[str, Any]:
+    """Build the shards of `settings.seq_len`, unless they are there; return their manifest.
+
+    Raises ValueError when the token store is missing or a split of it too small, RuntimeError when
+    a task failed or the pairs are unfit for training; then no manifest is written.
+    """
+    data_dir = Path(settings.data_dir)
+    folder = data_dir / f"len{settings.seq_len}"
+    log_dir = folder / "logs"
+    manifest = _describe(settings, data_dir)
+    tasks = list_tasks(tokens.read_manifest(data_dir), settings.copies)
+    is_new = engine.is_new_start(log_dir, len(tasks), manifest)
+    if not is_new and (folder / "manifest.json").is_file():
+        finished = shards.read_manifest(folder)
+        if not any(shards.size_faults(folder, finished, split) for split in shards.SPLITS):
+            return finished
+        is_new = True
+    if is_new:  # shards of other settings, or damaged ones: none of them may be met again
+        _remove_outputs(folder)
+    task = functools.partial(build_shard, data_dir, settings.seq_len, tasks, manifest)
+    counts = engine.run_tasks(
+        f"build {settings.seq_len}", log_dir, len(tasks), task, settings.workers, manifest
+    )
+    splits, token_counts = _collect(folder, tasks, counts, int(manifest["vocab_size"]))
+    least, most = settings.audit.random_next_least, settings.audit.random_next_most
+    for split, figures in splits.items():
+        if fault := random_next_fault(figures["random_next"], figures["rows"], least, most):
+            raise RuntimeError(f"{folder / split}: {fault}")
+    with (
+        whole_or_absent(folder / "token_counts.npy") as temporary,
+        temporary.open("wb") as file,
+    ):
+        np.save(file, token_counts)
+    finished = {**manifest, "splits": splits}
+    write_json(folder / "manifest.json", finished)
+    return finished
+
+
+def list_tasks(token_manifest: dict[str, Any], copies: int) -> list[tuple[str, int, int]]:
+    """(split, pass, part) of every task, in the order of the shards.
+
+    Raises ValueError when a split has too few documents for random partners.
+    """
+    documents = {
+        split: sum(part["documents"] for part in token_manifest["splits"][split])
+        for split in shards.SPLITS
+    }
+    if min(documents.values()) < 2:
+        raise ValueError(
+            f"the token store has {documents['train']} train and {documents['heldout']} held-out "
+            "documents; each split needs 2, since a random next sentence comes from another "
+            "document of the same split: add documents, or change heldout_fraction, and run "
+            "data_prep.encode again"
+        )
+    return [
+        (split, copy, part)
+        for split in shards.SPLITS
+        for copy in range(copies)
+        for part in range(len(token_manifest["splits"][split]))
+    ]
+
+
+def build_shard(
+    data_dir: Path,
+    seq_len: int,
+    tasks: Sequence[tuple[str, int, int]],
+    manifest: dict[str, Any],
+    index: int,
+) -> dict[str, int]:
+    """One task: the pairs of one part in one pass, masked, as a shard. May have no rows."""
+    split, copy, part = tasks[index]
+    settings, special_ids = manifest["settings"], manifest["special_ids"]
+    store = tokens.TokenStore.open(data_dir, split)
+    pairs = make_pairs(
+        store,
+        part,
+        PairRule(seq_len, settings["short_seq_prob"], settings["seed"], copy),
+        cls_id=special_ids["cls"],
+        sep_id=special_ids["sep"],
+    )
+    masked_positions, masked_offsets, masked_input_ids = masking.mask_examples(
+        pairs.input_ids,
+        pairs.offsets,
+        masking.static_keys(settings["seed"], copy, pairs.document_a, pairs.numbers),
+        masking.MaskingRule.from_manifest(manifest, data_dir / "vocab" / "vocab.txt"),
+    )
+    examples = shards.Examples(
+        input_ids=pairs.input_ids,
+        offsets=pairs.offsets,
+        segment_a_lengths=pairs.segment_a_lengths,
+        next_sentence_labels=pairs.next_sentence_labels,
+        masked_positions=masked_positions,
+        masked_offsets=masked_offsets,
+        masked_input_ids=masked_input_ids,
+        document_a=pairs.document_a,
+        document_b=pairs.document_b,
+    )
+    metadata = {
+        "split": split,
+        "copy": str(copy),
+        "seed": str(settings["seed"]),
+        "seq_len": str(seq_len),
+        "vocab_checksum": str(manifest["vocab_checksum"]),
+        "token_part": store.parts[part].name,
+        "settings": orjson.dumps(settings, option=orjson.OPT_SORT_KEYS).decode(),
+    }
+    folder = data_dir / f"len{seq_len}" / split
+    shards.write_shard(folder / shard_name(tasks, index), examples, metadata)
+    return {
+        f"{split}/truncated_tokens": pairs.truncated_tokens,
+        f"{split}/long_sentences": pairs.long_sentences,
+    }
+
+
+def shard_name(tasks: Sequence[tuple[str, int, int]], index: int) -> str:
+    """Shards are numbered inside their split, in the order of the tasks."""
+    return f"shard-{index - [split for split, _, _ in tasks].index(tasks[index][0]):05d}.arrow"
+
+
+def random_next_fault(random_next: int, rows: int, least: float, most: float) -> str | None:
+    """Why the share of random pairs is out of bounds, or None.
+
+    A few examples prove nothing: the share counts as outside when it is by more than four standard
+    errors, 4 * sqrt(0.25 / rows). So all labels 1 is refused from 33 examples on.
+    """
+    share = random_next / max(rows, 1)
+    margin = 2 / np.sqrt(max(rows, 1))
+    if least - margin <= share <= most + margin:
+        return None
+    return (
+        f"{share:.3f} of {rows:,} pairs have a random next sentence, and {least} to {most} is fit "
+        "for training. Many documents of one sentence make it too high (is every line its own "
+        "document?); mend the documents, or set audit.random_next_least and "
+        "audit.random_next_most"
+    )
+
+
+def summary(manifest: dict[str, Any]) -> str:
+    """A short table of what was built."""
+    lines = [
+        f"{'':9}{'shards':>7}{'examples':>13}{'tokens':>15}{'mean':>7}{'masked':>8}{'random':>8}"
+    ]
+    for name, split in manifest["splits"].items():
+        rows, num_tokens = max(split["rows"], 1), max(split["tokens"], 1)
+        lines.append(
+            f"{name:9}{len(split['shards']):7,}{split['rows']:13,}{split['tokens']:15,}"
+            f"{split['tokens'] / rows:7.1f}{split['masked_tokens'] / num_tokens:8.2%}"
+            f"{split['random_next'] / rows:8.2%}"
+        )
+    lines += [
+        f"{name}: {split['truncated_tokens']:,} tokens were truncated from their documents, "
+        f"{split['long_sentences']:,} sentences longer than a window were cut into pieces"
+        for name, split in manifest["splits"].items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _remove_outputs(folder: Path) -> None:
+    """Remove what an earlier start wrote, and nothing else that may lie in the folder."""
+    for name in (
+        "manifest.json",
+        "token_counts.npy",
+    ):  # the manifest first: it vouches for the rest
+        (folder / name).unlink(missing_ok=True)
+    for name in (*shards.SPLITS, "logs"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _describe(settings: DataPrepSettings, data_dir: Path) -> dict[str, Any]:
+    """The manifest but for its splits: all that decides the bytes of the shards."""
+    token_manifest = tokens.read_manifest(data_dir)
+    vocab_path = data_dir / "vocab" / "vocab.txt"
+    if not vocab_path.is_file() or checksum(vocab_path) != token_manifest["vocab_checksum"]:
+        raise ValueError(
+            f"{vocab_path} is missing or not the vocabulary that the token store was encoded with; "
+            "run data_prep.encode again"
+        )
+    chosen = {name: as_dict(settings)[name] for name in DECISIVE}
+    return {
+        "schema_version": shards.SCHEMA_VERSION,
+        "seq_len": settings.seq_len,
+        "dtype": token_manifest["dtype"],
+        "vocab_size": token_manifest["vocab_size"],
+        "vocab_checksum": token_manifest["vocab_checksum"],
+        "lowercase": token_manifest["lowercase"],
+        "special_ids": token_manifest["special_ids"],
+        "tokens_checksum": checksum(data_dir / "tokens" / "manifest.json"),
+        "masking": chosen["masking"],
+        "settings": chosen,
+    }
+
+
+def _collect(
+    folder: Path,
+    tasks: Sequence[tuple[str, int, int]],
+    counts: dict[str, int],
+    vocab_size: int,
+) -> tuple[dict[str, Any], NDArray[np.int64]]:
+    """The splits of the manifest, from the shards' own bytes, and (V,) target counts of train."""
+    splits: dict[str, Any] = {split: {"shards": []} for split in shards.SPLITS}
+    token_counts = np.zeros(vocab_size, np.int64)
+    for index, (split, _, _) in enumerate(tasks):
+        name = shard_name(tasks, index)
+        path = folder / split / name
+        if not path.is_file():
+            raise RuntimeError(f"{path} was removed; delete {folder} and run data_prep.build again")
+        examples, _ = shards.read_shard(path)
+        splits[split]["shards"].append(
+            {
+                "name": name,
+                "rows": len(examples),
+                "tokens": int(examples.offsets[-1] - examples.offsets[0]),
+                "masked_tokens": int(examples.masked_offsets[-1] - examples.masked_offsets[0]),
+                "random_next": int(examples.next_sentence_labels.sum()),
+                "bytes": path.stat().st_size,
+                "checksum": checksum(path),
+            }
+        )
+        if split == "train":
+            token_counts += np.bincount(examples.targets, minlength=vocab_size)
+    for split, figures in splits.items():
+        for name in ("rows", "tokens", "masked_tokens", "random_next"):
+            figures[name] = sum(shard[name] for shard in figures["shards"])
+        for name in ("truncated_tokens", "long_sentences"):
+            figures[name] = counts.get(f"{split}/{name}", 0)
+    return splits, token_counts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Cleaning that every source needs: one kind of line end and of blank, nothing invisible."""
+
+from __future__ import annotations
+
+import re
+
+# All that Unicode counts as a line's end, form feed and vertical tab too. A page's end in a book
+# and a separator inside a web page both end a paragraph here, never a word.
+_LINE_END = re.compile("\r\n?|[\n\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029]")
+
+# Control characters, byte order marks, soft hyphens, zero-width characters and direction marks,
+# lone surrogates (JSON can hold them, UTF-8 cannot), noncharacters. The zero-width joiner and
+# non-joiner stay: some scripts spell with them.
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060"
+    "\ufeff\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
+)
+_BLANKS = re.compile(r"\s+")
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text, ended by any of the characters that end one; blanks are untouched."""
+    return _LINE_END.split(text)
+
+
+def clean_line(line: str) -> str:
+    """One line without invisible characters, its runs of blanks of any kind one space, no margin."""
+    return _BLANKS.sub(" ", _INVISIBLE.sub("", line)).strip()
+
+
+def clean_paragraphs(lines: list[str]) -> str:
+    """Paragraphs, one an entry, cleaned, without the empty ones, joined by one newline."""
+    return "\n".join(filter(None, map(clean_line, lines)))
+
+
+def join_wrapped(lines: list[str]) -> list[str]:
+    """Blocks between blank lines, each block's lines joined by a space."""
+    paragraphs: list[str] = []
+    block: list[str] = []
+    for line in [*lines, ""]:
+        if line.strip():
+            block.append(line.strip())
+        elif block:
+            paragraphs.append(" ".join(block))
+            block = []
+    return paragraphs

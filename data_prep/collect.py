@@ -1,0 +1,164 @@
+"""Collect the documents of one source: python -m data_prep.collect +source=NAME data_dir=FOLDER.
+
+Run again with another source, it adds to the corpus; with the same source it does what is missing,
+or everything anew where the settings or the input have changed. What is dropped is counted in
+dropped.json, and kept with its reason in rejects/.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from data_prep.configuration import as_dict
+from data_prep.documents import (
+    SCHEMA_VERSION,
+    Document,
+    Reject,
+    describe_part,
+    repeated_ids,
+    write_part,
+    write_rejects,
+)
+from data_prep.engine import is_new_start, run_tasks
+from data_prep.files import read_json, write_json
+from data_prep.settings import DataPrepSettings, SourceSettings, require_source, start
+from data_prep.sources import Plan, module_of
+
+
+def run(settings: DataPrepSettings) -> dict[str, Any]:
+    """Collect settings.source into data_dir/documents/<name>/; return its manifest.
+
+    Raises SettingsError for a source that cannot be read, RuntimeError when tasks fail, when two
+    documents have one id and when no document is left.
+    """
+    source = require_source(settings)
+    folder = Path(settings.data_dir) / "documents" / source.name
+    plan = module_of(source.kind).plan(source, settings.characters_per_part, folder / "cache")
+    identity = _identity(source, settings.characters_per_part)
+    fingerprint = {**identity, "schema_version": SCHEMA_VERSION, "state": plan.state}
+    if is_new_start(folder / "logs", len(plan.tasks), fingerprint):
+        _remove_outputs(folder)
+    counts = run_tasks(
+        f"collect {source.name}",
+        folder / "logs",
+        len(plan.tasks),
+        partial(_collect_part, folder, source, plan.tasks),
+        settings.workers,
+        fingerprint,
+    )
+    manifest = _manifest(folder, source.name, identity, plan, counts)
+    write_json(folder / "dropped.json", manifest["dropped"])
+    write_json(folder / "manifest.json", manifest)  # last: it says that all the rest is there
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    for path in folder.glob(".*.tmp"):  # of processes that were killed
+        path.unlink()
+    return manifest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Collect one source and print a table."""
+    began = time.monotonic()
+
+    def job(settings: DataPrepSettings) -> None:
+        manifest = run(settings)
+        sys.stdout.write(_table(manifest, time.monotonic() - began))
+
+    return start(job, argv)
+
+
+def _collect_part(
+    folder: Path, source: SourceSettings, tasks: list[Any], index: int
+) -> dict[str, int]:
+    """One task: read its share of the input, write one part, and its rejects if there are any."""
+    rejects: list[Reject] = []
+
+    def kept() -> Iterator[Document]:
+        for item in module_of(source.kind).read(source, tasks[index]):
+            if isinstance(item, Reject):
+                rejects.append(item)
+            else:
+                yield item
+
+    path = folder / f"part-{index:05d}.parquet"
+    counts = write_part(path, kept())
+    if rejects:
+        write_rejects(folder / "rejects" / path.name, rejects)
+    write_json(_entry_path(folder, index), describe_part(path))
+    dropped = Counter(f"dropped: {reject.reason}" for reject in rejects)
+    return {**counts, **dropped}
+
+
+def _entry_path(folder: Path, index: int) -> Path:
+    return folder / "logs" / "parts" / f"{index:05d}.json"
+
+
+def _identity(source: SourceSettings, characters_per_part: int) -> dict[str, Any]:
+    """The settings that decide on the bytes of the documents."""
+    identity = {**as_dict(source), "characters_per_part": characters_per_part}
+    if source.kind.value == "sample":
+        identity["python"] = sys.version
+    return identity
+
+
+def _manifest(
+    folder: Path, name: str, identity: dict[str, Any], plan: Plan, counts: dict[str, int]
+) -> dict[str, Any]:
+    parts = [read_json(_entry_path(folder, index)) for index in range(len(plan.tasks))]
+    paths = [folder / part["name"] for part in parts]
+    if missing := [path for path in paths if not path.exists()]:
+        raise RuntimeError(
+            f"{missing[0]} is missing, though its task has finished; delete {folder} and run collect "
+            "again"
+        )
+    dropped = {
+        key.removeprefix("dropped: "): n for key, n in counts.items() if key.startswith("dropped: ")
+    }
+    if not counts.get("documents"):
+        raise RuntimeError(f"source {name}: no document is left; dropped were {dropped}")
+    if repeated := repeated_ids(paths):
+        raise RuntimeError(
+            f"source {name}: several documents have one id, such as {', '.join(repeated)}; collect "
+            "what comes from different dumps as sources of their own (source.path, source.name)"
+        )
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "source": name,
+        "settings": identity,
+        "inputs": plan.inputs,
+        "parts": parts,
+        "documents": counts["documents"],
+        "characters": counts["characters"],
+        "dropped": dropped,
+    }
+
+
+def _remove_outputs(folder: Path) -> None:
+    """Remove what an earlier start wrote, and nothing else that may lie in the folder."""
+    (folder / "manifest.json").unlink(missing_ok=True)  # first: it vouches for the rest
+    (folder / "dropped.json").unlink(missing_ok=True)
+    for path in [*folder.glob("part-*.parquet"), *folder.glob("rejects/part-*.parquet")]:
+        path.unlink()
+
+
+def _table(manifest: dict[str, Any], seconds: float) -> str:
+    rows = [
+        ("source", manifest["source"]),
+        ("documents", f"{manifest['documents']:,}"),
+        ("text", f"{manifest['characters'] / 1e6:,.1f} million characters"),
+        *((f"dropped: {reason}", f"{n:,}") for reason, n in manifest["dropped"].items()),
+        ("parts", f"{len(manifest['parts']):,}"),
+        ("seconds", f"{seconds:,.1f}"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "".join(f"{name:<{width}}  {value}\n" for name, value in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

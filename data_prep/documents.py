@@ -1,0 +1,162 @@
+"""The documents store: documents/<source>/part-00000.parquet ..., and a manifest that names them.
+
+Columns id, title and text, all strings; text is paragraphs separated by one newline. A document's
+name across sources is "source/id".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_prep.files import checksum, read_json, whole_or_absent
+
+SCHEMA_VERSION = 1
+DOCUMENT_COLUMNS = ("id", "title", "text")
+REJECT_COLUMNS = ("id", "title", "text", "reason")
+
+# A row group is read as a whole: this bounds a reader's memory, but for one longer document.
+ROW_GROUP_CHARACTERS = 4_000_000
+
+
+@dataclass(frozen=True)
+class Document:
+    id: str  # unique inside its source
+    title: str  # may be empty
+    text: str  # paragraphs separated by one newline
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A document that a source met and does not pass on."""
+
+    id: str
+    title: str
+    text: str  # as far as it was read; empty where it is no text
+    reason: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of the store, as its manifest describes it."""
+
+    source: str
+    name: str
+    path: Path
+    rows: int
+    characters: int
+    checksum: str
+
+
+def write_part(path: Path, documents: Iterable[Document]) -> dict[str, int]:
+    """Write documents to one parquet file, whole or not at all; the same rows, the same bytes.
+
+    Returns {documents, characters}; characters are those of the texts, newlines included.
+    """
+    return _write(path, documents, DOCUMENT_COLUMNS)
+
+
+def write_rejects(path: Path, rejects: Iterable[Reject]) -> None:
+    """Write rejected documents with their reasons to one parquet file, as write_part does."""
+    _write(path, rejects, REJECT_COLUMNS)
+
+
+def read_part(path: Path) -> Iterator[Document]:
+    """The documents of one part, in order; one row group is in memory at a time."""
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            for row in file.read_row_group(group, columns=list(DOCUMENT_COLUMNS)).to_pylist():
+                yield Document(**row)
+
+
+def list_parts(data_dir: Path) -> list[Part]:
+    """The parts of all sources, by source and number. No part is opened.
+
+    Raises ValueError where nothing was collected, where a source's collect has not finished, and
+    where a part is missing.
+    """
+    root = data_dir / "documents"
+    sources = sorted(path for path in root.glob("*") if path.is_dir())
+    if not sources:
+        raise ValueError(
+            f"{root} holds no documents; run python -m data_prep.collect +source=... "
+            f"data_dir={data_dir} first"
+        )
+    return [part for folder in sources for part in _parts_of(folder)]
+
+
+def describe_part(path: Path) -> dict[str, Any]:
+    """What a manifest says of a part: name, rows, characters, checksum."""
+    with pq.ParquetFile(path) as file:
+        rows = file.metadata.num_rows
+    return {
+        "name": path.name,
+        "rows": rows,
+        "characters": sum(len(document.text) for document in read_part(path)),
+        "checksum": checksum(path),
+    }
+
+
+def repeated_ids(paths: Iterable[Path], most: int = 5) -> list[str]:
+    """The first `most` ids, by order, that occur more than once in these parts."""
+    tables = [pq.read_table(path, columns=["id"]) for path in paths]
+    counted = pa.concat_tables(tables).group_by("id").aggregate([([], "count_all")])
+    repeated = counted.filter(pc.field("count_all") > 1)["id"].to_pylist()
+    return sorted(repeated)[:most]
+
+
+def _parts_of(folder: Path) -> list[Part]:
+    manifest_path = folder / "manifest.json"
+    if not manifest_path.exists():
+        raise ValueError(
+            f"{folder} has no manifest.json: its collect has not finished; run it again, or "
+            "delete the folder"
+        )
+    parts = []
+    for entry in read_json(manifest_path)["parts"]:
+        path = folder / entry["name"]
+        if not path.exists():
+            raise ValueError(
+                f"{path} is missing, though {manifest_path} names it; delete {folder} and collect "
+                f"the source {folder.name} again"
+            )
+        parts.append(Part(source=folder.name, path=path, **entry))
+    return parts
+
+
+def _write(
+    path: Path, rows: Iterable[Document] | Iterable[Reject], columns: tuple[str, ...]
+) -> dict[str, int]:
+    schema = pa.schema([(name, pa.string()) for name in columns])
+    written = characters = 0
+    with (
+        whole_or_absent(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd", compression_level=1) as writer,
+    ):
+        for group in _row_groups(rows):
+            table = {name: [getattr(row, name) for row in group] for name in columns}
+            writer.write_table(pa.table(table, schema=schema))
+            written += len(group)
+            characters += sum(len(row.text) for row in group)
+    return {"documents": written, "characters": characters}
+
+
+def _row_groups(
+    rows: Iterable[Document] | Iterable[Reject],
+) -> Iterator[list[Document | Reject]]:
+    group: list[Document | Reject] = []
+    characters = 0
+    for row in rows:
+        if group and characters + len(row.text) > ROW_GROUP_CHARACTERS:
+            yield group
+            group, characters = [], 0
+        group.append(row)
+        characters += len(row.text)
+    if group:
+        yield group

@@ -1,0 +1,264 @@
+"""Encode the documents: python -m data_prep.encode data_dir=FOLDER.
+
+Every document's paragraphs become sentences, and these WordPiece ids, by the vocabulary and the
+casing of data_dir/vocab. A hash of a document's name decides whether it is held out, so that its
+place does not hang on the other documents. One task encodes one part of the documents into one
+part of each split.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import nupunkt
+import tokenizers
+import xxhash
+from numpy.typing import NDArray
+
+from data_prep.documents import Document, Part, list_parts, read_part
+from data_prep.engine import is_new_start, run_tasks
+from data_prep.files import read_json, write_json
+from data_prep.sentences import split_paragraph
+from data_prep.settings import DataPrepSettings, start
+from data_prep.tokens import SCHEMA_VERSION, SPLITS, token_dtype, write_part
+from data_prep.vocab import read_vocab_store
+from data_prep.wordpiece import Encoder
+
+FEWEST_DOCUMENTS = 2  # of a split: a random next segment comes from another document
+MOST_UNKNOWN = 0.05  # of the tokens; 0.0002 for English text and its own vocabulary
+
+
+def run(settings: DataPrepSettings) -> dict[str, Any]:
+    """Encode all documents into data_dir/tokens/; return its manifest.
+
+    Raises ValueError where documents or vocabulary are missing, or a split would hold too few
+    documents; RuntimeError when tasks fail, or where the vocabulary does not fit the text.
+    """
+    data_dir = Path(settings.data_dir)
+    folder = data_dir / "tokens"
+    tokens, vocab = read_vocab_store(data_dir)
+    parts = list_parts(data_dir)
+    identity = {
+        "vocab_checksum": vocab["checksum"],
+        "lowercase": vocab["lowercase"],
+        "heldout_fraction": settings.heldout_fraction,
+        "documents": {f"{part.source}/{part.name}": part.checksum for part in parts},
+        "nupunkt": nupunkt.__version__,
+        "tokenizers": tokenizers.__version__,
+        "schema_version": SCHEMA_VERSION,
+    }
+    if is_new_start(folder / "logs", len(parts), identity):
+        _remove_outputs(folder)  # ids of another vocabulary must not survive
+    counts = run_tasks(
+        "encode",
+        folder / "logs",
+        len(parts),
+        partial(
+            _encode_part, folder, parts, tokens, bool(vocab["lowercase"]), settings.heldout_fraction
+        ),
+        settings.workers,
+        identity,
+    )
+    splits = _entries(folder, len(parts))
+    _check_splits(splits, settings.heldout_fraction)
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "dtype": str(token_dtype(len(tokens))),
+        "vocab_checksum": vocab["checksum"],
+        "vocab_size": len(tokens),
+        "lowercase": vocab["lowercase"],
+        "special_ids": vocab["special_ids"],
+        "settings": identity,
+        "splits": splits,
+        "dropped": {name: counts[name] for name in sorted(Dropped.__dataclass_fields__)},
+    }
+    write_json(folder / "manifest.json", manifest)  # last: it says that all the rest is there
+    return manifest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Encode all documents and print a table."""
+    began = time.monotonic()
+
+    def job(settings: DataPrepSettings) -> None:
+        manifest = run(settings)
+        lines = [f"tokens      {Path(settings.data_dir) / 'tokens'}"]
+        for split in SPLITS:
+            total = _totals(manifest["splits"][split])
+            unknown = total["unknown_tokens"] / total["tokens"]
+            lines.append(
+                f"{split:<11} {total['documents']:,} documents, {total['sentences']:,} sentences, "
+                f"{total['tokens']:,} tokens, {unknown:.4%} unknown"
+            )
+        for name, count in manifest["dropped"].items():
+            lines.append(f"dropped     {count:,} {name.replace('_', ' ')}")
+        lines.append(f"seconds     {time.monotonic() - began:.1f}")
+        sys.stdout.write("\n".join(lines) + "\n")
+
+    return start(job, argv)
+
+
+def is_heldout(name: str, heldout_fraction: float) -> bool:
+    """Whether the document "source/id" is held out; a function of its name and the fraction.
+
+    A larger fraction holds out the same documents and more.
+    """
+    return xxhash.xxh3_64_intdigest(name.encode()) < int(heldout_fraction * 2**64)
+
+
+@dataclass
+class Dropped:
+    """What text was left out, and why."""
+
+    documents_without_tokens: int = 0
+    sentences_without_tokens: int = 0  # of control characters alone, for example
+
+
+@dataclass
+class Split:
+    """The documents of one part of one split, as they gather."""
+
+    documents: list[str] = field(default_factory=list)
+    ids: list[NDArray[np.uint32]] = field(default_factory=list)
+    sentence_lengths: list[NDArray[np.int64]] = field(default_factory=list)
+    document_lengths: list[int] = field(default_factory=list)  # sentences of each
+
+    def add(self, name: str, ids: NDArray[np.uint32], lengths: NDArray[np.int64]) -> None:
+        """Add a document: (T,) ids end to end, (S,) tokens of each sentence."""
+        self.documents.append(name)
+        self.ids.append(ids)
+        self.sentence_lengths.append(lengths)
+        self.document_lengths.append(len(lengths))
+
+    def write(self, path: Path, encoder: Encoder) -> dict[str, int | str]:
+        """Write the part; return its entry in the manifest."""
+        ids = np.concatenate([np.zeros(0, np.uint32), *self.ids])
+        special = [number for name, number in encoder.special_ids.items() if name != "unk"]
+        assert not np.isin(ids, special).any(), f"{path}: a special id among the text's ids"
+        assert not len(ids) or ids.max() < encoder.vocab_size, (
+            f"{path}: an id beyond the vocabulary"
+        )
+        lengths = np.concatenate([np.zeros(1, np.int64), *self.sentence_lengths])
+        entry = write_part(
+            path,
+            self.documents,
+            ids.astype(token_dtype(encoder.vocab_size)),
+            np.cumsum(lengths),
+            np.cumsum([0, *self.document_lengths]),
+        )
+        unknown = int(np.count_nonzero(ids == encoder.special_ids["unk"]))
+        return {**entry, "unknown_tokens": unknown}
+
+
+def _encode_part(
+    folder: Path,
+    parts: Sequence[Part],
+    tokens: Sequence[str],
+    lowercase: bool,
+    heldout_fraction: float,
+    index: int,
+) -> dict[str, int]:
+    """One task: read one part of the documents, write one part of each split."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tasks run side by side as it is
+    encoder = Encoder(tokens, lowercase)
+    splits = {split: Split() for split in SPLITS}
+    dropped = Dropped()
+    for document in read_part(parts[index].path):
+        name = f"{parts[index].source}/{document.id}"
+        ids, lengths = _encode_document(document, encoder, dropped)
+        if len(lengths):
+            splits["heldout" if is_heldout(name, heldout_fraction) else "train"].add(
+                name, ids, lengths
+            )
+    path = f"part-{index:05d}.arrow"
+    entries = {name: split.write(folder / name / path, encoder) for name, split in splits.items()}
+    write_json(_entry_path(folder, index), entries)
+    return vars(dropped)
+
+
+def _encode_document(
+    document: Document, encoder: Encoder, dropped: Dropped
+) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """A document's (T,) ids and the (S,) lengths of its sentences; those of length 0 are counted."""
+    sentences = [
+        sentence
+        for paragraph in document.text.split("\n")
+        for sentence in split_paragraph(paragraph)
+    ]
+    ids, lengths = encoder.encode(sentences)
+    kept = lengths[lengths > 0]
+    dropped.sentences_without_tokens += len(lengths) - len(kept)
+    dropped.documents_without_tokens += not len(kept)
+    return ids, kept
+
+
+def _remove_outputs(folder: Path) -> None:
+    """Remove what an earlier start wrote."""
+    (folder / "manifest.json").unlink(missing_ok=True)  # first: it vouches for the rest
+    for split in SPLITS:
+        shutil.rmtree(folder / split, ignore_errors=True)
+
+
+def _entry_path(folder: Path, index: int) -> Path:
+    return folder / "logs" / "parts" / f"{index:05d}.json"
+
+
+def _entries(folder: Path, num_parts: int) -> dict[str, list[dict[str, Any]]]:
+    """The manifest's entries of all parts, by split. Raises RuntimeError where a part is missing."""
+    written = [read_json(_entry_path(folder, index)) for index in range(num_parts)]
+    splits = {split: [entries[split] for entries in written] for split in SPLITS}
+    for split, entries in splits.items():
+        for entry in entries:
+            if not (path := folder / split / entry["name"]).exists():
+                raise RuntimeError(
+                    f"{path} is missing, though its task has finished; delete {folder} and encode "
+                    f"again"
+                )
+    return splits
+
+
+def _totals(entries: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Sums over the parts of one split."""
+    names = ("documents", "sentences", "tokens", "unknown_tokens")
+    return {name: sum(entry[name] for entry in entries) for name in names}
+
+
+def _check_splits(splits: dict[str, list[dict[str, Any]]], heldout_fraction: float) -> None:
+    """Refuse a split of fewer than two documents, and text that the vocabulary does not fit."""
+    totals = {split: _totals(entries) for split, entries in splits.items()}
+    documents = {split: total["documents"] for split, total in totals.items()}
+    together = sum(documents.values())
+    if together < 2 * FEWEST_DOCUMENTS:
+        raise ValueError(
+            f"{together} documents have text; training and held-out documents need "
+            f"{FEWEST_DOCUMENTS} each: collect more"
+        )
+    if min(documents.values()) < FEWEST_DOCUMENTS:
+        # 5 expected: fewer than 2 of them then has a chance of 4 %
+        fitting = min(0.5, max(0.01, round(5 / together, 4)))
+        raise ValueError(
+            f"heldout_fraction={heldout_fraction} leaves {documents['heldout']} of {together} "
+            f"documents held out and {documents['train']} for training; each needs at least "
+            f"{FEWEST_DOCUMENTS}: set heldout_fraction={fitting}"
+        )
+    unknown = sum(total["unknown_tokens"] for total in totals.values())
+    tokens = sum(total["tokens"] for total in totals.values())
+    if unknown > MOST_UNKNOWN * tokens:
+        raise RuntimeError(
+            f"{unknown:,} of {tokens:,} tokens ({unknown / tokens:.1%}) are [UNK], more than "
+            f"{MOST_UNKNOWN:.0%}: the vocabulary does not fit the text; train one on these "
+            f"documents (data_prep.vocab without vocab_file) or collect text of its language"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""What a prepared corpus is: typed settings of the five jobs, and every check, each with its cure.
+
+The values live in conf/data_prep.yaml and conf/source/, with a comment on each line.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from data_prep.configuration import SettingsError, choices, compose
+
+
+class SourceKind(enum.Enum):
+    sample = "sample"
+    books = "books"
+    wikipedia = "wikipedia"
+    bookcorpus = "bookcorpus"
+    wikiextractor = "wikiextractor"
+
+
+@dataclass
+class SourceSettings:
+    """Where documents come from. What a kind does not use is None, and not in its file in conf/."""
+
+    name: str  # of the folder below documents/, and first part of every document's name
+    kind: SourceKind
+    path: str | None = None  # file or folder to read
+    dataset: str | None = None  # name on the Hugging Face hub, used where path is None
+    subset: str | None = None  # configuration of that data set
+    revision: str | None = None  # branch, tag or commit of that data set
+    rows_per_document: int | None = None  # rows that make one document; None: a row is one
+
+
+@dataclass
+class MaskingSettings:
+    rate: float  # of an example's tokens are predicted
+    max_predictions: int | None  # an example's most; None: no bound
+    mask_share: float  # of the predicted become [MASK]
+    random_share: float  # of the predicted become a random entry; the rest stays
+    whole_word: bool  # pieces of one word are masked together
+
+
+@dataclass
+class AuditSettings:
+    random_next_least: float  # bounds on the share of pairs whose B is from another document
+    random_next_most: float
+
+
+@dataclass
+class DataPrepSettings:
+    data_dir: str  # root of one prepared corpus
+    seed: int
+    num_workers: int | None  # None: the cores this process may use
+    characters_per_part: int  # how a source is cut into tasks
+    heldout_fraction: float  # of the documents
+    lowercase: bool
+    vocab_size: int
+    vocab_file: str | None  # released vocabulary in place of a trained one
+    seq_len: int  # tokens, special tokens included
+    copies: int  # passes over the corpus, each with other pairs and masks
+    short_seq_prob: float
+    masking: MaskingSettings
+    audit: AuditSettings
+    source: SourceSettings | None = None  # of collect alone
+
+    @property
+    def workers(self) -> int:
+        """Processes to use: num_workers, or the cores that this process may use."""
+        return self.num_workers or len(os.sched_getaffinity(0))
+
+
+def load(overrides: Sequence[str]) -> DataPrepSettings:
+    """Compose conf/data_prep.yaml with `overrides` and check it. Raises SettingsError."""
+    try:
+        settings, _ = compose("data_prep", DataPrepSettings, overrides)
+    except SettingsError as error:
+        if str(error).startswith("data_dir:"):
+            raise SettingsError(
+                "data_dir is not set; it is the folder that holds, or will hold, the prepared "
+                "corpus: add data_dir=FOLDER"
+            ) from error
+        raise
+    check(settings)
+    return settings
+
+
+def start(job: Callable[[DataPrepSettings], object], argv: Sequence[str] | None = None) -> int:
+    """Run one job as a program: load its settings, call it, return the exit status.
+
+    0 done; 1 refused or failed on what it met; 2 wrong settings. A message on stderr stands for a
+    traceback in both cases; a slip of our own (any other exception) keeps its traceback.
+    """
+    try:
+        job(load(sys.argv[1:] if argv is None else argv))
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def check(settings: DataPrepSettings) -> None:
+    """Refuse what cannot work. Raises SettingsError listing every reason."""
+    wrong = [*_check_numbers(settings), *_check_masking(settings)]
+    least, most = settings.audit.random_next_least, settings.audit.random_next_most
+    if not 0 <= least <= most <= 1:
+        wrong.append(
+            f"audit.random_next_least={least} and audit.random_next_most={most} must be ascending "
+            "and inside [0, 1]"
+        )
+    if settings.source is not None:
+        wrong += _check_source(settings.source)
+    if wrong:
+        raise SettingsError("\n".join(wrong))
+
+
+def require_source(settings: DataPrepSettings) -> SourceSettings:
+    """The source to collect from. Raises SettingsError listing the sources where none is given."""
+    if settings.source is None:
+        raise SettingsError(
+            f"no source is given; add +source=NAME, one of {', '.join(choices('source'))}"
+        )
+    return settings.source
+
+
+def _check_numbers(settings: DataPrepSettings) -> list[str]:
+    wrong = []
+    for key, least, most in (
+        ("seed", 0, 2**32 - 1),  # a word of the counter-based generator's key
+        ("characters_per_part", 1, None),
+        ("vocab_size", 256, 2**31 - 1),
+        ("seq_len", 8, 65_535),  # positions are stored as uint16
+        ("copies", 1, 65_535),
+    ):
+        value = getattr(settings, key)
+        if value < least or (most is not None and value > most):
+            bound = f"from {least} to {most}" if most is not None else f"{least} or more"
+            wrong.append(f"{key}={value}; it takes {bound}")
+    if settings.num_workers is not None and settings.num_workers < 1:
+        wrong.append(f"num_workers={settings.num_workers}; it takes 1 or more, or null for all")
+    if not 0 <= settings.heldout_fraction < 1:
+        wrong.append(f"heldout_fraction={settings.heldout_fraction}; it takes [0, 1)")
+    if not 0 <= settings.short_seq_prob <= 1:
+        wrong.append(f"short_seq_prob={settings.short_seq_prob}; it takes [0, 1]")
+    return wrong
+
+
+def _check_masking(settings: DataPrepSettings) -> list[str]:
+    wrong = []
+    masking = settings.masking
+    if not 0 < masking.rate < 1:
+        wrong.append(f"masking.rate={masking.rate}; it takes more than 0 and less than 1")
+    if masking.max_predictions is not None and masking.max_predictions < 1:
+        wrong.append(
+            f"masking.max_predictions={masking.max_predictions}; it takes 1 or more, or null"
+        )
+    shares = (masking.mask_share, masking.random_share)
+    if min(shares) < 0 or sum(shares) > 1:
+        wrong.append(
+            f"masking.mask_share={shares[0]} and masking.random_share={shares[1]}: neither may be "
+            "negative, and their sum may not exceed 1; the paper has 0.8 and 0.1"
+        )
+    return wrong
+
+
+def _check_source(source: SourceSettings) -> list[str]:
+    wrong = []
+    if not source.name or "/" in source.name or source.name.startswith("."):
+        wrong.append(f"source.name={source.name!r} must be the name of one folder")
+    if source.kind in (SourceKind.books, SourceKind.wikiextractor) and source.path is None:
+        wrong.append("source.path is not set; it is the folder to read: add source.path=FOLDER")
+    if source.path is None and source.kind in (SourceKind.wikipedia, SourceKind.bookcorpus):
+        if source.dataset is None:
+            wrong.append("neither source.path nor source.dataset is set; set source.path=FOLDER")
+    elif source.path is not None and not os.path.exists(source.path):
+        wrong.append(f"source.path={source.path} does not exist")
+    if source.rows_per_document is not None and source.rows_per_document < 1:
+        wrong.append(f"source.rows_per_document={source.rows_per_document}; it takes 1 or more")
+    return wrong

@@ -1,0 +1,318 @@
+"""Shards: prepared examples on disk, the contract between data preparation and training.
+
+A shard is an Arrow IPC stream file, uncompressed, with one record batch: it is memory-mapped
+without a copy, has the same bytes when written twice, and opens with `datasets` and pyarrow alone.
+A row is one example, `[CLS] A [SEP] B [SEP]`, unmasked and unpadded, with its static mask beside
+it. The manifest of the folder, written last, names every shard with its size and checksum.
+
+Suffixes: N examples, T tokens of all examples end to end, M masked positions of all examples.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data_prep.files import checksum, read_json, whole_or_absent
+
+SCHEMA_VERSION = 1
+SPLITS = ("train", "heldout")
+MAX_TOKENS = 2**31 - 1  # of one shard: Arrow's list offsets are int32
+
+
+@dataclass(frozen=True)
+class Examples:
+    """N examples as ragged columns: the tokens of example i are input_ids[offsets[i]:offsets[i + 1]].
+
+    Views of a memory-mapped shard have int32 offsets, everything else int64.
+    """
+
+    input_ids: NDArray[Any]  # (T,) uint16, or uint32 above 65,536 entries; unmasked
+    offsets: NDArray[Any]  # (N + 1,) into input_ids
+    segment_a_lengths: NDArray[np.uint16]  # (N,) tokens up to and with the first [SEP]
+    next_sentence_labels: NDArray[np.uint8]  # (N,) 0: B follows A, 1: B is from elsewhere
+    masked_positions: NDArray[np.uint16]  # (M,) inside the example, ascending
+    masked_offsets: NDArray[Any]  # (N + 1,) into masked_positions and masked_input_ids
+    masked_input_ids: NDArray[Any]  # (M,) what stands there in the masked input
+    document_a: NDArray[np.uint32]  # (N,) running number of A's document in its split
+    document_b: NDArray[np.uint32]  # (N,) and of B's
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def masked_indices(self) -> NDArray[Any]:
+        """(M,) places of the masked positions in `input_ids`, over all examples."""
+        masked_counts_N = np.diff(self.masked_offsets)
+        return np.repeat(self.offsets[:-1], masked_counts_N) + self.masked_positions
+
+    @property
+    def targets(self) -> NDArray[Any]:
+        """(M,) the ids that the model has to find: what stands unmasked at the masked positions."""
+        targets_M: NDArray[Any] = self.input_ids[self.masked_indices]
+        return targets_M
+
+
+def write_shard(path: Path, examples: Examples, metadata: Mapping[str, str]) -> None:
+    """Write `examples` as one shard, whole or not at all. `metadata` goes into the Arrow schema.
+
+    Raises ValueError when the examples hold more tokens than Arrow's list offsets can count.
+    """
+    if examples.offsets[-1] > MAX_TOKENS:
+        raise ValueError(
+            f"{path}: {examples.offsets[-1]:,} tokens in one shard, more than {MAX_TOKENS:,}; "
+            "make smaller token parts"
+        )
+    columns = {
+        "input_ids": _list_array(examples.offsets, examples.input_ids),
+        "segment_a_length": pa.array(examples.segment_a_lengths),
+        "next_sentence_label": pa.array(examples.next_sentence_labels),
+        "masked_positions": _list_array(examples.masked_offsets, examples.masked_positions),
+        "masked_input_ids": _list_array(examples.masked_offsets, examples.masked_input_ids),
+        "document_a": pa.array(examples.document_a),
+        "document_b": pa.array(examples.document_b),
+    }
+    batch = pa.record_batch(columns).replace_schema_metadata(
+        {"schema_version": str(SCHEMA_VERSION), **metadata}
+    )
+    with (
+        whole_or_absent(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as file,
+        pa.ipc.new_stream(file, batch.schema) as writer,
+    ):
+        writer.write_batch(batch)
+
+
+def read_shard(path: Path) -> tuple[Examples, dict[str, str]]:
+    """Memory-map a shard: its columns as read-only views without a copy, and its metadata.
+
+    Raises RuntimeError on a file that is no shard of this schema version.
+    """
+    cure = "delete it and run data_prep.build again"
+    try:
+        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
+            batch = reader.read_next_batch()
+    except (pa.ArrowInvalid, StopIteration) as error:
+        raise RuntimeError(f"{path} is not a readable shard ({error}); {cure}") from error
+    metadata = {
+        key.decode(): value.decode() for key, value in (batch.schema.metadata or {}).items()
+    }
+    if metadata.get("schema_version") != str(SCHEMA_VERSION):
+        raise RuntimeError(
+            f"{path} has schema version {metadata.get('schema_version')}, not {SCHEMA_VERSION}; "
+            f"{cure}"
+        )
+    offsets, input_ids = _list_views(batch.column("input_ids"))
+    masked_offsets, masked_positions = _list_views(batch.column("masked_positions"))
+    _, masked_input_ids = _list_views(batch.column("masked_input_ids"))
+    examples = Examples(
+        input_ids=input_ids,
+        offsets=offsets,
+        segment_a_lengths=batch.column("segment_a_length").to_numpy(),
+        next_sentence_labels=batch.column("next_sentence_label").to_numpy(),
+        masked_positions=masked_positions,
+        masked_offsets=masked_offsets,
+        masked_input_ids=masked_input_ids,
+        document_a=batch.column("document_a").to_numpy(),
+        document_b=batch.column("document_b").to_numpy(),
+    )
+    return examples, metadata
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder of shards. ValueError with the cure where there is none of ours."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing: no finished shards there; "
+            "run python -m data_prep.build with this data_dir and seq_len"
+        )
+    manifest: dict[str, Any] = read_json(path)
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} has schema version {manifest.get('schema_version')}, not {SCHEMA_VERSION}; "
+            "run data_prep.build again"
+        )
+    return manifest
+
+
+def read_token_counts(folder: Path) -> NDArray[np.int64]:
+    """(V,) how often each id is a target in the train split: the frequency-only prediction."""
+    counts: NDArray[np.int64] = np.load(folder / "token_counts.npy")
+    return counts
+
+
+def size_faults(folder: Path, manifest: Mapping[str, Any], split: str) -> list[str]:
+    """What of a split's shards is missing or of another size than the manifest says."""
+    faults = []
+    for shard in manifest["splits"][split]["shards"]:
+        path = folder / split / shard["name"]
+        if not path.is_file():
+            faults.append(f"{path} is missing")
+        elif path.stat().st_size != shard["bytes"]:
+            faults.append(
+                f"{path} has {path.stat().st_size:,} bytes, the manifest says {shard['bytes']:,}"
+            )
+    return faults
+
+
+def verify(folder: Path) -> list[str]:
+    """Read every byte of every shard: what does not agree with the manifest, each named."""
+    manifest = read_manifest(folder)
+    faults = []
+    for split in SPLITS:
+        of_wrong_size = size_faults(folder, manifest, split)
+        faults += of_wrong_size
+        for shard in manifest["splits"][split]["shards"]:
+            path = folder / split / shard["name"]
+            if any(fault.startswith(f"{path} ") for fault in of_wrong_size):
+                continue
+            if (found := checksum(path)) != shard["checksum"]:
+                faults.append(f"{path} has checksum {found}, the manifest says {shard['checksum']}")
+    return faults
+
+
+class Shards:
+    """One split of a folder of shards, opened for reading: examples by number, in any order.
+
+    Example numbers run over the shards in the manifest's order, never that of a listing. A shard is
+    memory-mapped when first touched; lengths and counts come from offsets, without touching ids.
+    """
+
+    def __init__(self, folder: Path, split: str, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.split = split
+        self.manifest = manifest
+        self._shards = manifest["splits"][split]["shards"]
+        rows = [shard["rows"] for shard in self._shards]
+        self._first_example = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
+        self.num_examples = int(self._first_example[-1])
+        self._columns = functools.cache(self._map_shard)
+
+    @classmethod
+    def open(cls, folder: Path, split: str) -> Shards:
+        """Open `train` or `heldout` of `folder`; costs one look at each file's size.
+
+        Raises ValueError with the cure when the manifest or a shard is missing or of another size.
+        """
+        manifest = read_manifest(folder)
+        if split not in manifest["splits"]:
+            raise ValueError(
+                f"{folder} has no split {split!r}; it has {sorted(manifest['splits'])}"
+            )
+        if faults := size_faults(folder, manifest, split):
+            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+            raise ValueError(
+                f"{faults[0]}{more}; copy the folder again, or delete {folder} and run "
+                "data_prep.build again"
+            )
+        return cls(folder, split, manifest)
+
+    def lengths(self, examples: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """(N,) tokens of each example, [CLS] and both [SEP] included."""
+        lengths_N = np.empty(len(examples), np.int64)
+        for columns, places, rows in self._by_shard(examples):
+            lengths_N[places] = columns.offsets[rows + 1] - columns.offsets[rows]
+        return lengths_N
+
+    def masked_counts(self, examples: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """(N,) statically masked positions of each example."""
+        counts_N = np.empty(len(examples), np.int64)
+        for columns, places, rows in self._by_shard(examples):
+            counts_N[places] = columns.masked_offsets[rows + 1] - columns.masked_offsets[rows]
+        return counts_N
+
+    def read(self, examples: NDArray[np.integer[Any]]) -> Examples:
+        """The examples of these numbers, in this order, copied out of the memory maps."""
+        size = len(examples)
+        offsets = np.concatenate([[0], np.cumsum(self.lengths(examples))]).astype(np.int64)
+        masked_offsets = np.concatenate([[0], np.cumsum(self.masked_counts(examples))])
+        masked_offsets = masked_offsets.astype(np.int64)
+        dtype = np.dtype(self.manifest["dtype"])
+        out = Examples(
+            input_ids=np.empty(offsets[-1], dtype),
+            offsets=offsets,
+            segment_a_lengths=np.empty(size, np.uint16),
+            next_sentence_labels=np.empty(size, np.uint8),
+            masked_positions=np.empty(masked_offsets[-1], np.uint16),
+            masked_offsets=masked_offsets,
+            masked_input_ids=np.empty(masked_offsets[-1], dtype),
+            document_a=np.empty(size, np.uint32),
+            document_b=np.empty(size, np.uint32),
+        )
+        for columns, places, rows in self._by_shard(examples):
+            out.segment_a_lengths[places] = columns.segment_a_lengths[rows]
+            out.next_sentence_labels[places] = columns.next_sentence_labels[rows]
+            out.document_a[places] = columns.document_a[rows]
+            out.document_b[places] = columns.document_b[rows]
+            to, masked_to = offsets[places], masked_offsets[places]
+            _copy_rows(columns.input_ids, columns.offsets, rows, out.input_ids, to)
+            for name in ("masked_positions", "masked_input_ids"):
+                source, target = getattr(columns, name), getattr(out, name)
+                _copy_rows(source, columns.masked_offsets, rows, target, masked_to)
+        return out
+
+    def _by_shard(
+        self, examples: NDArray[np.integer[Any]]
+    ) -> list[tuple[Examples, NDArray[np.int64], NDArray[np.int64]]]:
+        """For each shard touched: its columns, places in `examples`, rows inside the shard."""
+        examples = np.asarray(examples, np.int64)
+        if len(examples) and not 0 <= examples.min() <= examples.max() < self.num_examples:
+            raise ValueError(
+                f"example {examples[(examples < 0) | (examples >= self.num_examples)][0]} asked of "
+                f"{self.folder / self.split}, which holds 0 to {self.num_examples - 1}"
+            )
+        shard_of = np.searchsorted(self._first_example, examples, side="right") - 1
+        order = np.argsort(shard_of, kind="stable")
+        touched, starts = np.unique(shard_of[order], return_index=True)
+        groups = np.split(order, starts[1:]) if len(touched) else []
+        return [
+            (self._columns(int(shard)), places, examples[places] - self._first_example[shard])
+            for shard, places in zip(touched, groups, strict=True)
+        ]
+
+    def _map_shard(self, index: int) -> Examples:
+        shard = self._shards[index]
+        path = self.folder / self.split / shard["name"]
+        columns, _ = read_shard(path)
+        if len(columns) != shard["rows"]:
+            raise RuntimeError(
+                f"{path} holds {len(columns)} examples, the manifest says {shard['rows']}; "
+                f"delete {self.folder} and run data_prep.build again"
+            )
+        return columns
+
+
+def _list_array(offsets: NDArray[np.int64], values: NDArray[Any]) -> Any:
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
+
+
+def _list_views(column: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A list column's offsets, int32, and its values: views; the offsets point into the values."""
+    if not len(column):  # Arrow allows an empty list column to have no offsets at all
+        return np.zeros(1, np.int32), column.values.to_numpy()[:0]
+    # `.offsets` heeds a sliced column, `.values` is whole: offsets need not start at 0.
+    return column.offsets.to_numpy(), column.values.to_numpy()
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _copy_rows(
+    source: NDArray[Any],
+    offsets: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    target: NDArray[Any],
+    to: NDArray[np.int64],
+) -> None:
+    """Copy source[offsets[row]:offsets[row + 1]] of each row to its place in `target`."""
+    for i in range(len(rows)):
+        start = offsets[rows[i]]
+        for j in range(offsets[rows[i] + 1] - start):
+            target[to[i] + j] = source[start + j]

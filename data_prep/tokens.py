@@ -1,0 +1,213 @@
+"""The token store: WordPiece ids of every sentence of every document, memory-mapped.
+
+`data_dir/tokens/{train,heldout}/part-00000.arrow` are uncompressed Arrow IPC streams of one record
+batch each; a row is a document: `document` (string, "<source>/<id>") and `sentences`
+(list<list<uint16>>, uint32 above 65,536 vocabulary entries). They open with pyarrow and `datasets`
+without this code; here they are read as three flat numpy arrays, without a copy:
+
+    sentence s of a part:  ids[sentence_offsets[s] : sentence_offsets[s + 1]]
+    document d of a part:  sentences document_offsets[d] ... document_offsets[d + 1] - 1
+
+There are no special ids in the store: [CLS], [SEP] and [MASK] come with the pairs.
+`data_dir/tokens/manifest.json` lists the parts of both splits in order; a document's number is its
+place in that order, over all parts of its split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data_prep.files import checksum, read_json, whole_or_absent
+
+SCHEMA_VERSION = 1
+SPLITS = ("train", "heldout")
+MOST_TOKENS = 2**31 - 1  # of a part: Arrow's list offsets are int32
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The narrowest dtype that holds every id of a vocabulary: uint16 up to 65,536 entries."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+@dataclass(frozen=True)
+class TokenPart:
+    """One file of the store: D documents, S sentences, T tokens. The arrays are read-only views."""
+
+    name: str
+    ids: NDArray[Any]  # (T,) uint16 or uint32
+    sentence_offsets: NDArray[np.int32]  # (S + 1,) into ids
+    document_offsets: NDArray[np.int32]  # (D + 1,) into sentences
+    documents: Any  # (D,) pyarrow string array, "<source>/<id>"
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.document_offsets) - 1
+
+    @property
+    def num_sentences(self) -> int:
+        return len(self.sentence_offsets) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def open(cls, path: Path) -> TokenPart:
+        """Map one part into memory. Raises ValueError where the file is not a whole part."""
+        try:
+            with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+                batch = reader.read_next_batch()
+            sentences = batch.column("sentences")
+            documents = batch.column("document")
+        except (pa.ArrowInvalid, OSError, KeyError, StopIteration) as error:
+            raise ValueError(
+                f"{path} is no part of a token store ({error}); delete {path.parent.parent} and run "
+                f"data_prep.encode again"
+            ) from error
+        return cls(
+            name=path.name,
+            ids=sentences.values.values.to_numpy(),
+            sentence_offsets=sentences.values.offsets.to_numpy(),
+            document_offsets=sentences.offsets.to_numpy(),
+            documents=documents,
+        )
+
+
+def write_part(
+    path: Path,
+    documents: Sequence[str],
+    ids: NDArray[Any],
+    sentence_offsets: NDArray[np.integer[Any]],
+    document_offsets: NDArray[np.integer[Any]],
+) -> dict[str, int | str]:
+    """Write one part, whole or not at all: same arguments, same bytes.
+
+    D documents, (T,) ids, (S + 1,) and (D + 1,) offsets as in the head of this file. A part may
+    hold no documents. Returns its entry in the manifest: name, documents, sentences, tokens,
+    checksum. Raises ValueError where the offsets do not fit the ids or the part is too large.
+    """
+    if len(ids) > MOST_TOKENS:
+        raise ValueError(
+            f"{path} would hold {len(ids):,} tokens, a part holds at most {MOST_TOKENS:,}; "
+            f"collect into smaller parts"
+        )
+    _check_offsets(path, "sentence_offsets", sentence_offsets, len(ids))
+    _check_offsets(path, "document_offsets", document_offsets, len(sentence_offsets) - 1)
+    if len(documents) != len(document_offsets) - 1:
+        raise ValueError(
+            f"{path}: {len(documents)} document names for {len(document_offsets) - 1} documents"
+        )
+    sentences = pa.ListArray.from_arrays(sentence_offsets.astype(np.int32), pa.array(ids))
+    column = pa.ListArray.from_arrays(document_offsets.astype(np.int32), sentences)
+    batch = pa.record_batch(
+        [pa.array(list(documents), pa.string()), column], names=["document", "sentences"]
+    )
+    with whole_or_absent(path) as temporary:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as out:
+            out.write_batch(batch)
+        digest = checksum(temporary)
+    return {
+        "name": path.name,
+        "documents": len(documents),
+        "sentences": len(sentence_offsets) - 1,
+        "tokens": len(ids),
+        "checksum": digest,
+    }
+
+
+def _check_offsets(
+    path: Path, name: str, offsets: NDArray[np.integer[Any]], num_children: int
+) -> None:
+    """Offsets begin with 0, end with the number of children and leave no list empty."""
+    if offsets[0] != 0 or offsets[-1] != num_children or (np.diff(offsets) <= 0).any():
+        raise ValueError(
+            f"{path}: {name} must rise strictly from 0 to {num_children}; "
+            f"an empty sentence or document is dropped and counted before it is stored"
+        )
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """All parts of one split, opened for reading."""
+
+    folder: Path
+    split: str
+    manifest: dict[str, Any]  # of data_dir/tokens, both splits
+    parts: list[TokenPart]
+    first_document: NDArray[np.int64]  # (P + 1,) number of each part's first document; the count
+
+    @property
+    def num_documents(self) -> int:
+        return int(self.first_document[-1])
+
+    @classmethod
+    def open(cls, data_dir: Path, split: str) -> TokenStore:
+        """Map the parts of a split that the manifest lists; no id is read.
+
+        Raises ValueError, with the cure, where the store is missing, of another version, or a part
+        has other counts or another dtype than the manifest says.
+        """
+        folder = data_dir / "tokens"
+        manifest = read_manifest(data_dir)
+        if split not in manifest["splits"]:
+            raise ValueError(f"{folder} has no split {split!r}; there are {', '.join(SPLITS)}")
+        parts: list[TokenPart] = []
+        for entry in manifest["splits"][split]:
+            path = folder / split / entry["name"]
+            part = TokenPart.open(path)
+            found = (part.num_documents, part.num_sentences, part.num_tokens, str(part.ids.dtype))
+            wanted = (entry["documents"], entry["sentences"], entry["tokens"], manifest["dtype"])
+            if found != wanted:
+                raise ValueError(
+                    f"{path} holds (documents, sentences, tokens, dtype) = {found}, the manifest "
+                    f"says {wanted}; delete {folder} and run data_prep.encode again"
+                )
+            parts.append(part)
+        first = np.cumsum([0, *(part.num_documents for part in parts)], dtype=np.int64)
+        return cls(folder, split, manifest, parts, first)
+
+    def locate(self, document: int) -> tuple[int, int]:
+        """The part of a document number, and the document's place in that part."""
+        if not 0 <= document < self.num_documents:
+            raise IndexError(
+                f"document {document} of split {self.split!r}: numbers run from 0 to "
+                f"{self.num_documents - 1}"
+            )
+        # "right": of several parts that begin with one number all but the last are empty
+        part = int(np.searchsorted(self.first_document, document, side="right")) - 1
+        return part, document - int(self.first_document[part])
+
+    def verify(self) -> None:
+        """Read every byte. Raises RuntimeError naming the first part of another checksum."""
+        for entry in self.manifest["splits"][self.split]:
+            path = self.folder / self.split / entry["name"]
+            if (found := checksum(path)) != entry["checksum"]:
+                raise RuntimeError(
+                    f"{path} has checksum {found}, the manifest says {entry['checksum']}: the file "
+                    f"was changed after it was written; delete {self.folder} and run "
+                    f"data_prep.encode again"
+                )
+
+
+def read_manifest(data_dir: Path) -> dict[str, Any]:
+    """The manifest of data_dir/tokens. Raises ValueError where it is missing or of another version."""
+    path = data_dir / "tokens" / "manifest.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing: there is no finished token store; "
+            f"run python -m data_prep.encode data_dir={data_dir}"
+        )
+    manifest: dict[str, Any] = read_json(path)
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} is of version {manifest.get('schema_version')}, this program reads version "
+            f"{SCHEMA_VERSION}; delete {path.parent} and run data_prep.encode again"
+        )
+    return manifest

@@ -1,0 +1,71 @@
+"""The end of a run: export, a few guesses, a short table and where everything lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from data_prep.shards import Shards
+from pretrain.evaluate import frequency_loss
+from pretrain.prepared import folder_of, token_counts
+from pretrain.settings import Settings
+
+SENTENCES = (
+    "This function returns the [MASK] of the given object.",
+    "If the argument is not given, the default [MASK] is used.",
+    "He opened the [MASK] and looked at her.",
+)
+
+
+def close_run(run_folder: Path, settings: Settings, manifest: dict[str, Any]) -> None:
+    """Export the last checkpoint of a finished run and print what came of it."""
+    from pretrain.export import export_run, fill_masks
+
+    export = export_run(run_folder)
+    figures = last_evaluation(run_folder / "metrics.jsonl")
+    summary = {**figures, "eval/frequency_mlm_loss": frequency_baseline(settings, manifest)}
+    print("\n".join(["", *_table(summary, manifest), ""]))
+    for sentence, guesses in zip(SENTENCES, fill_masks(export, SENTENCES, top_k=3), strict=True):
+        words = ", ".join(f"{word} {probability:.0%}" for word, probability in guesses)
+        print(f"  {sentence}  {words}")
+    newest = max((run_folder / "checkpoints").glob("step-*"))
+    print(
+        f"\n  metrics     {run_folder / 'metrics.jsonl'}\n  checkpoint  {newest}\n"
+        f"  export      {export}   (BertForPreTraining.from_pretrained loads it)"
+    )
+
+
+def last_evaluation(metrics: Path) -> dict[str, float]:
+    """The figures of the last held-out evaluation in metrics.jsonl, with its step."""
+    lines = [orjson.loads(line) for line in metrics.read_bytes().splitlines()]
+    evaluations: list[dict[str, float]] = [line for line in lines if "eval/mlm_loss" in line]
+    if not evaluations:
+        raise RuntimeError(f"{metrics} holds no held-out evaluation; was it edited?")
+    return evaluations[-1]
+
+
+def frequency_baseline(settings: Settings, manifest: dict[str, Any]) -> float:
+    """Held-out MLM loss of guessing by token frequency alone, in nats, on the examples evaluated."""
+    size = manifest["vocab_size"]
+    held_out = Shards.open(folder_of(settings.data), "heldout")
+    count = min(held_out.num_examples, settings.eval.max_examples or held_out.num_examples)
+    targets = held_out.read(np.arange(count)).targets
+    return frequency_loss(token_counts(settings.data, size), np.bincount(targets, minlength=size))
+
+
+def _table(figures: dict[str, float], manifest: dict[str, Any]) -> list[str]:
+    held_out = manifest["splits"]["heldout"]
+    random_share = held_out["random_next"] / held_out["rows"]
+    loss, by_frequency = figures["eval/mlm_loss"], figures["eval/frequency_mlm_loss"]
+    return [
+        f"  held-out after {figures['step']:,} steps",
+        f"  MLM loss      {loss:8.4f}   by token frequency alone {by_frequency:.4f}, "
+        f"{by_frequency - loss:+.4f} better",
+        f"  MLM accuracy  {figures['eval/mlm_accuracy']:8.2%}",
+        f"  NSP loss      {figures['eval/nsp_loss']:8.4f}",
+        f"  NSP accuracy  {figures['eval/nsp_accuracy']:8.2%}   a constant answer "
+        f"{max(random_share, 1 - random_share):.2%}",
+    ]

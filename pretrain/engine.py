@@ -1,0 +1,333 @@
+"""The only file that knows DeepSpeed: sharding, precision, clipping, the update, and its state.
+
+The loss is exact. A micro-batch contributes its sum of losses over the global batch's counts, times
+the number of ranks, over which DeepSpeed averages: whatever the ranks, the micro-batches and the
+ZeRO stage, the gradient is that of the mean over the global batch. One `step()` of DeepSpeed ends a
+global batch (`managed_gradient_accumulation` is off), so any number of micro-batches does.
+
+The state on the disk is consolidated: fp32 master weights and moments by parameter name, as
+safetensors, written by rank 0. It fits any ZeRO stage and any number of ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from data_prep.configuration import SettingsError
+from pretrain import consolidated
+from pretrain.consolidated import MOMENTS, WEIGHT
+from pretrain.optimizers import build_optimizer, parameter_groups
+from pretrain.ranks import Ranks
+from pretrain.settings import EngineSettings, OptimSettings, Precision
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it guesses, and says so on stdout
+import deepspeed
+import deepspeed.ops
+from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import groups as process_groups
+from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+if TYPE_CHECKING:
+    from pretrain.batches.loader import GlobalBatch
+    from pretrain.batches.packing import PackedBatch
+
+if not torch.cuda.is_available():
+    deepspeed.ops.__compatible_ops__ = {}  # else it compiles C++ for an inference op (2 minutes)
+deepspeed.utils.logger.setLevel("ERROR")
+# torch has new names for collectives that DeepSpeed calls by the old ones
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch|deepspeed")
+
+_GROUPS = ("decayed", "not decayed")  # in the order of `parameter_groups`
+_LOSS_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one global batch did."""
+
+    applied: bool  # False: a gradient was not finite, and weights and optimizer are untouched
+    grad_norm: Tensor | float  # global, before clipping, unscaled; inf where not applied
+    sums: Tensor  # (4,) float64 on the device, this rank's: MLM loss, NSP loss, right guesses
+    loss_scale: float  # with which the next batch is scaled; 1 but in fp16
+
+
+def resolve_precision(settings: EngineSettings, device: torch.device) -> Precision:
+    """`auto` as what it stands for on this hardware; any other precision as it is."""
+    if settings.precision is not Precision.auto:
+        return settings.precision
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return Precision.bf16_autocast if has_bf16 else Precision.fp32
+
+
+class Engine:
+    """A model under DeepSpeed. All methods are collective: every rank calls them, in one order."""
+
+    def __init__(
+        self, model: nn.Module, optim: OptimSettings, engine: EngineSettings, ranks: Ranks
+    ) -> None:
+        """Take over `model` (fp32) and make it train. Raises SettingsError on a wrong precision."""
+        self.precision = resolve_precision(engine, ranks.device)
+        _check_precision(self.precision, engine.zero_stage)
+        self.ranks = ranks
+        self._stage = engine.zero_stage
+        self._max_grad_norm = optim.max_grad_norm
+        model.to(ranks.device)
+        groups = parameter_groups(model, optim.weight_decay)
+        self._optimizer = build_optimizer(groups, optim)
+        self._parameters = dict(model.named_parameters())  # the tied matrix once
+        name_of = {parameter: name for name, parameter in self._parameters.items()}
+        self._layout = consolidated.Layout(
+            optimizer=optim.name.name,
+            shapes={name: list(p.shape) for name, p in self._parameters.items()},
+            groups={
+                name_of[parameter]: label
+                for label, group in zip(_GROUPS, groups, strict=True)
+                for parameter in group["params"]
+            },
+        )
+        low = self.precision in (Precision.bf16, Precision.fp16)
+        initial = {n: p.detach().cpu().clone() for n, p in self._parameters.items()} if low else {}
+        config = deepspeed_config(self.precision, self._stage, optim.max_grad_norm)
+        self._engine = _initialize(model, self._optimizer, config, ranks, engine.timeout_minutes)
+        self._is_finite = True
+        if self._stage == 0:
+            self._engine.clip_fp32_gradients = self._clip
+        self._make_optimizer_state()
+        for name, value in initial.items():  # DeepSpeed's masters have been through 16 bits
+            self._put(WEIGHT, name, value)
+
+    @property
+    def loss_scale(self) -> float:
+        """Factor by which losses are multiplied before the backward pass: 1 but in fp16."""
+        is_fp16 = self.precision is Precision.fp16
+        return float(self._engine.optimizer.loss_scaler.cur_scale) if is_fp16 else 1.0
+
+    def train_step(self, batch: GlobalBatch, learning_rate: float) -> StepResult:
+        """Forward and backward of this rank's micro-batches, then one update by all ranks.
+
+        Every rank brings the same number of micro-batches. A gradient that is not finite on any
+        rank skips the update on all. Besides the check for that, the host waits for nothing.
+        """
+        self._switch_to(training=True)
+        sums = torch.zeros(4, dtype=torch.float64, device=self.ranks.device)
+        for micro_batch, seed in zip(batch.micro_batches, batch.dropout_seeds, strict=True):
+            torch.manual_seed(seed)  # noqa: TID251  dropout by position, so no state to be saved
+            outputs = self._engine(micro_batch.to(self.ranks.device))
+            mlm_loss, nsp_loss = outputs[:2]
+            part = mlm_loss / max(1, batch.num_masked) + nsp_loss / batch.num_sequences
+            self._engine.backward(part * self.ranks.world_size)
+            sums += _as_sums(outputs)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._is_finite = True
+        self._engine.step()
+        applied = self._engine.was_step_applied() and self._is_finite
+        norm = self._engine.get_global_grad_norm() if applied else float("inf")
+        return StepResult(applied, norm, sums, self.loss_scale)
+
+    def evaluate_step(self, micro_batch: PackedBatch) -> Tensor:
+        """(4,) float64 sums as in StepResult, without dropout and without a gradient."""
+        self._switch_to(training=False)
+        with torch.no_grad():
+            return _as_sums(self._engine(micro_batch.to(self.ranks.device)))
+
+    def full_weights(self) -> dict[str, Tensor]:
+        """The fp32 master weights by parameter name, on the CPU of rank 0; {} elsewhere."""
+        return self._gather(WEIGHT, self._parameters)
+
+    def save(self, folder: Path) -> None:
+        """Write weights, moments, optimizer step and loss scaler into `folder`, which exists.
+
+        Rank 0 alone writes, after the last collective.
+        """
+        tensors = {key: self._gather(key, self._parameters) for key in (WEIGHT, *MOMENTS)}
+        if self.ranks.rank > 0:
+            return
+        scaler, step = None, self._optimizer.state[self._flat_tensors()[0]]["step"]
+        if self.precision is Precision.fp16:
+            live = self._engine.optimizer.loss_scaler
+            scaler = {field: getattr(live, field) for field in _LOSS_SCALER}
+        consolidated.write(folder, tensors, self._layout, int(step), scaler)
+
+    def load(self, folder: Path) -> None:
+        """Continue from what `save` wrote, on any ZeRO stage, number of ranks and precision.
+
+        Every rank reads `folder`. Raises SettingsError unless optimizer, names, shapes and
+        parameter groups are those of this run.
+        """
+        step, scaler = consolidated.read_small(folder, self._layout)
+        for key, name, value in consolidated.read_tensors(folder):
+            self._put(key, name, value)
+        self._refresh_working_weights()
+        for flat in self._flat_tensors():
+            self._optimizer.state[flat]["step"].fill_(step)
+        if self.precision is Precision.fp16 and scaler is not None:
+            for field in _LOSS_SCALER:
+                setattr(self._engine.optimizer.loss_scaler, field, scaler[field])
+
+    def _switch_to(self, training: bool) -> None:
+        if self._engine.module.training != training:  # DeepSpeed's own flag stays True for ever
+            self._engine.train(training)
+
+    def _clip(self) -> None:
+        """Clip at ZeRO 0, where DeepSpeed keeps no norm and would write NaN into the weights."""
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self._engine._global_grad_norm = norm
+        self._is_finite = bool(torch.isfinite(norm))
+        if self._is_finite:
+            parameters = self._parameters.values()
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
+        else:  # optimizers pass over parameters that have no gradient
+            self._engine.zero_grad()
+
+    def _flat_tensors(self) -> list[Tensor]:
+        """What the optimizer really updates on this rank: whole parameters, or flat shards."""
+        if self._stage == 3:
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    def _make_optimizer_state(self) -> None:
+        """Step 0 and zero moments now and not in the first step: there is state to save or load.
+
+        It also makes up for a fault of DeepSpeed, which links moments to parameters after the first
+        group's first step, when the second group has none yet.
+        """
+        is_fused = self._optimizer.defaults.get("fused")
+        for flat in self._flat_tensors():
+            state = self._optimizer.state[flat]
+            state["step"] = torch.zeros((), device=flat.device if is_fused else "cpu")
+            for key in MOMENTS:
+                state[key] = torch.zeros_like(flat, requires_grad=False)
+        if self._stage in (1, 2):
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _piece(self, key: str, name: str) -> tuple[int, Tensor]:
+        """This rank's part of a master weight or moment: its first element's index, a 1-D view."""
+        parameter = self._parameters[name]
+        if self._stage == 0:
+            whole = parameter if key == WEIGHT else self._optimizer.state[parameter][key]
+            return 0, whole.data.view(-1)
+        if self._stage == 3:
+            if key == WEIGHT:
+                padded = safe_get_local_fp32_param(parameter).data
+            else:
+                padded = safe_get_local_optimizer_state(parameter, key)
+            start = self.ranks.rank * padded.numel()
+            return start, padded[: max(0, math.prod(self._layout.shapes[name]) - start)]
+        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+        if mapping is None:
+            return 0, torch.empty(0, device=self.ranks.device)
+        piece = mapping.get_hp_fragment(None if key == WEIGHT else key)
+        return mapping.lp_fragment_address.start, piece.data
+
+    def _put(self, key: str, name: str, value: Tensor) -> None:
+        start, piece = self._piece(key, name)
+        piece.copy_(value.reshape(-1)[start : start + piece.numel()])
+
+    def _gather(self, key: str, names: Iterable[str]) -> dict[str, Tensor]:
+        """Whole tensors, {parameter: value}, on the CPU of rank 0; one at a time elsewhere."""
+        gathered = {}
+        for name in names:
+            shape = self._layout.shapes[name]
+            start, piece = self._piece(key, name)
+            whole = torch.zeros(math.prod(shape), dtype=torch.float32, device=self.ranks.device)
+            whole[start : start + piece.numel()] = piece
+            if self._stage > 0:  # sums of bit patterns: one rank's, and zeros from the others
+                torch.distributed.reduce(whole.view(torch.int32), dst=0)
+            if self.ranks.rank == 0:
+                gathered[name] = whole.view(shape).cpu()
+        return gathered
+
+    def _refresh_working_weights(self) -> None:
+        """Copy the masters into the weights that the forward pass reads."""
+        if self._stage in (1, 2):
+            self._engine.optimizer.update_lp_params()
+        elif self._stage == 3:
+            for name, parameter in self._parameters.items():
+                master = self._gather(WEIGHT, [name])
+                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                    if self.ranks.rank == 0:
+                        parameter.data.copy_(master[name])
+
+
+def _as_sums(outputs: Iterable[Tensor]) -> Tensor:
+    return torch.stack([value.detach().double() for value in outputs])
+
+
+def _check_precision(precision: Precision, stage: int) -> None:
+    if precision is Precision.fp16 and not get_accelerator().is_fp16_supported():
+        raise SettingsError(
+            "engine.precision=fp16 needs a GPU; set engine.precision=fp32 on this machine"
+        )
+    assert stage > 0 or precision not in (Precision.bf16, Precision.fp16), "settings.check"
+
+
+def deepspeed_config(precision: Precision, stage: int, max_grad_norm: float) -> dict[str, Any]:
+    """The configuration of `deepspeed.initialize`: all that this project sets, and nothing else."""
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,  # for its own counters; batches come from outside
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": max_grad_norm,
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,  # BertAdam is elementwise, as sharding needs
+    }
+    if precision is Precision.bf16:
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    elif precision is Precision.bf16_autocast:
+        # no module is safe: gradients are reduced in fp32, in which they were made
+        config["torch_autocast"] = {
+            "enabled": True,
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        }
+    elif precision is Precision.fp16:
+        config["fp16"] = {
+            "enabled": True,
+            "loss_scale": 0,  # dynamic
+            "initial_scale_power": 16,
+            "loss_scale_window": 1000,
+            "hysteresis": 1,  # halved at every overflow
+            "min_loss_scale": 1,
+        }
+    return config
+
+
+def _initialize(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: dict[str, Any],
+    ranks: Ranks,
+    timeout_minutes: float,
+) -> Any:
+    """deepspeed.initialize, on the process group that exists, and silent."""
+    os.environ["LOCAL_RANK"] = str(ranks.device.index or 0)  # it takes its device from here
+    timeout = timedelta(minutes=timeout_minutes)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        deepspeed.init_distributed(
+            torch.distributed.get_backend(),
+            auto_mpi_discovery=False,
+            verbose=False,
+            timeout=timeout,
+        )
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    # stages 0 to 2 use a group of DeepSpeed's own, which it makes without our time-out
+    torch.distributed.distributed_c10d._set_pg_timeout(
+        timeout, process_groups._get_data_parallel_group()
+    )
+    return engine

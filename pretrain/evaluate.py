@@ -1,0 +1,64 @@
+"""Held-out figures: sums over all ranks, divided once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pretrain.batches.loader import EvalLoader
+from pretrain.engine import Engine
+from pretrain.ranks import Ranks
+
+
+def means(
+    sums: Iterable[float], num_masked: float, num_sequences: float, prefix: str
+) -> dict[str, float]:
+    """The figures of a set of examples from its sums, under names that start with `prefix`.
+
+    `sums`: MLM loss, NSP loss, right MLM guesses, right NSP guesses. Losses are in nats, a mean
+    over masked positions and over sequences; the loss is their sum (Devlin et al. 2018, A.2).
+    """
+    mlm_loss, nsp_loss, mlm_correct, nsp_correct = sums
+    mlm, nsp = mlm_loss / max(1.0, num_masked), nsp_loss / max(1.0, num_sequences)
+    return {
+        f"{prefix}/loss": mlm + nsp,
+        f"{prefix}/mlm_loss": mlm,
+        f"{prefix}/mlm_accuracy": mlm_correct / max(1.0, num_masked),
+        f"{prefix}/nsp_loss": nsp,
+        f"{prefix}/nsp_accuracy": nsp_correct / max(1.0, num_sequences),
+    }
+
+
+def evaluate(engine: Engine, held_out: EvalLoader, ranks: Ranks) -> dict[str, float]:
+    """MLM and NSP loss and accuracy over the held-out examples, the same numbers on every rank.
+
+    Collective. Dropout is off; the masks are those of the shards, the same at every evaluation.
+    """
+    sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)
+    for item in held_out:
+        part = engine.evaluate_step(item.batch)
+        if item.is_counted:
+            sums += part
+    totals = ranks.sum(sums.tolist())
+    figures = means(totals, held_out.num_masked, held_out.num_sequences, "eval")
+    # capped where exp would not fit a float: a diverged run is still evaluated
+    figures["eval/mlm_perplexity"] = math.exp(min(700.0, figures["eval/mlm_loss"]))
+    return figures
+
+
+def frequency_loss(
+    train_counts_V: NDArray[np.int64], held_out_counts_V: NDArray[np.int64]
+) -> float:
+    """MLM loss in nats of guessing every masked token by its frequency in training alone.
+
+    Both arguments count the original ids at masked positions, (V,). One is added to each training
+    count, so that a token which training never masked costs much and not infinitely.
+    """
+    smoothed_V = train_counts_V + 1.0
+    log_probabilities_V = np.log(smoothed_V / smoothed_V.sum())
+    total = held_out_counts_V.sum()
+    return float(-(held_out_counts_V * log_probabilities_V).sum() / max(1, total))

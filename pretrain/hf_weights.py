@@ -1,0 +1,125 @@
+"""Weights between our names and those of `transformers.BertForPreTraining`, both ways, exactly.
+
+The two differ in three things: Hugging Face keeps queries, keys and values in three matrices where
+we keep one, stores no rows that only pad the vocabulary, and has other names. Tied tensors are
+stored once, as `save_pretrained` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from data_prep.configuration import SettingsError
+from pretrain.model import padded_vocab_size
+from pretrain.settings import ModelSettings
+
+# our module -> theirs, `.weight` (and `.bias`) to be added
+_MODULES = {
+    "embeddings.word": "bert.embeddings.word_embeddings",
+    "embeddings.position": "bert.embeddings.position_embeddings",
+    "embeddings.segment": "bert.embeddings.token_type_embeddings",
+    "embeddings.norm": "bert.embeddings.LayerNorm",
+    "pooler": "bert.pooler.dense",
+    "nsp_head": "cls.seq_relationship",
+    "mlm_head.transform": "cls.predictions.transform.dense",
+    "mlm_head.norm": "cls.predictions.transform.LayerNorm",
+}
+_LAYER_MODULES = {
+    "attention_out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "feed_forward_in": "intermediate.dense",
+    "feed_forward_out": "output.dense",
+    "feed_forward_norm": "output.LayerNorm",
+}
+_QKV = ("attention.self.query", "attention.self.key", "attention.self.value")
+_WORDS = "bert.embeddings.word_embeddings.weight"
+_WORD_BIAS = "cls.predictions.bias"
+# copies of tied tensors, and buffers that old files hold: theirs to keep, nothing to us
+_TIED = {"cls.predictions.decoder.weight": _WORDS, "cls.predictions.decoder.bias": _WORD_BIAS}
+_BUFFERS = {"bert.embeddings.position_ids", "bert.embeddings.token_type_ids"}
+
+
+def to_hugging_face(
+    state: Mapping[str, Tensor], settings: ModelSettings, vocab_size: int
+) -> dict[str, Tensor]:
+    """Our weights, by `named_parameters`, under Hugging Face's names, padded rows cut.
+
+    Raises SettingsError where a weight is missing, is not known or has rows for another vocabulary.
+    """
+    names = list(_names(settings))
+    _expect("our weights", state, {ours for ours, _ in names})
+    converted: dict[str, Tensor] = {}
+    for ours, theirs in names:
+        pieces = state[ours].chunk(len(theirs))
+        converted |= {name: piece.contiguous() for name, piece in zip(theirs, pieces, strict=True)}
+    rows = padded_vocab_size(vocab_size, settings)
+    for name in (_WORDS, _WORD_BIAS):
+        if converted[name].shape[0] != rows:
+            raise SettingsError(
+                f"{name} has {converted[name].shape[0]} rows and a vocabulary of {vocab_size} "
+                f"entries, padded, {rows}; take the vocabulary with which the model was trained"
+            )
+        converted[name] = converted[name][:vocab_size].contiguous()
+    return converted
+
+
+def from_hugging_face(
+    state: Mapping[str, Tensor], settings: ModelSettings, vocab_size: int
+) -> dict[str, Tensor]:
+    """The inverse: our weights by `named_parameters`, rows that pad the vocabulary 0.
+
+    LayerNorm weights may have TensorFlow's names (gamma, beta), as in the first released files.
+    Raises SettingsError where a weight is missing, is not known, has another vocabulary's rows, or
+    where a tied tensor is stored twice with two values.
+    """
+    given = {
+        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+            "LayerNorm.beta", "LayerNorm.bias"
+        ): tensor
+        for name, tensor in state.items()
+        if name not in _BUFFERS
+    }
+    names = list(_names(settings))
+    for copy, original in _TIED.items():
+        tensor = given.pop(copy, None)
+        if tensor is not None and original in given and not torch.equal(tensor, given[original]):
+            raise SettingsError(f"{copy} differs from {original}, to which it is tied in BERT")
+    _expect("the Hugging Face weights", given, {name for _, theirs in names for name in theirs})
+    for name in (_WORDS, _WORD_BIAS):
+        if given[name].shape[0] != vocab_size:
+            raise SettingsError(
+                f"{name} has {given[name].shape[0]} rows and the vocabulary {vocab_size} entries; "
+                "take the vocabulary that belongs to these weights"
+            )
+        padding = padded_vocab_size(vocab_size, settings) - vocab_size
+        given[name] = torch.cat(
+            [given[name], given[name].new_zeros(padding, *given[name].shape[1:])]
+        )
+    return {ours: torch.cat([given[name] for name in theirs]) for ours, theirs in names}
+
+
+def _names(settings: ModelSettings) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each of our parameters, and theirs of which it is made, one below the other."""
+    modules: dict[str, tuple[str, ...]]
+    modules = {ours: (theirs,) for ours, theirs in _MODULES.items()}
+    for i in range(settings.num_hidden_layers):
+        ours, theirs = f"layers.{i}.", f"bert.encoder.layer.{i}."
+        modules[ours + "qkv"] = tuple(theirs + name for name in _QKV)
+        modules |= {ours + key: (theirs + value,) for key, value in _LAYER_MODULES.items()}
+    for module, parts in modules.items():
+        yield f"{module}.weight", tuple(f"{part}.weight" for part in parts)
+        if module not in ("embeddings.word", "embeddings.position", "embeddings.segment"):
+            yield f"{module}.bias", tuple(f"{part}.bias" for part in parts)
+    yield "mlm_head.decoder.bias", (_WORD_BIAS,)
+
+
+def _expect(what: str, state: Mapping[str, Tensor], names: set[str]) -> None:
+    missing, unknown = sorted(names - set(state)), sorted(set(state) - names)
+    if missing or unknown:
+        raise SettingsError(
+            f"{what} do not fit these model settings: {len(missing)} missing {missing[:3]}, "
+            f"{len(unknown)} not known {unknown[:3]}; compare num_hidden_layers with the weights"
+        )

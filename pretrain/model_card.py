@@ -1,0 +1,118 @@
+"""README.md of an exported model, filled from the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from data_prep.configuration import as_dict
+from pretrain.settings import Settings
+
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: fill-mask
+tags:
+- bert
+- pretraining
+---
+
+# {name}
+
+BERT ({casing}; {layers} layers of {hidden}, {heads} heads; {num_parameters:,} parameters), pretrained
+from random weights by masked language modelling and next sentence prediction.
+
+## Trained on
+
+{data}
+
+## Training
+
+{steps:,} of {total_steps:,} steps of {global_batch:,} sequences: {sequences:,} sequences of up to
+{seq_len} tokens, {epochs:.2f} passes over the training examples.
+
+## Held-out figures
+
+{held_out}
+
+## Use
+
+```python
+from transformers import AutoTokenizer, BertForPreTraining
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = BertForPreTraining.from_pretrained("FOLDER")
+```
+
+Next sentence prediction: label 0 means that the second segment follows the first.
+
+## Settings
+
+```yaml
+{settings}
+```
+"""
+_FIGURES = {
+    "eval/mlm_loss": "MLM loss (nats per masked token)",
+    "eval/mlm_perplexity": "MLM perplexity",
+    "eval/mlm_accuracy": "MLM accuracy",
+    "eval/nsp_loss": "NSP loss",
+    "eval/nsp_accuracy": "NSP accuracy",
+}
+
+
+def model_card(card: Mapping[str, Any], num_parameters: int, is_lowercase: bool) -> str:
+    """The card's Markdown. `card` is what is known of the run:
+
+    `name`; `step`, updates made; `settings`, a `Settings`; `sources`, documents of each source;
+    `data`, the manifest of the shards; `held_out`, figures of the last evaluation by their names in
+    metrics.jsonl, empty where there was none.
+    """
+    settings: Settings = card["settings"]
+    sequences = card["step"] * settings.optim.global_batch
+    train = card["data"]["splits"]["train"]
+    return CARD.format(
+        name=card["name"],
+        casing="uncased" if is_lowercase else "cased",
+        layers=settings.model.num_hidden_layers,
+        hidden=settings.model.hidden_size,
+        heads=settings.model.num_attention_heads,
+        num_parameters=num_parameters,
+        data=_data(card),
+        steps=card["step"],
+        total_steps=settings.schedule.total_steps,
+        global_batch=settings.optim.global_batch,
+        sequences=sequences,
+        seq_len=settings.data.seq_len,
+        epochs=sequences / train["rows"],
+        held_out=_held_out(card["held_out"]),
+        settings=_yaml(settings),
+    )
+
+
+def _data(card: Mapping[str, Any]) -> str:
+    manifest = card["data"]
+    lines = [f"- {name}: {count:,} documents" for name, count in card["sources"].items()]
+    for split, name in (("train", "training"), ("heldout", "held-out")):
+        facts = manifest["splits"][split]
+        lines.append(
+            f"- {name} examples: {facts['rows']:,} sentence pairs, {facts['tokens']:,} tokens, "
+            f"{facts['masked_tokens']:,} of them masked"
+        )
+    checksum = manifest["vocab_checksum"]
+    lines.append(f"- vocabulary: {manifest['vocab_size']:,} entries (xxh3 {checksum})")
+    return "\n".join(lines)
+
+
+def _held_out(figures: Mapping[str, float]) -> str:
+    known = [(label, figures[key]) for key, label in _FIGURES.items() if key in figures]
+    if not known:
+        return "None: the run was exported before its first held-out evaluation."
+    rows = [f"| {label} | {value:.4f} |" for label, value in known]
+    return "\n".join(["| figure | value |", "|---|---|", *rows])
+
+
+def _yaml(settings: Settings) -> str:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(as_dict(settings))).rstrip()

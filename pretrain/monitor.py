@@ -1,0 +1,210 @@
+"""What a run says: metrics.jsonl and events.jsonl always, the terminal, and wandb where asked.
+
+A figure is one line of JSON first; the screen and wandb show the same dictionary. Only rank 0 has
+sinks; the other ranks hold a Monitor without any, and the training loop need not know.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+import sys
+import time
+import urllib.parse
+import uuid
+from pathlib import Path
+from typing import Any, Protocol
+
+import orjson
+
+from data_prep.files import whole_or_absent
+from pretrain.settings import LogSettings
+
+LINE_EVERY_S = 10.0  # in a batch job's log a line of progress at most so often
+
+
+class Sink(Protocol):
+    """One place that figures go to."""
+
+    def record(self, step: int, figures: dict[str, float]) -> None: ...
+
+    def event(self, kind: str, facts: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Monitor:
+    """Hands figures and events to every sink."""
+
+    def __init__(self, sinks: list[Sink]) -> None:
+        self._sinks = sinks
+
+    def record(self, step: int, figures: dict[str, float]) -> None:
+        """Figures after `step` optimizer updates, by name: train/..., eval/..., perf/..."""
+        for sink in self._sinks:
+            sink.record(step, figures)
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Something that happened: a start, a signal, a skipped step, a checkpoint."""
+        for sink in self._sinks:
+            sink.event(kind, facts)
+
+    def close(self) -> None:
+        """Flush and close all sinks."""
+        for sink in self._sinks:
+            sink.close()
+
+
+class JsonLines:
+    """runs/<name>/metrics.jsonl and events.jsonl, one JSON object a line, flushed at once.
+
+    A run that continues from step k drops the lines of steps after k, which the killed process
+    wrote beyond its last checkpoint: every step stands in the file once.
+    """
+
+    def __init__(self, run_folder: Path, first_step: int) -> None:
+        metrics = run_folder / "metrics.jsonl"
+        if metrics.exists():
+            _keep_steps_up_to(metrics, first_step)
+        self._metrics = metrics.open("ab", buffering=0)
+        self._events = (run_folder / "events.jsonl").open("ab", buffering=0)
+
+    def record(self, step: int, figures: dict[str, float]) -> None:
+        self._metrics.write(_line({"step": step, **figures}))
+
+    def event(self, kind: str, facts: dict[str, Any]) -> None:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self._events.write(_line({"time": now, "event": kind, **facts}))
+
+    def close(self) -> None:
+        self._metrics.close()
+        self._events.close()
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _keep_steps_up_to(metrics: Path, step: int) -> None:
+    kept = []
+    for line in metrics.read_bytes().splitlines(keepends=True):
+        try:
+            if orjson.loads(line)["step"] <= step:
+                kept.append(line)
+        except orjson.JSONDecodeError:  # the line that a killed process did not finish
+            continue
+    with whole_or_absent(metrics) as temporary:
+        temporary.write_bytes(b"".join(kept))
+
+
+class Screen:
+    """A progress bar on a terminal; in a batch job plain lines, one in ten seconds at most."""
+
+    def __init__(self, first_step: int, total_steps: int) -> None:
+        from tqdm import tqdm
+
+        self._total_steps, self._first_step, self._started = total_steps, first_step, time.time()
+        self._is_terminal = sys.stderr.isatty()
+        self._last_line = 0.0
+        self._bar = tqdm(
+            total=total_steps,
+            initial=first_step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self._is_terminal,
+        )
+
+    def record(self, step: int, figures: dict[str, float]) -> None:
+        text = _readable(figures)
+        if self._is_terminal:
+            if any(name.startswith("eval/") for name in figures):
+                self._bar.write(f"step {step:,}  {text}", file=sys.stderr)
+            else:
+                self._bar.set_postfix_str(text, refresh=False)
+                self._bar.update(step - self._bar.n)
+            return
+        is_due = time.time() - self._last_line >= LINE_EVERY_S or step == self._total_steps
+        if is_due or any(name.startswith("eval/") for name in figures):
+            done = max(1, step - self._first_step)
+            left_s = (time.time() - self._started) / done * (self._total_steps - step)
+            eta = datetime.timedelta(seconds=round(left_s))
+            print(f"step {step:,}/{self._total_steps:,}  {text}  ETA {eta}", file=sys.stderr)
+            self._last_line = time.time()
+
+    def event(self, kind: str, facts: dict[str, Any]) -> None:
+        if kind in ("resumed", "stopped", "skipped_step", "broken_checkpoint"):
+            text = " ".join(f"{name}={value}" for name, value in facts.items())
+            self._bar.write(f"{kind.replace('_', ' ')}: {text}", file=sys.stderr)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+SHOWN = {
+    "train/mlm_loss": "MLM {:.3f}",
+    "train/mlm_accuracy": "({:.1%})",
+    "train/nsp_loss": "NSP {:.3f}",
+    "train/nsp_accuracy": "({:.1%})",
+    "perf/tokens_per_second": "{:,.0f} tokens/s",
+    "eval/mlm_loss": "held-out MLM {:.3f}",
+    "eval/mlm_accuracy": "({:.1%})",
+    "eval/nsp_loss": "NSP {:.3f}",
+    "eval/nsp_accuracy": "({:.1%})",
+}
+
+
+def _readable(figures: dict[str, float]) -> str:
+    return " ".join(form.format(figures[name]) for name, form in SHOWN.items() if name in figures)
+
+
+class Wandb:
+    """A Weights & Biases run, one id through all restarts; offline without a key or a network."""
+
+    def __init__(
+        self, run_folder: Path, name: str, log: LogSettings, config: dict[str, Any]
+    ) -> None:
+        import wandb
+
+        folder = run_folder / "wandb"
+        folder.mkdir(exist_ok=True)
+        run_id = folder / "run-id"
+        if not run_id.exists():
+            run_id.write_text(uuid.uuid4().hex[:12])
+        mode = os.environ.get("WANDB_MODE") or ("online" if _wandb_is_reachable() else "offline")
+        self._run = wandb.init(
+            project=log.project,
+            entity=log.entity,
+            name=name,
+            id=run_id.read_text(),
+            resume="allow",
+            dir=str(run_folder),
+            config=config,
+            mode=mode,
+            settings=wandb.Settings(console="off", silent=True),
+        )
+        print(f"wandb: {mode}, run {self._run.id} in {folder}", file=sys.stderr)
+
+    def record(self, step: int, figures: dict[str, float]) -> None:
+        self._run.log(figures, step=step)
+
+    def event(self, kind: str, facts: dict[str, Any]) -> None:
+        pass  # events stand in events.jsonl
+
+    def close(self) -> None:
+        self._run.finish(quiet=True)
+
+
+def _wandb_is_reachable() -> bool:
+    """Whether there is a key (its value is not read further) and the server's port answers."""
+    import wandb
+
+    if not wandb.api.api_key:
+        return False
+    address = urllib.parse.urlparse(wandb.api.settings("base_url"))
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname, port), timeout=3).close()
+    except OSError:
+        return False
+    return True

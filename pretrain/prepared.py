@@ -1,0 +1,92 @@
+"""The prepared corpus that a run trains on: found, checked by its manifest, or made if it is the sample.
+
+Imports no torch: what is wrong with the data is said within a second.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.configuration import SettingsError
+from data_prep.files import checksum, read_json
+from pretrain.settings import DataSettings
+
+# The sample is small: a small vocabulary, and one document in twelve held out so that the
+# held-out figures rest on some thousand masked tokens.
+SAMPLE_VOCAB_SIZE = 4_096
+SAMPLE_HELDOUT_FRACTION = 0.08
+
+
+def folder_of(data: DataSettings) -> Path:
+    """Where the shards of data.seq_len tokens lie."""
+    return Path(data.dir) / f"len{data.seq_len}"
+
+
+def manifest_of(data: DataSettings) -> dict[str, Any]:
+    """The shards' manifest, checked against the vocabulary that lies beside it.
+
+    Raises SettingsError when there are no such shards, or when the vocabulary is another one than
+    the shards were encoded with.
+    """
+    folder = folder_of(data)
+    path = folder / "manifest.json"
+    if not path.exists():
+        others = sorted(Path(data.dir).glob("len*/manifest.json"))
+        lengths = [other.parent.name.removeprefix("len") for other in others]
+        raise SettingsError(
+            f"there are no shards of {data.seq_len} tokens in {data.dir} (no {path}); "
+            + (f"set data.seq_len={lengths[0]}, which is there, or " if lengths else "")
+            + f"make them: python -m data_prep.build data_dir={data.dir} seq_len={data.seq_len}"
+            + ("" if lengths else " (after the jobs before it: README, 'Your own data')")
+        )
+    manifest: dict[str, Any] = read_json(path)
+    vocab = Path(data.dir) / "vocab" / "vocab.txt"
+    if not vocab.exists():
+        raise SettingsError(f"{vocab} is missing; the shards in {folder} cannot be read without it")
+    if (found := checksum(vocab)) != manifest["vocab_checksum"]:
+        raise SettingsError(
+            f"{vocab} (checksum {found}) is not the vocabulary that the shards in {folder} were "
+            f"encoded with ({manifest['vocab_checksum']}); run data_prep.encode and "
+            f"data_prep.build again with data_dir={data.dir}"
+        )
+    for split in ("train", "heldout"):
+        if not manifest["splits"][split]["rows"]:
+            raise SettingsError(f"{path} lists no examples in its {split} split; build it again")
+    return manifest
+
+
+def prepare_sample(data: DataSettings) -> None:
+    """Make the sample corpus through the jobs of data_prep, each of which skips what is done."""
+    from data_prep import build, collect, encode, vocab
+    from data_prep.configuration import compose
+    from data_prep.settings import DataPrepSettings
+
+    settings, _ = compose(
+        "data_prep",
+        DataPrepSettings,
+        [
+            "+source=sample",
+            f"data_dir={data.dir}",
+            f"seq_len={data.seq_len}",
+            f"vocab_size={SAMPLE_VOCAB_SIZE}",
+            f"heldout_fraction={SAMPLE_HELDOUT_FRACTION}",
+        ],
+    )
+    for job in (collect, vocab, encode, build):
+        job.run(settings)
+
+
+def token_counts(data: DataSettings, vocab_size: int) -> NDArray[np.int64]:
+    """How often each id stands at a masked position of training, (V,): stored by data_prep.build."""
+    path = folder_of(data) / "token_counts.npy"
+    counts: NDArray[np.int64] = np.load(path, allow_pickle=False)
+    if counts.shape != (vocab_size,):
+        raise SettingsError(
+            f"{path} counts {counts.shape[0]} ids and the vocabulary has {vocab_size}; run "
+            f"data_prep.build again with data_dir={data.dir} seq_len={data.seq_len}"
+        )
+    return counts

@@ -1,0 +1,168 @@
+"""Who we are among the processes of a run, and what ranks say to each other outside the engine.
+
+One process is one rank. torchrun, the deepspeed launcher, Slurm's srun and a bare `python` are told
+apart by the environment alone. torch is imported by `start`, not by this module: a rank can know
+its number, and refuse wrong settings, before the seconds that takes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+# A launcher that sets RANK sets all of these
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# Slurm numbers the interactive, the batch and the external step of a job from here (slurm.h)
+_FIRST_SPECIAL_STEP = 0xFFFFFFFA
+
+
+def environment_rank() -> int:
+    """Number of this process among all, from the launcher's variables; 0 under bare python."""
+    place = _place(os.environ)
+    return place.rank if place else 0
+
+
+def environment_world_size() -> int:
+    """Number of processes, from the launcher's variables; 1 under bare python."""
+    place = _place(os.environ)
+    return place.world_size if place else 1
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a launcher tells a process."""
+
+    rank: int
+    world_size: int
+    local_rank: int  # on this node
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all, and the collectives on a handful of numbers. Every rank calls them."""
+
+    rank: int
+    world_size: int
+    local_rank: int  # on this node
+    device: torch.device
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Sums over the ranks, place by place, in float64: the same on every rank."""
+        import torch
+
+        sums = torch.tensor(values, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(sums)
+        return sums.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on one rank at least: the same answer on every rank."""
+        import torch
+
+        flags = torch.tensor(int(flag), device=self.device)
+        torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+        return bool(flags.item())
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value, on every rank; the others' own is ignored."""
+        import torch
+
+        values: list[Any] = [value]
+        torch.distributed.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]  # type: ignore[no-any-return]
+
+    def barrier(self) -> None:
+        """Return when every rank has come here."""
+        self.any(False)
+
+    def stop(self) -> None:
+        """Leave the group in order. The last call of a run that did not fail."""
+        import torch
+
+        torch.distributed.destroy_process_group()
+
+
+def start(timeout_minutes: float) -> Ranks:
+    """Join the other ranks: NCCL where this machine has a GPU, else gloo. Collective.
+
+    A collective that takes longer than the timeout raises RuntimeError. Raises RuntimeError where a
+    launcher's variables are incomplete.
+    """
+    place = _place(os.environ)
+    import torch
+
+    options: dict[str, Any] = {"timeout": timedelta(minutes=timeout_minutes)}
+    if place is None:  # no port, no host name: nothing that another run could have taken
+        place = Place(rank=0, world_size=1, local_rank=0)
+        options |= {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1}  # type: ignore[attr-defined]
+    elif "RANK" not in os.environ:
+        meeting_point = f"tcp://{_meeting_point(os.environ)}"
+        options |= {"init_method": meeting_point, "rank": place.rank}
+        options["world_size"] = place.world_size
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        # a task that Slurm shows one GPU only finds it under number 0, whatever its local rank
+        device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        if place.world_size > 1:
+            options["device_id"] = device
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", **options)
+    return Ranks(place.rank, place.world_size, place.local_rank, device)
+
+
+def _place(environment: Mapping[str, str]) -> Place | None:
+    """Our place by the launcher's variables; None without a launcher.
+
+    The shell that salloc or sbatch opens is no launcher: it has a job and no step of its own, and
+    `python` typed there is a single process. Raises RuntimeError where variables are incomplete.
+    """
+    if "RANK" in environment:  # torchrun and the deepspeed launcher
+        missing = [name for name in _VARIABLES if name not in environment]
+        if missing:
+            raise RuntimeError(
+                f"RANK={environment['RANK']} is set and {', '.join(missing)} not; start with "
+                "torchrun, deepspeed --no_local_rank or srun, or unset RANK for a single process"
+            )
+        rank, world_size, local_rank = (int(environment[name]) for name in _VARIABLES[:3])
+        return Place(rank, world_size, local_rank)
+    step = environment.get("SLURM_STEP_ID")
+    if "SLURM_PROCID" not in environment or not step or int(step) >= _FIRST_SPECIAL_STEP:
+        return None
+    num_tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment["SLURM_NTASKS"]
+    local_rank = int(environment["SLURM_LOCALID"])
+    return Place(int(environment["SLURM_PROCID"]), int(num_tasks), local_rank)
+
+
+def _meeting_point(environment: Mapping[str, str]) -> str:
+    """host:port at which the tasks of a Slurm step meet: on the step's first node.
+
+    MASTER_ADDR and MASTER_PORT, where a batch script sets them, come first. The port follows from
+    job and step, so that steps which share a node differ; it lies below those that systems hand out.
+    """
+    host = environment.get("MASTER_ADDR") or _first_host(environment["SLURM_STEP_NODELIST"])
+    number = 31 * int(environment["SLURM_JOB_ID"]) + int(environment["SLURM_STEP_ID"])
+    return f"{host}:{environment.get('MASTER_PORT') or 20_000 + number % 12_000}"
+
+
+def _first_host(node_list: str) -> str:
+    """First host of a Slurm node list such as `gpu[03-07,12],login1`; scontrol knows all its forms."""
+    try:
+        command = ["scontrol", "show", "hostnames", node_list]
+        hosts = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        if hosts:
+            return hosts[0]
+    except (OSError, subprocess.CalledProcessError):
+        pass  # a container without Slurm's programs: the plain forms are read here
+    match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,]*))?", node_list)
+    if not match:
+        raise RuntimeError(f"no host name in SLURM_STEP_NODELIST={node_list!r}; set MASTER_ADDR")
+    return "".join(part or "" for part in match.groups())

@@ -1,0 +1,232 @@
+"""The entry point: settings -> checks -> data -> train -> evaluate -> export.
+
+    python -m pretrain.run +model=base data=wikibooks_512 run.name=x optim.learning_rate=2e-4
+
+Starts alike from a bare shell, torchrun, the deepspeed launcher and srun.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_prep.configuration import SettingsError, as_dict, choices, compose
+from pretrain import survival
+from pretrain.prepared import folder_of, manifest_of, prepare_sample
+from pretrain.ranks import environment_rank, environment_world_size
+from pretrain.run_folder import as_yaml, identity, open_run_folder
+from pretrain.settings import Settings, check
+from pretrain.speaking import Voice, speak_on_rank_0
+
+if TYPE_CHECKING:
+    from pretrain.monitor import Sink
+    from pretrain.ranks import Ranks
+
+HELP = """\
+python -m pretrain.run +model={model} [GROUP=NAME ...] [SETTING=VALUE ...]
+
+groups: data={data}   engine={engine}
+        optim={optim}   log={log}
+settings: run.name=x run.resume=auto|must|never optim.global_batch=256 schedule.total_steps=1000 ...
+          --cfg prints all of them with their values
+example: torchrun --nproc-per-node 8 -m pretrain.run +model=base data=wikibooks_128 run.name=first
+"""
+
+SAMPLE_LINE = (
+    "data: the embedded sample corpus; for real data prepare your own (README, 'Your own data') and "
+    "give data=wikibooks_128 or data.dir=FOLDER"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line; the exit status: 0 done or stopped by a signal with all saved,
+    2 wrong settings (one message, from rank 0)."""
+    arguments = [
+        a for a in (sys.argv[1:] if argv is None else argv) if not a.startswith("--local_rank")
+    ]
+    stop = survival.StopRequest.install()  # before torch is imported, which takes seconds
+    with speak_on_rank_0(environment_rank()) as voice:
+        try:
+            if "--help" in arguments or "-h" in arguments:
+                print(_help(), end="")
+                return 0
+            settings, on_sample = load(
+                [a for a in arguments if a != "--cfg"], environment_world_size()
+            )
+            if "--cfg" in arguments:
+                print(as_yaml(settings), end="")
+                return 0
+            return _run(settings, on_sample, stop, voice)
+        except SettingsError as error:
+            if environment_rank() == 0:
+                print(f"pretrain.run: {error}", file=sys.stderr)
+            return 2
+
+
+def load(overrides: Sequence[str], world_size: int) -> tuple[Settings, bool]:
+    """Checked settings from what was typed, and whether they ask for the sample corpus.
+
+    They do where data=sample was typed or neither data= nor data.dir= was: whoever names a folder
+    of their own and mistypes it is told so, and does not train on the sample. Raises SettingsError,
+    listing the models where none is named.
+    """
+    typed = {override.split("=", 1)[0].lstrip("+") for override in overrides}
+    if "model" not in typed:
+        raise SettingsError(
+            f"no model is named; add +model= and one of {', '.join(choices('model'))}"
+        )
+    settings, chosen = compose("config", Settings, overrides)
+    if settings.run.name is None:
+        corpus = Path(settings.data.dir).name
+        settings.run.name = f"{chosen['model']}-{corpus}-{settings.data.seq_len}"
+    check(settings, world_size)
+    return settings, chosen["data"] == "sample" and ("data" in typed or "data.dir" not in typed)
+
+
+def _run(settings: Settings, on_sample: bool, stop: survival.StopRequest, voice: Voice) -> int:
+    """One run, from checked settings to the last table."""
+    is_main = environment_rank() == 0
+    if on_sample:
+        print(SAMPLE_LINE, flush=True)
+        if is_main and not (folder_of(settings.data) / "manifest.json").exists():
+            print(f"preparing the sample corpus in {settings.data.dir}", flush=True)
+            prepare_sample(settings.data)
+    if is_main or not on_sample:  # other ranks wait for rank 0 to have made the sample
+        manifest_of(settings.data)  # refused before torch is imported
+    from pretrain import ranks as ranks_module
+
+    ranks = ranks_module.start(settings.engine.timeout_minutes)
+    ranks.barrier()
+    try:
+        return _with_ranks(settings, ranks, stop, voice)
+    finally:
+        ranks.stop()
+
+
+def _help() -> str:
+    groups = ("model", "data", "engine", "optim", "log")
+    return HELP.format(**{group: "|".join(choices(group)) for group in groups})
+
+
+def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, voice: Voice) -> int:
+    """Train, and close the run on rank 0. Collective."""
+    from pretrain.engine import resolve_precision
+
+    settings.engine.precision = resolve_precision(settings.engine, ranks.device)
+    manifest = manifest_of(settings.data)
+    run_folder = Path(settings.run.dir) / str(settings.run.name)
+    checkpoint = _on_rank_0(ranks, lambda: open_run_folder(run_folder, settings, manifest))
+    voice.log_to(run_folder / "logs" / f"rank-{ranks.rank:05d}.log")
+    finished = _train(settings, manifest, run_folder, checkpoint, ranks, stop)
+    if ranks.rank == 0 and finished:
+        from pretrain.closing import close_run
+
+        close_run(run_folder, settings, manifest)
+    elif ranks.rank == 0 and (path := os.environ.get("BERT_STOPPED_FILE")):
+        Path(path).touch()  # tells the batch script to requeue the job
+    ranks.barrier()
+    return 0
+
+
+def _train(
+    settings: Settings,
+    manifest: dict[str, Any],
+    run_folder: Path,
+    checkpoint: Path | None,
+    ranks: Ranks,
+    stop: survival.StopRequest,
+) -> bool:
+    """Build everything, continue from `checkpoint` if there is one, train. Whether it finished."""
+    import torch
+
+    from data_prep.masking import MaskingRule
+    from data_prep.shards import Shards
+    from pretrain.batches.loader import EvalLoader, TrainLoader
+    from pretrain.checkpoint import load_checkpoint, save_checkpoint
+    from pretrain.engine import Engine
+    from pretrain.model import BertForPreTraining
+    from pretrain.monitor import Monitor
+    from pretrain.plan import plan
+    from pretrain.train import Progress, Run, train
+
+    model = BertForPreTraining(settings.model, manifest["vocab_size"])
+    model.initialize(torch.Generator().manual_seed(settings.run.seed))
+    outline = plan(settings, manifest, model.num_parameters, ranks.world_size)
+    engine = Engine(model, settings.optim, settings.engine, ranks)
+    progress = Progress()
+    if checkpoint is not None:
+        state = load_checkpoint(checkpoint, engine, ranks)
+        progress = Progress(step=state["step"], position=state["position"])
+
+    folder = folder_of(settings.data)
+    cut = {
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+        "token_budget": settings.engine.tokens_per_micro_batch,
+    }
+    held_out = EvalLoader(
+        Shards.open(folder, "heldout"), max_examples=settings.eval.max_examples, **cut
+    )
+    loader = TrainLoader(
+        Shards.open(folder, "train"),
+        global_batch=settings.optim.global_batch,
+        seed=settings.run.seed,
+        masking=settings.data.masking,
+        rule=MaskingRule.from_manifest(manifest, Path(settings.data.dir) / "vocab" / "vocab.txt"),
+        **cut,
+    )
+    monitor = Monitor(_sinks(settings, run_folder, progress.step) if ranks.rank == 0 else [])
+
+    def save(now: Progress) -> None:
+        state = {
+            "step": now.step,
+            "position": now.position,
+            "identity": identity(settings, manifest),
+        }
+        save_checkpoint(run_folder, now.step, state, engine, ranks, settings.checkpoint.keep)
+        monitor.event("checkpoint", step=now.step)
+
+    if ranks.rank == 0:
+        print("\n".join([f"run {run_folder}", *outline.lines()]), file=sys.stderr)
+    how = "started" if checkpoint is None else "resumed"
+    monitor.event(how, step=progress.step, ranks=ranks.world_size)
+    try:
+        with loader:
+            batches = loader.batches(progress.position)
+            run = Run(settings, engine, ranks, monitor, progress, batches, held_out, save, stop)
+            return train(run)
+    finally:
+        monitor.close()
+
+
+def _on_rank_0(ranks: Ranks, decide: Callable[[], Path | None]) -> Path | None:
+    """What rank 0 decides, on every rank; a SettingsError of rank 0 is raised on every rank."""
+    answer: tuple[Path | None, str | None] = (None, None)
+    if ranks.rank == 0:
+        try:
+            answer = (decide(), None)
+        except SettingsError as error:
+            answer = (None, str(error))
+    path, refusal = ranks.broadcast(answer)
+    if refusal is not None:
+        raise SettingsError(refusal)
+    return path
+
+
+def _sinks(settings: Settings, run_folder: Path, first_step: int) -> list[Sink]:
+    from pretrain.monitor import JsonLines, Screen, Wandb
+
+    sinks: list[Sink] = [
+        JsonLines(run_folder, first_step),
+        Screen(first_step, settings.schedule.total_steps),
+    ]
+    if settings.log.wandb:
+        sinks.append(Wandb(run_folder, str(settings.run.name), settings.log, as_dict(settings)))
+    return sinks
+
+
+if __name__ == "__main__":
+    sys.exit(main())

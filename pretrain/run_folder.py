@@ -1,0 +1,141 @@
+"""runs/<run.name>/: opened by rank 0, which decides where the run continues."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from data_prep.configuration import SettingsError, as_dict
+from data_prep.files import read_json, whole_or_absent, write_json
+from pretrain.settings import Resume, Settings
+
+PACKAGES = (
+    "torch",
+    "deepspeed",
+    "numpy",
+    "numba",
+    "pyarrow",
+    "tokenizers",
+    "transformers",
+    "wandb",
+)
+
+
+def identity(settings: Settings, manifest: dict[str, Any]) -> dict[str, Any]:
+    """What may not change while a run continues: whatever decides which numbers come out.
+
+    The number of ranks, the ZeRO stage and the token budget are free, as they do not.
+    """
+    everything = as_dict(settings)
+    return {
+        "run.seed": settings.run.seed,
+        "engine.precision": settings.engine.precision.name,
+        "data.masking": settings.data.masking.name,
+        "data.seq_len": settings.data.seq_len,
+        "data (checksum of the vocabulary)": manifest["vocab_checksum"],
+        "data (training shards)": _together(manifest["splits"]["train"]["shards"]),
+        **{
+            f"{group}.{name}": value
+            for group in ("model", "optim", "schedule")
+            for name, value in everything[group].items()
+        },
+    }
+
+
+def open_run_folder(folder: Path, settings: Settings, manifest: dict[str, Any]) -> Path | None:
+    """Make the folder, write config.yaml and environment.json; the checkpoint to continue from.
+
+    None means step 0. Raises SettingsError where run.resume forbids what is found, where all
+    checkpoints are broken and where the newest belongs to a run with other settings or data.
+    """
+    from pretrain.checkpoint import newest_whole
+
+    newest = newest_whole(folder)
+    saved = sorted((folder / "checkpoints").glob("step-*"))
+    resume = settings.run.resume
+    if newest is None and saved and resume is not Resume.never:
+        raise SettingsError(
+            f"none of the {len(saved)} checkpoints in {folder / 'checkpoints'} is whole; the "
+            f"reasons are above. Delete that folder to start at step 0, or type another run.name"
+        )
+    if newest is None and resume is Resume.must:
+        raise SettingsError(
+            f"run.resume=must, but there is no checkpoint in {folder / 'checkpoints'}; check "
+            "run.name and run.dir, or start with run.resume=auto"
+        )
+    if saved and resume is Resume.never:
+        raise SettingsError(
+            f"run.resume=never, but {folder / 'checkpoints'} holds {saved[-1].name}, which would "
+            "be overwritten; type another run.name, or delete that folder"
+        )
+    if newest is not None:
+        _refuse_another_run(newest, identity(settings, manifest))
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_or_absent(folder / "config.yaml") as temporary:
+        temporary.write_text(as_yaml(settings))
+    write_json(folder / "environment.json", environment())
+    return newest
+
+
+def _refuse_another_run(checkpoint: Path, now: dict[str, Any]) -> None:
+    before = read_json(checkpoint / "state.json")["identity"]
+    changed = [
+        f"  {name}: {before.get(name)} then, {now.get(name)} now"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise SettingsError(
+            f"{checkpoint} cannot be continued, its run had other settings:\n"
+            + "\n".join(changed)
+            + "\nType another run.name for a new run, or the settings of that one"
+        )
+
+
+def _together(shards: list[dict[str, Any]]) -> str:
+    """One checksum for the shards of a split, in their order."""
+    return xxhash.xxh3_128("".join(shard["checksum"] for shard in shards).encode()).hexdigest()
+
+
+def as_yaml(settings: Settings) -> str:
+    """The settings as YAML, all values resolved."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(as_dict(settings)))
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and hardware, for the record."""
+    root = Path(__file__).resolve().parent.parent
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "commit": _git(root, "rev-parse", "HEAD"),
+        "has_uncommitted_changes": bool(_git(root, "status", "--porcelain")),
+        "host": platform.node(),
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+    }
+
+
+def _git(root: Path, *words: str) -> str | None:
+    """What git answers; None outside a checkout or without git."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

@@ -1,0 +1,64 @@
+"""Who speaks: rank 0 on the terminal, every rank in its own log file."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class Voice:
+    """Where one rank's output goes. Made by `speak_on_rank_0`."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._early = None if rank == 0 else tempfile.TemporaryFile()
+        if self._early is not None:
+            self._turn_output_to(self._early.fileno())
+
+    def log_to(self, path: Path) -> None:
+        """From here on log to `path`; ranks other than 0 write all they would print there, too."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = logging.FileHandler(path)
+        handlers: list[logging.Handler] = [log]
+        if self._early is None:
+            to_terminal = logging.StreamHandler()
+            to_terminal.setLevel(logging.WARNING)
+            handlers.append(to_terminal)
+        else:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            self._early.seek(0)
+            log.stream.write(self._early.read().decode(errors="replace"))
+            log.flush()
+            self._turn_output_to(log.stream.fileno())
+        logging.basicConfig(
+            level=logging.INFO,
+            format=f"%(asctime)s rank {self._rank} %(levelname)s %(name)s: %(message)s",
+            handlers=handlers,
+            force=True,
+        )
+
+    @staticmethod
+    def _turn_output_to(descriptor: int) -> None:
+        # by file descriptor, so that libraries in C++ are caught as well
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+
+
+@contextlib.contextmanager
+def speak_on_rank_0(rank: int) -> Iterator[Voice]:
+    """Silence ranks other than 0 on the terminal; what ends them by an exception is still shown."""
+    terminal = None if rank == 0 else os.dup(2)
+    try:
+        yield Voice(rank)
+    except Exception:
+        if terminal is not None:
+            text = f"rank {rank} ended by an exception:\n{traceback.format_exc()}"
+            os.write(terminal, text.encode())
+        raise

@@ -1,0 +1,133 @@
+"""The training loop, on one screen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from pretrain.batches.loader import EvalLoader, GlobalBatch
+from pretrain.engine import Engine
+from pretrain.evaluate import evaluate, means
+from pretrain.monitor import Monitor
+from pretrain.ranks import Ranks
+from pretrain.schedules import learning_rate
+from pretrain.settings import Settings
+from pretrain.survival import StopRequest
+
+# As many skipped updates in a row mean that no later batch will help. A loss scale that starts at
+# 2^16 needs fewer skips to come down to 1.
+MOST_SKIPS_IN_A_ROW = 20
+
+
+@dataclass
+class Progress:
+    """What the loop advances, and a checkpoint holds."""
+
+    step: int = 0  # optimizer updates made
+    position: int = 0  # global batches taken from the stream; skipped updates took one, too
+
+
+@dataclass
+class Window:
+    """Sums since the last record: over micro-batches and ranks, divided once."""
+
+    sums: torch.Tensor
+    started: float = field(default_factory=time.perf_counter)
+    num_masked: int = 0
+    num_sequences: int = 0
+    num_tokens: int = 0
+
+
+@dataclass
+class Run:
+    """All that the loop works with."""
+
+    settings: Settings
+    engine: Engine
+    ranks: Ranks
+    monitor: Monitor
+    progress: Progress
+    batches: Iterator[GlobalBatch]
+    held_out: EvalLoader
+    save: Callable[[Progress], None]
+    stop: StopRequest
+
+    def due(self, every_steps: int) -> bool:
+        """Whether something that happens every so many steps, and at the last one, is due."""
+        step = self.progress.step
+        return step % every_steps == 0 or step == self.settings.schedule.total_steps
+
+
+def train(run: Run) -> bool:
+    """Train up to the last step; False when a signal ended it before, with a checkpoint saved.
+
+    Collective. Raises RuntimeError when update after update is skipped.
+    """
+    settings, progress, engine = run.settings, run.progress, run.engine
+    window, skips = _window(run), 0
+    while progress.step < settings.schedule.total_steps:
+        batch = next(run.batches)
+        rate = learning_rate(progress.step, settings.schedule, settings.optim.learning_rate)
+        result = engine.train_step(batch, rate)
+        progress.position += 1
+        if not result.applied:
+            skips += 1
+            run.monitor.event("skipped_step", after=progress.step, loss_scale=result.loss_scale)
+            if skips == MOST_SKIPS_IN_A_ROW:
+                raise RuntimeError(_divergence(progress, skips))
+            continue
+        progress.step, skips = progress.step + 1, 0
+        window.sums += result.sums
+        window.num_masked += batch.num_masked
+        window.num_sequences += batch.num_sequences
+        window.num_tokens += batch.num_tokens
+
+        must_stop = False
+        if run.due(settings.monitor.every_steps):  # only here does the host wait for the device
+            grad_norm = float(result.grad_norm)
+            run.monitor.record(
+                progress.step,
+                {
+                    **_figures(window, run.ranks),
+                    "train/learning_rate": rate,
+                    "train/grad_norm": grad_norm,
+                },
+            )
+            window = _window(run)
+            must_stop = run.ranks.any(run.stop.requested)
+        paused = time.perf_counter()
+        if run.due(settings.eval.every_steps):
+            run.monitor.record(progress.step, evaluate(engine, run.held_out, run.ranks))
+        if run.due(settings.checkpoint.every_steps) or must_stop:
+            run.save(progress)
+        window.started += time.perf_counter() - paused  # speed is that of training alone
+        if must_stop and progress.step < settings.schedule.total_steps:
+            run.monitor.event("stopped", step=progress.step, signal=run.stop.signal_name)
+            return False
+    return True
+
+
+def _window(run: Run) -> Window:
+    return Window(torch.zeros(4, dtype=torch.float64, device=run.ranks.device))
+
+
+def _figures(window: Window, ranks: Ranks) -> dict[str, float]:
+    """Means over the window's examples on all ranks, and its speed in real tokens."""
+    totals = ranks.sum(window.sums.tolist())
+    seconds = time.perf_counter() - window.started
+    return {
+        **means(totals, window.num_masked, window.num_sequences, "train"),
+        "perf/tokens_per_second": window.num_tokens / seconds,
+        "perf/sequences_per_second": window.num_sequences / seconds,
+    }
+
+
+def _divergence(progress: Progress, skips: int) -> str:
+    return (
+        f"{skips} updates in a row after step {progress.step} were skipped because gradients were "
+        "not finite. Start again from the last checkpoint with a lower optim.learning_rate or "
+        "engine.precision=bf16_autocast under another run.name"
+    )

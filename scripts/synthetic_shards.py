@@ -1,0 +1,138 @@
+"""Shards of random tokens with published distributions of lengths: for benchmarks, without a corpus.
+
+`wikipedia`: 19 points of the cumulative histogram of Wikipedia's sequences at 512 tokens (Krell et
+al., "Efficient sequence packing without cross-contamination", arXiv 2107.02027), mean 256, 23 % at
+512. `books`: 10 % short targets, 84 % full, the rest ends of documents. `full`: 512 throughout.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.files import checksum, write_json
+from data_prep.masking import MaskingRule, mask_examples, static_keys
+from data_prep.shards import SCHEMA_VERSION, Examples, Shards, write_shard
+
+SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+MASKING = {
+    "rate": 0.15,
+    "max_predictions": 80,
+    "mask_share": 0.8,
+    "random_share": 0.1,
+    "whole_word": False,
+}
+# Share of the sequences up to each length; the rest has 512 tokens.
+WIKIPEDIA = (
+    [0, .01, .025, .05, .10, .15, .20, .25, .30, .35, .40, .45, .50, .55, .60, .65, .70, .75, .7656],
+    [5, 22, 29, 36, 48, 59, 70, 84, 100, 120, 143, 171, 204, 243, 288, 342, 407, 484, 511],
+)  # fmt: skip
+
+
+def draw_lengths(name: str, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """(count,) lengths in tokens, 5 to 512. Raises ValueError on an unknown name."""
+    if name == "full":
+        return np.full(count, 512)
+    if name == "books":
+        kind = rng.random(count)
+        lengths = np.where(kind < 0.1, rng.integers(5, 513, count), 512)
+        return np.where(kind > 0.94, rng.integers(64, 512, count), lengths)
+    if name == "wikipedia":
+        drawn = rng.random(count)
+        lengths = np.interp(drawn, *WIKIPEDIA).round().astype(np.int64)
+        return np.where(drawn < WIKIPEDIA[0][-1], lengths, 512)
+    raise ValueError(f"lengths={name} is not known; there are wikipedia, books and full")
+
+
+def write_synthetic_shards(
+    folder: Path,
+    lengths_of_shards: dict[str, list[NDArray[np.int64]]],
+    *,
+    seq_len: int,
+    vocab_size: int,
+    seed: int,
+) -> None:
+    """Write a folder of shards with a manifest; `lengths_of_shards` is split -> shard -> lengths.
+
+    Tokens are uniform over the vocabulary without its five special entries; lengths are 5 or more.
+    """
+    rng = np.random.default_rng(seed)
+    manifest: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "seq_len": seq_len,
+        "dtype": "uint16" if vocab_size <= 2**16 else "uint32",
+        "vocab_size": vocab_size,
+        "vocab_checksum": "synthetic",
+        "lowercase": True,
+        "special_ids": SPECIAL_IDS,
+        "masking": MASKING,
+        "settings": {"seed": seed},
+        "splits": {},
+    }
+    rule = MaskingRule.from_manifest(manifest, vocab_path=None)
+    for split, shards in lengths_of_shards.items():
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        entries = []
+        for number, lengths in enumerate(shards):
+            examples = _random_examples(lengths, manifest["dtype"], rule, number, rng)
+            path = folder / split / f"shard-{number:05}.arrow"
+            write_shard(path, examples, {"split": split})
+            entries.append(_entry(path, examples))
+        totals = {
+            key: sum(entry[key] for entry in entries)
+            for key in ("rows", "tokens", "masked_tokens", "random_next")
+        }
+        manifest["splits"][split] = {"shards": entries, **totals}
+    write_json(folder / "manifest.json", manifest)
+
+
+def open_synthetic_shards(folder: Path, name: str, count: int, vocab_size: int) -> Shards:
+    """Write one train shard of `count` examples at 512 tokens with these lengths, and open it."""
+    lengths = draw_lengths(name, count, np.random.default_rng(1))
+    write_synthetic_shards(folder, {"train": [lengths]}, seq_len=512, vocab_size=vocab_size, seed=2)
+    return Shards.open(folder, "train")
+
+
+def _random_examples(
+    lengths: NDArray[np.int64],
+    dtype: str,
+    rule: MaskingRule,
+    number: int,
+    rng: np.random.Generator,
+) -> Examples:
+    size = len(lengths)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    input_ids = rng.integers(len(SPECIAL_IDS), rule.vocab_size, offsets[-1]).astype(dtype)
+    segment_a_lengths = rng.integers(3, lengths - 1)
+    input_ids[offsets[:-1]] = SPECIAL_IDS["cls"]
+    input_ids[offsets[:-1] + segment_a_lengths - 1] = SPECIAL_IDS["sep"]
+    input_ids[offsets[1:] - 1] = SPECIAL_IDS["sep"]
+    keys = static_keys(0, number, np.arange(size), np.zeros(size, np.int64))
+    positions, masked_offsets, masked_input_ids = mask_examples(input_ids, offsets, keys, rule)
+    labels = rng.integers(0, 2, size).astype(np.uint8)
+    return Examples(
+        input_ids=input_ids,
+        offsets=offsets,
+        segment_a_lengths=segment_a_lengths.astype(np.uint16),
+        next_sentence_labels=labels,
+        masked_positions=positions,
+        masked_offsets=masked_offsets,
+        masked_input_ids=masked_input_ids,
+        document_a=np.arange(size, dtype=np.uint32),
+        document_b=(np.arange(size) + labels).astype(np.uint32),
+    )
+
+
+def _entry(path: Path, examples: Examples) -> dict[str, Any]:
+    return {
+        "name": path.name,
+        "rows": len(examples),
+        "tokens": int(examples.offsets[-1]),
+        "masked_tokens": int(examples.masked_offsets[-1]),
+        "random_next": int(examples.next_sentence_labels.sum()),
+        "bytes": path.stat().st_size,
+        "checksum": checksum(path),
+    }

@@ -1,0 +1,27 @@
+#!/bin/bash
+# BERT-base on one node of eight GPUs, 512 tokens. In the repository's root:
+#
+#   sbatch slurm/pretrain_base.sh run.name=x optim.learning_rate=2e-4     # settings replace those below
+#   sbatch --nodes=2 --partition=gpu slurm/pretrain_base.sh               # so do sbatch's options
+#
+# From elsewhere: sbatch --chdir=REPOSITORY REPOSITORY/slurm/pretrain_base.sh. Slurm ends a job
+# without a word where there is no folder logs/.
+#SBATCH --job-name=pretrain-base
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=logs/%x-%j.out
+# One task a GPU; all of a node's memory; five minutes before the end to save a checkpoint.
+
+if [ -z "${SLURM_JOB_ID:-}" ] || [ ! -f slurm/job.inc ]; then
+    echo "submit this job by sbatch in the repository's root or with sbatch --chdir=REPOSITORY" >&2
+    exit 2
+fi
+. slurm/job.inc
+pretrain +model=base data=wikibooks_512 "$@"

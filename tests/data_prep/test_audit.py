@@ -1,0 +1,218 @@
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_corpora import SPECIAL_IDS, random_documents, run_inline, write_corpus
+
+from data_prep import audit, build, engine
+from data_prep.files import checksum, read_json, write_json
+from data_prep.settings import load
+from data_prep.shards import Examples, read_shard, write_shard
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """A built corpus; tests copy it before they harm it."""
+    data_dir = tmp_path_factory.mktemp("built")
+    rng = np.random.default_rng(0)
+    write_corpus(data_dir, [random_documents(rng, 150)], [random_documents(rng, 10)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "_run_processes", run_inline)
+        build.run(load([f"data_dir={data_dir}", "seq_len=64"]))
+    return data_dir
+
+
+@pytest.fixture
+def corpus(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "corpus"))
+
+
+def report_of(corpus: Path) -> dict:
+    return audit.run(load([f"data_dir={corpus}", "seq_len=64"]))
+
+
+def rewrite(corpus: Path, change) -> None:
+    """Replace the train shard by `change(examples)`, with a manifest that agrees with it."""
+    path = corpus / "len64" / "train" / "shard-00000.arrow"
+    examples, metadata = read_shard(path)
+    examples = Examples(**{name: value.copy() for name, value in vars(examples).items()})
+    examples = change(examples) or examples
+    write_shard(path, examples, metadata)
+    manifest = read_json(corpus / "len64" / "manifest.json")
+    entry = manifest["splits"]["train"]["shards"][0]
+    entry["bytes"], entry["checksum"] = path.stat().st_size, checksum(path)
+    entry["random_next"] = int(examples.next_sentence_labels.sum())
+    write_json(corpus / "len64" / "manifest.json", manifest)
+
+
+def test_a_good_corpus_has_no_faults_and_the_job_returns_0(corpus: Path, capfd) -> None:
+    assert audit.main([f"data_dir={corpus}", "seq_len=64"]) == 0
+    out = capfd.readouterr().out
+    assert "random next" in out
+    assert "[CLS]" in out
+
+
+def test_the_report_holds_the_figures_counted_one_by_one(corpus: Path) -> None:
+    report = report_of(corpus)
+    assert report == read_json(corpus / "audit" / "64" / "audit.json")
+    figures = report["splits"]["train"]
+    examples, _ = read_shard(corpus / "len64" / "train" / "shard-00000.arrow")
+    lengths = np.diff(examples.offsets).tolist()
+    assert figures["rows"] == len(lengths)
+    assert figures["mean_length"] == sum(lengths) / len(lengths)
+    assert figures["real_share"] == sum(lengths) / (64 * len(lengths))
+    assert figures["length_counts"] == [lengths.count(n) for n in range(65)]
+    random_next = [int(label) for label in examples.next_sentence_labels]
+    assert figures["random_next_share"] == sum(random_next) / len(random_next)
+    puts = list(zip(examples.masked_input_ids, examples.targets, strict=True))
+    assert figures["masked_share"] == len(puts) / sum(lengths)
+    assert figures["mask_share"] == sum(put == 4 for put, _ in puts) / len(puts)
+    assert figures["kept_share"] == sum(put == target for put, target in puts) / len(puts)
+    shares = [figures[name] for name in ("mask_share", "random_share", "kept_share")]
+    assert sum(shares) == pytest.approx(1)
+    assert figures["repeated_examples"] == 0
+    assert len(figures["shards"]) == 1
+
+
+def test_five_examples_are_shown_with_their_masks(corpus: Path) -> None:
+    shown = report_of(corpus)["examples"]
+    assert len(shown) == 5
+    for example in shown:
+        words = example["text"].split(" ")
+        assert (words[0], words[-1], words.count("[SEP]")) == ("[CLS]", "[SEP]", 2)
+        assert any("|" in word for word in words)
+
+
+def mark_repeated(examples: Examples) -> Examples:
+    """The first example twice in place of the second, where both are of one length."""
+    lengths = np.diff(examples.offsets)
+    same = np.flatnonzero(lengths == lengths[0])[1]
+    ids, starts = examples.input_ids, examples.offsets
+    ids[starts[same] : starts[same + 1]] = ids[: lengths[0]]
+    examples.segment_a_lengths[same] = examples.segment_a_lengths[0]
+    return examples
+
+
+def test_repeated_examples_are_counted(corpus: Path) -> None:
+    rewrite(corpus, mark_repeated)
+    assert report_of(corpus)["splits"]["train"]["repeated_examples"] == 1
+
+
+def invert_labels(examples: Examples) -> None:
+    examples.next_sentence_labels[:] = 1 - examples.next_sentence_labels
+
+
+def pair_with_itself(examples: Examples) -> None:
+    examples.document_b[:] = examples.document_a
+
+
+def unmask(examples: Examples) -> None:
+    examples.masked_input_ids[:] = examples.targets
+
+
+def always_random_entries(examples: Examples) -> None:
+    examples.masked_input_ids[examples.masked_input_ids == 4] = 77
+
+
+def put_mask_into_the_text(examples: Examples) -> None:
+    examples.input_ids[1] = SPECIAL_IDS["mask"]
+
+
+def put_sep_into_the_text(examples: Examples) -> None:
+    examples.input_ids[1] = SPECIAL_IDS["sep"]
+
+
+def make_unknown(examples: Examples) -> None:
+    examples.input_ids[
+        (examples.input_ids > 4) & (np.arange(len(examples.input_ids)) % 50 == 0)
+    ] = 1
+
+
+def lose_the_middle_sep(examples: Examples) -> None:
+    examples.segment_a_lengths[:] += 1
+
+
+def mask_cls(examples: Examples) -> None:
+    examples.masked_positions[0] = 0
+
+
+def descend(examples: Examples) -> None:
+    examples.masked_positions[:2] = examples.masked_positions[:2][::-1].copy()
+
+
+def leave_the_vocabulary(examples: Examples) -> None:
+    examples.input_ids[1] = 1000
+
+
+def lose_masks(examples: Examples) -> Examples:
+    half = examples.masked_offsets // 2
+    keep = half[-1]
+    return replace(
+        examples,
+        masked_offsets=half,
+        masked_positions=np.resize(examples.masked_positions, keep),
+        masked_input_ids=np.resize(examples.masked_input_ids, keep),
+    )
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (invert_labels, "pairs labelled random within one document"),
+        (invert_labels, "pairs labelled next from two documents"),
+        (pair_with_itself, "pairs labelled random within one document"),
+        (unmask, "mask_share of the masked positions is 0.0000"),
+        (always_random_entries, "random_share of the masked positions"),
+        (put_mask_into_the_text, "1 special ids inside the text"),
+        (put_sep_into_the_text, "1 special ids inside the text"),
+        (make_unknown, "of the text's tokens are unknown"),
+        (lose_the_middle_sep, "examples not of the form [CLS] A [SEP] B [SEP]"),
+        (mask_cls, "masks on [CLS], [SEP] or out of order"),
+        (descend, "masks on [CLS], [SEP] or out of order"),
+        (leave_the_vocabulary, "1 ids outside the vocabulary"),
+        (lose_masks, "examples with a wrong number of masks"),
+        (lose_masks, "positions are masked, the rule asks for"),
+    ],
+)
+def test_unfit_shards_are_named(corpus: Path, harm, reason: str, capfd) -> None:
+    rewrite(corpus, harm)
+    assert audit.main([f"data_dir={corpus}", "seq_len=64"]) == 1
+    assert reason in capfd.readouterr().err
+
+
+def test_a_flipped_bit_is_named(corpus: Path, capfd) -> None:
+    path = corpus / "len64" / "train" / "shard-00000.arrow"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert audit.main([f"data_dir={corpus}", "seq_len=64"]) == 1
+    assert "shard-00000.arrow has checksum" in capfd.readouterr().err
+
+
+def test_a_share_of_random_pairs_out_of_bounds_is_named(corpus: Path, capfd) -> None:
+    overrides = [f"data_dir={corpus}", "seq_len=64", "audit.random_next_most=0.46"]
+    assert audit.main(overrides) == 1
+    assert "pairs have a random next sentence, and 0.45 to 0.46 is fit" in capfd.readouterr().err
+
+
+def test_a_vocabulary_of_other_shards_is_named(corpus: Path, capfd) -> None:
+    path = corpus / "vocab" / "vocab.txt"
+    path.write_text(path.read_text().replace("w5\n", "another\n"))
+    assert audit.main([f"data_dir={corpus}", "seq_len=64"]) == 1
+    assert "vocab.txt has checksum" in capfd.readouterr().err
+
+
+def test_a_shard_of_another_corpus_is_named(corpus: Path, capfd) -> None:
+    path = corpus / "len64" / "train" / "shard-00000.arrow"
+    examples, metadata = read_shard(path)
+    write_shard(path, examples, {**metadata, "vocab_checksum": "0" * 32})
+    rewrite(corpus, lambda examples: examples)
+    assert audit.main([f"data_dir={corpus}", "seq_len=64"]) == 1
+    assert "a shard of another corpus" in capfd.readouterr().err
+
+
+def test_missing_shards_are_one_line_and_status_1(tmp_path: Path, capfd) -> None:
+    assert audit.main([f"data_dir={tmp_path}"]) == 1
+    assert "run python -m data_prep.build" in capfd.readouterr().err

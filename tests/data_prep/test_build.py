@@ -1,0 +1,283 @@
+import shutil
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_corpora import FIRST_TEXT_ID, random_documents, run_inline, write_corpus
+
+from data_prep import build, engine
+from data_prep.files import read_json, write_json
+from data_prep.settings import DataPrepSettings, load
+from data_prep.shards import Shards, read_shard, read_token_counts, verify
+from data_prep.tokens import read_manifest
+
+HELDOUT_FROM = 700  # the ids of held-out documents; those of train documents lie below
+
+
+def settings_of(data_dir: Path, *overrides: str) -> DataPrepSettings:
+    return load([f"data_dir={data_dir}", "seq_len=64", "num_workers=2", *overrides])
+
+
+def make_corpus(data_dir: Path, documents: int = 60) -> None:
+    """Train in three parts, the middle one empty; held-out in three parts, two of them empty."""
+    rng = np.random.default_rng(0)
+    train = random_documents(rng, documents, vocab_size=HELDOUT_FROM)
+    heldout = [
+        [[token + HELDOUT_FROM - FIRST_TEXT_ID for token in sentence] for sentence in document]
+        for document in random_documents(rng, 12, vocab_size=1000 - HELDOUT_FROM)
+    ]
+    write_corpus(data_dir, [train[:40], [], train[40:]], [[], heldout, []])
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "logs" not in path.parts
+    }
+
+
+@pytest.fixture(scope="module")
+def inline():
+    """Tasks run in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "_run_processes", run_inline)
+        yield
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory, inline) -> Path:
+    """A corpus built in two passes; tests only read it."""
+    data_dir = tmp_path_factory.mktemp("built")
+    make_corpus(data_dir)
+    build.run(settings_of(data_dir, "copies=2"))
+    return data_dir
+
+
+def test_one_and_two_workers_write_the_same_bytes(tmp_path: Path) -> None:
+    made = []
+    for workers in (1, 2):  # first of all tests: here alone the tasks have processes of their own
+        data_dir = tmp_path / str(workers)
+        documents = random_documents(np.random.default_rng(0), 40)
+        write_corpus(data_dir, [documents[:20], documents[20:30]], [documents[30:]])
+        build.run(settings_of(data_dir, f"num_workers={workers}"))
+        made.append(files_of(data_dir / "len64"))
+    assert made[0] == made[1]
+    assert len(made[0]) == 5  # three shards, the token counts and the manifest
+
+
+def all_examples(data_dir: Path, split: str):
+    shards = Shards.open(data_dir / "len64", split)
+    return shards.read(np.arange(shards.num_examples))
+
+
+def test_the_manifest_counts_what_the_shards_hold(corpus: Path) -> None:
+    manifest = read_json(corpus / "len64" / "manifest.json")
+    for split in ("train", "heldout"):
+        examples = all_examples(corpus, split)
+        figures = manifest["splits"][split]
+        assert figures["rows"] == len(examples) > 0
+        assert figures["tokens"] == len(examples.input_ids)
+        assert figures["masked_tokens"] == len(examples.masked_positions)
+        assert figures["random_next"] == examples.next_sentence_labels.sum()
+        assert figures["rows"] == sum(shard["rows"] for shard in figures["shards"])
+    assert verify(corpus / "len64") == []
+
+
+def test_the_manifest_holds_what_training_needs(corpus: Path) -> None:
+    manifest = read_json(corpus / "len64" / "manifest.json")
+    tokens = read_manifest(corpus)
+    for name in ("dtype", "vocab_size", "vocab_checksum", "lowercase", "special_ids"):
+        assert manifest[name] == tokens[name]
+    assert manifest["seq_len"] == 64
+    assert manifest["masking"]["rate"] == 0.15
+    assert manifest["settings"]["seed"] == 12345
+
+
+def test_a_shard_says_what_it_was_made_from(corpus: Path) -> None:
+    _, metadata = read_shard(corpus / "len64" / "train" / "shard-00005.arrow")
+    assert metadata["copy"] == "1"
+    assert metadata["token_part"] == "part-00002.arrow"
+    assert metadata["vocab_checksum"] == read_manifest(corpus)["vocab_checksum"]
+    assert metadata["seed"] == "12345"
+
+
+def test_every_pass_covers_every_document_with_other_pairs_and_masks(corpus: Path) -> None:
+    shards = read_json(corpus / "len64" / "manifest.json")["splits"]["train"]["shards"]
+    assert len({shard["checksum"] for shard in shards}) == len(shards) == 6
+    passes = []
+    for copy in range(2):
+        documents: set[int] = set()
+        for part in range(3):
+            path = corpus / "len64" / "train" / f"shard-{3 * copy + part:05d}.arrow"
+            documents |= set(read_shard(path)[0].document_a.tolist())
+        passes.append(documents)
+    assert passes[0] == passes[1] == set(range(60))
+
+
+def test_heldout_partners_come_from_heldout_documents_alone(corpus: Path) -> None:
+    for split, is_own in (
+        ("train", lambda ids: ids < HELDOUT_FROM),
+        ("heldout", lambda ids: ids >= HELDOUT_FROM),
+    ):
+        ids = all_examples(corpus, split).input_ids
+        assert is_own(ids[ids >= FIRST_TEXT_ID]).all()
+
+
+def test_random_pairs_have_two_documents_and_actual_pairs_one(corpus: Path) -> None:
+    for split in ("train", "heldout"):
+        examples = all_examples(corpus, split)
+        is_random = examples.next_sentence_labels == 1
+        np.testing.assert_array_equal(examples.document_a != examples.document_b, is_random)
+        assert is_random.any()
+        assert not is_random.all()
+
+
+def test_token_counts_are_those_of_the_targets_of_train(corpus: Path) -> None:
+    examples = all_examples(corpus, "train")
+    counts = Counter(examples.targets.tolist())
+    found = read_token_counts(corpus / "len64")
+    assert len(found) == 1000
+    assert {token: int(count) for token, count in enumerate(found) if count} == counts
+
+
+def test_masks_do_not_stand_in_the_stored_ids(corpus: Path) -> None:
+    assert not (all_examples(corpus, "train").input_ids == 4).any()
+
+
+def test_a_second_run_finds_all_done_and_touches_nothing(tmp_path: Path, inline) -> None:
+    make_corpus(tmp_path)
+    first = build.run(settings_of(tmp_path))
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "len64").rglob("*")}
+    assert build.run(settings_of(tmp_path, "num_workers=1")) == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "len64").rglob("*")} == times
+
+
+def test_shards_of_other_settings_are_removed(tmp_path: Path, inline) -> None:
+    make_corpus(tmp_path)
+    build.run(settings_of(tmp_path, "copies=2"))
+    manifest = build.run(settings_of(tmp_path, "copies=1", "seed=2"))
+    found = sorted(path.name for path in (tmp_path / "len64" / "train").iterdir())
+    assert found == [shard["name"] for shard in manifest["splits"]["train"]["shards"]]
+    assert len(found) == 3
+    assert read_shard(tmp_path / "len64" / "train" / found[0])[1]["seed"] == "2"
+
+
+def test_a_lost_shard_is_made_again_with_the_same_bytes(tmp_path: Path, inline) -> None:
+    make_corpus(tmp_path)
+    build.run(settings_of(tmp_path))
+    before = files_of(tmp_path / "len64")
+    (tmp_path / "len64" / "train" / "shard-00002.arrow").unlink()
+    build.run(settings_of(tmp_path))
+    assert files_of(tmp_path / "len64") == before
+
+
+def test_documents_of_one_sentence_are_refused_and_leave_no_manifest(
+    tmp_path: Path, inline
+) -> None:
+    rng = np.random.default_rng(0)
+    lines = [[rng.integers(5, 1000, 12).tolist()] for _ in range(60)]  # every line a document
+    write_corpus(tmp_path, [lines[:50]], [lines[50:]])
+    with pytest.raises(RuntimeError, match=r"1\.000 of 50 pairs.*is every line its own document"):
+        build.run(settings_of(tmp_path))
+    assert not (tmp_path / "len64" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("random_next", "rows", "is_fault"),
+    [
+        (20, 20, False),  # too few to prove anything
+        (33, 33, True),
+        (5_500, 10_000, False),
+        (6_600, 10_000, False),  # 0.66, inside four standard errors of 0.65
+        (6_800, 10_000, True),
+        (4_200, 10_000, True),
+        (0, 0, False),
+    ],
+)
+def test_the_share_of_random_pairs_is_judged_by_its_standard_error(
+    random_next: int, rows: int, is_fault: bool
+) -> None:
+    assert (build.random_next_fault(random_next, rows, 0.45, 0.65) is not None) == is_fault
+
+
+def test_a_split_of_one_document_is_refused(tmp_path: Path, inline) -> None:
+    documents = random_documents(np.random.default_rng(0), 3)
+    write_corpus(tmp_path, [documents[:2]], [documents[2:]])
+    with pytest.raises(ValueError, match="2 train and 1 held-out documents; each split needs 2"):
+        build.run(settings_of(tmp_path))
+
+
+def test_more_parts_than_documents_end_with_shards_without_rows(tmp_path: Path, inline) -> None:
+    documents = random_documents(np.random.default_rng(0), 4)
+    parts = [[documents[0]], [], [], [documents[1]], []]
+    write_corpus(tmp_path, parts, [documents[2:]])
+    manifest = build.run(settings_of(tmp_path))
+    rows = [shard["rows"] for shard in manifest["splits"]["train"]["shards"]]
+    assert [count > 0 for count in rows] == [True, False, False, True, False]
+    assert Shards.open(tmp_path / "len64", "train").num_examples == sum(rows)
+
+
+def test_a_vocabulary_changed_since_encoding_is_refused(tmp_path: Path, inline) -> None:
+    make_corpus(tmp_path)
+    with (tmp_path / "vocab" / "vocab.txt").open("a") as file:
+        file.write("more\n")
+    with pytest.raises(ValueError, match=r"vocab\.txt is missing or not the vocabulary.*encode"):
+        build.run(settings_of(tmp_path))
+
+
+def test_whole_words_are_masked_together(tmp_path: Path, inline) -> None:
+    make_corpus(tmp_path)
+    build.run(settings_of(tmp_path, "masking.whole_word=true"))
+    examples = all_examples(tmp_path, "train")
+    is_masked = np.zeros(len(examples.input_ids), bool)
+    is_masked[examples.masked_indices] = True
+    text = examples.input_ids >= FIRST_TEXT_ID
+    joined = text[1:] & text[:-1] & (examples.input_ids[1:] % 3 == 0)
+    np.testing.assert_array_equal(is_masked[1:][joined], is_masked[:-1][joined])
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, inline) -> None:
+    """Ten times the parts, of one size each: a task's peak stays within 10 %."""
+    documents = random_documents(np.random.default_rng(0), 1000)
+    write_corpus(tmp_path, [documents], [documents[:2]])
+    manifest = build._describe(settings_of(tmp_path), tmp_path)
+    tokens = read_manifest(tmp_path)
+    [part] = tokens["splits"]["train"]
+    peaks = []
+    for count in (4, 40):
+        names = [f"part-{number:05d}.arrow" for number in range(count)]
+        for name in names[1:]:
+            folder = tmp_path / "tokens" / "train"
+            shutil.copy(folder / part["name"], folder / name)
+        tokens["splits"]["train"] = [{**part, "name": name} for name in names]
+        write_json(tmp_path / "tokens" / "manifest.json", tokens)
+        tasks = build.list_tasks(tokens, 1)
+        build.build_shard(tmp_path, 64, tasks, manifest, 1)  # loads the kernels
+        tracemalloc.start()  # numpy reports its arrays; memory-mapped pages are the system's
+        build.build_shard(tmp_path, 64, tasks, manifest, 0)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0]
+
+
+def test_the_job_prints_a_table_and_returns_0(corpus: Path, capfd) -> None:
+    overrides = [f"data_dir={corpus}", "seq_len=64", "copies=2"]
+    assert build.main(overrides) == 0
+    out = capfd.readouterr().out
+    assert "train" in out
+    assert "truncated" in out
+
+
+def test_a_missing_token_store_is_one_line_and_status_1(tmp_path: Path, capfd) -> None:
+    assert build.main([f"data_dir={tmp_path}"]) == 1
+    captured = capfd.readouterr()
+    assert "python -m data_prep.encode" in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_a_misspelt_setting_is_status_2(tmp_path: Path, capfd) -> None:
+    assert build.main([f"data_dir={tmp_path}", "seq_length=64"]) == 2
+    assert "seq_len" in capfd.readouterr().err

@@ -1,0 +1,209 @@
+"""The collect job: the same bytes every time, nothing lost uncounted, no half-finished source."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from data_prep import collect
+from data_prep.configuration import SettingsError
+from data_prep.documents import list_parts, read_part
+from data_prep.files import checksum, read_json
+from data_prep.settings import load
+
+ROOT = Path(__file__).parents[2]
+
+
+def _books(folder: Path, count: int = 6) -> Path:
+    folder.mkdir()
+    for n in range(count):
+        (folder / f"book{n}.txt").write_text(f"It was book {n}.\n\nIt had an end.\n")
+    (folder / "page.txt").write_text("<html>404</html>")
+    (folder / "none.txt").write_text(" \n")
+    return folder
+
+
+def _run(data_dir: Path, books: Path, *overrides: str) -> dict[str, object]:
+    given = ["+source=books", f"source.path={books}", f"data_dir={data_dir}"]
+    return collect.run(load([*given, "characters_per_part=100", *overrides]))
+
+
+def _bytes(folder: Path) -> dict[str, str]:
+    """Checksums of all that was made, but for the notes of the run itself."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    names = {path: path.relative_to(folder).as_posix() for path in files}
+    return {name: checksum(path) for path, name in names.items() if "/logs/" not in name}
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_workers_or_the_run(tmp_path: Path) -> None:
+    books = _books(tmp_path / "books")
+    _run(tmp_path / "a", books, "num_workers=1")
+    _run(tmp_path / "b", books, "num_workers=2")
+    assert _bytes(tmp_path / "a") == _bytes(tmp_path / "b")
+    assert len(_bytes(tmp_path / "a")) > 5
+
+
+def test_documents_in_are_documents_out_and_dropped(tmp_path: Path) -> None:
+    manifest = _run(tmp_path / "d", _books(tmp_path / "books"))
+    folder = tmp_path / "d" / "documents" / "books"
+    assert manifest["documents"] == 6
+    assert manifest["dropped"] == {"HTML page": 1, "empty": 1}
+    assert read_json(folder / "dropped.json") == manifest["dropped"]
+    assert read_json(folder / "manifest.json") == manifest
+    rejects = [
+        row["id"]
+        for path in sorted(folder.glob("rejects/*.parquet"))
+        for row in pq.read_table(path).to_pylist()
+    ]
+    kept = [row.id for part in list_parts(tmp_path / "d") for row in read_part(part.path)]
+    assert kept == [f"book{n}.txt" for n in range(6)]
+    assert sorted(rejects) == ["none.txt", "page.txt"]
+
+
+def test_the_manifest_holds_what_the_parts_hold(tmp_path: Path) -> None:
+    manifest = _run(tmp_path / "d", _books(tmp_path / "books"))
+    parts = list_parts(tmp_path / "d")
+    assert len(parts) > 1
+    for part in parts:
+        texts = [document.text for document in read_part(part.path)]
+        assert (part.rows, part.characters) == (len(texts), sum(map(len, texts)))
+        assert part.checksum == checksum(part.path)
+    assert manifest["documents"] == sum(part.rows for part in parts)
+
+
+def test_another_source_adds_to_the_corpus(tmp_path: Path) -> None:
+    books = _books(tmp_path / "books")
+    _run(tmp_path / "d", books)
+    before = _bytes(tmp_path / "d" / "documents" / "books")
+    _run(tmp_path / "d", books, "source.name=novels")
+    assert _bytes(tmp_path / "d" / "documents" / "books") == before
+    assert {part.source for part in list_parts(tmp_path / "d")} == {"books", "novels"}
+
+
+def test_collecting_the_same_again_writes_no_part_again(tmp_path: Path) -> None:
+    books = _books(tmp_path / "books")
+    first = _run(tmp_path / "d", books)
+    times = [part.path.stat().st_mtime_ns for part in list_parts(tmp_path / "d")]
+    assert _run(tmp_path / "d", books) == first
+    assert [part.path.stat().st_mtime_ns for part in list_parts(tmp_path / "d")] == times
+
+
+def test_other_settings_leave_nothing_of_the_former(tmp_path: Path) -> None:
+    books = _books(tmp_path / "books")
+    _run(tmp_path / "d", books)
+    _run(tmp_path / "d", books, "characters_per_part=1000")
+    _run(tmp_path / "fresh", books, "characters_per_part=1000")
+    assert _bytes(tmp_path / "d") == _bytes(tmp_path / "fresh")
+
+
+def test_a_changed_book_is_collected_anew(tmp_path: Path) -> None:
+    books = _books(tmp_path / "books")
+    _run(tmp_path / "d", books)
+    (books / "book3.txt").write_text("Another text.\n")
+    _run(tmp_path / "d", books)
+    texts = {row.id: row.text for p in list_parts(tmp_path / "d") for row in read_part(p.path)}
+    assert texts["book3.txt"] == "Another text."
+
+
+def test_a_failed_task_leaves_no_manifest_and_the_next_start_completes(tmp_path: Path) -> None:
+    books = _books(tmp_path / "books")
+    folder = tmp_path / "d" / "documents" / "books"
+    (folder / "part-00001.parquet").mkdir(parents=True)  # a file cannot replace a folder
+    with pytest.raises(RuntimeError, match=r"1 of \d tasks failed: 1\. Task 1: IsADirectoryError"):
+        _run(tmp_path / "d", books)
+    assert not (folder / "manifest.json").exists()
+    assert (folder / "part-00002.parquet").is_file()
+    (folder / "part-00001.parquet").rmdir()
+    _run(tmp_path / "d", books)
+    _run(tmp_path / "fresh", books)
+    assert _bytes(tmp_path / "d") == _bytes(tmp_path / "fresh")
+
+
+def test_a_killed_collect_is_completed_by_the_same_command_with_the_same_bytes(
+    tmp_path: Path,
+) -> None:
+    books = _books(tmp_path / "books", count=60)
+    command = [
+        sys.executable, "-m", "data_prep.collect", "+source=books", f"source.path={books}",
+        f"data_dir={tmp_path / 'd'}", "characters_per_part=30", "num_workers=1",
+    ]  # fmt: skip
+    folder = tmp_path / "d" / "documents" / "books"
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as process:
+        while not (folder / "part-00003.parquet").exists():
+            assert process.poll() is None
+            time.sleep(0.001)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not (folder / "manifest.json").exists()
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    _run(tmp_path / "fresh", books, "characters_per_part=30")
+    assert _bytes(tmp_path / "d") == _bytes(tmp_path / "fresh")
+
+
+def test_documents_of_one_id_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "wiki").mkdir()
+    for name in ("wiki_00", "wiki_01"):
+        page = '<doc id="7" url="" title="A">\nA\n\nText.\n\n</doc>\n'
+        (tmp_path / "wiki" / name).write_text(page)
+    settings = load([
+        "+source=wikiextractor", f"source.path={tmp_path / 'wiki'}", f"data_dir={tmp_path}",
+    ])  # fmt: skip
+    with pytest.raises(RuntimeError, match="several documents have one id, such as 7; collect"):
+        collect.run(settings)
+    assert not (tmp_path / "documents" / "wikiextractor" / "manifest.json").exists()
+
+
+def test_a_source_without_any_document_is_refused_with_the_reasons(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"no document is left; dropped were \{'HTML page': 1"):
+        _run(tmp_path / "d", _books(tmp_path / "books", count=0))
+
+
+def test_no_source_is_answered_with_the_sources_there_are(tmp_path: Path) -> None:
+    expected = r"add \+source=NAME, one of bookcorpus, books, sample, wikiextractor, wikipedia"
+    with pytest.raises(SettingsError, match=expected):
+        collect.run(load([f"data_dir={tmp_path}"]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "data_dir is not set; .* add data_dir=FOLDER"),
+        (["data_dir=d", "+source=books"], r"source\.path is not set; .* add source\.path=FOLDER"),
+        (["data_dir=d", "source=books", "source.path=/no"], r"source\.path=/no does not exist"),
+        (["data_dir=d", "+source=book"], "source=book is not known; there are bookcorpus, books"),
+        (["data_dir=d", "seq_len=7"], "seq_len=7; it takes from 8 to 65535"),
+        (["data_dir=d", "masking.rate=1"], r"masking\.rate=1\.0; it takes more than 0"),
+        (["data_dir=d", "masking.random_share=0.3"], "their sum may not exceed 1"),
+        (["data_dir=d", "num_workers=0"], "num_workers=0; it takes 1 or more, or null"),
+        (["data_dir=d", "heldout_fraction=1"], r"heldout_fraction=1\.0; it takes \[0, 1\)"),
+        (["data_dir=d", "audit.random_next_least=0.9"], "must be ascending"),
+        (["data_dir=d", "source=sample", "source.name=a/b"], "must be the name of one folder"),
+        (["data_dir=d", "vocabsize=3"], "no setting 'vocabsize'; did you mean vocab_size"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_the_cure(overrides: list[str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load(overrides)
+
+
+def test_the_program_prints_a_table_and_a_wrong_setting_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    books = _books(tmp_path / "books")
+    given = ["+source=books", f"source.path={books}", f"data_dir={tmp_path / 'd'}"]
+    assert collect.main(given) == 0
+    printed = capsys.readouterr().out
+    assert "dropped: HTML page  1\n" in printed
+    assert "documents           6\n" in printed
+    assert collect.main([*given, "seq_len=0"]) == 2
+    assert capsys.readouterr() == ("", "seq_len=0; it takes from 8 to 65535\n")
+    for book in books.iterdir():
+        book.write_bytes(b"")
+    assert collect.main(given) == 1
+    assert capsys.readouterr().err.startswith("source books: no document is left")

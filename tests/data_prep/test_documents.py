@@ -1,0 +1,107 @@
+"""The documents store: what is written is read, whole, in one order, with the same bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep import documents
+from data_prep.documents import (
+    Document,
+    Reject,
+    describe_part,
+    list_parts,
+    read_part,
+    repeated_ids,
+    write_part,
+    write_rejects,
+)
+from data_prep.files import checksum, write_json
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def _manifest(folder: Path) -> None:
+    parts = [describe_part(path) for path in sorted(folder.glob("part-*.parquet"))]
+    write_json(folder / "manifest.json", {"parts": parts})
+
+
+@settings(deadline=None)  # the first write loads libraries
+@given(rows=st.lists(st.builds(Document, texts, texts, texts)), characters=st.integers(1, 30))
+def test_documents_are_read_as_written_whatever_the_row_groups(
+    rows: list[Document], characters: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("store") / "part-00000.parquet"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "ROW_GROUP_CHARACTERS", characters)
+        counts = write_part(path, rows)
+    assert list(read_part(path)) == rows
+    assert counts == {"documents": len(rows), "characters": sum(len(row.text) for row in rows)}
+
+
+def test_the_same_documents_give_the_same_bytes(tmp_path: Path) -> None:
+    rows = [Document(str(n), "a title", f"text {n}\n" * n) for n in range(100)]
+    write_part(tmp_path / "a", rows)
+    write_part(tmp_path / "b", iter(rows))
+    assert checksum(tmp_path / "a") == checksum(tmp_path / "b")
+
+
+def test_a_writer_that_fails_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(AttributeError):
+        write_part(tmp_path / "part-00000.parquet", [Document("1", "", ""), None])  # type: ignore[list-item]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rejects_keep_their_reason(tmp_path: Path) -> None:
+    write_rejects(tmp_path / "a.parquet", [Reject("1", "a title", "what was read", "empty")])
+    assert pq.read_table(tmp_path / "a.parquet").to_pylist() == [
+        {"id": "1", "title": "a title", "text": "what was read", "reason": "empty"}
+    ]
+
+
+def test_parts_are_listed_by_source_and_number_from_the_manifests(tmp_path: Path) -> None:
+    for source, number in (("wiki", 1), ("books", 0), ("wiki", 0)):
+        folder = tmp_path / "documents" / source
+        folder.mkdir(parents=True, exist_ok=True)
+        write_part(folder / f"part-{number:05d}.parquet", [Document("1", "", "abc")] * (number + 1))
+    _manifest(tmp_path / "documents" / "wiki")
+    _manifest(tmp_path / "documents" / "books")
+    parts = list_parts(tmp_path)
+    assert [(part.source, part.name, part.rows, part.characters) for part in parts] == [
+        ("books", "part-00000.parquet", 1, 3),
+        ("wiki", "part-00000.parquet", 1, 3),
+        ("wiki", "part-00001.parquet", 2, 6),
+    ]
+    assert all(part.checksum == checksum(part.path) for part in parts)
+
+
+def test_a_corpus_without_documents_is_refused_with_the_command(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no documents; run python -m data_prep\.collect"):
+        list_parts(tmp_path)
+
+
+def test_a_source_whose_collect_has_not_finished_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "documents" / "books").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"books has no manifest\.json: .* run it again"):
+        list_parts(tmp_path)
+
+
+def test_a_missing_part_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "documents" / "books"
+    folder.mkdir(parents=True)
+    write_part(folder / "part-00000.parquet", [Document("1", "", "abc")])
+    _manifest(folder)
+    (folder / "part-00000.parquet").unlink()
+    with pytest.raises(ValueError, match=r"part-00000\.parquet is missing, .* delete .*books"):
+        list_parts(tmp_path)
+
+
+def test_repeated_ids_are_found_inside_a_part_and_across_parts(tmp_path: Path) -> None:
+    write_part(tmp_path / "a", [Document(id, "", "") for id in ("1", "2", "1")])
+    write_part(tmp_path / "b", [Document(id, "", "") for id in ("3", "2")])
+    write_part(tmp_path / "c", [])
+    assert repeated_ids([tmp_path / "a", tmp_path / "b", tmp_path / "c"]) == ["1", "2"]

@@ -1,0 +1,254 @@
+import pydoc_data.topics
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from data_prep import encode, vocab
+from data_prep.documents import Document, describe_part, write_part
+from data_prep.files import checksum, read_json, write_json
+from data_prep.sentences import split_paragraph
+from data_prep.settings import load
+from data_prep.tokens import TokenStore
+from data_prep.wordpiece import Encoder
+
+TEXTS = {
+    name.replace("/", "-"): "\n".join(line.strip() for line in text.splitlines() if line.strip())
+    for name, text in sorted(pydoc_data.topics.topics.items())[:40]
+}
+PARTS = 3
+OVERRIDES = ("heldout_fraction=0.3", "num_workers=2")
+
+
+def write_documents(data_dir: Path, texts: dict[str, str], source: str = "topics") -> None:
+    """A source of PARTS parts."""
+    folder = data_dir / "documents" / source
+    documents = [Document(id_, "", text) for id_, text in texts.items()]
+    paths = [folder / f"part-{number:05d}.parquet" for number in range(PARTS)]
+    for number, path in enumerate(paths):
+        write_part(path, documents[number::PARTS])
+    write_json(folder / "manifest.json", {"parts": [describe_part(path) for path in paths]})
+
+
+def write_vocab(data_dir: Path, *entries: str) -> None:
+    path = data_dir / "released.txt"
+    path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *entries, ""]))
+    vocab.run(load([f"data_dir={data_dir}", f"vocab_file={path}"]))
+
+
+def run(data_dir: Path, *overrides: str) -> dict:
+    return encode.run(load([f"data_dir={data_dir}", *OVERRIDES, *overrides]))
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data_dir = tmp_path_factory.mktemp("encoded")
+    write_documents(data_dir, TEXTS)
+    vocab.run(load([f"data_dir={data_dir}", "vocab_size=1000"]))
+    run(data_dir)
+    return data_dir
+
+
+def read_all(data_dir: Path, split: str) -> dict[str, list[list[int]]]:
+    """Document name to its sentences, in the order of the store, by plain loops."""
+    found = {}
+    for part in TokenStore.open(data_dir, split).parts:
+        for number, name in enumerate(part.documents.to_pylist()):
+            sentences = range(part.document_offsets[number], part.document_offsets[number + 1])
+            offsets = part.sentence_offsets
+            found[name] = [part.ids[offsets[s] : offsets[s + 1]].tolist() for s in sentences]
+    return found
+
+
+def parts_on_disk(data_dir: Path) -> dict[str, bytes]:
+    root = data_dir / "tokens"
+    files = [*root.glob("*/part-*"), root / "manifest.json"]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+def test_every_document_is_in_one_split_with_the_ids_of_stock_auto_tokenizer(
+    encoded: Path,
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(encoded / "vocab")
+    train, heldout = read_all(encoded, "train"), read_all(encoded, "heldout")
+    assert not set(train) & set(heldout)
+    assert {f"topics/{id_}" for id_ in TEXTS} == {*train, *heldout}
+    for name, sentences in {**train, **heldout}.items():
+        text = TEXTS[name.removeprefix("topics/")]
+        split = [s for paragraph in text.split("\n") for s in split_paragraph(paragraph)]
+        assert tokenizer(split, add_special_tokens=False)["input_ids"] == sentences
+
+
+def test_the_manifest_holds_the_counts_checksums_and_identity_of_what_lies_there(
+    encoded: Path,
+) -> None:
+    manifest = read_json(encoded / "tokens" / "manifest.json")
+    for split in ("train", "heldout"):
+        store = TokenStore.open(encoded, split)
+        store.verify()
+        assert len(store.parts) == PARTS
+        for part, entry in zip(store.parts, manifest["splits"][split], strict=True):
+            assert entry["unknown_tokens"] == (part.ids == manifest["special_ids"]["unk"]).sum()
+    assert manifest["dtype"] == "uint16"
+    assert manifest["vocab_size"] == 1000
+    assert manifest["lowercase"] is True
+    assert manifest["vocab_checksum"] == checksum(encoded / "vocab" / "vocab.txt")
+    assert manifest["special_ids"] == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+    assert manifest["dropped"] == {"documents_without_tokens": 0, "sentences_without_tokens": 0}
+
+
+def test_one_worker_or_three_and_a_second_corpus_give_the_same_bytes(
+    encoded: Path, tmp_path: Path
+) -> None:
+    write_documents(tmp_path, TEXTS)
+    vocab.run(load([f"data_dir={tmp_path}", "vocab_size=1000"]))
+    run(tmp_path, "num_workers=1")
+    assert parts_on_disk(tmp_path) == parts_on_disk(encoded)
+
+
+def test_a_finished_store_is_left_alone(encoded: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in encoded.glob("tokens/*/part-*.arrow")}
+    assert run(encoded) == read_json(encoded / "tokens" / "manifest.json")
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_nothing_of_an_earlier_vocabulary_or_corpus_survives(tmp_path: Path) -> None:
+    texts = {str(number): "A bee. A cat." for number in range(30)}
+    write_documents(tmp_path, texts)
+    write_documents(tmp_path, texts, source="zoo")
+    write_vocab(tmp_path, "a", "bee", "cat", ".")
+    first = run(tmp_path)
+    assert len(first["splits"]["train"]) == 2 * PARTS
+    for path in (tmp_path / "documents" / "zoo").iterdir():
+        path.unlink()
+    (tmp_path / "documents" / "zoo").rmdir()
+    write_vocab(tmp_path, "bee", "a", "cat", ".")
+    second = run(tmp_path)
+    assert second["vocab_checksum"] != first["vocab_checksum"]
+    assert len(list(tmp_path.glob("tokens/*/part-*.arrow"))) == 2 * PARTS
+    for split in ("train", "heldout"):
+        documents = read_all(tmp_path, split)
+        assert documents
+        for sentences in documents.values():
+            assert [id_ for sentence in sentences for id_ in sentence] == [6, 5, 8, 6, 7, 8]
+
+
+def test_a_failing_task_leaves_no_manifest_and_the_next_start_does_the_rest(
+    tmp_path: Path,
+) -> None:
+    write_documents(tmp_path, {str(number): "A bee." for number in range(30)})
+    write_vocab(tmp_path, "a", "bee", ".")
+    broken = tmp_path / "documents" / "topics" / "part-00001.parquet"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:50])
+    with pytest.raises(RuntimeError, match=r"1 of 3 tasks failed: 1"):
+        run(tmp_path)
+    with pytest.raises(ValueError, match=r"run python -m data_prep\.encode"):
+        TokenStore.open(tmp_path, "train")
+    assert not list(tmp_path.glob("tokens/*/part-00001.arrow"))
+    broken.write_bytes(whole)
+    run(tmp_path)
+    assert len(read_all(tmp_path, "train")) + len(read_all(tmp_path, "heldout")) == 30
+
+
+def test_a_removed_part_is_refused_by_name_with_the_cure(tmp_path: Path) -> None:
+    write_documents(tmp_path, {str(number): "A bee." for number in range(30)})
+    write_vocab(tmp_path, "a", "bee", ".")
+    run(tmp_path)
+    (tmp_path / "tokens" / "train" / "part-00002.arrow").unlink()
+    with pytest.raises(RuntimeError, match=r"train/part-00002\.arrow is missing.*delete"):
+        run(tmp_path)
+
+
+def test_what_has_no_tokens_is_dropped_and_counted_and_special_tokens_stay_text(
+    tmp_path: Path,
+) -> None:
+    texts = {str(number): "A bee." for number in range(20)} | {
+        "empty": "",
+        "blank": " \n\n ",
+        "controls": "\x07\u200b\n\ufeff",
+        "mixed": "\u200b\nA bee. \u200b",
+        "one": "bee",
+        "literal": "a [MASK] [SEP]",
+    }
+    write_documents(tmp_path, texts)
+    write_vocab(tmp_path, "a", "bee", ".", "[", "]", "mask", "sep")
+    manifest = run(tmp_path)
+    found = {**read_all(tmp_path, "train"), **read_all(tmp_path, "heldout")}
+    assert len(found) == 23
+    assert found["topics/mixed"] == [[5, 6, 7]]
+    assert found["topics/one"] == [[6]]
+    assert found["topics/literal"] == [[5, 8, 10, 9, 8, 11, 9]]
+    # two sentences of "controls" and one of "mixed"; blank lines hold none
+    assert manifest["dropped"]["documents_without_tokens"] == 3
+    assert manifest["dropped"]["sentences_without_tokens"] == 3
+
+
+ENCODER = Encoder(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", ".", "##a"], True)
+
+
+@settings(deadline=None)
+@given(text=st.text(st.sampled_from("aAb. \n\x07\u200b"), max_size=30))
+def test_a_document_s_sentences_are_never_empty_and_none_goes_uncounted(text: str) -> None:
+    dropped = encode.Dropped()
+    ids, lengths = encode._encode_document(Document("x", "", text), ENCODER, dropped)
+    sentences = [s for paragraph in text.split("\n") for s in split_paragraph(paragraph)]
+    assert (lengths > 0).all()
+    assert lengths.sum() == len(ids)
+    assert len(lengths) + dropped.sentences_without_tokens == len(sentences)
+    assert dropped.documents_without_tokens == (len(lengths) == 0)
+
+
+@given(st.text(), st.floats(0, 1), st.floats(0, 1))
+def test_a_larger_fraction_holds_out_the_same_documents_and_more(
+    name: str, one: float, other: float
+) -> None:
+    small, large = sorted((one, other))
+    assert encode.is_heldout(name, large) or not encode.is_heldout(name, small)
+
+
+def test_the_held_out_share_is_the_fraction_and_hangs_on_the_name_alone() -> None:
+    names = [f"books/{number}" for number in range(20_000)]
+    heldout = [name for name in names if encode.is_heldout(name, 0.05)]
+    assert 0.045 < len(heldout) / len(names) < 0.055  # 3 standard deviations are 0.0046
+    assert heldout[:3] == ["books/14", "books/25", "books/31"]  # for ever
+
+
+def test_too_small_a_held_out_split_is_refused_with_a_fraction_that_works(
+    tmp_path: Path,
+) -> None:
+    write_documents(tmp_path, {str(number): "A bee." for number in range(30)})
+    write_vocab(tmp_path, "a", "bee", ".")
+    with pytest.raises(ValueError, match=r"set heldout_fraction=([\d.]+)$") as caught:
+        run(tmp_path, "heldout_fraction=0.0001")
+    assert not (tmp_path / "tokens" / "manifest.json").exists()
+    fraction = str(caught.value).rsplit("=", 1)[1]
+    run(tmp_path, f"heldout_fraction={fraction}")
+
+
+def test_a_vocabulary_that_does_not_fit_the_text_is_refused(tmp_path: Path) -> None:
+    write_documents(tmp_path, {str(number): "Ein Hund. A bee." for number in range(30)})
+    write_vocab(tmp_path, "a", "bee", ".")
+    with pytest.raises(RuntimeError, match=r"\[UNK\], more than 5%: the vocabulary does not fit"):
+        run(tmp_path)
+    assert not (tmp_path / "tokens" / "manifest.json").exists()
+
+
+def test_the_program_names_the_job_that_has_to_run_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert encode.main([f"data_dir={tmp_path}"]) == 1
+    assert f"run python -m data_prep.vocab data_dir={tmp_path}" in capsys.readouterr().err
+    write_vocab(tmp_path, "a")
+    assert encode.main([f"data_dir={tmp_path}"]) == 1
+    assert "run python -m data_prep.collect" in capsys.readouterr().err
+
+
+def test_the_program_prints_what_it_made(encoded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert encode.main([f"data_dir={encoded}", *OVERRIDES]) == 0
+    printed = capsys.readouterr().out
+    assert "train" in printed
+    assert "heldout" in printed
+    assert "dropped     0 sentences without tokens" in printed

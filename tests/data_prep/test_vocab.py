@@ -1,0 +1,153 @@
+import pydoc_data.topics
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from data_prep import vocab
+from data_prep.configuration import SettingsError
+from data_prep.documents import Document, describe_part, write_part
+from data_prep.files import checksum, read_json, write_json
+from data_prep.settings import load
+from data_prep.wordpiece import TOKENIZER_FILES, read_vocab
+
+TEXTS = list(pydoc_data.topics.topics.values())
+SPECIAL = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"
+
+
+def write_documents(data_dir: Path, texts: list[str], source: str = "topics") -> None:
+    folder = data_dir / "documents" / source
+    documents = [Document(str(number), "", text) for number, text in enumerate(texts)]
+    write_part(folder / "part-00000.parquet", documents)
+    write_json(folder / "manifest.json", {"parts": [describe_part(folder / "part-00000.parquet")]})
+
+
+def make(data_dir: Path, *overrides: str) -> dict:
+    return vocab.run(load([f"data_dir={data_dir}", *overrides]))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data_dir = tmp_path_factory.mktemp("trained")
+    write_documents(data_dir, TEXTS)
+    make(data_dir, "vocab_size=1000")
+    return data_dir
+
+
+def contents(data_dir: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (data_dir / "vocab").iterdir()}
+
+
+def test_a_trained_vocabulary_has_the_size_asked_for_and_a_manifest_that_describes_it(
+    trained: Path,
+) -> None:
+    tokens, manifest = vocab.read_vocab_store(trained)
+    assert len(tokens) == manifest["vocab_size"] == 1000
+    assert manifest["lowercase"] is True
+    assert manifest["special_ids"] == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+    assert manifest["checksum"] == checksum(trained / "vocab" / "vocab.txt")
+    assert set(contents(trained)) == {*TOKENIZER_FILES, "manifest.json"}
+    assert AutoTokenizer.from_pretrained(trained / "vocab").vocab_size == 1000
+
+
+def test_two_corpora_of_the_same_text_get_the_same_bytes(trained: Path, tmp_path: Path) -> None:
+    write_documents(tmp_path, TEXTS)
+    make(tmp_path, "vocab_size=1000", "num_workers=3")
+    assert contents(tmp_path) == contents(trained)
+
+
+def test_a_finished_vocabulary_is_left_alone_and_made_anew_for_other_settings_or_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_documents(tmp_path, TEXTS[:40])
+    first = make(tmp_path, "vocab_size=500")
+    with monkeypatch.context() as patched:
+        patched.setattr(vocab, "train_vocab", lambda *_: pytest.fail("trained again"))
+        assert make(tmp_path, "vocab_size=500") == first
+    assert make(tmp_path, "vocab_size=600")["vocab_size"] == 600
+    assert not make(tmp_path, "vocab_size=600", "lowercase=false")["lowercase"]
+    write_documents(tmp_path, TEXTS[40:80])
+    assert make(tmp_path, "vocab_size=500")["checksum"] != first["checksum"]
+
+
+def test_a_vocabulary_killed_before_its_manifest_counts_as_missing(tmp_path: Path) -> None:
+    write_documents(tmp_path, TEXTS[:40])
+    first = make(tmp_path, "vocab_size=500")
+    (tmp_path / "vocab" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"run python -m data_prep\.vocab data_dir="):
+        vocab.read_vocab_store(tmp_path)
+    assert make(tmp_path, "vocab_size=500") == first
+
+
+def test_a_released_vocabulary_is_taken_over_entry_for_entry_without_documents(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "released.txt"
+    path.write_text("[PAD]\n[unused0]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\n##s\n")
+    manifest = make(tmp_path, f"vocab_file={path}")
+    assert manifest["vocab_size"] == 8
+    assert manifest["special_ids"] == {"pad": 0, "unk": 2, "cls": 3, "sep": 4, "mask": 5}
+    assert read_vocab(tmp_path / "vocab" / "vocab.txt") == read_vocab(path)
+    assert AutoTokenizer.from_pretrained(tmp_path / "vocab").mask_token_id == 5
+
+
+def test_a_cased_vocabulary_is_refused_where_text_is_lower_cased(tmp_path: Path) -> None:
+    path = tmp_path / "cased.txt"
+    path.write_text(SPECIAL + "The\nthe\n")
+    with pytest.raises(SettingsError, match=r"cased\.txt.*set lowercase=false"):
+        make(tmp_path, f"vocab_file={path}")
+    assert not (tmp_path / "vocab").exists()
+    assert make(tmp_path, f"vocab_file={path}", "lowercase=false")["lowercase"] is False
+
+
+def test_too_few_documents_for_the_size_are_refused_with_the_size_that_fits(
+    tmp_path: Path,
+) -> None:
+    write_documents(tmp_path, TEXTS[:3])
+    with pytest.raises(ValueError, match=r"vocab_size=30522 .*set vocab_size="):
+        make(tmp_path)
+
+
+def test_a_changed_vocabulary_is_refused_by_name(trained: Path, tmp_path: Path) -> None:
+    for name, raw in contents(trained).items():
+        (tmp_path / "vocab").mkdir(exist_ok=True)
+        (tmp_path / "vocab" / name).write_bytes(raw)
+    path = tmp_path / "vocab" / "vocab.txt"
+    path.write_text(path.read_text() + "more\n")
+    with pytest.raises(ValueError, match=r"vocab\.txt is not the file that .* describes"):
+        vocab.read_vocab_store(tmp_path)
+
+
+def test_a_vocabulary_of_another_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "released.txt"
+    path.write_text(SPECIAL + "the\n")
+    make(tmp_path, f"vocab_file={path}")
+    manifest_path = tmp_path / "vocab" / "manifest.json"
+    write_json(manifest_path, read_json(manifest_path) | {"schema_version": 99})
+    with pytest.raises(ValueError, match="version 99"):
+        vocab.read_vocab_store(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "is no file; give the path"), (SPECIAL + "a\na\n", "line 7, repeats 'a'")],
+)
+def test_the_program_ends_with_2_and_the_cure_for_a_wrong_vocab_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, message: str
+) -> None:
+    path = tmp_path / "released.txt"
+    if text is not None:
+        path.write_text(text)
+    assert vocab.main([f"data_dir={tmp_path}", f"vocab_file={path}"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_the_program_prints_what_it_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "released.txt"
+    path.write_text(SPECIAL + "the\n")
+    assert vocab.main([f"data_dir={tmp_path}", f"vocab_file={path}"]) == 0
+    assert "entries     6" in capsys.readouterr().out

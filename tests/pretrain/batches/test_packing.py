@@ -1,0 +1,144 @@
+"""Packing examples into one row."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import DTypeLike
+
+from data_prep.shards import Examples
+from pretrain.batches.packing import PackedBatch, pack
+
+CLS, SEP, MASK, VOCAB = 2, 3, 4, 50_000
+
+
+@dataclasses.dataclass
+class Row:
+    """One example as a person would write it down."""
+
+    a: list[int]
+    b: list[int]
+    label: int
+    masks: dict[int, int]  # position -> what stands there in the masked input
+
+    @property
+    def ids(self) -> list[int]:
+        return [CLS, *self.a, SEP, *self.b, SEP]
+
+
+def as_examples(rows: list[Row], dtype: DTypeLike = np.uint16) -> Examples:
+    def offsets(sizes: list[int]) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+    return Examples(
+        input_ids=np.array([token for row in rows for token in row.ids], dtype),
+        offsets=offsets([len(row.ids) for row in rows]),
+        segment_a_lengths=np.array([len(row.a) + 2 for row in rows], np.uint16),
+        next_sentence_labels=np.array([row.label for row in rows], np.uint8),
+        masked_positions=np.array([p for row in rows for p in sorted(row.masks)], np.uint16),
+        masked_offsets=offsets([len(row.masks) for row in rows]),
+        masked_input_ids=np.array([row.masks[p] for row in rows for p in sorted(row.masks)], dtype),
+        document_a=np.zeros(len(rows), np.uint32),
+        document_b=np.zeros(len(rows), np.uint32),
+    )
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> Row:
+    tokens = st.integers(5, VOCAB - 1)
+    a = draw(st.lists(tokens, min_size=1, max_size=12))
+    b = draw(st.lists(tokens, min_size=1, max_size=12))
+    places = st.integers(0, len(a) + len(b) + 2)
+    masks = draw(st.dictionaries(places, st.one_of(st.just(MASK), tokens), max_size=6))
+    return Row(a, b, draw(st.integers(0, 1)), masks)
+
+
+ROWS = st.lists(rows(), min_size=1, max_size=8)
+
+
+@given(ROWS, st.sampled_from([np.uint16, np.uint32]))
+@settings(deadline=None)
+def test_a_packed_row_equals_assembly_sequence_by_sequence(
+    rows: list[Row], dtype: DTypeLike
+) -> None:
+    batch = pack(as_examples(rows, dtype))
+    for i, row in enumerate(rows):
+        part = slice(int(batch.cu_seqlens[i]), int(batch.cu_seqlens[i + 1]))
+        assert batch.lengths[i] == len(row.ids)
+        assert batch.input_ids[part].tolist() == [
+            row.masks.get(p, t) for p, t in enumerate(row.ids)
+        ]
+        assert batch.position_ids[part].tolist() == list(range(len(row.ids)))
+        assert batch.segment_ids[part].tolist() == [0] * (len(row.a) + 2) + [1] * (len(row.b) + 1)
+        inside = (batch.masked_positions >= part.start) & (batch.masked_positions < part.stop)
+        assert (batch.masked_positions[inside] - part.start).tolist() == sorted(row.masks)
+        assert batch.labels[inside].tolist() == [row.ids[p] for p in sorted(row.masks)]
+    assert batch.next_sentence_labels.tolist() == [row.label for row in rows]
+    assert batch.num_tokens == sum(len(row.ids) for row in rows)
+    assert batch.num_sequences == len(rows)
+    assert batch.num_masked == sum(len(row.masks) for row in rows)
+
+
+def test_a_written_out_row() -> None:
+    batch = pack(
+        as_examples([Row([10, 11], [12], 1, {2: MASK}), Row([20], [21, 22], 0, {0: 30, 4: MASK})])
+    )
+    assert batch.input_ids.tolist() == [CLS, 10, MASK, SEP, 12, SEP, 30, 20, SEP, 21, MASK, SEP]
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]
+    assert batch.segment_ids.tolist() == [0, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1, 1]
+    assert batch.cu_seqlens.tolist() == [0, 6, 12]
+    assert batch.masked_positions.tolist() == [2, 6, 10]
+    assert batch.labels.tolist() == [11, CLS, 22]
+    assert batch.next_sentence_labels.tolist() == [1, 0]
+
+
+def test_a_mask_at_position_0_is_kept() -> None:
+    """Loaders that end their list of masks at the first 0 lose it."""
+    batch = pack(as_examples([Row([10], [11], 0, {0: MASK, 1: MASK})]))
+    assert batch.masked_positions.tolist() == [0, 1]
+
+
+def test_examples_without_a_mask_pack_to_no_labels() -> None:
+    batch = pack(as_examples([Row([10], [11], 0, {}), Row([12], [13], 1, {})]))
+    assert batch.num_masked == 0
+    assert batch.masked_positions.dtype == torch.int64
+
+
+def test_types_are_those_that_embeddings_and_kernels_take() -> None:
+    batch = pack(as_examples([Row([10], [11], 0, {1: MASK})]))
+    types = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    found = {name: value.dtype for name, value in types.items() if isinstance(value, torch.Tensor)}
+    assert found.pop("cu_seqlens") == torch.int32
+    assert set(found.values()) == {torch.int64}
+    assert len(found) == 6
+
+
+def test_packing_leaves_the_examples_as_they_were() -> None:
+    examples = as_examples([Row([10, 11], [12], 1, {2: MASK})])
+    pack(examples)
+    assert examples.input_ids.tolist() == [CLS, 10, 11, SEP, 12, SEP]
+
+
+def test_a_batch_moves_whole() -> None:
+    batch = pack(as_examples([Row([10, 11], [12], 1, {2: MASK})]))
+    moved = batch.to("meta")
+    assert isinstance(moved, PackedBatch)
+    assert moved.input_ids.device.type == moved.labels.device.type == "meta"
+    assert moved.lengths == batch.lengths
+
+
+def test_no_example_is_refused() -> None:
+    with pytest.raises(ValueError, match="one example at least"):
+        pack(as_examples([]))
+
+
+def test_an_example_without_tokens_is_refused() -> None:
+    examples = as_examples([Row([10], [11], 0, {})])
+    empty = dataclasses.replace(examples, offsets=np.array([0, 0]))
+    with pytest.raises(ValueError, match="example 0 of a micro-batch has no tokens"):
+        pack(empty)

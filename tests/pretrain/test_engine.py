@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import torch
+from engine_samples import (
+    MANY_MICRO_STEPS,
+    build_engine,
+    build_model,
+    global_batch,
+    optim_settings,
+)
+from ranks_harness import run_ranks
+
+from data_prep.configuration import SettingsError
+from pretrain.engine import Engine, resolve_precision
+from pretrain.model import BertForPreTraining
+from pretrain.ranks import Ranks
+from pretrain.settings import EngineSettings, Precision
+
+FP32, AUTOCAST = Precision.fp32, Precision.bf16_autocast
+BF16, FP16 = (
+    Precision.bf16,
+    Precision.fp16,
+)  # fp16 runs here because the tests make DeepSpeed allow it
+RATE = 1e-3
+
+
+def step(engine: Engine, position: int, rate: float = RATE) -> Any:
+    ranks = engine.ranks
+    batch = global_batch(position, ranks.rank, ranks.world_size, MANY_MICRO_STEPS)
+    result = engine.train_step(batch, rate)
+    return dataclasses.replace(result, grad_norm=float(result.grad_norm))
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "has_bf16", "precision"),
+    [
+        (Precision.auto, "cpu", True, Precision.fp32),
+        (Precision.auto, "cuda", True, Precision.bf16_autocast),
+        (Precision.auto, "cuda", False, Precision.fp32),
+        (Precision.bf16, "cpu", False, Precision.bf16),
+        (Precision.fp32, "cuda", True, Precision.fp32),
+    ],
+)
+def test_auto_is_bf16_autocast_on_a_gpu_that_has_it_and_else_fp32(
+    asked: Precision,
+    device: str,
+    has_bf16: bool,
+    precision: Precision,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    settings = EngineSettings(1, asked, 512, 1.0)
+    assert resolve_precision(settings, torch.device(device)) is precision
+
+
+def test_fp16_without_a_gpu_is_refused_with_the_cure() -> None:
+    settings = EngineSettings(1, Precision.fp16, 512, 1.0)
+    ranks = Ranks(0, 1, 0, torch.device("cpu"))
+    with pytest.raises(SettingsError, match=r"fp16 needs a GPU; set engine\.precision=fp32"):
+        Engine(build_model(), optim_settings(), settings, ranks)
+
+
+class Poisonable(BertForPreTraining):
+    """Its MLM loss can be made NaN or infinite on one rank."""
+
+    factor = 1.0
+
+    def forward(self, batch: Any) -> Any:
+        mlm_loss, *rest = super().forward(batch)
+        return (mlm_loss * self.factor, *rest)
+
+
+def with_a_bad_batch(
+    ranks: Ranks, folder: Path, stage: int, precision: Precision, bad: float | None
+) -> Any:
+    """Files of the state before and after a bad batch and after a good one; what the bad one gave."""
+    model = build_model(kind=Poisonable)
+    engine = build_engine(ranks, stage, precision, model)
+    while not step(engine, 0).applied:  # in fp16 the first scale may be too large
+        pass
+    before, result = saved(engine, folder), None
+    scale = engine.loss_scale
+    if bad is not None:
+        model.factor = bad if ranks.rank == 1 else 1.0
+        result = step(engine, 1, rate=7.0)
+        model.factor = 1.0
+    after = saved(engine, folder)
+    assert step(engine, 2).applied
+    return before, after, saved(engine, folder), result, scale
+
+
+def saved(engine: Engine, folder: Path) -> dict[str, bytes]:
+    engine.save(folder)
+    engine.ranks.barrier()
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("stage", "precision", "bad"),
+    [
+        *((stage, FP32, math.nan) for stage in (0, 1, 2, 3)),
+        *((stage, BF16, math.nan) for stage in (1, 2, 3)),
+        (0, AUTOCAST, math.nan),
+        (0, FP32, math.inf),
+        (1, BF16, math.inf),
+    ],
+)
+def test_a_gradient_that_is_not_finite_on_one_rank_changes_nothing(
+    stage: int, precision: Precision, bad: float, tmp_path: Path
+) -> None:
+    arguments = {"folder": tmp_path, "stage": stage, "precision": precision}
+    (before, after, last, result, _), (*_, other_result, _) = run_ranks(
+        with_a_bad_batch, 2, bad=bad, **arguments
+    )
+    assert not result.applied
+    assert not other_result.applied
+    assert result.grad_norm == math.inf
+    assert before == after, "weights, moments and optimizer step"
+    if precision is FP32:
+        *_, last_without_it, _, _ = run_ranks(with_a_bad_batch, 2, bad=None, **arguments)[0]
+        assert last == last_without_it, "the next update is the one it would have been"
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", [1, 3])
+def test_an_overflow_in_fp16_halves_the_loss_scale_and_changes_nothing_else(
+    stage: int, tmp_path: Path
+) -> None:
+    results = run_ranks(
+        with_a_bad_batch, 2, folder=tmp_path, stage=stage, precision=FP16, bad=math.inf
+    )
+    before, after, _, result, scale = results[0]
+    assert not result.applied
+    assert result.loss_scale == scale / 2
+    assert {name for name in before if before[name] != after[name]} == {"engine.json"}
+    small_before, small_after = (orjson.loads(files["engine.json"]) for files in (before, after))
+    assert small_before["optimizer_step"] == small_after["optimizer_step"]
+
+
+def weights_after_start(ranks: Ranks, stage: int, precision: Precision) -> bool:
+    model = build_model()
+    initial = copy.deepcopy(dict(model.named_parameters()))
+    weights = build_engine(ranks, stage, precision, model).full_weights()
+    if ranks.rank > 0:
+        return weights == {}
+    same = [torch.equal(weights[name], initial[name]) for name in initial]
+    return weights.keys() == initial.keys() and all(same)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("precision", [FP32, BF16, FP16])
+def test_masters_start_as_the_weights_given_with_all_their_bits(
+    stage: int, precision: Precision
+) -> None:
+    assert run_ranks(weights_after_start, 3, stage=stage, precision=precision) == [True] * 3
+
+
+def forward_sums(ranks: Ranks, seed: int) -> list[float]:
+    engine = build_engine(ranks, 0, model=build_model(dropout=0.5))
+    batch = dataclasses.replace(global_batch(0), dropout_seeds=[seed + ranks.rank])
+    sums: list[float] = engine.train_step(batch, 0.0).sums.tolist()
+    return sums
+
+
+@pytest.mark.distributed
+def test_dropout_follows_the_seeds_of_the_batch() -> None:
+    first, second = run_ranks(forward_sums, 2, seed=5)
+    assert first != second, "the same tokens under other seeds"
+    assert run_ranks(forward_sums, 2, seed=5) == [first, second], "again under the same"
+    assert run_ranks(forward_sums, 1, seed=6) == [second], "whatever the rank"
+
+
+def losses_with_evaluation(ranks: Ranks, stage: int, evaluate: bool) -> Any:
+    engine = build_engine(ranks, stage, model=build_model(dropout=0.3))
+    losses, figures = [], []
+    for position in range(3):
+        if evaluate:
+            figures.append(engine.evaluate_step(global_batch(99).micro_batches[0]).tolist())
+        losses.append(step(engine, position).sums.tolist())
+    return losses, figures, engine.full_weights()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_evaluation_is_without_dropout_and_leaves_training_as_it_is(stage: int) -> None:
+    losses, figures, _ = run_ranks(losses_with_evaluation, 2, stage=stage, evaluate=True)[0]
+    with torch.no_grad():
+        model = build_model().eval()
+        expected = [value.item() for value in model(global_batch(99).micro_batches[0])]
+    assert figures[0] == pytest.approx(expected, rel=1e-5)
+    assert figures[1] != figures[0]
+    plain_losses, *_ = run_ranks(losses_with_evaluation, 2, stage=stage, evaluate=False)[0]
+    assert losses == plain_losses
+
+
+def output_of_a_run(ranks: Ranks, folder: Path, stage: int) -> str:
+    """What two steps write to stdout and stderr, libraries in C++ included."""
+    path = folder / str(ranks.rank)
+    with path.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    engine = build_engine(ranks, stage, Precision.bf16)
+    step(engine, 0)
+    engine.save(folder)
+    sys.stdout.flush()
+    return path.read_text()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", [1, 3])
+def test_deepspeed_is_silent(stage: int, tmp_path: Path) -> None:
+    assert run_ranks(output_of_a_run, 2, folder=tmp_path, stage=stage) == ["", ""]
+
+
+def wait_for_a_rank_that_hangs(ranks: Ranks, stage: int) -> tuple[str, float]:
+    engine = build_engine(ranks, stage, timeout_minutes=1.5 / 60)
+    step(engine, 0)
+    started = time.monotonic()
+    if ranks.rank == 1:
+        signal.pause()
+    try:
+        step(engine, 1)
+    except RuntimeError as error:
+        raise RuntimeError(f"after {time.monotonic() - started:.0f} s: {error}") from None
+    raise AssertionError("the step ended without rank 1")
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_rank_that_hangs_is_noticed_within_the_time_out(stage: int) -> None:
+    with pytest.raises(RuntimeError, match=r"after [12] s: .*[Tt]imed out"):
+        run_ranks(wait_for_a_rank_that_hangs, 2, stage=stage, timeout_s=30)

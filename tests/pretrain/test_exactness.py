@@ -1,0 +1,151 @@
+"""The loss of a global batch does not depend on how it is computed.
+
+The reference is a plain torch loop: one packed row, one process, one backward, no DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from engine_samples import (
+    BATCH_SIZE,
+    MANY_MICRO_STEPS,
+    ONE_MICRO_STEP,
+    build_engine,
+    build_model,
+    global_batch,
+    optim_settings,
+)
+from ranks_harness import run_ranks
+
+from pretrain.engine import Engine
+from pretrain.optimizers import parameter_groups
+from pretrain.ranks import Ranks
+from pretrain.schedules import learning_rate
+from pretrain.settings import OptimizerName, Precision, ScheduleSettings
+
+pytestmark = pytest.mark.distributed
+
+STEPS = 20
+SCHEDULE = ScheduleSettings(STEPS, warmup_steps=5, warmup_fraction=0.0, decay_from_step_0=False)
+
+
+def rate(step: int) -> float:
+    return learning_rate(step, SCHEDULE, optim_settings().learning_rate)
+
+
+@functools.cache
+def plain_loop() -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
+    """Losses, gradient norms and last weights of 20 steps of torch's AdamW."""
+    model, settings = build_model(), optim_settings()
+    groups = parameter_groups(model, settings.weight_decay)
+    optimizer = torch.optim.AdamW(groups, 1.0, (0.9, 0.999), settings.eps, foreach=False)
+    losses, norms = [], []
+    for step in range(STEPS):
+        batch = global_batch(step)
+        mlm_loss, nsp_loss, *_ = model(batch.micro_batches[0])
+        loss = mlm_loss / batch.num_masked + nsp_loss / BATCH_SIZE
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, norms, {name: p.detach() for name, p in model.named_parameters()}
+
+
+def train(
+    ranks: Ranks, stage: int, token_budget: int
+) -> tuple[list[float], list[float], dict[str, torch.Tensor], set[int]]:
+    engine = build_engine(ranks, stage)
+    losses, norms, micro_steps = [], [], set()
+    for step in range(STEPS):
+        batch = global_batch(step, ranks.rank, ranks.world_size, token_budget)
+        micro_steps.add(len(batch.micro_batches))
+        result = engine.train_step(batch, rate(step))
+        mlm_loss, nsp_loss, *_ = ranks.sum(result.sums.tolist())
+        losses.append(mlm_loss / batch.num_masked + nsp_loss / batch.num_sequences)
+        norms.append(float(result.grad_norm))
+    return losses, norms, engine.full_weights(), micro_steps
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("token_budget", [ONE_MICRO_STEP, MANY_MICRO_STEPS])
+def test_losses_norms_and_weights_are_those_of_a_plain_loop(
+    stage: int, world_size: int, token_budget: int
+) -> None:
+    losses, norms, weights = plain_loop()
+    results = run_ranks(train, world_size, stage=stage, token_budget=token_budget)
+    got_losses, got_norms, got_weights, micro_steps = results[0]
+    assert micro_steps == {1} if token_budget == ONE_MICRO_STEP else len(micro_steps) > 1
+    assert min(norms) > 1, "every step is clipped: per micro-batch it would give other weights"
+    assert got_losses[0] == pytest.approx(losses[0], rel=1e-6)
+    assert got_losses == pytest.approx(losses, rel=1e-4)
+    assert got_norms[0] == pytest.approx(norms[0], rel=1e-5)
+    assert got_norms == pytest.approx(norms, rel=1e-3)
+    assert got_weights.keys() == weights.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(got_weights[name], weight, rtol=0, atol=2e-4, msg=name)
+
+
+def first_gradient(ranks: Ranks, stage: int, token_budget: int) -> dict[str, torch.Tensor]:
+    """The gradient that reached the optimizer: after one step exp_avg is (1 - beta_1) of it."""
+    engine = build_engine(ranks, stage, betas=[0.5, 0.5], max_grad_norm=1e9)
+    engine.train_step(global_batch(0, ranks.rank, ranks.world_size, token_budget), 0.0)
+    return {name: 2 * value for name, value in moment(engine).items()}
+
+
+def moment(engine: Engine) -> dict[str, torch.Tensor]:
+    return engine._gather("exp_avg", engine._parameters)
+
+
+@pytest.mark.parametrize(
+    ("stage", "world_size", "token_budget"),
+    [(0, 4, ONE_MICRO_STEP), (1, 4, MANY_MICRO_STEPS), (2, 2, MANY_MICRO_STEPS), (3, 2, 48)],
+)
+def test_gradient_is_that_of_the_global_mean_with_uneven_masks(
+    stage: int, world_size: int, token_budget: int
+) -> None:
+    model, batch = build_model(), global_batch(0)
+    mlm_loss, nsp_loss, *_ = model(batch.micro_batches[0])
+    (mlm_loss / batch.num_masked + nsp_loss / BATCH_SIZE).backward()
+    shares = [global_batch(0, r, world_size, token_budget).micro_batches for r in range(world_size)]
+    assert len({micro_batch.num_masked for share in shares for micro_batch in share}) > 1
+    got = run_ranks(first_gradient, world_size, stage=stage, token_budget=token_budget)[0]
+    for name, parameter in model.named_parameters():
+        largest = parameter.grad.abs().max().item()
+        torch.testing.assert_close(
+            got[name], parameter.grad, rtol=0, atol=1e-6 * max(1.0, largest), msg=name
+        )
+
+
+def losses_in(ranks: Ranks, stage: int, precision: Precision, name: OptimizerName) -> list[float]:
+    engine = build_engine(ranks, stage, precision, name=name)
+    losses = []
+    for step in range(8):
+        batch = global_batch(step, ranks.rank, ranks.world_size, MANY_MICRO_STEPS)
+        sums = ranks.sum(engine.train_step(batch, rate(step)).sums.tolist())
+        losses.append(sums[0] / batch.num_masked + sums[1] / batch.num_sequences)
+    return losses
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [(0, Precision.bf16_autocast), (1, Precision.bf16), (3, Precision.bf16), (2, Precision.fp16)],
+)
+def test_low_precision_stays_near_fp32(stage: int, precision: Precision) -> None:
+    losses = run_ranks(losses_in, 2, stage=stage, precision=precision, name=OptimizerName.adamw)[0]
+    assert losses == pytest.approx(plain_loop()[0][:8], abs=0.1)
+    assert losses != plain_loop()[0][:8]
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_bert_adam_is_the_same_sharded_and_whole(stage: int) -> None:
+    arguments = {"precision": Precision.fp32, "name": OptimizerName.bert_adam}
+    whole = run_ranks(losses_in, 1, stage=0, **arguments)[0]
+    sharded = run_ranks(losses_in, 2, stage=stage, **arguments)[0]
+    assert sharded == pytest.approx(whole, rel=1e-5)

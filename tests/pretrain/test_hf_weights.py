@@ -1,0 +1,102 @@
+"""Weights to Hugging Face's names and back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from model_samples import random_model, small_settings
+from torch import Tensor
+
+from data_prep.configuration import SettingsError
+from pretrain.hf_weights import from_hugging_face, to_hugging_face
+
+
+def weights(seed: int = 0) -> dict[str, Tensor]:
+    """Weights of a small model for 50 entries, the 14 rows that pad them 0."""
+    model = random_model(small_settings(), 50, seed)
+    with torch.no_grad():
+        model.embeddings.word.weight[50:] = 0
+        model.mlm_head.decoder.bias[50:] = 0
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_there_and_back_gives_the_same_weights_bit_for_bit() -> None:
+    state = weights()
+    back = from_hugging_face(to_hugging_face(state, small_settings(), 50), small_settings(), 50)
+    assert set(back) == set(state)
+    for name, tensor in state.items():
+        assert torch.equal(back[name], tensor), name
+
+
+def test_names_and_shapes_are_those_that_transformers_saves(tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    theirs = transformers.BertForPreTraining(config).state_dict()
+    tied = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
+    expected = {name: tensor.shape for name, tensor in theirs.items() if name not in tied}
+    converted = to_hugging_face(weights(), small_settings(), 50)
+    assert {name: tensor.shape for name, tensor in converted.items()} == expected
+
+
+def test_queries_keys_and_values_are_the_thirds_of_ours_in_this_order() -> None:
+    state = weights()
+    converted = to_hugging_face(state, small_settings(), 50)
+    prefix = "bert.encoder.layer.1.attention.self."
+    for kind in ("weight", "bias"):
+        thirds = [converted[f"{prefix}{name}.{kind}"] for name in ("query", "key", "value")]
+        assert torch.equal(torch.cat(thirds), state[f"layers.1.qkv.{kind}"])
+
+
+def test_rows_that_pad_the_vocabulary_are_cut() -> None:
+    state = weights()
+    converted = to_hugging_face(state, small_settings(), 50)
+    words = converted["bert.embeddings.word_embeddings.weight"]
+    assert torch.equal(words, state["embeddings.word.weight"][:50])
+    assert converted["cls.predictions.bias"].shape == (50,)
+
+
+def test_the_first_released_files_are_read_too() -> None:
+    """TensorFlow's LayerNorm names, copies of tied tensors, position ids as a buffer."""
+    state = weights()
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): tensor
+        for name, tensor in to_hugging_face(state, small_settings(), 50).items()
+    }
+    old["cls.predictions.decoder.weight"] = old["bert.embeddings.word_embeddings.weight"]
+    old["bert.embeddings.position_ids"] = torch.arange(64)[None]
+    back = from_hugging_face(old, small_settings(), 50)
+    for name, tensor in state.items():
+        assert torch.equal(back[name], tensor), name
+
+
+def test_a_decoder_that_is_not_tied_is_refused() -> None:
+    theirs = to_hugging_face(weights(), small_settings(), 50)
+    theirs["cls.predictions.decoder.weight"] = torch.zeros(50, 32)
+    with pytest.raises(SettingsError, match=r"decoder\.weight differs from .*word_embeddings"):
+        from_hugging_face(theirs, small_settings(), 50)
+
+
+def test_missing_and_left_over_weights_are_named() -> None:
+    theirs = to_hugging_face(weights(), small_settings(), 50)
+    theirs["stranger"] = theirs.pop("bert.pooler.dense.bias")
+    with pytest.raises(SettingsError, match=r"1 missing \['bert.pooler.dense.bias'\].*stranger"):
+        from_hugging_face(theirs, small_settings(), 50)
+    with pytest.raises(SettingsError, match=r"our weights .* 0 missing .* 12 not known"):
+        to_hugging_face(weights(), small_settings(num_hidden_layers=1), 50)
+
+
+def test_another_vocabulary_is_refused_with_both_sizes() -> None:
+    with pytest.raises(SettingsError, match="has 64 rows and a vocabulary of 70 entries"):
+        to_hugging_face(weights(), small_settings(), 70)
+    theirs = to_hugging_face(weights(), small_settings(), 50)
+    with pytest.raises(SettingsError, match="has 50 rows and the vocabulary 49 entries"):
+        from_hugging_face(theirs, small_settings(), 49)

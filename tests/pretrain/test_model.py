@@ -1,0 +1,359 @@
+"""The model against stock transformers, published parameter counts and its own invariants."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_samples import padded, random_batch, random_model, small_settings
+from torch import Tensor
+
+from data_prep.configuration import compose
+from pretrain.hf_weights import from_hugging_face, to_hugging_face
+from pretrain.model import BertForPreTraining, padded_vocab_size
+from pretrain.settings import ModelSettings, Settings
+
+
+def relative_difference(ours: Tensor, theirs: Tensor, floor: float = 1e-3) -> float:
+    """Largest difference, in parts of the largest value (or of `floor`, where that is smaller)."""
+    return ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(floor)).item()
+
+
+def hugging_face_twin(model: BertForPreTraining, attn_implementation: str = "sdpa"):
+    """`transformers.BertForPreTraining` with the weights of `model`."""
+    transformers = pytest.importorskip("transformers")
+    own = model.settings
+    config = transformers.BertConfig(
+        vocab_size=model.vocab_size,
+        hidden_size=own.hidden_size,
+        num_hidden_layers=own.num_hidden_layers,
+        num_attention_heads=own.num_attention_heads,
+        intermediate_size=own.intermediate_size,
+        hidden_act=own.hidden_act,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        max_position_embeddings=own.max_position_embeddings,
+        type_vocab_size=own.type_vocab_size,
+        layer_norm_eps=own.layer_norm_eps,
+        attn_implementation=attn_implementation,
+    )
+    twin = transformers.BertForPreTraining(config)
+    weights = to_hugging_face(dict(model.named_parameters()), own, model.vocab_size)
+    rest = twin.load_state_dict(weights, strict=False)
+    assert set(rest.missing_keys) <= {
+        "cls.predictions.decoder.weight",
+        "cls.predictions.decoder.bias",
+    }
+    assert not rest.unexpected_keys
+    return twin
+
+
+@st.composite
+def models_and_batches(draw: st.DrawFn):
+    num_heads = draw(st.integers(1, 4))
+    own = small_settings(
+        hidden_size=num_heads * draw(st.sampled_from([8, 16])),
+        num_attention_heads=num_heads,
+        num_hidden_layers=draw(st.integers(1, 3)),
+        intermediate_size=draw(st.integers(8, 96)),
+        hidden_act=draw(st.sampled_from(["gelu", "gelu_new"])),
+        pad_vocab_size_multiple_of=draw(st.sampled_from([1, 8, 64])),
+    )
+    vocab_size = draw(st.integers(30, 90))
+    lengths = draw(st.lists(st.integers(1, 64), min_size=1, max_size=6))
+    seed = draw(st.integers(0, 1_000))
+    return random_model(own, vocab_size, seed), random_batch(lengths, vocab_size, seed)
+
+
+# the same configurations in every run: the bound is at the edge of what fp32 can hold
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(models_and_batches())
+def test_logits_losses_and_every_gradient_equal_those_of_transformers(model_and_batch) -> None:
+    model, batch = model_and_batch
+    twin = hugging_face_twin(model)
+    inputs = padded(batch)
+
+    theirs = twin(**inputs)
+    theirs.loss.backward()
+    is_masked = inputs["labels"] != -100
+    mlm_logits, nsp_logits = model.logits(batch)
+    mlm_sum, nsp_sum, mlm_correct, nsp_correct = model(batch)
+    mlm_loss, nsp_loss = mlm_sum / batch.num_masked, nsp_sum / batch.num_sequences
+    (mlm_loss + nsp_loss).backward()
+
+    their_mlm_logits = theirs.prediction_logits[is_masked]
+    their_nsp_logits = theirs.seq_relationship_logits
+    assert relative_difference(mlm_logits, their_mlm_logits) < 1e-5
+    assert relative_difference(nsp_logits, their_nsp_logits) < 1e-5
+    their_mlm_loss = F.cross_entropy(their_mlm_logits, batch.labels)
+    their_nsp_loss = F.cross_entropy(their_nsp_logits, batch.next_sentence_labels)
+    assert relative_difference(mlm_loss, their_mlm_loss) < 1e-5
+    assert relative_difference(nsp_loss, their_nsp_loss) < 1e-5
+    assert mlm_correct == (their_mlm_logits.argmax(-1) == batch.labels).sum()
+    assert nsp_correct == (their_nsp_logits.argmax(-1) == batch.next_sentence_labels).sum()
+
+    gradients = {name: p.grad for name, p in twin.named_parameters()}
+    expected = from_hugging_face(gradients, model.settings, model.vocab_size)
+    # sums of opposite terms may cancel to almost nothing, where fp32 has no five digits left
+    floor = 0.01 * max(gradient.abs().max().item() for gradient in expected.values())
+    for name, parameter in model.named_parameters():
+        assert relative_difference(parameter.grad, expected[name], floor) < 1e-5, name
+
+
+def test_the_test_above_is_sharp_enough_to_see_the_other_gelu() -> None:
+    model = random_model(small_settings(), 50, seed=1)
+    batch = random_batch([20, 30], 50, seed=1)
+    other = BertForPreTraining(small_settings(hidden_act="gelu_new"), 50)
+    other.load_weights(dict(model.named_parameters()))
+    assert relative_difference(other.logits(batch)[0], model.logits(batch)[0]) > 1e-5
+
+
+def published(size: str, multiple: int) -> ModelSettings:
+    overrides = [f"+model={size}", f"model.pad_vocab_size_multiple_of={multiple}"]
+    return compose("config", Settings, overrides)[0].model
+
+
+@pytest.mark.parametrize(
+    ("size", "multiple", "vocab_size", "embeddings", "layer", "without_heads", "pretraining"),
+    [
+        ("base", 1, 30_522, 23_837_184, 7_087_872, 109_482_240, 110_106_428),
+        ("large", 1, 30_522, 31_782_912, 12_596_224, 335_141_888, 336_226_108),
+        ("base", 8, 30_522, 23_841_792, 7_087_872, 109_486_848, 110_111_042),
+        ("large", 8, 30_522, 31_789_056, 12_596_224, 335_148_032, 336_232_258),
+        ("base", 1, 28_996, 22_665_216, 7_087_872, 108_310_272, 108_932_934),
+        ("large", 1, 28_996, 30_220_288, 12_596_224, 333_579_264, 334_661_958),
+    ],
+)
+def test_parameter_counts_are_the_published_ones_to_the_unit(
+    size: str,
+    multiple: int,
+    vocab_size: int,
+    embeddings: int,
+    layer: int,
+    without_heads: int,
+    pretraining: int,
+) -> None:
+    with torch.device("meta"):
+        model = BertForPreTraining(published(size, multiple), vocab_size)
+
+    def count(module: torch.nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters())
+
+    assert count(model.embeddings) == embeddings
+    assert {count(module) for module in model.layers} == {layer}
+    encoder = count(model.embeddings) + count(model.layers)
+    assert encoder + count(model.pooler) == without_heads
+    assert model.num_parameters == count(model) == pretraining
+
+
+def test_every_matrix_is_drawn_from_the_truncated_normal_and_every_bias_is_zero() -> None:
+    model = BertForPreTraining(small_settings(hidden_size=768, intermediate_size=1_024), 1_000)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7.0)  # whatever initialize leaves out is seen
+    model.initialize(torch.Generator().manual_seed(3))
+    truncated_std = 0.02 * 0.87962566  # of a normal cut at two standard deviations
+    for name, parameter in model.named_parameters():
+        if name == "embeddings.word.weight":
+            assert (parameter[1_000:] == 0).all()
+            parameter = parameter[:1_000]
+        if parameter.ndim == 2:
+            assert abs(parameter.std().item() / truncated_std - 1) < 0.05, name
+            assert 0.036 < parameter.abs().max().item() <= 0.04, name
+            assert abs(parameter.mean().item()) < 0.002, name
+        else:
+            is_scale = "norm" in name and name.endswith("weight")
+            assert (parameter == (1.0 if is_scale else 0.0)).all(), name
+
+
+def test_padding_the_vocabulary_changes_neither_initial_weights_nor_logits() -> None:
+    batch = random_batch([12, 7], 50, seed=0)
+    logits = []
+    for multiple in (1, 64):
+        model = BertForPreTraining(small_settings(pad_vocab_size_multiple_of=multiple), 50)
+        model.initialize(torch.Generator().manual_seed(0))
+        logits.append(model.logits(batch)[0])
+    assert logits[0].shape == logits[1].shape == (3, 50)
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-5, atol=1e-6)
+
+
+def test_rows_that_pad_the_vocabulary_get_no_probability_and_no_gradient() -> None:
+    model = random_model(small_settings(), 50, seed=2)
+    with torch.no_grad():  # a model that would love the padded rows, were it asked
+        model.mlm_head.decoder.bias[50:] = 1_000.0
+    batch = random_batch([12, 30], 50, seed=2)
+    in_softmax = torch.softmax(model._padded_logits(batch)[0], -1)
+    assert in_softmax.shape[1] == padded_vocab_size(50, model.settings) == 64
+    assert (in_softmax[:, 50:] == 0).all()
+
+    mlm_loss, nsp_loss, _, _ = model(batch)
+    (mlm_loss + nsp_loss).backward()
+    assert mlm_loss.isfinite()
+    assert (model.embeddings.word.weight.grad[50:] == 0).all()
+    assert (model.mlm_head.decoder.bias.grad[50:] == 0).all()
+    assert (model.mlm_head.decoder.bias.grad[:50] != 0).all()
+
+
+def test_packed_sequences_have_the_logits_they_have_alone() -> None:
+    model = random_model(small_settings(), 60, seed=4)
+    lengths = [17, 1, 64, 5, 30]
+    batch = random_batch(lengths, 60, seed=4)
+    mlm_logits, nsp_logits = model.logits(batch)
+    ends = batch.cu_seqlens.tolist()
+    alone = []
+    for i, n in enumerate(lengths):
+        row = slice(ends[i], ends[i + 1])
+        inside = (batch.masked_positions >= row.start) & (batch.masked_positions < row.stop)
+        one = random_batch([n], 60, seed=0, masked=[int(inside.sum())])
+        one.input_ids[:] = batch.input_ids[row]
+        one.segment_ids[:] = batch.segment_ids[row]
+        one.masked_positions[:] = batch.masked_positions[inside] - row.start
+        alone.append(model.logits(one))
+    expected = torch.cat([mlm for mlm, _ in alone])
+    torch.testing.assert_close(mlm_logits, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        nsp_logits, torch.cat([nsp for _, nsp in alone]), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_a_neighbour_holds_never_changes_an_output(dtype: torch.dtype) -> None:
+    model = random_model(small_settings(), 60, seed=5).to(dtype)
+    batch = random_batch([20, 33, 9], 60, seed=5, masked=[3, 3, 3])
+    mlm_before, nsp_before = model.logits(batch)
+    batch.input_ids[20:53] = batch.input_ids[20:53].flip(0)  # the middle sequence alone
+    mlm_after, nsp_after = model.logits(batch)
+    same_mlm, same_nsp = [0, 1, 2, 6, 7, 8], [0, 2]
+    assert mlm_before.isfinite().all()
+    assert torch.equal(mlm_before[same_mlm], mlm_after[same_mlm])
+    assert torch.equal(nsp_before[same_nsp], nsp_after[same_nsp])
+    assert not torch.equal(mlm_before[3:6], mlm_after[3:6])
+
+
+def test_a_batch_without_a_masked_position_has_mlm_loss_zero_and_finite_gradients() -> None:
+    model = random_model(small_settings(), 50, seed=6)
+    mlm_loss, nsp_loss, mlm_correct, _ = model(random_batch([9, 4], 50, seed=6, masked=[0, 0]))
+    assert mlm_loss.item() == 0
+    assert mlm_correct.item() == 0
+    (mlm_loss + nsp_loss).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+LISTS = ("input_ids", "position_ids", "segment_ids", "labels", "next_sentence_labels")
+
+
+def test_the_four_results_are_scalar_sums_in_a_plain_tuple() -> None:
+    model = random_model(small_settings(), 50, seed=7)
+    one, other = random_batch([9, 4], 50, seed=7), random_batch([30], 50, seed=8)
+    both = [a + b for a, b in zip(model(one), model(other), strict=True)]
+    assert type(model(one)) is tuple
+    assert [x.shape for x in model(one)] == [()] * 4
+    assert model(one)[0].dtype == model(one)[1].dtype == torch.float32
+
+    joined = dataclasses.replace(
+        one,
+        lengths=[9, 4, 30],
+        cu_seqlens=torch.tensor([0, 9, 13, 43], dtype=torch.int32),
+        masked_positions=torch.cat([one.masked_positions, other.masked_positions + 13]),
+        **{name: torch.cat([getattr(one, name), getattr(other, name)]) for name in LISTS},
+    )
+    for together, apart in zip(model(joined), both, strict=True):
+        torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_is_at_the_places_of_the_paper_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = small_settings(hidden_dropout_prob=0.25, attention_probs_dropout_prob=0.5)
+    model = random_model(own, 50, seed=9).train()
+    batch = random_batch([9, 4, 7], 50, seed=9)
+    hidden: list[tuple[torch.Size, float]] = []
+    probabilities: list[float] = []
+    dropout, attend = F.dropout, F.scaled_dot_product_attention
+
+    def record_dropout(x: Tensor, p: float, training: bool, inplace: bool = False) -> Tensor:
+        if training:
+            hidden.append((x.shape, p))
+        return dropout(x, p, training, inplace)
+
+    def record_attention(*args: Tensor, dropout_p: float) -> Tensor:
+        probabilities.append(dropout_p)
+        return attend(*args, dropout_p=dropout_p)
+
+    monkeypatch.setattr(F, "dropout", record_dropout)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", record_attention)
+    model(batch)
+    assert hidden == [(torch.Size([20, 32]), 0.25)] * (1 + 2 * 2)
+    assert probabilities == [0.5] * (2 * 3)
+
+    hidden.clear()
+    probabilities.clear()
+    model.eval()
+    assert torch.equal(model.logits(batch)[0], model.logits(batch)[0])
+    assert hidden == []
+    assert set(probabilities) == {0.0}
+
+
+def is_tied(model: BertForPreTraining) -> bool:
+    word, decoder = model.embeddings.word.weight, model.mlm_head.decoder.weight
+    return word is decoder and "mlm_head.decoder.weight" not in dict(model.named_parameters())
+
+
+def test_the_decoder_stays_tied_through_load_state_dict_copy_cast_and_device_move() -> None:
+    model = random_model(small_settings(), 50, seed=10)
+    other = BertForPreTraining(small_settings(), 50)
+    other.load_weights(dict(model.named_parameters()))
+    assert is_tied(other)
+    assert torch.equal(other.embeddings.word.weight, model.embeddings.word.weight)
+    third = BertForPreTraining(small_settings(), 50)
+    third.load_state_dict(model.state_dict(), strict=True)
+    assert is_tied(third)
+    assert torch.equal(third.mlm_head.decoder.weight, model.embeddings.word.weight)
+    assert is_tied(copy.deepcopy(model))
+    assert is_tied(copy.deepcopy(model).to(torch.bfloat16))
+    if torch.cuda.is_available():
+        assert is_tied(copy.deepcopy(model).to("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("pooler.weight"), "pooler.weight is missing"),
+        (lambda state: state.update(extra=torch.zeros(1)), "extra is not known"),
+        (
+            lambda state: state.update({"embeddings.word.weight": torch.zeros(50, 32)}),
+            r"embeddings.word.weight is \(50, 32\) instead of \(64, 32\)",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_and_nothing_is_loaded(change, message) -> None:
+    model = random_model(small_settings(), 50, seed=11)
+    state = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    change(state)
+    before = model.pooler.bias.clone()
+    with pytest.raises(ValueError, match=message):
+        model.load_weights(state)
+    assert torch.equal(model.pooler.bias, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("way", ["autocast", "cast"])
+def test_half_precision_gives_fp32_losses_near_those_of_fp32(dtype: torch.dtype, way: str) -> None:
+    model = random_model(small_settings(), 50, seed=12)
+    batch = random_batch([33, 12, 20], 50, seed=12)
+    expected = [x.item() for x in model(batch)[:2]]
+    if way == "cast":
+        model.to(dtype)
+    with torch.autocast("cpu", dtype=dtype, enabled=way == "autocast"):
+        mlm_loss, nsp_loss, _, _ = model(batch)
+    (mlm_loss + nsp_loss).backward()
+    assert mlm_loss.dtype == nsp_loss.dtype == torch.float32
+    assert [mlm_loss.item(), nsp_loss.item()] == pytest.approx(expected, rel=0.05)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name

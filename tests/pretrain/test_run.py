@@ -1,0 +1,269 @@
+"""The main job, from the command line to the exported folder, on real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from run_in_fork import pretrain_run
+
+from data_prep.files import checksum, read_json
+from pretrain.engine import Engine
+
+pytestmark = pytest.mark.distributed
+
+SMALL = (
+    "+model=tiny",
+    "model.hidden_size=32",
+    "model.intermediate_size=64",
+    "optim.global_batch=8",
+    "engine.tokens_per_micro_batch=512",
+    "schedule.total_steps=12",
+    "eval.every_steps=6",
+    "eval.max_examples=40",
+    "checkpoint.every_steps=4",
+    "monitor.every_steps=1",
+    "run.name=x",
+)
+
+
+def arguments(sample_dir: Path, *more: str) -> list[str]:
+    return [*SMALL, f"data.dir={sample_dir}", *more]
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "runs/x/metrics.jsonl").read_bytes().splitlines()
+    return [orjson.loads(line) for line in lines]
+
+
+def weights(folder: Path, step: int = 12) -> str:
+    return checksum(folder / f"runs/x/checkpoints/step-{step:08d}/model.safetensors")
+
+
+def kill_at(call: int, of_rank: int = 0) -> Any:
+    """A hook: SIGKILL to the rank when it comes to its n-th training step."""
+
+    def hook(rank: int) -> None:
+        train_step, calls = Engine.train_step, 0
+
+        def killed(self: Engine, *args: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == call and rank == of_rank:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return train_step(self, *args)
+
+        Engine.train_step = killed  # type: ignore[method-assign]
+
+    return hook
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    statuses, output = pretrain_run(arguments(sample_dir), folder)
+    assert statuses == [0], output
+    return folder, output
+
+
+def test_a_run_writes_every_figure_under_its_name(uninterrupted: tuple[Path, str]) -> None:
+    lines = metrics(uninterrupted[0])
+    training = [line for line in lines if "train/loss" in line]
+    assert [line["step"] for line in training] == list(range(1, 13))
+    for name in (
+        "loss", "mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy", "learning_rate", "grad_norm"
+    ):  # fmt: skip
+        assert all(isinstance(line[f"train/{name}"], float) for line in training), name
+    assert all(line["perf/tokens_per_second"] > 0 for line in training)
+    assert all(line["perf/sequences_per_second"] > 0 for line in training)
+    evaluations = [line for line in lines if "eval/mlm_loss" in line]
+    assert [line["step"] for line in evaluations] == [6, 12]
+    for name in ("mlm_accuracy", "nsp_loss", "nsp_accuracy", "mlm_perplexity"):
+        assert all(f"eval/{name}" in line for line in evaluations), name
+
+
+def test_the_learning_rate_at_every_update_is_googles(uninterrupted: tuple[Path, str]) -> None:
+    rates = [m["train/learning_rate"] for m in metrics(uninterrupted[0]) if "train/loss" in m]
+    warmup, total, peak = 1, 12, 1e-3
+    expected = [
+        peak * step / warmup if step < warmup else peak * (1 - step / total)
+        for step in range(total)
+    ]
+    assert rates == pytest.approx(expected)
+
+
+def test_the_first_loss_is_that_of_guessing_evenly(uninterrupted: tuple[Path, str]) -> None:
+    first = metrics(uninterrupted[0])[0]
+    assert first["train/mlm_loss"] == pytest.approx(8.32, abs=0.15)  # ln 4096
+    assert first["train/nsp_loss"] == pytest.approx(0.693, abs=0.05)
+
+
+def test_a_run_ends_with_its_figures_guesses_and_paths(uninterrupted: tuple[Path, str]) -> None:
+    output = uninterrupted[1]
+    assert "by token frequency alone" in output
+    assert "[MASK]" in output
+    for path in ("metrics.jsonl", "step-00000012", "runs/x/export"):
+        assert path in output
+
+
+def test_a_run_folder_holds_its_settings_and_its_environment(
+    uninterrupted: tuple[Path, str],
+) -> None:
+    folder = uninterrupted[0] / "runs/x"
+    assert "hidden_size: 32" in (folder / "config.yaml").read_text()
+    assert read_json(folder / "environment.json")["packages"]["torch"]
+    assert (folder / "logs/rank-00000.log").exists()
+    assert sorted(p.name for p in (uninterrupted[0]).iterdir()) == ["output.txt", "runs"]
+
+
+def test_only_the_newest_checkpoints_stay(uninterrupted: tuple[Path, str]) -> None:
+    names = sorted(p.name for p in (uninterrupted[0] / "runs/x/checkpoints").iterdir())
+    assert names == ["step-00000004", "step-00000008", "step-00000012"]
+
+
+@pytest.mark.parametrize("call", [3, 6, 9])
+def test_a_killed_run_continues_to_the_same_weights_bit_for_bit(
+    sample_dir: Path, tmp_path: Path, uninterrupted: tuple[Path, str], call: int
+) -> None:
+    statuses, _ = pretrain_run(arguments(sample_dir), tmp_path, hook=kill_at(call))
+    assert statuses == [-signal.SIGKILL]
+    statuses, output = pretrain_run(arguments(sample_dir), tmp_path)
+    assert statuses == [0], output
+    assert weights(tmp_path) == weights(uninterrupted[0])
+    steps = [m["step"] for m in metrics(tmp_path) if "train/loss" in m]
+    assert steps == list(range(1, 13))
+
+
+def test_two_ranks_killed_one_after_the_other_continue_to_the_same_weights(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    straight.mkdir(), killed.mkdir()
+    statuses, output = pretrain_run(arguments(sample_dir), straight, ranks=2)
+    assert statuses == [0, 0], output
+    for call, rank in ((6, 1), (3, 0)):
+        statuses, _ = pretrain_run(
+            arguments(sample_dir), killed, ranks=2, hook=kill_at(call, rank)
+        )
+        assert statuses[rank] == -signal.SIGKILL
+    statuses, output = pretrain_run(arguments(sample_dir), killed, ranks=2)
+    assert statuses == [0, 0], output
+    assert weights(killed) == weights(straight)
+
+
+def test_a_signal_saves_ends_with_0_and_the_next_start_continues(
+    sample_dir: Path, tmp_path: Path, uninterrupted: tuple[Path, str]
+) -> None:
+    def signal_at_step_5(rank: int) -> None:
+        os.environ["BERT_STOPPED_FILE"] = str(tmp_path / "stopped")
+        train_step, calls = Engine.train_step, 0
+
+        def signalled(self: Engine, *args: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 5:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return train_step(self, *args)
+
+        Engine.train_step = signalled  # type: ignore[method-assign]
+
+    statuses, output = pretrain_run(arguments(sample_dir), tmp_path, hook=signal_at_step_5)
+    assert statuses == [0], output
+    assert (tmp_path / "stopped").exists()
+    assert (tmp_path / "runs/x/checkpoints/step-00000005/manifest.json").exists()
+    statuses, output = pretrain_run(arguments(sample_dir), tmp_path)
+    assert statuses == [0], output
+    assert weights(tmp_path) == weights(uninterrupted[0])
+
+
+def test_a_finished_run_started_again_trains_nothing_and_shows_its_end(
+    sample_dir: Path, uninterrupted: tuple[Path, str]
+) -> None:
+    before = metrics(uninterrupted[0])
+    statuses, output = pretrain_run(arguments(sample_dir), uninterrupted[0])
+    assert statuses == [0], output
+    assert metrics(uninterrupted[0]) == before
+    assert "by token frequency alone" in output
+
+
+def test_must_resume_without_a_checkpoint_is_refused_before_training(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    statuses, output = pretrain_run(arguments(sample_dir, "run.resume=must"), tmp_path)
+    assert statuses == [2]
+    assert "run.resume=must, but there is no checkpoint in runs/x/checkpoints" in output
+
+
+def test_never_resume_does_not_overwrite_a_checkpoint(
+    sample_dir: Path, uninterrupted: tuple[Path, str]
+) -> None:
+    before = weights(uninterrupted[0])
+    statuses, output = pretrain_run(
+        arguments(sample_dir, "run.resume=never"), uninterrupted[0]
+    )
+    assert statuses == [2]
+    assert "type another run.name, or delete that folder" in output
+    assert weights(uninterrupted[0]) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.learning_rate=2e-3", "optim.learning_rate: 0.001 then, 0.002 now"),
+        ("model.num_hidden_layers=3", "model.num_hidden_layers: 2 then, 3 now"),
+        ("run.seed=7", "run.seed: 12345 then, 7 now"),
+    ],
+)
+def test_a_run_with_other_settings_is_not_continued(
+    sample_dir: Path, uninterrupted: tuple[Path, str], override: str, message: str
+) -> None:
+    statuses, output = pretrain_run(arguments(sample_dir, override), uninterrupted[0])
+    assert statuses == [2]
+    assert message in output
+
+
+def test_a_mistake_is_said_once_and_not_once_per_rank(sample_dir: Path, tmp_path: Path) -> None:
+    statuses, output = pretrain_run(
+        arguments(sample_dir, "model.num_attention_heads=5"), tmp_path, ranks=2
+    )
+    assert statuses == [2, 2]
+    assert output.count("num_attention_heads=5") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_mistyped_data_folder_is_refused_and_the_sample_not_taken_instead(
+    tmp_path: Path,
+) -> None:
+    statuses, output = pretrain_run([*SMALL, "data.dir=data/mein"], tmp_path)
+    assert statuses == [2]
+    assert "no data/mein/len128/manifest.json" in output
+    assert not (tmp_path / "data").exists()
+
+
+def test_without_a_model_the_models_are_listed(tmp_path: Path) -> None:
+    statuses, output = pretrain_run([], tmp_path)
+    assert statuses == [2]
+    assert "base, large, small, tiny" in output
+
+
+def test_wandb_is_written_offline_by_rank_0_with_the_whole_configuration(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    def no_key(rank: int) -> None:
+        for name in ("WANDB_API_KEY", "WANDB_MODE"):
+            os.environ.pop(name, None)
+        os.environ["HOME"] = str(tmp_path)
+
+    statuses, output = pretrain_run(
+        arguments(sample_dir, "log=wandb", "schedule.total_steps=2"), tmp_path, ranks=2, hook=no_key
+    )
+    assert statuses == [0, 0], output
+    (folder,) = (tmp_path / "runs/x/wandb").glob("offline-run-*")
+    (record,) = folder.glob("*.wandb")
+    stored = record.read_bytes()
+    assert b"tokens_per_micro_batch" in stored
+    assert b"train/mlm_loss" in stored

@@ -1,0 +1,107 @@
+"""Runs of `pretrain.run` in forked processes: what takes seconds to import is imported once.
+
+Each child is a rank of its own, as a launcher would start it; a hook can kill it at a given moment.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+torch.set_num_threads(1)  # before any fork: a thread pool does not survive it
+
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402, F401  pulls in inductor: seconds
+
+import pretrain.batches.loader  # noqa: E402
+import pretrain.checkpoint  # noqa: E402
+import pretrain.engine  # noqa: E402, F401
+from pretrain import run  # noqa: E402
+
+Hook = Callable[[int], None]
+
+
+def pretrain_run(
+    argv: Sequence[str],
+    cwd: Path,
+    *,
+    ranks: int = 1,
+    hook: Hook | None = None,
+    timeout_s: float = 240,
+) -> tuple[list[int], str]:
+    """`python -m pretrain.run ARGV` on so many ranks: exit statuses and all they printed.
+
+    A negative status is a signal's number. Once one rank fails, the others are ended as a launcher
+    does. `hook(rank)` runs first in each child.
+    """
+    output = cwd / "output.txt"
+    port = _free_port()
+    context = multiprocessing.get_context("fork")
+    children = [
+        context.Process(target=_child, args=(argv, cwd, output, rank, ranks, port, hook))
+        for rank in range(ranks)
+    ]
+    output.write_bytes(b"")
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(timeout_s)
+        if child.exitcode != 0:
+            for other in children:
+                other.join(2)
+                other.kill()
+    for child in children:
+        child.join()
+    return [child.exitcode if child.exitcode is not None else 99 for child in children], (
+        output.read_text(errors="replace")
+    )
+
+
+def _child(
+    argv: Sequence[str],
+    cwd: Path,
+    output: Path,
+    rank: int,
+    ranks: int,
+    port: int,
+    hook: Hook | None,
+) -> None:
+    os.chdir(cwd)
+    descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  pytest's capture stays with the parent
+    sys.stderr = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
+    if ranks > 1:
+        os.environ.update(
+            RANK=str(rank),
+            WORLD_SIZE=str(ranks),
+            LOCAL_RANK=str(rank),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+        )
+    status = 1
+    try:
+        if hook is not None:
+            hook(rank)
+        status = run.main(argv)
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port

@@ -1,0 +1,77 @@
+"""The commands of README.md do what it says, in its order, on a folder of plain text files."""
+
+from __future__ import annotations
+
+import os
+import pydoc_data.topics
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_prep import settings as data_prep_settings
+from pretrain import run
+
+PROJECT = Path(__file__).resolve().parents[1]
+README = (PROJECT / "README.md").read_text()
+
+
+def blocks(kind: str) -> list[str]:
+    """The code blocks behind `<!-- tested: kind -->`."""
+    return re.findall(rf"<!-- tested: {kind} -->\n```(?:python)?\n(.*?)```", README, re.DOTALL)
+
+
+def commands(kind: str) -> list[str]:
+    return [line for block in blocks(kind) for line in block.splitlines() if line]
+
+
+def test_every_block_of_commands_is_tested_or_has_its_own_target() -> None:
+    shown = re.findall(r"(<!-- tested: \w+ -->\n)?```(?:python)?\n(.*?)```", README, re.DOTALL)
+    untested = [
+        body for mark, body in shown if not mark and re.search(r"^(python|sbatch|torchrun)", body, re.M)
+    ]
+    assert not untested
+
+
+@pytest.mark.parametrize("command", commands("settings"))
+def test_the_settings_of_every_command_are_accepted(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_texts").mkdir()
+    words = command.split()
+    overrides = [word for word in words if re.match(r"\+?[\w.]+=", word)]
+    if "data_prep" in command:
+        data_prep_settings.load(overrides)
+        return
+    if script := re.search(r"slurm/pretrain_(\w+)\.sh", command):
+        assert (PROJECT / script.group()).exists()
+        overrides = [f"+model={script.group(1)}", *overrides]
+    run.load(overrides, world_size=8)
+
+
+def test_the_tree_names_every_folder_that_is_there() -> None:
+    for folder in ("conf", "data_prep", "pretrain", "scripts", "slurm", "docs", "tests"):
+        assert (PROJECT / folder).is_dir()
+        assert re.search(rf"^{folder}/ ", README, re.M), folder
+
+
+@pytest.mark.slow
+def test_a_folder_of_text_files_becomes_a_model_by_the_commands_shown(tmp_path: Path) -> None:
+    texts = tmp_path / "my_texts"
+    texts.mkdir()
+    for name, text in pydoc_data.topics.topics.items():
+        (texts / f"{name}.txt").write_text(text)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(PROJECT),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    script = "\n".join(["set -e", *commands("prepare"), *commands("train")])
+    subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, check=True, timeout=600)
+    for block in blocks("python"):
+        subprocess.run(
+            [sys.executable, "-c", block], cwd=tmp_path, env=environment, check=True, timeout=300
+        )
