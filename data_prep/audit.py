@@ -18,9 +18,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from data_prep import shards
-from data_prep.build import random_next_fault
 from data_prep.files import checksum, write_json
 from data_prep.masking import MaskingRule, num_masked
+from data_prep.pairs import random_next_fault
 from data_prep.settings import DataPrepSettings, start
 from data_prep.shards import Examples
 from data_prep.wordpiece import read_vocab

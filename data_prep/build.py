@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
-from data_prep import engine, masking, shards, tokens
+from data_prep import engine, shards, tokens
 from data_prep.configuration import as_dict
 from data_prep.files import checksum, whole_or_absent, write_json
-from data_prep.pairs import PairRule, make_pairs
+from data_prep.pairs import random_next_fault
 from data_prep.settings import DataPrepSettings, start
 
 # What of the settings decides the bytes; the rest (workers, bounds of the audit, ...) does not.
@@ -50,7 +49,9 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
         is_new = True
     if is_new:  # shards of other settings, or damaged ones: none of them may be met again
         _remove_outputs(folder)
-    task = functools.partial(build_shard, data_dir, settings.seq_len, tasks, manifest)
+    from data_prep.examples import build_shard  # late: it loads the kernels
+
+    task = functools.partial(build_shard, folder, tasks, manifest)
     counts = engine.run_tasks(
         f"build {settings.seq_len}", log_dir, len(tasks), task, settings.workers, manifest
     )
@@ -93,81 +94,6 @@ def list_tasks(token_manifest: dict[str, Any], copies: int) -> list[tuple[str, i
     ]
 
 
-def build_shard(
-    data_dir: Path,
-    seq_len: int,
-    tasks: Sequence[tuple[str, int, int]],
-    manifest: dict[str, Any],
-    index: int,
-) -> dict[str, int]:
-    """One task: the pairs of one part in one pass, masked, as a shard. May have no rows."""
-    split, copy, part = tasks[index]
-    settings, special_ids = manifest["settings"], manifest["special_ids"]
-    store = tokens.TokenStore.open(data_dir, split)
-    pairs = make_pairs(
-        store,
-        part,
-        PairRule(seq_len, settings["short_seq_prob"], settings["seed"], copy),
-        cls_id=special_ids["cls"],
-        sep_id=special_ids["sep"],
-    )
-    masked_positions, masked_offsets, masked_input_ids = masking.mask_examples(
-        pairs.input_ids,
-        pairs.offsets,
-        masking.static_keys(settings["seed"], copy, pairs.document_a, pairs.numbers),
-        masking.MaskingRule.from_manifest(manifest, data_dir / "vocab" / "vocab.txt"),
-    )
-    examples = shards.Examples(
-        input_ids=pairs.input_ids,
-        offsets=pairs.offsets,
-        segment_a_lengths=pairs.segment_a_lengths,
-        next_sentence_labels=pairs.next_sentence_labels,
-        masked_positions=masked_positions,
-        masked_offsets=masked_offsets,
-        masked_input_ids=masked_input_ids,
-        document_a=pairs.document_a,
-        document_b=pairs.document_b,
-    )
-    metadata = {
-        "split": split,
-        "copy": str(copy),
-        "seed": str(settings["seed"]),
-        "seq_len": str(seq_len),
-        "vocab_checksum": str(manifest["vocab_checksum"]),
-        "token_part": store.parts[part].name,
-        "settings": orjson.dumps(settings, option=orjson.OPT_SORT_KEYS).decode(),
-    }
-    folder = data_dir / f"len{seq_len}" / split
-    shards.write_shard(folder / shard_name(tasks, index), examples, metadata)
-    return {
-        f"{split}/truncated_tokens": pairs.truncated_tokens,
-        f"{split}/long_sentences": pairs.long_sentences,
-    }
-
-
-def shard_name(tasks: Sequence[tuple[str, int, int]], index: int) -> str:
-    """Shards are numbered inside their split, in the order of the tasks."""
-    return f"shard-{index - [split for split, _, _ in tasks].index(tasks[index][0]):05d}.arrow"
-
-
-def random_next_fault(random_next: int, rows: int, least: float, most: float) -> str | None:
-    """Why the share of random pairs is out of bounds, or None.
-
-    A few examples prove nothing: the share counts as outside when it is by more than four standard
-    errors, 4 * sqrt(0.25 / rows). So all labels 1 is refused from 33 examples on.
-    """
-    share = random_next / max(rows, 1)
-    margin = 2 / np.sqrt(max(rows, 1))
-    if least - margin <= share <= most + margin:
-        return None
-    return (
-        f"{share:.3f} of {rows:,} pairs have a random next sentence, and {least} to {most} is fit "
-        "for training. Many documents of one sentence make it too high (is every line its own "
-        "document?); mend the documents, or set audit.random_next_least and "
-        "audit.random_next_most"
-    )
-
-
 def summary(manifest: dict[str, Any]) -> str:
     """A short table of what was built."""
     lines = [
@@ -190,11 +116,8 @@ def summary(manifest: dict[str, Any]) -> str:
 
 def _remove_outputs(folder: Path) -> None:
     """Remove what an earlier start wrote, and nothing else that may lie in the folder."""
-    for name in (
-        "manifest.json",
-        "token_counts.npy",
-    ):  # the manifest first: it vouches for the rest
-        (folder / name).unlink(missing_ok=True)
+    (folder / "manifest.json").unlink(missing_ok=True)  # first: it vouches for the rest
+    (folder / "token_counts.npy").unlink(missing_ok=True)
     for name in (*shards.SPLITS, "logs"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
@@ -208,7 +131,8 @@ def _describe(settings: DataPrepSettings, data_dir: Path) -> dict[str, Any]:
             f"{vocab_path} is missing or not the vocabulary that the token store was encoded with; "
             "run data_prep.encode again"
         )
-    chosen = {name: as_dict(settings)[name] for name in DECISIVE}
+    plain = as_dict(settings)
+    chosen = {name: plain[name] for name in DECISIVE}
     return {
         "schema_version": shards.SCHEMA_VERSION,
         "seq_len": settings.seq_len,
@@ -233,7 +157,7 @@ def _collect(
     splits: dict[str, Any] = {split: {"shards": []} for split in shards.SPLITS}
     token_counts = np.zeros(vocab_size, np.int64)
     for index, (split, _, _) in enumerate(tasks):
-        name = shard_name(tasks, index)
+        name = shards.shard_name(tasks, index)
         path = folder / split / name
         if not path.is_file():
             raise RuntimeError(f"{path} was removed; delete {folder} and run data_prep.build again")

@@ -57,7 +57,7 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     write_json(folder / "dropped.json", manifest["dropped"])
     write_json(folder / "manifest.json", manifest)  # last: it says that all the rest is there
     shutil.rmtree(folder / "cache", ignore_errors=True)
-    for path in folder.glob(".*.tmp"):  # of processes that were killed
+    for path in folder.rglob(".*.tmp"):  # of processes that were killed
         path.unlink()
     return manifest
 

@@ -101,10 +101,11 @@ def _run_processes(
     if not waiting:
         return {}
     # Never fork ourselves: the caller may have threads or a GPU. The server that forks instead
-    # imports the task's module once.
+    # imports the task's module once, and pandas, which pyarrow would import in every task: it asks
+    # of the first list it converts whether it is pandas'.
     task, module = _importable(task)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, module])
+    context.set_forkserver_preload([__name__, "pandas", module])
     running: dict[int, tuple[int, ForkServerProcess]] = {}
     failed: dict[int, str] = {}
     with contextlib.ExitStack() as stack:

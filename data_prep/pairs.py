@@ -160,6 +160,24 @@ def split_long_sentences(
     return new_sentence_offsets, first_piece[document_offsets].astype(np.int64)
 
 
+def random_next_fault(random_next: int, rows: int, least: float, most: float) -> str | None:
+    """Why the share of random pairs is out of bounds, or None.
+
+    A few examples prove nothing: the share counts as outside when it is by more than four standard
+    errors, 4 * sqrt(0.25 / rows). So all labels 1 is refused from 33 examples on.
+    """
+    share = random_next / max(rows, 1)
+    margin = 2 / np.sqrt(max(rows, 1))
+    if least - margin <= share <= most + margin:
+        return None
+    return (
+        f"{share:.3f} of {rows:,} pairs have a random next sentence, and {least} to {most} is fit "
+        "for training. Many documents of one sentence make it too high (is every line its own "
+        "document?); mend the documents, or set audit.random_next_least and "
+        "audit.random_next_most"
+    )
+
+
 def _by_part(
     store: TokenStore, rows: NDArray[np.int64], documents: NDArray[np.int64]
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:

@@ -91,8 +91,8 @@ def load(overrides: Sequence[str]) -> DataPrepSettings:
 def start(job: Callable[[DataPrepSettings], object], argv: Sequence[str] | None = None) -> int:
     """Run one job as a program: load its settings, call it, return the exit status.
 
-    0 done; 1 refused or failed on what it met; 2 wrong settings. A message on stderr stands for a
-    traceback in both cases; a slip of our own (any other exception) keeps its traceback.
+    0 done; 1 refused or failed on what it met; 2 wrong settings; 130 interrupted. A message on
+    stderr stands for a traceback; a slip of our own (any other exception) keeps its traceback.
     """
     try:
         job(load(sys.argv[1:] if argv is None else argv))
@@ -102,6 +102,9 @@ def start(job: Callable[[DataPrepSettings], object], argv: Sequence[str] | None 
     except (ValueError, RuntimeError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command continues\n")
+        return 130
     return 0
 
 

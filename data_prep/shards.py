@@ -11,7 +11,7 @@ Suffixes: N examples, T tokens of all examples end to end, M masked positions of
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,11 @@ def read_shard(path: Path) -> tuple[Examples, dict[str, str]]:
         document_b=batch.column("document_b").to_numpy(),
     )
     return examples, metadata
+
+
+def shard_name(tasks: Sequence[tuple[str, int, int]], index: int) -> str:
+    """The file of task `index` of (split, pass, part) tasks: numbered inside its split."""
+    return f"shard-{index - [split for split, _, _ in tasks].index(tasks[index][0]):05d}.arrow"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -192,7 +192,7 @@ class Wandb:
         pass  # events stand in events.jsonl
 
     def close(self) -> None:
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 def _wandb_is_reachable() -> bool:

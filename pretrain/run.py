@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SettingsError as error:
             if environment_rank() == 0:
                 print(f"pretrain.run: {error}", file=sys.stderr)
+            else:  # the launcher ends all ranks with the first: not before rank 0 has spoken
+                stop.wait(limit_s=30)
             return 2
 
 

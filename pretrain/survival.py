@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
 
 
@@ -25,6 +26,12 @@ class StopRequest:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, request._note)
         return request
+
+    def wait(self, limit_s: float) -> None:
+        """Return when a signal has come, or after so many seconds."""
+        end = time.monotonic() + limit_s
+        while not self.requested and time.monotonic() < end:
+            time.sleep(0.1)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True

@@ -54,6 +54,7 @@ def pretrain_run(
         child.join(timeout_s)
         if child.exitcode != 0:
             for other in children:
+                other.terminate()
                 other.join(2)
                 other.kill()
     for child in children:

@@ -1,1 +1,52 @@
-"""One file a kind of source; each yields documents."""
+"""One file a kind of source; each cuts its input into tasks and yields documents."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from data_prep.documents import Document, Reject
+from data_prep.settings import SourceKind, SourceSettings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an input is cut. It depends on the input and on characters_per_part, on nothing else."""
+
+    tasks: list[Any]  # one for each part; each is what `read` takes, made of JSON's types
+    inputs: dict[str, Any]  # what there is to read, for the manifest
+    state: Any  # changes when the input does; of JSON's types
+
+
+class Source(Protocol):
+    """What a module in this folder offers."""
+
+    def plan(self, source: SourceSettings, characters_per_part: int, cache: Path) -> Plan:
+        """Cut the input into tasks. Raises SettingsError where there is nothing to read.
+
+        `cache` is a folder for what must lie on the disk until all documents are collected.
+        """
+
+    def read(self, source: SourceSettings, task: Any) -> Iterator[Document | Reject]:
+        """Everything that one task holds, in order: as a document, or rejected with a reason."""
+
+
+def module_of(kind: SourceKind) -> Source:
+    """The module of one kind, imported only now: `datasets` takes a second to load."""
+    return cast(Source, importlib.import_module(f"data_prep.sources.{kind.value}"))
+
+
+def cut_by_size(sizes: list[int], most: int) -> list[range]:
+    """Consecutive runs of items whose sizes add up to `most` at most, or of one larger item."""
+    runs: list[range] = []
+    first = total = 0
+    for index, size in enumerate(sizes):
+        if index > first and total + size > most:
+            runs.append(range(first, index))
+            first = index
+            total = 0
+        total += size
+    return [*runs, range(first, len(sizes))] if sizes else []

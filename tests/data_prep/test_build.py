@@ -8,7 +8,9 @@ import pytest
 from made_corpora import FIRST_TEXT_ID, random_documents, run_inline, write_corpus
 
 from data_prep import build, engine
+from data_prep.examples import build_shard
 from data_prep.files import read_json, write_json
+from data_prep.pairs import random_next_fault
 from data_prep.settings import DataPrepSettings, load
 from data_prep.shards import Shards, read_shard, read_token_counts, verify
 from data_prep.tokens import read_manifest
@@ -200,7 +202,7 @@ def test_documents_of_one_sentence_are_refused_and_leave_no_manifest(
 def test_the_share_of_random_pairs_is_judged_by_its_standard_error(
     random_next: int, rows: int, is_fault: bool
 ) -> None:
-    assert (build.random_next_fault(random_next, rows, 0.45, 0.65) is not None) == is_fault
+    assert (random_next_fault(random_next, rows, 0.45, 0.65) is not None) == is_fault
 
 
 def test_a_split_of_one_document_is_refused(tmp_path: Path, inline) -> None:
@@ -255,9 +257,9 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, inline) -> None:
         tokens["splits"]["train"] = [{**part, "name": name} for name in names]
         write_json(tmp_path / "tokens" / "manifest.json", tokens)
         tasks = build.list_tasks(tokens, 1)
-        build.build_shard(tmp_path, 64, tasks, manifest, 1)  # loads the kernels
+        build_shard(tmp_path / "len64", tasks, manifest, 1)  # loads the kernels
         tracemalloc.start()  # numpy reports its arrays; memory-mapped pages are the system's
-        build.build_shard(tmp_path, 64, tasks, manifest, 0)
+        build_shard(tmp_path / "len64", tasks, manifest, 0)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.1 * peaks[0]

@@ -16,7 +16,7 @@ from data_prep import collect
 from data_prep.configuration import SettingsError
 from data_prep.documents import list_parts, read_part
 from data_prep.files import checksum, read_json
-from data_prep.settings import load
+from data_prep.settings import DataPrepSettings, load, start
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,12 +115,13 @@ def test_a_changed_book_is_collected_anew(tmp_path: Path) -> None:
 def test_a_failed_task_leaves_no_manifest_and_the_next_start_completes(tmp_path: Path) -> None:
     books = _books(tmp_path / "books")
     folder = tmp_path / "d" / "documents" / "books"
-    (folder / "part-00001.parquet").mkdir(parents=True)  # a file cannot replace a folder
-    with pytest.raises(RuntimeError, match=r"1 of \d tasks failed: 1\. Task 1: IsADirectoryError"):
+    folder.mkdir(parents=True)
+    (folder / "rejects").write_text("a file in the place of a folder")
+    with pytest.raises(RuntimeError, match=r"2 of 3 tasks failed: 1, 2\. Task 1: FileExistsError"):
         _run(tmp_path / "d", books)
     assert not (folder / "manifest.json").exists()
-    assert (folder / "part-00002.parquet").is_file()
-    (folder / "part-00001.parquet").rmdir()
+    assert (folder / "logs" / "finished" / "00000.json").exists()
+    (folder / "rejects").unlink()
     _run(tmp_path / "d", books)
     _run(tmp_path / "fresh", books)
     assert _bytes(tmp_path / "d") == _bytes(tmp_path / "fresh")
@@ -129,14 +130,14 @@ def test_a_failed_task_leaves_no_manifest_and_the_next_start_completes(tmp_path:
 def test_a_killed_collect_is_completed_by_the_same_command_with_the_same_bytes(
     tmp_path: Path,
 ) -> None:
-    books = _books(tmp_path / "books", count=60)
+    books = _books(tmp_path / "books", count=8)
     command = [
         sys.executable, "-m", "data_prep.collect", "+source=books", f"source.path={books}",
         f"data_dir={tmp_path / 'd'}", "characters_per_part=30", "num_workers=1",
     ]  # fmt: skip
     folder = tmp_path / "d" / "documents" / "books"
     with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as process:
-        while not (folder / "part-00003.parquet").exists():
+        while not (folder / "part-00001.parquet").exists():
             assert process.poll() is None
             time.sleep(0.001)
         os.killpg(process.pid, signal.SIGKILL)
@@ -144,6 +145,7 @@ def test_a_killed_collect_is_completed_by_the_same_command_with_the_same_bytes(
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     _run(tmp_path / "fresh", books, "characters_per_part=30")
     assert _bytes(tmp_path / "d") == _bytes(tmp_path / "fresh")
+    assert not list(folder.rglob("*.tmp"))
 
 
 def test_documents_of_one_id_are_refused_by_name(tmp_path: Path) -> None:
@@ -207,3 +209,13 @@ def test_the_program_prints_a_table_and_a_wrong_setting_without_a_traceback(
         book.write_bytes(b"")
     assert collect.main(given) == 1
     assert capsys.readouterr().err.startswith("source books: no document is left")
+
+
+def test_an_interrupted_job_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def job(settings: DataPrepSettings) -> None:
+        raise KeyboardInterrupt
+
+    assert start(job, [f"data_dir={tmp_path}"]) == 130
+    assert capsys.readouterr().err == "interrupted; the same command continues\n"

@@ -1,4 +1,5 @@
 import pydoc_data.topics
+import shutil
 from pathlib import Path
 
 import pytest
@@ -114,25 +115,30 @@ def test_a_finished_store_is_left_alone(encoded: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_nothing_of_an_earlier_vocabulary_or_corpus_survives(tmp_path: Path) -> None:
-    texts = {str(number): "A bee. A cat." for number in range(30)}
-    write_documents(tmp_path, texts)
-    write_documents(tmp_path, texts, source="zoo")
+def test_another_vocabulary_alone_encodes_everything_anew(tmp_path: Path) -> None:
+    write_documents(tmp_path, {str(number): "A bee. A cat." for number in range(30)})
     write_vocab(tmp_path, "a", "bee", "cat", ".")
     first = run(tmp_path)
-    assert len(first["splits"]["train"]) == 2 * PARTS
-    for path in (tmp_path / "documents" / "zoo").iterdir():
-        path.unlink()
-    (tmp_path / "documents" / "zoo").rmdir()
     write_vocab(tmp_path, "bee", "a", "cat", ".")
-    second = run(tmp_path)
-    assert second["vocab_checksum"] != first["vocab_checksum"]
-    assert len(list(tmp_path.glob("tokens/*/part-*.arrow"))) == 2 * PARTS
+    assert run(tmp_path)["vocab_checksum"] != first["vocab_checksum"]
     for split in ("train", "heldout"):
         documents = read_all(tmp_path, split)
         assert documents
         for sentences in documents.values():
             assert [id_ for sentence in sentences for id_ in sentence] == [6, 5, 8, 6, 7, 8]
+
+
+def test_nothing_of_a_removed_source_survives(tmp_path: Path) -> None:
+    texts = {str(number): "A bee." for number in range(30)}
+    write_documents(tmp_path, texts)
+    write_documents(tmp_path, texts, source="zoo")
+    write_vocab(tmp_path, "a", "bee", ".")
+    assert len(run(tmp_path)["splits"]["train"]) == 2 * PARTS
+    shutil.rmtree(tmp_path / "documents" / "zoo")
+    run(tmp_path)
+    assert len(list(tmp_path.glob("tokens/*/part-*.arrow"))) == 2 * PARTS
+    found = {**read_all(tmp_path, "train"), **read_all(tmp_path, "heldout")}
+    assert set(found) == {f"topics/{id_}" for id_ in texts}
 
 
 def test_a_failing_task_leaves_no_manifest_and_the_next_start_does_the_rest(

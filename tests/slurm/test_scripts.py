@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from data_prep.settings import load
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 TRAINERS = ("slurm/pretrain_base.sh", "slurm/pretrain_large.sh")
 SCRIPTS = (*TRAINERS, "slurm/data_prep.sh")
@@ -202,6 +204,8 @@ def test_data_prep_collects_both_sources_and_builds_both_lengths(
         ["data_prep.build", *own, "seq_len=512", *typed],
         ["data_prep.audit", *own, "seq_len=512", *typed],
     ]
+    for call in calls():
+        load(call["arguments"][3:])  # the jobs accept what they are given
 
 
 @pytest.mark.slurm

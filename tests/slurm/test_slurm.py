@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ def trial(cluster: Any, folder: Path) -> Any:
     return job
 
 
-def _submit(cluster: Any, folder: Path, name: str, *overrides: str) -> Any:
+def _submit(cluster: Any, folder: Path, name: str, *overrides: str, **how: Any) -> Any:
     folders = [f"data.dir={folder}/data", f"run.dir={folder}/runs", f"run.name={name}"]
-    return cluster.submit(SCRIPT, [*TINY, *folders, *overrides], log_dir=folder)
+    return cluster.submit(SCRIPT, [*TINY, *folders, *overrides], log_dir=folder, **how)
 
 
 def _steps(run: Path, figure: str) -> list[int]:
@@ -89,11 +90,18 @@ def test_a_job_warned_of_its_end_continues_after_the_requeue_at_the_step_it_save
     assert (run / "export/model.safetensors").exists()
 
 
-def test_a_wrong_setting_fails_the_job_with_one_message_for_all_tasks(
-    cluster: Any, folder: Path
+def test_a_wrong_setting_fails_the_job_with_one_message_though_the_first_task_starts_late(
+    cluster: Any, tmp_path: Path
 ) -> None:
-    job = _submit(cluster, folder, "wrong", "optim.global_batch=2")
-    assert job.wait_until_ended(30) == "FAILED", job.log
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    late = '[ "$SLURM_PROCID" != 0 ] || sleep 2'  # as on a node that has yet to read its files
+    python.write_text(f'#!/bin/sh\n{late}\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+
+    job = _submit(cluster, tmp_path, "wrong", "optim.global_batch=2", venv=tmp_path)
+
+    assert job.wait_until_ended(60) == "FAILED", job.log
     assert job.log.count("cannot be dealt to 4 ranks") == 1, job.log
     assert "Traceback" not in job.log
-    assert not (folder / "runs/wrong").exists()
+    assert not (tmp_path / "runs").exists()

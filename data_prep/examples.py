@@ -1,0 +1,94 @@
+"""The task of data_prep.build: one part of the token store in one pass -> one shard.
+
+Importing this module loads its kernels, from numba's cache where that is warm: the server from
+which tasks are forked imports it once, and a task of 16 MB of text takes 0.2 s instead of 1 s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from data_prep.masking import MaskingRule, mask_examples, static_keys
+from data_prep.pairs import PairRule, Pairs, make_pairs
+from data_prep.shards import Examples, shard_name, write_shard
+from data_prep.tokens import TokenPart, TokenStore
+
+
+def build_shard(
+    folder: Path, tasks: Sequence[tuple[str, int, int]], manifest: dict[str, Any], index: int
+) -> dict[str, int]:
+    """Write the shard of task `index` below `folder`, data_dir/len<seq_len>; it may have no rows."""
+    split, copy, part = tasks[index]
+    settings, data_dir = manifest["settings"], folder.parent
+    store = TokenStore.open(data_dir, split)
+    pair_rule = PairRule(settings["seq_len"], settings["short_seq_prob"], settings["seed"], copy)
+    masking_rule = MaskingRule.from_manifest(manifest, data_dir / "vocab" / "vocab.txt")
+    examples, pairs = make_examples(store, part, pair_rule, masking_rule)
+    metadata = {
+        "split": split,
+        "copy": str(copy),
+        "seed": str(settings["seed"]),
+        "seq_len": str(settings["seq_len"]),
+        "vocab_checksum": str(manifest["vocab_checksum"]),
+        "token_part": store.parts[part].name,
+        "settings": orjson.dumps(settings, option=orjson.OPT_SORT_KEYS).decode(),
+    }
+    write_shard(folder / split / shard_name(tasks, index), examples, metadata)
+    return {
+        f"{split}/truncated_tokens": pairs.truncated_tokens,
+        f"{split}/long_sentences": pairs.long_sentences,
+    }
+
+
+def make_examples(
+    store: TokenStore, part: int, pair_rule: PairRule, masking_rule: MaskingRule
+) -> tuple[Examples, Pairs]:
+    """The pairs of one part with their static masks; and the pairs, for what they count."""
+    pairs = make_pairs(store, part, pair_rule, masking_rule.cls_id, masking_rule.sep_id)
+    keys = static_keys(pair_rule.seed, pair_rule.copy, pairs.document_a, pairs.numbers)
+    masked_positions, masked_offsets, masked_input_ids = mask_examples(
+        pairs.input_ids, pairs.offsets, keys, masking_rule
+    )
+    examples = Examples(
+        input_ids=pairs.input_ids,
+        offsets=pairs.offsets,
+        segment_a_lengths=pairs.segment_a_lengths,
+        next_sentence_labels=pairs.next_sentence_labels,
+        masked_positions=masked_positions,
+        masked_offsets=masked_offsets,
+        masked_input_ids=masked_input_ids,
+        document_a=pairs.document_a,
+        document_b=pairs.document_b,
+    )
+    return examples, pairs
+
+
+def _load_kernels() -> None:
+    """Two documents of two sentences, in the dtypes of a memory-mapped part."""
+    ids, sentence_offsets = np.arange(16, dtype=np.uint16), np.arange(0, 17, 4, dtype=np.int32)
+    document_offsets = np.array([0, 2, 4], np.int32)
+    for column in (ids, sentence_offsets, document_offsets):
+        column.flags.writeable = False  # as a memory map's: numba tells the two apart
+    part = TokenPart("", ids, sentence_offsets, document_offsets, documents=None)
+    store = TokenStore(Path(), "", {}, [part], np.array([0, 2]))
+    rule = MaskingRule(
+        rate=0.15,
+        max_predictions=None,
+        mask_share=0.8,
+        random_share=0.1,
+        whole_word=False,
+        mask_id=18,
+        cls_id=16,
+        sep_id=17,
+        vocab_size=19,
+        special_ids=(16, 17, 18),
+    )
+    make_examples(store, 0, PairRule(seq_len=16, short_seq_prob=0.1, seed=0, copy=0), rule)
+
+
+_load_kernels()

@@ -1,0 +1,38 @@
+"""BookCorpus as rows of one column, text: a sentence each without borders between books, or books.
+
+Sentences stay apart: each is a paragraph. source.rows_per_document consecutive ones make a
+document, which a border between two books may cross: the rows do not tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from data_prep.cleaning import clean_paragraphs, split_lines
+from data_prep.documents import Document, Reject
+from data_prep.settings import SourceSettings
+from data_prep.sources import Plan
+from data_prep.sources.rows import plan_rows, read_rows
+
+_COLUMNS = ("text",)
+
+
+def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Plan:
+    """Tasks of row ranges that hold whole documents."""
+    group = source.rows_per_document or 1
+    return plan_rows(source, characters_per_part, cache, _COLUMNS, multiple_of=group)
+
+
+def read(source: SourceSettings, task: dict[str, Any]) -> Iterator[Document | Reject]:
+    """A document, or a reject, for each group of rows; the id is the number of its first row."""
+    group = source.rows_per_document or 1
+    rows = read_rows(task, _COLUMNS)
+    first = task["first"]
+    while texts := [row["text"] or "" for row in islice(rows, group)]:
+        id = f"row-{first:09d}"
+        text = clean_paragraphs([line for text in texts for line in split_lines(text)])
+        yield Document(id, "", text) if text else Reject(id, "", "\n".join(texts), "empty")
+        first += group

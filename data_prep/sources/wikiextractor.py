@@ -1,0 +1,97 @@
+"""What WikiExtractor writes: <doc id= url= title=>, the title again, a blank line, paragraphs, </doc>.
+
+Section headings are lines that end in a full stop. What the program leaves behind is removed:
+placeholders of formulas and code, brackets whose contents it removed, tags, escaped entities.
+"""
+
+from __future__ import annotations
+
+import bz2
+import html
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.cleaning import clean_paragraphs, split_lines
+from data_prep.documents import Document, Reject
+from data_prep.settings import SourceSettings
+from data_prep.sources import Plan
+from data_prep.sources.folders import plan_files
+
+_OPEN = re.compile(r'<doc id="([^"]*)" url="[^"]*" title="(.*)">\s*$')
+
+_REFERENCE = re.compile(r"<ref\b[^<>]*/>|<ref\b[^<>]*>.*?</ref\s*>|<!--.*?-->", re.I | re.S)
+# Tags by name: "a < b and c > d" is text, and so is "<the prisoner>".
+_TAG = re.compile(
+    r"</?(?:abbr|b|big|blockquote|br|caption|center|cite|code|dd|del|dfn|div|dl|dt|em|font|gallery|"
+    r"h[1-6]|hr|i|imagemap|includeonly|ins|kbd|li|math|mapframe|nobr|noinclude|nowiki|ol|"
+    r"onlyinclude|p|poem|pre|q|ref|references|s|samp|score|section|small|source|span|strike|"
+    r"strong|sub|sup|syntaxhighlight|table|td|th|timeline|tr|tt|u|ul|var|wbr)\b[^<>]*/?>",
+    re.IGNORECASE,
+)
+_PLACEHOLDER = re.compile(r"\b(?:formula|codice)_\d+|__[A-Z]+__|\{\{[^{}]*\}\}|\{\{|\}\}")
+# "(]; born 1869)" is what a template of a pronunciation leaves.
+_HALF_EMPTY = re.compile(r"([(\[])[\s\]]*[,;:](?:\s*[,;:])*\s*|\(\](?=\))")
+_EMPTY = re.compile(r"\(\s*\)|\[\s*\]")
+_BLANK_BEFORE = re.compile(r" +(?=[,;)\]])|(?<=\w) +(?=\.(?:\s|$))")
+_LIST_MARK = re.compile(r"^(?:BULLET|Section)::::[-\s]*", re.MULTILINE)
+
+
+def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Plan:
+    """Tasks of whole files; WikiExtractor's own are of 1 MB."""
+    return plan_files(source, characters_per_part, "file", lambda path: True)
+
+
+def read(source: SourceSettings, task: list[str]) -> Iterator[Document | Reject]:
+    """A document, or a reject, for each <doc>; and a reject for what stands outside of all."""
+    assert source.path is not None
+    for name in task:
+        data = (Path(source.path) / name).read_bytes()
+        try:
+            text = (bz2.decompress(data) if name.endswith(".bz2") else data).decode("utf-8")
+        except (UnicodeDecodeError, OSError, ValueError) as error:
+            yield Reject(name, "", "", f"unreadable file: {type(error).__name__}")
+            continue
+        yield from _split(name, text)
+
+
+def clean(text: str) -> str:
+    """One page's paragraphs, without what WikiExtractor leaves behind."""
+    text = _TAG.sub(" ", _REFERENCE.sub("", html.unescape(text)))
+    text = _LIST_MARK.sub("", text)
+    text = _HALF_EMPTY.sub(lambda match: match[1] or "(", _PLACEHOLDER.sub("", text))
+    text = _EMPTY.sub("", _EMPTY.sub("", text))  # twice: "([])"
+    return clean_paragraphs(split_lines(_BLANK_BEFORE.sub("", text)))
+
+
+def _split(name: str, text: str) -> Iterator[Document | Reject]:
+    """The pages of one file."""
+    page: tuple[str, str] | None = None  # id and title
+    lines: list[str] = []
+    outside: list[str] = []
+    for line in text.split("\n"):
+        if opened := _OPEN.match(line):
+            if page is not None:
+                yield Reject(*page, "\n".join(lines), "page without an end")
+            page, lines = (opened[1], html.unescape(opened[2])), []
+        elif page is None:
+            outside.append(line)
+        elif line.strip() == "</doc>":
+            yield _page(*page, lines)
+            page = None
+        else:
+            lines.append(line)
+    if page is not None:
+        yield Reject(*page, "\n".join(lines), "page without an end")
+    if any(line.strip() for line in outside):
+        yield Reject(name, "", "\n".join(outside), "text outside of a page")
+
+
+def _page(id: str, title: str, lines: list[str]) -> Document | Reject:
+    """The program repeats the title as the first line; a page of no more is a redirect's stub."""
+    if lines and html.unescape(lines[0]).strip() == title.strip():
+        lines = lines[1:]
+    text = clean("\n".join(lines))
+    if not text:
+        return Reject(id, title, "\n".join(lines), "title only")
+    return Document(id, title, text)

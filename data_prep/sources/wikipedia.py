@@ -1,0 +1,31 @@
+"""Wikipedia as rows of id, url, title, text: Hugging Face's wikimedia/wikipedia or files like it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.cleaning import clean_paragraphs, split_lines
+from data_prep.documents import Document, Reject
+from data_prep.settings import SourceSettings
+from data_prep.sources import Plan
+from data_prep.sources.rows import plan_rows, read_rows
+
+_COLUMNS = ("id", "title", "text")
+
+
+def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Plan:
+    """Tasks of row ranges."""
+    return plan_rows(source, characters_per_part, cache, _COLUMNS, multiple_of=1)
+
+
+def read(source: SourceSettings, task: dict[str, Any]) -> Iterator[Document | Reject]:
+    """A document, or a reject, for each row."""
+    for row in read_rows(task, _COLUMNS):
+        id, title = str(row["id"]), row["title"] or ""
+        text = clean_paragraphs(split_lines(row["text"] or ""))
+        if text:
+            yield Document(id, title, text)
+        else:
+            yield Reject(id, title, row["text"] or "", "empty")
