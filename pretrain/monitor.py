@@ -14,7 +14,7 @@ import time
 import urllib.parse
 import uuid
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import orjson
 
@@ -171,7 +171,7 @@ class Wandb:
         run_id = folder / "run-id"
         if not run_id.exists():
             run_id.write_text(uuid.uuid4().hex[:12])
-        mode = os.environ.get("WANDB_MODE") or ("online" if _wandb_is_reachable() else "offline")
+        mode = _wandb_mode()
         self._run = wandb.init(
             project=log.project,
             entity=log.entity,
@@ -195,16 +195,19 @@ class Wandb:
         self._run.finish()
 
 
-def _wandb_is_reachable() -> bool:
-    """Whether there is a key (its value is not read further) and the server's port answers."""
+def _wandb_mode() -> Literal["online", "offline", "disabled"]:
+    """WANDB_MODE, or online where there is a key and the server's port answers."""
     import wandb
 
+    for mode in get_args(Literal["online", "offline", "disabled"]):
+        if os.environ.get("WANDB_MODE") == mode:
+            return mode  # type: ignore[no-any-return]
     if not wandb.api.api_key:
-        return False
+        return "offline"
     address = urllib.parse.urlparse(wandb.api.settings("base_url"))
     port = address.port or (443 if address.scheme == "https" else 80)
     try:
         socket.create_connection((address.hostname, port), timeout=3).close()
     except OSError:
-        return False
-    return True
+        return "offline"
+    return "online"

@@ -113,7 +113,7 @@ def as_yaml(settings: Settings) -> str:
 def environment() -> dict[str, Any]:
     """Versions, commit and hardware, for the record."""
     root = Path(__file__).resolve().parent.parent
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

@@ -24,8 +24,8 @@ class Voice:
     def log_to(self, path: Path) -> None:
         """From here on log to `path`; ranks other than 0 write all they would print there, too."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        log = logging.FileHandler(path)
-        handlers: list[logging.Handler] = [log]
+        file = path.open("a")
+        handlers: list[logging.Handler] = [logging.StreamHandler(file)]
         if self._early is None:
             to_terminal = logging.StreamHandler()
             to_terminal.setLevel(logging.WARNING)
@@ -34,9 +34,9 @@ class Voice:
             sys.stdout.flush()
             sys.stderr.flush()
             self._early.seek(0)
-            log.stream.write(self._early.read().decode(errors="replace"))
-            log.flush()
-            self._turn_output_to(log.stream.fileno())
+            file.write(self._early.read().decode(errors="replace"))
+            file.flush()
+            self._turn_output_to(file.fileno())
         logging.basicConfig(
             level=logging.INFO,
             format=f"%(asctime)s rank {self._rank} %(levelname)s %(name)s: %(message)s",

@@ -19,8 +19,6 @@ torch.set_num_threads(1)  # before any fork: a thread pool does not survive it
 
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402, F401  pulls in inductor: seconds
 
-import pretrain.batches.loader  # noqa: E402
-import pretrain.checkpoint  # noqa: E402
 import pretrain.engine  # noqa: E402, F401
 from pretrain import run  # noqa: E402
 
@@ -77,8 +75,8 @@ def _child(
     descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  pytest's capture stays with the parent
-    sys.stderr = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
+    sys.stdout = open(1, "w", closefd=False)
+    sys.stderr = open(2, "w", closefd=False, buffering=1)
     if ranks > 1:
         os.environ.update(
             RANK=str(rank),

@@ -30,7 +30,9 @@ def commands(kind: str) -> list[str]:
 def test_every_block_of_commands_is_tested_or_has_its_own_target() -> None:
     shown = re.findall(r"(<!-- tested: \w+ -->\n)?```(?:python)?\n(.*?)```", README, re.DOTALL)
     untested = [
-        body for mark, body in shown if not mark and re.search(r"^(python|sbatch|torchrun)", body, re.M)
+        body
+        for mark, body in shown
+        if not mark and re.search(r"^(python|sbatch|torchrun)", body, re.M)
     ]
     assert not untested
 

@@ -30,7 +30,10 @@ def test_a_choice_becomes_its_enum() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optim.learnin_rate=1", "there is no setting 'optim.learnin_rate'; did you mean optim.lea"),
+        (
+            "optim.learnin_rate=1",
+            "there is no setting 'optim.learnin_rate'; did you mean optim.lea",
+        ),
         ("+optim.learnin_rate=1", "there is no setting 'optim.learnin_rate'; did you mean optim.l"),
         ("optim.learning_rate=fast", "optim.learning_rate: Value 'fast' of type 'str'"),
         ("run.resume=maybe", r"run.resume: .*auto, must, never"),

@@ -19,7 +19,10 @@ PROJECT = Path(__file__).resolve().parents[2]
     ("launcher", "ranks"),
     [
         (["{python}", "-m", "pretrain.run"], 1),
-        (["{python}", "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "pretrain.run"], 2),
+        (
+            ["{python}", "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "pretrain.run"],
+            2,
+        ),
         (["{bin}/deepspeed", "--num_gpus=2", "--module", "pretrain.run"], 2),
     ],
     ids=["bare", "torchrun", "deepspeed"],

@@ -146,9 +146,7 @@ def test_two_ranks_killed_one_after_the_other_continue_to_the_same_weights(
     statuses, output = pretrain_run(arguments(sample_dir), straight, ranks=2)
     assert statuses == [0, 0], output
     for call, rank in ((6, 1), (3, 0)):
-        statuses, _ = pretrain_run(
-            arguments(sample_dir), killed, ranks=2, hook=kill_at(call, rank)
-        )
+        statuses, _ = pretrain_run(arguments(sample_dir), killed, ranks=2, hook=kill_at(call, rank))
         assert statuses[rank] == -signal.SIGKILL
     statuses, output = pretrain_run(arguments(sample_dir), killed, ranks=2)
     assert statuses == [0, 0], output
@@ -202,9 +200,7 @@ def test_never_resume_does_not_overwrite_a_checkpoint(
     sample_dir: Path, uninterrupted: tuple[Path, str]
 ) -> None:
     before = weights(uninterrupted[0])
-    statuses, output = pretrain_run(
-        arguments(sample_dir, "run.resume=never"), uninterrupted[0]
-    )
+    statuses, output = pretrain_run(arguments(sample_dir, "run.resume=never"), uninterrupted[0])
     assert statuses == [2]
     assert "type another run.name, or delete that folder" in output
     assert weights(uninterrupted[0]) == before
