@@ -7,6 +7,8 @@ nor on who does it, and any stream can be started anywhere at no cost.
 
 A stream is a uint32 array of WORDS words: 0-3 the counter (block, purpose, subject low, subject
 high), 4-5 the key, 6-9 the current block of output, 10 how many of it are used.
+
+numba's cache knows a kernel by its own file alone: after a change here, touch the files that call.
 """
 
 from __future__ import annotations

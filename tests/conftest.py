@@ -13,6 +13,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 # one thread per process: ranks are forked from this process, and an OpenMP pool does not survive it
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# the same examples in every run, and no time limit an example: the machine may be busy
+hypothesis.settings.register_profile("project", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("project")
+
 
 @pytest.fixture(scope="session")
 def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -10,6 +10,7 @@ from made_corpora import FIRST_TEXT_ID, random_documents, run_inline, write_corp
 from data_prep import build, engine
 from data_prep.examples import build_shard
 from data_prep.files import read_json, write_json
+from data_prep.masking import MaskingRule, mask_examples, static_keys
 from data_prep.pairs import random_next_fault
 from data_prep.settings import DataPrepSettings, load
 from data_prep.shards import Shards, read_shard, read_token_counts, verify
@@ -147,6 +148,18 @@ def test_token_counts_are_those_of_the_targets_of_train(corpus: Path) -> None:
 
 def test_masks_do_not_stand_in_the_stored_ids(corpus: Path) -> None:
     assert not (all_examples(corpus, "train").input_ids == 4).any()
+
+
+def test_stored_masks_are_those_of_seed_pass_document_and_pair(corpus: Path) -> None:
+    rule = MaskingRule.from_manifest(read_json(corpus / "len64" / "manifest.json"), None)
+    for copy, name in ((0, "shard-00000.arrow"), (1, "shard-00003.arrow")):
+        examples, _ = read_shard(corpus / "len64" / "train" / name)
+        documents = examples.document_a.tolist()
+        numbers = np.array([documents[:i].count(document) for i, document in enumerate(documents)])
+        keys = static_keys(12345, copy, examples.document_a, numbers)
+        positions, _, masked_ids = mask_examples(examples.input_ids, examples.offsets, keys, rule)
+        np.testing.assert_array_equal(examples.masked_positions, positions)
+        np.testing.assert_array_equal(examples.masked_input_ids, masked_ids)
 
 
 def test_a_second_run_finds_all_done_and_touches_nothing(tmp_path: Path, inline) -> None:

@@ -12,9 +12,14 @@ from data_prep.files import checksum, read_json, whole_or_absent, write_json
 def test_a_writer_that_fails_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
     target = tmp_path / "a.bin"
     target.write_bytes(b"old")
-    with pytest.raises(RuntimeError, match="half-way"), whole_or_absent(target) as temporary:
-        temporary.write_bytes(b"ne")
-        raise RuntimeError("half-way")
+
+    def fail_half_way() -> None:
+        with whole_or_absent(target) as temporary:
+            temporary.write_bytes(b"ne")
+            raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        fail_half_way()
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
 

@@ -44,7 +44,7 @@ def test_an_impossible_value_is_refused_with_its_cure(override: str, message: st
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_weights_without_zero_are_refused(precision: str) -> None:
-    with pytest.raises(SettingsError, match="set engine.zero_stage=1"):
+    with pytest.raises(SettingsError, match=r"set engine\.zero_stage=1"):
         check(settings_of("engine=zero0", f"engine.precision={precision}"), world_size=1)
 
 
