@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-from data_prep.shards import Shards
+from data_prep.shards import Shards, read_token_counts
 from pretrain.evaluate import frequency_loss
-from pretrain.prepared import folder_of, token_counts
+from pretrain.prepared import folder_of
 from pretrain.settings import Settings
 
 SENTENCES = (
@@ -50,10 +50,11 @@ def last_evaluation(metrics: Path) -> dict[str, float]:
 def frequency_baseline(settings: Settings, manifest: dict[str, Any]) -> float:
     """Held-out MLM loss of guessing by token frequency alone, in nats, on the examples evaluated."""
     size = manifest["vocab_size"]
-    held_out = Shards.open(folder_of(settings.data), "heldout")
+    folder = folder_of(settings.data)
+    held_out = Shards.open(folder, "heldout")
     count = min(held_out.num_examples, settings.eval.max_examples or held_out.num_examples)
     targets = held_out.read(np.arange(count)).targets
-    return frequency_loss(token_counts(settings.data, size), np.bincount(targets, minlength=size))
+    return frequency_loss(read_token_counts(folder), np.bincount(targets, minlength=size))
 
 
 def _table(figures: dict[str, float], manifest: dict[str, Any]) -> list[str]:

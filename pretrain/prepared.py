@@ -8,9 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from data_prep.configuration import SettingsError
 from data_prep.files import checksum, read_json
 from pretrain.settings import DataSettings
@@ -78,15 +75,3 @@ def prepare_sample(data: DataSettings) -> None:
     )
     for job in (collect, vocab, encode, build):
         job.run(settings)
-
-
-def token_counts(data: DataSettings, vocab_size: int) -> NDArray[np.int64]:
-    """How often each id stands at a masked position of training, (V,): stored by data_prep.build."""
-    path = folder_of(data) / "token_counts.npy"
-    counts: NDArray[np.int64] = np.load(path, allow_pickle=False)
-    if counts.shape != (vocab_size,):
-        raise SettingsError(
-            f"{path} counts {counts.shape[0]} ids and the vocabulary has {vocab_size}; run "
-            f"data_prep.build again with data_dir={data.dir} seq_len={data.seq_len}"
-        )
-    return counts
