@@ -61,10 +61,11 @@ def _table(figures: dict[str, float], manifest: dict[str, Any]) -> list[str]:
     held_out = manifest["splits"]["heldout"]
     random_share = held_out["random_next"] / held_out["rows"]
     loss, by_frequency = figures["eval/mlm_loss"], figures["eval/frequency_mlm_loss"]
+    comparison = "better" if loss < by_frequency else "worse"
     return [
         f"  held-out after {figures['step']:,} steps",
         f"  MLM loss      {loss:8.4f}   by token frequency alone {by_frequency:.4f}, "
-        f"{by_frequency - loss:+.4f} better",
+        f"{abs(by_frequency - loss):.4f} {comparison}",
         f"  MLM accuracy  {figures['eval/mlm_accuracy']:8.2%}",
         f"  NSP loss      {figures['eval/nsp_loss']:8.4f}",
         f"  NSP accuracy  {figures['eval/nsp_accuracy']:8.2%}   a constant answer "

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # tests/pretrain, without an __init__.py, must not be taken for the package of that name

@@ -25,8 +25,12 @@ import torch
 from pretrain.ranks import Ranks
 
 # Imported once and not in every rank: DeepSpeed through our engine, which keeps it quiet, and what
-# DeepSpeed itself imports late (inductor, by way of Muon).
-for module in ("pretrain.engine", "deepspeed.runtime.zero.muon.muon_optimizer"):
+# DeepSpeed itself imports late (inductor, by way of Muon; experts, by way of its configuration).
+for module in (
+    "pretrain.engine",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "deepspeed.module_inject.auto_ep_layer",
+):
     importlib.import_module(module)
 torch.set_num_threads(1)
 
