@@ -103,9 +103,12 @@ def _run(settings: Settings, on_sample: bool, stop: survival.StopRequest, voice:
     ranks = ranks_module.start(settings.engine.timeout_minutes)
     ranks.barrier()
     try:
-        return _with_ranks(settings, ranks, stop, voice)
-    finally:
+        status = _with_ranks(settings, ranks, stop, voice)
+    except SettingsError:  # raised on every rank
         ranks.stop()
+        raise
+    ranks.stop()  # not after another exception: peers that hang would be waited for
+    return status
 
 
 def _help() -> str:

@@ -88,7 +88,7 @@ def test_a_run_writes_every_figure_under_its_name(uninterrupted: tuple[Path, str
 
 def test_the_learning_rate_at_every_update_is_googles(uninterrupted: tuple[Path, str]) -> None:
     rates = [m["train/learning_rate"] for m in metrics(uninterrupted[0]) if "train/loss" in m]
-    warmup, total, peak = 1, 12, 1e-3
+    warmup, total, peak = 1, 12, 1.5e-3
     expected = [
         peak * step / warmup if step < warmup else peak * (1 - step / total)
         for step in range(total)
@@ -209,7 +209,7 @@ def test_never_resume_does_not_overwrite_a_checkpoint(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optim.learning_rate=2e-3", "optim.learning_rate: 0.001 then, 0.002 now"),
+        ("optim.learning_rate=2e-3", "optim.learning_rate: 0.0015 then, 0.002 now"),
         ("model.num_hidden_layers=3", "model.num_hidden_layers: 2 then, 3 now"),
         ("run.seed=7", "run.seed: 12345 then, 7 now"),
     ],
