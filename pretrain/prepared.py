@@ -12,10 +12,10 @@ from data_prep.configuration import SettingsError
 from data_prep.files import checksum, read_json
 from pretrain.settings import DataSettings
 
-# The sample is small: a small vocabulary, and one document in twelve held out so that the
-# held-out figures rest on some thousand masked tokens.
-SAMPLE_VOCAB_SIZE = 4_096
-SAMPLE_HELDOUT_FRACTION = 0.08
+# The sample is small: a small vocabulary, one document in twelve held out so that the held-out
+# figures rest on some ten thousand masked tokens, and several passes, each with other pairs, or next
+# sentence prediction is learnt by heart.
+SAMPLE = ("vocab_size=4096", "heldout_fraction=0.08", "copies=5")
 
 
 def folder_of(data: DataSettings) -> Path:
@@ -69,8 +69,7 @@ def prepare_sample(data: DataSettings) -> None:
             "+source=sample",
             f"data_dir={data.dir}",
             f"seq_len={data.seq_len}",
-            f"vocab_size={SAMPLE_VOCAB_SIZE}",
-            f"heldout_fraction={SAMPLE_HELDOUT_FRACTION}",
+            *SAMPLE,
         ],
     )
     for job in (collect, vocab, encode, build):
