@@ -183,6 +183,8 @@ def _train(
         rule=MaskingRule.from_manifest(manifest, Path(settings.data.dir) / "vocab" / "vocab.txt"),
         **cut,
     )
+    if ranks.rank == 0:
+        print("\n".join([f"run {run_folder}", *outline.lines()]), file=sys.stderr)
     monitor = Monitor(_sinks(settings, run_folder, progress.step) if ranks.rank == 0 else [])
 
     def save(now: Progress) -> None:
@@ -194,8 +196,6 @@ def _train(
         save_checkpoint(run_folder, now.step, state, engine, ranks, settings.checkpoint.keep)
         monitor.event("checkpoint", step=now.step)
 
-    if ranks.rank == 0:
-        print("\n".join([f"run {run_folder}", *outline.lines()]), file=sys.stderr)
     how = "started" if checkpoint is None else "resumed"
     monitor.event(how, step=progress.step, ranks=ranks.world_size)
     try:

@@ -54,15 +54,16 @@ def open_run_folder(folder: Path, settings: Settings, manifest: dict[str, Any]) 
     None means step 0. Raises SettingsError where run.resume forbids what is found, where all
     checkpoints are broken and where the newest belongs to a run with other settings or data.
     """
-    from pretrain.checkpoint import newest_whole
+    from pretrain.checkpoint import find_fault, newest_whole
 
     newest = newest_whole(folder)
     saved = sorted((folder / "checkpoints").glob("step-*"))
     resume = settings.run.resume
     if newest is None and saved and resume is not Resume.never:
         raise SettingsError(
-            f"none of the {len(saved)} checkpoints in {folder / 'checkpoints'} is whole; the "
-            f"reasons are above. Delete that folder to start at step 0, or type another run.name"
+            f"none of the {len(saved)} checkpoints in {folder / 'checkpoints'} is whole:\n"
+            + "".join(f"  {path.name}: {find_fault(path)}\n" for path in saved)
+            + "Delete that folder to start at step 0, or type another run.name"
         )
     if newest is None and resume is Resume.must:
         raise SettingsError(

@@ -77,3 +77,14 @@ def test_a_folder_of_text_files_becomes_a_model_by_the_commands_shown(tmp_path: 
         subprocess.run(
             [sys.executable, "-c", block], cwd=tmp_path, env=environment, check=True, timeout=300
         )
+
+
+def test_every_test_that_the_design_names_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (PROJECT / "docs/design.md").read_text()))
+    there = {
+        name
+        for path in (PROJECT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+    }
+    assert len(named) > 50
+    assert not named - there

@@ -153,6 +153,41 @@ def test_two_ranks_killed_one_after_the_other_continue_to_the_same_weights(
     assert weights(killed) == weights(straight)
 
 
+def test_three_ranks_log_what_one_rank_logs(sample_dir: Path, tmp_path: Path) -> None:
+    """8 sequences on 3 ranks: unequal shares, one result, and none waits for another for ever."""
+    exact = (
+        "model.hidden_dropout_prob=0",
+        "model.attention_probs_dropout_prob=0",
+        "engine=fp32",
+        "schedule.total_steps=8",
+    )
+    logged = []
+    for ranks in (1, 3):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        statuses, output = pretrain_run(arguments(sample_dir, *exact), folder, ranks=ranks)
+        assert statuses == [0] * ranks, output
+        logged.append(metrics(folder))
+    alone, together = logged
+    assert [line["step"] for line in alone] == [line["step"] for line in together]
+    for one, three in zip(alone, together, strict=True):
+        for name in one:
+            if not name.startswith("perf/"):
+                assert three[name] == pytest.approx(one[name], rel=1e-4), (one["step"], name)
+
+
+def test_where_every_checkpoint_is_broken_the_run_does_not_start_over(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    short = arguments(sample_dir, "schedule.total_steps=4", "checkpoint.every_steps=4")
+    assert pretrain_run(short, tmp_path)[0] == [0]
+    (tmp_path / "runs/x/checkpoints/step-00000004/model.safetensors").write_bytes(b"")
+    statuses, output = pretrain_run(short, tmp_path)
+    assert statuses == [2]
+    assert "none of the 1 checkpoints in runs/x/checkpoints is whole" in output
+    assert "model.safetensors has 0 bytes instead of" in output
+
+
 def test_a_signal_saves_ends_with_0_and_the_next_start_continues(
     sample_dir: Path, tmp_path: Path, uninterrupted: tuple[Path, str]
 ) -> None:
@@ -254,12 +289,16 @@ def test_wandb_is_written_offline_by_rank_0_with_the_whole_configuration(
             os.environ.pop(name, None)
         os.environ["HOME"] = str(tmp_path)
 
-    statuses, output = pretrain_run(
-        arguments(sample_dir, "log=wandb", "schedule.total_steps=2"), tmp_path, ranks=2, hook=no_key
-    )
+    with_wandb = arguments(sample_dir, "log=wandb", "schedule.total_steps=2")
+    statuses, output = pretrain_run(with_wandb, tmp_path, ranks=2, hook=no_key)
     assert statuses == [0, 0], output
     (folder,) = (tmp_path / "runs/x/wandb").glob("offline-run-*")
     (record,) = folder.glob("*.wandb")
     stored = record.read_bytes()
     assert b"tokens_per_micro_batch" in stored
     assert b"train/mlm_loss" in stored
+    run_id = (tmp_path / "runs/x/wandb/run-id").read_text()
+    assert folder.name.endswith(run_id)
+    statuses, output = pretrain_run(with_wandb, tmp_path, hook=no_key)
+    assert statuses == [0], output
+    assert f"run {run_id}" in output  # one id through all restarts

@@ -1,0 +1,66 @@
+"""The data of a run is checked by its manifest, before torch is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_prep.configuration import SettingsError
+from data_prep.files import checksum, write_json
+from pretrain.prepared import manifest_of
+from pretrain.settings import DataSettings, Masking
+
+
+def corpus(folder: Path, rows: int = 5) -> DataSettings:
+    (folder / "vocab").mkdir()
+    vocab = folder / "vocab/vocab.txt"
+    vocab.write_text("[PAD]\n[UNK]\n")
+    splits = {"train": {"rows": rows}, "heldout": {"rows": 1}}
+    manifest = {"vocab_checksum": checksum(vocab), "splits": splits}
+    write_json(folder / "len128/manifest.json", manifest)
+    return DataSettings(dir=str(folder), seq_len=128, masking=Masking.static)
+
+
+def test_a_whole_corpus_is_accepted(tmp_path: Path) -> None:
+    assert manifest_of(corpus(tmp_path))["splits"]["train"]["rows"] == 5
+
+
+def test_another_vocabulary_than_that_of_the_shards_is_refused(tmp_path: Path) -> None:
+    data = corpus(tmp_path)
+    (tmp_path / "vocab/vocab.txt").write_text("[PAD]\n[UNK]\nnew\n")
+    with pytest.raises(SettingsError, match="is not the vocabulary that the shards"):
+        manifest_of(data)
+
+
+def test_a_missing_vocabulary_is_named(tmp_path: Path) -> None:
+    data = corpus(tmp_path)
+    (tmp_path / "vocab/vocab.txt").unlink()
+    with pytest.raises(SettingsError, match=r"vocab\.txt is missing"):
+        manifest_of(data)
+
+
+def test_shards_of_another_length_are_offered(tmp_path: Path) -> None:
+    data = corpus(tmp_path)
+    data.seq_len = 512
+    with pytest.raises(SettingsError, match=r"set data\.seq_len=128, which is there"):
+        manifest_of(data)
+
+
+def test_an_empty_split_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no examples in its train split"):
+        manifest_of(corpus(tmp_path, rows=0))
+
+
+def test_a_wrong_setting_is_refused_without_importing_torch() -> None:
+    program = (
+        "import sys; from pretrain.run import main; status = main(['+model=base', 'optim.eps=0']);"
+        "sys.exit(status if 'torch' not in sys.modules else 99)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert answer.returncode == 2, answer.stderr
+    assert "optim.eps=0" in answer.stderr
