@@ -42,8 +42,11 @@ SAMPLE_LINE = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run from the command line; the exit status: 0 done or stopped by a signal with all saved,
-    2 wrong settings (one message, from rank 0)."""
+    """Run from the command line and return the exit status.
+
+    0: done, or stopped by a signal with all saved. 2: wrong settings, one message from rank 0.
+    130: interrupted from the keyboard.
+    """
     arguments = [
         a for a in (sys.argv[1:] if argv is None else argv) if not a.startswith("--local_rank")
     ]
@@ -66,6 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:  # the launcher ends all ranks with the first: not before rank 0 has spoken
                 stop.wait(limit_s=30)
             return 2
+        except KeyboardInterrupt:
+            if environment_rank() == 0:
+                print(
+                    "pretrain.run: interrupted; the same command continues from the last checkpoint",
+                    file=sys.stderr,
+                )
+            return 130
 
 
 def load(overrides: Sequence[str], world_size: int) -> tuple[Settings, bool]:
