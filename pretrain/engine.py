@@ -64,11 +64,22 @@ class StepResult:
 
 
 def resolve_precision(settings: EngineSettings, device: torch.device) -> Precision:
-    """`auto` as what it stands for on this hardware; any other precision as it is."""
-    if settings.precision is not Precision.auto:
-        return settings.precision
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return Precision.bf16_autocast if has_bf16 else Precision.fp32
+    """`auto` as what it stands for on this hardware; any other precision as it is.
+
+    Raises SettingsError where the hardware does not have it: before a model is built.
+    """
+    precision = settings.precision
+    if precision is Precision.auto:
+        is_cuda = device.type == "cuda"
+        has_bf16 = is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = Precision.bf16_autocast if has_bf16 else Precision.fp32
+    if precision is Precision.fp16 and not get_accelerator().is_fp16_supported():
+        raise SettingsError(
+            "engine.precision=fp16 needs a GPU; set engine.precision=fp32 on this machine"
+        )
+    low = precision in (Precision.bf16, Precision.fp16)
+    assert settings.zero_stage > 0 or not low, "settings.check refuses this"
+    return precision
 
 
 class Engine:
@@ -79,7 +90,6 @@ class Engine:
     ) -> None:
         """Take over `model` (fp32) and make it train. Raises SettingsError on a wrong precision."""
         self.precision = resolve_precision(engine, ranks.device)
-        _check_precision(self.precision, engine.zero_stage)
         self.ranks = ranks
         self._stage = engine.zero_stage
         self._max_grad_norm = optim.max_grad_norm
@@ -266,14 +276,6 @@ class Engine:
 
 def _as_sums(outputs: Iterable[Tensor]) -> Tensor:
     return torch.stack([value.detach().double() for value in outputs])
-
-
-def _check_precision(precision: Precision, stage: int) -> None:
-    if precision is Precision.fp16 and not get_accelerator().is_fp16_supported():
-        raise SettingsError(
-            "engine.precision=fp16 needs a GPU; set engine.precision=fp32 on this machine"
-        )
-    assert stage > 0 or precision not in (Precision.bf16, Precision.fp16), "settings.check"
 
 
 def deepspeed_config(precision: Precision, stage: int, max_grad_norm: float) -> dict[str, Any]:
