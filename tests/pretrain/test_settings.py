@@ -30,7 +30,7 @@ def test_the_defaults_of_every_model_pass() -> None:
         ("optim.learning_rate=0", "must be above 0"),
         ("optim.betas=[0.9]", "it takes two numbers"),
         ("schedule.total_steps=0", "schedule.total_steps=0; it must be 1 or more"),
-        ("schedule.warmup_steps=5000", "set schedule.warmup_steps=80"),
+        ("schedule.warmup_steps=5000", "set schedule.warmup_steps=90"),
         ("eval.max_examples=0", "or null for all"),
         ("run.name=a/b", "must be the name of one folder"),
         ("run.seed=-1", "it takes 0 to 4294967295"),
