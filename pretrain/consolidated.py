@@ -8,6 +8,7 @@ engine.json            what has to be the same on both sides, optimizer step, lo
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,8 @@ def write(
         "loss_scaler": loss_scaler,
     }
     write_json(folder / ENGINE_FILE, state)
+    for name in (MODEL_FILE, OPTIMIZER_FILE):  # safetensors lets the owner alone read its files
+        shutil.copymode(folder / ENGINE_FILE, folder / name)
 
 
 def read_small(folder: Path, layout: Layout) -> tuple[int, dict[str, Any] | None]:

@@ -83,6 +83,8 @@ def export(
             metadata={"format": "pt"},
         )
         write_json(temporary / "config.json", _config(settings, tokenizer))
+        # safetensors lets the owner alone read its files
+        shutil.copymode(temporary / "config.json", temporary / "model.safetensors")
         for name in TOKENIZER_FILES:
             shutil.copyfile(vocab_folder / name, temporary / name)
         tokenizer_config = read_json(vocab_folder / "tokenizer_config.json")

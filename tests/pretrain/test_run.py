@@ -120,6 +120,14 @@ def test_a_run_folder_holds_its_settings_and_its_environment(
     assert sorted(p.name for p in (uninterrupted[0]).iterdir()) == ["output.txt", "runs"]
 
 
+def test_weights_can_be_read_by_whoever_can_read_the_rest(uninterrupted: tuple[Path, str]) -> None:
+    folder = uninterrupted[0] / "runs/x"
+    expected = (folder / "metrics.jsonl").stat().st_mode & 0o777
+    written = list(folder.rglob("*.safetensors"))
+    assert len(written) == 7  # three checkpoints of two files, and the export
+    assert {path.stat().st_mode & 0o777 for path in written} == {expected}
+
+
 def test_only_the_newest_checkpoints_stay(uninterrupted: tuple[Path, str]) -> None:
     names = sorted(p.name for p in (uninterrupted[0] / "runs/x/checkpoints").iterdir())
     assert names == ["step-00000004", "step-00000008", "step-00000012"]
