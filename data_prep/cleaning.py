@@ -17,6 +17,11 @@ _INVISIBLE = re.compile(
 )
 _BLANKS = re.compile(r"\s+")
 
+# "(]; born 1869)" is what a template of a pronunciation leaves.
+_HALF_EMPTY = re.compile(r"([(\[])[\s\]]*[,;:](?:\s*[,;:])*\s*|\(\](?=\))")
+_EMPTY = re.compile(r"\(\s*\)|\[\s*\]")
+_BLANK_BEFORE = re.compile(r" +(?=[,;)\]])|(?<=\w) +(?=\.(?:\s|$))")
+
 
 def split_lines(text: str) -> list[str]:
     """The lines of a text, ended by any of the characters that end one; blanks are untouched."""
@@ -31,6 +36,13 @@ def clean_line(line: str) -> str:
 def clean_paragraphs(lines: list[str]) -> str:
     """Paragraphs, one an entry, cleaned, without the empty ones, joined by one newline."""
     return "\n".join(filter(None, map(clean_line, lines)))
+
+
+def remove_hollow_brackets(text: str) -> str:
+    """A text without the brackets that removed markup has left empty, or empty at their start."""
+    text = _HALF_EMPTY.sub(lambda match: match[1] or "(", text)
+    text = _EMPTY.sub("", _EMPTY.sub("", text))  # twice: "([])"
+    return _BLANK_BEFORE.sub("", text)
 
 
 def join_wrapped(lines: list[str]) -> list[str]:

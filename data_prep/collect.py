@@ -7,6 +7,7 @@ dropped.json, and kept with its reason in rejects/.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
@@ -19,12 +20,13 @@ from typing import Any
 from data_prep.configuration import as_dict
 from data_prep.documents import (
     SCHEMA_VERSION,
+    Damage,
     Document,
-    Reject,
+    RowWriter,
     describe_part,
+    open_rejects,
     repeated_ids,
     write_part,
-    write_rejects,
 )
 from data_prep.engine import is_new_start, run_tasks
 from data_prep.files import read_json, write_json
@@ -63,12 +65,17 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Collect one source and print a table."""
+    """Collect one source and print a table. An input that breaks off makes the exit status 1."""
     began = time.monotonic()
 
     def job(settings: DataPrepSettings) -> None:
         manifest = run(settings)
         sys.stdout.write(_table(manifest, time.monotonic() - began))
+        if manifest["damaged"]:
+            raise RuntimeError(
+                "\n".join(manifest["damaged"]) + "\nAll the rest is collected, and the next jobs "
+                "take it as it is; fetch the damaged files anew and run collect again to have it all"
+            )
 
     return start(job, argv)
 
@@ -77,22 +84,28 @@ def _collect_part(
     folder: Path, source: SourceSettings, tasks: list[Any], index: int
 ) -> dict[str, int]:
     """One task: read its share of the input, write one part, and its rejects if there are any."""
-    rejects: list[Reject] = []
-
-    def kept() -> Iterator[Document]:
-        for item in module_of(source.kind).read(source, tasks[index]):
-            if isinstance(item, Reject):
-                rejects.append(item)
-            else:
-                yield item
-
     path = folder / f"part-{index:05d}.parquet"
-    counts = write_part(path, kept())
-    if rejects:
-        write_rejects(folder / "rejects" / path.name, rejects)
+    notes: Counter[str] = Counter()
+
+    with contextlib.ExitStack() as stack:
+        rejects: list[RowWriter] = []  # none, or the one: most parts reject nothing
+
+        def kept() -> Iterator[Document]:
+            for item in module_of(source.kind).read(source, tasks[index]):
+                if isinstance(item, Document):
+                    yield item
+                elif isinstance(item, Damage):
+                    notes[f"damaged: {item.input} {item.what}"] += 1
+                else:
+                    notes[f"dropped: {item.reason}"] += 1
+                    if not rejects:
+                        opened = open_rejects(folder / "rejects" / path.name)
+                        rejects.append(stack.enter_context(opened))
+                    rejects[0].add(item)
+
+        counts = write_part(path, kept())
     write_json(_entry_path(folder, index), describe_part(path))
-    dropped = Counter(f"dropped: {reject.reason}" for reject in rejects)
-    return {**counts, **dropped}
+    return {**counts, **notes}
 
 
 def _entry_path(folder: Path, index: int) -> Path:
@@ -120,8 +133,10 @@ def _manifest(
     dropped = {
         key.removeprefix("dropped: "): n for key, n in counts.items() if key.startswith("dropped: ")
     }
+    damaged = [key.removeprefix("damaged: ") for key in counts if key.startswith("damaged: ")]
     if not counts.get("documents"):
-        raise RuntimeError(f"source {name}: no document is left; dropped were {dropped}")
+        broken = "".join(f"; {damage}" for damage in damaged)
+        raise RuntimeError(f"source {name}: no document is left; dropped were {dropped}{broken}")
     if repeated := repeated_ids(paths):
         raise RuntimeError(
             f"source {name}: several documents have one id, such as {', '.join(repeated)}; collect "
@@ -136,6 +151,7 @@ def _manifest(
         "documents": counts["documents"],
         "characters": counts["characters"],
         "dropped": dropped,
+        "damaged": damaged,
     }
 
 

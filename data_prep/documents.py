@@ -6,6 +6,7 @@ name across sources is "source/id".
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,14 @@ class Reject:
 
 
 @dataclass(frozen=True)
+class Damage:
+    """An input that could not be read to its end; what came before it counts."""
+
+    input: str  # its name
+    what: str
+
+
+@dataclass(frozen=True)
 class Part:
     """One file of the store, as its manifest describes it."""
 
@@ -54,17 +63,49 @@ class Part:
     checksum: str
 
 
+class RowWriter:
+    """Rows of one parquet file, one row group in memory at a time."""
+
+    def __init__(self, file: pq.ParquetWriter, schema: pa.Schema) -> None:
+        self.num_rows = self.characters = 0
+        self._file, self._schema = file, schema
+        self._group: list[Document | Reject] = []
+        self._group_characters = 0
+
+    def add(self, row: Document | Reject) -> None:
+        if self._group and self._group_characters + len(row.text) > ROW_GROUP_CHARACTERS:
+            self.flush()
+        self._group.append(row)
+        self._group_characters += len(row.text)
+
+    def flush(self) -> None:
+        """Write the rows that wait."""
+        if self._group:
+            table = {
+                name: [getattr(row, name) for row in self._group] for name in self._schema.names
+            }
+            self._file.write_table(pa.table(table, schema=self._schema))
+        self.num_rows += len(self._group)
+        self.characters += self._group_characters
+        self._group, self._group_characters = [], 0
+
+
 def write_part(path: Path, documents: Iterable[Document]) -> dict[str, int]:
     """Write documents to one parquet file, whole or not at all; the same rows, the same bytes.
 
     Returns {documents, characters}; characters are those of the texts, newlines included.
     """
-    return _write(path, documents, DOCUMENT_COLUMNS)
+    with _open(path, DOCUMENT_COLUMNS) as writer:
+        for document in documents:
+            writer.add(document)
+    return {"documents": writer.num_rows, "characters": writer.characters}
 
 
-def write_rejects(path: Path, rejects: Iterable[Reject]) -> None:
-    """Write rejected documents with their reasons to one parquet file, as write_part does."""
-    _write(path, rejects, REJECT_COLUMNS)
+@contextlib.contextmanager
+def open_rejects(path: Path) -> Iterator[RowWriter]:
+    """A parquet file of rejected documents with their reasons, whole or absent, as write_part's."""
+    with _open(path, REJECT_COLUMNS) as writer:
+        yield writer
 
 
 def read_part(path: Path) -> Iterator[Document]:
@@ -130,33 +171,13 @@ def _parts_of(folder: Path) -> list[Part]:
     return parts
 
 
-def _write(
-    path: Path, rows: Iterable[Document] | Iterable[Reject], columns: tuple[str, ...]
-) -> dict[str, int]:
+@contextlib.contextmanager
+def _open(path: Path, columns: tuple[str, ...]) -> Iterator[RowWriter]:
     schema = pa.schema([(name, pa.string()) for name in columns])
-    written = characters = 0
     with (
         whole_or_absent(path) as temporary,
-        pq.ParquetWriter(temporary, schema, compression="zstd", compression_level=1) as writer,
+        pq.ParquetWriter(temporary, schema, compression="zstd", compression_level=1) as file,
     ):
-        for group in _row_groups(rows):
-            table = {name: [getattr(row, name) for row in group] for name in columns}
-            writer.write_table(pa.table(table, schema=schema))
-            written += len(group)
-            characters += sum(len(row.text) for row in group)
-    return {"documents": written, "characters": characters}
-
-
-def _row_groups(
-    rows: Iterable[Document] | Iterable[Reject],
-) -> Iterator[list[Document | Reject]]:
-    group: list[Document | Reject] = []
-    characters = 0
-    for row in rows:
-        if group and characters + len(row.text) > ROW_GROUP_CHARACTERS:
-            yield group
-            group, characters = [], 0
-        group.append(row)
-        characters += len(row.text)
-    if group:
-        yield group
+        writer = RowWriter(file, schema)
+        yield writer
+        writer.flush()

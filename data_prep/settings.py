@@ -20,6 +20,7 @@ class SourceKind(enum.Enum):
     wikipedia = "wikipedia"
     bookcorpus = "bookcorpus"
     wikiextractor = "wikiextractor"
+    wikipedia_dump = "wikipedia_dump"
 
 
 @dataclass
@@ -176,7 +177,8 @@ def _check_source(source: SourceSettings) -> list[str]:
     wrong = []
     if not source.name or "/" in source.name or source.name.startswith("."):
         wrong.append(f"source.name={source.name!r} must be the name of one folder")
-    if source.kind in (SourceKind.books, SourceKind.wikiextractor) and source.path is None:
+    local = (SourceKind.books, SourceKind.wikiextractor, SourceKind.wikipedia_dump)
+    if source.kind in local and source.path is None:
         wrong.append("source.path is not set; it is the folder to read: add source.path=FOLDER")
     if source.path is None and source.kind in (SourceKind.wikipedia, SourceKind.bookcorpus):
         if source.dataset is None:

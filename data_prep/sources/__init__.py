@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from data_prep.documents import Document, Reject
+from data_prep.documents import Damage, Document, Reject
 from data_prep.settings import SourceKind, SourceSettings
 
 
@@ -30,8 +30,11 @@ class Source(Protocol):
         `cache` is a folder for what must lie on the disk until all documents are collected.
         """
 
-    def read(self, source: SourceSettings, task: Any) -> Iterator[Document | Reject]:
-        """Everything that one task holds, in order: as a document, or rejected with a reason."""
+    def read(self, source: SourceSettings, task: Any) -> Iterator[Document | Reject | Damage]:
+        """Everything that one task holds, in order: as a document, or rejected with a reason.
+
+        A Damage says that the task's input goes on, or should, and cannot be read.
+        """
 
 
 def module_of(kind: SourceKind) -> Source:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.cleaning import clean_paragraphs, split_lines
+from data_prep.cleaning import clean_paragraphs, remove_hollow_brackets, split_lines
 from data_prep.documents import Document, Reject
 from data_prep.settings import SourceSettings
 from data_prep.sources import Plan
@@ -30,10 +30,6 @@ _TAG = re.compile(
     re.IGNORECASE,
 )
 _PLACEHOLDER = re.compile(r"\b(?:formula|codice)_\d+|__[A-Z]+__|\{\{[^{}]*\}\}|\{\{|\}\}")
-# "(]; born 1869)" is what a template of a pronunciation leaves.
-_HALF_EMPTY = re.compile(r"([(\[])[\s\]]*[,;:](?:\s*[,;:])*\s*|\(\](?=\))")
-_EMPTY = re.compile(r"\(\s*\)|\[\s*\]")
-_BLANK_BEFORE = re.compile(r" +(?=[,;)\]])|(?<=\w) +(?=\.(?:\s|$))")
 _LIST_MARK = re.compile(r"^(?:BULLET|Section)::::[-\s]*", re.MULTILINE)
 
 
@@ -59,9 +55,7 @@ def clean(text: str) -> str:
     """One page's paragraphs, without what WikiExtractor leaves behind."""
     text = _TAG.sub(" ", _REFERENCE.sub("", html.unescape(text)))
     text = _LIST_MARK.sub("", text)
-    text = _HALF_EMPTY.sub(lambda match: match[1] or "(", _PLACEHOLDER.sub("", text))
-    text = _EMPTY.sub("", _EMPTY.sub("", text))  # twice: "([])"
-    return clean_paragraphs(split_lines(_BLANK_BEFORE.sub("", text)))
+    return clean_paragraphs(split_lines(remove_hollow_brackets(_PLACEHOLDER.sub("", text))))
 
 
 def _split(name: str, text: str) -> Iterator[Document | Reject]:

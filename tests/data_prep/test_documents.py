@@ -15,10 +15,10 @@ from data_prep.documents import (
     Reject,
     describe_part,
     list_parts,
+    open_rejects,
     read_part,
     repeated_ids,
     write_part,
-    write_rejects,
 )
 from data_prep.files import checksum, write_json
 
@@ -57,7 +57,8 @@ def test_a_writer_that_fails_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_rejects_keep_their_reason(tmp_path: Path) -> None:
-    write_rejects(tmp_path / "a.parquet", [Reject("1", "a title", "what was read", "empty")])
+    with open_rejects(tmp_path / "a.parquet") as rejects:
+        rejects.add(Reject("1", "a title", "what was read", "empty"))
     assert pq.read_table(tmp_path / "a.parquet").to_pylist() == [
         {"id": "1", "title": "a title", "text": "what was read", "reason": "empty"}
     ]

@@ -1,0 +1,132 @@
+"""MediaWiki's markup to paragraphs: prose alone, without what stands beside it on the page.
+
+Dropped: templates, tables, references, formulas, galleries, files, categories, links to other
+languages, lists, headings. A link leaves its text, a section's end a paragraph's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+
+import mwparserfromhell
+from mwparserfromhell.nodes import ExternalLink, Heading, HTMLEntity, Node, Tag, Text, Wikilink
+from mwparserfromhell.wikicode import Wikicode
+
+from data_prep.cleaning import clean_paragraphs, remove_hollow_brackets, split_lines
+
+# MediaWiki knows the English names in every language; a dump's header names the others.
+HIDDEN_NAMESPACES = frozenset({"file", "image", "media", "category"})
+
+_DROPPED_TAGS = frozenset(
+    "ref references table gallery math chem ce timeline score imagemap mapframe maplink graph hiero "
+    "syntaxhighlight source pre templatestyles templatedata indicator inputbox categorytree "
+    "section ul ol dl li dt dd td tr th caption hr noinclude".split()
+)
+_BLOCK_TAGS = frozenset({"br", "p", "div", "center", "blockquote", "poem", "h1", "h2", "h3", "h4"})
+_LIST_TAGS = frozenset({"li", "dt", "dd"})
+_LIST_MARK = "\0"  # which no XML holds
+
+# Each language has its word: "#REDIRECT [[Target]]", "#WEITERLEITUNG [[Ziel]]".
+_REDIRECT = re.compile(r"\s*#\w+\s*:?\s*\[\[")
+_TEMPLATE_NAME = re.compile(r"\{\{\s*([^{}|\n]+?)\s*(?=[|\n}])")
+# Of the page's own templates, not those that point at such a page: "Disambiguation needed".
+_DISAMBIGUATION = re.compile(
+    r"(?:(?:[\w-]+ )*disambiguation|disambig\w*|dab|[\w-]*disambig|hndis|geodis|"
+    r"begriffsklärung|homonymie|(?:página de )?desambig\w*|disambigua|doorverwijspagina|dp|"
+    r"ujednoznacznienie|неоднозначность|многозначность|багатозначність|пояснение|αποσαφήνιση|"
+    r"desambiguació|apartigilo|消歧义|消歧義)"
+    r"(?:[ -](?:page|cleanup))?",
+    re.IGNORECASE,
+)
+
+_HIDDEN_COLON = re.compile(r"[a-z]{2,3}(?:-[a-z]{2,})*|simple")  # codes of languages
+_MEDIA_NAME = re.compile(r"[^:]+:.+\.(?:jpe?g|png|svg|gif|tiff?|webp|og[agv]|webm|mp[34]|pdf|djvu)")
+# [[Kategorie:A]] alone on a line, whatever a language calls it: no prose either way.
+_LINK_LINE = re.compile(r"^[ \t]*(?:\[\[[^\[\]:|\n]+:[^\[\]\n]*\]\][ \t]*)+$", re.MULTILINE)
+
+_QUOTES = re.compile("'{2,}")
+_SWITCH = re.compile(r"__[A-Z]{3,}__")
+_CONVERSION = re.compile(
+    r"-\{(?:[^{}|]*\|)?(?:zh[\w-]*:)?([^{}|:;]*)[^{}]*\}-"
+)  # the first variant
+_HOLLOW_COMMAS = re.compile(r"[,;:]\s*(?=\))|(?<=[,;]) ?,(?:\s*,)*")  # (A, {{b}}) and A, {{b}}, C
+# What the parser leaves where the marks on a page do not pair.
+_UNPAIRED_TABLE = re.compile(r"^[ \t]*\{\|.*?(?:^[ \t]*\|\}|\Z)", re.MULTILINE | re.DOTALL)
+_UNPAIRED = re.compile(r"\{\{|\}\}|\[\[|\]\]|</?[a-z]+\b[^<>\n]{0,300}>|<ref\b", re.IGNORECASE)
+_NO_PROSE = re.compile(r"^\s*(?:[|!]|\{\||=+[^=]+=+\s*$|[\W\d_]*$)")
+
+
+def is_redirect(markup: str) -> bool:
+    """Whether a page's text begins with a redirect's mark, in any language."""
+    return _REDIRECT.match(markup) is not None
+
+
+def is_disambiguation(title: str, markup: str) -> bool:
+    """Whether a page only lists the meanings of its title, by its title or its templates."""
+    if title.lower().endswith("(disambiguation)") or "__DISAMBIG__" in markup:
+        return True
+    names = (match[1].replace("_", " ") for match in _TEMPLATE_NAME.finditer(markup))
+    return any(_DISAMBIGUATION.fullmatch(name) for name in names)
+
+
+def to_text(markup: str, hidden: Collection[str] = HIDDEN_NAMESPACES) -> str:
+    """The prose of a page, one paragraph a line; empty where there is none.
+
+    `hidden` are lower-case names of the namespaces whose links show no text: files, categories.
+    Raises mwparserfromhell.parser.ParserError on markup that the parser gives up on.
+    """
+    markup = _LINK_LINE.sub("", markup.replace(_LIST_MARK, ""))
+    # Bold and italics are the quotes that _QUOTES removes: the parser is slow at pairing them.
+    parsed = mwparserfromhell.parse(markup, skip_style_tags=True)
+    text = "".join(_shown(parsed, hidden))
+    text = _UNPAIRED_TABLE.sub("", _SWITCH.sub("", _CONVERSION.sub(r"\1", text)))
+    text = _QUOTES.sub(lambda match: "'" if len(match[0]) == 4 else "", text)
+    text = remove_hollow_brackets(_HOLLOW_COMMAS.sub("", _UNPAIRED.sub("", text)))
+    lines = (line.partition(_LIST_MARK)[0] for line in split_lines(text))
+    return clean_paragraphs([line for line in lines if not _NO_PROSE.match(line)])
+
+
+def _shown(markup: Wikicode | None, hidden: Collection[str]) -> Iterator[str]:
+    """The visible text of markup, piece by piece; what follows a list's mark on its line is not."""
+    for node in markup.nodes if markup is not None else ():
+        yield from _shown_of(node, hidden)
+
+
+def _shown_of(node: Node, hidden: Collection[str]) -> Iterator[str]:
+    if isinstance(node, Text):
+        yield node.value
+    elif isinstance(node, Wikilink):
+        if not _is_hidden(node, hidden):
+            if node.text is None:
+                yield "".join(_shown(node.title, hidden)).strip().removeprefix(":")
+            else:
+                yield from _shown(node.text, hidden)
+    elif isinstance(node, ExternalLink):
+        yield from _shown(node.title, hidden)
+    elif isinstance(node, HTMLEntity):
+        yield node.normalize()
+    elif isinstance(node, Heading):
+        yield "\n"
+    elif isinstance(node, Tag):
+        name = str(node.tag).strip().lower()
+        if node.wiki_markup and name in _LIST_TAGS:
+            yield _LIST_MARK
+        elif name in _BLOCK_TAGS:
+            yield "\n"
+            yield from _shown(node.contents, hidden)
+            yield "\n"
+        elif name not in _DROPPED_TAGS:
+            yield from _shown(node.contents, hidden)
+
+
+def _is_hidden(link: Wikilink, hidden: Collection[str]) -> bool:
+    title = str(link.title).strip()
+    prefix, colon, _ = title.partition(":")
+    if not colon or not prefix:  # [[:Category:A]] is shown
+        return False
+    return (
+        prefix.strip().lower() in hidden
+        or (link.text is None and _HIDDEN_COLON.fullmatch(prefix) is not None)
+        or _MEDIA_NAME.fullmatch(title.lower()) is not None
+    )
