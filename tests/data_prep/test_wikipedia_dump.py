@@ -119,6 +119,15 @@ def test_an_unescaped_comment_does_not_end_the_text(tmp_path: Path) -> None:
     ]
 
 
+def test_the_newest_revision_counts_and_only_wikitext_is_text(tmp_path: Path) -> None:
+    newer = "<revision><model>{}</model><text>New.</text></revision></page>"
+    for model, kept in (("wikitext", ["New."]), ("json", [])):
+        page = _page("A", "Old.").replace("</page>", newer.format(model))
+        items = _read_bytes(tmp_path, page.encode())
+        assert [item.text for item in _kept(items)] == kept
+        assert len(items) == 1
+
+
 def test_a_page_that_the_parser_gives_up_on_is_rejected_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,6 +304,7 @@ def test_a_dump_that_its_checksum_refuses_leaves_the_others_collected(
         ("[[Bestand:A.jpg|thumb|B.]]E.", "E."),
         ("A.\n[[Kategorie:B]]\n[[Rummad:C|d]] [[E:F]]\n[[de:G]]\n[[zh-min-nan:H]]", "A."),
         ("A.[[de:G]] [[Category:H|i]]", "A."),
+        ("A [[wp:B|c]] [[Star Trek: D]].", "A c Star Trek: D."),
         ("A <math>x^2</math>b<!-- c --> __NOTOC__", "A b"),
         ("A http://b.org [http://c.org d] [http://e.org].", "A d."),
         ("A&nbsp;&ndash;&#32;b &lt; c x<sup>2</sup>", "A – b < c x2"),
