@@ -30,6 +30,7 @@ from data_prep.documents import (
 )
 from data_prep.engine import is_new_start, run_tasks
 from data_prep.files import read_json, write_json
+from data_prep.language import language_of
 from data_prep.settings import DataPrepSettings, SourceSettings, require_source, start
 from data_prep.sources import Plan, module_of
 
@@ -93,6 +94,8 @@ def _collect_part(
         def kept() -> Iterator[Document]:
             for item in module_of(source.kind).read(source, tasks[index]):
                 if isinstance(item, Document):
+                    item = _in_language(item, source.language)
+                if isinstance(item, Document):
                     yield item
                 elif isinstance(item, Damage):
                     notes[f"damaged: {item.input} {item.what}"] += 1
@@ -106,6 +109,14 @@ def _collect_part(
         counts = write_part(path, kept())
     write_json(_entry_path(folder, index), describe_part(path))
     return {**counts, **notes}
+
+
+def _in_language(document: Document, wanted: str | None) -> Document | Reject:
+    """The document, or a reject where it is in another language than `wanted`; None wants any."""
+    if wanted is None or (found := language_of(document.text)) == wanted:
+        return document
+    reason = f"language {found}, not {wanted}"
+    return Reject(document.id, document.title, document.text, reason)
 
 
 def _entry_path(folder: Path, index: int) -> Path:

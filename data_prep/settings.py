@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from data_prep.configuration import SettingsError, choices, compose
+from data_prep.language import known_languages
 
 
 class SourceKind(enum.Enum):
@@ -34,6 +35,9 @@ class SourceSettings:
     subset: str | None = None  # configuration of that data set
     revision: str | None = None  # branch, tag or commit of that data set
     rows_per_document: int | None = None  # rows that make one document; None: a row is one
+    language: str | None = None  # code of the only one kept; None: all
+    min_characters: int | None = None  # of a document; a shorter one is dropped
+    keep_verse: bool | None = None  # False: documents of verse are dropped
 
 
 @dataclass
@@ -187,4 +191,11 @@ def _check_source(source: SourceSettings) -> list[str]:
         wrong.append(f"source.path={source.path} does not exist")
     if source.rows_per_document is not None and source.rows_per_document < 1:
         wrong.append(f"source.rows_per_document={source.rows_per_document}; it takes 1 or more")
+    if source.min_characters is not None and source.min_characters < 1:
+        wrong.append(f"source.min_characters={source.min_characters}; it takes 1 or more, or null")
+    if source.language is not None and source.language not in known_languages():
+        wrong.append(
+            f"source.language={source.language} is not known; it takes a code such as en, de or zh, "
+            "or null to keep all languages"
+        )
     return wrong

@@ -19,6 +19,7 @@ from data_prep.files import checksum, read_json
 from data_prep.settings import DataPrepSettings, load, start
 
 ROOT = Path(__file__).parents[2]
+ANY_TEXT = ["source.min_characters=null", "source.language=null"]
 
 
 def _books(folder: Path, count: int = 6) -> Path:
@@ -31,7 +32,7 @@ def _books(folder: Path, count: int = 6) -> Path:
 
 
 def _run(data_dir: Path, books: Path, *overrides: str) -> dict[str, object]:
-    given = ["+source=books", f"source.path={books}", f"data_dir={data_dir}"]
+    given = ["+source=books", f"source.path={books}", f"data_dir={data_dir}", *ANY_TEXT]
     return collect.run(load([*given, "characters_per_part=100", *overrides]))
 
 
@@ -133,7 +134,7 @@ def test_a_killed_collect_is_completed_by_the_same_command_with_the_same_bytes(
     books = _books(tmp_path / "books", count=8)
     command = [
         sys.executable, "-m", "data_prep.collect", "+source=books", f"source.path={books}",
-        f"data_dir={tmp_path / 'd'}", "characters_per_part=30", "num_workers=1",
+        f"data_dir={tmp_path / 'd'}", "characters_per_part=30", "num_workers=1", *ANY_TEXT,
     ]  # fmt: skip
     folder = tmp_path / "d" / "documents" / "books"
     with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as process:
@@ -201,7 +202,7 @@ def test_the_program_prints_a_table_and_a_wrong_setting_without_a_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     books = _books(tmp_path / "books")
-    given = ["+source=books", f"source.path={books}", f"data_dir={tmp_path / 'd'}"]
+    given = ["+source=books", f"source.path={books}", f"data_dir={tmp_path / 'd'}", *ANY_TEXT]
     assert collect.main(given) == 0
     printed = capsys.readouterr().out
     assert "dropped: HTML page  1\n" in printed

@@ -1,0 +1,229 @@
+"""What Project Gutenberg and a printed book's makers put around a text: licence, notes, tables.
+
+Its files are written by hand, so each rule goes by what stands in thousands of them, and drops a
+block (the lines between two blank ones) only where nothing else is likely to look like it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+
+_START = (
+    r"\*\*\* ?START OF[^*]{0,300}GUTENBERG[^*]{0,300}\*\*\*"
+    r"|\*END\*? ?THE SMALL PRINT[^\n]{0,80}"
+)
+_END = (
+    r"\*\*\* ?END OF[^*]{0,300}GUTENBERG"
+    r"|End of (?:the |this )?Project Gutenberg(?:['’]s | EBook| Etext)"
+    r"|\*\*\* ?START\*\* ?THE SMALL PRINT"  # some old files have their licence at the end
+)
+_MARKER = re.compile(f"(?P<start>{_START})|{_END}", re.IGNORECASE)
+
+_ILLUSTRATION = re.compile(
+    r"\[Illustrations?\b[^\[\]]{0,600}(?:\[[^\[\]]{0,300}\][^\[\]]{0,300}){0,5}\]", re.IGNORECASE
+)
+_PAGE = re.compile(r"\{\d+\}|\[(?:Pg|Page)\.? ?[\divxlc]+\]", re.IGNORECASE)
+_PAGE_LINE = re.compile(rf"^ *(?:{_PAGE.pattern}) *\n", re.MULTILINE | re.IGNORECASE)
+# What precedes is looked at second: an expression that begins with a character is searched fast.
+_EMPHASIS = re.compile(r"_(?<!\w_)([^_]{1,2000})_(?!\w)")
+
+_PRODUCED = re.compile(
+    r"\W*(?:This )?(?:(?:e-?text|e-?book|text file|file|HTML version) )?(?:was |is )?"
+    r"(?:produced|prepared|transcribed|scanned|proofread|digiti[sz]ed|created|typed)\b.{0,80}\bby\b"
+    r"|\W*Transcribed from the|\W*Note: (?:Project Gutenberg|Images of the original)"
+    r"|.{0,120}Distributed Proofread",
+    re.IGNORECASE | re.DOTALL,
+)
+_NOTE = 1_000  # characters; a longer block is text, in a book without line ends all of it
+_NOTE_LINES = 30
+_PRODUCED_BLOCKS = 12  # a later one of these words is the author's
+_TRANSCRIBER = re.compile(
+    r"\W*(?:Transcriber|Project Gutenberg Editor)['’]?s?['’]? Notes?\b(.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+_NOTE_BLOCKS = 15  # the most that a transcriber's note before the text has
+_CONTENTS = re.compile(
+    r"\W*(?:(?:table of )?contents|(?:list of )?illustrations|list of (?:plates|figures|maps))\W*",
+    re.IGNORECASE,
+)
+_MOST_OF_CONTENTS = 0.15  # of the book's lines
+_CONTENTS_BEFORE = 0.1  # of the book's blocks; a later heading is of a chapter
+_INDEX = re.compile(r"\W*(?:general |alphabetical )?index\W*", re.IGNORECASE)
+
+_NUMBER_AT_END = re.compile(r"\W(?:\d+|[ivxlc]{2,})\W{0,3}$", re.IGNORECASE)
+_SPEECH = 40  # characters of a line that opens with a quotation mark; a title is shorter
+_CAPITAL = re.compile(r"[\W_]*[A-ZÀ-ÞŒ]")
+_LONG_LINE = 120  # characters: no entry of a table of contents, and no verse
+
+
+@dataclass(frozen=True)
+class _Block:
+    gap: int  # empty lines before it
+    lines: list[str]
+
+    @property
+    def text(self) -> str:
+        return " ".join(line.strip() for line in self.lines)
+
+
+def strip_licence(text: str) -> str:
+    """The text between Project Gutenberg's header and footer; all of it where no marker stands.
+
+    Old licences name the markers themselves, and some old files have theirs at the end: the
+    longest stretch that follows a start marker is the text, or else what stands before any end.
+    """
+    lowered = text.lower()
+    may_be = "gutenberg" in lowered or "small print" in lowered  # the expression is slow
+    markers = list(_MARKER.finditer(text)) if may_be else []
+    if not markers:
+        return text
+    ends = [*(marker.start() for marker in markers[1:]), len(text)]
+    stretches = [
+        text[marker.end() : end]
+        for marker, end in zip(markers, ends, strict=True)
+        if marker["start"]
+    ]
+    longest = max(stretches, key=len, default="")
+    if longest.strip() or markers[0]["start"]:
+        return longest
+    return text[: markers[0].start()]
+
+
+def strip_marks(text: str) -> str:
+    """Remove [Illustration...], page numbers and the underscores of _emphasis_."""
+    text = _ILLUSTRATION.sub("", text)
+    if _PAGE.search(text):  # the next expression is slow
+        text = _PAGE.sub("", _PAGE_LINE.sub("", text))
+    return _EMPHASIS.sub(r"\1", text)
+
+
+def strip_matter(lines: list[str]) -> list[str]:
+    """The lines without producer's and transcriber's notes, contents, indexes and tables."""
+    width = width_of(lines)
+    blocks = _without_contents(_without_notes(_blocks(lines)), width)
+    kept = [block for block in _without_index(blocks) if not _is_table(block)]
+    return [line for block in kept for line in ["", *block.lines]]
+
+
+def width_of(lines: list[str]) -> int:
+    """Where the lines were wrapped, in characters: nine in ten are no longer. 0 without a line."""
+    lengths = sorted(len(line) for line in lines if line)
+    return lengths[len(lengths) * 9 // 10] if lengths else 0
+
+
+def share_of_entries(lines: list[str]) -> float:
+    """Of the lines, those that stand in columns or end in leaders or a page number."""
+    filled = [line for line in lines if line]
+    entries = sum(1 for line in filled if _is_entry(line))
+    return entries / max(1, len(filled))
+
+
+def share_of_verse(lines: list[str]) -> float:
+    """Of the line ends inside blocks, those that a poet made.
+
+    The next line's first word had room, and is set with a capital. 0 where lines are not wrapped.
+    """
+    width = width_of(lines)
+    if width > _LONG_LINE:
+        return 0.0
+    ends = verses = 0
+    for line, after in pairwise(lines):
+        if line and after:
+            ends += 1
+            has_room = len(line) + 1 + len(after.split(maxsplit=1)[0]) <= width
+            verses += has_room and _CAPITAL.match(after) is not None
+    return verses / max(1, ends)
+
+
+def _blocks(lines: list[str]) -> list[_Block]:
+    blocks: list[_Block] = []
+    gap, block = 0, list[str]()
+    for line in [*lines, ""]:
+        if line:
+            block.append(line)
+            continue
+        if block:
+            blocks.append(_Block(gap, block))
+            gap, block = 0, []
+        gap += 1
+    return blocks
+
+
+def _without_notes(blocks: list[_Block]) -> list[_Block]:
+    """A note behind a heading ends at the next wide gap, or with the book if it is near its end."""
+    kept: list[_Block] = []
+    index = 0
+    while index < len(blocks):
+        block = blocks[index]
+        text = block.text if len(block.lines) <= _NOTE_LINES else ""
+        note = _TRANSCRIBER.fullmatch(text) if len(text) <= _NOTE else None
+        is_heading = note is not None and not note[1].strip(" :.]_*")
+        if is_heading and index > len(blocks) / 2:
+            break
+        if is_heading:
+            following = range(index + 2, min(index + 2 + _NOTE_BLOCKS, len(blocks)))
+            index = next((n for n in following if blocks[n].gap >= 3), index + 2)
+            continue
+        is_early = len(kept) < _PRODUCED_BLOCKS and len(text) <= _NOTE
+        if not note and not (is_early and _PRODUCED.match(text)):
+            kept.append(block)
+        index += 1
+    return kept
+
+
+def _without_contents(blocks: list[_Block], width: int) -> list[_Block]:
+    """Contents and lists of illustrations, from their heading to the first paragraph of prose."""
+    most = _MOST_OF_CONTENTS * sum(len(block.lines) for block in blocks)
+    kept: list[_Block] = []
+    index = 0
+    while index < len(blocks):
+        end = index
+        is_front = index <= max(20, _CONTENTS_BEFORE * len(blocks))
+        if is_front and _CONTENTS.fullmatch(blocks[index].lines[0]):
+            end = index + 1
+            while end < len(blocks) and not _is_prose(blocks[end], width):
+                end += 1
+            if sum(len(block.lines) for block in blocks[index:end]) > most:
+                end = index
+        if end == index:
+            kept.append(blocks[index])
+            end += 1
+        index = end
+    return kept
+
+
+def _without_index(blocks: list[_Block]) -> list[_Block]:
+    """The blocks before a heading INDEX in the second half, behind which most lines are entries."""
+    for number in range(len(blocks) // 2, len(blocks)):
+        if _INDEX.fullmatch(blocks[number].lines[0]):
+            following = [line for block in blocks[number:] for line in block.lines]
+            if share_of_entries(following) > 0.5:
+                return blocks[:number]
+    return blocks
+
+
+def _is_prose(block: _Block, width: int) -> bool:
+    first, last = block.lines[0], block.lines[-1]
+    if len(first) > _LONG_LINE or (len(first) > _SPEECH and first.strip()[0] in "\"“‘'"):
+        return True
+    is_full = len(first.strip()) >= 0.7 * min(width, _LONG_LINE)
+    return len(block.lines) > 1 and is_full and not _is_entry(first) and not _is_entry(last)
+
+
+def _is_table(block: _Block) -> bool:
+    columns = sum(1 for line in block.lines if _has_columns(line.strip()))
+    return len(block.lines) >= 3 and columns > 0.6 * len(block.lines)
+
+
+def _is_entry(line: str) -> bool:
+    if len(line) > _LONG_LINE:
+        return False
+    text = line.strip()
+    return _has_columns(text) or _NUMBER_AT_END.search(f" {text[-12:]}") is not None
+
+
+def _has_columns(text: str) -> bool:
+    """Whether a line has a gap inside, or leaders."""
+    return "   " in text or "...." in text or ". . . ." in text
