@@ -15,7 +15,6 @@ _INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060"
     "\ufeff\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
 )
-_BLANKS = re.compile(r"\s+")
 
 # "(]; born 1869)" is what a template of a pronunciation leaves.
 _HALF_EMPTY = re.compile(r"([(\[])[\s\]]*[,;:](?:\s*[,;:])*\s*|\(\](?=\))")
@@ -30,7 +29,7 @@ def split_lines(text: str) -> list[str]:
 
 def clean_line(line: str) -> str:
     """One line without invisible characters, its runs of blanks of any kind one space, no margin."""
-    return _BLANKS.sub(" ", _INVISIBLE.sub("", line)).strip()
+    return " ".join(_INVISIBLE.sub("", line).split())
 
 
 def clean_paragraphs(lines: list[str]) -> str:

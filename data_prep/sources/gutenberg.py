@@ -45,7 +45,7 @@ _TRANSCRIBER = re.compile(
 )
 _NOTE_BLOCKS = 15  # the most that a transcriber's note before the text has
 _CONTENTS = re.compile(
-    r"\W*(?:(?:table of )?contents|(?:list of )?illustrations|list of (?:plates|figures|maps))\W*",
+    r"\W*(?:(?:table of )?contents|(?:list of )?illustrations|list of (?:plates|figures|maps)|page)\W*",
     re.IGNORECASE,
 )
 _MOST_OF_CONTENTS = 0.15  # of the book's lines
@@ -54,6 +54,7 @@ _INDEX = re.compile(r"\W*(?:general |alphabetical )?index\W*", re.IGNORECASE)
 
 _NUMBER_AT_END = re.compile(r"\W(?:\d+|[ivxlc]{2,})\W{0,3}$", re.IGNORECASE)
 _SPEECH = 40  # characters of a line that opens with a quotation mark; a title is shorter
+_SUMMARY = 60  # characters for each dash of it; prose has far fewer
 _CAPITAL = re.compile(r"[\W_]*[A-ZÀ-ÞŒ]")
 _LONG_LINE = 120  # characters: no entry of a table of contents, and no verse
 
@@ -206,10 +207,14 @@ def _without_index(blocks: list[_Block]) -> list[_Block]:
 
 def _is_prose(block: _Block, width: int) -> bool:
     first, last = block.lines[0], block.lines[-1]
-    if len(first) > _LONG_LINE or (len(first) > _SPEECH and first.strip()[0] in "\"“‘'"):
+    is_speech = first.strip()[0] in "\"“‘'" and len(first) > _SPEECH and not _is_entry(first)
+    if is_speech or len(first) > _LONG_LINE:
         return True
     is_full = len(first.strip()) >= 0.7 * min(width, _LONG_LINE)
-    return len(block.lines) > 1 and is_full and not _is_entry(first) and not _is_entry(last)
+    if len(block.lines) == 1 or not is_full or _is_entry(first) or _is_entry(last):
+        return False
+    text = block.text
+    return text.count("—") + text.count("--") < len(text) / _SUMMARY  # else a chapter's summary
 
 
 def _is_table(block: _Block) -> bool:

@@ -152,6 +152,7 @@ def test_the_authors_own_words_are_no_producers_note() -> None:
         ["CONTENTS", "", " I Introduction", " II The Machine"],
         ["Contents.", "I.--The Country              5", "", "II.--The Sights of the Capital and the rest    15"],
         ["TABLE OF CONTENTS", "", "CHAPTER I. It Begins", "", "CHAPTER II. It Ends"],
+        ["PAGE", "", "Frontispiece    iv", "", "THE CASES    49", "", "General remarks--Of the cases--Position of a compositor--Laying", "type--Rules"],
         ["List of Illustrations", "", "A storm . . . . . . . 12"],
     ],
 )  # fmt: skip
