@@ -88,6 +88,7 @@ SMALL_PRINT = "***START**THE SMALL PRINT!**FOR PUBLIC DOMAIN ETEXTS**START***\nY
         (f"{HEADER}*** START OF THE PROJECT GUTENBERG\nEBOOK X ***", "End of Project Gutenberg's X, by Y"),
         (HEADER + SMALL_PRINT + "*END*THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*Ver.04.29.93*END*", "End of the Project Gutenberg Etext of X"),
         (HEADER + SMALL_PRINT + "*END THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*Ver.10*END*", "End of The Project Gutenberg Etext of X"),
+        ("*** START OF THE PROJECT GUTENBERG EBOOK X ***", "End of Project Gutenberg's X\n" + SMALL_PRINT + "*END*THE SMALL PRINT!*END*\n\nBye."),
         ("", "End of this Project Gutenberg Etext of X\n" + SMALL_PRINT + "*END*THE SMALL PRINT!*END*\n\n"),
     ],
 )  # fmt: skip
