@@ -22,6 +22,7 @@ from data_prep.documents import (
     SCHEMA_VERSION,
     Damage,
     Document,
+    Reject,
     RowWriter,
     describe_part,
     open_rejects,
