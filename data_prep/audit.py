@@ -1,36 +1,36 @@
 """Job: read the shards of data_dir/len<seq_len>/ back and judge whether they are fit for training.
 
-Every figure is computed anew from the shards' bytes, none is taken from the manifest. They go to
-data_dir/audit/<seq_len>/audit.json; the exit status is 1, with every reason named, when the shards
-are unfit.
+Every figure is computed anew from the bytes of the shards and of the token store, none is taken
+from their manifests. They go to data_dir/audit/<seq_len>/: audit.json, plots, and index.html to look
+at them; beside the shards lies a data set card, README.md. The exit status is 1, with every reason
+named, when the shards are unfit.
 """
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from data_prep import shards
+from data_prep.audit_card import write_card
+from data_prep.audit_corpus import audit_corpus
+from data_prep.audit_counts import BROKEN, Counts, content_hashes, count, shares
+from data_prep.audit_examples import shown_examples
+from data_prep.audit_page import write_page
+from data_prep.audit_shortcut import audit_shortcut
 from data_prep.files import checksum, write_json
-from data_prep.masking import MaskingRule, num_masked
+from data_prep.masking import MaskingRule
 from data_prep.pairs import random_next_fault
 from data_prep.settings import DataPrepSettings, start
-from data_prep.shards import Examples
+from data_prep.tokens import TokenStore
 from data_prep.wordpiece import read_vocab
 
-MOST_UNKNOWN = 0.01  # of the text's tokens: above, the vocabulary or its casing is not the text's
-SHOWN = 5  # examples written in words
-SHOWN_WORDS = 100  # of each on the terminal; audit.json has all
-
-# What is counted in every shard, and summed.
-Counts = dict[str, int]
+SHOWN_WORDS = 100  # of an example on the terminal; audit.json has all
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,19 +48,33 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     manifest = shards.read_manifest(folder)
     vocab_path = data_dir / "vocab" / "vocab.txt"
     rule = MaskingRule.from_manifest(manifest, vocab_path)
-    faults = _provenance_faults(manifest, vocab_path, settings.seq_len)
+    faults = _provenance_faults(data_dir, manifest, settings.seq_len)
     damaged = shards.verify(folder)
     faults += damaged
     report: dict[str, Any] = {"seq_len": settings.seq_len, "splits": {}, "examples": []}
+    report["made"] = {name: manifest[name] for name in ("settings", "vocab_size", "lowercase")}
+    report["corpus"], corpus_faults = audit_corpus(data_dir, settings.audit)
+    faults += corpus_faults
     if not damaged:  # the figures of a damaged file mean nothing
         for split in shards.SPLITS:
             figures, split_faults = _audit_split(folder, split, manifest, rule, settings)
             report["splits"][split] = figures
             faults += split_faults
+        train = shards.Shards.open(folder, "train")
+        report["shortcut"], shortcut_faults = audit_shortcut(train, settings.audit)
+        faults += shortcut_faults
         if vocab_path.is_file():
-            report["examples"] = _shown(folder, read_vocab(vocab_path))
+            report["examples"] = shown_examples(
+                train,
+                TokenStore.open(data_dir, "train"),
+                read_vocab(vocab_path),
+                rule.mask_id,
+            )
     report["faults"] = faults
-    write_json(data_dir / "audit" / str(settings.seq_len) / "audit.json", report)
+    out = data_dir / "audit" / str(settings.seq_len)
+    write_page(out, report)
+    write_card(folder, report)
+    write_json(out / "audit.json", report)
     return report
 
 
@@ -71,8 +85,9 @@ def _judge(settings: DataPrepSettings) -> None:
         raise RuntimeError("unfit for training:\n" + "\n".join(f"- {f}" for f in report["faults"]))
 
 
-def _provenance_faults(manifest: dict[str, Any], vocab_path: Path, seq_len: int) -> list[str]:
+def _provenance_faults(data_dir: Path, manifest: dict[str, Any], seq_len: int) -> list[str]:
     faults = []
+    vocab_path, store = data_dir / "vocab" / "vocab.txt", data_dir / "tokens" / "manifest.json"
     if not vocab_path.is_file():
         faults.append(f"{vocab_path} is missing; put the vocabulary of these shards back")
     elif (found := checksum(vocab_path)) != manifest["vocab_checksum"]:
@@ -80,6 +95,8 @@ def _provenance_faults(manifest: dict[str, Any], vocab_path: Path, seq_len: int)
             f"{vocab_path} has checksum {found}, the shards were made with "
             f"{manifest['vocab_checksum']}: run data_prep.encode and data_prep.build again"
         )
+    if store.is_file() and checksum(store) != manifest["tokens_checksum"]:
+        faults.append(f"{store} is not of the store that the shards came from: build them again")
     if manifest["seq_len"] != seq_len:
         faults.append(f"the manifest's seq_len is {manifest['seq_len']}, the folder's {seq_len}")
     return faults
@@ -112,102 +129,22 @@ def _audit_split(
         for name in ("rows", "tokens", "masked_tokens", "random_next"):
             if counts[name] != entry[name]:
                 faults.append(f"{path} has {counts[name]:,} {name}, the manifest {entry[name]:,}")
-        per_shard.append({"name": entry["name"], **_shares(counts, settings.seq_len)})
+        per_shard.append({"name": entry["name"], **shares(counts, settings.seq_len)})
         total = {name: total.get(name, 0) + n for name, n in counts.items()}
         lengths_N = np.diff(examples.offsets)
         length_counts += np.bincount(lengths_N, minlength=len(length_counts))[: len(length_counts)]
-        contents.append(_content_hashes(examples))
+        contents.append(content_hashes(examples))
     if not total.get("rows"):
         return {"rows": 0, "shards": per_shard}, faults
-    figures = _shares(total, settings.seq_len)
+    figures = shares(total, settings.seq_len)
     hashes = np.concatenate(contents)
     figures["repeated_examples"] = len(hashes) - len(np.unique(hashes))
+    for name in ("truncated_tokens", "long_sentences"):
+        figures[name] = manifest["splits"][split][name]
     figures["length_counts"] = length_counts.tolist()
     figures["shards"] = per_shard
     faults += [f"{split}: {fault}" for fault in _unfit(total, figures, rule, settings)]
     return figures, faults
-
-
-BROKEN = (
-    "pairs labelled random within one document",
-    "pairs labelled next from two documents",
-    "examples not of the form [CLS] A [SEP] B [SEP]",
-    "special ids inside the text",
-    "examples longer than seq_len",
-    "ids outside the vocabulary",
-    "masks on [CLS], [SEP] or out of order",
-    "examples with a wrong number of masks",
-)
-
-
-def count(
-    examples: Examples, rule: MaskingRule, special_ids: dict[str, int], seq_len: int
-) -> Counts:
-    """Everything countable of N examples, the kinds of BROKEN among it."""
-    ids, starts, ends = examples.input_ids, examples.offsets[:-1], examples.offsets[1:]
-    is_random = examples.next_sentence_labels == 1
-    is_same = examples.document_a == examples.document_b
-    first_sep = starts + examples.segment_a_lengths - 1
-    lengths_N = ends - starts
-    masked_N = np.diff(examples.masked_offsets)
-    wanted_N = num_masked(lengths_N, rule)
-    whole = first_sep < ends - 2  # B has a token, A's is looked at below
-    is_form = whole & (examples.segment_a_lengths >= 3) & (lengths_N >= 5)
-    is_form &= (ids[starts] == rule.cls_id) & (ids[ends - 1] == rule.sep_id)
-    is_form[whole] &= ids[first_sep[whole]] == rule.sep_id
-    is_text = np.ones(len(ids), np.bool_)
-    for places in (starts, ends - 1, first_sep[whole]):
-        is_text[places] = False
-    inner_special = [special_ids[name] for name in ("pad", "cls", "sep", "mask")]
-    at = examples.masked_indices
-    put, target = examples.masked_input_ids, examples.targets
-    is_first = np.zeros(len(at), np.bool_)
-    is_first[examples.masked_offsets[:-1][masked_N > 0]] = True
-    is_rising = np.diff(examples.masked_positions.astype(np.int64), prepend=-1) > 0
-    is_mask, is_kept = put == rule.mask_id, put == target
-    wrong_number = (masked_N < 1) | (masked_N > rule.most)
-    if not rule.whole_word:
-        wrong_number |= masked_N != wanted_N
-    broken = (
-        (is_random & is_same).sum(),
-        (~is_random & ~is_same).sum(),
-        (~is_form).sum(),
-        np.isin(ids[is_text], inner_special).sum(),
-        (lengths_N > seq_len).sum(),
-        (ids >= rule.vocab_size).sum() + (put >= rule.vocab_size).sum(),
-        (~is_text[at]).sum() + (~is_rising & ~is_first).sum(),
-        wrong_number.sum(),
-    )
-    sums = {
-        "rows": len(examples),
-        "tokens": len(ids),
-        "text_tokens": is_text.sum(),
-        "masked_tokens": len(at),
-        "quota": wanted_N.sum(),
-        "random_next": is_random.sum(),
-        "became_mask": is_mask.sum(),
-        "stayed": (is_kept & ~is_mask).sum(),
-        "became_random": (~is_mask & ~is_kept).sum(),
-        "unknown_tokens": (ids[is_text] == special_ids["unk"]).sum(),
-        **dict(zip(BROKEN, broken, strict=True)),
-    }
-    return {name: int(value) for name, value in sums.items()}
-
-
-def _shares(counts: Counts, seq_len: int) -> dict[str, Any]:
-    """Counts and the shares that a person compares with the literature."""
-    rows, masked = max(counts["rows"], 1), max(counts["masked_tokens"], 1)
-    return {
-        **{name: n for name, n in counts.items() if name not in BROKEN},
-        "mean_length": counts["tokens"] / rows,
-        "real_share": counts["tokens"] / (rows * seq_len),
-        "random_next_share": counts["random_next"] / rows,
-        "masked_share": counts["masked_tokens"] / max(counts["tokens"], 1),
-        "mask_share": counts["became_mask"] / masked,
-        "random_share": counts["became_random"] / masked,
-        "kept_share": counts["stayed"] / masked,
-        "unknown_share": counts["unknown_tokens"] / max(counts["text_tokens"], 1),
-    }
 
 
 def _unfit(
@@ -220,10 +157,10 @@ def _unfit(
         total["random_next"], total["rows"], bounds.random_next_least, bounds.random_next_most
     ):
         faults.append(fault)
-    if figures["unknown_share"] > MOST_UNKNOWN:
+    if figures["unknown_share"] > bounds.most_unknown:
         faults.append(
             f"{figures['unknown_share']:.2%} of the text's tokens are unknown, more than "
-            f"{MOST_UNKNOWN:.0%}: is the vocabulary of another language or casing?"
+            f"{bounds.most_unknown:.0%}: is the vocabulary of another language or casing?"
         )
     masked = max(total["masked_tokens"], 1)
     # Of whole words, a few positions of the quota stay open
@@ -247,34 +184,6 @@ def _unfit(
     return faults
 
 
-def _content_hashes(examples: Examples) -> NDArray[np.uint64]:
-    """(N,) one number for the ids of each example: equal ones have equal numbers."""
-    ids = examples.input_ids
-    rows = itertools.pairwise(examples.offsets.tolist())
-    hashes = (xxhash.xxh3_64_intdigest(ids[start:end].data) for start, end in rows)
-    return np.fromiter(hashes, np.uint64, len(examples))
-
-
-def _shown(folder: Path, vocab: Sequence[str]) -> list[dict[str, Any]]:
-    """Examples in words, spread over the train split; a masked piece stands as {piece|input}."""
-    split = shards.Shards.open(folder, "train")
-    chosen = np.unique(np.linspace(0, split.num_examples - 1, SHOWN).astype(np.int64))
-    examples = split.read(chosen)
-    names = dict(enumerate(vocab))  # an id beyond them is a fault, and shown as a number
-    words = [names.get(token, str(token)) for token in examples.input_ids.tolist()]
-    inputs = [names.get(token, str(token)) for token in examples.masked_input_ids.tolist()]
-    for place, put in zip(examples.masked_indices.tolist(), inputs, strict=True):
-        words[place] = f"{{{words[place]}|{put}}}"
-    return [
-        {
-            "example": int(chosen[i]),
-            "next_sentence_label": int(examples.next_sentence_labels[i]),
-            "text": " ".join(words[examples.offsets[i] : examples.offsets[i + 1]]),
-        }
-        for i in range(len(chosen))
-    ]
-
-
 def summary(report: dict[str, Any]) -> str:
     """The report as a short table and the examples in words."""
     rows = [
@@ -295,13 +204,37 @@ def summary(report: dict[str, Any]) -> str:
     for label, key, form in rows:
         figures = [form.format(split[key]) if key in split else "-" for split in splits.values()]
         lines.append("".join([f"{label:28}", *(f"{figure:>15}" for figure in figures)]))
+    lines += _corpus_lines(report)
     for example in report["examples"]:
         label = "random" if example["next_sentence_label"] else "next"
-        words = example["text"].split(" ")
+        words = [
+            piece["word"] if "put" not in piece else f"{{{piece['word']}|{piece['put']}}}"
+            for piece in example["pieces"]
+        ]
         more = f" ... ({len(words)} tokens)" if len(words) > SHOWN_WORDS else ""
         text = " ".join(words[:SHOWN_WORDS]) + more
         lines.append(f"\nexample {example['example']} ({label}): {text}")
     return "\n".join(lines) + "\n"
+
+
+def _corpus_lines(report: dict[str, Any]) -> list[str]:
+    corpus = report["corpus"]
+    splits = corpus["splits"].values()
+    lines = []
+    for label, key, form in (
+        ("documents", "documents", "{:,}"),
+        ("  of one sentence", "one_sentence_share", "{:.1%}"),
+        ("tokens in repeated sentences", "repeated_tokens_share", "{:.2%}"),
+    ):
+        figures = "".join(f"{form.format(split[key]):>15}" for split in splits)
+        lines.append(f"{label:28}{figures}")
+    if shortcut := report.get("shortcut"):
+        lines.append(
+            f"bag of words on pairs: {shortcut['alone_accuracy']:.1%} right from either segment, "
+            f"{shortcut['together_accuracy']:.1%} from both, {shortcut['majority']:.1%} by the "
+            "more frequent label"
+        )
+    return lines
 
 
 if __name__ == "__main__":

@@ -117,7 +117,8 @@ def summary(manifest: dict[str, Any]) -> str:
 def _remove_outputs(folder: Path) -> None:
     """Remove what an earlier start wrote, and nothing else that may lie in the folder."""
     (folder / "manifest.json").unlink(missing_ok=True)  # first: it vouches for the rest
-    (folder / "token_counts.npy").unlink(missing_ok=True)
+    for name in ("token_counts.npy", "README.md"):  # the latter is the audit's
+        (folder / name).unlink(missing_ok=True)
     for name in (*shards.SPLITS, "logs"):
         shutil.rmtree(folder / name, ignore_errors=True)
 

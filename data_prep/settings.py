@@ -53,6 +53,12 @@ class MaskingSettings:
 class AuditSettings:
     random_next_least: float  # bounds on the share of pairs whose B is from another document
     random_next_most: float
+    most_unknown: float  # share of the text's tokens
+    fewest_documents: int  # in the train split
+    most_one_sentence: float  # share of the documents
+    most_repeated: float  # share of the tokens, in sentences that occurred before
+    most_told_alone: float  # of the majority's mistakes, avoided without comparing A with B
+    most_told_together: float  # and with the words that A and B share
 
 
 @dataclass
@@ -122,6 +128,15 @@ def check(settings: DataPrepSettings) -> None:
             f"audit.random_next_least={least} and audit.random_next_most={most} must be ascending "
             "and inside [0, 1]"
         )
+    for name in (
+        "most_unknown",
+        "most_one_sentence",
+        "most_repeated",
+        "most_told_alone",
+        "most_told_together",
+    ):
+        if not 0 <= (share := getattr(settings.audit, name)) <= 1:
+            wrong.append(f"audit.{name}={share}; it takes [0, 1]")
     if settings.source is not None:
         wrong += _check_source(settings.source)
     if wrong:

@@ -80,9 +80,15 @@ def test_five_examples_are_shown_with_their_masks(corpus: Path) -> None:
     shown = report_of(corpus)["examples"]
     assert len(shown) == 5
     for example in shown:
-        words = example["text"].split(" ")
+        words = [piece["word"] for piece in example["pieces"]]
         assert (words[0], words[-1], words.count("[SEP]")) == ("[CLS]", "[SEP]", 2)
-        assert any("|" in word for word in words)
+        assert words[example["segment_a_length"] - 1] == "[SEP]"
+        masked = [piece for piece in example["pieces"] if "put" in piece]
+        assert masked
+        for piece in masked:
+            kept = "kept" if piece["put"] == piece["word"] else "random"
+            assert piece["kind"] == ("mask" if piece["put"] == "[MASK]" else kept)
+        assert example["documents"][0].startswith("made/part-00000-")
 
 
 def mark_repeated(examples: Examples) -> Examples:
@@ -176,7 +182,8 @@ def lose_masks(examples: Examples) -> Examples:
         (lose_masks, "positions are masked, the rule asks for"),
     ],
 )
-def test_unfit_shards_are_named(corpus: Path, harm, reason: str, capfd) -> None:
+def test_unfit_shards_are_named(corpus: Path, harm, reason: str, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(audit, "write_page", lambda folder, report: None)  # a second each
     rewrite(corpus, harm)
     assert audit.main([f"data_dir={corpus}", "seq_len=64"]) == 1
     assert reason in capfd.readouterr().err
@@ -197,6 +204,13 @@ def test_a_share_of_random_pairs_out_of_bounds_is_named(corpus: Path, capfd) -> 
     assert "pairs have a random next sentence, and 0.45 to 0.46 is fit" in capfd.readouterr().err
 
 
+def test_another_token_store_than_the_shards_is_named(corpus: Path, capfd) -> None:
+    path = corpus / "tokens" / "manifest.json"
+    write_json(path, {**read_json(path), "settings": "others"})
+    assert audit.main([f"data_dir={corpus}", "seq_len=64"]) == 1
+    assert "not of the store that the shards came from" in capfd.readouterr().err
+
+
 def test_a_vocabulary_of_other_shards_is_named(corpus: Path, capfd) -> None:
     path = corpus / "vocab" / "vocab.txt"
     path.write_text(path.read_text().replace("w5\n", "another\n"))
@@ -211,6 +225,15 @@ def test_a_shard_of_another_corpus_is_named(corpus: Path, capfd) -> None:
     rewrite(corpus, lambda examples: examples)
     assert audit.main([f"data_dir={corpus}", "seq_len=64"]) == 1
     assert "a shard of another corpus" in capfd.readouterr().err
+
+
+def test_shards_built_anew_lose_the_card_of_the_old_ones(corpus: Path, monkeypatch) -> None:
+    report_of(corpus)
+    card = corpus / "len64" / "README.md"
+    assert card.is_file()
+    monkeypatch.setattr(engine, "_run_processes", run_inline)
+    build.run(load([f"data_dir={corpus}", "seq_len=64", "seed=2"]))
+    assert not card.exists()
 
 
 def test_missing_shards_are_one_line_and_status_1(tmp_path: Path, capfd) -> None:

@@ -189,6 +189,7 @@ def test_no_source_is_answered_with_the_sources_there_are(tmp_path: Path) -> Non
         (["data_dir=d", "num_workers=0"], "num_workers=0; it takes 1 or more, or null"),
         (["data_dir=d", "heldout_fraction=1"], r"heldout_fraction=1\.0; it takes \[0, 1\)"),
         (["data_dir=d", "audit.random_next_least=0.9"], "must be ascending"),
+        (["data_dir=d", "audit.most_told_alone=80"], r"told_alone=80\.0; it takes \[0, 1\]"),
         (["data_dir=d", "source=sample", "source.name=a/b"], "must be the name of one folder"),
         (["data_dir=d", "vocabsize=3"], "no setting 'vocabsize'; did you mean vocab_size"),
     ],

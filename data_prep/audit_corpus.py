@@ -1,0 +1,144 @@
+"""What the audit finds in the documents and in the token store, before any pair is made of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import xxhash
+from numpy.typing import NDArray
+
+from data_prep.files import read_json
+from data_prep.settings import AuditSettings
+from data_prep.tokens import SPLITS, TokenPart, TokenStore
+
+MOST_HASHES = 1 << 24  # sentences compared: of a larger store a sample, all copies of each
+
+
+def audit_corpus(data_dir: Path, bounds: AuditSettings) -> tuple[dict[str, Any], list[str]]:
+    """Figures of data_dir/documents and data_dir/tokens, and why they would train badly.
+
+    Raises ValueError where the token store is missing or not as its manifest says.
+    """
+    stores = {split: TokenStore.open(data_dir, split) for split in SPLITS}
+    manifest = stores["train"].manifest
+    seen = {split: _Sentences(store) for split, store in stores.items()}
+    splits = {split: _split_figures(store, seen[split]) for split, store in stores.items()}
+    figures = {
+        "sources": _collected(data_dir),
+        "dropped": dict(manifest.get("dropped", {})),
+        "splits": splits,
+        "heldout_in_train_share": seen["heldout"].share_met_in(seen["train"]),
+    }
+    return figures, _faults(splits["train"], bounds)
+
+
+def _collected(data_dir: Path) -> dict[str, Any]:
+    """Of each source what its collect wrote down; the documents may have been deleted since."""
+    manifests = sorted((data_dir / "documents").glob("*/manifest.json"))
+    names = ("documents", "dropped", "settings")
+    read = {path.parent.name: read_json(path) for path in manifests}
+    return {
+        source: {
+            **{name: manifest[name] for name in names},
+            "characters": sum(part["characters"] for part in manifest["parts"]),
+        }
+        for source, manifest in read.items()
+    }
+
+
+class _Sentences:
+    """Hash and length of each sentence of a split, or of a share of the hashes: the same share of
+    them in every split, so that a sentence is met with all of its copies or not at all.
+    """
+
+    def __init__(self, store: TokenStore) -> None:
+        total = sum(
+            part["sentences"] for parts in store.manifest["splits"].values() for part in parts
+        )
+        one_in = 1
+        while total > one_in * MOST_HASHES:
+            one_in *= 2
+        hashes, lengths = [], []
+        for part in store.parts:
+            of_part = _hashes(part)
+            is_chosen = of_part % np.uint64(one_in) == 0
+            hashes.append(of_part[is_chosen])
+            lengths.append(np.diff(part.sentence_offsets)[is_chosen])
+        self.hashes = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
+        self.lengths = np.concatenate(lengths) if lengths else np.empty(0, np.int32)
+
+    def repeated(self) -> NDArray[np.bool_]:
+        """Whether each sentence stood in the split before."""
+        is_repeated = np.ones(len(self.hashes), np.bool_)
+        is_repeated[np.unique(self.hashes, return_index=True)[1]] = False
+        return is_repeated
+
+    def share_met_in(self, other: _Sentences) -> float:
+        """Share of the tokens that stand in a sentence which `other` has too."""
+        is_met = np.isin(self.hashes, other.hashes)
+        return float(self.lengths[is_met].sum() / max(self.lengths.sum(), 1))
+
+
+def _hashes(part: TokenPart) -> NDArray[np.uint64]:
+    offsets = part.sentence_offsets.tolist()
+    spans = itertools.pairwise(offsets)
+    digests = (xxhash.xxh3_64_intdigest(part.ids[start:end].data) for start, end in spans)
+    return np.fromiter(digests, np.uint64, part.num_sentences)
+
+
+def _split_figures(store: TokenStore, sentences: _Sentences) -> dict[str, Any]:
+    one_sentence, sizes = 0, np.zeros(32, np.int64)
+    documents: Counter[str] = Counter()
+    tokens: Counter[str] = Counter()
+    for part in store.parts:
+        one_sentence += int((np.diff(part.document_offsets) == 1).sum())
+        tokens_D = np.diff(part.sentence_offsets[part.document_offsets])
+        sizes += np.bincount(np.log2(tokens_D).astype(np.int64), minlength=len(sizes))
+        names = pc.replace_substring_regex(part.documents, "/.*", "").dictionary_encode()
+        sources = names.dictionary.to_pylist()
+        places_D = names.indices.to_numpy()
+        for place, source in enumerate(sources):
+            documents[source] += int((places_D == place).sum())
+            tokens[source] += int(tokens_D[places_D == place].sum())
+    is_repeated = sentences.repeated()
+    return {
+        "documents": store.num_documents,
+        "sentences": sum(part.num_sentences for part in store.parts),
+        "tokens": sum(part.num_tokens for part in store.parts),
+        "documents_of_source": dict(sorted(documents.items())),
+        "tokens_of_source": dict(sorted(tokens.items())),
+        "document_tokens_log2_counts": sizes.tolist(),  # place i: documents of 2^i to 2^(i+1) - 1
+        "one_sentence_share": one_sentence / max(store.num_documents, 1),
+        "repeated_sentences_share": float(is_repeated.mean()) if len(is_repeated) else 0.0,
+        "repeated_tokens_share": float(
+            sentences.lengths[is_repeated].sum() / max(sentences.lengths.sum(), 1)
+        ),
+    }
+
+
+def _faults(train: dict[str, Any], bounds: AuditSettings) -> list[str]:
+    faults = []
+    if train["documents"] < bounds.fewest_documents:
+        faults.append(
+            f"there are {train['documents']:,} train documents, and {bounds.fewest_documents:,} "
+            "are the least: the few texts that random partners come from are learnt by heart; add "
+            "documents, or split them where they are collections"
+        )
+    if train["one_sentence_share"] > bounds.most_one_sentence:
+        faults.append(
+            f"{train['one_sentence_share']:.1%} of the documents are one sentence, more than "
+            f"{bounds.most_one_sentence:.0%}: they have no next sentence; is a row of the source a "
+            "sentence (source.rows_per_document groups rows)?"
+        )
+    if train["repeated_tokens_share"] > bounds.most_repeated:
+        faults.append(
+            f"{train['repeated_tokens_share']:.1%} of the tokens stand in a sentence that occurred "
+            f"before, more than {bounds.most_repeated:.0%}: the corpus holds documents or lines "
+            "many times; remove the copies and collect again"
+        )
+    return faults

@@ -1,0 +1,56 @@
+"""A few examples of the shards in words, for a person to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from data_prep.shards import Shards
+from data_prep.tokens import TokenStore
+
+SHOWN = 5
+
+
+def shown_examples(
+    split: Shards, store: TokenStore, vocab: Sequence[str], mask_id: int
+) -> list[dict[str, Any]]:
+    """Examples spread over a split: number, label, names of A's and B's documents, A's length, and
+    its pieces. `store` is the split's token store.
+
+    A piece is {word}, or, where it is masked, {word, put, kind}: `put` stands in the input in place
+    of `word`, and `kind` says whether that is "mask", "random" or "kept".
+    """
+    if not split.num_examples:
+        return []
+    chosen = np.unique(np.linspace(0, split.num_examples - 1, SHOWN).astype(np.int64))
+    examples = split.read(chosen)
+    names = dict(enumerate(vocab))  # an id beyond them is a fault, and shown as a number
+    pieces: list[dict[str, str]] = [
+        {"word": names.get(token, str(token))} for token in examples.input_ids.tolist()
+    ]
+    targets, inputs = examples.targets.tolist(), examples.masked_input_ids.tolist()
+    for place, target, put in zip(examples.masked_indices.tolist(), targets, inputs, strict=True):
+        kind = "mask" if put == mask_id else "kept" if put == target else "random"
+        pieces[place] |= {"put": names.get(put, str(put)), "kind": kind}
+    return [
+        {
+            "example": int(chosen[i]),
+            "next_sentence_label": int(examples.next_sentence_labels[i]),
+            "documents": [
+                _name(store, int(document[i]))
+                for document in (examples.document_a, examples.document_b)
+            ],
+            "segment_a_length": int(examples.segment_a_lengths[i]),
+            "pieces": pieces[examples.offsets[i] : examples.offsets[i + 1]],
+        }
+        for i in range(len(chosen))
+    ]
+
+
+def _name(store: TokenStore, document: int) -> str:
+    if document >= store.num_documents:  # shards of another store: a fault that is named elsewhere
+        return f"document {document}"
+    part, row = store.locate(document)
+    return str(store.parts[part].documents[row])
