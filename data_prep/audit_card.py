@@ -26,6 +26,7 @@ configs:
 LICENCES = {
     "sample": "Python Software Foundation License 2",
     "wikiextractor": "CC BY-SA 4.0 (text of Wikipedia)",
+    "wikipedia_dump": "CC BY-SA 4.0 (text of Wikipedia)",
     "wikipedia": "CC BY-SA 4.0 (text of Wikipedia)",
     "bookcorpus": "none stated; rights of the authors",
 }
