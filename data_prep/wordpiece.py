@@ -9,7 +9,7 @@ tokenizer that Hugging Face loads, so that an exported model reads text just as 
 
 from __future__ import annotations
 
-import itertools
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ LONGEST_WORD = 100  # characters; the default of Hugging Face's WordPiece
 MOST_CHARACTERS = 1000  # of a trained vocabulary's alphabet, as in Hugging Face's trainer
 LEAST_COUNT = 2  # of a character or a pair that becomes an entry; the same
 NUM_CODE_POINTS = 0x110000
+MOST_WORDS = 1 << 18  # kept with their ids: 50 MB of English, 16 million characters have 150,000
+LONGEST_KEPT = 100  # characters of such a word: bounds the memory on any text
 TOKENIZER_FILES = (
     "vocab.txt",
     "tokenizer.json",
@@ -138,6 +140,26 @@ def _tokenizer(tokens: Sequence[str], lowercase: bool) -> Any:
     return tokenizer
 
 
+class _WordIds(dict[str, bytes]):
+    """Words as they stand between two spaces -> their ids, uint32, in the order of first use.
+
+    `tokenizers` encodes a word when it is first asked for. That its neighbours do not matter is
+    exact for this one character, and a blank of any other kind stays inside the word: a space has
+    no letter case, combines with nothing, and ends what a combining mark can be reordered over.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __missing__(self, word: str) -> bytes:
+        ids = array("I", self._tokenizer.encode(word, add_special_tokens=False).ids).tobytes()
+        if len(word) <= LONGEST_KEPT:
+            if len(self) >= MOST_WORDS:
+                self.clear()  # what is frequent is soon back
+            self[word] = ids
+        return ids
+
+
 class Encoder:
     """Text to ids, without special tokens.
 
@@ -148,15 +170,14 @@ class Encoder:
     def __init__(self, tokens: Sequence[str], lowercase: bool) -> None:
         self.vocab_size = len(tokens)
         self.special_ids = special_ids(tokens)
-        self._tokenizer = _tokenizer(tokens, lowercase)
+        self._word_ids = _WordIds(_tokenizer(tokens, lowercase))
 
     def encode(self, sentences: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """N sentences to (T,) ids end to end, and the (N,) lengths; a length may be 0."""
-        encodings = self._tokenizer.encode_batch_fast(list(sentences), add_special_tokens=False)
-        ids = [encoding.ids for encoding in encodings]
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        flat = np.fromiter(itertools.chain.from_iterable(ids), np.uint32, int(lengths.sum()))
-        return flat, lengths
+        ids_of = self._word_ids.__getitem__
+        ids = [b"".join(map(ids_of, sentence.split(" "))) for sentence in sentences]
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids)) // np.dtype(np.uint32).itemsize
+        return np.frombuffer(b"".join(ids), np.uint32), lengths
 
 
 # ---------------------------------------------------------------- training

@@ -2,13 +2,14 @@ import pydoc_data.topics
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from data_prep import encode, vocab
-from data_prep.documents import Document, describe_part, write_part
+from data_prep import encode, vocab, wordpiece
+from data_prep.documents import Document, describe_part, list_parts, write_part
 from data_prep.files import checksum, read_json, write_json
 from data_prep.sentences import split_paragraph
 from data_prep.settings import load
@@ -107,6 +108,32 @@ def test_one_worker_or_three_and_a_second_corpus_give_the_same_bytes(
     vocab.run(load([f"data_dir={tmp_path}", "vocab_size=1000"]))
     run(tmp_path, "num_workers=1")
     assert parts_on_disk(tmp_path) == parts_on_disk(encoded)
+
+
+class WholeSentences(Encoder):
+    """The definition: `tokenizers` on whole sentences, without any memory of words."""
+
+    def __init__(self, tokens: list[str], lowercase: bool) -> None:
+        super().__init__(tokens, lowercase)
+        self.tokenizer = wordpiece._tokenizer(tokens, lowercase)
+
+    def encode(self, sentences):
+        ids = [text.ids for text in self.tokenizer.encode_batch(sentences)]
+        return np.array([i for text in ids for i in text], np.uint32), np.array([*map(len, ids)])
+
+
+def test_the_store_has_the_bytes_that_encoding_whole_sentences_gives(
+    encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # the task sets it for its process
+    monkeypatch.setattr(encode, "Encoder", WholeSentences)
+    tokens = wordpiece.read_vocab(encoded / "vocab" / "vocab.txt")
+    for index in range(PARTS):
+        encode._encode_part(tmp_path, list_parts(encoded), tokens, True, 0.3, index)
+    parts = [path.relative_to(tmp_path) for path in tmp_path.glob("*/part-*.arrow")]
+    assert len(parts) == 2 * PARTS
+    for part in parts:
+        assert (tmp_path / part).read_bytes() == (encoded / "tokens" / part).read_bytes()
 
 
 def test_a_finished_store_is_left_alone(encoded: Path) -> None:

@@ -16,6 +16,7 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer, BertTokenizerFast
 from transformers.models.bert.tokenization_bert_legacy import BasicTokenizer, WordpieceTokenizer
 
+from data_prep import wordpiece
 from data_prep.wordpiece import (
     SPECIAL_TOKENS,
     TOKENIZER_FILES,
@@ -80,6 +81,45 @@ def test_ids_of_any_text_equal_those_of_stock_bert_tokenizer(
     assume(not any(token in text for token in SPECIAL_TOKENS.values() for text in sentences))
     expected = stock_of(lowercase)(sentences, add_special_tokens=False)["input_ids"]
     assert ours(encoder_of(lowercase), sentences) == expected
+
+
+# what could tie a word to its neighbours: blanks of all kinds, marks that combine or are reordered,
+# letters of which the case depends on the place, characters that are dropped, parts of a word
+TYING = st.sampled_from(
+    " \u00a0\u2003\u2028\u3000\x85\t\n\x00\x1c\u200b\u200d\ufeff\ufffd\u0301\u0323\u0345\u0307\u0338\u1e9e"
+    "\u0130Iiı\u01c5Σσςé漢가\u1112\u1161\u11ab\U0001f1e9\U0001f1ea[]-'.a"
+)
+
+
+@casings
+@settings(deadline=None)
+@given(sentences=st.lists(st.text(TYING | st.just(" "), max_size=30), min_size=1, max_size=4))
+def test_word_by_word_the_ids_are_those_of_the_whole_sentence(
+    lowercase: bool, sentences: list[str]
+) -> None:
+    whole = wordpiece._tokenizer(vocab(lowercase), lowercase)
+    expected = [whole.encode(text, add_special_tokens=False).ids for text in sentences]
+    assert ours(encoder_of(lowercase), sentences) == expected
+
+
+@pytest.mark.parametrize("most_words", [1, 3, 200])
+def test_forgetting_words_changes_no_id_and_bounds_their_number(
+    most_words: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = stock_of(True)(TEXT[:300], add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(wordpiece, "MOST_WORDS", most_words)
+    encoder = Encoder(vocab(True), True)
+    for text, ids in zip(TEXT[:300], expected, strict=True):
+        assert ours(encoder, [text]) == [ids]
+        assert len(encoder._word_ids) <= most_words
+
+
+def test_a_word_is_encoded_once_and_a_very_long_one_is_not_kept() -> None:
+    encoder = Encoder(vocab(True), True)
+    first = ours(encoder, ["the list the", "漢" * 101, "list, " * 9])
+    assert set(encoder._word_ids) == {"the", "list", "list,", ""}
+    encoder._word_ids._tokenizer = None  # whoever asks it again fails
+    assert ours(encoder, ["the list the", "list, " * 9]) == [first[0], first[2]]
 
 
 LATIN = st.characters(max_codepoint=0x24F, exclude_characters="\u0130\x85\x1c\x1d\x1e\x1f")
