@@ -9,6 +9,7 @@ tokenizer that Hugging Face loads, so that an exported model reads text just as 
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ LEAST_COUNT = 2  # of a character or a pair that becomes an entry; the same
 NUM_CODE_POINTS = 0x110000
 MOST_WORDS = 1 << 18  # kept with their ids: 50 MB of English, 16 million characters have 150,000
 LONGEST_KEPT = 100  # characters of such a word: bounds the memory on any text
+_PARTS = re.compile(r"[!-/:-@\[-`{-~]|[^!-/:-@\[-`{-~]+")  # ASCII punctuation, and what is between
 TOKENIZER_FILES = (
     "vocab.txt",
     "tokenizer.json",
@@ -141,18 +143,23 @@ def _tokenizer(tokens: Sequence[str], lowercase: bool) -> Any:
 
 
 class _WordIds(dict[str, bytes]):
-    """Words as they stand between two spaces -> their ids, uint32, in the order of first use.
+    """Words as they stand between two spaces -> their ids, uint32; known once they were asked for.
 
-    `tokenizers` encodes a word when it is first asked for. That its neighbours do not matter is
-    exact for this one character, and a blank of any other kind stays inside the word: a space has
-    no letter case, combines with nothing, and ends what a combining mark can be reordered over.
+    `tokenizers` encodes the parts of a word, cut at ASCII punctuation. That neighbours do not matter
+    is exact for these characters: each ends a word by BERT's rules, none has a case, is dropped or
+    takes up a combining mark, and no mark is reordered over one. Of other blanks and other
+    punctuation that is not said: they stay inside a part.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
     def __missing__(self, word: str) -> bytes:
-        ids = array("I", self._tokenizer.encode(word, add_special_tokens=False).ids).tobytes()
+        parts = _PARTS.findall(word)
+        if len(parts) > 1:
+            ids = b"".join(map(self.__getitem__, parts))
+        else:
+            ids = array("I", self._tokenizer.encode(word, add_special_tokens=False).ids).tobytes()
         if len(word) <= LONGEST_KEPT:
             if len(self) >= MOST_WORDS:
                 self.clear()  # what is frequent is soon back

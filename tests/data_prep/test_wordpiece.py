@@ -87,7 +87,7 @@ def test_ids_of_any_text_equal_those_of_stock_bert_tokenizer(
 # letters of which the case depends on the place, characters that are dropped, parts of a word
 TYING = st.sampled_from(
     " \u00a0\u2003\u2028\u3000\x85\t\n\x00\x1c\u200b\u200d\ufeff\ufffd\u0301\u0323\u0345\u0307\u0338\u1e9e"
-    "\u0130Iiı\u01c5Σσςé漢가\u1112\u1161\u11ab\U0001f1e9\U0001f1ea[]-'.a"
+    "\u0130Iiı\u01c5Σσςé漢가\u1112\u1161\u11ab\U0001f1e9\U0001f1ea[]-'.!<\u226ea"
 )
 
 
@@ -117,7 +117,7 @@ def test_forgetting_words_changes_no_id_and_bounds_their_number(
 def test_a_word_is_encoded_once_and_a_very_long_one_is_not_kept() -> None:
     encoder = Encoder(vocab(True), True)
     first = ours(encoder, ["the list the", "漢" * 101, "list, " * 9])
-    assert set(encoder._word_ids) == {"the", "list", "list,", ""}
+    assert set(encoder._word_ids) == {"the", "list", "list,", ",", ""}
     encoder._word_ids._tokenizer = None  # whoever asks it again fails
     assert ours(encoder, ["the list the", "list, " * 9]) == [first[0], first[2]]
 
