@@ -36,6 +36,7 @@ fix: install
 	$(BIN)/ruff check --fix .
 
 bench: install
+	$(BIN)/python -m scripts.bench_prep
 	$(BIN)/python -m scripts.bench_loader
 	$(BIN)/python -m scripts.bench_step
 

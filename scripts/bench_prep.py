@@ -1,0 +1,286 @@
+"""Megabytes of text a second of one core: every stage of data preparation, and what others do.
+
+    python -m scripts.bench_prep [path=FOLDER] [megabytes=1] [vocab_file=FILE] [rounds=3]
+
+`path` is a folder of .txt files, of which the first in the order of their names are taken, up to
+`megabytes`; without it the text is what lies inside CPython, pydoc's topics, then docstrings.
+`vocab_file` is a released vocab.txt; without it one of `vocab_size` entries is trained, which is
+not timed.
+
+The jobs run as they are, but for the processes: all tasks run in this one, so that its processor
+time is theirs. `all stages` is collect, encode and build, from files to shards, with manifests and
+checksums; the other lines are parts of it. The published algorithm and `datasets.map` get text
+that is clean already. Every rate is over the bytes of the clean text. A task keeps the ids of
+words that it has met, and starts with none: WordPiece is faster on a task's 16 MB than on 1 MB.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from data_prep import build, collect, encode, engine, vocab
+from data_prep.documents import Document, list_parts, read_part
+from data_prep.examples import make_examples
+from data_prep.masking import MaskingRule
+from data_prep.pairs import PairRule
+from data_prep.sentences import split_paragraph
+from data_prep.settings import DataPrepSettings, load, require_source
+from data_prep.sources import sample
+from data_prep.tokens import SPLITS, TokenStore
+from data_prep.vocab import read_vocab_store
+from data_prep.wordpiece import Encoder
+from scripts.benchmark import arguments, in_turn, report
+from scripts.published_prep import PublishedTokenizer, prepare
+
+DEFAULTS: dict[str, str | int | float] = {
+    "path": "",
+    "megabytes": 1.0,
+    "vocab_file": "",
+    "vocab_size": 5_000,
+    "seq_len": 512,
+    "heldout_fraction": 0.1,  # a few documents must do for both splits
+    "rounds": 3,
+}
+STAGES = {
+    "collect": "collect_mb_per_second_per_core",
+    "sentences": "sentences_mb_per_second_per_core",
+    "WordPiece": "wordpiece_mb_per_second_per_core",
+    "pairs and masks": "pairs_and_masks_mb_per_second_per_core",
+    "all stages": "all_stages_mb_per_second_per_core",
+    "tokenizers.encode_batch": "tokenizers_encode_batch_mb_per_second_per_core",
+    "datasets.map": "datasets_map_mb_per_second_per_core",
+    "published algorithm": "published_algorithm_mb_per_second_per_core",
+}
+
+
+def main() -> None:
+    given = arguments(sys.argv[1:], DEFAULTS)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(collect, "run_tasks", _run_here),
+        mock.patch.object(encode, "run_tasks", _run_here),
+        mock.patch.object(engine, "run_tasks", _run_here),
+    ):
+        texts = Path(folder) / "texts"
+        _write_texts(texts, str(given["path"]), float(given["megabytes"]) * 1e6)
+        corpus = Corpus(Path(folder), texts, given)
+        seconds = in_turn({name: corpus.timed(name) for name in STAGES}, int(given["rounds"]))
+    kilobytes = {
+        name: [corpus.num_bytes / 1e3 / each for each in runs] for name, runs in seconds.items()
+    }
+    rates = {
+        key: round(statistics.median(kilobytes[name]) / 1e3, 4) for name, key in STAGES.items()
+    }
+    ours, theirs = (
+        statistics.median(seconds[name]) for name in ("all stages", "published algorithm")
+    )
+    facts = {
+        **rates,
+        "speedup_over_published_algorithm": round(theirs / ours, 2),
+        "text_bytes": corpus.num_bytes,
+        "settings": given,
+    }
+    report("preparation", "kB of text/s/core", kilobytes, "published algorithm", facts)
+
+
+class Corpus:
+    """One text in the form that each stage takes, and the stages on it."""
+
+    def __init__(self, folder: Path, texts: Path, given: dict[str, str | int | float]) -> None:
+        self.again = folder / "again"
+        self.settings = _settings(folder / "data", texts, given)
+        collect.run(self.settings)
+        vocab.run(self.settings)
+        encode.run(self.settings)
+        data_dir = Path(self.settings.data_dir)
+        self.tokens, manifest = read_vocab_store(data_dir)
+        self.lowercase = bool(manifest["lowercase"])
+        documents = [d for part in list_parts(data_dir) for d in read_part(part.path)]
+        self.paragraphs = [document.text.split("\n") for document in documents]
+        self.num_bytes = sum(len(document.text.encode()) for document in documents)
+        self.sentences = [self._split(paragraphs) for paragraphs in self.paragraphs]
+        self.stores = [TokenStore.open(data_dir, split) for split in SPLITS]
+        self.pair_rule = PairRule(
+            self.settings.seq_len, self.settings.short_seq_prob, self.settings.seed, copy=0
+        )
+        self.masking_rule = MaskingRule.from_manifest(
+            build.run(self.settings), data_dir / "vocab" / "vocab.txt"
+        )
+
+    def timed(self, name: str) -> Callable[[], float]:
+        """One round of a stage: what is called before the clock starts returns what is timed."""
+        ready: Callable[[], Callable[[], object]] = {
+            "collect": self._collect,
+            "sentences": self._sentences,
+            "WordPiece": self._wordpiece,
+            "pairs and masks": self._pairs,
+            "all stages": self._all,
+            "tokenizers.encode_batch": self._encode_batch,
+            "datasets.map": self._datasets_map,
+            "published algorithm": self._published,
+        }[name]
+
+        def run() -> float:
+            stage = ready()
+            began = time.process_time()
+            stage()
+            return time.process_time() - began
+
+        return run
+
+    def _split(self, paragraphs: list[str]) -> list[str]:
+        return [sentence for paragraph in paragraphs for sentence in split_paragraph(paragraph)]
+
+    def _fresh(self) -> DataPrepSettings:
+        """Settings of a corpus that has nothing but its vocabulary yet."""
+        shutil.rmtree(self.again, ignore_errors=True)
+        shutil.copytree(Path(self.settings.data_dir) / "vocab", self.again / "vocab")
+        return dataclasses.replace(self.settings, data_dir=str(self.again))
+
+    def _collect(self) -> Callable[[], object]:
+        settings = self._fresh()
+        return lambda: collect.run(settings)
+
+    def _sentences(self) -> Callable[[], object]:
+        return lambda: [self._split(paragraphs) for paragraphs in self.paragraphs]
+
+    def _wordpiece(self) -> Callable[[], object]:
+        encoder = Encoder(self.tokens, self.lowercase)
+        return lambda: [encoder.encode(sentences) for sentences in self.sentences]
+
+    def _pairs(self) -> Callable[[], object]:
+        return lambda: [
+            make_examples(store, part, self.pair_rule, self.masking_rule)
+            for store in self.stores
+            for part in range(len(store.parts))
+        ]
+
+    def _all(self) -> Callable[[], object]:
+        settings = self._fresh()
+        return lambda: [job.run(settings) for job in (collect, encode, build)]
+
+    def _encode_batch(self) -> Callable[[], object]:
+        from tokenizers import Tokenizer
+
+        path = Path(self.settings.data_dir) / "vocab" / "tokenizer.json"
+        tokenizer = Tokenizer.from_file(str(path))
+        return lambda: [
+            [text.ids for text in tokenizer.encode_batch(sentences, add_special_tokens=False)]
+            for sentences in self.sentences
+        ]
+
+    def _datasets_map(self) -> Callable[[], object]:
+        """Tokens of paragraphs, then blocks of seq_len, as in Hugging Face's run_mlm.py: no pairs,
+        no masks."""
+        from datasets import Dataset, disable_progress_bars
+        from transformers import BertTokenizerFast
+
+        disable_progress_bars()
+        tokenizer = BertTokenizerFast(
+            vocab={token: number for number, token in enumerate(self.tokens)},
+            do_lower_case=self.lowercase,
+        )
+        rows = Dataset.from_dict(
+            {"text": [p for paragraphs in self.paragraphs for p in paragraphs]}
+        )
+        seq_len = self.settings.seq_len
+
+        def tokenize(batch: dict[str, Any]) -> dict[str, Any]:
+            ids = tokenizer(batch["text"], return_special_tokens_mask=True, verbose=False)
+            return dict(ids)
+
+        def group(batch: dict[str, Any]) -> dict[str, Any]:
+            joined = {name: [i for row in rows for i in row] for name, rows in batch.items()}
+            end = len(joined["input_ids"]) // seq_len * seq_len
+            return {
+                name: [column[first : first + seq_len] for first in range(0, end, seq_len)]
+                for name, column in joined.items()
+            }
+
+        # named fingerprints: hashing the tokenizer for the cache is no work of a large corpus
+        options = {"batched": True, "keep_in_memory": True}
+        return lambda: rows.map(
+            tokenize, remove_columns=["text"], new_fingerprint="tokens", **options
+        ).map(group, new_fingerprint="blocks", **options)
+
+    def _published(self) -> Callable[[], object]:
+        tokenizer = PublishedTokenizer(self.tokens, self.lowercase)
+        return lambda: prepare(
+            [self._split(paragraphs) for paragraphs in self.paragraphs],
+            tokenizer,
+            self.settings.seq_len,
+            self.settings.seed,
+        )
+
+
+def _run_here(
+    job: str,
+    log_dir: Path,
+    num_tasks: int,
+    task: engine.Task,
+    num_workers: int,
+    fingerprint: dict[str, Any],
+) -> dict[str, int]:
+    """In place of data_prep.engine.run_tasks: all tasks one after another in this process."""
+    total: Counter[str] = Counter()
+    for index in range(num_tasks):
+        total.update(task(index))
+    return dict(total)
+
+
+def _settings(data_dir: Path, texts: Path, given: dict[str, str | int | float]) -> DataPrepSettings:
+    names = ["seq_len", "heldout_fraction", "vocab_size"]
+    if given["vocab_file"]:
+        names.append("vocab_file")
+    return load(
+        [
+            f"data_dir={data_dir}",
+            "+source=books",
+            f"source.path={texts}",
+            *(f"{name}={given[name]}" for name in names),
+            "audit.random_next_least=0",  # a small text may miss the bounds by chance
+            "audit.random_next_most=1",
+        ]
+    )
+
+
+def _write_texts(folder: Path, path: str, most_bytes: float) -> None:
+    """The text as .txt files, in order, as many as fit; at least one."""
+    folder.mkdir()
+    written = 0
+    for name, text in _files(Path(path)) if path else _sample(folder.parent):
+        if written and written + len(text) > most_bytes:
+            return
+        (folder / name.replace("/", "_")).write_bytes(text)
+        written += len(text)
+
+
+def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
+    for path in sorted(folder.rglob("*.txt")):
+        yield path.relative_to(folder).as_posix(), path.read_bytes()
+
+
+def _sample(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """The manual's topics, then docstrings; read only as far as they are asked for."""
+    settings = load([f"data_dir={folder}", "+source=sample"])
+    source = require_source(settings)
+    for task in sample.plan(source, settings.characters_per_part, folder).tasks:
+        for item in sample.read(source, task):
+            if isinstance(item, Document):
+                yield f"{item.id}.txt", item.text.replace("\n", "\n\n").encode()
+
+
+if __name__ == "__main__":
+    main()
