@@ -151,13 +151,18 @@ class _WordIds(dict[str, bytes]):
     punctuation that is not said: they stay inside a part.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, lowercase: bool) -> None:
         self._tokenizer = tokenizer
+        self._model = tokenizer.model  # the greedy match alone, without the rules before it
+        self._lowercase = lowercase
 
     def __missing__(self, word: str) -> bytes:
         parts = _PARTS.findall(word)
         if len(parts) > 1:
             ids = b"".join(map(self.__getitem__, parts))
+        elif word.isascii() and word.isalnum():  # no rule applies but that of the case
+            pieces = self._model.tokenize(word.lower() if self._lowercase else word)
+            ids = array("I", [piece.id for piece in pieces]).tobytes()
         else:
             ids = array("I", self._tokenizer.encode(word, add_special_tokens=False).ids).tobytes()
         if len(word) <= LONGEST_KEPT:
@@ -177,7 +182,7 @@ class Encoder:
     def __init__(self, tokens: Sequence[str], lowercase: bool) -> None:
         self.vocab_size = len(tokens)
         self.special_ids = special_ids(tokens)
-        self._word_ids = _WordIds(_tokenizer(tokens, lowercase))
+        self._word_ids = _WordIds(_tokenizer(tokens, lowercase), lowercase)
 
     def encode(self, sentences: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """N sentences to (T,) ids end to end, and the (N,) lengths; a length may be 0."""
