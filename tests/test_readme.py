@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import pydoc_data.topics
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from data_prep import settings as data_prep_settings
@@ -61,11 +61,14 @@ def test_the_tree_names_every_folder_that_is_there() -> None:
 
 
 @pytest.mark.slow
-def test_a_folder_of_text_files_becomes_a_model_by_the_commands_shown(tmp_path: Path) -> None:
+def test_a_folder_of_text_files_becomes_a_model_by_the_commands_shown(
+    sample_dir: Path, tmp_path: Path
+) -> None:
     texts = tmp_path / "my_texts"
     texts.mkdir()
-    for name, text in pydoc_data.topics.topics.items():
-        (texts / f"{name}.txt").write_text(text)
+    for part in (sample_dir / "documents/sample").glob("part-*.parquet"):
+        for number, text in enumerate(pq.read_table(part)["text"].to_pylist()):
+            (texts / f"{part.stem}-{number}.txt").write_text(text.replace("\n", "\n\n"))
     environment = {
         **os.environ,
         "PYTHONPATH": str(PROJECT),
