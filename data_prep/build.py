@@ -7,7 +7,6 @@ documents are paired among themselves. Rows lie in document order: training perm
 from __future__ import annotations
 
 import functools
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,23 +37,27 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     """
     data_dir = Path(settings.data_dir)
     folder = data_dir / f"len{settings.seq_len}"
-    log_dir = folder / "logs"
     manifest = _describe(settings, data_dir)
     tasks = list_tasks(tokens.read_manifest(data_dir), settings.copies)
-    is_new = engine.is_new_start(log_dir, len(tasks), manifest)
-    if not is_new and (folder / "manifest.json").is_file():
-        finished = shards.read_manifest(folder)
-        if not any(shards.size_faults(folder, finished, split) for split in shards.SPLITS):
-            return finished
-        is_new = True
-    if is_new:  # shards of other settings, or damaged ones: none of them may be met again
-        _remove_outputs(folder)
     from data_prep.examples import build_shard  # late: it loads the kernels
 
-    task = functools.partial(build_shard, folder, tasks, manifest)
+    # One fingerprint for all: every shard has its random partners from the whole store
+    common = engine.fingerprint(manifest)
+    entries = [
+        engine.TaskEntry(f"{split}-{path.stem}", common, (path,))
+        for index, (split, _, _) in enumerate(tasks)
+        for path in [folder / split / shards.shard_name(tasks, index)]
+    ]
     counts = engine.run_tasks(
-        f"build {settings.seq_len}", log_dir, len(tasks), task, settings.workers, manifest
+        f"build {settings.seq_len}",
+        folder / "logs",
+        entries,
+        functools.partial(build_shard, folder, tasks, manifest),
+        settings,
     )
+    if (folder / "manifest.json").is_file():  # nothing was to be done
+        return shards.read_manifest(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # the audit's, of former shards
     splits, token_counts = _collect(folder, tasks, counts, int(manifest["vocab_size"]))
     least, most = settings.audit.random_next_least, settings.audit.random_next_most
     for split, figures in splits.items():
@@ -114,15 +117,6 @@ def summary(manifest: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _remove_outputs(folder: Path) -> None:
-    """Remove what an earlier start wrote, and nothing else that may lie in the folder."""
-    (folder / "manifest.json").unlink(missing_ok=True)  # first: it vouches for the rest
-    for name in ("token_counts.npy", "README.md"):  # the latter is the audit's
-        (folder / name).unlink(missing_ok=True)
-    for name in (*shards.SPLITS, "logs"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-
-
 def _describe(settings: DataPrepSettings, data_dir: Path) -> dict[str, Any]:
     """The manifest but for its splits: all that decides the bytes of the shards."""
     token_manifest = tokens.read_manifest(data_dir)
@@ -160,8 +154,6 @@ def _collect(
     for index, (split, _, _) in enumerate(tasks):
         name = shards.shard_name(tasks, index)
         path = folder / split / name
-        if not path.is_file():
-            raise RuntimeError(f"{path} was removed; delete {folder} and run data_prep.build again")
         examples, _ = shards.read_shard(path)
         splits[split]["shards"].append(
             {

@@ -29,7 +29,7 @@ from data_prep.documents import (
     repeated_ids,
     write_part,
 )
-from data_prep.engine import is_new_start, run_tasks
+from data_prep.engine import TaskEntry, fingerprint, run_tasks
 from data_prep.files import read_json, write_json
 from data_prep.language import language_of
 from data_prep.settings import DataPrepSettings, SourceSettings, require_source, start
@@ -46,23 +46,27 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     folder = Path(settings.data_dir) / "documents" / source.name
     plan = module_of(source.kind).plan(source, settings.characters_per_part, folder / "cache")
     identity = _identity(source, settings.characters_per_part)
-    fingerprint = {**identity, "schema_version": SCHEMA_VERSION, "state": plan.state}
-    if is_new_start(folder / "logs", len(plan.tasks), fingerprint):
-        _remove_outputs(folder)
+    # One for all: how a source is cut may change with any of its inputs
+    common = fingerprint({**identity, "schema_version": SCHEMA_VERSION, "state": plan.state})
+    tasks = []
+    for index in range(len(plan.tasks)):
+        paths = (
+            _part_path(folder, index),
+            _rejects_path(folder, index),
+            _entry_path(folder, index),
+        )
+        tasks.append(TaskEntry(paths[0].stem, common, paths))
     counts = run_tasks(
         f"collect {source.name}",
         folder / "logs",
-        len(plan.tasks),
+        tasks,
         partial(_collect_part, folder, source, plan.tasks),
-        settings.workers,
-        fingerprint,
+        settings,
     )
     manifest = _manifest(folder, source.name, identity, plan, counts)
     write_json(folder / "dropped.json", manifest["dropped"])
     write_json(folder / "manifest.json", manifest)  # last: it says that all the rest is there
     shutil.rmtree(folder / "cache", ignore_errors=True)
-    for path in folder.rglob(".*.tmp"):  # of processes that were killed
-        path.unlink()
     return manifest
 
 
@@ -86,14 +90,15 @@ def _collect_part(
     folder: Path, source: SourceSettings, tasks: list[Any], index: int
 ) -> dict[str, int]:
     """One task: read its share of the input, write one part, and its rejects if there are any."""
-    path = folder / f"part-{index:05d}.parquet"
     notes: Counter[str] = Counter()
+    rejects_path = _rejects_path(folder, index)
+    rejects_path.unlink(missing_ok=True)  # there may be none this time
 
     with contextlib.ExitStack() as stack:
         rejects: list[RowWriter] = []  # none, or the one: most parts reject nothing
 
         def kept() -> Iterator[Document]:
-            for item in module_of(source.kind).read(source, tasks[index]):
+            for item in _read(source, tasks[index]):
                 if isinstance(item, Document):
                     item = _in_language(item, source.language)
                 if isinstance(item, Document):
@@ -103,13 +108,24 @@ def _collect_part(
                 else:
                     notes[f"dropped: {item.reason}"] += 1
                     if not rejects:
-                        opened = open_rejects(folder / "rejects" / path.name)
-                        rejects.append(stack.enter_context(opened))
+                        rejects.append(stack.enter_context(open_rejects(rejects_path)))
                     rejects[0].add(item)
 
-        counts = write_part(path, kept())
-    write_json(_entry_path(folder, index), describe_part(path))
+        counts = write_part(_part_path(folder, index), kept())
+    write_json(_entry_path(folder, index), describe_part(_part_path(folder, index)))
     return {**counts, **notes}
+
+
+def _read(source: SourceSettings, task: Any) -> Iterator[Document | Reject | Damage]:
+    """What the source's module reads; an OSError names the inputs."""
+    try:
+        yield from module_of(source.kind).read(source, task)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(  # a broken disk's say no name
+            error.errno, f"{error.strerror}, in reading one of {str(task)[:300]}"
+        ) from error
 
 
 def _in_language(document: Document, wanted: str | None) -> Document | Reject:
@@ -120,8 +136,17 @@ def _in_language(document: Document, wanted: str | None) -> Document | Reject:
     return Reject(document.id, document.title, document.text, reason)
 
 
+def _part_path(folder: Path, index: int) -> Path:
+    return folder / f"part-{index:05d}.parquet"
+
+
+def _rejects_path(folder: Path, index: int) -> Path:
+    return folder / "rejects" / _part_path(folder, index).name
+
+
 def _entry_path(folder: Path, index: int) -> Path:
-    return folder / "logs" / "parts" / f"{index:05d}.json"
+    """The part's entry in the manifest."""
+    return folder / "logs" / "parts" / f"part-{index:05d}.json"
 
 
 def _identity(source: SourceSettings, characters_per_part: int) -> dict[str, Any]:
@@ -137,11 +162,6 @@ def _manifest(
 ) -> dict[str, Any]:
     parts = [read_json(_entry_path(folder, index)) for index in range(len(plan.tasks))]
     paths = [folder / part["name"] for part in parts]
-    if missing := [path for path in paths if not path.exists()]:
-        raise RuntimeError(
-            f"{missing[0]} is missing, though its task has finished; delete {folder} and run collect "
-            "again"
-        )
     dropped = {
         key.removeprefix("dropped: "): n for key, n in counts.items() if key.startswith("dropped: ")
     }
@@ -165,14 +185,6 @@ def _manifest(
         "dropped": dropped,
         "damaged": damaged,
     }
-
-
-def _remove_outputs(folder: Path) -> None:
-    """Remove what an earlier start wrote, and nothing else that may lie in the folder."""
-    (folder / "manifest.json").unlink(missing_ok=True)  # first: it vouches for the rest
-    (folder / "dropped.json").unlink(missing_ok=True)
-    for path in [*folder.glob("part-*.parquet"), *folder.glob("rejects/part-*.parquet")]:
-        path.unlink()
 
 
 def _table(manifest: dict[str, Any], seconds: float) -> str:

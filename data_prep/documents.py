@@ -109,11 +109,22 @@ def open_rejects(path: Path) -> Iterator[RowWriter]:
 
 
 def read_part(path: Path) -> Iterator[Document]:
-    """The documents of one part, in order; one row group is in memory at a time."""
-    with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            for row in file.read_row_group(group, columns=list(DOCUMENT_COLUMNS)).to_pylist():
-                yield Document(**row)
+    """The documents of one part, in order; one row group is in memory at a time.
+
+    Raises ValueError naming the file, and the row group, that cannot be read.
+    """
+    place = "its end"
+    try:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                place = f"row group {group} of {file.num_row_groups}"
+                for row in file.read_row_group(group, columns=list(DOCUMENT_COLUMNS)).to_pylist():
+                    yield Document(**row)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read at {place} ({error}); delete {path.parent} and collect the "
+            f"source {path.parent.name} again"
+        ) from error
 
 
 def list_parts(data_dir: Path) -> list[Part]:

@@ -9,7 +9,6 @@ part of each split.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from data_prep.documents import Document, Part, list_parts, read_part
-from data_prep.engine import is_new_start, run_tasks
+from data_prep.engine import TaskEntry, fingerprint, run_tasks
 from data_prep.files import read_json, write_json
 from data_prep.sentences import split_paragraph
 from data_prep.settings import DataPrepSettings, start
@@ -51,24 +50,30 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
         "vocab_checksum": vocab["checksum"],
         "lowercase": vocab["lowercase"],
         "heldout_fraction": settings.heldout_fraction,
-        "documents": {f"{part.source}/{part.name}": part.checksum for part in parts},
         "nupunkt": nupunkt.__version__,
         "tokenizers": tokenizers.__version__,
         "schema_version": SCHEMA_VERSION,
     }
-    if is_new_start(folder / "logs", len(parts), identity):
-        _remove_outputs(folder)  # ids of another vocabulary must not survive
+    tasks = []
+    for part in parts:
+        name = task_name(part)
+        outputs = (
+            *(folder / split / f"{name}.arrow" for split in SPLITS),
+            _entry_path(folder, name),
+        )
+        own = fingerprint({**identity, "document": name, "checksum": part.checksum})
+        tasks.append(TaskEntry(name, own, outputs))
     counts = run_tasks(
         "encode",
         folder / "logs",
-        len(parts),
+        tasks,
         partial(
             _encode_part, folder, parts, tokens, bool(vocab["lowercase"]), settings.heldout_fraction
         ),
-        settings.workers,
-        identity,
+        settings,
     )
-    splits = _entries(folder, len(parts))
+    written = [read_json(_entry_path(folder, task.name)) for task in tasks]
+    splits = {split: [entries[split] for entries in written] for split in SPLITS}
     _check_splits(splits, settings.heldout_fraction)
     manifest = {
         "schema_version": SCHEMA_VERSION,
@@ -77,7 +82,10 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
         "vocab_size": len(tokens),
         "lowercase": vocab["lowercase"],
         "special_ids": vocab["special_ids"],
-        "settings": identity,
+        "settings": {
+            **identity,
+            "documents": {f"{part.source}/{part.name}": part.checksum for part in parts},
+        },
         "splits": splits,
         "dropped": {name: counts[name] for name in sorted(Dropped.__dataclass_fields__)},
     }
@@ -105,6 +113,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write("\n".join(lines) + "\n")
 
     return start(job, argv)
+
+
+def task_name(part: Part) -> str:
+    """books-00003 of documents/books/part-00003.parquet."""
+    return f"{part.source}-{Path(part.name).stem.removeprefix('part-')}"
 
 
 def is_heldout(name: str, heldout_fraction: float) -> bool:
@@ -179,9 +192,12 @@ def _encode_part(
             splits["heldout" if is_heldout(name, heldout_fraction) else "train"].add(
                 name, ids, lengths
             )
-    path = f"part-{index:05d}.arrow"
-    entries = {name: split.write(folder / name / path, encoder) for name, split in splits.items()}
-    write_json(_entry_path(folder, index), entries)
+    task = task_name(parts[index])
+    entries = {
+        name: split.write(folder / name / f"{task}.arrow", encoder)
+        for name, split in splits.items()
+    }
+    write_json(_entry_path(folder, task), entries)
     return vars(dropped)
 
 
@@ -201,29 +217,9 @@ def _encode_document(
     return ids, kept
 
 
-def _remove_outputs(folder: Path) -> None:
-    """Remove what an earlier start wrote."""
-    (folder / "manifest.json").unlink(missing_ok=True)  # first: it vouches for the rest
-    for split in SPLITS:
-        shutil.rmtree(folder / split, ignore_errors=True)
-
-
-def _entry_path(folder: Path, index: int) -> Path:
-    return folder / "logs" / "parts" / f"{index:05d}.json"
-
-
-def _entries(folder: Path, num_parts: int) -> dict[str, list[dict[str, Any]]]:
-    """The manifest's entries of all parts, by split. Raises RuntimeError where a part is missing."""
-    written = [read_json(_entry_path(folder, index)) for index in range(num_parts)]
-    splits = {split: [entries[split] for entries in written] for split in SPLITS}
-    for split, entries in splits.items():
-        for entry in entries:
-            if not (path := folder / split / entry["name"]).exists():
-                raise RuntimeError(
-                    f"{path} is missing, though its task has finished; delete {folder} and encode "
-                    f"again"
-                )
-    return splits
+def _entry_path(folder: Path, name: str) -> Path:
+    """The task's entries in the manifest, by split."""
+    return folder / "logs" / "parts" / f"{name}.json"
 
 
 def _totals(entries: Sequence[dict[str, Any]]) -> dict[str, int]:

@@ -1,11 +1,18 @@
-"""Numbered tasks in processes of their own: restartable, isolated, the same bytes for any number.
+"""Named tasks in processes of their own: restartable, isolated, the same bytes for any number.
 
 A job is cut into tasks by its corpus, never by the machine. Each task runs in a fresh process, so
 what it writes cannot depend on the tasks before it, and one that fails, or is killed for its
-memory, stops no other. Beside the finished tasks lie their counts; a second start runs the rest.
+memory, stops no other. A finished task leaves a record with its fingerprint, that is all that
+decides on its bytes: a second start runs the tasks without one, or with another one. Several
+processes may work on one plan at the same time.
 
-datatrove's LocalPipelineExecutor, tried first, waits for ever when a worker is killed, imports
-0.4 s of packages, logs every task to the terminal and sums the counts of the last start alone.
+Below the log folder of a store (data_dir/documents/<source>, tokens, len<seq_len>) lie
+
+    job.json               {"job": "encode", "tasks": [names in order]}
+    finished/<name>.json   {"fingerprint", "counts", "sizes" of its files, "seconds", "ended": unix time}
+    running/<name>.json    {"host", "pid", "started": unix time}
+    failed/<name>.json     {"reason"}
+    <name>.log             what the task printed
 """
 
 from __future__ import annotations
@@ -15,108 +22,165 @@ import functools
 import importlib
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import orjson
+import xxhash
 
 from data_prep.files import read_json, write_json
+from data_prep.settings import DataPrepSettings
 
 Task = Callable[[int], dict[str, int]]
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """One task of a plan."""
+
+    name: str  # of its log and its records; unique in the plan
+    fingerprint: str  # see `fingerprint`
+    outputs: tuple[Path, ...] = ()  # every file that it may write; see `run_tasks`
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job has to do: task(index) is the work of entries[index]."""
+
+    job: str
+    log_dir: Path
+    entries: Sequence[TaskEntry]
+    task: Task
+
+
+def record_path(log_dir: Path, kind: str, name: str) -> Path:
+    """The record `finished`, `running` or `failed` of a task."""
+    return log_dir / kind / f"{name}.json"
+
+
+def log_path(log_dir: Path, name: str) -> Path:
+    return log_dir / f"{name}.log"
+
+
+def is_finished(log_dir: Path, entry: TaskEntry) -> bool:
+    """Whether there is a record of this fingerprint, and every file still has its size."""
+    path = record_path(log_dir, "finished", entry.name)
+    if not path.exists():
+        return False
+    record = read_json(path)
+    same = record["fingerprint"] == entry.fingerprint
+    return same and bool(record["sizes"] == _sizes(entry.outputs))
+
+
+def fingerprint(value: Any) -> str:
+    """32 hexadecimal digits of a value of JSON's types: equal values, equal digits."""
+    return xxhash.xxh3_128_hexdigest(orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
 
 
 def run_tasks(
     job: str,
     log_dir: Path,
-    num_tasks: int,
+    tasks: Sequence[TaskEntry],
     task: Task,
-    num_workers: int,
-    fingerprint: dict[str, Any],
+    settings: DataPrepSettings,
 ) -> dict[str, int]:
-    """Run task(0) .. task(num_tasks - 1), at most `num_workers` at a time; return summed counts.
+    """Run task(index) for every entry that is not finished; return the counts of all, summed.
 
-    `task` must be picklable: a module's function, or a functools.partial of one. Tasks finished by
-    an earlier start with the same fingerprint are skipped and their counts summed all the same;
-    after a start with another fingerprint every task runs anew (see `is_new_start`). What a task
-    prints goes to log_dir/task-00000.log; the terminal gets one progress bar.
+    `task` must be picklable: a module's function, or a functools.partial of one. A task also runs
+    again where one of its outputs was lost or cut. Before anything changes, manifest.json of the
+    store, log_dir's parent, is removed: if it is there afterwards, the store is as it was. Records
+    of tasks that are no longer planned are removed, and so is every file that is no task's output
+    from the outputs' folders, if it has their suffix.
 
     Raises RuntimeError, after all other tasks have run, naming the tasks that failed, the first
     one's error and its log.
     """
-    if is_new_start(log_dir, num_tasks, fingerprint):
-        shutil.rmtree(log_dir, ignore_errors=True)
-        write_json(log_dir / "settings.json", _settings(num_tasks, fingerprint))
-    todo = [index for index in range(num_tasks) if not _counts_path(log_dir, index).exists()]
-    failed = _run_processes(job, log_dir, todo, num_tasks, task, num_workers)
-    if failed:
-        first = min(failed)
-        log = _log_path(log_dir, first)
-        raise RuntimeError(
-            f"{job}: {len(failed)} of {num_tasks} tasks failed: {_shortened(sorted(failed))}. "
-            f"Task {first}: {failed[first]} (whole log: {log}). The others are done; the same "
-            "command runs the failed ones again"
-        )
+    plan = Plan(job, log_dir, tasks, task)
+    todo = [index for index, entry in enumerate(tasks) if not is_finished(log_dir, entry)]
+    _prepare(plan, todo)
+    if failed := _run_processes(plan, todo, settings.workers) if todo else {}:
+        raise RuntimeError(_message(plan, failed))
     total: Counter[str] = Counter()
-    for index in range(num_tasks):
-        total.update(read_json(_counts_path(log_dir, index)))
+    for entry in tasks:
+        total.update(read_json(record_path(log_dir, "finished", entry.name))["counts"])
     return dict(sorted(total.items()))
 
 
-def is_new_start(log_dir: Path, num_tasks: int, fingerprint: dict[str, Any]) -> bool:
-    """Whether no task in `log_dir` counts as finished: a first start, or other settings since.
-
-    A job asks before run_tasks, and removes what it wrote under the other settings.
-    """
-    path = log_dir / "settings.json"
-    return not path.exists() or bool(read_json(path) != _settings(num_tasks, fingerprint))
+def _sizes(outputs: Sequence[Path]) -> list[int | None]:
+    """Bytes of each file, None where there is none."""
+    return [path.stat().st_size if path.exists() else None for path in outputs]
 
 
-def _settings(num_tasks: int, fingerprint: dict[str, Any]) -> Any:
-    """As it will be read again: JSON turns tuples into lists."""
-    return orjson.loads(orjson.dumps({"num_tasks": num_tasks, "fingerprint": fingerprint}))
+def _prepare(plan: Plan, todo: Sequence[int]) -> None:
+    """Write job.json, and remove what is not of the plan: nothing that others of this plan write."""
+    described = {"job": plan.job, "tasks": [entry.name for entry in plan.entries]}
+    path, former = plan.log_dir / "job.json", _unplanned(plan)
+    is_other = not path.exists() or read_json(path) != described
+    if todo or former or is_other:
+        (plan.log_dir.parent / "manifest.json").unlink(missing_ok=True)  # it vouches for the rest
+    for file in former:
+        file.unlink(missing_ok=True)
+    if is_other:
+        write_json(path, described)
 
 
-def _counts_path(log_dir: Path, index: int) -> Path:
-    return log_dir / "finished" / f"{index:05d}.json"
+def _unplanned(plan: Plan) -> list[Path]:
+    """Records and files of other tasks; the records first, so that none outlives its files."""
+    names = {entry.name for entry in plan.entries}
+    records = [*plan.log_dir.glob("*/*.json"), *plan.log_dir.glob("*.log")]
+    outputs = {path for entry in plan.entries for path in entry.outputs}
+    kinds = {(path.parent, path.suffix) for path in outputs}
+    files = [path for folder, suffix in sorted(kinds) for path in folder.glob(f"[!.]*{suffix}")]
+    return [
+        *(path for path in records if path.stem not in names),
+        *(path for path in files if path not in outputs),
+    ]
 
 
-def _log_path(log_dir: Path, index: int) -> Path:
-    return log_dir / f"task-{index:05d}.log"
+def _message(plan: Plan, failed: dict[int, str]) -> str:
+    """Why the job failed: the names of the tasks, and the first one's error."""
+    names = [plan.entries[index].name for index in sorted(failed)]
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return (
+        f"{plan.job}: {len(failed)} of {len(plan.entries)} tasks failed: {', '.join(names[:10])}"
+        f"{more}. Task {names[0]}: {failed[min(failed)]} (whole log: "
+        f"{log_path(plan.log_dir, names[0])}). The others are done; the same command runs the "
+        "failed ones again"
+    )
 
 
-def _run_processes(
-    job: str, log_dir: Path, todo: Iterable[int], num_tasks: int, task: Task, num_workers: int
-) -> dict[int, str]:
+def _run_processes(plan: Plan, todo: Sequence[int], num_workers: int) -> dict[int, str]:
     """Run the tasks of `todo`; return what went wrong, by the number of the task."""
     from tqdm import tqdm
 
-    waiting = list(reversed(list(todo)))
-    if not waiting:
-        return {}
+    waiting = list(reversed(todo))
     # Never fork ourselves: the caller may have threads or a GPU. The server that forks instead
     # imports the task's module once, and pandas, which pyarrow would import in every task: it asks
     # of the first list it converts whether it is pandas'.
-    task, module = _importable(task)
+    task, module = _importable(plan.task)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "pandas", module])
     running: dict[int, tuple[int, ForkServerProcess]] = {}
     failed: dict[int, str] = {}
     with contextlib.ExitStack() as stack:
+        total = len(plan.entries)
         bar = stack.enter_context(
-            tqdm(total=num_tasks, initial=num_tasks - len(waiting), desc=job, disable=None)
+            tqdm(total=total, initial=total - len(todo), desc=plan.job, disable=None)
         )
         stack.callback(_stop, running)
         while waiting or running:
             while waiting and len(running) < num_workers:
                 index = waiting.pop()
-                process = context.Process(target=_run_one, args=(task, index, log_dir))
+                given = (task, index, plan.entries[index], plan.log_dir)
+                process = context.Process(target=run_one, args=given)
                 with _without_main_module():
                     process.start()
                 running[process.sentinel] = (index, process)
@@ -125,26 +189,52 @@ def _run_processes(
                 index, process = running.pop(sentinel)
                 process.join()
                 if process.exitcode != 0:
-                    failed[index] = _reason(process.exitcode, _log_path(log_dir, index))
+                    name = plan.entries[index].name
+                    failed[index] = _reason(plan.log_dir, name, process.exitcode)
                 process.close()
                 bar.update()
     return failed
 
 
-def _run_one(task: Task, index: int, log_dir: Path) -> None:
-    """In the task's process. An exception ends it, and its traceback goes to the log."""
+def run_one(task: Task, index: int, entry: TaskEntry, log_dir: Path) -> None:
+    """In the task's process. An exception ends it: the failed record has its reason, the log the
+    traceback.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then stops us
-    log = _log_path(log_dir, index)
+    if is_finished(log_dir, entry):  # by another process meanwhile
+        return
+    finished, running, failed = (
+        record_path(log_dir, kind, entry.name) for kind in ("finished", "running", "failed")
+    )
+    began = time.time()
+    write_json(running, {"host": os.uname().nodename, "pid": os.getpid(), "started": began})
+    finished.unlink(missing_ok=True)  # before a file of its changes
+    failed.unlink(missing_ok=True)
+    log = log_path(log_dir, entry.name)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    counts = task(index)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if log.stat().st_size == 0:
-        log.unlink()
-    write_json(_counts_path(log_dir, index), counts)
+    try:
+        counts = task(index)
+    except BaseException as error:
+        write_json(failed, {"reason": f"{type(error).__name__}: {error}"})
+        raise
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        running.unlink(missing_ok=True)
+    if os.fstat(1).st_size == 0:
+        log.unlink(missing_ok=True)
+    ended = time.time()
+    record = {
+        "fingerprint": entry.fingerprint,
+        "counts": counts,
+        "sizes": _sizes(entry.outputs),
+        "seconds": ended - began,
+        "ended": ended,
+    }
+    write_json(finished, record)
 
 
 def _stop(running: dict[int, tuple[int, ForkServerProcess]]) -> None:
@@ -186,23 +276,16 @@ def _without_main_module() -> Iterator[None]:
             main.__file__ = file
 
 
-def _reason(exitcode: int | None, log: Path) -> str:
-    """The exception's line of a traceback, or the signal that ended the process."""
+def _reason(log_dir: Path, name: str, exitcode: int | None) -> str:
+    """Why a task failed, from its record; where a signal ended it, the record is written here."""
+    path = record_path(log_dir, "failed", name)
+    if path.exists():
+        return str(read_json(path)["reason"])
+    reason = f"exit status {exitcode}"
     if exitcode is not None and exitcode < 0:
-        name = signal.Signals(-exitcode).name
-        hint = (
-            ", perhaps for want of memory: try a smaller num_workers" if name == "SIGKILL" else ""
-        )
-        return f"ended by {name}{hint}"
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    # A message may have several lines: it starts at the last line that is not indented
-    # and follows the traceback's frames.
-    frames = [number for number, line in enumerate(lines) if line.startswith("  File ")]
-    after = lines[frames[-1] :] if frames else lines
-    message = [line for line in after if line and not line.startswith(" ")]
-    return " ".join(message) or f"exit status {exitcode}"
-
-
-def _shortened(indices: list[int]) -> str:
-    shown = ", ".join(str(index) for index in indices[:10])
-    return shown if len(indices) <= 10 else f"{shown} and {len(indices) - 10} more"
+        signal_name = signal.Signals(-exitcode).name
+        memory = ", perhaps for want of memory: try a smaller num_workers"
+        reason = f"ended by {signal_name}{memory if signal_name == 'SIGKILL' else ''}"
+    record_path(log_dir, "running", name).unlink(missing_ok=True)
+    write_json(path, {"reason": reason})
+    return reason

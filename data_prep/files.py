@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 import xxhash
+
+ABANDONED_S = 3600.0  # without a write; a writer gives its rows away every few seconds
 
 
 @contextlib.contextmanager
@@ -29,11 +34,34 @@ def whole_or_absent(path: Path) -> Iterator[Path]:
         flush_to_disk(temporary)
         os.replace(temporary, path)
         flush_to_disk(path.parent)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        written = temporary.stat().st_size if temporary.is_file() else 0
+        raise OSError(
+            error.errno,
+            f"{path}: the disk is full, or the quota used up, at {written:,} bytes of this file, "
+            "which is removed again; make room, or choose a folder on another disk, and run the "
+            "same command again",
+        ) from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what killed writers left below `folder`: temporary files of `whole_or_absent` whose
+    process on this host is gone, or, of other hosts, that have not grown for an hour.
+    """
+    host = re.escape(os.uname().nodename)
+    for path in folder.rglob(".*.tmp"):
+        own = re.fullmatch(rf"\..+\.{host}\.(\d+)\.tmp", path.name)
+        with contextlib.suppress(FileNotFoundError):  # its writer has just finished it
+            is_idle = time.time() - path.stat().st_mtime > ABANDONED_S
+            if not Path(f"/proc/{own[1]}").exists() if own else is_idle:
+                path.unlink()
 
 
 def flush_to_disk(path: Path) -> None:

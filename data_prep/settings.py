@@ -10,8 +10,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from data_prep.configuration import SettingsError, choices, compose
+from data_prep.files import remove_abandoned
 from data_prep.language import known_languages
 
 
@@ -106,7 +108,9 @@ def start(job: Callable[[DataPrepSettings], object], argv: Sequence[str] | None 
     stderr stands for a traceback; a slip of our own (any other exception) keeps its traceback.
     """
     try:
-        job(load(sys.argv[1:] if argv is None else argv))
+        settings = load(sys.argv[1:] if argv is None else argv)
+        job(settings)
+        remove_abandoned(Path(settings.data_dir))
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 2

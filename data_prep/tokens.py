@@ -1,6 +1,6 @@
 """The token store: WordPiece ids of every sentence of every document, memory-mapped.
 
-`data_dir/tokens/{train,heldout}/part-00000.arrow` are uncompressed Arrow IPC streams of one record
+`data_dir/tokens/{train,heldout}/<source>-00000.arrow` are uncompressed Arrow IPC streams of one record
 batch each; a row is a document: `document` (string, "<source>/<id>") and `sentences`
 (list<list<uint16>>, uint32 above 65,536 vocabulary entries). They open with pyarrow and `datasets`
 without this code; here they are read as three flat numpy arrays, without a copy:

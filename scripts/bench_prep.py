@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -228,14 +228,13 @@ class Corpus:
 def _run_here(
     job: str,
     log_dir: Path,
-    num_tasks: int,
+    tasks: Sequence[engine.TaskEntry],
     task: engine.Task,
-    num_workers: int,
-    fingerprint: dict[str, Any],
+    settings: DataPrepSettings,
 ) -> dict[str, int]:
     """In place of data_prep.engine.run_tasks: all tasks one after another in this process."""
     total: Counter[str] = Counter()
-    for index in range(num_tasks):
+    for index in range(len(tasks)):
         total.update(task(index))
     return dict(total)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -91,15 +91,14 @@ def _write_part(path: Path, documents: Sequence[Document]) -> dict[str, int | st
     )
 
 
-def run_inline(
-    job: str,
-    log_dir: Path,
-    todo: Iterable[int],
-    num_tasks: int,
-    task: Callable[[int], dict[str, int]],
-    num_workers: int,
-) -> dict[int, str]:
+def run_inline(plan: engine.Plan, todo: Iterable[int], num_workers: int) -> dict[int, str]:
     """Stands for engine._run_processes where the processes are not what is tested: 1 s a task."""
     for index in todo:
-        write_json(engine._counts_path(log_dir, index), task(index))
+        entry = plan.entries[index]
+        record = {
+            "fingerprint": entry.fingerprint,
+            "counts": plan.task(index),
+            "sizes": [path.stat().st_size for path in entry.outputs],
+        }
+        write_json(engine.record_path(plan.log_dir, "finished", entry.name), record)
     return {}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 
 def write(folder: Path, index: int) -> dict[str, int]:
     """Append to the task's file: how often it ran shows in it."""
-    with (folder / f"out-{index}").open("a") as file:
+    (folder / "outputs").mkdir(exist_ok=True)
+    with (folder / "outputs" / f"out-{index}").open("a") as file:
         file.write(f"{index}\n")
     return {"documents": index + 1, f"only {index % 2}": 1}
 
@@ -26,6 +30,27 @@ def be_killed(folder: Path, index: int) -> dict[str, int]:
     return write(folder, index)
 
 
-def chatter(index: int) -> dict[str, int]:
+def chatter(folder: Path, index: int) -> dict[str, int]:
     os.write(1, b"a library's noise\n")
+    write(folder, index)
     return {"process": os.getpid()}
+
+
+def read_record(folder: Path, index: int) -> dict[str, int]:
+    record = json.loads((folder / "logs" / "running" / f"task-{index}.json").read_text())
+    write(folder, index)
+    return {"own process": int(record["pid"] == os.getpid() and record["started"] > 1.7e9)}
+
+
+def start_another(folder: Path, index: int) -> dict[str, int]:
+    """Task 0, when it runs first, starts the same job in another process and waits for its end."""
+    if index == 0 and not (folder / "outputs").exists():
+        (folder / "outputs").mkdir()
+        code = (
+            "import functools, made_tasks, test_task_engine; from pathlib import Path;"
+            f"folder = Path({str(folder)!r});"
+            "test_task_engine._start(folder, functools.partial(made_tasks.write, folder), 1)"
+        )
+        env = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{Path.cwd()}"}
+        subprocess.run([sys.executable, "-c", code], env=env, check=True)
+    return write(folder, index)

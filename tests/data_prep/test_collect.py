@@ -116,16 +116,25 @@ def test_a_changed_book_is_collected_anew(tmp_path: Path) -> None:
 def test_a_failed_task_leaves_no_manifest_and_the_next_start_completes(tmp_path: Path) -> None:
     books = _books(tmp_path / "books")
     folder = tmp_path / "d" / "documents" / "books"
-    folder.mkdir(parents=True)
-    (folder / "rejects").write_text("a file in the place of a folder")
-    with pytest.raises(RuntimeError, match=r"2 of 3 tasks failed: 1, 2\. Task 1: FileExistsError"):
+    (folder / "part-00001.parquet").mkdir(parents=True)
+    with pytest.raises(
+        RuntimeError, match=r"1 of 3 tasks failed: part-00001\. Task part-00001: IsADirectoryError"
+    ):
         _run(tmp_path / "d", books)
     assert not (folder / "manifest.json").exists()
-    assert (folder / "logs" / "finished" / "00000.json").exists()
-    (folder / "rejects").unlink()
+    assert (folder / "logs" / "finished" / "part-00000.json").exists()
+    (folder / "part-00001.parquet").rmdir()
     _run(tmp_path / "d", books)
     _run(tmp_path / "fresh", books)
     assert _bytes(tmp_path / "d") == _bytes(tmp_path / "fresh")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    books = _books(tmp_path / "books", count=2)
+    (books / "book9.txt").symlink_to("/proc/self/mem")  # reading it is an input or output error
+    expected = r"1 of 1 tasks failed.*OSError: \[Errno 5\] Input/output error, in .*'book9\.txt'"
+    with pytest.raises(RuntimeError, match=expected):
+        _run(tmp_path / "d", books)
 
 
 def test_a_killed_collect_is_completed_by_the_same_command_with_the_same_bytes(

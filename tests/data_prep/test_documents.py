@@ -56,6 +56,24 @@ def test_a_writer_that_fails_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_damaged_part_is_named_with_its_row_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "ROW_GROUP_CHARACTERS", 10)
+    path = tmp_path / "part-00000.parquet"
+    write_part(path, [Document(str(n), "", "some text") for n in range(3)])
+    with pq.ParquetFile(path) as file:
+        column = file.metadata.row_group(1).column(2)
+    data = bytearray(path.read_bytes())
+    first, size = column.dictionary_page_offset, column.total_compressed_size
+    data[first : first + size] = bytes(size)
+    path.write_bytes(data)
+    read = read_part(path)
+    assert next(read).id == "0"
+    with pytest.raises(ValueError, match=r"part-00000\.parquet cannot be read at row group 1 of 3"):
+        next(read)
+
+
 def test_rejects_keep_their_reason(tmp_path: Path) -> None:
     with open_rejects(tmp_path / "a.parquet") as rejects:
         rejects.add(Reject("1", "a title", "what was read", "empty"))

@@ -66,7 +66,7 @@ def read_all(data_dir: Path, split: str) -> dict[str, list[list[int]]]:
 
 def parts_on_disk(data_dir: Path) -> dict[str, bytes]:
     root = data_dir / "tokens"
-    files = [*root.glob("*/part-*"), root / "manifest.json"]
+    files = [*root.glob("*/*.arrow"), root / "manifest.json"]
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
@@ -130,14 +130,14 @@ def test_the_store_has_the_bytes_that_encoding_whole_sentences_gives(
     tokens = wordpiece.read_vocab(encoded / "vocab" / "vocab.txt")
     for index in range(PARTS):
         encode._encode_part(tmp_path, list_parts(encoded), tokens, True, 0.3, index)
-    parts = [path.relative_to(tmp_path) for path in tmp_path.glob("*/part-*.arrow")]
+    parts = [path.relative_to(tmp_path) for path in tmp_path.glob("*/*.arrow")]
     assert len(parts) == 2 * PARTS
     for part in parts:
         assert (tmp_path / part).read_bytes() == (encoded / "tokens" / part).read_bytes()
 
 
 def test_a_finished_store_is_left_alone(encoded: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in encoded.glob("tokens/*/part-*.arrow")}
+    before = {path: path.stat().st_mtime_ns for path in encoded.glob("tokens/*/*.arrow")}
     assert run(encoded) == read_json(encoded / "tokens" / "manifest.json")
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
@@ -163,7 +163,7 @@ def test_nothing_of_a_removed_source_survives(tmp_path: Path) -> None:
     assert len(run(tmp_path)["splits"]["train"]) == 2 * PARTS
     shutil.rmtree(tmp_path / "documents" / "zoo")
     run(tmp_path)
-    assert len(list(tmp_path.glob("tokens/*/part-*.arrow"))) == 2 * PARTS
+    assert len(list(tmp_path.glob("tokens/*/*.arrow"))) == 2 * PARTS
     found = {**read_all(tmp_path, "train"), **read_all(tmp_path, "heldout")}
     assert set(found) == {f"topics/{id_}" for id_ in texts}
 
@@ -176,23 +176,74 @@ def test_a_failing_task_leaves_no_manifest_and_the_next_start_does_the_rest(
     broken = tmp_path / "documents" / "topics" / "part-00001.parquet"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:50])
-    with pytest.raises(RuntimeError, match=r"1 of 3 tasks failed: 1"):
+    with pytest.raises(RuntimeError, match=r"1 of 3 tasks failed: topics-00001.*00001\.parquet"):
         run(tmp_path)
     with pytest.raises(ValueError, match=r"run python -m data_prep\.encode"):
         TokenStore.open(tmp_path, "train")
-    assert not list(tmp_path.glob("tokens/*/part-00001.arrow"))
+    assert not list(tmp_path.glob("tokens/*/topics-00001.arrow"))
     broken.write_bytes(whole)
     run(tmp_path)
     assert len(read_all(tmp_path, "train")) + len(read_all(tmp_path, "heldout")) == 30
 
 
-def test_a_removed_part_is_refused_by_name_with_the_cure(tmp_path: Path) -> None:
+def times(data_dir: Path) -> dict[str, int]:
+    """When each task's record was written."""
+    records = data_dir.glob("tokens/logs/finished/*.json")
+    return {path.stem: path.stat().st_mtime_ns for path in records}
+
+
+def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
+    return {name for name, time in after.items() if before.get(name) != time}
+
+
+def test_another_source_encodes_its_own_parts_alone_and_comes_to_the_bytes_of_one_start(
+    tmp_path: Path,
+) -> None:
+    texts = {str(number): "A bee." for number in range(30)}
+    for data_dir in (tmp_path / "a", tmp_path / "b"):
+        write_documents(data_dir, texts)
+        write_vocab(data_dir, "a", "bee", ".")
+    run(tmp_path / "a")
+    before = times(tmp_path / "a")
+    for data_dir in (tmp_path / "a", tmp_path / "b"):
+        write_documents(data_dir, texts, source="zoo")
+        run(data_dir)
+    names = {f"zoo-{number:05d}" for number in range(PARTS)}
+    assert changed(before, times(tmp_path / "a")) == names
+    assert parts_on_disk(tmp_path / "a") == parts_on_disk(tmp_path / "b")
+
+
+def test_a_changed_part_alone_is_encoded_again(tmp_path: Path) -> None:
     write_documents(tmp_path, {str(number): "A bee." for number in range(30)})
     write_vocab(tmp_path, "a", "bee", ".")
     run(tmp_path)
-    (tmp_path / "tokens" / "train" / "part-00002.arrow").unlink()
-    with pytest.raises(RuntimeError, match=r"train/part-00002\.arrow is missing.*delete"):
-        run(tmp_path)
+    before = times(tmp_path)
+    texts = {str(number): "A bee." for number in range(30)}
+    write_documents(tmp_path, texts | {"3": "Bee bee."})  # in the first of PARTS parts
+    run(tmp_path)
+    assert changed(before, times(tmp_path)) == {"topics-00000"}
+
+
+def test_another_heldout_fraction_encodes_every_part_again(tmp_path: Path) -> None:
+    write_documents(tmp_path, {str(number): "A bee." for number in range(30)})
+    write_vocab(tmp_path, "a", "bee", ".")
+    run(tmp_path)
+    before = times(tmp_path)
+    run(tmp_path, "heldout_fraction=0.5")
+    assert changed(before, times(tmp_path)) == set(before)
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_removed_or_cut_part_is_encoded_again_and_no_other(tmp_path: Path, is_cut: bool) -> None:
+    write_documents(tmp_path, {str(number): "A bee." for number in range(30)})
+    write_vocab(tmp_path, "a", "bee", ".")
+    run(tmp_path)
+    before, bytes_before = times(tmp_path), parts_on_disk(tmp_path)
+    lost = tmp_path / "tokens" / "train" / "topics-00002.arrow"
+    lost.write_bytes(lost.read_bytes()[:100]) if is_cut else lost.unlink()
+    run(tmp_path)
+    assert changed(before, times(tmp_path)) == {"topics-00002"}
+    assert parts_on_disk(tmp_path) == bytes_before
 
 
 def test_what_has_no_tokens_is_dropped_and_counted_and_special_tokens_stay_text(

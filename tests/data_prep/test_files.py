@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from data_prep.files import checksum, read_json, whole_or_absent, write_json
+from data_prep.files import checksum, read_json, remove_abandoned, whole_or_absent, write_json
 
 
 def test_a_writer_that_fails_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
@@ -49,3 +54,44 @@ def test_a_broken_json_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text("{")
     with pytest.raises(ValueError, match=r"m\.json is not valid JSON"):
         read_json(tmp_path / "m.json")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no small file system can be mounted: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_with_the_file_and_how_much_of_it_was_written(small_disk: Path) -> None:
+    expected = r"disk/sub/a\.bin: the disk is full, .* at 65,536 bytes of this file.*make room"
+    with (  # noqa: PT012
+        pytest.raises(OSError, match=expected) as caught,
+        whole_or_absent(small_disk / "sub" / "a.bin") as temporary,
+        temporary.open("wb", buffering=0) as file,
+    ):
+        while True:
+            file.write(b"x" * 4096)
+    assert caught.value.errno == errno.ENOSPC
+    assert list((small_disk / "sub").iterdir()) == []
+
+
+def test_what_a_killed_writer_left_is_removed_and_a_living_writer_s_file_is_not(
+    tmp_path: Path,
+) -> None:
+    code = "import os, sys; print(os.getpid())"
+    gone = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    host = os.uname().nodename
+    idle, growing = tmp_path / ".a.json.elsewhere.1.tmp", tmp_path / ".b.json.elsewhere.1.tmp"
+    killed, own = tmp_path / f".c.{host}.{int(gone)}.tmp", tmp_path / f".d.{host}.{os.getpid()}.tmp"
+    for path in (idle, growing, killed, own, tmp_path / "e.tmp"):
+        path.touch()
+    os.utime(idle, (1, 1))
+    remove_abandoned(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {growing.name, own.name, "e.tmp"}
