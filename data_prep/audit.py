@@ -34,7 +34,7 @@ SHOWN_WORDS = 100  # of an example on the terminal; audit.json has all
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return start(_judge, argv)
+    return start(_judge, argv, has_shares=False)
 
 
 def run(settings: DataPrepSettings) -> dict[str, Any]:

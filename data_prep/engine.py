@@ -26,7 +26,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
@@ -37,7 +37,7 @@ import orjson
 import xxhash
 
 from data_prep.files import read_json, write_json
-from data_prep.settings import DataPrepSettings
+from data_prep.settings import DataPrepSettings, Executor, ShareDone
 
 Task = Callable[[int], dict[str, int]]
 
@@ -100,18 +100,61 @@ def run_tasks(
     of tasks that are no longer planned are removed, and so is every file that is no task's output
     from the outputs' folders, if it has their suffix.
 
+    With settings.share only a share of the tasks runs, and ShareDone is raised: the job ends there.
     Raises RuntimeError, after all other tasks have run, naming the tasks that failed, the first
     one's error and its log.
     """
     plan = Plan(job, log_dir, tasks, task)
-    todo = [index for index, entry in enumerate(tasks) if not is_finished(log_dir, entry)]
+    todo = unfinished(plan, range(len(tasks)))
     _prepare(plan, todo)
-    if failed := _run_processes(plan, todo, settings.workers) if todo else {}:
+    first, step = settings.share_of
+    own = [index for index in todo if index % step == first - 1]
+    for index in own:  # what a former start says is not to be taken for this one's
+        record_path(log_dir, "failed", tasks[index].name).unlink(missing_ok=True)
+    if failed := _run(plan, own, settings) if own else {}:
         raise RuntimeError(_message(plan, failed))
+    if settings.share is not None:
+        raise ShareDone(f"share {settings.share}: {len(tasks[first - 1 :: step])} tasks done")
     total: Counter[str] = Counter()
     for entry in tasks:
         total.update(read_json(record_path(log_dir, "finished", entry.name))["counts"])
     return dict(sorted(total.items()))
+
+
+def unfinished(plan: Plan, indices: Iterable[int]) -> list[int]:
+    """Those of `indices` whose tasks are not finished."""
+    # A listing, because a network file system remembers for a while that a file is not there
+    names = {path.stem for path in (plan.log_dir / "finished").glob("*.json")}
+    entries = plan.entries
+    return [
+        index
+        for index in indices
+        if entries[index].name not in names or not is_finished(plan.log_dir, entries[index])
+    ]
+
+
+def failed_reason(plan: Plan, index: int) -> str | None:
+    """What a task's failed record says; None where there is none."""
+    path = record_path(plan.log_dir, "failed", plan.entries[index].name)
+    return str(read_json(path)["reason"]) if path.exists() else None
+
+
+def progress(plan: Plan, todo: Sequence[int]) -> Any:
+    """A progress bar with the time left, on a terminal; all but `todo` is done."""
+    from tqdm import tqdm
+
+    total = len(plan.entries)
+    return tqdm(total=total, initial=total - len(todo), desc=plan.job, disable=None)
+
+
+def _run(plan: Plan, todo: Sequence[int], settings: DataPrepSettings) -> dict[int, str]:
+    """Run the tasks of `todo`; return what went wrong, by index."""
+    if settings.executor is Executor.local:
+        return _run_processes(plan, todo, settings.workers)
+    from data_prep import executors
+
+    run = {Executor.slurm: executors.run_on_slurm, Executor.ray: executors.run_on_ray}
+    return run[settings.executor](plan, todo, settings)
 
 
 def _sizes(outputs: Sequence[Path]) -> list[int | None]:
@@ -159,23 +202,18 @@ def _message(plan: Plan, failed: dict[int, str]) -> str:
 
 def _run_processes(plan: Plan, todo: Sequence[int], num_workers: int) -> dict[int, str]:
     """Run the tasks of `todo`; return what went wrong, by the number of the task."""
-    from tqdm import tqdm
-
     waiting = list(reversed(todo))
     # Never fork ourselves: the caller may have threads or a GPU. The server that forks instead
     # imports the task's module once, and pandas, which pyarrow would import in every task: it asks
     # of the first list it converts whether it is pandas'.
-    task, module = _importable(plan.task)
+    task, module = importable(plan.task)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "pandas", module])
     running: dict[int, tuple[int, ForkServerProcess]] = {}
     failed: dict[int, str] = {}
     with contextlib.ExitStack() as stack:
-        total = len(plan.entries)
-        bar = stack.enter_context(
-            tqdm(total=total, initial=total - len(todo), desc=plan.job, disable=None)
-        )
-        stack.callback(_stop, running)
+        bar = stack.enter_context(progress(plan, todo))
+        stack.callback(_stop, plan, running)
         while waiting or running:
             while waiting and len(running) < num_workers:
                 index = waiting.pop()
@@ -189,8 +227,7 @@ def _run_processes(plan: Plan, todo: Sequence[int], num_workers: int) -> dict[in
                 index, process = running.pop(sentinel)
                 process.join()
                 if process.exitcode != 0:
-                    name = plan.entries[index].name
-                    failed[index] = _reason(plan.log_dir, name, process.exitcode)
+                    failed[index] = _reason(plan, index, process.exitcode)
                 process.close()
                 bar.update()
     return failed
@@ -237,15 +274,16 @@ def run_one(task: Task, index: int, entry: TaskEntry, log_dir: Path) -> None:
     write_json(finished, record)
 
 
-def _stop(running: dict[int, tuple[int, ForkServerProcess]]) -> None:
+def _stop(plan: Plan, running: dict[int, tuple[int, ForkServerProcess]]) -> None:
     """End what still runs when the parent is interrupted."""
     for _, process in running.values():
         process.terminate()
-    for _, process in running.values():
+    for index, process in running.values():
         process.join()
+        record_path(plan.log_dir, "running", plan.entries[index].name).unlink(missing_ok=True)
 
 
-def _importable(task: Task) -> tuple[Task, str]:
+def importable(task: Task) -> tuple[Task, str]:
     """The task under the module it can be imported from, and that module's name.
 
     `python -m` runs a module as __main__; the processes have it under its own name.
@@ -276,16 +314,16 @@ def _without_main_module() -> Iterator[None]:
             main.__file__ = file
 
 
-def _reason(log_dir: Path, name: str, exitcode: int | None) -> str:
+def _reason(plan: Plan, index: int, exitcode: int | None) -> str:
     """Why a task failed, from its record; where a signal ended it, the record is written here."""
-    path = record_path(log_dir, "failed", name)
-    if path.exists():
-        return str(read_json(path)["reason"])
+    if reason := failed_reason(plan, index):
+        return reason
     reason = f"exit status {exitcode}"
     if exitcode is not None and exitcode < 0:
         signal_name = signal.Signals(-exitcode).name
         memory = ", perhaps for want of memory: try a smaller num_workers"
         reason = f"ended by {signal_name}{memory if signal_name == 'SIGKILL' else ''}"
-    record_path(log_dir, "running", name).unlink(missing_ok=True)
-    write_json(path, {"reason": reason})
+    name = plan.entries[index].name
+    record_path(plan.log_dir, "running", name).unlink(missing_ok=True)
+    write_json(record_path(plan.log_dir, "failed", name), {"reason": reason})
     return reason

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,16 @@ class SourceKind(enum.Enum):
     bookcorpus = "bookcorpus"
     wikiextractor = "wikiextractor"
     wikipedia_dump = "wikipedia_dump"
+
+
+class Executor(enum.Enum):
+    local = "local"
+    slurm = "slurm"
+    ray = "ray"
+
+
+class ShareDone(Exception):
+    """No error: the share of a job's tasks is done, and others do the rest."""
 
 
 @dataclass
@@ -67,7 +78,10 @@ class AuditSettings:
 class DataPrepSettings:
     data_dir: str  # root of one prepared corpus
     seed: int
+    executor: Executor  # of the tasks
     num_workers: int | None  # None: the cores this process may use
+    array_size: int  # elements of Slurm's job array
+    share: str | None  # "K/N": the tasks K, K + N, ... alone, counted from 1, and no manifest
     characters_per_part: int  # how a source is cut into tasks
     heldout_fraction: float  # of the documents
     lowercase: bool
@@ -85,6 +99,12 @@ class DataPrepSettings:
         """Processes to use: num_workers, or the cores that this process may use."""
         return self.num_workers or len(os.sched_getaffinity(0))
 
+    @property
+    def share_of(self) -> tuple[int, int]:
+        """(K, N) of share=K/N; (1, 1) where there is none."""
+        first, step = (self.share or "1/1").split("/")
+        return int(first), int(step)
+
 
 def load(overrides: Sequence[str]) -> DataPrepSettings:
     """Compose conf/data_prep.yaml with `overrides` and check it. Raises SettingsError."""
@@ -101,14 +121,25 @@ def load(overrides: Sequence[str]) -> DataPrepSettings:
     return settings
 
 
-def start(job: Callable[[DataPrepSettings], object], argv: Sequence[str] | None = None) -> int:
+def start(
+    job: Callable[[DataPrepSettings], object],
+    argv: Sequence[str] | None = None,
+    *,
+    has_shares: bool = True,
+) -> int:
     """Run one job as a program: load its settings, call it, return the exit status.
 
+    has_shares=False: the job is one task, and settings.share is refused.
     0 done; 1 refused or failed on what it met; 2 wrong settings; 130 interrupted. A message on
     stderr stands for a traceback; a slip of our own (any other exception) keeps its traceback.
     """
     try:
         settings = load(sys.argv[1:] if argv is None else argv)
+        if settings.share is not None and not has_shares:
+            raise SettingsError(
+                f"share={settings.share}: this job is a single task, which cannot be shared; leave "
+                "share out (collect, encode and build take it)"
+            )
         job(settings)
         remove_abandoned(Path(settings.data_dir))
     except SettingsError as error:
@@ -117,6 +148,8 @@ def start(job: Callable[[DataPrepSettings], object], argv: Sequence[str] | None 
     except (ValueError, RuntimeError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except ShareDone as done:
+        sys.stdout.write(f"{done}\n")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command continues\n")
         return 130
@@ -164,6 +197,7 @@ def _check_numbers(settings: DataPrepSettings) -> list[str]:
         ("vocab_size", 256, 2**31 - 1),
         ("seq_len", 8, 65_535),  # positions are stored as uint16
         ("copies", 1, 65_535),
+        ("array_size", 1, None),
     ):
         value = getattr(settings, key)
         if value < least or (most is not None and value > most):
@@ -171,11 +205,22 @@ def _check_numbers(settings: DataPrepSettings) -> list[str]:
             wrong.append(f"{key}={value}; it takes {bound}")
     if settings.num_workers is not None and settings.num_workers < 1:
         wrong.append(f"num_workers={settings.num_workers}; it takes 1 or more, or null for all")
+    if settings.share is not None:
+        wrong += _check_share(settings.share, settings.executor)
     if not 0 <= settings.heldout_fraction < 1:
         wrong.append(f"heldout_fraction={settings.heldout_fraction}; it takes [0, 1)")
     if not 0 <= settings.short_seq_prob <= 1:
         wrong.append(f"short_seq_prob={settings.short_seq_prob}; it takes [0, 1]")
     return wrong
+
+
+def _check_share(share: str, executor: Executor) -> list[str]:
+    numbers = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", share)
+    if not numbers or int(numbers[1]) > int(numbers[2]):
+        return [f"share={share}; it takes K/N, the K-th of N shares, such as 2/8"]
+    if executor is not Executor.local:
+        return [f"share={share} is for executor=local, not {executor.value}: leave one of them out"]
+    return []
 
 
 def _check_masking(settings: DataPrepSettings) -> list[str]:

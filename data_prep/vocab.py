@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"seconds     {time.monotonic() - began:.1f}\n"
         )
 
-    return start(job, argv)
+    return start(job, argv, has_shares=False)
 
 
 def read_vocab_store(data_dir: Path) -> tuple[list[str], dict[str, Any]]:
