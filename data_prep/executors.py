@@ -6,6 +6,7 @@ returns what went wrong, by index.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import subprocess
@@ -40,13 +41,13 @@ def run_on_slurm(plan: Plan, todo: Sequence[int], settings: DataPrepSettings) ->
     folder, size = plan.log_dir / "array", min(settings.array_size, len(plan.entries))
     folder.mkdir(parents=True, exist_ok=True)  # without it Slurm ends a job without a word
     number = _slurm(
-        "sbatch", "--parsable", f"--array=1-{size}", f"--output={folder.resolve()}/%A_%a.out",
+        "sbatch", "--parsable", f"--array=1-{size}", f"--job-name={plan.job.replace(' ', '-')}",
+        f"--output={folder.resolve()}/%A_%a.out",
         "slurm/data_prep_array.sh", *_own_command(),
     ).split(";")[0].strip()  # fmt: skip
-    is_ended = False
+    left, is_ended = list(todo), False
     try:
         with progress(plan, todo) as bar:
-            left = list(todo)
             while left and not is_ended:
                 time.sleep(POLL_S)
                 states = _states(number)
@@ -56,9 +57,11 @@ def run_on_slurm(plan: Plan, todo: Sequence[int], settings: DataPrepSettings) ->
                 )
                 before, left = len(left), unfinished(plan, left)
                 bar.update(before - len(left))
-    finally:
-        if not is_ended:
-            subprocess.run(["scancel", number], capture_output=True)
+    except BaseException:
+        _cancel(number)
+        raise
+    if not is_ended:  # elements that wait in the queue have nothing left to do
+        _cancel("--state=PENDING", number)
     unknown = f"its element of job array {number} was ended; see {folder}/{number}_*.out"
     return {index: failed_reason(plan, index) or unknown for index in left}
 
@@ -147,6 +150,11 @@ def _slurm(*command: str) -> str:
     if ended.returncode:
         raise RuntimeError(f"{command[0]} refused: {ended.stderr.strip()}")
     return ended.stdout
+
+
+def _cancel(*arguments: str) -> None:
+    with contextlib.suppress(RuntimeError):  # it has ended meanwhile
+        _slurm("scancel", *arguments)
 
 
 def _is_of_a_job(variable: str) -> bool:

@@ -7,7 +7,7 @@
 #
 # slurm/data_prep.sh submits all jobs so, executor=slurm one. What is done is skipped, after a
 # requeue, too. SBATCH_PARTITION, SBATCH_TIMELIMIT and the like replace the lines below.
-#SBATCH --job-name=data-prep
+#SBATCH --job-name=data-prep-array
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
 #SBATCH --cpus-per-task=16

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from data_prep.settings import load
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TRAINERS = ("slurm/pretrain_base.sh", "slurm/pretrain_large.sh")
-SCRIPTS = (*TRAINERS, "slurm/data_prep.sh")
+ARRAY = "slurm/data_prep_array.sh"
+CHAIN = "slurm/data_prep.sh"
+JOBS = (*TRAINERS, ARRAY)
+SCRIPTS = (*JOBS, CHAIN)
 
 # In a virtual environment's bin/python. Each start adds a line to calls.jsonl; the override `end=`
 # says what follows: `stopped` waits for USR1 in the job's first start, as a trainer would that is
-# still far from its last step; `failed` fails in task 1 (or in data_prep.encode) alone.
+# still far from its last step; `failed` fails in task 1 alone, `refused` in data_prep.vocab alone.
 STAND_IN = """#!{executable}
 import json, os, signal, sys
 calls, arguments = {calls!r}, sys.argv[1:]
@@ -28,10 +32,11 @@ env = {{name: value for name, value in os.environ.items() if name.startswith(("S
 with open(calls, "a") as file:
     file.write(json.dumps({{"arguments": arguments, "cwd": os.getcwd(), "env": env}}) + "\\n")
 if "end=failed" in arguments:
-    if env["SLURM_PROCID"] == "1" or arguments[2] == "data_prep.encode":
+    if env["SLURM_PROCID"] == "1":
         sys.exit("the reason")
-    if arguments[2] == "pretrain.run":
-        signal.pause()
+    signal.pause()
+if "end=refused" in arguments and arguments[2] == "data_prep.vocab":
+    sys.exit("the reason")
 if "end=stopped" in arguments and "SLURM_RESTART_COUNT" not in env:
     signal.sigwait([signal.SIGUSR1])
     if env["SLURM_PROCID"] == "0":
@@ -57,7 +62,7 @@ def test_bash_can_read_the_whole_script(script: str) -> None:
     subprocess.run(["bash", "-n", ROOT / script], check=True)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", JOBS)
 def test_started_without_sbatch_it_says_how_to(script: str) -> None:
     ended = subprocess.run(
         ["bash", script], cwd=ROOT, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True
@@ -69,7 +74,7 @@ def test_started_without_sbatch_it_says_how_to(script: str) -> None:
 def test_the_folder_of_the_log_files_comes_with_the_repository() -> None:
     assert (ROOT / "logs" / ".gitkeep").exists()  # without it Slurm ends a job without a word
     for script in SCRIPTS:
-        assert "#SBATCH --output=logs/%x-%j.out\n" in (ROOT / script).read_text()
+        assert "#SBATCH --output=logs/%x-%" in (ROOT / script).read_text()
 
 
 @pytest.mark.slurm
@@ -186,35 +191,96 @@ def test_a_missing_virtual_environment_is_named(cluster: Any, tmp_path: Path) ->
 
 
 @pytest.mark.slurm
-def test_data_prep_collects_both_sources_and_builds_both_lengths(
+def test_each_element_of_an_array_runs_its_share_and_a_job_alone_all(
     cluster: Any, tmp_path: Path, calls: Calls
 ) -> None:
-    job = cluster.submit(
-        SCRIPTS[2], ["data_dir=a b"], log_dir=tmp_path, venv=tmp_path, options=["--cpus-per-task=3"]
-    )
-    assert job.wait_until_ended() == "COMPLETED", job.log
-    own, typed = ["data_dir=data/wikibooks", "num_workers=3"], ["data_dir=a b"]
-    assert [call["arguments"][2:] for call in calls()] == [
-        ["data_prep.collect", *own, "+source=wikipedia", *typed],
-        ["data_prep.collect", *own, "+source=bookcorpus", *typed],
-        ["data_prep.vocab", *own, *typed],
-        ["data_prep.encode", *own, *typed],
-        ["data_prep.build", *own, "seq_len=128", *typed],
-        ["data_prep.audit", *own, "seq_len=128", *typed],
-        ["data_prep.build", *own, "seq_len=512", *typed],
-        ["data_prep.audit", *own, "seq_len=512", *typed],
-    ]
-    for call in calls():
-        load(call["arguments"][3:])  # the jobs accept what they are given
+    typed = ["encode", "data_dir=a b", "executor=slurm"]
+    own = ["-u", "-m", "data_prep.encode", "num_workers=3", *typed[1:], "executor=local"]
+    for options in (["--array=1-2"], []):
+        options += ["--cpus-per-task=3", "--wait"]
+        cluster.submit(ARRAY, typed, log_dir=tmp_path, venv=tmp_path, options=options)
+    shares = [[*own, "share=1/2"], [*own, "share=2/2"]]
+    assert sorted(call["arguments"] for call in calls()[:2]) == shares
+    assert [call["arguments"] for call in calls()[2:]] == [own]
+
+
+@pytest.fixture
+def chain(cluster: Any, tmp_path: Path) -> Callable[..., tuple[str, list[str]]]:
+    """Starts the script that submits all jobs, waits for their end: what it printed, the queue."""
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "slurm").symlink_to(ROOT / "slurm")
+
+    def queue() -> list[str]:
+        command = ["squeue", "-h", "-o", "%j %T"]
+        return subprocess.run(
+            command, env=cluster.env, check=True, capture_output=True, text=True
+        ).stdout.splitlines()
+
+    def start(*command: str) -> tuple[str, list[str]]:
+        ended = subprocess.run(
+            command, cwd=tmp_path, env=cluster.env | {"VENV": str(tmp_path)}, capture_output=True,
+            text=True,
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+        end = time.monotonic() + 120
+        while queue():
+            assert time.monotonic() < end, queue()
+            time.sleep(0.2)
+        return ended.stdout, sorted(path.name for path in (tmp_path / "logs").iterdir())
+
+    return start
 
 
 @pytest.mark.slurm
-def test_data_prep_takes_the_source_and_the_length_that_were_typed_and_stops_at_a_failure(
-    cluster: Any, tmp_path: Path, calls: Calls
+def test_the_chain_has_an_array_and_a_finish_for_every_source_and_length(
+    chain: Any, calls: Calls
 ) -> None:
-    typed = ["+source=books", "source.path=novels", "seq_len=64", "end=failed"]
-    job = cluster.submit(SCRIPTS[2], typed, log_dir=tmp_path, venv=tmp_path, options=[])
-    assert job.wait_until_ended() == "FAILED", job.log
-    names = [call["arguments"][2] for call in calls()]
-    assert names == ["data_prep.collect", "data_prep.vocab", "data_prep.encode"]
+    printed, _ = chain("bash", CHAIN, "data_dir=a b", "array_size=2")
+    given = ["data_dir=data/wikibooks"]
+    typed = ["data_dir=a b", "array_size=2", "executor=local"]
+    seen = [(call["arguments"][2].split(".")[1], call["arguments"]) for call in calls()]
+    for _, arguments in seen:
+        assert arguments[3].startswith("num_workers=")
+        load(arguments[3:])  # the jobs accept what they are given
+    names = ["collect"] * 6 + ["vocab"] + ["encode"] * 3
+    assert [name for name, _ in seen[:10]] == names
+    assert sorted(name for name, _ in seen[10:]) == ["audit"] * 2 + ["build"] * 6
+    for job, own in (
+        ("collect", ["+source=wikipedia"]),
+        ("collect", ["+source=bookcorpus"]),
+        ("vocab", []),
+        ("encode", []),
+        ("build", ["seq_len=128"]),
+        ("audit", ["seq_len=128"]),
+        ("build", ["seq_len=512"]),
+        ("audit", ["seq_len=512"]),
+    ):
+        ends = [
+            arguments[4:]
+            for name, arguments in seen
+            if name == job and arguments[5 : 5 + len(own)] == own
+        ]
+        whole = [*given, *own, *typed]
+        if job in ("vocab", "audit"):
+            assert ends == [whole]
+        else:  # the finish comes last
+            assert sorted(ends[:2]) == [[*whole, "share=1/2"], [*whole, "share=2/2"]]
+            assert ends[2:] == [whole]
+    assert printed.count(", an array of 2\n") == 5
+    assert printed.endswith("python -m data_prep.status data_dir=a b\n")
+
+
+@pytest.mark.slurm
+def test_the_chain_takes_what_was_typed_and_what_waits_for_a_failed_job_is_cancelled(
+    chain: Any, calls: Calls
+) -> None:
+    typed = ["+source=books", "source.path=novels", "seq_len=64", "end=refused"]
+    _, logs = chain("sbatch", "--wait", "--mem=2G", CHAIN, "array_size=1", *typed)
+    assert [call["arguments"][2] for call in calls()] == ["data_prep.collect"] * 2 + [
+        "data_prep.vocab"
+    ]
     assert "+source=books" in calls()[0]["arguments"]
+    assert calls()[0]["env"]["SLURM_CPUS_PER_TASK"] == "16"  # not the submitting job's
+    assert [name.rsplit("-", 1)[0] for name in logs] == [
+        "collect-books", "collect-books", "data-prep", "vocab",
+    ]  # fmt: skip
