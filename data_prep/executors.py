@@ -136,7 +136,7 @@ def _own_command() -> list[str]:
 
 def _slurm(*command: str) -> str:
     """The output of one of Slurm's programs. Raises RuntimeError with what it says."""
-    # Inside a job, its sizes would be taken for options of the new one
+    # What an outer job has in its environment is not this one's
     env = {key: value for key, value in os.environ.items() if not _is_of_a_job(key)}
     try:
         ended = subprocess.run(

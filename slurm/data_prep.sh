@@ -23,7 +23,7 @@ if [ ! -f slurm/data_prep_array.sh ]; then
     exit 2
 fi
 set -euo pipefail
-for variable in "${!SLURM_@}"; do # inside a job, its sizes would be taken for options of the new ones
+for variable in "${!SLURM_@}"; do # an outer job's, such as SLURM_ARRAY_TASK_ID, are not these jobs'
     [ "$variable" = SLURM_CONF ] || unset "$variable"
 done
 

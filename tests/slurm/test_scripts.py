@@ -216,11 +216,12 @@ def chain(cluster: Any, tmp_path: Path) -> Callable[..., tuple[str, list[str]]]:
             command, env=cluster.env, check=True, capture_output=True, text=True
         ).stdout.splitlines()
 
+    # As from a shell inside another job's array
+    outer = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "9"}
+
     def start(*command: str) -> tuple[str, list[str]]:
-        ended = subprocess.run(
-            command, cwd=tmp_path, env=cluster.env | {"VENV": str(tmp_path)}, capture_output=True,
-            text=True,
-        )  # fmt: skip
+        env = cluster.env | {"VENV": str(tmp_path)} | outer
+        ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stderr
         end = time.monotonic() + 120
         while queue():
