@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import re
 
-# All that Unicode counts as a line's end, form feed and vertical tab too. A page's end in a book
-# and a separator inside a web page both end a paragraph here, never a word.
-_LINE_END = re.compile("\r\n?|[\n\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029]")
-
 # Control characters, byte order marks, soft hyphens, zero-width characters and direction marks,
 # lone surrogates (JSON can hold them, UTF-8 cannot), noncharacters. The zero-width joiner and
 # non-joiner stay: some scripts spell with them.
@@ -17,19 +13,28 @@ _INVISIBLE = re.compile(
 )
 
 # "(]; born 1869)" is what a template of a pronunciation leaves.
-_HALF_EMPTY = re.compile(r"([(\[])[\s\]]*[,;:](?:\s*[,;:])*\s*|\(\](?=\))")
+# Each of these begins with the one character that the search can look for: it is fast so.
+_HALF_EMPTY = re.compile(r"([(\[])(?:[\s\]]*[,;:](?:\s*[,;:])*\s*|(?<=\()\](?=\)))")
 _EMPTY = re.compile(r"\(\s*\)|\[\s*\]")
-_BLANK_BEFORE = re.compile(r" +(?=[,;)\]])|(?<=\w) +(?=\.(?:\s|$))")
+_BLANK_BEFORE = re.compile(r" (?: *(?=[,;)\]])|(?<=\w ) *(?=\.(?:\s|$)))")
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of a text, ended by any of the characters that end one; blanks are untouched."""
-    return _LINE_END.split(text)
+    """The lines of a text, ended by all that Unicode counts as a line's end; blanks are untouched.
+
+    Form feed, vertical tab and the separators too: a page's end in a book and a separator inside a
+    web page both end a paragraph here, never a word.
+    """
+    return text.splitlines()
 
 
 def clean_line(line: str) -> str:
     """One line without invisible characters, its runs of blanks of any kind one space, no margin."""
-    return " ".join(_INVISIBLE.sub("", line).split())
+    if not line.isprintable():  # else it has nothing invisible, and the space is its only blank
+        line = _INVISIBLE.sub("", line)
+    elif "  " not in line:
+        return line.strip(" ")
+    return " ".join(line.split())
 
 
 def clean_paragraphs(lines: list[str]) -> str:
@@ -39,8 +44,9 @@ def clean_paragraphs(lines: list[str]) -> str:
 
 def remove_hollow_brackets(text: str) -> str:
     """A text without the brackets that removed markup has left empty, or empty at their start."""
-    text = _HALF_EMPTY.sub(lambda match: match[1] or "(", text)
-    text = _EMPTY.sub("", _EMPTY.sub("", text))  # twice: "([])"
+    if "(" in text or "[" in text:
+        text = _HALF_EMPTY.sub(r"\1", text)
+        text = _EMPTY.sub("", _EMPTY.sub("", text))  # twice: "([])"
     return _BLANK_BEFORE.sub("", text)
 
 

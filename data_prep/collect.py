@@ -112,7 +112,7 @@ def _collect_part(
                     rejects[0].add(item)
 
         counts = write_part(_part_path(folder, index), kept())
-    write_json(_entry_path(folder, index), describe_part(_part_path(folder, index)))
+    write_json(_entry_path(folder, index), describe_part(_part_path(folder, index), counts))
     return {**counts, **notes}
 
 

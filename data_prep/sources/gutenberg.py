@@ -9,17 +9,19 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import pairwise
+from string import ascii_letters
 
+# Without the first character, which _MARKER begins with: it is searched fast so.
 _START = (
-    r"\*\*\* ?START OF[^*]{0,300}GUTENBERG[^*]{0,300}\*\*\*"
-    r"|\*END\*? ?THE SMALL PRINT[^\n]{0,80}"
+    r"(?<=\*)\*\* ?START OF[^*]{0,300}GUTENBERG[^*]{0,300}\*\*\*"
+    r"|(?<=\*)END\*? ?THE SMALL PRINT[^\n]{0,80}"
 )
 _END = (
-    r"\*\*\* ?END OF[^*]{0,300}GUTENBERG"
-    r"|End of (?:the |this )?Project Gutenberg(?:['’]s | EBook| Etext)"
-    r"|\*\*\* ?START\*\* ?THE SMALL PRINT"  # some old files have their licence at the end
+    r"(?<=\*)\*\* ?END OF[^*]{0,300}GUTENBERG"
+    r"|(?<=e)nd of (?:the |this )?Project Gutenberg(?:['’]s | EBook| Etext)"
+    r"|(?<=\*)\*\* ?START\*\* ?THE SMALL PRINT"  # some old files have their licence at the end
 )
-_MARKER = re.compile(f"(?P<start>{_START})|{_END}", re.IGNORECASE)
+_MARKER = re.compile(f"[*Ee](?i:(?P<start>{_START})|{_END})")
 
 _ILLUSTRATION = re.compile(
     r"\[Illustrations?\b[^\[\]]{0,600}(?:\[[^\[\]]{0,300}\][^\[\]]{0,300}){0,5}\]", re.IGNORECASE
@@ -43,6 +45,7 @@ _TRANSCRIBER = re.compile(
     r"\W*(?:Transcriber|Project Gutenberg Editor)['’]?s?['’]? Notes?\b(.*)",
     re.IGNORECASE | re.DOTALL,
 )
+_TRANSCRIBER_OPENS = re.compile(r"\W*(?:Transcriber|Project\b|$)", re.IGNORECASE)
 _NOTE_BLOCKS = 15  # the most that a transcriber's note before the text has
 _CONTENTS = re.compile(
     r"\W*(?:(?:table of )?contents|(?:list of )?illustrations|list of (?:plates|figures|maps)|page)\W*",
@@ -53,6 +56,7 @@ _CONTENTS_BEFORE = 0.1  # of the book's blocks; a later heading is of a chapter
 _INDEX = re.compile(r"\W*(?:general |alphabetical )?index\W*", re.IGNORECASE)
 
 _NUMBER_AT_END = re.compile(r"\W(?:\d+|[ivxlc]{2,})\W{0,3}$", re.IGNORECASE)
+_ENDS_NO_NUMBER = frozenset(ascii_letters) - frozenset("ivxlcIVXLC")
 _SPEECH = 40  # characters of a line that opens with a quotation mark; a title is shorter
 _SUMMARY = 60  # characters for each dash of it; prose has far fewer
 _CAPITAL = re.compile(r"[\W_]*[A-ZÀ-ÞŒ]")
@@ -94,9 +98,10 @@ def strip_licence(text: str) -> str:
 
 def strip_marks(text: str) -> str:
     """Remove [Illustration...], page numbers and the underscores of _emphasis_."""
-    text = _ILLUSTRATION.sub("", text)
-    if _PAGE.search(text):  # the next expression is slow
-        text = _PAGE.sub("", _PAGE_LINE.sub("", text))
+    if "[" in text or "{" in text:  # the expressions are slow
+        text = _ILLUSTRATION.sub("", text)
+        if _PAGE.search(text):
+            text = _PAGE.sub("", _PAGE_LINE.sub("", text))
     return _EMPHASIS.sub(r"\1", text)
 
 
@@ -110,15 +115,16 @@ def strip_matter(lines: list[str]) -> list[str]:
 
 def width_of(lines: list[str]) -> int:
     """Where the lines were wrapped, in characters: nine in ten are no longer. 0 without a line."""
-    lengths = sorted(len(line) for line in lines if line)
+    lengths = sorted(map(len, filter(None, lines)))
     return lengths[len(lengths) * 9 // 10] if lengths else 0
 
 
 def share_of_entries(lines: list[str]) -> float:
     """Of the lines, those that stand in columns or end in leaders or a page number."""
     filled = [line for line in lines if line]
-    entries = sum(1 for line in filled if _is_entry(line))
-    return entries / max(1, len(filled))
+    # What cannot be one goes first: it is most lines, and the expression is slow.
+    maybe = [line for line in filled if line[-1] not in _ENDS_NO_NUMBER or _has_columns(line)]
+    return sum(map(_is_entry, maybe)) / max(1, len(filled))
 
 
 def share_of_verse(lines: list[str]) -> float:
@@ -133,8 +139,8 @@ def share_of_verse(lines: list[str]) -> float:
     for line, after in pairwise(lines):
         if line and after:
             ends += 1
-            has_room = len(line) + 1 + len(after.split(maxsplit=1)[0]) <= width
-            verses += has_room and _CAPITAL.match(after) is not None
+            if not after[0].islower() and _CAPITAL.match(after):
+                verses += len(line) + 1 + len(after.split(maxsplit=1)[0]) <= width
     return verses / max(1, ends)
 
 
@@ -158,7 +164,9 @@ def _without_notes(blocks: list[_Block]) -> list[_Block]:
     index = 0
     while index < len(blocks):
         block = blocks[index]
-        text = block.text if len(block.lines) <= _NOTE_LINES else ""
+        is_early = len(kept) < _PRODUCED_BLOCKS
+        may_be = is_early or _TRANSCRIBER_OPENS.match(block.lines[0]) is not None
+        text = block.text if may_be and len(block.lines) <= _NOTE_LINES else ""
         note = _TRANSCRIBER.fullmatch(text) if len(text) <= _NOTE else None
         is_heading = note is not None and not note[1].strip(" :.]_*")
         if is_heading and index > len(blocks) / 2:
@@ -167,8 +175,7 @@ def _without_notes(blocks: list[_Block]) -> list[_Block]:
             following = range(index + 2, min(index + 2 + _NOTE_BLOCKS, len(blocks)))
             index = next((n for n in following if blocks[n].gap >= 3), index + 2)
             continue
-        is_early = len(kept) < _PRODUCED_BLOCKS and len(text) <= _NOTE
-        if not note and not (is_early and _PRODUCED.match(text)):
+        if not note and not (is_early and len(text) <= _NOTE and _PRODUCED.match(text)):
             kept.append(block)
         index += 1
     return kept
@@ -218,8 +225,10 @@ def _is_prose(block: _Block, width: int) -> bool:
 
 
 def _is_table(block: _Block) -> bool:
+    if len(block.lines) < 3:
+        return False
     columns = sum(1 for line in block.lines if _has_columns(line.strip()))
-    return len(block.lines) >= 3 and columns > 0.6 * len(block.lines)
+    return columns > 0.6 * len(block.lines)
 
 
 def _is_entry(line: str) -> bool:

@@ -53,9 +53,14 @@ def read(source: SourceSettings, task: list[str]) -> Iterator[Document | Reject]
 
 def clean(text: str) -> str:
     """One page's paragraphs, without what WikiExtractor leaves behind."""
-    text = _TAG.sub(" ", _REFERENCE.sub("", html.unescape(text)))
-    text = _LIST_MARK.sub("", text)
-    return clean_paragraphs(split_lines(remove_hollow_brackets(_PLACEHOLDER.sub("", text))))
+    text = html.unescape(text)
+    if "<" in text:
+        text = _TAG.sub(" ", _REFERENCE.sub("", text))
+    if "::::" in text:
+        text = _LIST_MARK.sub("", text)
+    if "_" in text or "{{" in text or "}}" in text:
+        text = _PLACEHOLDER.sub("", text)
+    return clean_paragraphs(split_lines(remove_hollow_brackets(text)))
 
 
 def _split(name: str, text: str) -> Iterator[Document | Reject]:

@@ -25,9 +25,13 @@ from data_prep.files import checksum, write_json
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 
 
-def _manifest(folder: Path) -> None:
-    parts = [describe_part(path) for path in sorted(folder.glob("part-*.parquet"))]
-    write_json(folder / "manifest.json", {"parts": parts})
+def _write_source(folder: Path, *parts: list[Document]) -> None:
+    """Parts of these documents, and a manifest that names them."""
+    paths = [folder / f"part-{number:05d}.parquet" for number in range(len(parts))]
+    described = [
+        describe_part(path, write_part(path, rows)) for path, rows in zip(paths, parts, strict=True)
+    ]
+    write_json(folder / "manifest.json", {"parts": described})
 
 
 @settings(deadline=None)  # the first write loads libraries
@@ -83,12 +87,9 @@ def test_rejects_keep_their_reason(tmp_path: Path) -> None:
 
 
 def test_parts_are_listed_by_source_and_number_from_the_manifests(tmp_path: Path) -> None:
-    for source, number in (("wiki", 1), ("books", 0), ("wiki", 0)):
-        folder = tmp_path / "documents" / source
-        folder.mkdir(parents=True, exist_ok=True)
-        write_part(folder / f"part-{number:05d}.parquet", [Document("1", "", "abc")] * (number + 1))
-    _manifest(tmp_path / "documents" / "wiki")
-    _manifest(tmp_path / "documents" / "books")
+    row = Document("1", "", "abc")
+    _write_source(tmp_path / "documents" / "wiki", [row], [row, row])
+    _write_source(tmp_path / "documents" / "books", [row])
     parts = list_parts(tmp_path)
     assert [(part.source, part.name, part.rows, part.characters) for part in parts] == [
         ("books", "part-00000.parquet", 1, 3),
@@ -111,9 +112,7 @@ def test_a_source_whose_collect_has_not_finished_is_refused(tmp_path: Path) -> N
 
 def test_a_missing_part_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "documents" / "books"
-    folder.mkdir(parents=True)
-    write_part(folder / "part-00000.parquet", [Document("1", "", "abc")])
-    _manifest(folder)
+    _write_source(folder, [Document("1", "", "abc")])
     (folder / "part-00000.parquet").unlink()
     with pytest.raises(ValueError, match=r"part-00000\.parquet is missing, .* delete .*books"):
         list_parts(tmp_path)

@@ -29,9 +29,8 @@ def write_documents(data_dir: Path, texts: dict[str, str], source: str = "topics
     folder = data_dir / "documents" / source
     documents = [Document(id_, "", text) for id_, text in texts.items()]
     paths = [folder / f"part-{number:05d}.parquet" for number in range(PARTS)]
-    for number, path in enumerate(paths):
-        write_part(path, documents[number::PARTS])
-    write_json(folder / "manifest.json", {"parts": [describe_part(path) for path in paths]})
+    counts = [write_part(path, documents[number::PARTS]) for number, path in enumerate(paths)]
+    write_json(folder / "manifest.json", {"parts": list(map(describe_part, paths, counts))})
 
 
 def write_vocab(data_dir: Path, *entries: str) -> None:

@@ -18,8 +18,9 @@ SPECIAL = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"
 def write_documents(data_dir: Path, texts: list[str], source: str = "topics") -> None:
     folder = data_dir / "documents" / source
     documents = [Document(str(number), "", text) for number, text in enumerate(texts)]
-    write_part(folder / "part-00000.parquet", documents)
-    write_json(folder / "manifest.json", {"parts": [describe_part(folder / "part-00000.parquet")]})
+    path = folder / "part-00000.parquet"
+    parts = [describe_part(path, write_part(path, documents))]
+    write_json(folder / "manifest.json", {"parts": parts})
 
 
 def make(data_dir: Path, *overrides: str) -> dict:
