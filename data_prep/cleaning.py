@@ -15,6 +15,8 @@ _INVISIBLE = re.compile(
 # "(]; born 1869)" is what a template of a pronunciation leaves.
 # Each of these begins with the one character that the search can look for: it is fast so.
 _HALF_EMPTY = re.compile(r"([(\[])(?:[\s\]]*[,;:](?:\s*[,;:])*\s*|(?<=\()\](?=\)))")
+_COMMA_AT_END = re.compile(r"[,;:]\s*(?=\))")
+_COMMAS = re.compile(r"([,;])(?:[ \xa0]*[,;])+")
 _EMPTY = re.compile(r"\(\s*\)|\[\s*\]")
 _BLANK_BEFORE = re.compile(r" (?: *(?=[,;)\]])|(?<=\w ) *(?=\.(?:\s|$)))")
 
@@ -42,8 +44,12 @@ def clean_paragraphs(lines: list[str]) -> str:
     return "\n".join(filter(None, map(clean_line, lines)))
 
 
-def remove_hollow_brackets(text: str) -> str:
-    """A text without the brackets that removed markup has left empty, or empty at their start."""
+def remove_hollows(text: str) -> str:
+    """A text without the brackets that removed markup has left empty, or empty at one end.
+
+    And without the second comma of "A, {{b}}, C", and the last one of "(A, {{b}})".
+    """
+    text = _COMMAS.sub(r"\1", _COMMA_AT_END.sub("", text))
     if "(" in text or "[" in text:
         text = _HALF_EMPTY.sub(r"\1", text)
         text = _EMPTY.sub("", _EMPTY.sub("", text))  # twice: "([])"

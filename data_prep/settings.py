@@ -25,6 +25,7 @@ class SourceKind(enum.Enum):
     bookcorpus = "bookcorpus"
     wikiextractor = "wikiextractor"
     wikipedia_dump = "wikipedia_dump"
+    book_rows = "book_rows"
 
 
 class Executor(enum.Enum):
@@ -46,7 +47,9 @@ class SourceSettings:
     path: str | None = None  # file or folder to read
     dataset: str | None = None  # name on the Hugging Face hub, used where path is None
     subset: str | None = None  # configuration of that data set
+    split: str | None = None  # of that data set
     revision: str | None = None  # branch, tag or commit of that data set
+    text_column: str | None = None  # the column that holds the text
     rows_per_document: int | None = None  # rows that make one document; None: a row is one
     language: str | None = None  # code of the only one kept; None: all
     min_characters: int | None = None  # of a document; a shorter one is dropped
@@ -248,7 +251,8 @@ def _check_source(source: SourceSettings) -> list[str]:
     local = (SourceKind.books, SourceKind.wikiextractor, SourceKind.wikipedia_dump)
     if source.kind in local and source.path is None:
         wrong.append("source.path is not set; it is the folder to read: add source.path=FOLDER")
-    if source.path is None and source.kind in (SourceKind.wikipedia, SourceKind.bookcorpus):
+    rows = (SourceKind.wikipedia, SourceKind.bookcorpus, SourceKind.book_rows)
+    if source.path is None and source.kind in rows:
         if source.dataset is None:
             wrong.append("neither source.path nor source.dataset is set; set source.path=FOLDER")
     elif source.path is not None and not os.path.exists(source.path):

@@ -1,6 +1,6 @@
 """MediaWiki's markup to paragraphs: prose alone, without what stands beside it on the page.
 
-Dropped: templates, tables, references, formulas, galleries, files, categories, links to other
+Dropped: templates but those that carry prose, tables, references, formulas, galleries, files, categories, links to other
 languages, lists, headings. A link leaves its text, a section's end a paragraph's.
 """
 
@@ -10,10 +10,20 @@ import re
 from collections.abc import Collection, Iterator
 
 import mwparserfromhell
-from mwparserfromhell.nodes import ExternalLink, Heading, HTMLEntity, Node, Tag, Text, Wikilink
+from mwparserfromhell.nodes import (
+    ExternalLink,
+    Heading,
+    HTMLEntity,
+    Node,
+    Tag,
+    Template,
+    Text,
+    Wikilink,
+)
 from mwparserfromhell.wikicode import Wikicode
 
-from data_prep.cleaning import clean_paragraphs, remove_hollow_brackets, split_lines
+from data_prep.cleaning import clean_paragraphs, remove_hollows, split_lines
+from data_prep.templates import shown_text
 
 # MediaWiki knows the English names in every language; a dump's header names the others.
 HIDDEN_NAMESPACES = frozenset({"file", "image", "media", "category"})
@@ -50,7 +60,6 @@ _SWITCH = re.compile(r"__[A-Z]{3,}__")
 _CONVERSION = re.compile(
     r"-\{(?:[^{}|]*\|)?(?:zh[\w-]*:)?([^{}|:;]*)[^{}]*\}-"
 )  # the first variant
-_HOLLOW_COMMAS = re.compile(r"[,;:]\s*(?=\))|(?<=[,;]) ?,(?:\s*,)*")  # (A, {{b}}) and A, {{b}}, C
 # What the parser leaves where the marks on a page do not pair.
 _UNPAIRED_TABLE = re.compile(r"^[ \t]*\{\|.*?(?:^[ \t]*\|\}|\Z)", re.MULTILINE | re.DOTALL)
 _UNPAIRED = re.compile(r"\{\{|\}\}|\[\[|\]\]|</?[a-z]+\b[^<>\n]{0,300}>|<ref\b", re.IGNORECASE)
@@ -64,7 +73,10 @@ def is_redirect(markup: str) -> bool:
 
 def is_disambiguation(title: str, markup: str) -> bool:
     """Whether a page only lists the meanings of its title, by its title or its templates."""
-    if title.lower().endswith("(disambiguation)") or "__DISAMBIG__" in markup:
+    in_brackets = title.rpartition("(")[2].removesuffix(")")
+    if title.endswith(")") and _DISAMBIGUATION.fullmatch(in_brackets):
+        return True
+    if "__DISAMBIG__" in markup:
         return True
     names = (match[1].replace("_", " ") for match in _TEMPLATE_NAME.finditer(markup))
     return any(_DISAMBIGUATION.fullmatch(name) for name in names)
@@ -82,7 +94,7 @@ def to_text(markup: str, hidden: Collection[str] = HIDDEN_NAMESPACES) -> str:
     text = "".join(_shown(parsed, hidden))
     text = _UNPAIRED_TABLE.sub("", _SWITCH.sub("", _CONVERSION.sub(r"\1", text)))
     text = _QUOTES.sub(lambda match: "'" if len(match[0]) == 4 else "", text)
-    text = remove_hollow_brackets(_HOLLOW_COMMAS.sub("", _UNPAIRED.sub("", text)))
+    text = remove_hollows(_UNPAIRED.sub("", text))
     lines = (line.partition(_LIST_MARK)[0] for line in split_lines(text))
     return clean_paragraphs([line for line in lines if not _NO_PROSE.match(line)])
 
@@ -104,6 +116,8 @@ def _shown_of(node: Node, hidden: Collection[str]) -> Iterator[str]:
                 yield from _shown(node.text, hidden)
     elif isinstance(node, ExternalLink):
         yield from _shown(node.title, hidden)
+    elif isinstance(node, Template):
+        yield shown_text(node, lambda argument: "".join(_shown(argument, hidden)))
     elif isinstance(node, HTMLEntity):
         yield node.normalize()
     elif isinstance(node, Heading):

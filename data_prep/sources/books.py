@@ -54,9 +54,12 @@ def read(source: SourceSettings, task: list[str]) -> Iterator[Document | Reject]
     assert source.path is not None
     for name in task:
         title = Path(name).stem.replace("_", " ")
-        text, reason = decode((Path(source.path) / name).read_bytes())
+        try:
+            text, reason = decode((Path(source.path) / name).read_bytes())
+        except OSError as error:
+            text, reason = "", f"unreadable file: {type(error).__name__}"
         if reason is None:
-            body, reason = _body(source, text)
+            body, reason = body_of(source, text)
         if reason is None:
             yield Document(name, title, body)
         else:
@@ -95,7 +98,7 @@ def decode(data: bytes) -> tuple[str, str | None]:
     return text, None
 
 
-def _body(source: SourceSettings, text: str) -> tuple[str, str | None]:
+def body_of(source: SourceSettings, text: str) -> tuple[str, str | None]:
     """A book's paragraphs, and None or why it is not to be used."""
     if not text.strip():
         return "", "empty"

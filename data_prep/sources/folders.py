@@ -25,13 +25,18 @@ def plan_files(
     if not files:
         raise SettingsError(f"source.path={folder} holds no {what}, nor do its subfolders")
     names = [path.relative_to(folder).as_posix() for path in files]
-    stats = [path.stat() for path in files]
+    stats = [stat_of(path) for path in files]
     runs = cut_by_size([stat.st_size for stat in stats], characters_per_part)
     return Plan(
         tasks=[[names[index] for index in run] for run in runs],
         inputs={"files": len(files), "bytes": sum(stat.st_size for stat in stats)},
         state=[[n, s.st_size, s.st_mtime_ns] for n, s in zip(names, stats, strict=True)],
     )
+
+
+def stat_of(path: Path) -> os.stat_result:
+    """A file's size and time; of a link that leads nowhere its own: reading it tells what is wrong."""
+    return path.stat() if path.exists() else path.lstat()
 
 
 def list_files(

@@ -23,6 +23,9 @@ _END = (
 )
 _MARKER = re.compile(f"[*Ee](?i:(?P<start>{_START})|{_END})")
 
+_TITLE = re.compile(r"^\W?Title: *(\S[^\r\n]*)", re.MULTILINE)
+_HEADER = 3_000  # characters; a later "Title:" is the text's
+
 _ILLUSTRATION = re.compile(
     r"\[Illustrations?\b[^\[\]]{0,600}(?:\[[^\[\]]{0,300}\][^\[\]]{0,300}){0,5}\]", re.IGNORECASE
 )
@@ -94,6 +97,12 @@ def strip_licence(text: str) -> str:
     if longest.strip() or markers[0]["start"]:
         return longest
     return text[: markers[0].start()]
+
+
+def title_of(text: str) -> str:
+    """What the header calls the book, empty where it does not."""
+    found = _TITLE.search(text, 0, _HEADER)
+    return " ".join(found[1].split()) if found else ""
 
 
 def strip_marks(text: str) -> str:

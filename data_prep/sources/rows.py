@@ -7,11 +7,14 @@ task opens no network connection and holds only its own rows.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from data_prep.configuration import SettingsError
 from data_prep.settings import SourceSettings
@@ -21,6 +24,7 @@ from data_prep.sources.folders import list_files
 _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
 _COLUMN_OVERHEAD = 16  # bytes a row of ids and offsets, next to the text; for the cut alone
 _BATCH_ROWS = 1_000
+_SECONDS_TO_ANSWER = 10  # for the hub
 
 
 def plan_rows(
@@ -32,8 +36,9 @@ def plan_rows(
 ) -> Plan:
     """Tasks of {files, first, rows}: row ranges of about characters_per_part, by the mean row.
 
-    Ranges start at multiples of `multiple_of` rows. Raises SettingsError where the data set cannot
-    be had or lacks one of the columns.
+    Ranges start at multiples of `multiple_of` rows. The inputs name the hub's commit, which
+    source.revision pins. Raises SettingsError where the data set cannot be had or lacks one of the
+    columns.
     """
     dataset = _load(source, cache)
     if missing := [name for name in columns if name not in dataset.column_names]:
@@ -49,28 +54,45 @@ def plan_rows(
     starts = range(0, len(dataset), rows)
     return Plan(
         tasks=[{"files": files, "first": s, "rows": min(rows, len(dataset) - s)} for s in starts],
-        inputs={"rows": len(dataset)},
+        inputs={"rows": len(dataset), **_commit(files)},
         # The folders' names hold the hub's commit, or a hash of the local files and their times.
         state=[Path(file).parts[-4:] for file in files],
     )
 
 
 def read_rows(task: dict[str, Any], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of one task, in order."""
+    """The rows of one task, in order. Raises ValueError naming a row that is not UTF-8."""
     maps = [pa.memory_map(file) for file in task["files"]]
     tables = [pa.ipc.open_stream(file).read_all().select(list(columns)) for file in maps]
     table = pa.concat_tables(tables).slice(task["first"], task["rows"])
+    number = task["first"]
     for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
-        yield from batch.to_pylist()
+        try:
+            yield from batch.to_pylist()
+        except UnicodeDecodeError as error:
+            number += next(row for row in range(len(batch)) if not _is_readable(batch, row))
+            raise ValueError(
+                f"row {number} of the data set (the first is 0) is not UTF-8: {error}; mend it, or "
+                "take it out"
+            ) from error
+        number += len(batch)
+
+
+def _is_readable(batch: pa.RecordBatch, row: int) -> bool:
+    try:
+        batch.slice(row, 1).to_pylist()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _load(source: SourceSettings, cache: Path) -> Any:
-    """The data set's only split, as a datasets.Dataset that lies on the disk."""
+    """One split, or all local files, as a datasets.Dataset that lies on the disk."""
     import datasets
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs, it raises too
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     if source.path is not None:
         reader, files = _local_files(Path(source.path))
         try:
@@ -78,21 +100,70 @@ def _load(source: SourceSettings, cache: Path) -> Any:
                 reader, data_files={"train": files}, split="train", cache_dir=str(cache)
             )
         except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
-            raise SettingsError(
-                f"{_where(source)} cannot be read as {reader}: {error.__cause__ or error}"
-            ) from error
+            fault = _first_fault(files) or str(error.__cause__ or error)
+            raise SettingsError(f"{_where(source)} cannot be read as {reader}: {fault}") from error
+    _ask_once(source)
     try:
         return datasets.load_dataset(
-            source.dataset, source.subset, revision=source.revision, split="train"
+            source.dataset, source.subset, revision=source.revision, split=source.split
         )
-    except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
-        only = "" if source.subset is None else f'--include "{source.subset}/*" '
+    except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+        # As the hub names its files: 20231101.en/train-00000-of-00041.parquet, data/en-00000-...
+        files_of = f"{source.subset}/*" if source.subset else f"*/{source.split}[-/]*"
+        only = f'--include "{files_of}" '
         raise SettingsError(
             f"the data set {source.dataset} at revision {source.revision} cannot be had from the "
             f"Hugging Face hub ({type(error).__name__}: {_first_line(error)}). Where there is a "
             f"network, fetch its parquet files by: hf download {source.dataset} --repo-type dataset "
             f"--revision {source.revision} {only}--local-dir FOLDER; then set source.path=FOLDER"
         ) from error
+
+
+def _ask_once(source: SourceSettings) -> None:
+    """Where the hub does not answer, let what was downloaded before do: no retries of half a minute."""
+    import datasets
+    import huggingface_hub
+
+    try:
+        huggingface_hub.HfApi().dataset_info(str(source.dataset), timeout=_SECONDS_TO_ANSWER)
+    except huggingface_hub.errors.HfHubHTTPError:
+        return  # it has answered; load_dataset tells what is wrong
+    except Exception:  # noqa: BLE001 (of the HTTP client, of which huggingface_hub has had several)
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
+        datasets.config.HF_HUB_OFFLINE = True
+
+
+def _commit(files: list[str]) -> dict[str, str]:
+    """The hub's commit, which names the folder that datasets keeps its files in; none for ours."""
+    folder = Path(files[0]).parent.name
+    return {"commit": folder} if re.fullmatch("[0-9a-f]{40}", folder) else {}
+
+
+def _first_fault(files: list[str]) -> str | None:
+    """The file, and the line or rows in it, that cannot be read; None where all of them can."""
+    names = None
+    for name in files:
+        try:
+            if name.endswith(".parquet"):
+                where = name
+                with pq.ParquetFile(name) as file:
+                    names = names or file.schema_arrow.names
+                    if file.schema_arrow.names != names:
+                        return (
+                            f"{name} has the columns {file.schema_arrow.names}, {files[0]} {names}"
+                        )
+                    for group in range(file.num_row_groups):
+                        where = f"{name}, row group {group}"
+                        file.read_row_group(group)
+            elif name.endswith(".jsonl"):
+                with open(name, "rb") as lines:
+                    for number, line in enumerate(lines, 1):
+                        where = f"{name}, line {number}"
+                        if not isinstance(orjson.loads(line), dict):
+                            return f"{where}: no JSON object"
+        except (OSError, ValueError, pa.ArrowException) as error:
+            return f"{where}: {error}"
+    return None
 
 
 def _local_files(path: Path) -> tuple[str, list[str]]:

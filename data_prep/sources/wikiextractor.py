@@ -1,7 +1,8 @@
 """What WikiExtractor writes: <doc id= url= title=>, the title again, a blank line, paragraphs, </doc>.
 
 Section headings are lines that end in a full stop. What the program leaves behind is removed:
-placeholders of formulas and code, brackets whose contents it removed, tags, escaped entities.
+placeholders of formulas and code, brackets whose contents it removed, tags, escaped entities, lines
+of galleries and of templates that it did not expand.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.cleaning import clean_paragraphs, remove_hollow_brackets, split_lines
+from data_prep.cleaning import clean_paragraphs, remove_hollows, split_lines
 from data_prep.documents import Document, Reject
 from data_prep.settings import SourceSettings
 from data_prep.sources import Plan
+from data_prep.sources.articles import article
 from data_prep.sources.folders import plan_files
 
 _OPEN = re.compile(r'<doc id="([^"]*)" url="[^"]*" title="(.*)">\s*$')
@@ -29,7 +31,19 @@ _TAG = re.compile(
     r"strong|sub|sup|syntaxhighlight|table|td|th|timeline|tr|tt|u|ul|var|wbr)\b[^<>]*/?>",
     re.IGNORECASE,
 )
-_PLACEHOLDER = re.compile(r"\b(?:formula|codice)_\d+|__[A-Z]+__|\{\{[^{}]*\}\}|\{\{|\}\}")
+_PLACEHOLDER = re.compile(r"formula_\d+|codice_\d+|__[A-Z]+__|\{\{[^{}]*\}\}|\{\{|\}\}")
+# "|language =", "!colspan=9|B", "#if: Cousin", "File:A.jpg|B", "[[Category:C]]", "px; width:px"
+_MARKUP_LINE = re.compile(
+    r"^[ \t]*(?:\||![^\n|]*\||#\w+:|Citation/|px;|(?:File|Image):[^\n|]*\||\[\[\w+:[^\n]*\]\][ \t]*$|"
+    r"\S+://\S+[ \t]*$)[^\n]*",
+    re.MULTILINE,
+)
+_LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]")
+_UPDATE = re.compile(r"\[ ?\[update\]\]|\[update\]")  # {{as of|2013}}: "As of 2013[ [update]]"
+_AS_OF = re.compile(r"(?<![^\s(])s of (?=(?:\w+ )?\d{4}\[ ?\[update)")
+# "(],])" is what pronunciations leave, "(0, 1]" an interval.
+_UNOPENED = re.compile(r"\[[^\[\]]*\]|\([^()\[\],\n]{1,8},[^()\[\],\n]{1,8}\]|\]")
+_NO_WORDS = re.compile(r'\(""\)')
 _LIST_MARK = re.compile(r"^(?:BULLET|Section)::::[-\s]*", re.MULTILINE)
 
 
@@ -42,13 +56,13 @@ def read(source: SourceSettings, task: list[str]) -> Iterator[Document | Reject]
     """A document, or a reject, for each <doc>; and a reject for what stands outside of all."""
     assert source.path is not None
     for name in task:
-        data = (Path(source.path) / name).read_bytes()
         try:
+            data = (Path(source.path) / name).read_bytes()
             text = (bz2.decompress(data) if name.endswith(".bz2") else data).decode("utf-8")
         except (UnicodeDecodeError, OSError, ValueError) as error:
             yield Reject(name, "", "", f"unreadable file: {type(error).__name__}")
             continue
-        yield from _split(name, text)
+        yield from _split(source, name, text)
 
 
 def clean(text: str) -> str:
@@ -60,10 +74,20 @@ def clean(text: str) -> str:
         text = _LIST_MARK.sub("", text)
     if "_" in text or "{{" in text or "}}" in text:
         text = _PLACEHOLDER.sub("", text)
-    return clean_paragraphs(split_lines(remove_hollow_brackets(text)))
+    if "|" in text or "#" in text or "://" in text or "px;" in text or "[[" in text:
+        text = _MARKUP_LINE.sub("", text)
+    if "]" in text:
+        text = _UPDATE.sub("", _AS_OF.sub("As of ", text))
+        text = _UNOPENED.sub(_with_its_pair, _LINK.sub(r"\1", text))
+    text = _NO_WORDS.sub("", text)
+    return clean_paragraphs(split_lines(remove_hollows(text)))
 
 
-def _split(name: str, text: str) -> Iterator[Document | Reject]:
+def _with_its_pair(match: re.Match[str]) -> str:
+    return match[0] if match[0] != "]" else ""
+
+
+def _split(source: SourceSettings, name: str, text: str) -> Iterator[Document | Reject]:
     """The pages of one file."""
     page: tuple[str, str] | None = None  # id and title
     lines: list[str] = []
@@ -76,7 +100,7 @@ def _split(name: str, text: str) -> Iterator[Document | Reject]:
         elif page is None:
             outside.append(line)
         elif line.strip() == "</doc>":
-            yield _page(*page, lines)
+            yield _page(source, *page, lines)
             page = None
         else:
             lines.append(line)
@@ -86,11 +110,11 @@ def _split(name: str, text: str) -> Iterator[Document | Reject]:
         yield Reject(name, "", "\n".join(outside), "text outside of a page")
 
 
-def _page(id: str, title: str, lines: list[str]) -> Document | Reject:
+def _page(source: SourceSettings, id: str, title: str, lines: list[str]) -> Document | Reject:
     """The program repeats the title as the first line; a page of no more is a redirect's stub."""
     if lines and html.unescape(lines[0]).strip() == title.strip():
         lines = lines[1:]
-    text = clean("\n".join(lines))
-    if not text:
-        return Reject(id, title, "\n".join(lines), "title only")
-    return Document(id, title, text)
+    raw = "\n".join(lines)
+    if not raw.strip():
+        return Reject(id, title, raw, "title only")
+    return article(source, id, title, clean(raw))

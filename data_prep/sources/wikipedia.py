@@ -10,6 +10,7 @@ from data_prep.cleaning import clean_paragraphs, split_lines
 from data_prep.documents import Document, Reject
 from data_prep.settings import SourceSettings
 from data_prep.sources import Plan
+from data_prep.sources.articles import article
 from data_prep.sources.rows import plan_rows, read_rows
 
 _COLUMNS = ("id", "title", "text")
@@ -23,9 +24,5 @@ def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Plan:
 def read(source: SourceSettings, task: dict[str, Any]) -> Iterator[Document | Reject]:
     """A document, or a reject, for each row."""
     for row in read_rows(task, _COLUMNS):
-        id, title = str(row["id"]), row["title"] or ""
         text = clean_paragraphs(split_lines(row["text"] or ""))
-        if text:
-            yield Document(id, title, text)
-        else:
-            yield Reject(id, title, row["text"] or "", "empty")
+        yield article(source, str(row["id"]), row["title"] or "", text)

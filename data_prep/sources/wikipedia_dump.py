@@ -22,7 +22,8 @@ from data_prep.configuration import SettingsError
 from data_prep.documents import Damage, Document, Reject
 from data_prep.settings import SourceSettings
 from data_prep.sources import Plan
-from data_prep.sources.folders import list_files
+from data_prep.sources.articles import article
+from data_prep.sources.folders import list_files, stat_of
 from data_prep.wikitext import HIDDEN_NAMESPACES, is_disambiguation, is_redirect, to_text
 
 _DUMP_NAME = re.compile(r".+\.xml(?:-p\d+p\d+)?(?:[-.].*(?:bz2|xz))?")
@@ -45,7 +46,7 @@ def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Plan:
     root = path if path.is_dir() else path.parent
     names = [file.relative_to(root).as_posix() for file in files]
     published = [published_checksum(file) for file in files]
-    stats = [file.stat() for file in files]
+    stats = [stat_of(file) for file in files]
     return Plan(
         tasks=[
             {"root": str(root), "name": name, "checksum": expected}
@@ -81,7 +82,8 @@ def read(source: SourceSettings, task: dict[str, Any]) -> Iterator[Document | Re
                 hidden.add(element.text.strip().lower())
         else:
             number += 1
-            yield _page(f"{task['name']}/{number}", element, hidden, is_whole=kind == "page")
+            id = f"{task['name']}/{number}"
+            yield _page(source, id, element, hidden, is_whole=kind == "page")
 
 
 def published_checksum(path: Path) -> str | None:
@@ -181,7 +183,9 @@ def _forget(element: Any) -> None:
         del parent[0]
 
 
-def _page(id: str, page: Any, hidden: set[str], *, is_whole: bool) -> Document | Reject:
+def _page(
+    source: SourceSettings, id: str, page: Any, hidden: set[str], *, is_whole: bool
+) -> Document | Reject:
     title = _field(page, "title")
     revisions = page.findall(
         "{*}revision"
@@ -203,9 +207,7 @@ def _page(id: str, page: Any, hidden: set[str], *, is_whole: bool) -> Document |
         text = to_text(markup, hidden)
     except (ParserError, RecursionError) as error:
         return Reject(id, title, markup, f"unreadable markup: {type(error).__name__}")
-    if not text:
-        return Reject(id, title, markup, "no prose")
-    return Document(id, title, text)
+    return article(source, id, title, text)
 
 
 def _field(parent: Any, name: str) -> str:

@@ -165,6 +165,7 @@ def test_documents_of_one_id_are_refused_by_name(tmp_path: Path) -> None:
         (tmp_path / "wiki" / name).write_text(page)
     settings = load([
         "+source=wikiextractor", f"source.path={tmp_path / 'wiki'}", f"data_dir={tmp_path}",
+        "source.min_characters=null",
     ])  # fmt: skip
     with pytest.raises(RuntimeError, match="several documents have one id, such as 7; collect"):
         collect.run(settings)
@@ -178,7 +179,7 @@ def test_a_source_without_any_document_is_refused_with_the_reasons(tmp_path: Pat
 
 def test_no_source_is_answered_with_the_sources_there_are(tmp_path: Path) -> None:
     expected = (
-        r"add \+source=NAME, one of bookcorpus, books, sample, wikiextractor, wikipedia, "
+        r"add \+source=NAME, one of bookcorpus, books, gutenberg, sample, wikiextractor, "
         "wikipedia_dump"
     )
     with pytest.raises(SettingsError, match=expected):

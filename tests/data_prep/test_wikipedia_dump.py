@@ -253,13 +253,19 @@ def test_what_is_no_dump_is_told(tmp_path: Path, data: bytes, damage: str) -> No
     assert item.what.startswith(damage)
 
 
+def _given(tmp_path: Path) -> list[str]:
+    """What collects the dumps of tmp_path/in, short pages too."""
+    path = f"source.path={tmp_path / 'in'}"
+    return ["+source=wikipedia_dump", path, "source.min_characters=null", f"data_dir={tmp_path}"]
+
+
 def test_a_damaged_dump_is_collected_as_far_as_it_goes_and_makes_the_exit_status_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.xml").write_text(HEAD + PAGES[5] + PAGES[0][:150])
     (tmp_path / "in" / "b.xml").write_text(DUMP)
-    given = ["+source=wikipedia_dump", f"source.path={tmp_path / 'in'}", f"data_dir={tmp_path}"]
+    given = _given(tmp_path)
     for _ in range(2):  # a second start has nothing left to do, and must not pass it over
         assert collect.main(given) == 1
         printed = capsys.readouterr()
@@ -281,7 +287,7 @@ def test_a_dump_that_its_checksum_refuses_leaves_the_others_collected(
     for name in ("a.xml", "b.xml"):
         (tmp_path / "in" / name).write_text(DUMP)
     (tmp_path / "in" / "a.xml.md5").write_text("0" * 32)
-    given = ["+source=wikipedia_dump", f"source.path={tmp_path / 'in'}", f"data_dir={tmp_path}"]
+    given = _given(tmp_path)
     assert collect.main(given) == 1
     assert "1 of 2 tasks failed: 0. Task 0: RuntimeError: " in capsys.readouterr().err
     assert (tmp_path / "documents" / "wikipedia_dump" / "part-00001.parquet").exists()
@@ -320,6 +326,30 @@ def test_markup_leaves_prose(markup: str, text: str) -> None:
     assert to_text(markup) == text
 
 
+@pytest.mark.parametrize(
+    ("markup", "text"),
+    [
+        ("Λ ({{lang|grc|''λόγος''}}, {{transl|grc|ALA|logos}})", "Λ (λόγος, logos)"),
+        ("B ({{lang-sq|bashki}}; {{IPA-sq|baʃˈki}}) and {{langx|de|C}}", "B (bashki) and C"),
+        ("{{nowrap|$3 [[trillion]]}}, {{small|a}}", "$3 trillion, a"),
+        ("{{convert|24,200|mi|km}} off", "24,200 mi off"),
+        ("{{convert|3|to|5|km|mi|0}}, {{cvt|7|–|10|kg}}", "3 to 5 km, 7–10 kg"),
+        ("{{convert|6|ft|2|in|m|abbr=on}} and {{convert|28|C}}", "6 ft 2 in and 28 °C"),
+        ("{{Convert|1|l}} or {{convert|5|km|0}}", "1 l or 5 km"),
+        ("on 7{{nbsp}}May{{snd}}{{circa|1500}}", "on 7 May – c. 1500"),
+        ("{{As of|2009}}, {{as of|2010|5|lc=y}}, {{as of|2011|alt=in 2011}}",
+         "As of 2009, as of May 2010, in 2011"),
+        ("{{chem|CO|2}} {{frac|2}} {{frac|1|3|4}} {{val|0.9|u=A}}", "CO2 1/2 1 3/4 0.9 A"),
+        ("{{USS|Hornet|CV-12|6}} {{nihongo|staff|杖|jō}} {{formatnum: 3003}}",
+         "USS Hornet staff 3003"),
+        ("Said:{{quote|We [[go]].|author=A}}{{Quote|text=On.}}It", "Said:\nWe go.\nOn.\nIt"),
+        ("{{lang|1=grc|2=a=b}} {{lang|grc}} {{convert}}{{frac}}{{as of}}", "a=b"),
+    ],
+)  # fmt: skip
+def test_templates_that_carry_prose_leave_it(markup: str, text: str) -> None:
+    assert to_text(f"X {markup} Y") == f"X {text} Y"
+
+
 def test_namespaces_that_the_dump_names_are_hidden(tmp_path: Path) -> None:
     page = _page("A", "B [[Datei:C|mini|D]] e [[Kategorie:F|g]].")
     items = _read_bytes(tmp_path, f"{HEAD}{page}</mediawiki>".encode())
@@ -336,6 +366,8 @@ def test_namespaces_that_the_dump_names_are_hidden(tmp_path: Path) -> None:
         ("A", "A.\n{{Begriffsklärung}}", True),
         ("A", "A.\n{{hndis|B, C}}", True),
         ("A", "A.\n__DISAMBIG__", True),
+        ("A (Begriffsklärung)", "A.", True),
+        ("A (dab hand)", "A.", False),
         ("A", "{{for|others|A (disambiguation)}} A [[b (disambiguation)]].", False),
         ("A", "A [[b]]{{Disambiguation needed|date=May 2015}}.", False),
         ("A", "{{Nota disambigua|b}} A.", False),

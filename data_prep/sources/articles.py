@@ -1,0 +1,42 @@
+"""Which of Wikipedia's pages, once their markup is gone, are articles."""
+
+from __future__ import annotations
+
+import re
+
+from data_prep.documents import Document, Reject
+from data_prep.settings import SourceSettings
+from data_prep.wikitext import is_disambiguation
+
+# "Clone may refer to:", "Fraile is Spanish for friar and may refer to", "CNO is an initialism. It
+# can mean:", "Durham commonly refers to:", "A may refer to the following places in Bavaria:".
+_LISTS_MEANINGS = re.compile(
+    r"\b(?:(?:may|can|could|might)\b.{0,20}\b(?:refer|mean|stand)|refers|stands)\b(?: to| for)?"
+    r"(?:.{0,100}:|\W*)$"
+)
+_LIST = (
+    150  # mean characters of a list's lines; of an article's paragraphs they are several times it
+)
+
+
+def article(source: SourceSettings, id: str, title: str, text: str) -> Document | Reject:
+    """A page's document; or a reject where it has no text, lists meanings or is too short."""
+    if not text:
+        return Reject(id, title, text, "no prose")
+    if lists_meanings(title, text):
+        return Reject(id, title, text, "disambiguation")
+    if source.min_characters is not None and len(text) < source.min_characters:
+        return Reject(id, title, text, "too short")
+    return Document(id, title, text)
+
+
+def lists_meanings(title: str, text: str) -> bool:
+    """Whether a page only lists what its title can mean.
+
+    By its title, in any language; or as English pages do it: by their first or second line, with
+    nothing but a list behind it.
+    """
+    if is_disambiguation(title, ""):
+        return True
+    lines = text.split("\n")
+    return len(text) < _LIST * len(lines) and any(map(_LISTS_MEANINGS.search, lines[:2]))

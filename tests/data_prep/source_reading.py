@@ -1,0 +1,37 @@
+"""Sources read whole, for tests: what becomes a document, what is rejected and why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from data_prep.documents import Document, Reject
+from data_prep.settings import SourceKind, SourceSettings
+from data_prep.sources import module_of
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+
+
+def source_of(kind: str, path: Path | None = None, **more: Any) -> SourceSettings:
+    """Settings that name a source, and say what `more` says."""
+    text = None if path is None else str(path)
+    return SourceSettings(name=kind, kind=SourceKind(kind), path=text, **more)
+
+
+def read_all(source: SourceSettings, characters: int = 10**9) -> list[Document | Reject]:
+    """Everything of a source, over all of its tasks, which pass through JSON as the engine's do."""
+    module = module_of(source.kind)
+    folder = Path(source.path or ".").parent
+    tasks = json.loads(json.dumps(module.plan(source, characters, folder / "cache").tasks))
+    return [item for task in tasks for item in module.read(source, task)]
+
+
+def reasons(items: list[Document | Reject]) -> dict[str, str]:
+    """Of the rejects, by id."""
+    return {item.id: item.reason for item in items if isinstance(item, Reject)}
+
+
+def texts(items: list[Document | Reject]) -> dict[str, str]:
+    """Of the documents, by id."""
+    return {item.id: item.text for item in items if isinstance(item, Document)}
