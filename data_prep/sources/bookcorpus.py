@@ -2,6 +2,10 @@
 
 Sentences stay apart: each is a paragraph. source.rows_per_document consecutive ones make a
 document, which a border between two books may cross: the rows do not tell.
+
+The hub's rows are in lower case and tokenised as in the Penn Treebank: "`` are n't you , megan 's".
+BERT's tokenizer splits at punctuation anyway, so blanks before it change no id; its pieces of
+``, '' and n't are others than those of ", " and n't as they are written, so these are put back.
 """
 
 from __future__ import annotations
@@ -34,5 +38,6 @@ def read(source: SourceSettings, task: dict[str, Any]) -> Iterator[Document | Re
     while texts := [row["text"] or "" for row in islice(rows, group)]:
         id = f"row-{first:09d}"
         text = clean_paragraphs([line for text in texts for line in split_lines(text)])
+        text = text.replace("``", '"').replace("''", '"').replace(" n't", "n't")
         yield Document(id, "", text) if text else Reject(id, "", "\n".join(texts), "empty")
         first += group

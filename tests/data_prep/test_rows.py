@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from source_reading import read_all, reasons, source_of, texts
 
+from data_prep import collect
 from data_prep.configuration import SettingsError
 from data_prep.documents import Document, Reject
 from data_prep.settings import load, require_source
@@ -59,6 +60,33 @@ def test_bookcorpus_rows_are_grouped_alike_whatever_the_cut(
     kept = texts(items)
     assert list(kept) == [f"row-{n:09d}" for n in (0, 5, 15, 20)]
     assert kept["row-000000020"] == "sentence 20 .\nsentence 21 .\nsentence 22 ."
+
+
+def test_quotes_and_contractions_of_bookcorpus_are_put_back(tmp_path: Path) -> None:
+    rows = ["`` are n't you being a good boy , megan ? ''", "she said ."]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    (book,) = read_all(source_of("bookcorpus", tmp_path, rows_per_document=5))
+    assert isinstance(book, Document)
+    assert book.text == '" aren\'t you being a good boy , megan ? "\nshe said .'
+
+
+def test_blanks_before_punctuation_change_no_id() -> None:
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+
+    split = [
+        [word for word, _ in BertPreTokenizer().pre_tokenize_str(text)]
+        for text in ("he 'd seen megan 's plan ( twice ) , twenty-two ; no ?",
+                     "he'd seen megan's plan (twice), twenty-two; no?")
+    ]  # fmt: skip
+    assert split[0] == split[1]
+
+
+def test_the_manifest_says_how_many_rows_make_a_document(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "she said ."}\n' * 30)
+    given = ["+source=bookcorpus", f"source.path={tmp_path / 'a.jsonl'}", f"data_dir={tmp_path}"]
+    manifest = collect.run(load([*given, "source.rows_per_document=20", "num_workers=1"]))
+    assert manifest["settings"]["rows_per_document"] == 20
+    assert (manifest["inputs"], manifest["documents"]) == ({"rows": 30}, 2)
 
 
 def test_a_bookcorpus_row_can_be_a_whole_book(tmp_path: Path) -> None:
