@@ -18,6 +18,7 @@ _HALF_EMPTY = re.compile(r"([(\[])(?:[\s\]]*[,;:](?:\s*[,;:])*\s*|(?<=\()\](?=\)
 _COMMA_AT_END = re.compile(r"[,;:]\s*(?=\))")
 _COMMAS = re.compile(r"([,;])(?:[ \xa0]*[,;])+")
 _EMPTY = re.compile(r"\(\s*\)|\[\s*\]")
+_BLANK_AFTER = re.compile(r"\( +")
 _BLANK_BEFORE = re.compile(r" (?: *(?=[,;)\]])|(?<=\w ) *(?=\.(?:\s|$)))")
 
 
@@ -49,11 +50,12 @@ def remove_hollows(text: str) -> str:
 
     And without the second comma of "A, {{b}}, C", and the last one of "(A, {{b}})".
     """
-    text = _COMMAS.sub(r"\1", _COMMA_AT_END.sub("", text))
+    text = _COMMA_AT_END.sub("", text)
     if "(" in text or "[" in text:
         text = _HALF_EMPTY.sub(r"\1", text)
         text = _EMPTY.sub("", _EMPTY.sub("", text))  # twice: "([])"
-    return _BLANK_BEFORE.sub("", text)
+        text = _BLANK_AFTER.sub("(", text)
+    return _BLANK_BEFORE.sub("", _COMMAS.sub(r"\1", text))
 
 
 def join_wrapped(lines: list[str]) -> list[str]:

@@ -42,7 +42,7 @@ _LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]")
 _UPDATE = re.compile(r"\[ ?\[update\]\]|\[update\]")  # {{as of|2013}}: "As of 2013[ [update]]"
 _AS_OF = re.compile(r"(?<![^\s(])s of (?=(?:\w+ )?\d{4}\[ ?\[update)")
 # "(],])" is what pronunciations leave, "(0, 1]" an interval.
-_UNOPENED = re.compile(r"\[[^\[\]]*\]|\([^()\[\],\n]{1,8},[^()\[\],\n]{1,8}\]|\]")
+_UNOPENED = re.compile(r"\[[^\[\]\n]*\]|\([^()\[\],\n]{1,8},[^()\[\],\n]{1,8}\]|\]")
 _NO_WORDS = re.compile(r'\(""\)')
 _LIST_MARK = re.compile(r"^(?:BULLET|Section)::::[-\s]*", re.MULTILINE)
 

@@ -142,6 +142,17 @@ def test_a_transcribers_note_behind_the_text_goes_to_the_end() -> None:
     assert gutenberg.strip_matter(lines) == gutenberg.strip_matter(PROSE * 9)
 
 
+def test_a_note_in_the_middle_goes_alone_whatever_its_first_line() -> None:
+    note = ["* * *", "[Transcriber's Note: a leaf is", "missing here.]", ""]
+    lines = [*PROSE * 20, *note, *PROSE * 9]
+    assert gutenberg.strip_matter(lines) == gutenberg.strip_matter(PROSE * 29)
+
+
+def test_lines_that_end_in_page_numbers_are_entries_and_words_are_none() -> None:
+    lines = ["Preface xiv", "Of the storm, 12.", "The rain . . . . of it", "It was still", "to mix"]
+    assert gutenberg.share_of_entries(lines) == 3 / 5
+
+
 def test_the_authors_own_words_are_no_producers_note() -> None:
     lines = [*PROSE * 15, "Produced by the pressure of the air, the wind rose.", ""]
     assert _filled(gutenberg.strip_matter(lines)) == _filled(lines)

@@ -83,6 +83,8 @@ def test_every_page_is_a_document_or_counted_with_its_reason(tmp_path: Path) -> 
         ("A.\n[[Category:B]]\n[[File:C.jpg|thumb|[[D]]]]\nE.", "A.\nE."),
         ("A.\n#if: B\n|language =\n!colspan=9|C\nFile:D.jpg|E\nhttp://f.org/g\nH.", "A.\nH."),
         ("!Kung is a language.", "!Kung is a language."),
+        ("of [a\nApollo (] in Attic) was", "of [a\nApollo (in Attic) was"),
+        ("in A (),, (B), , C", "in A, (B), C"),
     ],
 )
 def test_what_the_extractor_leaves_behind_is_removed(text: str, cleaned: str) -> None:
