@@ -180,7 +180,7 @@ def test_a_source_without_any_document_is_refused_with_the_reasons(tmp_path: Pat
 def test_no_source_is_answered_with_the_sources_there_are(tmp_path: Path) -> None:
     expected = (
         r"add \+source=NAME, one of bookcorpus, books, gutenberg, sample, wikiextractor, "
-        "wikipedia_dump"
+        "wikipedia, wikipedia_dump"
     )
     with pytest.raises(SettingsError, match=expected):
         collect.run(load([f"data_dir={tmp_path}"]))
