@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data_prep import duplicates
 from data_prep.configuration import as_dict
 from data_prep.documents import (
     SCHEMA_VERSION,
@@ -25,6 +26,7 @@ from data_prep.documents import (
     Reject,
     RowWriter,
     describe_part,
+    list_parts,
     open_rejects,
     repeated_ids,
     write_part,
@@ -33,6 +35,7 @@ from data_prep.engine import TaskEntry, fingerprint, run_tasks
 from data_prep.files import read_json, write_json
 from data_prep.language import language_of
 from data_prep.settings import DataPrepSettings, SourceSettings, require_source, start
+from data_prep.signatures import signatures_path, write_signatures
 from data_prep.sources import Plan, module_of
 
 
@@ -53,6 +56,7 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
         paths = (
             _part_path(folder, index),
             _rejects_path(folder, index),
+            signatures_path(_part_path(folder, index)),
             _entry_path(folder, index),
         )
         tasks.append(TaskEntry(paths[0].stem, common, paths))
@@ -76,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def job(settings: DataPrepSettings) -> None:
         manifest = run(settings)
-        sys.stdout.write(_table(manifest, time.monotonic() - began))
+        dropped = _find_duplicates(settings)
+        sys.stdout.write(_table(manifest, dropped, time.monotonic() - began))
         if manifest["damaged"]:
             raise RuntimeError(
                 "\n".join(manifest["damaged"]) + "\nAll the rest is collected, and the next jobs "
@@ -89,7 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _collect_part(
     folder: Path, source: SourceSettings, tasks: list[Any], index: int
 ) -> dict[str, int]:
-    """One task: read its share of the input, write one part, and its rejects if there are any."""
+    """One task: read its share of the input, write one part, its signatures, and its rejects if
+    there are any.
+    """
     notes: Counter[str] = Counter()
     rejects_path = _rejects_path(folder, index)
     rejects_path.unlink(missing_ok=True)  # there may be none this time
@@ -112,7 +119,9 @@ def _collect_part(
                     rejects[0].add(item)
 
         counts = write_part(_part_path(folder, index), kept())
-    write_json(_entry_path(folder, index), describe_part(_part_path(folder, index), counts))
+    entry = describe_part(_part_path(folder, index), counts)
+    write_signatures(_part_path(folder, index), entry["checksum"])
+    write_json(_entry_path(folder, index), entry)
     return {**counts, **notes}
 
 
@@ -126,6 +135,21 @@ def _read(source: SourceSettings, task: Any) -> Iterator[Document | Reject | Dam
         raise OSError(  # a broken disk's say no name
             error.errno, f"{error.strerror}, in reading one of {str(task)[:300]}"
         ) from error
+
+
+def _find_duplicates(settings: DataPrepSettings) -> list[tuple[str, str]]:
+    """Rows of the table; none where another source is still being collected: the next jobs find the
+    duplicates too.
+    """
+    data_dir = Path(settings.data_dir)
+    try:
+        parts = list_parts(data_dir)
+    except ValueError:
+        return []
+    entries = duplicates.left_out(settings, parts)
+    number = sum(entry["documents"] for entry in entries.values())
+    path = data_dir / "documents" / "duplicates.parquet"
+    return [("duplicates", f"{number:,} of all sources, see {path}")] if number else []
 
 
 def _in_language(document: Document, wanted: str | None) -> Document | Reject:
@@ -187,12 +211,13 @@ def _manifest(
     }
 
 
-def _table(manifest: dict[str, Any], seconds: float) -> str:
+def _table(manifest: dict[str, Any], dropped: list[tuple[str, str]], seconds: float) -> str:
     rows = [
         ("source", manifest["source"]),
         ("documents", f"{manifest['documents']:,}"),
         ("text", f"{manifest['characters'] / 1e6:,.1f} million characters"),
         *((f"dropped: {reason}", f"{n:,}") for reason, n in manifest["dropped"].items()),
+        *dropped,
         ("parts", f"{len(manifest['parts']):,}"),
         ("seconds", f"{seconds:,.1f}"),
     ]

@@ -62,6 +62,11 @@ class Part:
     characters: int
     checksum: str
 
+    @property
+    def key(self) -> str:
+        """Its name across sources."""
+        return f"{self.source}/{self.name}"
+
 
 class RowWriter:
     """Rows of one parquet file, one row group in memory at a time."""

@@ -23,6 +23,7 @@ import tokenizers
 import xxhash
 from numpy.typing import NDArray
 
+from data_prep import duplicates
 from data_prep.documents import Document, Part, list_parts, read_part
 from data_prep.engine import TaskEntry, fingerprint, run_tasks
 from data_prep.files import read_json, write_json
@@ -46,6 +47,7 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     folder = data_dir / "tokens"
     tokens, vocab = read_vocab_store(data_dir)
     parts = list_parts(data_dir)
+    left_out = duplicates.left_out(settings, parts)
     identity = {
         "vocab_checksum": vocab["checksum"],
         "lowercase": vocab["lowercase"],
@@ -61,14 +63,27 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
             *(folder / split / f"{name}.arrow" for split in SPLITS),
             _entry_path(folder, name),
         )
-        own = fingerprint({**identity, "document": name, "checksum": part.checksum})
+        own = fingerprint(
+            {
+                **identity,
+                "document": name,
+                "checksum": part.checksum,
+                "duplicates": left_out.get(part.key),
+            }
+        )
         tasks.append(TaskEntry(name, own, outputs))
     counts = run_tasks(
         "encode",
         folder / "logs",
         tasks,
         partial(
-            _encode_part, folder, parts, tokens, bool(vocab["lowercase"]), settings.heldout_fraction
+            _encode_part,
+            data_dir,
+            parts,
+            left_out,
+            tokens,
+            bool(vocab["lowercase"]),
+            settings.heldout_fraction,
         ),
         settings,
     )
@@ -84,7 +99,8 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
         "special_ids": vocab["special_ids"],
         "settings": {
             **identity,
-            "documents": {f"{part.source}/{part.name}": part.checksum for part in parts},
+            "documents": {part.key: part.checksum for part in parts},
+            "duplicates": left_out,
         },
         "splits": splits,
         "dropped": {name: counts[name] for name in sorted(Dropped.__dataclass_fields__)},
@@ -133,6 +149,7 @@ class Dropped:
     """What text was left out, and why."""
 
     documents_without_tokens: int = 0
+    duplicates: int = 0  # documents
     sentences_without_tokens: int = 0  # of control characters alone, for example
 
 
@@ -173,8 +190,9 @@ class Split:
 
 
 def _encode_part(
-    folder: Path,
+    data_dir: Path,
     parts: Sequence[Part],
+    left_out: dict[str, Any],
     tokens: Sequence[str],
     lowercase: bool,
     heldout_fraction: float,
@@ -182,17 +200,22 @@ def _encode_part(
 ) -> dict[str, int]:
     """One task: read one part of the documents, write one part of each split."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tasks run side by side as it is
+    folder, part = data_dir / "tokens", parts[index]
+    duplicate_ids = duplicates.dropped_ids(data_dir, part) if part.key in left_out else ()
     encoder = Encoder(tokens, lowercase)
     splits = {split: Split() for split in SPLITS}
     dropped = Dropped()
-    for document in read_part(parts[index].path):
-        name = f"{parts[index].source}/{document.id}"
+    for document in read_part(part.path):
+        if document.id in duplicate_ids:
+            dropped.duplicates += 1
+            continue
+        name = f"{part.source}/{document.id}"
         ids, lengths = _encode_document(document, encoder, dropped)
         if len(lengths):
             splits["heldout" if is_heldout(name, heldout_fraction) else "train"].add(
                 name, ids, lengths
             )
-    task = task_name(parts[index])
+    task = task_name(part)
     entries = {
         name: split.write(folder / name / f"{task}.arrow", encoder)
         for name, split in splits.items()

@@ -38,6 +38,11 @@ class ShareDone(Exception):
     """No error: the share of a job's tasks is done, and others do the rest."""
 
 
+class Duplicates(enum.Enum):
+    drop = "drop"
+    keep = "keep"
+
+
 @dataclass
 class SourceSettings:
     """Where documents come from. What a kind does not use is None, and not in its file in conf/."""
@@ -86,6 +91,7 @@ class DataPrepSettings:
     array_size: int  # elements of Slurm's job array
     share: str | None  # "K/N": the tasks K, K + N, ... alone, counted from 1, and no manifest
     characters_per_part: int  # how a source is cut into tasks
+    duplicates: Duplicates  # documents that are in the corpus before, exactly or nearly
     heldout_fraction: float  # of the documents
     lowercase: bool
     vocab_size: int

@@ -16,6 +16,7 @@ from typing import Any
 
 import tokenizers
 
+from data_prep import duplicates
 from data_prep.configuration import SettingsError
 from data_prep.documents import Part, list_parts, read_part
 from data_prep.files import checksum, read_json, write_json
@@ -43,7 +44,8 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     data_dir = Path(settings.data_dir)
     folder = data_dir / "vocab"
     parts = [] if settings.vocab_file else list_parts(data_dir)
-    identity = _identity(settings, parts)
+    left_out = {} if settings.vocab_file else duplicates.left_out(settings, parts)
+    identity = _identity(settings, parts, left_out)
     manifest_path = folder / "manifest.json"
     if _is_finished(folder, identity):
         manifest: dict[str, Any] = read_json(manifest_path)
@@ -51,7 +53,7 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     if settings.vocab_file:
         tokens = _released(Path(settings.vocab_file), settings.lowercase)
     else:
-        batches = partial(_batches, parts)
+        batches = partial(_batches, data_dir, parts, left_out)
         tokens = train_vocab(batches, settings.vocab_size, settings.lowercase)
         check_casing(tokens, settings.lowercase)
     manifest_path.unlink(missing_ok=True)  # no manifest may stand beside files of another one
@@ -74,9 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def job(settings: DataPrepSettings) -> None:
         manifest = run(settings)
+        left_out = manifest["settings"]["duplicates"].values()
         made = f"taken from {settings.vocab_file}" if settings.vocab_file else "trained"
         sys.stdout.write(
             f"vocabulary  {Path(settings.data_dir) / 'vocab'}, {made}\n"
+            f"left out    {sum(entry['documents'] for entry in left_out):,} duplicates\n"
             f"entries     {manifest['vocab_size']:,}\n"
             f"casing      {'uncased' if manifest['lowercase'] else 'cased'}\n"
             f"checksum    {manifest['checksum']}\n"
@@ -111,11 +115,14 @@ def read_vocab_store(data_dir: Path) -> tuple[list[str], dict[str, Any]]:
     return read_vocab(vocab_path), manifest
 
 
-def _identity(settings: DataPrepSettings, parts: Sequence[Part]) -> dict[str, Any]:
+def _identity(
+    settings: DataPrepSettings, parts: Sequence[Part], left_out: dict[str, Any]
+) -> dict[str, Any]:
     """What decides on the bytes of the vocabulary."""
     identity: dict[str, Any] = {
         "lowercase": settings.lowercase,
         "tokenizers": tokenizers.__version__,
+        "duplicates": left_out,
         "vocab_file": None,
         "vocab_size": None,
     }
@@ -127,7 +134,7 @@ def _identity(settings: DataPrepSettings, parts: Sequence[Part]) -> dict[str, An
                 f"out to train a vocabulary on the documents"
             )
         return {**identity, "vocab_file": checksum(path)}
-    documents = {f"{part.source}/{part.name}": part.checksum for part in parts}
+    documents = {part.key: part.checksum for part in parts}
     return {**identity, "vocab_size": settings.vocab_size, "documents": documents}
 
 
@@ -151,12 +158,17 @@ def _released(path: Path, lowercase: bool) -> list[str]:
     return tokens
 
 
-def _batches(parts: Sequence[Part]) -> Iterator[list[str]]:
-    """The paragraphs of all documents, about a million characters at once."""
+def _batches(
+    data_dir: Path, parts: Sequence[Part], left_out: dict[str, Any]
+) -> Iterator[list[str]]:
+    """The paragraphs of all documents but duplicates, about a million characters at once."""
     batch: list[str] = []
     characters = 0
     for part in parts:
+        dropped = duplicates.dropped_ids(data_dir, part) if part.key in left_out else ()
         for document in read_part(part.path):
+            if document.id in dropped:
+                continue
             batch += document.text.split("\n")
             characters += len(document.text)
             if characters >= BATCH_CHARACTERS:
