@@ -71,6 +71,7 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     write_json(folder / "dropped.json", manifest["dropped"])
     write_json(folder / "manifest.json", manifest)  # last: it says that all the rest is there
     shutil.rmtree(folder / "cache", ignore_errors=True)
+    _find_duplicates(settings)
     return manifest
 
 
@@ -80,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def job(settings: DataPrepSettings) -> None:
         manifest = run(settings)
-        dropped = _find_duplicates(settings)
-        sys.stdout.write(_table(manifest, dropped, time.monotonic() - began))
+        rows = _find_duplicates(settings)
+        sys.stdout.write(_table(manifest, rows, time.monotonic() - began))
         if manifest["damaged"]:
             raise RuntimeError(
                 "\n".join(manifest["damaged"]) + "\nAll the rest is collected, and the next jobs "
@@ -120,7 +121,7 @@ def _collect_part(
 
         counts = write_part(_part_path(folder, index), kept())
     entry = describe_part(_part_path(folder, index), counts)
-    write_signatures(_part_path(folder, index), entry["checksum"])
+    write_signatures(_part_path(folder, index), entry["rows"], entry["checksum"])
     write_json(_entry_path(folder, index), entry)
     return {**counts, **notes}
 
@@ -138,8 +139,8 @@ def _read(source: SourceSettings, task: Any) -> Iterator[Document | Reject | Dam
 
 
 def _find_duplicates(settings: DataPrepSettings) -> list[tuple[str, str]]:
-    """Rows of the table; none where another source is still being collected: the next jobs find the
-    duplicates too.
+    """Rows of the table; none where another source is still being collected: vocab and encode find
+    the duplicates too.
     """
     data_dir = Path(settings.data_dir)
     try:
@@ -211,13 +212,13 @@ def _manifest(
     }
 
 
-def _table(manifest: dict[str, Any], dropped: list[tuple[str, str]], seconds: float) -> str:
+def _table(manifest: dict[str, Any], duplicates: list[tuple[str, str]], seconds: float) -> str:
     rows = [
         ("source", manifest["source"]),
         ("documents", f"{manifest['documents']:,}"),
         ("text", f"{manifest['characters'] / 1e6:,.1f} million characters"),
         *((f"dropped: {reason}", f"{n:,}") for reason, n in manifest["dropped"].items()),
-        *dropped,
+        *duplicates,
         ("parts", f"{len(manifest['parts']):,}"),
         ("seconds", f"{seconds:,.1f}"),
     ]

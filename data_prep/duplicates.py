@@ -37,6 +37,7 @@ from data_prep.signatures import (
     write_signatures,
 )
 
+SCHEMA_VERSION = 1  # of duplicates.json and duplicates.parquet
 # Equal values that make two signatures near: a Jaccard similarity of 0.7, where the bands find one
 # pair in two; below are pages of one pattern, above editions of one text.
 LEAST_EQUAL = 79  # of VALUES, 112
@@ -59,16 +60,27 @@ def left_out(settings: DataPrepSettings, parts: Sequence[Part]) -> dict[str, dic
     return {name: entry for name, entry in entries.items() if entry["documents"]}
 
 
-def dropped_ids(data_dir: Path, part: Part) -> frozenset[str]:
-    """The ids of the documents that duplicates.parquet drops from one part."""
+def dropped_ids(data_dir: Path, part: Part, left_out: dict[str, dict[str, Any]]) -> frozenset[str]:
+    """The ids of the documents that are dropped from one part.
+
+    Raises RuntimeError where they are others than `left_out` says: found anew since.
+    """
+    if part.key not in left_out:
+        return frozenset()
     chosen = (pc.field("source") == part.source) & (pc.field("part") == part.name)
-    table = pq.read_table(_table_path(data_dir), columns=["id"], filters=chosen)
-    return frozenset(table["id"].to_pylist())
+    path = _table_path(data_dir)
+    ids = pq.read_table(path, columns=["id"], filters=chosen)["id"].to_pylist()
+    if _ids_checksum(ids) != left_out[part.key]["ids_checksum"]:
+        raise RuntimeError(
+            f"{path} has changed while this job ran; run it again when no collect is running"
+        )
+    return frozenset(ids)
 
 
 def find(data_dir: Path, parts: Sequence[Part]) -> dict[str, Any]:
     """What duplicates.json says of these parts, computed first where it is not of them."""
     wanted = {
+        "schema_version": SCHEMA_VERSION,
         "signatures": identity(),
         "least_equal": LEAST_EQUAL,
         "fewest_characters": FEWEST_CHARACTERS,
@@ -77,7 +89,7 @@ def find(data_dir: Path, parts: Sequence[Part]) -> dict[str, Any]:
     path, table_path = data_dir / "documents" / "duplicates.json", _table_path(data_dir)
     if path.is_file() and table_path.is_file():
         record: dict[str, Any] = read_json(path)
-        if record["made_from"] == wanted and record["checksum"] == checksum(table_path):
+        if record.get("made_from") == wanted and record["checksum"] == checksum(table_path):
             return record
     dropped = _compare(_Corpus(parts))
     with whole_or_absent(table_path) as temporary:
@@ -170,7 +182,7 @@ def _signatures_of(part: Part) -> Signatures:
     """Those that collect left beside the part; written now where they are missing or of another make."""
     signatures = open_signatures(part.path, part.checksum)
     if signatures is None:
-        write_signatures(part.path, part.checksum)
+        write_signatures(part.path, part.rows, part.checksum)
         signatures = open_signatures(part.path, part.checksum)
     assert signatures is not None
     return signatures
@@ -277,8 +289,7 @@ def _summary(dropped: Any, parts: Sequence[Part]) -> dict[str, Any]:
     entries, row = {}, 0
     for name in (part.key for part in parts):  # in the order of the rows
         ids = dropped["id"].slice(row, of_part.get(name, 0)).to_pylist()
-        digest = xxhash.xxh3_128("\n".join(ids).encode()).hexdigest()
-        entries[name] = {"documents": len(ids), "ids_checksum": digest}
+        entries[name] = {"documents": len(ids), "ids_checksum": _ids_checksum(ids)}
         row += len(ids)
     sources: dict[str, dict[str, int]] = {}
     for part in parts:
@@ -297,6 +308,10 @@ def _summary(dropped: Any, parts: Sequence[Part]) -> dict[str, Any]:
         "groups": groups.num_rows,
         "largest": [_group(dropped, kept) for kept in largest["kept"][:LARGEST_SHOWN].to_pylist()],
     }
+
+
+def _ids_checksum(ids: Sequence[str]) -> str:
+    return xxhash.xxh3_128_hexdigest("\n".join(ids).encode())
 
 
 def _group(dropped: Any, kept: str) -> dict[str, Any]:
@@ -373,20 +388,21 @@ def _lead(
     """Each document is dropped for the first leader of its cluster that it is a copy of, or becomes
     a leader, and is kept. The documents come cluster by cluster, in the order of keeping.
     """
+    exactly = values.shape[1] + 1
     for row in range(len(documents)):
         if clusters[row] != state[0]:
             state[0], state[1] = clusters[row], 0
-        kept[row], equal[row] = documents[row], VALUES + 1
+        kept[row], equal[row] = documents[row], exactly
         is_copy = False
         for leader in range(state[1]):
             if (
                 exact[row, 0] == leader_exact[leader, 0]
                 and exact[row, 1] == leader_exact[leader, 1]
             ):
-                agreeing = VALUES + 1
+                agreeing = exactly
             elif is_long[row]:  # and so is the leader
                 agreeing = 0
-                for value in range(VALUES):
+                for value in range(values.shape[1]):
                     agreeing += values[row, value] == leader_values[leader, value]
             else:
                 continue
@@ -394,7 +410,7 @@ def _lead(
                 kept[row], equal[row] = leaders[leader], agreeing
                 is_copy = True
                 break
-        if not is_copy and state[1] < MOST_KEPT:
+        if not is_copy and state[1] < len(leaders):
             leaders[state[1]] = documents[row]
             leader_values[state[1]] = values[row]
             leader_exact[state[1]] = exact[row]

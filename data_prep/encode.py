@@ -201,7 +201,7 @@ def _encode_part(
     """One task: read one part of the documents, write one part of each split."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tasks run side by side as it is
     folder, part = data_dir / "tokens", parts[index]
-    duplicate_ids = duplicates.dropped_ids(data_dir, part) if part.key in left_out else ()
+    duplicate_ids = duplicates.dropped_ids(data_dir, part, left_out)
     encoder = Encoder(tokens, lowercase)
     splits = {split: Split() for split in SPLITS}
     dropped = Dropped()

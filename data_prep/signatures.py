@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -83,14 +82,22 @@ def signatures_path(part: Path) -> Path:
     return part.parent / "signatures" / f"{part.stem}.arrow"
 
 
-def write_signatures(part: Path, part_checksum: str) -> None:
+def write_signatures(part: Path, num_documents: int, part_checksum: str) -> None:
     """Write the signatures of a part's documents, whole or not at all: the same part, the same bytes.
 
-    Reads one row group of the part at a time.
+    Reads one row group of the part at a time. Raises ValueError naming a part that cannot be read.
     """
-    rows = list(_rows(part))
-    ids, titles, characters, exact, values = zip(*rows, strict=True) if rows else ([],) * 5
-    values_DV = np.array(values, np.uint32).reshape(-1, VALUES)
+    values_DV = np.empty((num_documents, VALUES), np.uint32)
+    ids, titles, characters, exact = [], [], [], []
+    for row, document in enumerate(read_part(part)):
+        hashes, letters = shingles(document.text)
+        ids.append(document.id)
+        titles.append(document.title)
+        characters.append(len(document.text))
+        # Texts without a letter are equal where they are equal as they stand
+        compared = letters.data if len(letters) else document.text.encode()
+        exact.append(xxhash.xxh3_128_digest(compared))
+        values_DV[row] = signature(hashes)
     columns = {
         "id": pa.array(ids, pa.string()),
         "title": pa.array(titles, pa.string()),
@@ -112,14 +119,16 @@ def write_signatures(part: Path, part_checksum: str) -> None:
 
 
 def open_signatures(part: Path, part_checksum: str) -> Signatures | None:
-    """Map the signatures of a part; None where there are none, or those of another part or make."""
+    """Map the signatures of a part; None where there are none to read, or those
+    of another part or make."""
     path = signatures_path(part)
-    if not path.is_file():
+    try:
+        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+            if reader.schema.metadata != _metadata(part_checksum):
+                return None
+            batch = reader.read_next_batch()
+    except (pa.ArrowInvalid, OSError, StopIteration):
         return None
-    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-        if reader.schema.metadata != _metadata(part_checksum):
-            return None
-        batch = reader.read_next_batch()
     return Signatures(
         ids=batch.column("id"),
         titles=batch.column("title"),
@@ -150,15 +159,6 @@ def signature(hashes: NDArray[np.uint64]) -> list[int]:
     )
     values: list[int] = matrix.to_rows()[0]
     return values
-
-
-def _rows(part: Path) -> Iterator[tuple[str, str, int, bytes, list[int]]]:
-    for document in read_part(part):
-        hashes, letters = shingles(document.text)
-        # Texts without a letter are equal where they are equal as they stand
-        compared = letters.data if len(letters) else document.text.encode()
-        exact = xxhash.xxh3_128_digest(compared)
-        yield document.id, document.title, len(document.text), exact, signature(hashes)
 
 
 def _metadata(part_checksum: str) -> dict[bytes, bytes]:

@@ -165,7 +165,7 @@ def _batches(
     batch: list[str] = []
     characters = 0
     for part in parts:
-        dropped = duplicates.dropped_ids(data_dir, part) if part.key in left_out else ()
+        dropped = duplicates.dropped_ids(data_dir, part, left_out)
         for document in read_part(part.path):
             if document.id in dropped:
                 continue
