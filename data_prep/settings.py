@@ -34,13 +34,13 @@ class Executor(enum.Enum):
     ray = "ray"
 
 
-class ShareDone(Exception):
-    """No error: the share of a job's tasks is done, and others do the rest."""
-
-
 class Duplicates(enum.Enum):
     drop = "drop"
     keep = "keep"
+
+
+class ShareDone(Exception):
+    """No error: the share of a job's tasks is done, and others do the rest."""
 
 
 @dataclass
@@ -91,7 +91,7 @@ class DataPrepSettings:
     array_size: int  # elements of Slurm's job array
     share: str | None  # "K/N": the tasks K, K + N, ... alone, counted from 1, and no manifest
     characters_per_part: int  # how a source is cut into tasks
-    duplicates: Duplicates  # documents that are in the corpus before, exactly or nearly
+    duplicates: Duplicates  # what becomes of documents that are copies of others
     heldout_fraction: float  # of the documents
     lowercase: bool
     vocab_size: int
