@@ -276,8 +276,7 @@ def _keep(
     for start in range(0, len(members_M), ROWS_AT_ONCE):
         chunk = slice(start, start + ROWS_AT_ONCE)
         documents = members_M[chunk]
-        is_long = corpus.characters[documents] >= FEWEST_CHARACTERS
-        of_chunk = documents, cluster_M[chunk], is_long, *corpus.rows(documents)
+        of_chunk = documents, cluster_M[chunk], *corpus.rows(documents)
         _lead(state, *leaders, *of_chunk, kept[chunk], equal[chunk])
     return kept, equal
 
@@ -379,7 +378,6 @@ def _lead(
     leader_exact: NDArray[np.uint64],
     documents: NDArray[np.int32],
     clusters: NDArray[np.int32],
-    is_long: NDArray[np.bool_],
     values: NDArray[np.uint32],
     exact: NDArray[np.uint64],
     kept: NDArray[np.int32],
@@ -400,12 +398,10 @@ def _lead(
                 and exact[row, 1] == leader_exact[leader, 1]
             ):
                 agreeing = exactly
-            elif is_long[row]:  # and so is the leader
+            else:
                 agreeing = 0
                 for value in range(values.shape[1]):
                     agreeing += values[row, value] == leader_values[leader, value]
-            else:
-                continue
             if agreeing >= LEAST_EQUAL:
                 kept[row], equal[row] = leaders[leader], agreeing
                 is_copy = True
