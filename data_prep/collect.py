@@ -8,6 +8,7 @@ dropped.json, and kept with its reason in rejects/.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 import time
@@ -120,6 +121,7 @@ def _collect_part(
                     rejects[0].add(item)
 
         counts = write_part(_part_path(folder, index), kept())
+    os.environ["RAYON_NUM_THREADS"] = "1"  # rensa's; tasks run side by side as it is
     entry = describe_part(_part_path(folder, index), counts)
     write_signatures(_part_path(folder, index), entry["rows"], entry["checksum"])
     write_json(_entry_path(folder, index), entry)
