@@ -52,6 +52,7 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     damaged = shards.verify(folder)
     faults += damaged
     report: dict[str, Any] = {"seq_len": settings.seq_len, "splits": {}, "examples": []}
+    report["shards_checksum"] = checksum(folder / "manifest.json")
     report["made"] = {name: manifest[name] for name in ("settings", "vocab_size", "lowercase")}
     report["corpus"], corpus_faults = audit_corpus(data_dir, settings.audit)
     faults += corpus_faults

@@ -1,0 +1,185 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_prep import status
+from data_prep.files import checksum, write_json
+from data_prep.settings import load
+
+NOW = 1_000_000.0
+PARTS = {"parts": [{"name": "part-00000.parquet", "checksum": "a"}]}
+
+
+def write_records(folder: Path, tasks: list[str], **kinds: dict[str, dict]) -> None:
+    """What the engine leaves in folder/logs: tasks, and records finished, running and failed."""
+    write_json(folder / "logs" / "job.json", {"job": "any", "tasks": tasks})
+    for kind, records in kinds.items():
+        for name, record in records.items():
+            write_json(folder / "logs" / kind / f"{name}.json", record)
+
+
+def finished(*names: str) -> dict[str, dict]:
+    return {name: {"seconds": 60.0, "ended": NOW - 100} for name in names}
+
+
+def running(name: str, host: str, pid: int, seconds: float) -> dict[str, dict]:
+    return {name: {"host": host, "pid": pid, "started": NOW - seconds}}
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A corpus through all stages, as their manifests describe it."""
+    books = tmp_path / "documents" / "books"
+    write_records(books, ["part-00000"], finished=finished("part-00000"))
+    write_json(books / "manifest.json", PARTS)
+    made_of = {"documents": {"books/part-00000.parquet": "a"}}
+    write_json(tmp_path / "vocab" / "manifest.json", {"checksum": "v", "settings": made_of})
+    tokens, shards = tmp_path / "tokens" / "manifest.json", tmp_path / "len128" / "manifest.json"
+    write_json(tokens, {"vocab_checksum": "v", "settings": made_of})
+    write_json(shards, {"tokens_checksum": checksum(tokens)})
+    report = {"faults": [], "shards_checksum": checksum(shards)}
+    write_json(tmp_path / "audit" / "128" / "audit.json", report)
+    return tmp_path
+
+
+def stages(corpus: Path, *overrides: str) -> dict[str, status.Stage]:
+    settings = load([f"data_dir={corpus}", "num_workers=2", *overrides])
+    return {stage.name: stage for stage in status.stages_of(settings, NOW)}
+
+
+def states(corpus: Path) -> list[str]:
+    return [stage.state for stage in stages(corpus).values()]
+
+
+def test_a_folder_without_a_corpus_is_a_sentence_and_status_1(tmp_path: Path, capfd) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        assert status.main([f"data_dir={folder}"]) == 1
+        captured = capfd.readouterr()
+        assert f"{folder} holds no corpus; begin with python -m data_prep.collect" in captured.err
+        assert "Traceback" not in captured.err
+
+
+def test_a_corpus_that_is_whole_is_done_and_training_comes_next(corpus: Path, capfd) -> None:
+    assert states(corpus) == ["done"] * 5
+    assert status.main([f"data_dir={corpus}"]) == 0
+    assert capfd.readouterr().out.splitlines()[-1].startswith("next: python -m pretrain.run")
+
+
+def test_stages_not_begun_are_listed_and_the_first_of_them_comes_next(
+    tmp_path: Path, capfd
+) -> None:
+    write_json(tmp_path / "documents" / "books" / "manifest.json", PARTS)
+    assert states(tmp_path) == ["done"] + ["not begun"] * 4
+    assert status.main([f"data_dir={tmp_path}"]) == 0
+    last = capfd.readouterr().out.splitlines()[-1]
+    assert last == f"next: python -m data_prep.vocab data_dir={tmp_path}"
+
+
+def test_other_documents_make_vocabulary_and_encode_out_of_date(corpus: Path) -> None:
+    changed = {"parts": [{"name": "part-00000.parquet", "checksum": "b"}]}
+    write_json(corpus / "documents" / "books" / "manifest.json", changed)
+    assert states(corpus) == ["done", "out of date", "out of date", "done", "done"]
+    assert stages(corpus)["encode"].notes == ["other documents than it was made of"]
+
+
+def test_a_source_more_makes_encode_out_of_date(corpus: Path) -> None:
+    write_json(corpus / "documents" / "wiki" / "manifest.json", PARTS)
+    assert stages(corpus)["encode"].state == "out of date"
+
+
+def test_a_released_vocabulary_does_not_hang_on_the_documents(corpus: Path) -> None:
+    write_json(corpus / "vocab" / "manifest.json", {"checksum": "v", "settings": {}})
+    write_json(corpus / "documents" / "wiki" / "manifest.json", PARTS)
+    assert stages(corpus)["vocab"].state == "done"
+
+
+def test_another_vocabulary_makes_encode_out_of_date(corpus: Path) -> None:
+    write_json(corpus / "vocab" / "manifest.json", {"checksum": "w", "settings": {}})
+    assert stages(corpus)["encode"].notes == ["other vocabulary than it was made of"]
+
+
+def test_another_token_store_makes_shards_out_of_date(corpus: Path) -> None:
+    write_json(corpus / "tokens" / "manifest.json", {"vocab_checksum": "v", "more": 1})
+    assert stages(corpus)["build 128"].notes == ["other token store than it was made of"]
+
+
+def test_other_shards_make_the_audit_out_of_date(corpus: Path) -> None:
+    write_json(corpus / "len128" / "manifest.json", {"tokens_checksum": "t"})
+    assert stages(corpus)["audit 128"].notes == ["other shards than it was made of"]
+
+
+def test_unfit_shards_are_named_and_the_status_is_1(corpus: Path, capfd) -> None:
+    shards = checksum(corpus / "len128" / "manifest.json")
+    report = {"faults": ["all labels are 1"], "shards_checksum": shards}
+    write_json(corpus / "audit" / "128" / "audit.json", report)
+    assert status.main([f"data_dir={corpus}"]) == 1
+    captured = capfd.readouterr()
+    assert "    all labels are 1\n" in captured.out
+    assert captured.err == "not as it should be: audit 128\n"
+
+
+def test_what_is_left_is_the_mean_time_shared_by_the_running_tasks(tmp_path: Path) -> None:
+    names = [f"books-{number}" for number in range(10)]
+    busy = running(names[3], "elsewhere", 1, 20) | running(names[4], "elsewhere", 2, 50)
+    write_records(tmp_path / "tokens", names, finished=finished(*names[:3]), running=busy)
+    encode = stages(tmp_path)["encode"]
+    assert (encode.state, encode.tasks) == ("running", "3 of 10, 2 run")
+    assert encode.left_s == (5 * 60 + 40 + 10) / 2
+    assert encode.notes == []
+
+
+def test_without_running_tasks_the_rest_is_shared_by_num_workers(tmp_path: Path) -> None:
+    names = [f"books-{number}" for number in range(10)]
+    write_records(tmp_path / "tokens", names, finished=finished(*names[:2]))
+    encode = stages(tmp_path, "num_workers=4")["encode"]
+    assert (encode.state, encode.left_s) == ("stopped", 8 * 60 / 4)
+
+
+def test_a_failed_task_is_named_with_its_reason_and_log(tmp_path: Path, capfd) -> None:
+    failed = {"books-0": {"reason": "OSError: No space left on device"}}
+    write_records(tmp_path / "tokens", ["books-0", "books-1"], failed=failed)
+    assert status.main([f"data_dir={tmp_path}"]) == 1
+    log = tmp_path / "tokens" / "logs" / "books-0.log"
+    out = capfd.readouterr().out
+    assert f"    books-0: OSError: No space left on device (log: {log})\n" in out
+    assert stages(tmp_path)["encode"].state == "failed"
+
+
+def test_a_task_whose_process_is_gone_ended_without_a_word(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    gone = running("books-0", os.uname().nodename, process.pid, 5)
+    alive = running("books-1", os.uname().nodename, os.getpid(), 5)
+    write_records(tmp_path / "tokens", ["books-0", "books-1"], running=gone | alive)
+    encode = stages(tmp_path)["encode"]
+    assert (encode.state, encode.tasks) == ("running", "0 of 2, 1 run")
+    (note,) = encode.notes
+    assert f"books-0: process {process.pid} on {os.uname().nodename} ended without a word" in note
+    assert encode.is_broken
+
+
+def test_a_task_of_another_host_that_takes_very_long_is_perhaps_dead(tmp_path: Path) -> None:
+    old, young = running("b", "elsewhere", 1, 301), running("c", "elsewhere", 1, 299)
+    write_records(tmp_path / "tokens", ["a", "b", "c"], finished=finished("a"), running=old | young)
+    encode = stages(tmp_path)["encode"]
+    (note,) = encode.notes
+    assert "b: process 1 on elsewhere has run for 5 minutes, perhaps dead" in note
+    assert not encode.is_broken
+
+
+def test_a_stage_that_is_being_done_again_is_not_done(corpus: Path) -> None:
+    alive = running("books-0", os.uname().nodename, os.getpid(), 5)
+    write_records(corpus / "len128", ["books-0"], running=alive)
+    assert stages(corpus)["build 128"].state == "running"
+
+
+def test_of_many_failed_tasks_some_are_shown_and_the_rest_counted(tmp_path: Path, capfd) -> None:
+    failed = {f"books-{number:02}": {"reason": "why"} for number in range(25)}
+    write_records(tmp_path / "tokens", sorted(failed), failed=failed)
+    status.main([f"data_dir={tmp_path}"])
+    out = capfd.readouterr().out
+    assert out.count("why") == 10
+    assert "... and 15 more" in out
