@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pyarrow.compute as pc
-import xxhash
 from numpy.typing import NDArray
 
 from data_prep.files import read_json
 from data_prep.settings import AuditSettings
-from data_prep.tokens import SPLITS, TokenPart, TokenStore
+from data_prep.tokens import SPLITS, TokenStore
 
 MOST_HASHES = 1 << 24  # sentences compared: of a larger store a sample, all copies of each
 
@@ -65,38 +64,44 @@ class _Sentences:
             one_in *= 2
         hashes, lengths = [], []
         for part in store.parts:
-            of_part = _hashes(part)
+            of_part = _hashes(part.ids, part.sentence_offsets)
             is_chosen = of_part % np.uint64(one_in) == 0
             hashes.append(of_part[is_chosen])
             lengths.append(np.diff(part.sentence_offsets)[is_chosen])
         self.hashes = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
         self.lengths = np.concatenate(lengths) if lengths else np.empty(0, np.int32)
-
-    def repeated(self) -> NDArray[np.bool_]:
-        """Whether each sentence stood in the split before."""
-        is_repeated = np.ones(len(self.hashes), np.bool_)
-        is_repeated[np.unique(self.hashes, return_index=True)[1]] = False
-        return is_repeated
+        self.distinct, first = np.unique(self.hashes, return_index=True)
+        self.is_repeated = np.ones(len(self.hashes), np.bool_)  # it stood in the split before
+        self.is_repeated[first] = False
 
     def share_met_in(self, other: _Sentences) -> float:
         """Share of the tokens that stand in a sentence which `other` has too."""
-        is_met = np.isin(self.hashes, other.hashes)
+        places = (np.searchsorted(other.distinct, self.hashes, side) for side in ("left", "right"))
+        is_met = np.not_equal(*places)
         return float(self.lengths[is_met].sum() / max(self.lengths.sum(), 1))
 
 
-def _hashes(part: TokenPart) -> NDArray[np.uint64]:
-    offsets = part.sentence_offsets.tolist()
-    spans = itertools.pairwise(offsets)
-    digests = (xxhash.xxh3_64_intdigest(part.ids[start:end].data) for start, end in spans)
-    return np.fromiter(digests, np.uint64, part.num_sentences)
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _hashes(ids: NDArray[Any], sentence_offsets: NDArray[np.int32]) -> NDArray[np.uint64]:
+    """(S,) FNV-1a over the ids of each sentence, and MurmurHash3's last step, which mixes the bits."""
+    hashes_S = np.empty(len(sentence_offsets) - 1, np.uint64)
+    for sentence in range(len(hashes_S)):
+        digest = np.uint64(0xCBF29CE484222325)
+        for place in range(sentence_offsets[sentence], sentence_offsets[sentence + 1]):
+            digest = (digest ^ np.uint64(ids[place])) * np.uint64(0x100000001B3)
+        digest = (digest ^ digest >> np.uint64(33)) * np.uint64(0xFF51AFD7ED558CCD)
+        hashes_S[sentence] = digest ^ digest >> np.uint64(33)
+    return hashes_S
 
 
 def _split_figures(store: TokenStore, sentences: _Sentences) -> dict[str, Any]:
-    one_sentence, sizes = 0, np.zeros(32, np.int64)
+    one_sentence, unknown, sizes = 0, 0, np.zeros(32, np.int64)
+    unknown_id = store.manifest["special_ids"]["unk"]
     documents: Counter[str] = Counter()
     tokens: Counter[str] = Counter()
     for part in store.parts:
         one_sentence += int((np.diff(part.document_offsets) == 1).sum())
+        unknown += int(np.count_nonzero(part.ids == unknown_id))
         tokens_D = np.diff(part.sentence_offsets[part.document_offsets])
         sizes += np.bincount(np.log2(tokens_D).astype(np.int64), minlength=len(sizes))
         names = pc.replace_substring_regex(part.documents, "/.*", "").dictionary_encode()
@@ -105,11 +110,13 @@ def _split_figures(store: TokenStore, sentences: _Sentences) -> dict[str, Any]:
         for place, source in enumerate(sources):
             documents[source] += int((places_D == place).sum())
             tokens[source] += int(tokens_D[places_D == place].sum())
-    is_repeated = sentences.repeated()
+    is_repeated = sentences.is_repeated
+    num_tokens = sum(part.num_tokens for part in store.parts)
     return {
         "documents": store.num_documents,
         "sentences": sum(part.num_sentences for part in store.parts),
-        "tokens": sum(part.num_tokens for part in store.parts),
+        "tokens": num_tokens,
+        "unknown_share": unknown / max(num_tokens, 1),
         "documents_of_source": dict(sorted(documents.items())),
         "tokens_of_source": dict(sorted(tokens.items())),
         "document_tokens_log2_counts": sizes.tolist(),  # place i: documents of 2^i to 2^(i+1) - 1
@@ -127,18 +134,25 @@ def _faults(train: dict[str, Any], bounds: AuditSettings) -> list[str]:
         faults.append(
             f"there are {train['documents']:,} train documents, and {bounds.fewest_documents:,} "
             "are the least: the few texts that random partners come from are learnt by heart; add "
-            "documents, or split them where they are collections"
+            "documents, split them where they are collections, or set audit.fewest_documents"
         )
     if train["one_sentence_share"] > bounds.most_one_sentence:
         faults.append(
             f"{train['one_sentence_share']:.1%} of the documents are one sentence, more than "
             f"{bounds.most_one_sentence:.0%}: they have no next sentence; is a row of the source a "
-            "sentence (source.rows_per_document groups rows)?"
+            "sentence, every line its own document (source.rows_per_document groups rows)? The "
+            "bound is audit.most_one_sentence"
         )
     if train["repeated_tokens_share"] > bounds.most_repeated:
         faults.append(
             f"{train['repeated_tokens_share']:.1%} of the tokens stand in a sentence that occurred "
             f"before, more than {bounds.most_repeated:.0%}: the corpus holds documents or lines "
-            "many times; remove the copies and collect again"
+            "many times; remove the copies and collect again, or set audit.most_repeated"
+        )
+    if train["unknown_share"] > bounds.most_unknown:
+        faults.append(
+            f"{train['unknown_share']:.2%} of the tokens are unknown, more than "
+            f"{bounds.most_unknown:.0%}: is the vocabulary of another language or casing? Make "
+            "another one and encode again, or set audit.most_unknown"
         )
     return faults

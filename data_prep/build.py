@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from data_prep import engine, shards, tokens
 from data_prep.configuration import as_dict
-from data_prep.files import checksum, whole_or_absent, write_json
+from data_prep.files import checksum, read_json, whole_or_absent, write_json
 from data_prep.pairs import random_next_fault
 from data_prep.settings import DataPrepSettings, start
 
@@ -33,12 +33,16 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     """Build the shards of `settings.seq_len`, unless they are there; return their manifest.
 
     Raises ValueError when the token store is missing or a split of it too small, RuntimeError when
-    a task failed or the pairs are unfit for training; then no manifest is written.
+    the store is unfit for training, and nothing is written; or when a task failed or the pairs are
+    unfit, and there is no manifest.
     """
     data_dir = Path(settings.data_dir)
     folder = data_dir / f"len{settings.seq_len}"
     manifest = _describe(settings, data_dir)
     tasks = list_tasks(tokens.read_manifest(data_dir), settings.copies)
+    former = folder / "manifest.json"
+    if not former.is_file() or not manifest.items() <= read_json(former).items():
+        _refuse_unfit(data_dir, settings)
     from data_prep.examples import build_shard  # late: it loads the kernels
 
     # One fingerprint for all: every shard has its random partners from the whole store
@@ -115,6 +119,18 @@ def summary(manifest: dict[str, Any]) -> str:
         for name, split in manifest["splits"].items()
     ]
     return "\n".join(lines) + "\n"
+
+
+def _refuse_unfit(data_dir: Path, settings: DataPrepSettings) -> None:
+    """What the audit would say of the token store is said before a shard of it is written."""
+    from data_prep.audit_corpus import audit_corpus  # late: it loads a kernel
+
+    _, faults = audit_corpus(data_dir, settings.audit)
+    if faults:
+        reasons = "".join(f"\n- {fault}" for fault in faults)
+        raise RuntimeError(
+            f"{data_dir / 'tokens'} is unfit for training; nothing is built:{reasons}"
+        )
 
 
 def _describe(settings: DataPrepSettings, data_dir: Path) -> dict[str, Any]:

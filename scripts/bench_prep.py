@@ -251,6 +251,7 @@ def _settings(data_dir: Path, texts: Path, given: dict[str, str | int | float]) 
             *(f"{name}={given[name]}" for name in names),
             "audit.random_next_least=0",  # a small text may miss the bounds by chance
             "audit.random_next_most=1",
+            "audit.fewest_documents=2",
         ]
     )
 

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from made_corpora import random_documents, write_corpus
+from made_corpora import SPECIAL_IDS, random_documents, write_corpus
 
 from data_prep import audit_corpus
 from data_prep.settings import load
@@ -37,6 +37,13 @@ def test_many_repeated_sentences_are_refused(tmp_path, documents) -> None:
     line = list(range(5, 30))
     (fault,) = faults_of(tmp_path, [[[*document, line, line] for document in documents]])
     assert "of the tokens stand in a sentence that occurred before, more than 30%" in fault
+
+
+def test_unknown_tokens_are_refused(tmp_path, documents) -> None:
+    unknown = [[[*sentence[:-1], SPECIAL_IDS["unk"]] for sentence in d] for d in documents]
+    (fault,) = faults_of(tmp_path, [unknown])
+    assert "of the tokens are unknown, more than 1%" in fault
+    assert "set audit.most_unknown" in fault
 
 
 def test_the_figures_are_those_of_a_naive_count(tmp_path, documents) -> None:

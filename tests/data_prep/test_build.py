@@ -20,7 +20,8 @@ HELDOUT_FROM = 700  # the ids of held-out documents; those of train documents li
 
 
 def settings_of(data_dir: Path, *overrides: str) -> DataPrepSettings:
-    return load([f"data_dir={data_dir}", "seq_len=64", "num_workers=2", *overrides])
+    small = "audit.fewest_documents=2"
+    return load([f"data_dir={data_dir}", "seq_len=64", "num_workers=2", small, *overrides])
 
 
 def make_corpus(data_dir: Path, documents: int = 60) -> None:
@@ -189,15 +190,39 @@ def test_a_lost_shard_is_made_again_with_the_same_bytes(tmp_path: Path, inline) 
     assert files_of(tmp_path / "len64") == before
 
 
+def lines_as_documents(data_dir: Path) -> None:
+    rng = np.random.default_rng(0)
+    lines = [[rng.integers(5, 1000, 12).tolist()] for _ in range(60)]
+    write_corpus(data_dir, [lines[:50]], [lines[50:]])
+
+
 def test_documents_of_one_sentence_are_refused_and_leave_no_manifest(
     tmp_path: Path, inline
 ) -> None:
-    rng = np.random.default_rng(0)
-    lines = [[rng.integers(5, 1000, 12).tolist()] for _ in range(60)]  # every line a document
-    write_corpus(tmp_path, [lines[:50]], [lines[50:]])
+    lines_as_documents(tmp_path)
     with pytest.raises(RuntimeError, match=r"1\.000 of 50 pairs.*is every line its own document"):
-        build.run(settings_of(tmp_path))
+        build.run(settings_of(tmp_path, "audit.most_one_sentence=1"))
     assert not (tmp_path / "len64" / "manifest.json").exists()
+
+
+def test_a_store_that_is_unfit_is_refused_before_a_shard_is_written(tmp_path: Path, inline) -> None:
+    lines_as_documents(tmp_path)
+    with pytest.raises(RuntimeError, match="nothing is built") as refusal:
+        build.run(settings_of(tmp_path, "audit.fewest_documents=51"))
+    for reason in ("there are 50 train documents, and 51", "100.0% of the documents are one"):
+        assert reason in str(refusal.value)
+    for setting in ("audit.fewest_documents", "audit.most_one_sentence"):
+        assert setting in str(refusal.value)
+    assert not (tmp_path / "len64").exists()
+
+
+def test_shards_that_are_there_outlive_a_store_that_is_refused(tmp_path: Path, inline) -> None:
+    make_corpus(tmp_path)
+    build.run(settings_of(tmp_path))
+    before = files_of(tmp_path / "len64")
+    with pytest.raises(RuntimeError, match="nothing is built"):
+        build.run(settings_of(tmp_path, "seed=2", "audit.fewest_documents=61"))
+    assert files_of(tmp_path / "len64") == before
 
 
 @pytest.mark.parametrize(
