@@ -8,7 +8,7 @@ processes may work on one plan at the same time.
 
 Below the log folder of a store (data_dir/documents/<source>, tokens, len<seq_len>) lie
 
-    job.json               {"job": "encode", "tasks": [names in order]}
+    job.json               {"job": "encode", "tasks": [names in order], "fingerprints", "command"}
     finished/<name>.json   {"fingerprint", "counts", "sizes" of its files, "seconds", "ended": unix time}
     running/<name>.json    {"host", "pid", "started": unix time}
     failed/<name>.json     {"reason"}
@@ -22,6 +22,7 @@ import functools
 import importlib
 import multiprocessing
 import os
+import shlex
 import signal
 import sys
 import time
@@ -164,15 +165,20 @@ def _sizes(outputs: Sequence[Path]) -> list[int | None]:
 
 def _prepare(plan: Plan, todo: Sequence[int]) -> None:
     """Write job.json, and remove what is not of the plan: nothing that others of this plan write."""
-    described = {"job": plan.job, "tasks": [entry.name for entry in plan.entries]}
+    described = {
+        "job": plan.job,
+        "tasks": [entry.name for entry in plan.entries],
+        "fingerprints": [entry.fingerprint for entry in plan.entries],
+    }
     path, former = plan.log_dir / "job.json", _unplanned(plan)
-    is_other = not path.exists() or read_json(path) != described
+    is_other = not path.exists() or not described.items() <= read_json(path).items()
     if todo or former or is_other:
         (plan.log_dir.parent / "manifest.json").unlink(missing_ok=True)  # it vouches for the rest
     for file in former:
         file.unlink(missing_ok=True)
     if is_other:
-        write_json(path, described)
+        command = shlex.join(["python", *sys.orig_argv[1:]])  # for data_prep.status to name
+        write_json(path, {**described, "command": command})
 
 
 def _unplanned(plan: Plan) -> list[Path]:

@@ -57,7 +57,8 @@ def stages_of(settings: DataPrepSettings, now: float) -> list[Stage]:
         logs, result = path.parent / "logs", _read(path)
         job = _read(logs / "job.json")
         stage = Stage(name, job.get("command", command))
-        to_do = _judge_tasks(stage, logs, job.get("tasks", []), settings.workers, now)
+        planned = dict(zip(job.get("tasks", []), job.get("fingerprints", []), strict=True))
+        to_do = _judge_tasks(stage, logs, planned, settings.workers, now)
         changed = [what for what, (then, there) in inputs.items() if then != there]
         faults = [*result.get("faults", []), *result.get("damaged", [])]
         if result and not to_do:
@@ -79,7 +80,9 @@ def _plan(root: Path, seq_len: int) -> Iterator[tuple[str, Path, str, Inputs]]:
     vocab_path, tokens_path = root / "vocab" / "manifest.json", root / "tokens" / "manifest.json"
     vocab, tokens = _read(vocab_path), _read(tokens_path)
     learnt = vocab.get("settings", {}).get("documents", documents)  # a released one lacks them
-    yield "vocab", vocab_path, "", {"documents": (learnt, documents)}
+    casing = str(vocab.get("lowercase", True)).lower()
+    options = f"vocab_size={vocab['vocab_size']} lowercase={casing}" if vocab else ""
+    yield "vocab", vocab_path, options, {"documents": (learnt, documents)}
     encoded = tokens.get("settings", {}).get("documents")
     ids = (tokens.get("vocab_checksum"), vocab.get("checksum"))
     yield "encode", tokens_path, "", {"documents": (encoded, documents), "vocabulary": ids}
@@ -93,30 +96,33 @@ def _plan(root: Path, seq_len: int) -> Iterator[tuple[str, Path, str, Inputs]]:
         yield f"audit {length}", audit_path, f"seq_len={length}", {"shards": shards}
 
 
-def _judge_tasks(stage: Stage, logs: Path, names: list[str], workers: int, now: float) -> int:
-    """Fill in what the records of its tasks say; return how many are not finished."""
+def _judge_tasks(
+    stage: Stage, logs: Path, planned: dict[str, str], workers: int, now: float
+) -> int:
+    """Fill in what the records of `planned`, name: fingerprint, say; return how many are to be done."""
     finished, running, failed = (
         _records(logs / kind) for kind in ("finished", "running", "failed")
     )
-    seconds = [finished[name]["seconds"] for name in names if name in finished]
+    is_same = {name: finished.get(name, {}).get("fingerprint") == planned[name] for name in planned}
+    seconds = [finished[name]["seconds"] for name in planned if is_same[name]]
     ages, broken = [], []
-    for name in (name for name in names if name not in finished):
+    for name in (name for name in planned if not is_same[name]):
         log = f"(log: {logs / name}.log)"
         if record := running.get(name):
             here, age = record["host"] == os.uname().nodename, now - record["started"]
             process = f"{name}: process {record['pid']} on {record['host']}"
-            if here and not Path("/proc", str(record["pid"])).exists():
+            if here and not _is_alive(record["pid"]):
                 broken.append(f"{process} ended without a word {log}")
                 continue
             ages.append(age)
             if not here and seconds and age > LONG * max(seconds):
                 stage.notes.append(f"{process} has run for {_duration(age)}, perhaps dead {log}")
         elif name in failed:
-            broken.append(f"{name}: {failed[name]['reason']} {log}")
-    waiting = len(names) - len(seconds) - len(ages)
-    if names:
+            broken.append(f"{name}: {' '.join(failed[name]['reason'].split())} {log}")
+    waiting = len(planned) - len(seconds) - len(ages)
+    if planned:
         stage.state = "running" if ages else "failed" if broken else "stopped"
-        stage.tasks = f"{len(seconds)} of {len(names)}" + (f", {len(ages)} run" if ages else "")
+        stage.tasks = f"{len(seconds)} of {len(planned)}" + (f", {len(ages)} run" if ages else "")
     stage.notes, stage.is_broken = [*broken, *stage.notes], bool(broken)
     if seconds and (waiting or ages):
         mean = sum(seconds) / len(seconds)
@@ -141,6 +147,15 @@ def _show(settings: DataPrepSettings) -> None:
     sys.stdout.write("\n".join(lines) + "\n")
     if broken := [stage.name for stage in stages if stage.is_broken]:
         raise RuntimeError(f"not as it should be: {', '.join(broken)}")
+
+
+def _is_alive(pid: int) -> bool:
+    """A zombie is not: where nobody waits for orphans, as in many containers, it stays for ever."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
 def _read(path: Path) -> Any:

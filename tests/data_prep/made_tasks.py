@@ -30,6 +30,13 @@ def be_killed(folder: Path, index: int) -> dict[str, int]:
     return write(folder, index)
 
 
+def kill_all(folder: Path, index: int) -> dict[str, int]:
+    """Like the power's loss: the whole group of processes is gone, the job's own among them."""
+    if index == 0:
+        os.killpg(0, signal.SIGKILL)
+    return write(folder, index)
+
+
 def chatter(folder: Path, index: int) -> dict[str, int]:
     os.write(1, b"a library's noise\n")
     write(folder, index)

@@ -1,9 +1,13 @@
+import functools
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import made_tasks
 import pytest
+import test_task_engine
 
 from data_prep import status
 from data_prep.files import checksum, write_json
@@ -11,18 +15,21 @@ from data_prep.settings import load
 
 NOW = 1_000_000.0
 PARTS = {"parts": [{"name": "part-00000.parquet", "checksum": "a"}]}
+VOCAB = {"checksum": "v", "vocab_size": 512, "lowercase": False, "settings": {}}
 
 
 def write_records(folder: Path, tasks: list[str], **kinds: dict[str, dict]) -> None:
     """What the engine leaves in folder/logs: tasks, and records finished, running and failed."""
-    write_json(folder / "logs" / "job.json", {"job": "any", "tasks": tasks})
+    plan = {"job": "any", "tasks": tasks, "fingerprints": ["f"] * len(tasks)}
+    write_json(folder / "logs" / "job.json", plan)
     for kind, records in kinds.items():
         for name, record in records.items():
             write_json(folder / "logs" / kind / f"{name}.json", record)
 
 
 def finished(*names: str) -> dict[str, dict]:
-    return {name: {"seconds": 60.0, "ended": NOW - 100} for name in names}
+    record = {"fingerprint": "f", "seconds": 60.0, "ended": NOW - 100}
+    return dict.fromkeys(names, record)
 
 
 def running(name: str, host: str, pid: int, seconds: float) -> dict[str, dict]:
@@ -36,7 +43,7 @@ def corpus(tmp_path: Path) -> Path:
     write_records(books, ["part-00000"], finished=finished("part-00000"))
     write_json(books / "manifest.json", PARTS)
     made_of = {"documents": {"books/part-00000.parquet": "a"}}
-    write_json(tmp_path / "vocab" / "manifest.json", {"checksum": "v", "settings": made_of})
+    write_json(tmp_path / "vocab" / "manifest.json", {**VOCAB, "settings": made_of})
     tokens, shards = tmp_path / "tokens" / "manifest.json", tmp_path / "len128" / "manifest.json"
     write_json(tokens, {"vocab_checksum": "v", "settings": made_of})
     write_json(shards, {"tokens_checksum": checksum(tokens)})
@@ -83,6 +90,8 @@ def test_other_documents_make_vocabulary_and_encode_out_of_date(corpus: Path) ->
     write_json(corpus / "documents" / "books" / "manifest.json", changed)
     assert states(corpus) == ["done", "out of date", "out of date", "done", "done"]
     assert stages(corpus)["encode"].notes == ["other documents than it was made of"]
+    command = f"python -m data_prep.vocab data_dir={corpus} vocab_size=512 lowercase=false"
+    assert stages(corpus)["vocab"].command == command
 
 
 def test_a_source_more_makes_encode_out_of_date(corpus: Path) -> None:
@@ -91,13 +100,13 @@ def test_a_source_more_makes_encode_out_of_date(corpus: Path) -> None:
 
 
 def test_a_released_vocabulary_does_not_hang_on_the_documents(corpus: Path) -> None:
-    write_json(corpus / "vocab" / "manifest.json", {"checksum": "v", "settings": {}})
+    write_json(corpus / "vocab" / "manifest.json", VOCAB)
     write_json(corpus / "documents" / "wiki" / "manifest.json", PARTS)
     assert stages(corpus)["vocab"].state == "done"
 
 
 def test_another_vocabulary_makes_encode_out_of_date(corpus: Path) -> None:
-    write_json(corpus / "vocab" / "manifest.json", {"checksum": "w", "settings": {}})
+    write_json(corpus / "vocab" / "manifest.json", {**VOCAB, "checksum": "w"})
     assert stages(corpus)["encode"].notes == ["other vocabulary than it was made of"]
 
 
@@ -159,6 +168,47 @@ def test_a_task_whose_process_is_gone_ended_without_a_word(tmp_path: Path) -> No
     (note,) = encode.notes
     assert f"books-0: process {process.pid} on {os.uname().nodename} ended without a word" in note
     assert encode.is_broken
+
+
+def test_tasks_of_a_job_that_was_killed_as_a_whole_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "documents" / "books"
+    code = (
+        "import functools, made_tasks, test_task_engine; from pathlib import Path;"
+        f"folder = Path({str(folder)!r});"
+        "test_task_engine._start(folder, functools.partial(made_tasks.kill_all, folder), 1)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{Path.cwd()}"},
+        start_new_session=True,
+        check=False,
+    )
+    assert process.returncode == -9
+    until = time.monotonic() + 10  # the system ends a group's processes one by one
+    while (collect := stages(tmp_path)["collect books"]).state == "running":
+        assert time.monotonic() < until
+    assert (collect.state, collect.tasks) == ("failed", "0 of 4")
+    assert "task-0: process " in collect.notes[0]
+    assert "ended without a word" in collect.notes[0]
+
+
+def test_a_real_job_that_failed_names_the_reason_and_the_command(tmp_path: Path) -> None:
+    folder = tmp_path / "documents" / "books"
+    with pytest.raises(RuntimeError):
+        test_task_engine._start(folder, functools.partial(made_tasks.fail, folder, {2}))
+    collect = stages(tmp_path)["collect books"]
+    assert (collect.state, collect.tasks) == ("failed", "3 of 4")
+    assert collect.left_s is not None
+    (note,) = collect.notes
+    log = folder / "logs" / "task-2.log"
+    assert note == f"task-2: ValueError: row 7 of task 2 cannot be read (log: {log})"
+    assert "pytest" in collect.command  # as it was typed
+
+
+def test_tasks_finished_for_other_settings_are_not_counted(tmp_path: Path) -> None:
+    others = {"books-0": {"fingerprint": "other", "seconds": 60.0, "ended": NOW}}
+    write_records(tmp_path / "tokens", ["books-0", "books-1"], finished=others)
+    assert stages(tmp_path)["encode"].tasks == "0 of 2"
 
 
 def test_a_task_of_another_host_that_takes_very_long_is_perhaps_dead(tmp_path: Path) -> None:
