@@ -23,7 +23,8 @@ from data_prep.audit_counts import BROKEN, Counts, content_hashes, count, shares
 from data_prep.audit_examples import shown_examples
 from data_prep.audit_page import write_page
 from data_prep.audit_shortcut import audit_shortcut
-from data_prep.files import checksum, write_json
+from data_prep.audit_tables import CORPUS, REPEATED, REPEATED_EXAMPLES, SHARDS, table_rows
+from data_prep.files import checksum, read_json, write_json
 from data_prep.masking import MaskingRule
 from data_prep.pairs import random_next_fault
 from data_prep.settings import DataPrepSettings, start
@@ -54,6 +55,7 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     report: dict[str, Any] = {"seq_len": settings.seq_len, "splits": {}, "examples": []}
     report["shards_checksum"] = checksum(folder / "manifest.json")
     report["made"] = {name: manifest[name] for name in ("settings", "vocab_size", "lowercase")}
+    report["other_length_counts"] = _other_length_counts(data_dir, folder)
     report["corpus"], corpus_faults = audit_corpus(data_dir, settings.audit)
     faults += corpus_faults
     if not damaged:  # the figures of a damaged file mean nothing
@@ -101,6 +103,21 @@ def _provenance_faults(data_dir: Path, manifest: dict[str, Any], seq_len: int) -
     if manifest["seq_len"] != seq_len:
         faults.append(f"the manifest's seq_len is {manifest['seq_len']}, the folder's {seq_len}")
     return faults
+
+
+def _other_length_counts(data_dir: Path, folder: Path) -> dict[str, list[int]]:
+    """Of the corpus' shards of other seq_len: place i has the train examples of i tokens."""
+    counts = {}
+    for path in sorted(data_dir.glob("len*/manifest.json")):
+        manifest = read_json(path)
+        if path.parent == folder or shards.size_faults(path.parent, manifest, "train"):
+            continue
+        total = np.zeros(manifest["seq_len"] + 1, np.int64)
+        for entry in manifest["splits"]["train"]["shards"]:
+            examples, _ = shards.read_shard(path.parent / "train" / entry["name"])
+            total += np.bincount(np.diff(examples.offsets), minlength=len(total))
+        counts[str(manifest["seq_len"])] = total.tolist()
+    return counts
 
 
 def _audit_split(
@@ -187,25 +204,22 @@ def _unfit(
 
 def summary(report: dict[str, Any]) -> str:
     """The report as a short table and the examples in words."""
-    rows = [
-        ("examples", "rows", "{:,}"),
-        ("tokens", "tokens", "{:,}"),
-        ("mean length", "mean_length", "{:.1f}"),
-        ("real tokens of all places", "real_share", "{:.1%}"),
-        ("random next", "random_next_share", "{:.2%}"),
-        ("masked", "masked_share", "{:.2%}"),
-        ("  as [MASK]", "mask_share", "{:.2%}"),
-        ("  as a random entry", "random_share", "{:.2%}"),
-        ("  kept", "kept_share", "{:.2%}"),
-        ("unknown", "unknown_share", "{:.3%}"),
-        ("repeated examples", "repeated_examples", "{:,}"),
+    splits, corpus = report["splits"], report["corpus"]["splits"]
+    shards_rows = [*table_rows(SHARDS, splits), *table_rows(REPEATED_EXAMPLES, splits)]
+    corpus_rows = [*table_rows(CORPUS, corpus), *table_rows(REPEATED, corpus)]
+    lines = [
+        f"{row[0]:32}" + "".join(f"{figure:>15}" for figure in row[1:])
+        for row in (
+            *(["shards", *splits], *shards_rows),
+            *(["corpus", *corpus], *corpus_rows),
+        )
     ]
-    splits = report["splits"]
-    lines = ["".join([f"{'':28}", *(f"{name:>15}" for name in splits)])]
-    for label, key, form in rows:
-        figures = [form.format(split[key]) if key in split else "-" for split in splits.values()]
-        lines.append("".join([f"{label:28}", *(f"{figure:>15}" for figure in figures)]))
-    lines += _corpus_lines(report)
+    if shortcut := report.get("shortcut"):
+        lines.append(
+            f"bag of words on pairs: {shortcut['alone_accuracy']:.1%} right from either segment, "
+            f"{shortcut['together_accuracy']:.1%} from both, {shortcut['majority']:.1%} by the "
+            "more frequent label"
+        )
     for example in report["examples"]:
         label = "random" if example["next_sentence_label"] else "next"
         words = [
@@ -216,26 +230,6 @@ def summary(report: dict[str, Any]) -> str:
         text = " ".join(words[:SHOWN_WORDS]) + more
         lines.append(f"\nexample {example['example']} ({label}): {text}")
     return "\n".join(lines) + "\n"
-
-
-def _corpus_lines(report: dict[str, Any]) -> list[str]:
-    corpus = report["corpus"]
-    splits = corpus["splits"].values()
-    lines = []
-    for label, key, form in (
-        ("documents", "documents", "{:,}"),
-        ("  of one sentence", "one_sentence_share", "{:.1%}"),
-        ("tokens in repeated sentences", "repeated_tokens_share", "{:.2%}"),
-    ):
-        figures = "".join(f"{form.format(split[key]):>15}" for split in splits)
-        lines.append(f"{label:28}{figures}")
-    if shortcut := report.get("shortcut"):
-        lines.append(
-            f"bag of words on pairs: {shortcut['alone_accuracy']:.1%} right from either segment, "
-            f"{shortcut['together_accuracy']:.1%} from both, {shortcut['majority']:.1%} by the "
-            "more frequent label"
-        )
-    return lines
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ Report = dict[str, Any]
 
 # The only part that a program reads: without it the manifests beside the shards would be taken as rows.
 HEAD = """---
+license: [{licences}]
 language_creators: [found]
 task_categories: [fill-mask]
 configs:
@@ -22,14 +23,20 @@ configs:
     path: heldout/*.arrow
 ---
 """
-# By kind of source. A collection's own files may say otherwise: whoever passes them on looks there.
+# By kind of source: the hub's names, and in words. A collection's own files may say otherwise:
+# whoever passes them on looks there.
+WIKIPEDIA = (("cc-by-sa-4.0", "gfdl"), "text of Wikipedia: CC BY-SA 4.0 and GFDL")
 LICENCES = {
-    "sample": "Python Software Foundation License 2",
-    "wikiextractor": "CC BY-SA 4.0 (text of Wikipedia)",
-    "wikipedia_dump": "CC BY-SA 4.0 (text of Wikipedia)",
-    "wikipedia": "CC BY-SA 4.0 (text of Wikipedia)",
-    "bookcorpus": "none stated; rights of the authors",
+    "sample": (("other",), "Python Software Foundation License 2"),
+    "wikiextractor": WIKIPEDIA,
+    "wikipedia_dump": WIKIPEDIA,
+    "wikipedia": WIKIPEDIA,
+    "bookcorpus": (("unknown",), "none stated; rights of the authors"),
 }
+UNKNOWN = (
+    ("unknown",),
+    "unknown: that of each file read (Project Gutenberg's are in the public domain in the USA)",
+)
 COLUMNS = """
 | column | |
 | --- | --- |
@@ -65,8 +72,14 @@ def card(report: Report) -> str:
         *((name, value) for name, value in made["settings"].items() if name != "masking"),
         *((f"masking.{name}", value) for name, value in made["settings"]["masking"].items()),
     ]
+    kinds = [
+        source["settings"].get("kind", "")
+        for _, source in sorted(report["corpus"]["sources"].items())
+    ]
+    licences = dict.fromkeys(name for kind in kinds for name in LICENCES.get(kind, UNKNOWN)[0])
+    head = HEAD.format(licences=", ".join(licences or UNKNOWN[0]))
     return (
-        f"{HEAD}\n# Sentence pairs of up to {report['seq_len']} tokens for BERT's pretraining\n\n"
+        f"{head}\n# Sentence pairs of up to {report['seq_len']} tokens for BERT's pretraining\n\n"
         f"Shards of masked sentence pairs in the WordPiece ids of an {casing} vocabulary of "
         f"{made['vocab_size']:,} entries. {verdict}\n\n"
         '```python\nfrom datasets import load_dataset\n\nload_dataset("FOLDER OF THIS FILE")\n```\n'
@@ -91,7 +104,7 @@ def _sources(corpus: Report) -> str:
         dropped = ", ".join(f"{reason}: {n:,}" for reason, n in source["dropped"].items()) or "none"
         cells = [
             *(name, kind, origin, f"{source['documents']:,}", f"{tokens.get(name, 0):,}"),
-            *(dropped, LICENCES.get(kind, "that of the files read")),
+            *(dropped, LICENCES.get(kind, UNKNOWN)[1]),
         ]
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |\n")
     return "".join(lines)

@@ -30,6 +30,7 @@ def audit_corpus(data_dir: Path, bounds: AuditSettings) -> tuple[dict[str, Any],
     figures = {
         "sources": _collected(data_dir),
         "dropped": dict(manifest.get("dropped", {})),
+        "copies": _copies(data_dir),
         "splits": splits,
         "heldout_in_train_share": seen["heldout"].share_met_in(seen["train"]),
     }
@@ -48,6 +49,13 @@ def _collected(data_dir: Path) -> dict[str, Any]:
         }
         for source, manifest in read.items()
     }
+
+
+def _copies(data_dir: Path) -> dict[str, Any]:
+    """Copies of other documents: of each source how many, and the largest groups; {} if not sought."""
+    path = data_dir / "documents" / "duplicates.json"
+    record = read_json(path) if path.is_file() else {}
+    return {name: record[name] for name in ("sources", "groups", "largest") if name in record}
 
 
 class _Sentences:

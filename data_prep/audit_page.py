@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.audit_plots import draw, dropped_by_reason
+from data_prep.audit_tables import CORPUS, REPEATED, REPEATED_EXAMPLES, SHARDS, table_rows
 from data_prep.files import whole_or_absent
 
 Report = dict[str, Any]
@@ -19,18 +20,19 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a202c; max-width: 1340px; margin: 2em auto;
   padding: 0 1.5em; }
 h1 { font-size: 1.6em; margin-bottom: .2em } h2 { font-size: 1.2em; margin: 1.6em 0 .5em }
-table { border-collapse: collapse } td, th { padding: .15em .9em .15em 0; text-align: right }
-th:first-child, td:first-child { text-align: left } tr { border-bottom: 1px solid #e2e8f0 }
-th { color: #4a5568; font-weight: 600 }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(430px, 1fr)); gap: 0 2.5em;
-  align-items: start }
+.table { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+td, th { padding: .15em .9em .15em 0; text-align: right; vertical-align: bottom }
+th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; min-width: 7em }
+tr { border-bottom: 1px solid #e2e8f0 } th { color: #4a5568; font-weight: 600 }
+.columns { display: grid; gap: 0 2.5em; align-items: start;
+  grid-template-columns: repeat(auto-fit, minmax(min(430px, 100%), 1fr)) }
 img { width: 100%; margin-bottom: 1em }
-.verdict { padding: .6em 1em; border-left: 6px solid; margin: 1em 0 }
+.verdict { overflow-wrap: anywhere; padding: .6em 1em; border-left: 6px solid; margin: 1em 0 }
 .fit { border-color: #2f855a; background: #f0fff4 } .unfit { border-color: #c53030; background: #fff5f5 }
 .example { border: 1px solid #e2e8f0; border-radius: 6px; padding: .8em 1.1em; margin: .8em 0;
-  line-height: 1.9; max-width: 75em }
-.example p { margin: .3em 0 } .label { font-weight: 600 } .muted, .special { color: #718096 }
-.special { font-size: .75em } .side { font-weight: 600; color: #718096; margin-right: .6em }
+  line-height: 1.9; max-width: 75em; overflow-wrap: anywhere }
+.example p { margin: .3em 0 } .label { font-weight: 600 } .muted, .special { color: #5a6779 }
+.special { font-size: .75em } .side { font-weight: 600; color: #5a6779; margin-right: .6em }
 mark { padding: .1em .3em; border-radius: 4px; color: inherit }
 mark.mask { background: #bee3f8 } mark.random { background: #fbd38d } mark.kept { background: #c6f6d5 }
 """
@@ -39,28 +41,6 @@ KINDS = {
     "random": "another word stands here in the input; the model has to find the one struck out",
     "kept": "this word stands here in the input too; the model has to find it all the same",
 }
-SHARD_ROWS = (
-    ("examples", "rows", "{:,}"),
-    ("tokens", "tokens", "{:,}"),
-    ("mean length", "mean_length", "{:.1f}"),
-    ("real tokens of all places", "real_share", "{:.1%}"),
-    ("random next", "random_next_share", "{:.2%}"),
-    ("masked", "masked_share", "{:.2%}"),
-    ("… as [MASK]", "mask_share", "{:.2%}"),
-    ("… as a random entry", "random_share", "{:.2%}"),
-    ("… kept", "kept_share", "{:.2%}"),
-    ("unknown tokens", "unknown_share", "{:.3%}"),
-)
-CORPUS_ROWS = (
-    ("documents", "documents", "{:,}"),
-    ("… of one sentence", "one_sentence_share", "{:.1%}"),
-    ("sentences", "sentences", "{:,}"),
-    ("tokens", "tokens", "{:,}"),
-)
-REPEATED_ROWS = (
-    ("sentences that occurred before", "repeated_sentences_share", "{:.2%}"),
-    ("tokens in them", "repeated_tokens_share", "{:.2%}"),
-)
 
 
 def write_page(folder: Path, report: Report) -> None:
@@ -114,21 +94,27 @@ def _verdict(faults: Sequence[str]) -> str:
 def _tables(report: Report) -> str:
     splits, corpus = report["splits"], report["corpus"]
     repeated = [
-        *_rows(REPEATED_ROWS, corpus["splits"]),
+        *table_rows(REPEATED, corpus["splits"]),
         ["tokens in sentences of train", "", f"{corpus['heldout_in_train_share']:.2%}"],
-        *_rows([("examples that occurred before", "repeated_examples", "{:,}")], splits),
+        *table_rows(REPEATED_EXAMPLES, splits),
     ]
     tables = [
-        _table("Shards", ["", *splits], _rows(SHARD_ROWS, splits)),
-        _table("Corpus", ["", *corpus["splits"]], _rows(CORPUS_ROWS, corpus["splits"])),
-        _table("Sources", ["", "documents", "characters", "train tokens"], _source_rows(corpus)),
-        _table("Duplicates", ["", *corpus["splits"]], repeated),
+        _table("Shards", ["", *splits], table_rows(SHARDS, splits)),
+        _table("Corpus", ["", *corpus["splits"]], table_rows(CORPUS, corpus["splits"])),
+        _table(
+            "Sources",
+            ["", "documents", "characters", "train tokens", "of documents", "of tokens"],
+            _source_rows(corpus),
+        ),
+        _table("Repetition", ["", *corpus["splits"]], repeated),
         _table(
             "Dropped and cut",
             ["reason", "number"],
             [[name, f"{count:,}"] for name, count in dropped_by_reason(report).items()],
         ),
     ]
+    if corpus["copies"]:
+        tables.append(_copies(corpus["copies"]))
     if shortcut := report.get("shortcut"):
         rows = [
             [label, f"{shortcut[f'{name}_accuracy']:.1%}", f"{shortcut[f'{name}_skill']:.0%}"]
@@ -144,7 +130,8 @@ def _tables(report: Report) -> str:
 
 
 def _source_rows(corpus: Report) -> list[list[str]]:
-    tokens = corpus["splits"]["train"]["tokens_of_source"]
+    train = corpus["splits"]["train"]
+    documents, tokens = train["documents_of_source"], train["tokens_of_source"]
     return [
         [
             source,
@@ -153,16 +140,29 @@ def _source_rows(corpus: Report) -> list[list[str]]:
                 for name in ("documents", "characters")
             ),
             f"{tokens.get(source, 0):,}",
+            *(
+                f"{of.get(source, 0) / max(of_all, 1):.1%}"
+                for of, of_all in ((documents, train["documents"]), (tokens, train["tokens"]))
+            ),
         ]
         for source in sorted({*corpus["sources"], *tokens})
     ]
 
 
-def _rows(wanted: Iterable[tuple[str, str, str]], splits: dict[str, Report]) -> list[list[str]]:
-    return [
-        [label, *(form.format(split[key]) if key in split else "-" for split in splits.values())]
-        for label, key, form in wanted
+def _copies(copies: Report) -> str:
+    """Documents that are copies of others, and the largest groups of them."""
+    sources = [
+        [source, *(f"{figures[name]:,}" for name in ("documents", "exact", "near"))]
+        for source, figures in sorted(copies["sources"].items())
     ]
+    groups = [
+        [f"{group['kept']}: {group['title']}", f"{group['copies']:,}"]
+        for group in copies["largest"]
+    ]
+    heading = f"The largest of {copies['groups']:,} groups of copies"
+    return _table(
+        "Copies of other documents", ["", "documents", "exact", "near"], sources
+    ) + _table(heading, ["kept", "copies"], groups) * bool(groups)
 
 
 def _table(heading: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -170,7 +170,9 @@ def _table(heading: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
-    return f"<div><h2>{escape(heading)}</h2><table><tr>{titles}</tr>{body}</table></div>"
+    return (
+        f'<div class="table"><h2>{escape(heading)}</h2><table><tr>{titles}</tr>{body}</table></div>'
+    )
 
 
 def _examples(examples: Sequence[Report]) -> str:

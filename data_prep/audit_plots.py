@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable
 from typing import Any
@@ -24,8 +25,18 @@ def draw(report: Report) -> dict[str, tuple[str, bytes]]:
         "dropped.png": ("Dropped on the way, by reason", _dropped),
     }
     if report["splits"].get("train", {}).get("rows"):
+        counts = {
+            report["seq_len"]: report["splits"]["train"]["length_counts"],
+            **{int(name): counts for name, counts in report["other_length_counts"].items()},
+        }
         plots = {
-            "lengths.png": (f"Length of the examples at {report['seq_len']} (train)", _lengths),
+            **{
+                f"lengths_{seq_len}.png": (
+                    f"Length of the examples at {seq_len} (train)",
+                    functools.partial(_lengths, seq_len, counts[seq_len]),
+                )
+                for seq_len in sorted(counts)
+            },
             "labels_and_masks.png": ("Label balance and masks (train)", _labels_and_masks),
             **plots,
         }
@@ -59,13 +70,14 @@ def _png(title: str, plot: Callable[[Axes, Report], None], report: Report) -> by
     return buffer.getvalue()
 
 
-def _lengths(axes: Axes, report: Report) -> None:
-    counts = np.array(report["splits"]["train"]["length_counts"])
+def _lengths(seq_len: int, length_counts: list[int], axes: Axes, _: Report) -> None:
+    counts = np.array(length_counts)
     width = max(1, len(counts) // 64)
     bins = np.add.reduceat(counts, np.arange(0, len(counts), width))
     axes.bar(np.arange(len(bins)) * width, bins, width=width, align="edge", color=BLUE)
-    mean = report["splits"]["train"]["mean_length"]
-    axes.axvline(mean, color=ORANGE, label=f"mean {mean:.1f}")
+    tokens = counts @ np.arange(len(counts))
+    mean, real = tokens / max(counts.sum(), 1), tokens / max(counts.sum() * seq_len, 1)
+    axes.axvline(mean, color=ORANGE, label=f"mean {mean:.1f}; {real:.1%} of all places are real")
     axes.set_yscale("log")
     axes.set_xlabel(f"tokens, special ones included ({width} a bar)")
     axes.set_ylabel("examples")

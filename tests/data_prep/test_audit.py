@@ -9,7 +9,7 @@ from made_corpora import SPECIAL_IDS, random_documents, run_inline, write_corpus
 from data_prep import audit, build, engine
 from data_prep.files import checksum, read_json, write_json
 from data_prep.settings import load
-from data_prep.shards import Examples, read_shard, write_shard
+from data_prep.shards import Examples, Shards, read_shard, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,15 @@ def test_the_report_holds_the_figures_counted_one_by_one(corpus: Path) -> None:
     assert sum(shares) == pytest.approx(1)
     assert figures["repeated_examples"] == 0
     assert len(figures["shards"]) == 1
+
+
+def test_the_lengths_of_other_shards_of_the_corpus_are_counted(corpus: Path, monkeypatch) -> None:
+    monkeypatch.setattr(engine, "_run_processes", run_inline)
+    build.run(load([f"data_dir={corpus}", "seq_len=32"]))
+    split = Shards.open(corpus / "len32", "train")
+    lengths = split.lengths(np.arange(split.num_examples)).tolist()
+    counts = {"32": [lengths.count(n) for n in range(33)]}
+    assert report_of(corpus)["other_length_counts"] == counts
 
 
 def test_five_examples_are_shown_with_their_masks(corpus: Path) -> None:

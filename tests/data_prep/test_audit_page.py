@@ -16,7 +16,7 @@ from data_prep.files import read_json, write_json
 from data_prep.settings import load
 from data_prep.shards import Shards
 
-PLOTS = ("lengths", "document_tokens", "sources", "labels_and_masks", "dropped")
+PLOTS = ("lengths_64", "document_tokens", "sources", "labels_and_masks", "dropped")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,37 @@ def test_every_plot_lies_beside_the_page(audited: Path) -> None:
     assert not [path for path in folder.iterdir() if path.suffix == ".tmp"]
 
 
+def test_lengths_of_every_seq_len_are_plotted(report: dict) -> None:
+    both = {**report, "other_length_counts": {"32": [0] * 30 + [1, 2, 3]}}
+    titles = [title for title, _ in draw(both).values()]
+    assert titles[:2] == [f"Length of the examples at {seq_len} (train)" for seq_len in (32, 64)]
+
+
+def test_copies_of_documents_are_shown_as_text(report: dict, tmp_path: Path) -> None:
+    report["corpus"]["copies"] = {
+        "sources": {"made": {"documents": 160, "exact": 3, "near": 4_321}},
+        "groups": 9,
+        "largest": [{"kept": "made/7", "title": "<script>", "copies": 5}],
+    }
+    audit_page.write_page(tmp_path, report)
+    page = Reader((tmp_path / "index.html").read_text())
+    assert "script" not in page.tags
+    assert "made/7: <script>" in page.text
+    assert "4,321" in page.text
+
+
+def test_every_source_has_its_shares(report: dict) -> None:
+    train = report["corpus"]["splits"]["train"]
+    train["documents_of_source"] = {"made": 30, "books": 120}
+    train["tokens_of_source"] = {"made": 2_000, "books": 6_000}
+    train["tokens"] = 8_000
+    rows = audit_page._source_rows(report["corpus"])
+    assert [[row[0], *row[-2:]] for row in rows] == [
+        ["books", "80.0%", "75.0%"],
+        ["made", "20.0%", "25.0%"],
+    ]
+
+
 def test_every_reason_is_on_the_page(page: Reader, report: dict) -> None:
     assert report["faults"]
     assert all(fault in page.text for fault in report["faults"])
@@ -114,7 +145,7 @@ def test_a_report_of_damaged_shards_has_a_page_and_no_card(report: dict, tmp_pat
     damaged.pop("shortcut")
     audit_page.write_page(tmp_path, damaged)
     assert "a flipped bit" in (tmp_path / "index.html").read_text()
-    assert not (tmp_path / "lengths.png").exists()
+    assert not (tmp_path / "lengths_64.png").exists()
 
 
 def test_a_half_written_page_is_never_seen(report: dict, tmp_path: Path, monkeypatch) -> None:
@@ -146,5 +177,18 @@ def test_the_card_names_settings_sources_sizes_and_the_verdict(report: dict) -> 
     assert "| `masking.rate` | 0.15 |" in text
     assert "| made | books | &lt;script>&#124; | 160 |" in text
     assert f"| train | {report['splits']['train']['rows']:,} |" in text
+    assert "license: [unknown]" in text
     assert "unfit for training" in text
     assert "fit for training." in card({**report, "faults": []})
+
+
+def test_the_card_has_the_licence_of_every_source(report: dict) -> None:
+    for kind in ("wikiextractor", "wikipedia", "sample"):
+        settings = {"kind": kind, "path": None}
+        source = {"documents": 1, "characters": 5, "dropped": {}, "settings": settings}
+        report["corpus"]["sources"][kind] = source
+    text = card(report)
+    assert "license: [unknown, other, cc-by-sa-4.0, gfdl]" in text
+    assert text.count("CC BY-SA 4.0 and GFDL |") == 2
+    assert "unknown: that of each file read" in text
+    assert "Python Software Foundation License 2" in text
