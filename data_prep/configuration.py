@@ -68,6 +68,13 @@ def as_dict(settings: object) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
+def as_yaml(settings: object) -> str:
+    """The settings as YAML, all values resolved."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(as_dict(settings)))
+
+
 def _last_of_each(overrides: Sequence[str]) -> list[str]:
     """Of several overrides of one key the last holds; `model=`, `source=` may lack their plus sign.
 

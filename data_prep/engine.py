@@ -8,7 +8,8 @@ processes may work on one plan at the same time.
 
 Below the log folder of a store (data_dir/documents/<source>, tokens, len<seq_len>) lie
 
-    job.json               {"job": "encode", "tasks": [names in order], "fingerprints", "command"}
+    job.json               {"job": "encode", "tasks": [names in order], "fingerprints",
+                           "command": that makes it whole}
     finished/<name>.json   {"fingerprint", "counts", "sizes" of its files, "seconds", "ended": unix time}
     running/<name>.json    {"host", "pid", "started": unix time}
     failed/<name>.json     {"reason"}
@@ -177,8 +178,8 @@ def _prepare(plan: Plan, todo: Sequence[int]) -> None:
     for file in former:
         file.unlink(missing_ok=True)
     if is_other:
-        command = shlex.join(["python", *sys.orig_argv[1:]])  # for data_prep.status to name
-        write_json(path, {**described, "command": command})
+        typed = [word for word in sys.orig_argv[1:] if not word.startswith("share=")]
+        write_json(path, {**described, "command": shlex.join(["python", *typed])})
 
 
 def _unplanned(plan: Plan) -> list[Path]:

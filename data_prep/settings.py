@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.configuration import SettingsError, choices, compose
+from data_prep.configuration import CONF, SettingsError, as_yaml, choices, compose
 from data_prep.files import remove_abandoned
 from data_prep.language import known_languages
 
@@ -138,12 +138,20 @@ def start(
 ) -> int:
     """Run one job as a program: load its settings, call it, return the exit status.
 
-    has_shares=False: the job is one task, and settings.share is refused.
+    has_shares=False: the job is one task, and settings.share is refused. --help prints the job's
+    module docstring and what there is to set, --cfg the settings, and nothing is done.
     0 done; 1 refused or failed on what it met; 2 wrong settings; 130 interrupted. A message on
     stderr stands for a traceback; a slip of our own (any other exception) keeps its traceback.
     """
+    arguments = sys.argv[1:] if argv is None else argv
     try:
-        settings = load(sys.argv[1:] if argv is None else argv)
+        if "--help" in arguments or "-h" in arguments:
+            sys.stdout.write(_help(str(sys.modules[job.__module__].__doc__)))
+            return 0
+        settings = load([argument for argument in arguments if argument != "--cfg"])
+        if "--cfg" in arguments:
+            sys.stdout.write(as_yaml(settings))
+            return 0
         if settings.share is not None and not has_shares:
             raise SettingsError(
                 f"share={settings.share}: this job is a single task, which cannot be shared; leave "
@@ -163,6 +171,13 @@ def start(
         sys.stderr.write("interrupted; the same command continues\n")
         return 130
     return 0
+
+
+def _help(doc: str) -> str:
+    """What a job does, and what there is to set, with its comments."""
+    values = (CONF / "data_prep.yaml").read_text(encoding="utf-8")
+    sources = "|".join(choices("source"))
+    return f"{doc}\n+source={sources}\nSettings are typed as name=value or group.name=value:\n\n{values}"
 
 
 def check(settings: DataPrepSettings) -> None:

@@ -39,7 +39,7 @@ class Stage:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return start(_show, argv)
+    return start(_show, argv, has_shares=False)
 
 
 def stages_of(settings: DataPrepSettings, now: float) -> list[Stage]:

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.configuration import SettingsError, as_dict, choices, compose
+from data_prep.configuration import SettingsError, as_dict, as_yaml, choices, compose
 from pretrain import survival
 from pretrain.prepared import folder_of, manifest_of, prepare_sample
 from pretrain.ranks import environment_rank, environment_world_size
-from pretrain.run_folder import as_yaml, identity, open_run_folder
+from pretrain.run_folder import identity, open_run_folder
 from pretrain.settings import Settings, check
 from pretrain.speaking import Voice, speak_on_rank_0
 

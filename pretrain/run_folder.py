@@ -11,7 +11,7 @@ from typing import Any
 
 import xxhash
 
-from data_prep.configuration import SettingsError, as_dict
+from data_prep.configuration import SettingsError, as_dict, as_yaml
 from data_prep.files import read_json, whole_or_absent, write_json
 from pretrain.settings import Resume, Settings
 
@@ -102,13 +102,6 @@ def _refuse_another_run(checkpoint: Path, now: dict[str, Any]) -> None:
 def _together(shards: list[dict[str, Any]]) -> str:
     """One checksum for the shards of a split, in their order."""
     return xxhash.xxh3_128("".join(shard["checksum"] for shard in shards).encode()).hexdigest()
-
-
-def as_yaml(settings: Settings) -> str:
-    """The settings as YAML, all values resolved."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.create(as_dict(settings)))
 
 
 def environment() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from data_prep.examples import build_shard
 from data_prep.files import read_json, write_json
 from data_prep.masking import MaskingRule, mask_examples, static_keys
 from data_prep.pairs import random_next_fault
-from data_prep.settings import DataPrepSettings, load
+from data_prep.settings import DataPrepSettings, ShareDone, load
 from data_prep.shards import Shards, read_shard, read_token_counts, verify
 from data_prep.tokens import read_manifest
 
@@ -214,6 +214,14 @@ def test_a_store_that_is_unfit_is_refused_before_a_shard_is_written(tmp_path: Pa
     for setting in ("audit.fewest_documents", "audit.most_one_sentence"):
         assert setting in str(refusal.value)
     assert not (tmp_path / "len64").exists()
+
+
+def test_the_first_share_alone_looks_at_the_whole_store(tmp_path: Path, inline) -> None:
+    lines_as_documents(tmp_path)
+    with pytest.raises(RuntimeError, match="nothing is built"):
+        build.run(settings_of(tmp_path, "share=1/2"))
+    with pytest.raises(ShareDone):
+        build.run(settings_of(tmp_path, "share=2/2"))
 
 
 def test_shards_that_are_there_outlive_a_store_that_is_refused(tmp_path: Path, inline) -> None:

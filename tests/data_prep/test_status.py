@@ -192,7 +192,11 @@ def test_tasks_of_a_job_that_was_killed_as_a_whole_are_named(tmp_path: Path) -> 
     assert "ended without a word" in collect.notes[0]
 
 
-def test_a_real_job_that_failed_names_the_reason_and_the_command(tmp_path: Path) -> None:
+def test_a_real_job_that_failed_names_the_reason_and_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = ["/bin/python3", "-m", "data_prep.collect", "source.path=my texts", "share=1/8"]
+    monkeypatch.setattr(sys, "orig_argv", typed)
     folder = tmp_path / "documents" / "books"
     with pytest.raises(RuntimeError):
         test_task_engine._start(folder, functools.partial(made_tasks.fail, folder, {2}))
@@ -202,7 +206,7 @@ def test_a_real_job_that_failed_names_the_reason_and_the_command(tmp_path: Path)
     (note,) = collect.notes
     log = folder / "logs" / "task-2.log"
     assert note == f"task-2: ValueError: row 7 of task 2 cannot be read (log: {log})"
-    assert "pytest" in collect.command  # as it was typed
+    assert collect.command == "python -m data_prep.collect 'source.path=my texts'"
 
 
 def test_tasks_finished_for_other_settings_are_not_counted(tmp_path: Path) -> None:

@@ -14,13 +14,12 @@ from model_samples import random_batch, random_model, small_settings
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_prep.configuration import SettingsError, compose
+from data_prep.configuration import SettingsError, as_yaml, compose
 from data_prep.files import read_json, write_json
 from data_prep.wordpiece import save_tokenizer
 from pretrain.checkpoint import MANIFEST_FILE
 from pretrain.export import check_export, export, export_run, fill_masks, load_exported, main
 from pretrain.model import BertForPreTraining
-from pretrain.run_folder import as_yaml
 from pretrain.settings import Settings
 
 WORDS = "the a cat dog mouse sat ran ate on in mat house garden and . ,".split()
