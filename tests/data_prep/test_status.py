@@ -157,9 +157,12 @@ def test_a_failed_task_is_named_with_its_reason_and_log(tmp_path: Path, capfd) -
     assert stages(tmp_path)["encode"].state == "failed"
 
 
-def test_a_task_whose_process_is_gone_ended_without_a_word(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_zombie", [False, True])
+def test_a_task_whose_process_is_gone_ended_without_a_word(tmp_path: Path, is_zombie: bool) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    if not is_zombie:
+        process.wait()
     gone = running("books-0", os.uname().nodename, process.pid, 5)
     alive = running("books-1", os.uname().nodename, os.getpid(), 5)
     write_records(tmp_path / "tokens", ["books-0", "books-1"], running=gone | alive)
@@ -168,6 +171,7 @@ def test_a_task_whose_process_is_gone_ended_without_a_word(tmp_path: Path) -> No
     (note,) = encode.notes
     assert f"books-0: process {process.pid} on {os.uname().nodename} ended without a word" in note
     assert encode.is_broken
+    process.wait()
 
 
 def test_tasks_of_a_job_that_was_killed_as_a_whole_are_named(tmp_path: Path) -> None:
