@@ -251,7 +251,8 @@ def test_the_whole_chain_of_arrays_gives_the_bytes_of_one_worker_and_of_three(
     _until(lambda: not _queue(cluster), "the end of all jobs", 3 * LIMIT_S)
     for workers in (1, 3):
         data_dir = tmp_path / str(workers)
-        settings = load([*_given(data_dir, *source), f"num_workers={workers}"])
+        own = _given(data_dir, *source, "audit.fewest_documents=1", f"num_workers={workers}")
+        settings = load(own)
         for job in (collect, vocab, encode, build):
             job.run(settings)
         assert _bytes(data_dir) == _bytes(tmp_path / "chain")
