@@ -76,15 +76,15 @@ class _Sentences:
             is_chosen = of_part % np.uint64(one_in) == 0
             hashes.append(of_part[is_chosen])
             lengths.append(np.diff(part.sentence_offsets)[is_chosen])
-        self.hashes = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
-        self.lengths = np.concatenate(lengths) if lengths else np.empty(0, np.int32)
-        self.distinct, first = np.unique(self.hashes, return_index=True)
-        self.is_repeated = np.ones(len(self.hashes), np.bool_)  # it stood in the split before
-        self.is_repeated[first] = False
+        unsorted = np.concatenate([np.empty(0, np.uint64), *hashes])
+        order = np.argsort(unsorted)  # copies of a sentence are alike, so any order of them will do
+        self.hashes = unsorted[order]
+        self.lengths = np.concatenate([np.empty(0, np.int32), *lengths])[order]
+        self.is_repeated = np.diff(self.hashes, prepend=~self.hashes[:1]) == 0
 
     def share_met_in(self, other: _Sentences) -> float:
         """Share of the tokens that stand in a sentence which `other` has too."""
-        places = (np.searchsorted(other.distinct, self.hashes, side) for side in ("left", "right"))
+        places = (np.searchsorted(other.hashes, self.hashes, side) for side in ("left", "right"))
         is_met = np.not_equal(*places)
         return float(self.lengths[is_met].sum() / max(self.lengths.sum(), 1))
 
