@@ -26,7 +26,8 @@ from data_prep.audit_shortcut import audit_shortcut
 from data_prep.audit_tables import CORPUS, REPEATED, REPEATED_EXAMPLES, SHARDS, table_rows
 from data_prep.files import checksum, read_json, write_json
 from data_prep.masking import MaskingRule
-from data_prep.pairs import random_next_fault
+from data_prep.objectives import Pairing
+from data_prep.pairs import LOSSES, label_fault
 from data_prep.settings import DataPrepSettings, start
 from data_prep.tokens import TokenStore
 from data_prep.wordpiece import read_vocab
@@ -56,7 +57,8 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     report["shards_checksum"] = checksum(folder / "manifest.json")
     report["made"] = {name: manifest[name] for name in ("settings", "vocab_size", "lowercase")}
     report["other_length_counts"] = _other_length_counts(data_dir, folder)
-    report["corpus"], corpus_faults = audit_corpus(data_dir, settings.audit)
+    pairing = Pairing[manifest["pairs"]]
+    report["corpus"], corpus_faults = audit_corpus(data_dir, pairing, settings.audit)
     faults += corpus_faults
     if not damaged:  # the figures of a damaged file mean nothing
         for split in shards.SPLITS:
@@ -64,8 +66,9 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
             report["splits"][split] = figures
             faults += split_faults
         train = shards.Shards.open(folder, "train")
-        report["shortcut"], shortcut_faults = audit_shortcut(train, settings.audit)
-        faults += shortcut_faults
+        if pairing.label_1:
+            report["shortcut"], shortcut_faults = audit_shortcut(train, settings.audit)
+            faults += shortcut_faults
         if vocab_path.is_file():
             report["examples"] = shown_examples(
                 train,
@@ -129,6 +132,7 @@ def _audit_split(
 ) -> tuple[dict[str, Any], list[str]]:
     """The figures of one split, over all and of each shard, and its faults."""
     faults: list[str] = []
+    pairing = Pairing[manifest["pairs"]]
     total: Counts = {}
     length_counts = np.zeros(settings.seq_len + 1, np.int64)
     per_shard = []
@@ -142,9 +146,9 @@ def _audit_split(
                     f"{path} was made with {key} {metadata.get(key)}, the manifest says "
                     f"{manifest[key]}: a shard of another corpus; run data_prep.build again"
                 )
-        counts = count(examples, rule, manifest["special_ids"], settings.seq_len)
+        counts = count(examples, pairing, rule, manifest["special_ids"], settings.seq_len)
         faults += [f"{path}: {counts[kind]:,} {kind}" for kind in BROKEN if counts[kind]]
-        for name in ("rows", "tokens", "masked_tokens", "random_next"):
+        for name in filter(None, ("rows", "tokens", "masked_tokens", pairing.label_1)):
             if counts[name] != entry[name]:
                 faults.append(f"{path} has {counts[name]:,} {name}, the manifest {entry[name]:,}")
         per_shard.append({"name": entry["name"], **shares(counts, settings.seq_len)})
@@ -157,23 +161,27 @@ def _audit_split(
     figures = shares(total, settings.seq_len)
     hashes = np.concatenate(contents)
     figures["repeated_examples"] = len(hashes) - len(np.unique(hashes))
-    for name in ("truncated_tokens", "long_sentences"):
+    for name in LOSSES:
         figures[name] = manifest["splits"][split][name]
     figures["length_counts"] = length_counts.tolist()
     figures["shards"] = per_shard
-    faults += [f"{split}: {fault}" for fault in _unfit(total, figures, rule, settings)]
+    faults += [f"{split}: {fault}" for fault in _unfit(total, figures, pairing, rule, settings)]
     return figures, faults
 
 
 def _unfit(
-    total: Counts, figures: dict[str, Any], rule: MaskingRule, settings: DataPrepSettings
+    total: Counts,
+    figures: dict[str, Any],
+    pairing: Pairing,
+    rule: MaskingRule,
+    settings: DataPrepSettings,
 ) -> list[str]:
     """Faults of the figures over a whole split."""
     faults = []
     bounds = settings.audit
-    if fault := random_next_fault(
-        total["random_next"], total["rows"], bounds.random_next_least, bounds.random_next_most
-    ):
+    ones = total[pairing.label_1] if pairing.label_1 else 0
+    aims = (bounds.random_next_least, bounds.random_next_most)
+    if fault := label_fault(pairing, ones, total["rows"], *aims):
         faults.append(fault)
     if figures["unknown_share"] > bounds.most_unknown:
         faults.append(
@@ -204,6 +212,7 @@ def _unfit(
 
 def summary(report: dict[str, Any]) -> str:
     """The report as a short table and the examples in words."""
+    pairing = Pairing[report["made"]["settings"]["pairs"]]
     splits, corpus = report["splits"], report["corpus"]["splits"]
     shards_rows = [*table_rows(SHARDS, splits), *table_rows(REPEATED_EXAMPLES, splits)]
     corpus_rows = [*table_rows(CORPUS, corpus), *table_rows(REPEATED, corpus)]
@@ -221,7 +230,7 @@ def summary(report: dict[str, Any]) -> str:
             "more frequent label"
         )
     for example in report["examples"]:
-        label = "random" if example["next_sentence_label"] else "next"
+        label = pairing.meanings[example["next_sentence_label"]]
         words = [
             piece["word"] if "put" not in piece else f"{{{piece['word']}|{piece['put']}}}"
             for piece in example["pieces"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import whole_or_absent
+from data_prep.objectives import Pairing
 
 Report = dict[str, Any]
 
@@ -40,9 +41,9 @@ UNKNOWN = (
 COLUMNS = """
 | column | |
 | --- | --- |
-| `input_ids` | `[CLS] A [SEP] B [SEP]`, unmasked, unpadded |
+| `input_ids` | `{form}`, unmasked, unpadded |
 | `segment_a_length` | tokens up to and with the first `[SEP]` |
-| `next_sentence_label` | 0: B follows A, 1: B is from another document |
+| `next_sentence_label` | 0: {label_0}, 1: {label_1} |
 | `masked_positions`, `masked_input_ids` | where the static mask lies, and what stands there in the input |
 | `document_a`, `document_b` | number of A's and B's document in the split |
 """
@@ -68,6 +69,11 @@ def card(report: Report) -> str:
         else "**The audit found them unfit for training:**\n\n"
         + "\n".join(f"- {fault}" for fault in faults)
     )
+    pairing = Pairing[made["settings"]["pairs"]]
+    label_0, label_1 = pairing.meanings
+    what = "Documents' sentences" if pairing is Pairing.none else "Sentence pairs"
+    form = "[CLS] text [SEP]" if pairing is Pairing.none else "[CLS] A [SEP] B [SEP]"
+    columns = COLUMNS.format(form=form, label_0=label_0, label_1=label_1)
     settings = [
         *((name, value) for name, value in made["settings"].items() if name != "masking"),
         *((f"masking.{name}", value) for name, value in made["settings"]["masking"].items()),
@@ -79,11 +85,11 @@ def card(report: Report) -> str:
     licences = dict.fromkeys(name for kind in kinds for name in LICENCES.get(kind, UNKNOWN)[0])
     head = HEAD.format(licences=", ".join(licences or UNKNOWN[0]))
     return (
-        f"{head}\n# Sentence pairs of up to {report['seq_len']} tokens for BERT's pretraining\n\n"
-        f"Shards of masked sentence pairs in the WordPiece ids of an {casing} vocabulary of "
+        f"{head}\n# {what} of up to {report['seq_len']} tokens for BERT's pretraining\n\n"
+        f"Shards of masked examples in the WordPiece ids of an {casing} vocabulary of "
         f"{made['vocab_size']:,} entries. {verdict}\n\n"
         '```python\nfrom datasets import load_dataset\n\nload_dataset("FOLDER OF THIS FILE")\n```\n'
-        f"{COLUMNS}\n## Sources\n\n{_sources(report['corpus'])}\n"
+        f"{columns}\n## Sources\n\n{_sources(report['corpus'])}\n"
         f"## Sizes\n\n{_sizes(report)}\n"
         f"## Settings\n\n| setting | value |\n| --- | --- |\n"
         + "".join(f"| `{name}` | {value} |\n" for name, value in settings)
@@ -119,13 +125,15 @@ def _cell(text: str) -> str:
 
 
 def _sizes(report: Report) -> str:
-    lines = ["| | examples | tokens | mean length | random next | masked | unknown |\n"]
+    label = Pairing[report["made"]["settings"]["pairs"]].label_1
+    title = label.replace("_", " ") if label else "label 1"
+    lines = [f"| | examples | tokens | mean length | {title} | masked | unknown |\n"]
     lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n")
     for name, split in report["splits"].items():
         if split["rows"]:
             lines.append(
                 f"| {name} | {split['rows']:,} | {split['tokens']:,} | {split['mean_length']:.1f} "
-                f"| {split['random_next_share']:.2%} | {split['masked_share']:.2%} "
+                f"| {split.get(f'{label}_share', 0):.2%} | {split['masked_share']:.2%} "
                 f"| {split['unknown_share']:.3%} |\n"
             )
     return "".join(lines)

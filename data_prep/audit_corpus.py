@@ -12,14 +12,17 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data_prep.files import read_json
+from data_prep.objectives import Pairing
 from data_prep.settings import AuditSettings
 from data_prep.tokens import SPLITS, TokenStore
 
 MOST_HASHES = 1 << 24  # sentences compared: of a larger store a sample, all copies of each
 
 
-def audit_corpus(data_dir: Path, bounds: AuditSettings) -> tuple[dict[str, Any], list[str]]:
-    """Figures of data_dir/documents and data_dir/tokens, and why they would train badly.
+def audit_corpus(
+    data_dir: Path, pairing: Pairing, bounds: AuditSettings
+) -> tuple[dict[str, Any], list[str]]:
+    """Figures of data_dir/documents and data_dir/tokens, and why such pairs of them train badly.
 
     Raises ValueError where the token store is missing or not as its manifest says.
     """
@@ -34,7 +37,7 @@ def audit_corpus(data_dir: Path, bounds: AuditSettings) -> tuple[dict[str, Any],
         "splits": splits,
         "heldout_in_train_share": seen["heldout"].share_met_in(seen["train"]),
     }
-    return figures, _faults(splits["train"], bounds)
+    return figures, _faults(splits["train"], pairing, bounds)
 
 
 def _collected(data_dir: Path) -> dict[str, Any]:
@@ -136,15 +139,15 @@ def _split_figures(store: TokenStore, sentences: _Sentences) -> dict[str, Any]:
     }
 
 
-def _faults(train: dict[str, Any], bounds: AuditSettings) -> list[str]:
+def _faults(train: dict[str, Any], pairing: Pairing, bounds: AuditSettings) -> list[str]:
     faults = []
-    if train["documents"] < bounds.fewest_documents:
+    if pairing is Pairing.nsp and train["documents"] < bounds.fewest_documents:
         faults.append(
             f"there are {train['documents']:,} train documents, and {bounds.fewest_documents:,} "
             "are the least: the few texts that random partners come from are learnt by heart; add "
             "documents, split them where they are collections, or set audit.fewest_documents"
         )
-    if train["one_sentence_share"] > bounds.most_one_sentence:
+    if pairing.label_1 and train["one_sentence_share"] > bounds.most_one_sentence:
         faults.append(
             f"{train['one_sentence_share']:.1%} of the documents are one sentence, more than "
             f"{bounds.most_one_sentence:.0%}: they have no next sentence; is a row of the source a "

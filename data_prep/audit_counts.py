@@ -13,16 +13,22 @@ import xxhash
 from numpy.typing import NDArray
 
 from data_prep.masking import MaskingRule, num_masked
+from data_prep.objectives import MaskingUnit, Pairing
 from data_prep.shards import Examples
 
 # What is counted in every shard, and summed.
 Counts = dict[str, int]
 
+LABELS = tuple(pairing.label_1 for pairing in Pairing if pairing.label_1)
+
 # Kinds of broken examples: none of them may occur.
 BROKEN = (
     "pairs labelled random within one document",
     "pairs labelled next from two documents",
+    "examples of two documents where all are of one",
+    "labels of examples without a pair",
     "examples not of the form [CLS] A [SEP] B [SEP]",
+    "examples not of the form [CLS] text [SEP]",
     "special ids inside the text",
     "examples longer than seq_len",
     "ids outside the vocabulary",
@@ -32,18 +38,24 @@ BROKEN = (
 
 
 def count(
-    examples: Examples, rule: MaskingRule, special_ids: dict[str, int], seq_len: int
+    examples: Examples,
+    pairing: Pairing,
+    rule: MaskingRule,
+    special_ids: dict[str, int],
+    seq_len: int,
 ) -> Counts:
     """Everything countable of N examples, the kinds of BROKEN among it."""
     ids, starts, ends = examples.input_ids, examples.offsets[:-1], examples.offsets[1:]
-    is_random = examples.next_sentence_labels == 1
+    is_nsp, is_single = pairing is Pairing.nsp, pairing is Pairing.none
+    is_one = examples.next_sentence_labels == 1
     is_same = examples.document_a == examples.document_b
     first_sep = starts + examples.segment_a_lengths - 1
     lengths_N = ends - starts
     masked_N = np.diff(examples.masked_offsets)
     wanted_N = num_masked(lengths_N, rule)
-    whole = first_sep < ends - 2  # B has a token, A's is looked at below
-    is_form = whole & (examples.segment_a_lengths >= 3) & (lengths_N >= 5)
+    # B has a token, or there is none; A's is looked at below
+    whole = first_sep == ends - 1 if is_single else first_sep < ends - 2
+    is_form = whole & (examples.segment_a_lengths >= 3)
     is_form &= (ids[starts] == rule.cls_id) & (ids[ends - 1] == rule.sep_id)
     is_form[whole] &= ids[first_sep[whole]] == rule.sep_id
     is_text = np.ones(len(ids), np.bool_)
@@ -57,12 +69,15 @@ def count(
     is_rising = np.diff(examples.masked_positions.astype(np.int64), prepend=-1) > 0
     is_mask, is_kept = put == rule.mask_id, put == target
     wrong_number = (masked_N < 1) | (masked_N > rule.most)
-    if not rule.whole_word:
+    if rule.unit is MaskingUnit.token:
         wrong_number |= masked_N != wanted_N
     broken = (
-        (is_random & is_same).sum(),
-        (~is_random & ~is_same).sum(),
-        (~is_form).sum(),
+        is_nsp * (is_one & is_same).sum(),
+        is_nsp * (~is_one & ~is_same).sum(),
+        (not is_nsp) * (~is_same).sum(),
+        is_single * is_one.sum(),
+        (not is_single) * (~is_form).sum(),
+        is_single * (~is_form).sum(),
         np.isin(ids[is_text], inner_special).sum(),
         (lengths_N > seq_len).sum(),
         (ids >= rule.vocab_size).sum() + (put >= rule.vocab_size).sum(),
@@ -75,7 +90,7 @@ def count(
         "text_tokens": is_text.sum(),
         "masked_tokens": len(at),
         "quota": wanted_N.sum(),
-        "random_next": is_random.sum(),
+        **({pairing.label_1: is_one.sum()} if pairing.label_1 else {}),
         "became_mask": is_mask.sum(),
         "stayed": (is_kept & ~is_mask).sum(),
         "became_random": (~is_mask & ~is_kept).sum(),
@@ -92,7 +107,7 @@ def shares(counts: Counts, seq_len: int) -> dict[str, Any]:
         **{name: n for name, n in counts.items() if name not in BROKEN},
         "mean_length": counts["tokens"] / rows,
         "real_share": counts["tokens"] / (rows * seq_len),
-        "random_next_share": counts["random_next"] / rows,
+        **{f"{name}_share": counts[name] / rows for name in LABELS if name in counts},
         "masked_share": counts["masked_tokens"] / max(counts["tokens"], 1),
         "mask_share": counts["became_mask"] / masked,
         "random_share": counts["became_random"] / masked,

@@ -11,6 +11,7 @@ from typing import Any
 from data_prep.audit_plots import draw, dropped_by_reason
 from data_prep.audit_tables import CORPUS, REPEATED, REPEATED_EXAMPLES, SHARDS, table_rows
 from data_prep.files import whole_or_absent
+from data_prep.objectives import Pairing
 
 Report = dict[str, Any]
 
@@ -68,7 +69,7 @@ def page(report: Report, plots: dict[str, tuple[str, bytes]]) -> str:
         f"<h1>{title}</h1>{_made(report)}{_verdict(report['faults'])}\n"
         f'<div class="columns">{_tables(report)}</div>\n'
         f'<h2>Plots</h2><div class="columns">{images}</div>\n'
-        f"{_examples(report['examples'])}</body></html>\n"
+        f"{_examples(report)}</body></html>\n"
     )
 
 
@@ -124,7 +125,7 @@ def _tables(report: Report) -> str:
             )
         ]
         rows.insert(0, ["the more frequent label", f"{shortcut['majority']:.1%}", "0%"])
-        heading = "Next-sentence labels told by a bag of words"
+        heading = "Labels told by a bag of words"
         tables.append(_table(heading, ["from", "right", "mistakes avoided"], rows))
     return "".join(tables)
 
@@ -175,26 +176,29 @@ def _table(heading: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     )
 
 
-def _examples(examples: Sequence[Report]) -> str:
-    if not examples:
+def _examples(report: Report) -> str:
+    if not report["examples"]:
         return ""
+    pairing = Pairing[report["made"]["settings"]["pairs"]]
+    examples = "".join(_example(example, pairing) for example in report["examples"])
     legend = " ".join(
         f'<mark class="{kind}" title="{escape(text)}">{name}</mark> {escape(text)}.<br>'
         for (kind, text), name in zip(KINDS.items(), ("masked", "replaced", "kept"), strict=True)
     )
-    return f"<h2>Examples</h2><p>{legend}</p>" + "".join(_example(example) for example in examples)
+    return f"<h2>Examples</h2><p>{legend}</p>{examples}"
 
 
-def _example(example: Report) -> str:
+def _example(example: Report, pairing: Pairing) -> str:
     pieces, cut = example["pieces"], example["segment_a_length"]
     a, b = example["documents"]
-    label = "B is a random text" if example["next_sentence_label"] else "B is what follows A"
+    label = pairing.meanings[example["next_sentence_label"]]
+    b_text = f'<p><span class="side">B</span>{_text(pieces[cut:])}</p>' if pieces[cut:] else ""
     return (
         f'<div class="example"><p><span class="label">{label}</span> <span class="muted">example '
         f"{example['example']:,}, {len(pieces)} tokens, of {escape(a)}"
         f"{'' if a == b else f' and {escape(b)}'}</span></p>"
         f'<p><span class="side">A</span>{_text(pieces[:cut])}</p>'
-        f'<p><span class="side">B</span>{_text(pieces[cut:])}</p></div>'
+        f"{b_text}</div>"
     )
 
 

@@ -12,7 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from data_prep.pairs import LOSSES
+
 BLUE, ORANGE, GREY = "#2b6cb0", "#c05621", "#a0aec0"
+
+# what label 1 of the pairs says
+LABELS = (("random next", "random_next_share"), ("swapped", "swapped_share"))
 
 Report = dict[str, Any]
 
@@ -53,7 +58,7 @@ def dropped_by_reason(report: Report) -> dict[str, int]:
     }
     counts |= {f"encode: {name.replace('_', ' ')}": n for name, n in corpus["dropped"].items()}
     for split, figures in report["splits"].items():
-        for name in ("truncated_tokens", "long_sentences"):
+        for name in LOSSES:
             counts[f"build {split}: {name.replace('_', ' ')}"] = figures.get(name, 0)
     return counts
 
@@ -129,7 +134,7 @@ def _labels_and_masks(axes: Axes, report: Report) -> None:
     masking = report["made"]["settings"]["masking"]
     kept = 1 - masking["mask_share"] - masking["random_share"]
     rows = [
-        ("random next", train["random_next_share"], 0.5),
+        *((name, train[key], 0.5) for name, key in LABELS if key in train),
         ("masked, of all tokens", train["masked_share"], masking["rate"]),
         ("… as [MASK]", train["mask_share"], masking["mask_share"]),
         ("… as a random entry", train["random_share"], masking["random_share"]),

@@ -1,4 +1,4 @@
-"""Can the next-sentence label be told without reading? Two small classifiers try.
+"""Can the pairs' label be told without reading? Two small classifiers try.
 
 `alone` sees the lengths of A and B and which words each of them has, never both together: that a
 B of this kind is mostly random. Where documents of several domains are drawn with other shares as
@@ -7,7 +7,8 @@ majority; a fault of the data (random partners marked, or cut otherwise) makes i
 
 `together` sees besides how many words A and B share, rare ones counting more. Pairs of one document
 share names and topics: this is what the task is about, and much of it can be told so. Only where
-next to nothing is left to be learnt (a title in every line, say) the pairs are unfit.
+next to nothing is left to be learnt (a title in every line, say) the pairs are unfit. Of swapped
+pairs, whose A and B are always of one document, `together` can tell no more than `alone`.
 
 Suffixes: N examples, T words (distinct ids of an example's segment) end to end.
 """
@@ -54,10 +55,10 @@ def audit_shortcut(split: Shards, bounds: AuditSettings) -> tuple[dict[str, Any]
         figures[f"{name}_accuracy"], figures[f"{name}_skill"] = accuracy, float(skill)
         if skill > bound:
             faults.append(
-                f"{told} tell {accuracy:.1%} of the next-sentence labels where the more frequent "
+                f"{told} tell {accuracy:.1%} of the pairs' labels where the more frequent "
                 f"label is right in {majority:.1%}: {skill:.0%} of its mistakes are avoided, and "
                 f"{bound:.0%} is the most: a trivial shortcut; look at the examples for what marks "
-                "random partners"
+                "pairs of label 1"
             )
     return figures, faults
 

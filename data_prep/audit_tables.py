@@ -16,6 +16,7 @@ SHARDS: tuple[Row, ...] = (
     ("mean length", "mean_length", "{:.1f}"),
     ("real tokens of all places", "real_share", "{:.1%}"),
     ("random next", "random_next_share", "{:.2%}"),
+    ("swapped", "swapped_share", "{:.2%}"),
     ("masked", "masked_share", "{:.2%}"),
     ("… as [MASK]", "mask_share", "{:.2%}"),
     ("… as a random entry", "random_share", "{:.2%}"),

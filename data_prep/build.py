@@ -1,4 +1,4 @@
-"""Job: the token store -> shards of masked sentence pairs, data_dir/len<seq_len>/.
+"""Job: the token store -> shards of masked examples, data_dir/len<seq_len>/.
 
 One task is one part of the token store in one pass (`copies`), and gives one shard; held-out
 documents are paired among themselves. Rows lie in document order: training permutes them.
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from data_prep import engine, shards, tokens
 from data_prep.configuration import as_dict
 from data_prep.files import checksum, read_json, whole_or_absent, write_json
-from data_prep.pairs import random_next_fault
+from data_prep.objectives import Pairing
+from data_prep.pairs import LOSSES, label_fault
 from data_prep.settings import DataPrepSettings, start
 
 # What of the settings decides the bytes; the rest (workers, bounds of the audit, ...) does not.
-DECISIVE = ("seed", "seq_len", "copies", "short_seq_prob", "masking")
+DECISIVE = ("seed", "seq_len", "pairs", "copies", "short_seq_prob", "masking")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +40,7 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     data_dir = Path(settings.data_dir)
     folder = data_dir / f"len{settings.seq_len}"
     manifest = _describe(settings, data_dir)
-    tasks = list_tasks(tokens.read_manifest(data_dir), settings.copies)
+    tasks = list_tasks(tokens.read_manifest(data_dir), settings.pairs, settings.copies)
     former = folder / "manifest.json"
     is_built = former.is_file() and manifest.items() <= read_json(former).items()
     if not is_built and settings.share_of[0] == 1:  # each share would read the whole store
@@ -63,11 +64,18 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     if (folder / "manifest.json").is_file():  # nothing was to be done
         return shards.read_manifest(folder)
     (folder / "README.md").unlink(missing_ok=True)  # the audit's, of former shards
-    splits, token_counts = _collect(folder, tasks, counts, int(manifest["vocab_size"]))
-    least, most = settings.audit.random_next_least, settings.audit.random_next_most
+    splits, token_counts = _collect(folder, tasks, counts, manifest)
+    bounds = settings.audit.random_next_least, settings.audit.random_next_most
     for split, figures in splits.items():
-        if fault := random_next_fault(figures["random_next"], figures["rows"], least, most):
+        ones = figures.get(settings.pairs.label_1, 0)
+        if fault := label_fault(settings.pairs, ones, figures["rows"], *bounds):
             raise RuntimeError(f"{folder / split}: {fault}")
+        if not figures["rows"]:
+            raise RuntimeError(
+                f"{folder / split}: no examples: each of its {figures['unpaired_documents']:,} "
+                "documents is one sentence, which has no order (is every line its own document?); "
+                "mend the documents, or set pairs=nsp or pairs=none"
+            )
     with (
         whole_or_absent(folder / "token_counts.npy") as temporary,
         temporary.open("wb") as file,
@@ -78,16 +86,18 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     return finished
 
 
-def list_tasks(token_manifest: dict[str, Any], copies: int) -> list[tuple[str, int, int]]:
+def list_tasks(
+    token_manifest: dict[str, Any], pairing: Pairing, copies: int
+) -> list[tuple[str, int, int]]:
     """(split, pass, part) of every task, in the order of the shards.
 
-    Raises ValueError when a split has too few documents for random partners.
+    Raises ValueError when random partners are needed and a split has too few documents for them.
     """
     documents = {
         split: sum(part["documents"] for part in token_manifest["splits"][split])
         for split in shards.SPLITS
     }
-    if min(documents.values()) < 2:
+    if pairing is Pairing.nsp and min(documents.values()) < 2:
         raise ValueError(
             f"the token store has {documents['train']} train and {documents['heldout']} held-out "
             "documents; each split needs 2, since a random next sentence comes from another "
@@ -104,19 +114,24 @@ def list_tasks(token_manifest: dict[str, Any], copies: int) -> list[tuple[str, i
 
 def summary(manifest: dict[str, Any]) -> str:
     """A short table of what was built."""
-    lines = [
-        f"{'':9}{'shards':>7}{'examples':>13}{'tokens':>15}{'mean':>7}{'masked':>8}{'random':>8}"
-    ]
+    label = Pairing[manifest["pairs"]].label_1
+    title = f"{label.replace('_', ' '):>13}" if label else ""
+    lines = [f"{'':9}{'shards':>7}{'examples':>13}{'tokens':>15}{'mean':>7}{'masked':>8}{title}"]
     for name, split in manifest["splits"].items():
         rows, num_tokens = max(split["rows"], 1), max(split["tokens"], 1)
         lines.append(
             f"{name:9}{len(split['shards']):7,}{split['rows']:13,}{split['tokens']:15,}"
             f"{split['tokens'] / rows:7.1f}{split['masked_tokens'] / num_tokens:8.2%}"
-            f"{split['random_next'] / rows:8.2%}"
+            + (f"{split[label] / rows:13.2%}" if label else "")
         )
     lines += [
-        f"{name}: {split['truncated_tokens']:,} tokens were truncated from their documents, "
+        f"{name}: {split['truncated_tokens']:,} tokens of the documents are in no example, "
         f"{split['long_sentences']:,} sentences longer than a window were cut into pieces"
+        + (
+            f", {n:,} documents of one sentence have no pair"
+            if (n := split["unpaired_documents"])
+            else ""
+        )
         for name, split in manifest["splits"].items()
     ]
     return "\n".join(lines) + "\n"
@@ -126,7 +141,7 @@ def _refuse_unfit(data_dir: Path, settings: DataPrepSettings) -> None:
     """What the audit would say of the token store is said before a shard of it is written."""
     from data_prep.audit_corpus import audit_corpus  # late: it loads a kernel
 
-    _, faults = audit_corpus(data_dir, settings.audit)
+    _, faults = audit_corpus(data_dir, settings.pairs, settings.audit)
     if faults:
         reasons = "".join(f"\n- {fault}" for fault in faults)
         raise RuntimeError(
@@ -154,6 +169,7 @@ def _describe(settings: DataPrepSettings, data_dir: Path) -> dict[str, Any]:
         "lowercase": token_manifest["lowercase"],
         "special_ids": token_manifest["special_ids"],
         "tokens_checksum": checksum(data_dir / "tokens" / "manifest.json"),
+        "pairs": chosen["pairs"],
         "masking": chosen["masking"],
         "settings": chosen,
     }
@@ -163,9 +179,11 @@ def _collect(
     folder: Path,
     tasks: Sequence[tuple[str, int, int]],
     counts: dict[str, int],
-    vocab_size: int,
+    manifest: dict[str, Any],
 ) -> tuple[dict[str, Any], NDArray[np.int64]]:
     """The splits of the manifest, from the shards' own bytes, and (V,) target counts of train."""
+    vocab_size, label = int(manifest["vocab_size"]), Pairing[manifest["pairs"]].label_1
+    labels = (label,) if label else ()
     splits: dict[str, Any] = {split: {"shards": []} for split in shards.SPLITS}
     token_counts = np.zeros(vocab_size, np.int64)
     for index, (split, _, _) in enumerate(tasks):
@@ -178,7 +196,7 @@ def _collect(
                 "rows": len(examples),
                 "tokens": int(examples.offsets[-1] - examples.offsets[0]),
                 "masked_tokens": int(examples.masked_offsets[-1] - examples.masked_offsets[0]),
-                "random_next": int(examples.next_sentence_labels.sum()),
+                **dict.fromkeys(labels, int(examples.next_sentence_labels.sum())),
                 "bytes": path.stat().st_size,
                 "checksum": checksum(path),
             }
@@ -186,9 +204,9 @@ def _collect(
         if split == "train":
             token_counts += np.bincount(examples.targets, minlength=vocab_size)
     for split, figures in splits.items():
-        for name in ("rows", "tokens", "masked_tokens", "random_next"):
+        for name in ("rows", "tokens", "masked_tokens", *labels):
             figures[name] = sum(shard[name] for shard in figures["shards"])
-        for name in ("truncated_tokens", "long_sentences"):
+        for name in LOSSES:
             figures[name] = counts.get(f"{split}/{name}", 0)
     return splits, token_counts
 

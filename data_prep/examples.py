@@ -14,7 +14,8 @@ import numpy as np
 import orjson
 
 from data_prep.masking import MaskingRule, mask_examples, static_keys
-from data_prep.pairs import PairRule, Pairs, make_pairs
+from data_prep.objectives import MaskingUnit, Pairing
+from data_prep.pairs import LOSSES, PairRule, Pairs, make_pairs
 from data_prep.shards import Examples, shard_name, write_shard
 from data_prep.tokens import TokenPart, TokenStore
 
@@ -26,7 +27,13 @@ def build_shard(
     split, copy, part = tasks[index]
     settings, data_dir = manifest["settings"], folder.parent
     store = TokenStore.open(data_dir, split)
-    pair_rule = PairRule(settings["seq_len"], settings["short_seq_prob"], settings["seed"], copy)
+    pair_rule = PairRule(
+        pairing=Pairing[settings["pairs"]],
+        seq_len=settings["seq_len"],
+        short_seq_prob=settings["short_seq_prob"],
+        seed=settings["seed"],
+        copy=copy,
+    )
     masking_rule = MaskingRule.from_manifest(manifest, data_dir / "vocab" / "vocab.txt")
     examples, pairs = make_examples(store, part, pair_rule, masking_rule)
     metadata = {
@@ -39,16 +46,13 @@ def build_shard(
         "settings": orjson.dumps(settings, option=orjson.OPT_SORT_KEYS).decode(),
     }
     write_shard(folder / split / shard_name(tasks, index), examples, metadata)
-    return {
-        f"{split}/truncated_tokens": pairs.truncated_tokens,
-        f"{split}/long_sentences": pairs.long_sentences,
-    }
+    return {f"{split}/{name}": getattr(pairs, name) for name in LOSSES}
 
 
 def make_examples(
     store: TokenStore, part: int, pair_rule: PairRule, masking_rule: MaskingRule
 ) -> tuple[Examples, Pairs]:
-    """The pairs of one part with their static masks; and the pairs, for what they count."""
+    """The examples of one part with their static masks; and the pairs, for what they count."""
     pairs = make_pairs(store, part, pair_rule, masking_rule.cls_id, masking_rule.sep_id)
     keys = static_keys(pair_rule.seed, pair_rule.copy, pairs.document_a, pairs.numbers)
     masked_positions, masked_offsets, masked_input_ids = mask_examples(
@@ -76,19 +80,22 @@ def _load_kernels() -> None:
         column.flags.writeable = False  # as a memory map's: numba tells the two apart
     part = TokenPart("", ids, sentence_offsets, document_offsets, documents=None)
     store = TokenStore(Path(), "", {}, [part], np.array([0, 2]))
-    rule = MaskingRule(
+    masking_rule = MaskingRule(
         rate=0.15,
         max_predictions=None,
         mask_share=0.8,
         random_share=0.1,
-        whole_word=False,
+        unit=MaskingUnit.token,
+        num_special=3,
         mask_id=18,
         cls_id=16,
         sep_id=17,
         vocab_size=19,
         special_ids=(16, 17, 18),
     )
-    make_examples(store, 0, PairRule(seq_len=16, short_seq_prob=0.1, seed=0, copy=0), rule)
+    for pairing in Pairing:
+        pair_rule = PairRule(pairing, seq_len=16, short_seq_prob=0.1, seed=0, copy=0)
+        make_examples(store, 0, pair_rule, masking_rule)
 
 
 _load_kernels()

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import philox
+from data_prep.objectives import MaskingUnit, Pairing
 
 DYNAMIC = 1 << 31  # in a key: an epoch of training, and not a pass of data preparation
 
@@ -28,20 +29,21 @@ DYNAMIC = 1 << 31  # in a key: an epoch of training, and not a pass of data prep
 class MaskingRule:
     """How many positions are masked and with what. Shares are of the masked positions."""
 
-    rate: float  # of an example's tokens, [CLS] and both [SEP] counted
+    rate: float  # of an example's tokens, [CLS] and [SEP] counted
     max_predictions: int | None  # an example's most; None: no bound
     mask_share: float  # become [MASK]
     random_share: float  # become a random entry; the rest stays
-    whole_word: bool  # pieces of one word are masked together
+    unit: MaskingUnit
+    num_special: int  # [CLS] and [SEP] of an example
     mask_id: int
     cls_id: int
     sep_id: int
     vocab_size: int
     special_ids: tuple[int, ...]  # never drawn as a random entry
-    continuation: NDArray[np.bool_] | None = None  # (V,) "##" pieces; for whole_word alone
+    continuation: NDArray[np.bool_] | None = None  # (V,) "##" pieces; for whole words alone
 
     def __post_init__(self) -> None:
-        if self.whole_word and self.continuation is None:
+        if self.unit is MaskingUnit.whole_word and self.continuation is None:
             raise ValueError("whole-word masking needs the vocabulary: give its vocab.txt")
         if len(set(self.special_ids)) >= self.vocab_size:
             raise ValueError(f"all {self.vocab_size} entries of the vocabulary are special")
@@ -61,8 +63,9 @@ class MaskingRule:
 
         masking, special_ids = manifest["masking"], manifest["special_ids"]
         vocab_size = int(manifest["vocab_size"])
+        unit = MaskingUnit[masking["unit"]]
         continuation = None
-        if masking["whole_word"] and vocab_path is not None:
+        if unit is MaskingUnit.whole_word and vocab_path is not None:
             entries = read_vocab(vocab_path)
             if len(entries) != vocab_size:
                 raise ValueError(
@@ -75,7 +78,8 @@ class MaskingRule:
             max_predictions=masking["max_predictions"],
             mask_share=masking["mask_share"],
             random_share=masking["random_share"],
-            whole_word=masking["whole_word"],
+            unit=unit,
+            num_special=Pairing[manifest["pairs"]].num_special,
             mask_id=special_ids["mask"],
             cls_id=special_ids["cls"],
             sep_id=special_ids["sep"],
@@ -112,11 +116,12 @@ def num_masked(lengths: NDArray[np.integer[Any]], rule: MaskingRule) -> NDArray[
     """(N,) quota of masked positions for examples of (N,) tokens.
 
     min(max_predictions, max(1, rate * length rounded half to even)), and never more than the
-    length - 3 candidates. Without whole words it is the exact count, with them the most, but for
-    an example of which no word fits the quota.
+    candidates, which are all tokens but [CLS] and [SEP]. Of tokens it is the exact count, of whole
+    words the most, but for an example of which no word fits the quota.
     """
     rounded_N = np.rint(np.asarray(lengths, np.float64) * rule.rate).astype(np.int64)
-    return np.minimum(np.clip(rounded_N, 1, rule.most), np.asarray(lengths, np.int64) - 3)
+    candidates_N = np.asarray(lengths, np.int64) - rule.num_special
+    return np.minimum(np.clip(rounded_N, 1, rule.most), candidates_N)
 
 
 def mask_examples(
@@ -135,8 +140,9 @@ def mask_examples(
     offsets = np.asarray(offsets, np.int64)
     lengths_N = np.diff(offsets)
     quotas_N = num_masked(lengths_N, rule)
+    whole_word = rule.unit is MaskingUnit.whole_word
     # Room for the shortest word of an example, which may be longer than the quota
-    room_N = np.minimum(lengths_N, rule.most) if rule.whole_word else quotas_N
+    room_N = np.minimum(lengths_N, rule.most) if whole_word else quotas_N
     positions_M = np.empty(room_N.sum(), np.uint16)
     masked_ids_M = np.empty(room_N.sum(), input_ids.dtype)
     masked_offsets = np.zeros(len(lengths_N) + 1, np.int64)
@@ -146,7 +152,7 @@ def mask_examples(
     continuation = np.zeros(0, np.bool_) if rule.continuation is None else rule.continuation
     _mask(
         *(input_ids, offsets, keys, quotas_N, rule.most, shares, random_ids),
-        *(np.array([rule.cls_id, rule.sep_id]), rule.mask_id, rule.whole_word, continuation),
+        *(np.array([rule.cls_id, rule.sep_id]), rule.mask_id, whole_word, continuation),
         *(positions_M, masked_offsets, masked_ids_M),
     )
     size = masked_offsets[-1]

@@ -1,9 +1,9 @@
-"""Sentence pairs for next sentence prediction: the sentences of documents -> `[CLS] A [SEP] B [SEP]`.
+"""The sentences of documents -> examples: pairs `[CLS] A [SEP] B [SEP]`, or `[CLS] text [SEP]`.
 
-The algorithm is that of google-research/bert, create_pretraining_data.py: sentences are collected
-up to a target length and split into A and the rest; half of the time B is that rest, else it
-comes from another document and the rest is put back; what is too long loses tokens at either end.
-It differs in three points, each on purpose:
+`nsp`, next sentence prediction. The algorithm is that of google-research/bert,
+create_pretraining_data.py: sentences are collected up to a target length and split into A and the
+rest; half of the time B is that rest, else it comes from another document and the rest is put
+back; what is too long loses tokens at either end. It differs in three points, each on purpose:
 
 - the short target is drawn for every pair, there once for a whole document: one draw makes
   thousands of short pairs of a long book;
@@ -12,11 +12,22 @@ It differs in three points, each on purpose:
 - a sentence longer than the window is first cut at every half window, so that two pieces fill an
   example; there truncation drops all of it but one window.
 
-What truncation removes from a document's own text is counted. Every draw is keyed by (seed, pass,
+`sop`, sentence order prediction (ALBERT, Lan et al. 2020, 3.1; google-research/albert,
+create_pretraining_data.py): the same chunks and the same split, but B is always the rest, and by a
+fair coin A and B are swapped. A single sentence has no order; there it gets a random partner and
+the label "swapped", which is another task. Here a chunk takes a second sentence whatever its
+target; where one sentence of the document would be left over, the chunk hands it one of its own,
+or, holding two, takes it in; a document of one sentence gives no example, and is counted.
+
+`none`, no second segment (RoBERTa, Liu et al. 2019, 4.2, DOC-SENTENCES): as many whole sentences as
+fit the target, and never across the end of a document. Nothing is truncated. Short targets are
+drawn here as well; for RoBERTa's own way set short_seq_prob to 0.
+
+What of a document's own text is in no example is counted. Every draw is keyed by (seed, pass,
 document, pair). A segment is a range of tokens of one part of the token store, so pairs are
 decided on offsets alone, and memory is bounded by one part whatever the size of the corpus.
 
-Suffixes: N pairs, T tokens of all pairs end to end, S sentences, D documents.
+Suffixes: N examples, T tokens of all of them end to end, S sentences, D documents.
 """
 
 from __future__ import annotations
@@ -30,39 +41,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import philox
+from data_prep.objectives import Pairing
 from data_prep.tokens import TokenStore
 
-NUM_SPECIAL = 3  # of an example: [CLS] and two [SEP]
+LOSSES = ("truncated_tokens", "long_sentences", "unpaired_documents")  # of Pairs, and of manifests
 
 
 @dataclass(frozen=True)
 class PairRule:
-    """What decides the pairs of a corpus."""
+    """What decides the examples of a corpus."""
 
+    pairing: Pairing
     seq_len: int  # tokens of the longest example, special ones included
-    short_seq_prob: float  # chance that a pair aims at a length drawn from 2 to the window
+    short_seq_prob: float  # chance that an example aims at a length drawn from 2 to the window
     seed: int
     copy: int  # number of the pass over the corpus
 
     @property
     def window(self) -> int:
         """Most tokens of A and B together."""
-        return self.seq_len - NUM_SPECIAL
+        return self.seq_len - self.pairing.num_special
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """The N pairs of one part, in the order of its documents."""
+    """The N examples of one part, in the order of its documents. Without pairs, all is A."""
 
     input_ids: NDArray[Any]  # (T,) in the dtype of the token store
     offsets: NDArray[np.int64]  # (N + 1,)
     segment_a_lengths: NDArray[np.uint16]  # (N,) tokens up to and with the first [SEP]
-    next_sentence_labels: NDArray[np.uint8]  # (N,) 0: B follows A, 1: B is from elsewhere
+    next_sentence_labels: NDArray[np.uint8]  # (N,) 1: random or swapped (Pairing.label_1)
     document_a: NDArray[np.uint32]  # (N,) numbers in the split
     document_b: NDArray[np.uint32]  # (N,)
-    numbers: NDArray[np.uint32]  # (N,) of the pair in its document
+    numbers: NDArray[np.uint32]  # (N,) of the example in its document
     truncated_tokens: int  # of the part's own documents: in no example of this pass
     long_sentences: int  # that were cut into pieces
+    unpaired_documents: int  # of one sentence, where that gives no example
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,8 @@ class _Plan:
     document_a: NDArray[np.int64]
     document_b: NDArray[np.int64]
     numbers: NDArray[np.int64]
-    wanted_b: NDArray[np.int64]  # tokens that a random B should reach; may be below 1
+    labels: NDArray[np.int64]
+    wanted_b: NDArray[np.int64]  # nsp alone: tokens that a random B should reach; may be below 1
     starts_a: NDArray[np.int64]
     lengths_a: NDArray[np.int64]
     starts_b: NDArray[np.int64]
@@ -80,11 +95,11 @@ class _Plan:
 
 
 def make_pairs(store: TokenStore, part: int, rule: PairRule, cls_id: int, sep_id: int) -> Pairs:
-    """The pairs of one part of a split; random partners come from all its parts.
+    """The examples of one part of a split; random partners come from all its parts.
 
-    Raises ValueError when the split holds a single document, which can have no partner.
+    Raises ValueError when a random partner is needed and the split holds a single document.
     """
-    if store.num_documents == 1:
+    if rule.pairing is Pairing.nsp and store.num_documents == 1:
         raise ValueError(
             f"the {store.split} split of {store.folder} holds 1 document, and a random next needs "
             "another one: add documents, or change heldout_fraction and run data_prep.encode again"
@@ -95,17 +110,16 @@ def make_pairs(store: TokenStore, part: int, rule: PairRule, cls_id: int, sep_id
         own.sentence_offsets, own.document_offsets, rule.window
     )
     columns = np.empty(
-        (8, len(sentence_offsets) - 1), np.int64
-    )  # a pair uses up a sentence or more
-    size = _walk(
+        (9, len(sentence_offsets) - 1), np.int64
+    )  # an example uses up a sentence or more
+    size = _WALKS[rule.pairing](
         *(sentence_offsets, document_offsets, store.first_document[part], store.num_documents),
         *(key, rule.window, rule.short_seq_prob, columns),
     )
     plan = _Plan(*columns[:, :size])
-    is_random = plan.document_a != plan.document_b
-    own_rows = np.flatnonzero(~is_random)
-    own_tokens = plan.lengths_a.sum() + plan.lengths_b[own_rows].sum()
-    partners = list(_by_part(store, np.flatnonzero(is_random), plan.document_b))
+    is_own = plan.document_a == plan.document_b
+    own_rows = np.flatnonzero(is_own)
+    partners = list(_by_part(store, np.flatnonzero(~is_own), plan.document_b))
     for other, rows in partners:
         there = store.parts[other]
         _place_partners(
@@ -115,14 +129,14 @@ def make_pairs(store: TokenStore, part: int, rule: PairRule, cls_id: int, sep_id
     _truncate(key, rule.window, columns[:, :size])
     kept_tokens = plan.lengths_a.sum() + plan.lengths_b[own_rows].sum()
 
-    lengths_N = plan.lengths_a + plan.lengths_b + NUM_SPECIAL
+    lengths_N = plan.lengths_a + plan.lengths_b + rule.pairing.num_special
     offsets = np.concatenate([[0], np.cumsum(lengths_N)]).astype(np.int64)
     ids = np.empty(offsets[-1], own.ids.dtype)
     to_a = offsets[:-1] + 1
     to_b = to_a + plan.lengths_a + 1
     ids[offsets[:-1]] = cls_id
     ids[to_b - 1] = sep_id
-    ids[offsets[1:] - 1] = sep_id
+    ids[offsets[1:] - 1] = sep_id  # without a B, the same place
     _copy_ranges(own.ids, plan.starts_a, plan.lengths_a, np.arange(size), ids, to_a)
     _copy_ranges(own.ids, plan.starts_b, plan.lengths_b, own_rows, ids, to_b)
     for other, rows in partners:
@@ -131,12 +145,13 @@ def make_pairs(store: TokenStore, part: int, rule: PairRule, cls_id: int, sep_id
         input_ids=ids,
         offsets=offsets,
         segment_a_lengths=(plan.lengths_a + 2).astype(np.uint16),
-        next_sentence_labels=is_random.astype(np.uint8),
+        next_sentence_labels=plan.labels.astype(np.uint8),
         document_a=plan.document_a.astype(np.uint32),
         document_b=plan.document_b.astype(np.uint32),
         numbers=plan.numbers.astype(np.uint32),
-        truncated_tokens=int(own_tokens - kept_tokens),
+        truncated_tokens=int(own.num_tokens - kept_tokens),
         long_sentences=int((np.diff(own.sentence_offsets) > rule.window).sum()),
+        unpaired_documents=own.num_documents - len(np.unique(plan.document_a)),
     )
 
 
@@ -160,16 +175,26 @@ def split_long_sentences(
     return new_sentence_offsets, first_piece[document_offsets].astype(np.int64)
 
 
-def random_next_fault(random_next: int, rows: int, least: float, most: float) -> str | None:
-    """Why the share of random pairs is out of bounds, or None.
+def label_fault(pairing: Pairing, ones: int, rows: int, least: float, most: float) -> str | None:
+    """Why the share of label 1 (`ones` of `rows`) is out of bounds, or None.
 
-    A few examples prove nothing: the share counts as outside when it is by more than four standard
-    errors, 4 * sqrt(0.25 / rows). So all labels 1 is refused from 33 examples on.
+    `least` and `most` bound random pairs; swapped ones are half of all. A few examples prove
+    nothing: the share counts as outside when it is by more than four standard errors,
+    4 * sqrt(0.25 / rows). So all labels 1 is refused from 33 examples on.
     """
-    share = random_next / max(rows, 1)
-    margin = 2 / np.sqrt(max(rows, 1))
-    if least - margin <= share <= most + margin:
+    if pairing is Pairing.none:
         return None
+    if pairing is Pairing.sop:
+        least = most = 0.5
+    share = ones / max(rows, 1)
+    margin = 2 / np.sqrt(max(rows, 1))
+    if least - margin <= share <= most + margin or not rows:
+        return None
+    if pairing is Pairing.sop:
+        return (
+            f"{share:.3f} of {rows:,} pairs are swapped, and 0.5 is what a fair coin gives: these "
+            "shards were changed after they were built; run data_prep.build again"
+        )
     return (
         f"{share:.3f} of {rows:,} pairs have a random next sentence, and {least} to {most} is fit "
         "for training. Many documents of one sentence make it too high (is every line its own "
@@ -189,9 +214,10 @@ def _by_part(
         yield int(part), rows[group]
 
 
-# The kernels below share `columns`, whose rows are the fields of _Plan, in their order.
+# The kernels below share `columns`, whose rows are the fields of _Plan, in their order. A walk decides
+# the examples of all documents, but the place of random partners, and returns their number.
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _walk(
+def _walk_nsp(
     sentence_offsets: NDArray[np.int64],
     document_offsets: NDArray[np.int64],
     first_document: int,
@@ -201,8 +227,9 @@ def _walk(
     short_seq_prob: float,
     columns: NDArray[np.int64],
 ) -> int:
-    """Decide the pairs of all documents but the place of random partners; return their number."""
-    document_a, document_b, numbers, wanted_b, starts_a, lengths_a, starts_b, lengths_b = columns
+    """Half of the time A and what follows it, else A and another document's number."""
+    document_a, document_b, numbers, labels, wanted_b = columns[:5]
+    starts_a, lengths_a, starts_b, lengths_b = columns[5:]
     stream = np.zeros(philox.WORDS, np.uint32)
     size = 0
     for place in range(len(document_offsets) - 1):
@@ -211,12 +238,8 @@ def _walk(
         number = 0
         while begin < last:
             philox.start(stream, key, philox.PAIR, document << 32 | number)
-            target = window
-            if philox.next_double(stream) < short_seq_prob:
-                target = 2 + philox.next_below(stream, window - 1)
-            end = begin + 1
-            while end < last and sentence_offsets[end] - sentence_offsets[begin] < target:
-                end += 1
+            target = _draw_target(stream, window, short_seq_prob)
+            end = _reach(sentence_offsets, begin, last, target)
             end_a = begin + 1
             if end - begin > 1:
                 end_a += philox.next_below(stream, end - begin - 1)
@@ -228,15 +251,115 @@ def _walk(
                 other = philox.next_below(stream, num_documents - 1)
                 document_b[size] = other if other < document else other + 1
                 starts_b[size] = lengths_b[size] = 0
+                labels[size] = 1
                 begin = end_a  # the sentences after A are put back
             else:
                 document_b[size] = document
                 starts_b[size] = sentence_offsets[end_a]
                 lengths_b[size] = sentence_offsets[end] - sentence_offsets[end_a]
+                labels[size] = 0
                 begin = end
             size += 1
             number += 1
     return size
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _walk_sop(
+    sentence_offsets: NDArray[np.int64],
+    document_offsets: NDArray[np.int64],
+    first_document: int,
+    num_documents: int,
+    key: np.uint64,
+    window: int,
+    short_seq_prob: float,
+    columns: NDArray[np.int64],
+) -> int:
+    """Two neighbours, by a fair coin swapped. It is tossed before truncation, which treats ties by
+    place: else the lengths would tell the label."""
+    document_a, document_b, numbers, labels, _ = columns[:5]
+    starts_a, lengths_a, starts_b, lengths_b = columns[5:]
+    stream = np.zeros(philox.WORDS, np.uint32)
+    size = 0
+    for place in range(len(document_offsets) - 1):
+        document = first_document + place
+        begin, last = document_offsets[place], document_offsets[place + 1]
+        number = 0
+        while last - begin > 1:
+            philox.start(stream, key, philox.PAIR, document << 32 | number)
+            target = _draw_target(stream, window, short_seq_prob)
+            end = max(begin + 2, _reach(sentence_offsets, begin, last, target))
+            if last - end == 1:  # it could not be ordered by itself
+                end += 1 if end - begin == 2 else -1
+            middle = begin + 1 + philox.next_below(stream, end - begin - 1)
+            is_swapped = philox.next_below(stream, 2)
+            starts = sentence_offsets[begin], sentence_offsets[middle]
+            lengths = starts[1] - starts[0], sentence_offsets[end] - starts[1]
+            document_a[size] = document_b[size] = document
+            numbers[size], labels[size] = number, is_swapped
+            starts_a[size], lengths_a[size] = starts[is_swapped], lengths[is_swapped]
+            starts_b[size], lengths_b[size] = starts[1 - is_swapped], lengths[1 - is_swapped]
+            begin = end
+            size += 1
+            number += 1
+    return size
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _walk_none(
+    sentence_offsets: NDArray[np.int64],
+    document_offsets: NDArray[np.int64],
+    first_document: int,
+    num_documents: int,
+    key: np.uint64,
+    window: int,
+    short_seq_prob: float,
+    columns: NDArray[np.int64],
+) -> int:
+    """As many whole sentences as fit the target, one at least; no sentence exceeds the window."""
+    document_a, document_b, numbers, labels, _ = columns[:5]
+    starts_a, lengths_a, starts_b, lengths_b = columns[5:]
+    stream = np.zeros(philox.WORDS, np.uint32)
+    size = 0
+    for place in range(len(document_offsets) - 1):
+        document = first_document + place
+        begin, last = document_offsets[place], document_offsets[place + 1]
+        number = 0
+        while begin < last:
+            philox.start(stream, key, philox.PAIR, document << 32 | number)
+            target = _draw_target(stream, window, short_seq_prob)
+            end = _reach(sentence_offsets, begin, last, target)
+            if sentence_offsets[end] - sentence_offsets[begin] > target:
+                end = max(begin + 1, end - 1)
+            document_a[size] = document_b[size] = document
+            numbers[size], labels[size] = number, 0
+            starts_a[size] = sentence_offsets[begin]
+            lengths_a[size] = sentence_offsets[end] - sentence_offsets[begin]
+            starts_b[size] = lengths_b[size] = 0
+            begin = end
+            size += 1
+            number += 1
+    return size
+
+
+_WALKS = {Pairing.nsp: _walk_nsp, Pairing.sop: _walk_sop, Pairing.none: _walk_none}
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _draw_target(stream: NDArray[np.uint32], window: int, short_seq_prob: float) -> Any:
+    """Tokens at which an example aims: the window, or now and then any number from 2 up to it."""
+    if philox.next_double(stream) < short_seq_prob:
+        return 2 + philox.next_below(stream, window - 1)
+    return window
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _reach(sentence_offsets: NDArray[np.integer[Any]], begin: int, last: int, target: int) -> int:
+    """End of the shortest run of sentences from `begin` that has `target` tokens, or `last`."""
+    end = begin + 1
+    while end < last and sentence_offsets[end] - sentence_offsets[begin] < target:
+        end += 1
+    return end
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -249,16 +372,14 @@ def _place_partners(
     columns: NDArray[np.int64],
 ) -> None:
     """Fill the range of B for rows whose partner lies in this part: from a random sentence on."""
-    document_a, document_b, numbers, wanted_b, _, _, starts_b, lengths_b = columns
+    document_a, document_b, numbers, _, wanted_b, _, _, starts_b, lengths_b = columns
     stream = np.zeros(philox.WORDS, np.uint32)
     for row in rows:
         philox.start(stream, key, philox.PARTNER, document_a[row] << 32 | numbers[row])
         place = document_b[row] - first_document
         begin, last = document_offsets[place], document_offsets[place + 1]
         begin += philox.next_below(stream, last - begin)
-        end = begin + 1
-        while end < last and sentence_offsets[end] - sentence_offsets[begin] < wanted_b[row]:
-            end += 1
+        end = _reach(sentence_offsets, begin, last, wanted_b[row])
         starts_b[row] = sentence_offsets[begin]
         lengths_b[row] = sentence_offsets[end] - sentence_offsets[begin]
 
@@ -266,7 +387,7 @@ def _place_partners(
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _truncate(key: np.uint64, window: int, columns: NDArray[np.int64]) -> None:
     """Shorten A and B to the window: token by token off the longer, front or back by a fair coin."""
-    document_a, _, numbers, _, starts_a, lengths_a, starts_b, lengths_b = columns
+    document_a, _, numbers, _, _, starts_a, lengths_a, starts_b, lengths_b = columns
     stream = np.zeros(philox.WORDS, np.uint32)
     for row in range(len(document_a)):
         philox.start(stream, key, philox.TRUNCATION, document_a[row] << 32 | numbers[row])

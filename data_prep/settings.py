@@ -16,6 +16,7 @@ from pathlib import Path
 from data_prep.configuration import CONF, SettingsError, as_yaml, choices, compose
 from data_prep.files import remove_abandoned
 from data_prep.language import known_languages
+from data_prep.objectives import MaskingUnit, Pairing
 
 
 class SourceKind(enum.Enum):
@@ -67,12 +68,12 @@ class MaskingSettings:
     max_predictions: int | None  # an example's most; None: no bound
     mask_share: float  # of the predicted become [MASK]
     random_share: float  # of the predicted become a random entry; the rest stays
-    whole_word: bool  # pieces of one word are masked together
+    unit: MaskingUnit
 
 
 @dataclass
 class AuditSettings:
-    random_next_least: float  # bounds on the share of pairs whose B is from another document
+    random_next_least: float  # bounds on the share of nsp's pairs whose B is from another document
     random_next_most: float
     most_unknown: float  # share of the text's tokens
     fewest_documents: int  # in the train split
@@ -97,6 +98,7 @@ class DataPrepSettings:
     vocab_size: int
     vocab_file: str | None  # released vocabulary in place of a trained one
     seq_len: int  # tokens, special tokens included
+    pairs: Pairing
     copies: int  # passes over the corpus, each with other pairs and masks
     short_seq_prob: float
     masking: MaskingSettings

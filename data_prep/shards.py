@@ -3,7 +3,9 @@
 A shard is an Arrow IPC stream file, uncompressed, with one record batch: it is memory-mapped
 without a copy, has the same bytes when written twice, and opens with `datasets` and pyarrow alone.
 A row is one example, `[CLS] A [SEP] B [SEP]`, unmasked and unpadded, with its static mask beside
-it. The manifest of the folder, written last, names every shard with its size and checksum.
+it. What the pairs are, the manifest says (`pairs`, see data_prep/objectives.py). Without pairs the
+row is `[CLS] text [SEP]` in the same columns: all of it is segment A, `next_sentence_label` is 0
+and `document_b` is `document_a`. The manifest of the folder, written last, names every shard with its size and checksum.
 
 Suffixes: N examples, T tokens of all examples end to end, M masked positions of all examples.
 """
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 
 from data_prep.files import checksum, read_json, whole_or_absent
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SPLITS = ("train", "heldout")
 MAX_TOKENS = 2**31 - 1  # of one shard: Arrow's list offsets are int32
 
@@ -38,7 +40,7 @@ class Examples:
     input_ids: NDArray[Any]  # (T,) uint16, or uint32 above 65,536 entries; unmasked
     offsets: NDArray[Any]  # (N + 1,) into input_ids
     segment_a_lengths: NDArray[np.uint16]  # (N,) tokens up to and with the first [SEP]
-    next_sentence_labels: NDArray[np.uint8]  # (N,) 0: B follows A, 1: B is from elsewhere
+    next_sentence_labels: NDArray[np.uint8]  # (N,) 1: random or swapped (Pairing.label_1)
     masked_positions: NDArray[np.uint16]  # (M,) inside the example, ascending
     masked_offsets: NDArray[Any]  # (N + 1,) into masked_positions and masked_input_ids
     masked_input_ids: NDArray[Any]  # (M,) what stands there in the masked input
@@ -144,7 +146,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(
             f"{path} has schema version {manifest.get('schema_version')}, not {SCHEMA_VERSION}; "
-            "run data_prep.build again"
+            "run data_prep.build again with this data_dir and seq_len"
         )
     return manifest
 
@@ -222,7 +224,7 @@ class Shards:
         return cls(folder, split, manifest)
 
     def lengths(self, examples: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-        """(N,) tokens of each example, [CLS] and both [SEP] included."""
+        """(N,) tokens of each example, [CLS] and [SEP] included."""
         lengths_N = np.empty(len(examples), np.int64)
         for columns, places, rows in self._by_shard(examples):
             lengths_N[places] = columns.offsets[rows + 1] - columns.offsets[rows]

@@ -113,7 +113,11 @@ class Corpus:
         self.sentences = [self._split(paragraphs) for paragraphs in self.paragraphs]
         self.stores = [TokenStore.open(data_dir, split) for split in SPLITS]
         self.pair_rule = PairRule(
-            self.settings.seq_len, self.settings.short_seq_prob, self.settings.seed, copy=0
+            pairing=self.settings.pairs,
+            seq_len=self.settings.seq_len,
+            short_seq_prob=self.settings.short_seq_prob,
+            seed=self.settings.seed,
+            copy=0,
         )
         self.masking_rule = MaskingRule.from_manifest(
             build.run(self.settings), data_dir / "vocab" / "vocab.txt"

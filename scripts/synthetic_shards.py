@@ -23,7 +23,7 @@ MASKING = {
     "max_predictions": 80,
     "mask_share": 0.8,
     "random_share": 0.1,
-    "whole_word": False,
+    "unit": "token",
 }
 # Share of the sequences up to each length; the rest has 512 tokens.
 WIKIPEDIA = (
@@ -68,6 +68,7 @@ def write_synthetic_shards(
         "vocab_checksum": "synthetic",
         "lowercase": True,
         "special_ids": SPECIAL_IDS,
+        "pairs": "nsp",
         "masking": MASKING,
         "settings": {"seed": seed},
         "splits": {},

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_prep.masking import MaskingRule, dynamic_keys, mask_examples, num_masked
+from data_prep.objectives import MaskingUnit
 from data_prep.shards import Examples, Shards
 from pretrain.batches.dealing import check_dealable, deal
 from pretrain.batches.order import ExampleOrder, keyed_hash
@@ -114,7 +115,7 @@ class TrainLoader:
         if self._masking is Masking.static:
             examples = [self._shards.read(ids[places]) for places in mine]
             total_masked = int(self._shards.masked_counts(ids).sum())
-        elif not self._rule.whole_word:
+        elif self._rule.unit is MaskingUnit.token:
             examples = [self._masked_anew(epochs[places], ids[places]) for places in mine]
             total_masked = int(num_masked(lengths, self._rule).sum())
         else:

@@ -8,6 +8,7 @@ from made_corpora import SPECIAL_IDS, random_documents, run_inline, write_corpus
 
 from data_prep import audit, build, engine
 from data_prep.files import checksum, read_json, write_json
+from data_prep.objectives import Pairing
 from data_prep.settings import load
 from data_prep.shards import Examples, Shards, read_shard, write_shard
 
@@ -43,7 +44,8 @@ def rewrite(corpus: Path, change) -> None:
     manifest = read_json(corpus / "len64" / "manifest.json")
     entry = manifest["splits"]["train"]["shards"][0]
     entry["bytes"], entry["checksum"] = path.stat().st_size, checksum(path)
-    entry["random_next"] = int(examples.next_sentence_labels.sum())
+    if label := Pairing[manifest["pairs"]].label_1:
+        entry[label] = int(examples.next_sentence_labels.sum())
     write_json(corpus / "len64" / "manifest.json", manifest)
 
 
@@ -193,6 +195,75 @@ def lose_masks(examples: Examples) -> Examples:
 )
 def test_unfit_shards_are_named(corpus: Path, harm, reason: str, monkeypatch, capfd) -> None:
     monkeypatch.setattr(audit, "write_page", lambda folder, report: None)  # a second each
+    rewrite(corpus, harm)
+    assert audit.main([f"data_dir={corpus}", "seq_len=64"]) == 1
+    assert reason in capfd.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def built_otherwise(built: Path, tmp_path_factory) -> dict[str, Path]:
+    """The same corpus with sentences in order or swapped, and without pairs."""
+    made = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "_run_processes", run_inline)
+        for pairs in ("sop", "none"):
+            made[pairs] = Path(shutil.copytree(built, tmp_path_factory.mktemp(pairs) / "corpus"))
+            build.run(load([f"data_dir={made[pairs]}", "seq_len=64", f"pairs={pairs}"]))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said", "form"),
+    [
+        ("sop", ("swapped", "A follows B"), "[CLS] A [SEP] B [SEP]"),
+        ("none", ("one text",), "[CLS] text [SEP]"),
+    ],
+)
+def test_figures_page_and_card_say_what_the_examples_are(
+    built_otherwise: dict[str, Path], pairs: str, said: tuple[str, ...], form: str, capfd
+) -> None:
+    data_dir = built_otherwise[pairs]
+    assert audit.main([f"data_dir={data_dir}", "seq_len=64"]) == 0
+    told = capfd.readouterr().out
+    page = (data_dir / "audit" / "64" / "index.html").read_text()
+    card = (data_dir / "len64" / "README.md").read_text()
+    for text in (told, page):
+        assert all(words in text for words in said)
+        assert "random next" not in text
+        assert "another document" not in text
+    assert form in card
+    assert "another document" not in card
+    assert (">swapped<" in page) == ("| swapped |" in card) == (pairs == "sop")
+    figures = read_json(data_dir / "audit" / "64" / "audit.json")
+    assert ("shortcut" in figures) == (pairs == "sop")
+
+
+def point_at_another_document(examples: Examples) -> None:
+    examples.document_b[0] += 1
+
+
+def label_all_1(examples: Examples) -> None:
+    examples.next_sentence_labels[:] = 1
+
+
+@pytest.mark.parametrize(
+    ("pairs", "harm", "reason"),
+    [
+        ("sop", point_at_another_document, "1 examples of two documents where all are of one"),
+        ("sop", label_all_1, "pairs are swapped, and 0.5 is what a fair coin gives"),
+        ("sop", lose_the_middle_sep, "examples not of the form [CLS] A [SEP] B [SEP]"),
+        ("none", point_at_another_document, "1 examples of two documents where all are of one"),
+        ("none", label_all_1, "labels of examples without a pair"),
+        ("none", put_sep_into_the_text, "1 special ids inside the text"),
+        ("none", lose_the_middle_sep, "examples not of the form [CLS] text [SEP]"),
+        ("none", lose_masks, "examples with a wrong number of masks"),
+    ],
+)
+def test_what_does_not_fit_the_pairing_is_named(
+    built_otherwise: dict[str, Path], tmp_path: Path, pairs: str, harm, reason, monkeypatch, capfd
+) -> None:
+    monkeypatch.setattr(audit, "write_page", lambda folder, report: None)  # a second each
+    corpus = Path(shutil.copytree(built_otherwise[pairs], tmp_path / "corpus"))
     rewrite(corpus, harm)
     assert audit.main([f"data_dir={corpus}", "seq_len=64"]) == 1
     assert reason in capfd.readouterr().err

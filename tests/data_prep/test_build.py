@@ -11,7 +11,8 @@ from data_prep import build, engine
 from data_prep.examples import build_shard
 from data_prep.files import read_json, write_json
 from data_prep.masking import MaskingRule, mask_examples, static_keys
-from data_prep.pairs import random_next_fault
+from data_prep.objectives import Pairing
+from data_prep.pairs import label_fault
 from data_prep.settings import DataPrepSettings, ShareDone, load
 from data_prep.shards import Shards, read_shard, read_token_counts, verify
 from data_prep.tokens import read_manifest
@@ -248,7 +249,56 @@ def test_shards_that_are_there_outlive_a_store_that_is_refused(tmp_path: Path, i
 def test_the_share_of_random_pairs_is_judged_by_its_standard_error(
     random_next: int, rows: int, is_fault: bool
 ) -> None:
-    assert (random_next_fault(random_next, rows, 0.45, 0.65) is not None) == is_fault
+    assert (label_fault(Pairing.nsp, random_next, rows, 0.45, 0.65) is not None) == is_fault
+
+
+def test_a_fair_coin_swaps_and_texts_without_pairs_have_no_label() -> None:
+    assert label_fault(Pairing.sop, 5_100, 10_000, 0.45, 0.65) is None
+    fault = label_fault(Pairing.sop, 5_300, 10_000, 0.45, 0.65)
+    assert fault.startswith("0.530 of 10,000 pairs are swapped, and 0.5 is what a fair coin gives")
+    assert label_fault(Pairing.none, 0, 10_000, 0.45, 0.65) is None
+
+
+@pytest.mark.parametrize("pairing", [Pairing.sop, Pairing.none])
+def test_the_manifest_of_shards_of_another_pairing_says_so(
+    tmp_path: Path, inline, pairing: Pairing
+) -> None:
+    make_corpus(tmp_path)
+    build.run(settings_of(tmp_path))
+    manifest = build.run(settings_of(tmp_path, f"pairs={pairing.name}"))
+    assert manifest["pairs"] == manifest["settings"]["pairs"] == pairing.name
+    for split in ("train", "heldout"):
+        examples, figures = all_examples(tmp_path, split), manifest["splits"][split]
+        assert figures["rows"] == len(examples) > 0
+        assert "random_next" not in figures
+        assert figures.get("swapped", 0) == examples.next_sentence_labels.sum()
+        np.testing.assert_array_equal(examples.document_a, examples.document_b)
+        documents = len(np.unique(examples.document_a)) + figures["unpaired_documents"]
+        assert documents == {"train": 60, "heldout": 12}[split]
+        own = figures["tokens"] - pairing.num_special * figures["rows"]
+        stored = sum(part["tokens"] for part in read_manifest(tmp_path)["splits"][split])
+        assert own + figures["truncated_tokens"] == stored
+    assert verify(tmp_path / "len64") == []
+
+
+def test_where_no_document_can_be_ordered_building_is_refused(tmp_path: Path, inline) -> None:
+    lines = [[[7] * 12] for _ in range(60)]  # every line a document
+    write_corpus(tmp_path, [lines[:50]], [lines[50:]])
+    with pytest.raises(RuntimeError, match=r"each of its 50 documents is one sentence.*pairs=none"):
+        build.run(settings_of(tmp_path, "pairs=sop"))
+    assert not (tmp_path / "len64" / "manifest.json").exists()
+    assert build.run(settings_of(tmp_path, "pairs=none"))["splits"]["train"]["rows"] == 50
+
+
+def test_shards_of_an_older_schema_are_built_anew(tmp_path: Path, inline) -> None:
+    make_corpus(tmp_path)
+    made = build.run(settings_of(tmp_path))
+    path = tmp_path / "len64" / "manifest.json"
+    write_json(path, {**{k: v for k, v in made.items() if k != "pairs"}, "schema_version": 1})
+    with pytest.raises(ValueError, match=r"version 1, not 2; run data_prep\.build again"):
+        Shards.open(tmp_path / "len64", "train")
+    shutil.rmtree(tmp_path / "len64" / "logs")  # as if an older program had written them
+    assert build.run(settings_of(tmp_path)) == made
 
 
 def test_a_split_of_one_document_is_refused(tmp_path: Path, inline) -> None:
@@ -278,7 +328,7 @@ def test_a_vocabulary_changed_since_encoding_is_refused(tmp_path: Path, inline) 
 
 def test_whole_words_are_masked_together(tmp_path: Path, inline) -> None:
     make_corpus(tmp_path)
-    build.run(settings_of(tmp_path, "masking.whole_word=true"))
+    build.run(settings_of(tmp_path, "masking.unit=whole_word"))
     examples = all_examples(tmp_path, "train")
     is_masked = np.zeros(len(examples.input_ids), bool)
     is_masked[examples.masked_indices] = True
@@ -302,7 +352,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, inline) -> None:
             shutil.copy(folder / part["name"], folder / name)
         tokens["splits"]["train"] = [{**part, "name": name} for name in names]
         write_json(tmp_path / "tokens" / "manifest.json", tokens)
-        tasks = build.list_tasks(tokens, 1)
+        tasks = build.list_tasks(tokens, Pairing.nsp, 1)
         build_shard(tmp_path / "len64", tasks, manifest, 1)  # loads the kernels
         tracemalloc.start()  # numpy reports its arrays; memory-mapped pages are the system's
         build_shard(tmp_path / "len64", tasks, manifest, 0)
@@ -316,7 +366,7 @@ def test_the_job_prints_a_table_and_returns_0(corpus: Path, capfd) -> None:
     assert build.main(overrides) == 0
     out = capfd.readouterr().out
     assert "train" in out
-    assert "truncated" in out
+    assert "in no example" in out
 
 
 def test_a_missing_token_store_is_one_line_and_status_1(tmp_path: Path, capfd) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from data_prep import philox
 from data_prep.masking import MaskingRule, dynamic_keys, mask_examples, num_masked, static_keys
+from data_prep.objectives import MaskingUnit
 
 V = 1000
 RULE = MaskingRule(
@@ -16,14 +17,15 @@ RULE = MaskingRule(
     max_predictions=None,
     mask_share=0.8,
     random_share=0.1,
-    whole_word=False,
+    unit=MaskingUnit.token,
+    num_special=3,
     mask_id=4,
     cls_id=2,
     sep_id=3,
     vocab_size=V,
     special_ids=(0, 1, 2, 3, 4),
 )
-WHOLE_WORD = replace(RULE, whole_word=True, continuation=np.arange(V) % 3 == 0)
+WHOLE_WORD = replace(RULE, unit=MaskingUnit.whole_word, continuation=np.arange(V) % 3 == 0)
 
 
 def make_ids(rng: np.random.Generator, lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -61,7 +63,7 @@ def naive_masks(ids: list[int], key: np.ndarray, rule: MaskingRule) -> dict[int,
         if token in (rule.cls_id, rule.sep_id):
             continue
         after_text = ids[position - 1] not in (rule.cls_id, rule.sep_id)
-        if rule.whole_word and after_text and rule.continuation[token]:
+        if rule.unit is MaskingUnit.whole_word and after_text and rule.continuation[token]:
             words[-1].append(position)
         else:
             words.append([position])
@@ -117,6 +119,10 @@ def test_the_count_is_python_s_rounding_of_the_rate(length: int, rate: float, mo
     assert num_masked(np.array([length]), rule).tolist() == [expected]
     ids, offsets = make_ids(np.random.default_rng(length), [length])
     assert len(mask_examples(ids, offsets, keys_of(1), rule)[0]) == expected
+
+
+def test_a_text_of_one_token_is_masked() -> None:
+    assert num_masked(np.array([3, 4]), replace(RULE, num_special=2)).tolist() == [1, 1]
 
 
 def test_counts_at_full_length_are_the_published_ones() -> None:
@@ -258,12 +264,13 @@ def test_no_examples_give_no_masks() -> None:
 
 
 MANIFEST = {
+    "pairs": "nsp",
     "masking": {
         "rate": 0.15,
         "max_predictions": 20,
         "mask_share": 0.8,
         "random_share": 0.1,
-        "whole_word": True,
+        "unit": "whole_word",
     },
     "special_ids": {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4},
     "vocab_size": 7,

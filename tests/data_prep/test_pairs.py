@@ -1,5 +1,6 @@
 import time
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 from made_corpora import distinct_documents, open_store, random_documents
 
 from data_prep import philox
+from data_prep.objectives import Pairing
 from data_prep.pairs import PairRule, Pairs, make_pairs, split_long_sentences
 
 CLS, SEP = 2, 3
-RULE = PairRule(seq_len=32, short_seq_prob=0.1, seed=12345, copy=0)
+RULE = PairRule(Pairing.nsp, seq_len=32, short_seq_prob=0.1, seed=12345, copy=0)
 
 
 def pairs_of(tmp_path: Path, parts, rule: PairRule = RULE) -> list[Pairs]:
@@ -104,7 +106,7 @@ LENGTHS = st.lists(  # documents of one sentence, of many, and of sentences beyo
 def test_pairs_equal_those_of_a_plain_rendering_of_google_s_code(
     tmp_path_factory, lengths, seed, short, seq_len, cut
 ) -> None:
-    rule = PairRule(seq_len, short, seed, copy=3)
+    rule = PairRule(Pairing.nsp, seq_len, short, seed, copy=3)
     documents = distinct_documents(lengths)
     parts = [documents[:cut], [], documents[cut:]]  # any cut, an empty part among them
     found = rows(pairs_of(tmp_path_factory.mktemp("corpus"), parts, rule))
@@ -117,7 +119,9 @@ def test_every_pair_is_well_formed_and_every_token_used_once(
     tmp_path_factory, lengths, seed
 ) -> None:
     documents = distinct_documents(lengths)
-    pairs = pairs_of(tmp_path_factory.mktemp("corpus"), [documents], PairRule(16, 0.1, seed, 0))
+    pairs = pairs_of(
+        tmp_path_factory.mktemp("corpus"), [documents], PairRule(Pairing.nsp, 16, 0.1, seed, 0)
+    )
     owner = {
         token: number
         for number, document in enumerate(documents)
@@ -184,7 +188,7 @@ def test_a_random_partner_starts_at_any_sentence_equally_often(tmp_path: Path) -
 
 def test_the_short_target_is_drawn_for_every_pair(tmp_path: Path) -> None:
     documents = distinct_documents([[1] * 20_000, [1] * 20_000])
-    rule = PairRule(128, 0.1, 5, 0)
+    rule = PairRule(Pairing.nsp, 128, 0.1, 5, 0)
     lengths = [len(a) + len(b) for a, b, *_ in rows(pairs_of(tmp_path, [documents], rule))]
     share = np.mean(np.array(lengths) < 125)
     # 0.1 * 123 / 124 draws below the window; drawn once a document it would be 0 or 1
@@ -209,7 +213,9 @@ def test_pairs_do_not_depend_on_how_the_corpus_is_cut_into_parts(tmp_path: Path)
 def test_another_pass_or_seed_makes_other_pairs(tmp_path: Path) -> None:
     store = open_store(tmp_path, [random_documents(np.random.default_rng(0), 30)])
     made = [
-        make_pairs(store, 0, PairRule(32, 0.1, seed, copy), CLS, SEP).input_ids.tobytes()
+        make_pairs(
+            store, 0, PairRule(Pairing.nsp, 32, 0.1, seed, copy), CLS, SEP
+        ).input_ids.tobytes()
         for seed, copy in ((1, 0), (1, 1), (2, 0))
     ]
     assert len(set(made)) == 3
@@ -236,11 +242,158 @@ def test_long_sentences_are_cut_into_pieces_that_lose_nothing(lengths, window: i
 def test_a_sentence_of_many_windows_appears_in_full(tmp_path: Path) -> None:
     """One sentence of 40 windows: without pieces, 39 of them would be lost."""
     documents = distinct_documents([[40 * 29], [10] * 5])
-    pairs = pairs_of(tmp_path, [documents], PairRule(32, 0.0, 1, 0))
+    pairs = pairs_of(tmp_path, [documents], PairRule(Pairing.nsp, 32, 0.0, 1, 0))
     of_first = [row for row in rows(pairs) if row[3] == 0]
     own = {token for a, b, label, *_ in of_first for token in (a if label else a + b)}
     assert len(own) == 40 * 29
     assert pairs[0].long_sentences == 1
+
+
+# ------------------------------------------------ sentence order, and no pairs at all
+
+SWAPPING = PairRule(Pairing.sop, seq_len=32, short_seq_prob=0.1, seed=12345, copy=0)
+SINGLE = PairRule(Pairing.none, seq_len=32, short_seq_prob=0.1, seed=12345, copy=0)
+
+
+def texts(pairs: list[Pairs]) -> list[tuple[list[int], int]]:
+    """(ids, document) of every example without pairs."""
+    out = []
+    for part in pairs:
+        for i, (start, end) in enumerate(pairwise(part.offsets)):
+            ids = part.input_ids[start:end].tolist()
+            assert (ids[0], ids[-1]) == (CLS, SEP)
+            assert part.segment_a_lengths[i] == len(ids)
+            assert part.next_sentence_labels[i] == 0
+            assert part.document_a[i] == part.document_b[i]
+            out.append((ids[1:-1], int(part.document_a[i])))
+    return out
+
+
+@settings(deadline=None)  # the first call compiles
+@given(
+    lengths=LENGTHS,
+    seed=st.integers(0, 2**32 - 1),
+    short=st.sampled_from([0.0, 0.1, 1.0]),
+    seq_len=st.sampled_from([8, 9, 32, 128]),
+    cut=st.integers(0, 6),
+)
+def test_a_pair_in_order_or_swapped_is_two_neighbours_of_one_document(
+    tmp_path_factory, lengths, seed, short, seq_len, cut
+) -> None:
+    documents = distinct_documents(lengths)
+    parts = [documents[:cut], [], documents[cut:]]
+    rule = PairRule(Pairing.sop, seq_len, short, seed, copy=3)
+    pairs = pairs_of(tmp_path_factory.mktemp("corpus"), parts, rule)
+    owner = {
+        token: number
+        for number, document in enumerate(documents)
+        for sentence in document
+        for token in sentence
+    }
+    window = seq_len - 3
+    unpaired = {
+        n for n, document in enumerate(lengths) if len(document) == 1 and document[0] <= window
+    }
+    used: list[int] = []
+    for a, b, label, document_a, document_b, _ in rows(pairs):
+        assert a
+        assert b
+        assert len(a) + len(b) <= window
+        assert document_a == document_b
+        assert {owner[token] for token in a + b} == {document_a}
+        first, second = (b, a) if label else (a, b)
+        text = first + second
+        assert text == sorted(text)  # ids ascend through the corpus
+        assert first == list(range(first[0], first[-1] + 1))
+        assert second == list(range(second[0], second[-1] + 1))
+        used += text
+    # in the order of the corpus, each once; what is between was truncated, and counted
+    assert used == sorted(set(used))
+    assert len(used) + sum(part.truncated_tokens for part in pairs) == len(owner)
+    assert set(range(len(documents))) - {owner[token] for token in used} == unpaired
+    assert sum(part.unpaired_documents for part in pairs) == len(unpaired)
+
+
+def test_what_is_neither_too_long_nor_alone_is_never_truncated(tmp_path: Path) -> None:
+    """Sentences that fill the window exactly, but for the last chunk, which would be one alone."""
+    documents = distinct_documents([[9, 10, 10, 9, 10, 10, 9]])
+    pairs = pairs_of(tmp_path, [documents], PairRule(Pairing.sop, 32, 0.0, 1, 0))
+    assert [len(a) + len(b) for a, b, *_ in rows(pairs)] == [29, 19, 19]
+    assert pairs[0].truncated_tokens == 0
+
+
+def test_half_of_the_pairs_are_swapped(tmp_path: Path) -> None:
+    documents = random_documents(np.random.default_rng(0), 2000)
+    labels = [label for _, _, label, *_ in rows(pairs_of(tmp_path, [documents], SWAPPING))]
+    assert len(labels) > 5000
+    assert abs(np.mean(labels) - 0.5) < 4 * np.sqrt(0.25 / len(labels))
+
+
+def test_lengths_after_truncation_do_not_tell_that_a_pair_is_swapped(tmp_path: Path) -> None:
+    """Truncation prefers one place where both are equally long: it must come after the swap."""
+    documents = distinct_documents([[20, 20] for _ in range(100)])
+    found = rows(pairs_of(tmp_path, [documents], SWAPPING))
+    assert {(len(a), len(b)) for a, b, *_ in found} == {(15, 14)}
+    assert {label for _, _, label, *_ in found} == {0, 1}
+
+
+@settings(deadline=None)  # the first call compiles
+@given(
+    lengths=LENGTHS,
+    seed=st.integers(0, 2**32 - 1),
+    short=st.sampled_from([0.0, 0.1, 1.0]),
+    seq_len=st.sampled_from([8, 9, 32, 128]),
+    cut=st.integers(0, 6),
+)
+def test_without_pairs_no_token_is_lost_doubled_or_of_another_document(
+    tmp_path_factory, lengths, seed, short, seq_len, cut
+) -> None:
+    documents = distinct_documents(lengths)
+    parts = [documents[:cut], [], documents[cut:]]
+    rule = PairRule(Pairing.none, seq_len, short, seed, copy=3)
+    pairs = pairs_of(tmp_path_factory.mktemp("corpus"), parts, rule)
+    of_document: list[list[int]] = [[] for _ in documents]
+    for ids, document in texts(pairs):
+        assert 0 < len(ids) <= seq_len - 2
+        of_document[document] += ids
+    assert of_document == [[t for sentence in document for t in sentence] for document in documents]
+    assert sum(part.truncated_tokens + part.unpaired_documents for part in pairs) == 0
+
+
+def test_without_pairs_an_example_ends_before_the_sentence_that_does_not_fit(
+    tmp_path: Path,
+) -> None:
+    documents = distinct_documents([[10, 10, 10, 11, 9, 30, 5], [3]])
+    made = pairs_of(tmp_path, [documents], PairRule(Pairing.none, 32, 0.0, 1, 0))
+    assert [len(ids) for ids, _ in texts(made)] == [30, 20, 30, 5, 3]
+
+
+@pytest.mark.parametrize("rule", [SWAPPING, SINGLE])
+def test_these_examples_do_not_depend_on_how_the_corpus_is_cut_into_parts(
+    tmp_path: Path, rule: PairRule
+) -> None:
+    documents = random_documents(np.random.default_rng(0), 30)
+    whole = pairs_of(tmp_path / "whole", [documents], rule)
+    cut = pairs_of(tmp_path / "cut", [documents[:7], documents[7:8], [], documents[8:]], rule)
+    for name in ("input_ids", "next_sentence_labels", "document_a", "numbers"):
+        assert np.concatenate([getattr(part, name) for part in cut]).tolist() == (
+            getattr(whole[0], name).tolist()
+        )
+
+
+@pytest.mark.parametrize("rule", [SWAPPING, SINGLE])
+def test_another_pass_makes_other_examples(tmp_path: Path, rule: PairRule) -> None:
+    store = open_store(tmp_path, [random_documents(np.random.default_rng(0), 30)])
+    made = [
+        make_pairs(store, 0, replace(rule, copy=copy), CLS, SEP).input_ids.tobytes()
+        for copy in (0, 1, 0)
+    ]
+    assert made[0] == made[2] != made[1]
+
+
+def test_a_single_document_needs_no_partner_where_there_are_no_random_ones(tmp_path: Path) -> None:
+    for rule in (SWAPPING, SINGLE):
+        assert len(pairs_of(tmp_path, [distinct_documents([[5, 5, 5]])], rule)[0].offsets) == 2
 
 
 # ------------------------------------------------ against Google's own way, by statistics
@@ -285,7 +438,7 @@ def google_pairs(documents, window: int, short: float, rng: Random) -> list[tupl
 def test_label_rate_and_lengths_are_those_of_google_s_algorithm(tmp_path, seq_len: int) -> None:
     documents = random_documents(np.random.default_rng(3), 3000)
     expected = np.array(google_pairs(documents, seq_len - 3, 0.1, Random(0)))
-    found = rows(pairs_of(tmp_path, [documents], PairRule(seq_len, 0.1, 9, 0)))
+    found = rows(pairs_of(tmp_path, [documents], PairRule(Pairing.nsp, seq_len, 0.1, 9, 0)))
     ours = np.array([(label, len(a), len(b)) for a, b, label, *_ in found])
     error = np.sqrt(expected.var(0) / len(expected) + ours.var(0) / len(ours))
     assert (abs(ours.mean(0) - expected.mean(0)) < 4.5 * error).all()

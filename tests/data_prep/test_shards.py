@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.files import checksum, write_json
-from data_prep.shards import Examples, Shards, read_shard, verify, write_shard
+from data_prep.shards import SCHEMA_VERSION, Examples, Shards, read_shard, verify, write_shard
 
 
 def make_examples(size: int, seed: int, dtype: type = np.uint16) -> Examples:
@@ -47,7 +47,7 @@ def write_folder(folder: Path, sizes: list[int], dtype: type = np.uint16) -> lis
             }
         )
     splits = {"train": {"shards": entries}, "heldout": {"shards": []}}
-    manifest = {"schema_version": 1, "dtype": np.dtype(dtype).name, "splits": splits}
+    manifest = {"schema_version": SCHEMA_VERSION, "dtype": np.dtype(dtype).name, "splits": splits}
     write_json(folder / "manifest.json", manifest)
     return shards
 
@@ -85,7 +85,7 @@ def test_a_shard_reads_back_as_it_was_written(tmp_path: Path, dtype: type) -> No
     found, metadata = read_shard(tmp_path / "a")
     assert rows(found) == rows(examples)
     assert found.input_ids.dtype == dtype
-    assert metadata == {"schema_version": "1", "seed": "7"}
+    assert metadata == {"schema_version": str(SCHEMA_VERSION), "seed": "7"}
 
 
 def test_a_shard_is_viewed_and_not_copied(tmp_path: Path) -> None:
@@ -200,7 +200,9 @@ def test_a_folder_without_manifest_names_the_job_to_run(tmp_path: Path) -> None:
 
 def test_a_manifest_of_another_version_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "manifest.json", {"schema_version": 99})
-    with pytest.raises(ValueError, match="schema version 99, not 1"):
+    with pytest.raises(
+        ValueError, match=rf"schema version 99, not {SCHEMA_VERSION}; run data_prep.build again"
+    ):
         Shards.open(tmp_path, "train")
 
 

@@ -18,6 +18,7 @@ import torch
 
 from data_prep.configuration import SettingsError
 from data_prep.masking import MaskingRule
+from data_prep.objectives import MaskingUnit
 from data_prep.shards import Shards
 from pretrain.batches.loader import BATCHES_AHEAD, EvalLoader, GlobalBatch, TrainLoader
 from pretrain.batches.packing import PackedBatch
@@ -244,7 +245,7 @@ def test_every_rank_knows_the_counts_of_all_ranks(
     rule = MaskingRule.from_manifest(shards.manifest, None)
     if kind == "whole_word":
         continuation = np.random.default_rng(0).random(VOCAB) < 0.4
-        rule = dataclasses.replace(rule, whole_word=True, continuation=continuation)
+        rule = dataclasses.replace(rule, unit=MaskingUnit.whole_word, continuation=continuation)
     masking = Masking.static if kind == "static" else Masking.dynamic
     of_ranks = [take(make(rank, 3, masking=masking, rule=rule), 10) for rank in range(3)]
     for step in zip(*of_ranks, strict=True):
