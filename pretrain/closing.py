@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from data_prep.objectives import Pairing
 from data_prep.shards import Shards, read_token_counts
 from pretrain.evaluate import frequency_loss
 from pretrain.prepared import folder_of
@@ -23,6 +24,7 @@ SENTENCES = (
 def close_run(run_folder: Path, settings: Settings, manifest: dict[str, Any]) -> None:
     """Export the last checkpoint of a finished run and print what came of it."""
     from pretrain.export import export_run, fill_masks
+    from pretrain.hf_weights import hugging_face_class
 
     export = export_run(run_folder)
     figures = last_evaluation(run_folder / "metrics.jsonl")
@@ -34,7 +36,7 @@ def close_run(run_folder: Path, settings: Settings, manifest: dict[str, Any]) ->
     newest = max((run_folder / "checkpoints").glob("step-*"))
     print(
         f"\n  metrics     {run_folder / 'metrics.jsonl'}\n  checkpoint  {newest}\n"
-        f"  export      {export}   (BertForPreTraining.from_pretrained loads it)"
+        f"  export      {export}   ({hugging_face_class(settings.data.pairs)}.from_pretrained loads it)"
     )
 
 
@@ -58,16 +60,20 @@ def frequency_baseline(settings: Settings, manifest: dict[str, Any]) -> float:
 
 
 def _table(figures: dict[str, float], manifest: dict[str, Any]) -> list[str]:
-    held_out = manifest["splits"]["heldout"]
-    random_share = held_out["random_next"] / held_out["rows"]
     loss, by_frequency = figures["eval/mlm_loss"], figures["eval/frequency_mlm_loss"]
     comparison = "better" if loss < by_frequency else "worse"
-    return [
+    lines = [
         f"  held-out after {figures['step']:,} steps",
         f"  MLM loss      {loss:8.4f}   by token frequency alone {by_frequency:.4f}, "
         f"{abs(by_frequency - loss):.4f} {comparison}",
         f"  MLM accuracy  {figures['eval/mlm_accuracy']:8.2%}",
-        f"  NSP loss      {figures['eval/nsp_loss']:8.4f}",
-        f"  NSP accuracy  {figures['eval/nsp_accuracy']:8.2%}   a constant answer "
-        f"{max(random_share, 1 - random_share):.2%}",
     ]
+    pairing, held_out = Pairing[manifest["pairs"]], manifest["splits"]["heldout"]
+    if pairing.label_1:
+        task, share = pairing.name.upper(), held_out[pairing.label_1] / held_out["rows"]
+        lines += [
+            f"  {task} loss      {figures[f'eval/{pairing.name}_loss']:8.4f}",
+            f"  {task} accuracy  {figures[f'eval/{pairing.name}_accuracy']:8.2%}   a constant answer "
+            f"{max(share, 1 - share):.2%}",
+        ]
+    return lines

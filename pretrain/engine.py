@@ -59,7 +59,9 @@ class StepResult:
 
     applied: bool  # False: a gradient was not finite, and weights and optimizer are untouched
     grad_norm: Tensor | float  # global, before clipping, unscaled; inf where not applied
-    sums: Tensor  # (4,) float64 on the device, this rank's: MLM loss, NSP loss, right guesses
+    sums: (
+        Tensor  # (4,) float64 on the device, this rank's: losses of tokens and pairs, right guesses
+    )
     loss_scale: float  # with which the next batch is scaled; 1 but in fp16
 
 
@@ -135,8 +137,8 @@ class Engine:
         for micro_batch, seed in zip(batch.micro_batches, batch.dropout_seeds, strict=True):
             torch.manual_seed(seed)  # noqa: TID251  dropout by position, so no state to be saved
             outputs = self._engine(micro_batch.to(self.ranks.device))
-            mlm_loss, nsp_loss = outputs[:2]
-            part = mlm_loss / max(1, batch.num_masked) + nsp_loss / batch.num_sequences
+            mlm_loss, pair_loss = outputs[:2]
+            part = mlm_loss / max(1, batch.num_masked) + pair_loss / batch.num_sequences
             self._engine.backward(part * self.ranks.world_size)
             sums += _as_sums(outputs)
         for group in self._optimizer.param_groups:

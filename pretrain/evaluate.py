@@ -9,32 +9,38 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data_prep.objectives import Pairing
 from pretrain.batches.loader import EvalLoader
 from pretrain.engine import Engine
 from pretrain.ranks import Ranks
 
 
 def means(
-    sums: Iterable[float], num_masked: float, num_sequences: float, prefix: str
+    sums: Iterable[float], num_masked: float, num_sequences: float, prefix: str, pairing: Pairing
 ) -> dict[str, float]:
     """The figures of a set of examples from its sums, under names that start with `prefix`.
 
-    `sums`: MLM loss, NSP loss, right MLM guesses, right NSP guesses. Losses are in nats, a mean
-    over masked positions and over sequences; the loss is their sum (Devlin et al. 2018, A.2).
+    `sums`: MLM loss, loss of pairs, right MLM guesses, right guesses of pairs. Losses are in nats, a
+    mean over masked positions and over sequences; the loss is their sum (Devlin et al. 2018, A.2).
+    Figures of pairs bear the name of their task, nsp or sop; without pairs there are none.
     """
-    mlm_loss, nsp_loss, mlm_correct, nsp_correct = sums
-    mlm, nsp = mlm_loss / max(1.0, num_masked), nsp_loss / max(1.0, num_sequences)
-    return {
-        f"{prefix}/loss": mlm + nsp,
+    mlm_loss, pair_loss, mlm_correct, pair_correct = sums
+    mlm, pair = mlm_loss / max(1.0, num_masked), pair_loss / max(1.0, num_sequences)
+    figures = {
+        f"{prefix}/loss": mlm + pair,
         f"{prefix}/mlm_loss": mlm,
         f"{prefix}/mlm_accuracy": mlm_correct / max(1.0, num_masked),
-        f"{prefix}/nsp_loss": nsp,
-        f"{prefix}/nsp_accuracy": nsp_correct / max(1.0, num_sequences),
     }
+    if pairing is not Pairing.none:
+        figures[f"{prefix}/{pairing.name}_loss"] = pair
+        figures[f"{prefix}/{pairing.name}_accuracy"] = pair_correct / max(1.0, num_sequences)
+    return figures
 
 
-def evaluate(engine: Engine, held_out: EvalLoader, ranks: Ranks) -> dict[str, float]:
-    """MLM and NSP loss and accuracy over the held-out examples, the same numbers on every rank.
+def evaluate(
+    engine: Engine, held_out: EvalLoader, ranks: Ranks, pairing: Pairing
+) -> dict[str, float]:
+    """Losses and accuracies over the held-out examples, the same numbers on every rank.
 
     Collective. Dropout is off; the masks are those of the shards, the same at every evaluation.
     """
@@ -44,7 +50,7 @@ def evaluate(engine: Engine, held_out: EvalLoader, ranks: Ranks) -> dict[str, fl
         if item.is_counted:
             sums += part
     totals = ranks.sum(sums.tolist())
-    figures = means(totals, held_out.num_masked, held_out.num_sequences, "eval")
+    figures = means(totals, held_out.num_masked, held_out.num_sequences, "eval", pairing)
     # capped where exp would not fit a float: a diverged run is still evaluated
     figures["eval/mlm_perplexity"] = math.exp(min(700.0, figures["eval/mlm_loss"]))
     return figures

@@ -25,9 +25,10 @@ from torch import Tensor
 
 from data_prep.configuration import SettingsError
 from data_prep.files import flush_to_disk, read_json, whole_or_absent, write_json
+from data_prep.objectives import Pairing
 from pretrain.batches.packing import PackedBatch
 from pretrain.checkpoint import newest_whole
-from pretrain.hf_weights import from_hugging_face, to_hugging_face
+from pretrain.hf_weights import from_hugging_face, hugging_face_class, to_hugging_face
 from pretrain.model import BertForPreTraining
 from pretrain.model_card import model_card
 from pretrain.settings import ModelSettings, Settings
@@ -59,6 +60,7 @@ logger = logging.getLogger(__name__)
 def export(
     state: Mapping[str, Tensor],
     settings: ModelSettings,
+    pairing: Pairing,
     vocab_folder: Path,
     target: Path,
     card: Mapping[str, Any],
@@ -72,7 +74,7 @@ def export(
     """
     tokenizer = _tokenizer(vocab_folder)
     vocab_size = tokenizer.get_vocab_size()
-    weights = to_hugging_face(state, settings, vocab_size)
+    weights = to_hugging_face(state, settings, vocab_size, pairing)
     if target.exists() and not (target / "config.json").exists() and any(target.iterdir()):
         raise SettingsError(f"{target} holds files and is no earlier export; give another target=")
     with whole_or_absent(target) as temporary:
@@ -82,7 +84,7 @@ def export(
             temporary / "model.safetensors",
             metadata={"format": "pt"},
         )
-        write_json(temporary / "config.json", _config(settings, tokenizer))
+        write_json(temporary / "config.json", _config(settings, tokenizer, pairing))
         # safetensors lets the owner alone read its files
         shutil.copymode(temporary / "config.json", temporary / "model.safetensors")
         for name in TOKENIZER_FILES:
@@ -93,7 +95,7 @@ def export(
         num_parameters = sum(tensor.numel() for tensor in weights.values())
         is_lowercase = bool(tokenizer_config["do_lower_case"])
         (temporary / "README.md").write_text(model_card(card, num_parameters, is_lowercase))
-        check_export(temporary, state, settings)
+        check_export(temporary, state, settings, pairing)
         for path in temporary.iterdir():
             flush_to_disk(path)
         if target.exists():
@@ -101,7 +103,7 @@ def export(
 
 
 def check_export(
-    target: Path, state: Mapping[str, Tensor], settings: ModelSettings
+    target: Path, state: Mapping[str, Tensor], settings: ModelSettings, pairing: Pairing
 ) -> float | None:
     """Largest difference between the folder's logits through `transformers` and ours from `state`.
 
@@ -113,30 +115,36 @@ def check_export(
         logger.info("transformers is not installed: the export is not checked against it")
         return None
     vocab_size = read_json(target / "config.json")["vocab_size"]
-    ours = BertForPreTraining(settings, vocab_size).eval()
+    ours = BertForPreTraining(settings, vocab_size, pairing).eval()
     ours.load_weights(state)
     lengths = [5, settings.max_position_embeddings // 2, min(64, settings.max_position_embeddings)]
     generator = torch.Generator().manual_seed(0)
     sequences = [torch.randint(vocab_size, (n,), generator=generator) for n in lengths]
     with _quiet_transformers(), torch.inference_mode():
-        from transformers import BertForPreTraining as Theirs
+        import transformers
 
-        theirs, report = Theirs.from_pretrained(target, output_loading_info=True)
+        theirs, report = getattr(transformers, hugging_face_class(pairing)).from_pretrained(
+            target, output_loading_info=True
+        )
         if faults := {kind: sorted(names) for kind, names in report.items() if names}:
             raise RuntimeError(f"transformers does not load {target} as it was written: {faults}")
         theirs.eval()
         worst = 0.0
         for sequence in sequences:
             segments = (torch.arange(len(sequence)) >= len(sequence) // 2).long()
+            segments.clamp_(max=settings.type_vocab_size - 1)
             everywhere = torch.arange(len(sequence))
             batch = _packed([sequence], [segments], everywhere)
             answer = theirs(input_ids=sequence[None], token_type_ids=segments[None])
-            mlm_logits, nsp_logits = ours.logits(batch)
-            worst = max(
-                worst,
-                _difference(mlm_logits, answer.prediction_logits[0]),
-                _difference(nsp_logits, answer.seq_relationship_logits),
-            )
+            mlm_logits, pair_logits = ours.logits(batch)
+            if pair_logits is None:
+                worst = max(worst, _difference(mlm_logits, answer.logits[0]))
+            else:
+                worst = max(
+                    worst,
+                    _difference(mlm_logits, answer.prediction_logits[0]),
+                    _difference(pair_logits, answer.seq_relationship_logits),
+                )
     if worst > TOLERANCE:
         raise RuntimeError(
             f"the logits of {target} through transformers differ from ours by {worst:.1e} "
@@ -153,9 +161,11 @@ def load_exported(folder: Path) -> BertForPreTraining:
     if values["hidden_act"] == "gelu_pytorch_tanh":  # another name of the same
         values["hidden_act"] = "gelu_new"
     settings = ModelSettings(**values, pad_vocab_size_multiple_of=1)
-    model = BertForPreTraining(settings, config["vocab_size"])
+    has_pairs = "BertForPreTraining" in config["architectures"]
+    pairing = Pairing.nsp if has_pairs else Pairing.none  # nsp and sop have the same weights
+    model = BertForPreTraining(settings, config["vocab_size"], pairing)
     weights = load_file(folder / "model.safetensors")
-    model.load_weights(from_hugging_face(weights, settings, config["vocab_size"]))
+    model.load_weights(from_hugging_face(weights, settings, config["vocab_size"], pairing))
     return model.eval()
 
 
@@ -217,7 +227,7 @@ def export_run(
     }
     target = target or run_folder / "export"
     state = load_file(checkpoint / "model.safetensors")
-    export(state, settings.model, data_folder / "vocab", target, card)
+    export(state, settings.model, settings.data.pairs, data_folder / "vocab", target, card)
     return target
 
 
@@ -291,11 +301,11 @@ def _tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def _config(settings: ModelSettings, tokenizer: Tokenizer) -> dict[str, Any]:
+def _config(settings: ModelSettings, tokenizer: Tokenizer, pairing: Pairing) -> dict[str, Any]:
     """config.json of `transformers.BertConfig`."""
     return {
         **{name: getattr(settings, name) for name in _SAME_NAMES},
-        "architectures": ["BertForPreTraining"],
+        "architectures": [hugging_face_class(pairing)],
         "model_type": "bert",
         "vocab_size": tokenizer.get_vocab_size(),
         "pad_token_id": tokenizer.token_to_id("[PAD]"),

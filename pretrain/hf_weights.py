@@ -1,5 +1,7 @@
 """Weights between our names and those of `transformers.BertForPreTraining`, both ways, exactly.
 
+A model without pairs is their BertForMaskedLM: the same names without the pooler and the pairs' head.
+
 The two differ in three things: Hugging Face keeps queries, keys and values in three matrices where
 we keep one, stores no rows that only pad the vocabulary, and has other names. Tied tensors are
 stored once, as `save_pretrained` does.
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from data_prep.configuration import SettingsError
+from data_prep.objectives import Pairing
 from pretrain.model import padded_vocab_size
 from pretrain.settings import ModelSettings
 
@@ -22,11 +25,10 @@ _MODULES = {
     "embeddings.position": "bert.embeddings.position_embeddings",
     "embeddings.segment": "bert.embeddings.token_type_embeddings",
     "embeddings.norm": "bert.embeddings.LayerNorm",
-    "pooler": "bert.pooler.dense",
-    "nsp_head": "cls.seq_relationship",
     "mlm_head.transform": "cls.predictions.transform.dense",
     "mlm_head.norm": "cls.predictions.transform.LayerNorm",
 }
+_PAIR_MODULES = {"pooler": "bert.pooler.dense", "pair_head": "cls.seq_relationship"}
 _LAYER_MODULES = {
     "attention_out": "attention.output.dense",
     "attention_norm": "attention.output.LayerNorm",
@@ -42,14 +44,19 @@ _TIED = {"cls.predictions.decoder.weight": _WORDS, "cls.predictions.decoder.bias
 _BUFFERS = {"bert.embeddings.position_ids", "bert.embeddings.token_type_ids"}
 
 
+def hugging_face_class(pairing: Pairing) -> str:
+    """The class of `transformers` that has exactly our weights."""
+    return "BertForMaskedLM" if pairing is Pairing.none else "BertForPreTraining"
+
+
 def to_hugging_face(
-    state: Mapping[str, Tensor], settings: ModelSettings, vocab_size: int
+    state: Mapping[str, Tensor], settings: ModelSettings, vocab_size: int, pairing: Pairing
 ) -> dict[str, Tensor]:
     """Our weights, by `named_parameters`, under Hugging Face's names, padded rows cut.
 
     Raises SettingsError where a weight is missing, is not known or has rows for another vocabulary.
     """
-    names = list(_names(settings))
+    names = list(_names(settings, pairing))
     _expect("our weights", state, {ours for ours, _ in names})
     converted: dict[str, Tensor] = {}
     for ours, theirs in names:
@@ -67,7 +74,7 @@ def to_hugging_face(
 
 
 def from_hugging_face(
-    state: Mapping[str, Tensor], settings: ModelSettings, vocab_size: int
+    state: Mapping[str, Tensor], settings: ModelSettings, vocab_size: int, pairing: Pairing
 ) -> dict[str, Tensor]:
     """The inverse: our weights by `named_parameters`, rows that pad the vocabulary 0.
 
@@ -82,7 +89,7 @@ def from_hugging_face(
         for name, tensor in state.items()
         if name not in _BUFFERS
     }
-    names = list(_names(settings))
+    names = list(_names(settings, pairing))
     for copy, original in _TIED.items():
         tensor = given.pop(copy, None)
         if tensor is not None and original in given and not torch.equal(tensor, given[original]):
@@ -101,10 +108,11 @@ def from_hugging_face(
     return {ours: torch.cat([given[name] for name in theirs]) for ours, theirs in names}
 
 
-def _names(settings: ModelSettings) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _names(settings: ModelSettings, pairing: Pairing) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Each of our parameters, and theirs of which it is made, one below the other."""
     modules: dict[str, tuple[str, ...]]
-    modules = {ours: (theirs,) for ours, theirs in _MODULES.items()}
+    outside_layers = _MODULES | (_PAIR_MODULES if pairing is not Pairing.none else {})
+    modules = {ours: (theirs,) for ours, theirs in outside_layers.items()}
     for i in range(settings.num_hidden_layers):
         ours, theirs = f"layers.{i}.", f"bert.encoder.layer.{i}."
         modules[ours + "qkv"] = tuple(theirs + name for name in _QKV)
@@ -121,5 +129,5 @@ def _expect(what: str, state: Mapping[str, Tensor], names: set[str]) -> None:
     if missing or unknown:
         raise SettingsError(
             f"{what} do not fit these model settings: {len(missing)} missing {missing[:3]}, "
-            f"{len(unknown)} not known {unknown[:3]}; compare num_hidden_layers with the weights"
+            f"{len(unknown)} not known {unknown[:3]}; compare num_hidden_layers and data.pairs with the weights"
         )

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from data_prep.configuration import SettingsError
+from data_prep.objectives import Pairing
 from pretrain.attention import attention
 from pretrain.settings import ModelSettings
 
@@ -119,49 +120,56 @@ class MaskedTokenHead(nn.Module):
 
 
 class BertForPreTraining(nn.Module):
-    """BERT with both of its pretraining heads.
+    """BERT with its pretraining heads: of masked tokens, and of pairs where there are any.
 
+    The head of pairs is the same for both kinds (`Pairing`): two classes, 1 for random or swapped.
+    Without pairs there is neither that head nor the pooler below it: every parameter has a gradient.
     `vocab_size` counts the tokenizer's entries; the rows that pad it are the model's own affair
     and never seen outside. Construction leaves torch's weights: call `initialize` or
     `load_weights`.
     """
 
-    def __init__(self, settings: ModelSettings, vocab_size: int) -> None:
+    def __init__(self, settings: ModelSettings, vocab_size: int, pairing: Pairing) -> None:
         super().__init__()
         self.settings = settings
         self.vocab_size = vocab_size
+        self.pairing = pairing
         self.embeddings = Embeddings(settings, vocab_size)
         self.layers = nn.ModuleList(Layer(settings) for _ in range(settings.num_hidden_layers))
-        self.pooler = nn.Linear(settings.hidden_size, settings.hidden_size)
-        self.nsp_head = nn.Linear(settings.hidden_size, 2)
+        if pairing is not Pairing.none:
+            self.pooler = nn.Linear(settings.hidden_size, settings.hidden_size)
+            self.pair_head = nn.Linear(settings.hidden_size, 2)
         self.mlm_head = MaskedTokenHead(settings, self.embeddings.word.weight, vocab_size)
         self.num_parameters = sum(p.numel() for p in self.parameters())  # the tied matrix once
 
     def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Sums over the micro-batch: MLM loss and NSP loss (fp32), numbers of right guesses (int64).
+        """Sums over the micro-batch: losses of masked tokens and of pairs (fp32), and of each the
+        number of right guesses (int64). Those of pairs are 0 where there are none.
 
         Sums and not means, for the mean over a global batch needs its global counts. Without a
         masked position the MLM loss is 0 and still has a (zero) gradient for every parameter.
         """
-        mlm_logits, nsp_logits = self._padded_logits(batch)
-        labels, next_labels = batch.labels, batch.next_sentence_labels
-        mlm_loss = F.cross_entropy(mlm_logits.float(), labels, reduction="sum")
-        nsp_loss = F.cross_entropy(nsp_logits.float(), next_labels, reduction="sum")
-        mlm_correct = (mlm_logits.detach().argmax(-1) == labels).sum()
-        nsp_correct = (nsp_logits.detach().argmax(-1) == next_labels).sum()
-        return mlm_loss, nsp_loss, mlm_correct, nsp_correct
+        mlm_logits, pair_logits = self._padded_logits(batch)
+        mlm_loss, mlm_correct = _sums(mlm_logits, batch.labels)
+        if pair_logits is None:
+            return mlm_loss, mlm_loss.new_zeros(()), mlm_correct, mlm_correct.new_zeros(())
+        pair_loss, pair_correct = _sums(pair_logits, batch.next_sentence_labels)
+        return mlm_loss, pair_loss, mlm_correct, pair_correct
 
-    def logits(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """MLM logits at the masked positions, (M, V), and NSP logits, (N, 2); padded rows cut."""
-        mlm_logits, nsp_logits = self._padded_logits(batch)
-        return mlm_logits[:, : self.vocab_size], nsp_logits
+    def logits(self, batch: PackedBatch) -> tuple[Tensor, Tensor | None]:
+        """Logits at the masked positions, (M, V), padded rows cut, and of the pairs, (N, 2)."""
+        mlm_logits, pair_logits = self._padded_logits(batch)
+        return mlm_logits[:, : self.vocab_size], pair_logits
 
-    def _padded_logits(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    def _padded_logits(self, batch: PackedBatch) -> tuple[Tensor, Tensor | None]:
         x = self.embeddings(batch)
         for layer in self.layers:
             x = layer(x, batch)
+        mlm_logits = self.mlm_head(x[batch.masked_positions])
+        if self.pairing is Pairing.none:
+            return mlm_logits, None
         pooled = torch.tanh(self.pooler(x[batch.cu_seqlens[:-1]]))  # of each sequence's [CLS]
-        return self.mlm_head(x[batch.masked_positions]), self.nsp_head(pooled)
+        return mlm_logits, self.pair_head(pooled)
 
     @torch.no_grad()
     def initialize(self, generator: Generator) -> None:
@@ -208,3 +216,9 @@ class BertForPreTraining(nn.Module):
             )
         for name, parameter in own.items():
             parameter.copy_(state[name])
+
+
+def _sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy in nats, summed in fp32, and the number of right guesses."""
+    loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+    return loss, (logits.detach().argmax(-1) == labels).sum()

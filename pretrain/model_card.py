@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_prep.configuration import as_dict
+from data_prep.objectives import Pairing
+from pretrain.hf_weights import hugging_face_class
 from pretrain.settings import Settings
 
 CARD = """\
@@ -20,7 +22,7 @@ tags:
 # {name}
 
 BERT ({casing}; {layers} layers of {hidden}, {heads} heads; {num_parameters:,} parameters), pretrained
-from random weights by masked language modelling and next sentence prediction.
+from random weights by {objective}.
 
 ## Trained on
 
@@ -38,13 +40,13 @@ from random weights by masked language modelling and next sentence prediction.
 ## Use
 
 ```python
-from transformers import AutoTokenizer, BertForPreTraining
+from transformers import AutoTokenizer, {class_name}
 
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-model = BertForPreTraining.from_pretrained("FOLDER")
+model = {class_name}.from_pretrained("FOLDER")
 ```
 
-Next sentence prediction: label 0 means that the second segment follows the first.
+{labels}
 
 ## Settings
 
@@ -52,12 +54,27 @@ Next sentence prediction: label 0 means that the second segment follows the firs
 {settings}
 ```
 """
+OBJECTIVES = {
+    Pairing.nsp: "masked language modelling and next sentence prediction",
+    Pairing.sop: "masked language modelling and sentence order prediction",
+    Pairing.none: "masked language modelling alone",
+}
+LABELS = {
+    Pairing.nsp: "`seq_relationship` is next sentence prediction: label 0 means that the second "
+    "segment follows the first, 1 that it is from another document.",
+    Pairing.sop: "`seq_relationship` is sentence order prediction, in place of next sentence "
+    "prediction: label 0 means that the second segment follows the first, 1 that the two are swapped.",
+    Pairing.none: "Its inputs were one segment each, `[CLS] text [SEP]`: there is no pooler, and what "
+    "needs one (`BertForSequenceClassification`) trains it from random weights.",
+}
 _FIGURES = {
     "eval/mlm_loss": "MLM loss (nats per masked token)",
     "eval/mlm_perplexity": "MLM perplexity",
     "eval/mlm_accuracy": "MLM accuracy",
     "eval/nsp_loss": "NSP loss",
     "eval/nsp_accuracy": "NSP accuracy",
+    "eval/sop_loss": "SOP loss",
+    "eval/sop_accuracy": "SOP accuracy",
 }
 
 
@@ -70,7 +87,7 @@ def model_card(card: Mapping[str, Any], num_parameters: int, is_lowercase: bool)
     """
     settings: Settings = card["settings"]
     sequences = card["step"] * settings.optim.global_batch
-    train = card["data"]["splits"]["train"]
+    train, pairing = card["data"]["splits"]["train"], settings.data.pairs
     return CARD.format(
         name=card["name"],
         casing="uncased" if is_lowercase else "cased",
@@ -78,6 +95,9 @@ def model_card(card: Mapping[str, Any], num_parameters: int, is_lowercase: bool)
         hidden=settings.model.hidden_size,
         heads=settings.model.num_attention_heads,
         num_parameters=num_parameters,
+        objective=OBJECTIVES[pairing],
+        class_name=hugging_face_class(pairing),
+        labels=LABELS[pairing],
         data=_data(card),
         steps=card["step"],
         total_steps=settings.schedule.total_steps,
@@ -92,11 +112,12 @@ def model_card(card: Mapping[str, Any], num_parameters: int, is_lowercase: bool)
 
 def _data(card: Mapping[str, Any]) -> str:
     manifest = card["data"]
+    what = "texts" if card["settings"].data.pairs is Pairing.none else "sentence pairs"
     lines = [f"- {name}: {count:,} documents" for name, count in card["sources"].items()]
     for split, name in (("train", "training"), ("heldout", "held-out")):
         facts = manifest["splits"][split]
         lines.append(
-            f"- {name} examples: {facts['rows']:,} sentence pairs, {facts['tokens']:,} tokens, "
+            f"- {name} examples: {facts['rows']:,} {what}, {facts['tokens']:,} tokens, "
             f"{facts['masked_tokens']:,} of them masked"
         )
     checksum = manifest["vocab_checksum"]

@@ -146,11 +146,15 @@ SHOWN = {
     "train/mlm_accuracy": "({:.1%})",
     "train/nsp_loss": "NSP {:.3f}",
     "train/nsp_accuracy": "({:.1%})",
+    "train/sop_loss": "SOP {:.3f}",
+    "train/sop_accuracy": "({:.1%})",
     "perf/tokens_per_second": "{:,.0f} tokens/s",
     "eval/mlm_loss": "held-out MLM {:.3f}",
     "eval/mlm_accuracy": "({:.1%})",
     "eval/nsp_loss": "NSP {:.3f}",
     "eval/nsp_accuracy": "({:.1%})",
+    "eval/sop_loss": "SOP {:.3f}",
+    "eval/sop_accuracy": "({:.1%})",
 }
 
 

@@ -26,8 +26,8 @@ def folder_of(data: DataSettings) -> Path:
 def manifest_of(data: DataSettings) -> dict[str, Any]:
     """The shards' manifest, checked against the vocabulary that lies beside it.
 
-    Raises SettingsError when there are no such shards, or when the vocabulary is another one than
-    the shards were encoded with.
+    Raises SettingsError when there are no such shards, when they hold other pairs than data.pairs,
+    or when the vocabulary is another one than the shards were encoded with.
     """
     folder = folder_of(data)
     path = folder / "manifest.json"
@@ -41,6 +41,18 @@ def manifest_of(data: DataSettings) -> dict[str, Any]:
             + ("" if lengths else " (after the jobs before it: README, 'Your own data')")
         )
     manifest: dict[str, Any] = read_json(path)
+    build = f"python -m data_prep.build data_dir={data.dir} seq_len={data.seq_len}"
+    if "pairs" not in manifest:
+        raise SettingsError(
+            f"{path} has schema version {manifest.get('schema_version')}, which does not say what "
+            f"its pairs are; make the shards again: {build}"
+        )
+    if manifest["pairs"] != data.pairs.name:
+        raise SettingsError(
+            f"data.pairs={data.pairs.name}, but the shards in {folder} were built with "
+            f"pairs={manifest['pairs']}; set data.pairs={manifest['pairs']}, or build others in "
+            f"their place: {build} pairs={data.pairs.name}"
+        )
     vocab = Path(data.dir) / "vocab" / "vocab.txt"
     if not vocab.exists():
         raise SettingsError(f"{vocab} is missing; the shards in {folder} cannot be read without it")
@@ -69,6 +81,7 @@ def prepare_sample(data: DataSettings) -> None:
             "+source=sample",
             f"data_dir={data.dir}",
             f"seq_len={data.seq_len}",
+            f"pairs={data.pairs.name}",
             *SAMPLE,
         ],
     )

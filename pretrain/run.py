@@ -167,7 +167,7 @@ def _train(
     from pretrain.plan import plan
     from pretrain.train import Progress, Run, train
 
-    model = BertForPreTraining(settings.model, manifest["vocab_size"])
+    model = BertForPreTraining(settings.model, manifest["vocab_size"], settings.data.pairs)
     model.initialize(torch.Generator().manual_seed(settings.run.seed))
     outline = plan(settings, manifest, model.num_parameters, ranks.world_size)
     engine = Engine(model, settings.optim, settings.engine, ranks)

@@ -37,6 +37,7 @@ def identity(settings: Settings, manifest: dict[str, Any]) -> dict[str, Any]:
         "run.seed": settings.run.seed,
         "engine.precision": settings.engine.precision.name,
         "data.masking": settings.data.masking.name,
+        "data.pairs": settings.data.pairs.name,
         "data.seq_len": settings.data.seq_len,
         "data (checksum of the vocabulary)": manifest["vocab_checksum"],
         "data (training shards)": _together(manifest["splits"]["train"]["shards"]),

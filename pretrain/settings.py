@@ -10,6 +10,7 @@ import enum
 from dataclasses import dataclass
 
 from data_prep.configuration import SettingsError
+from data_prep.objectives import Pairing
 from pretrain.batches.dealing import check_dealable
 
 
@@ -69,6 +70,7 @@ class ModelSettings:
 class DataSettings:
     dir: str  # data_dir of data_prep: the root of one prepared corpus
     seq_len: int  # which len<seq_len>/ of it
+    pairs: Pairing  # of those shards: it decides the second loss and its head
     masking: Masking
 
 
@@ -178,8 +180,12 @@ def _check_model(settings: Settings) -> list[str]:
             f"data.seq_len={data.seq_len} is longer than model.max_position_embeddings="
             f"{model.max_position_embeddings}; set one of them so that it fits"
         )
-    if model.type_vocab_size < 2:
-        wrong.append(f"model.type_vocab_size={model.type_vocab_size}; sentence pairs need 2")
+    segments = 1 if data.pairs is Pairing.none else 2
+    if model.type_vocab_size < segments:
+        wrong.append(
+            f"model.type_vocab_size={model.type_vocab_size}; data.pairs={data.pairs.name} needs "
+            f"{segments} or more"
+        )
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         if not 0 <= getattr(model, name) < 1:
             wrong.append(f"model.{name}={getattr(model, name)} is outside [0, 1)")

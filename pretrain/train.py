@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from data_prep.objectives import Pairing
 from pretrain.batches.loader import EvalLoader, GlobalBatch
 from pretrain.engine import Engine
 from pretrain.evaluate import evaluate, means
@@ -67,6 +68,7 @@ def train(run: Run) -> bool:
     Collective. Raises RuntimeError when update after update is skipped.
     """
     settings, progress, engine = run.settings, run.progress, run.engine
+    pairing = settings.data.pairs
     window, skips = _window(run), 0
     while progress.step < settings.schedule.total_steps:
         batch = next(run.batches)
@@ -91,7 +93,7 @@ def train(run: Run) -> bool:
             run.monitor.record(
                 progress.step,
                 {
-                    **_figures(window, run.ranks),
+                    **_figures(window, run.ranks, pairing),
                     "train/learning_rate": rate,
                     "train/grad_norm": grad_norm,
                 },
@@ -100,7 +102,7 @@ def train(run: Run) -> bool:
             must_stop = run.ranks.any(run.stop.requested)
         paused = time.perf_counter()
         if run.due(settings.eval.every_steps):
-            run.monitor.record(progress.step, evaluate(engine, run.held_out, run.ranks))
+            run.monitor.record(progress.step, evaluate(engine, run.held_out, run.ranks, pairing))
         if run.due(settings.checkpoint.every_steps) or must_stop:
             run.save(progress)
         window.started += time.perf_counter() - paused  # speed is that of training alone
@@ -114,12 +116,12 @@ def _window(run: Run) -> Window:
     return Window(torch.zeros(4, dtype=torch.float64, device=run.ranks.device))
 
 
-def _figures(window: Window, ranks: Ranks) -> dict[str, float]:
+def _figures(window: Window, ranks: Ranks, pairing: Pairing) -> dict[str, float]:
     """Means over the window's examples on all ranks, and its speed in real tokens."""
     totals = ranks.sum(window.sums.tolist())
     seconds = time.perf_counter() - window.started
     return {
-        **means(totals, window.num_masked, window.num_sequences, "train"),
+        **means(totals, window.num_masked, window.num_sequences, "train", pairing),
         "perf/tokens_per_second": window.num_tokens / seconds,
         "perf/sequences_per_second": window.num_sequences / seconds,
     }

@@ -93,13 +93,13 @@ def _timed(step: Callable[[], None], num_tokens: int) -> Callable[[], float]:
 
 
 def _packed_step(settings: Settings, batch: PackedBatch) -> Callable[[], float]:
-    model = BertForPreTraining(settings.model, VOCAB_SIZE)
+    model = BertForPreTraining(settings.model, VOCAB_SIZE, settings.data.pairs)
     model.initialize(torch.Generator().manual_seed(0))
     optimizer = _optimizer(model, settings.optim)
 
     def step() -> None:
-        mlm_loss, nsp_loss, _, _ = model(batch)
-        (mlm_loss / batch.num_masked + nsp_loss / batch.num_sequences).backward()
+        mlm_loss, pair_loss, _, _ = model(batch)
+        (mlm_loss / batch.num_masked + pair_loss / batch.num_sequences).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from data_prep.objectives import Pairing
 
 # tests/pretrain, without an __init__.py, must not be taken for the package of that name
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -20,11 +25,33 @@ hypothesis.settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")
+def sample_dirs(
+    sample_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Pairing], Path]:
+    """The sample corpus by its pairing; each is made when first asked for."""
+    from pretrain.prepared import prepare_sample
+    from pretrain.settings import DataSettings, Masking
+
+    @functools.cache
+    def of(pairing: Pairing) -> Path:
+        if pairing is Pairing.nsp:
+            return sample_dir
+        folder = tmp_path_factory.mktemp("sample") / pairing.name
+        shutil.copytree(sample_dir, folder, ignore=shutil.ignore_patterns("len*"))
+        prepare_sample(DataSettings(str(folder), 128, pairing, Masking.static))
+        return folder
+
+    return of
+
+
+@pytest.fixture(scope="session")
 def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample corpus, prepared at 128 tokens by the jobs themselves."""
     from pretrain.prepared import prepare_sample
     from pretrain.settings import DataSettings, Masking
 
     folder = tmp_path_factory.mktemp("sample") / "sample"
-    prepare_sample(DataSettings(dir=str(folder), seq_len=128, masking=Masking.static))
+    prepare_sample(
+        DataSettings(str(folder), seq_len=128, pairs=Pairing.nsp, masking=Masking.static)
+    )
     return folder

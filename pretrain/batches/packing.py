@@ -32,7 +32,7 @@ class PackedBatch:
     lengths: list[int]  # N lengths in tokens, on the host: no device is asked to cut a row
     masked_positions: Tensor  # (M,) int64, ascending, into the packed row
     labels: Tensor  # (M,) int64, the ids that stood at masked_positions
-    next_sentence_labels: Tensor  # (N,) int64, 0 = B follows A, 1 = B is from another document
+    next_sentence_labels: Tensor  # (N,) int64, 0 = B follows A, 1 = random or swapped (Pairing)
 
     @property
     def num_tokens(self) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from model_samples import small_settings
 
+from data_prep.objectives import Pairing
 from data_prep.shards import Examples
 from pretrain.batches.dealing import deal
 from pretrain.batches.loader import GlobalBatch
@@ -21,7 +22,12 @@ VOCAB_SIZE, BATCH_SIZE, LONGEST = 90, 12, 24
 ONE_MICRO_STEP, MANY_MICRO_STEPS = 10_000, 48  # token budgets
 
 
-def build_model(seed: int = 0, dropout: float = 0.0, kind: Any = BertForPreTraining) -> Any:
+def build_model(
+    seed: int = 0,
+    dropout: float = 0.0,
+    kind: Any = BertForPreTraining,
+    pairing: Pairing = Pairing.nsp,
+) -> Any:
     """A model of 2 layers with initial weights; no parameter's size is a multiple of 4 ranks."""
     settings = small_settings(
         hidden_size=20,
@@ -31,7 +37,7 @@ def build_model(seed: int = 0, dropout: float = 0.0, kind: Any = BertForPreTrain
         pad_vocab_size_multiple_of=1,
         initializer_range=0.2,
     )
-    model = kind(settings, VOCAB_SIZE - 1)
+    model = kind(settings, VOCAB_SIZE - 1, pairing)
     model.initialize(torch.Generator().manual_seed(seed))
     return model
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_prep.objectives import Pairing
 from pretrain.batches.packing import PackedBatch
 from pretrain.model import BertForPreTraining
 from pretrain.settings import ModelSettings
@@ -78,13 +79,15 @@ def padded(batch: PackedBatch) -> dict[str, Tensor]:
     return {**fields, "next_sentence_label": batch.next_sentence_labels}
 
 
-def random_model(settings: ModelSettings, vocab_size: int, seed: int) -> BertForPreTraining:
+def random_model(
+    settings: ModelSettings, vocab_size: int, seed: int, pairing: Pairing = Pairing.nsp
+) -> BertForPreTraining:
     """A model whose weights are larger than initial ones and whose biases are not 0: sharp tests.
 
     The rows that pad the vocabulary hold numbers, too, so that using them would show.
     """
     generator = torch.Generator().manual_seed(seed)
-    model = BertForPreTraining(settings, vocab_size)
+    model = BertForPreTraining(settings, vocab_size, pairing)
     model.initialize(generator)
     with torch.no_grad():
         for parameter in model.parameters():

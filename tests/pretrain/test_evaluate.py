@@ -7,11 +7,14 @@ import math
 import numpy as np
 import pytest
 
+from data_prep.objectives import Pairing
 from pretrain.evaluate import frequency_loss, means
 
 
 def test_means_divide_each_sum_by_its_own_count() -> None:
-    figures = means([6.0, 1.0, 2.0, 1.0], num_masked=4, num_sequences=2, prefix="eval")
+    figures = means(
+        [6.0, 1.0, 2.0, 1.0], num_masked=4, num_sequences=2, prefix="eval", pairing=Pairing.nsp
+    )
     assert figures == {
         "eval/loss": 2.0,
         "eval/mlm_loss": 1.5,

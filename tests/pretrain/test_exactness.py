@@ -20,6 +20,7 @@ from engine_samples import (
 )
 from ranks_harness import run_ranks
 
+from data_prep.objectives import Pairing
 from pretrain.engine import Engine
 from pretrain.optimizers import parameter_groups
 from pretrain.ranks import Ranks
@@ -37,9 +38,11 @@ def rate(step: int) -> float:
 
 
 @functools.cache
-def plain_loop() -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
+def plain_loop(
+    pairing: Pairing = Pairing.nsp,
+) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
     """Losses, gradient norms and last weights of 20 steps of torch's AdamW."""
-    model, settings = build_model(), optim_settings()
+    model, settings = build_model(pairing=pairing), optim_settings()
     groups = parameter_groups(model, settings.weight_decay)
     optimizer = torch.optim.AdamW(groups, 1.0, (0.9, 0.999), settings.eps, foreach=False)
     losses, norms = [], []
@@ -58,9 +61,9 @@ def plain_loop() -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
 
 
 def train(
-    ranks: Ranks, stage: int, token_budget: int
+    ranks: Ranks, stage: int, token_budget: int, pairing: Pairing = Pairing.nsp
 ) -> tuple[list[float], list[float], dict[str, torch.Tensor], set[int]]:
-    engine = build_engine(ranks, stage)
+    engine = build_engine(ranks, stage, model=build_model(pairing=pairing))
     losses, norms, micro_steps = [], [], set()
     for step in range(STEPS):
         batch = global_batch(step, ranks.rank, ranks.world_size, token_budget)
@@ -87,6 +90,19 @@ def test_losses_norms_and_weights_are_those_of_a_plain_loop(
     assert got_losses == pytest.approx(losses, rel=1e-4)
     assert got_norms[0] == pytest.approx(norms[0], rel=1e-5)
     assert got_norms == pytest.approx(norms, rel=1e-3)
+    assert got_weights.keys() == weights.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(got_weights[name], weight, rtol=0, atol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_without_pairs_two_ranks_train_what_there_is(stage: int) -> None:
+    """No pooler and no head of pairs: no parameter without a gradient, at any stage."""
+    losses, _, weights = plain_loop(Pairing.none)
+    assert not any(name.startswith(("pooler", "pair_head")) for name in weights)
+    results = run_ranks(train, 2, stage=stage, token_budget=MANY_MICRO_STEPS, pairing=Pairing.none)
+    got_losses, _, got_weights, _ = results[0]
+    assert got_losses == pytest.approx(losses, rel=1e-4)
     assert got_weights.keys() == weights.keys()
     for name, weight in weights.items():
         torch.testing.assert_close(got_weights[name], weight, rtol=0, atol=2e-4, msg=name)

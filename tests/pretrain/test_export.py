@@ -16,6 +16,7 @@ from torch import Tensor
 
 from data_prep.configuration import SettingsError, as_yaml, compose
 from data_prep.files import read_json, write_json
+from data_prep.objectives import Pairing
 from data_prep.wordpiece import save_tokenizer
 from pretrain.checkpoint import MANIFEST_FILE
 from pretrain.export import check_export, export, export_run, fill_masks, load_exported, main
@@ -72,7 +73,7 @@ def exported(
     model: BertForPreTraining, vocab_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     target = tmp_path_factory.mktemp("run") / "export"
-    export(weights_of(model), model.settings, vocab_folder, target, card())
+    export(weights_of(model), model.settings, Pairing.nsp, vocab_folder, target, card())
     return target
 
 
@@ -128,6 +129,51 @@ def test_loading_it_for_pretraining_logs_no_warning(
 
 
 @needs_transformers
+def test_a_model_without_pairs_is_stock_bert_for_masked_lm_to_the_last_weight(
+    vocab_folder: Path, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = random_model(small_settings(), VOCAB_SIZE, 0, Pairing.none).eval()
+    target, facts = tmp_path / "export", card()
+    facts["settings"].data.pairs = Pairing.none
+    export(weights_of(model), model.settings, Pairing.none, vocab_folder, target, facts)
+    _, report = transformers.BertForMaskedLM.from_pretrained(target, output_loading_info=True)
+    assert not any(report.values()), report
+    assert read_json(target / "config.json")["architectures"] == ["BertForMaskedLM"]
+    text = (target / "README.md").read_text()
+    assert "by masked language modelling alone." in text
+    assert "BertForMaskedLM.from_pretrained" in text
+    assert "80 texts" in text
+    again = dict(load_exported(target).named_parameters())
+    for name, weight in weights_of(model).items():
+        cut = (
+            weight[:VOCAB_SIZE]
+            if name in ("embeddings.word.weight", "mlm_head.decoder.bias")
+            else weight
+        )
+        assert torch.equal(again[name], cut), name
+
+
+def test_the_card_of_a_model_of_sentence_order_says_what_its_labels_are(
+    vocab_folder: Path, model: BertForPreTraining, tmp_path: Path
+) -> None:
+    facts = card()
+    facts["settings"].data.pairs = Pairing.sop
+    export(weights_of(model), model.settings, Pairing.sop, vocab_folder, tmp_path / "e", facts)
+    text = (tmp_path / "e/README.md").read_text()
+    assert "by masked language modelling and sentence order prediction." in text
+    assert "1 that the two are swapped" in text
+
+
+def test_weights_without_pairs_are_not_exported_as_weights_with_pairs(
+    vocab_folder: Path, tmp_path: Path
+) -> None:
+    model = random_model(small_settings(), VOCAB_SIZE, 0, Pairing.none)
+    with pytest.raises(SettingsError, match=r"4 missing \['pair_head.bias'.*data\.pairs"):
+        export(weights_of(model), model.settings, Pairing.nsp, vocab_folder, tmp_path / "e", card())
+
+
+@needs_transformers
 def test_the_stock_tokenizer_reads_text_as_the_corpus_was_read(
     exported: Path, vocab_folder: Path
 ) -> None:
@@ -143,7 +189,7 @@ def test_the_stock_tokenizer_reads_text_as_the_corpus_was_read(
 
 @needs_transformers
 def test_logits_through_transformers_equal_ours(exported: Path, model: BertForPreTraining) -> None:
-    worst = check_export(exported, weights_of(model), model.settings)
+    worst = check_export(exported, weights_of(model), model.settings, Pairing.nsp)
     assert worst is not None
     assert worst <= 1e-5
 
@@ -156,10 +202,10 @@ def test_a_config_that_says_something_else_than_the_training_is_detected(
     vocab_folder: Path, model: BertForPreTraining, tmp_path: Path, key: str, value: object
 ) -> None:
     target = tmp_path / "export"
-    export(weights_of(model), model.settings, vocab_folder, target, card())
+    export(weights_of(model), model.settings, Pairing.nsp, vocab_folder, target, card())
     write_json(target / "config.json", {**read_json(target / "config.json"), key: value})
     with pytest.raises(RuntimeError, match="differ from ours"):
-        check_export(target, weights_of(model), model.settings)
+        check_export(target, weights_of(model), model.settings, Pairing.nsp)
 
 
 @needs_transformers
@@ -169,12 +215,12 @@ def test_a_missing_weight_is_detected(
     from safetensors.torch import load_file
 
     target = tmp_path / "export"
-    export(weights_of(model), model.settings, vocab_folder, target, card())
+    export(weights_of(model), model.settings, Pairing.nsp, vocab_folder, target, card())
     weights = load_file(target / "model.safetensors")
     del weights["bert.pooler.dense.weight"]
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RuntimeError, match=r"missing_keys.*bert\.pooler\.dense\.weight"):
-        check_export(target, weights_of(model), model.settings)
+        check_export(target, weights_of(model), model.settings, Pairing.nsp)
 
 
 def test_a_failed_check_leaves_the_earlier_export_as_it_was(
@@ -184,7 +230,7 @@ def test_a_failed_check_leaves_the_earlier_export_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     target = tmp_path / "export"
-    export(weights_of(model), model.settings, vocab_folder, target, card())
+    export(weights_of(model), model.settings, Pairing.nsp, vocab_folder, target, card())
     before = (target / "model.safetensors").read_bytes()
 
     def refuse(*_: object) -> None:
@@ -193,11 +239,11 @@ def test_a_failed_check_leaves_the_earlier_export_as_it_was(
     monkeypatch.setattr("pretrain.export.check_export", refuse)
     other = random_model(model.settings, VOCAB_SIZE, seed=1)
     with pytest.raises(RuntimeError, match="differs"):
-        export(weights_of(other), model.settings, vocab_folder, target, card())
+        export(weights_of(other), model.settings, Pairing.nsp, vocab_folder, target, card())
     assert (target / "model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
     monkeypatch.setattr("pretrain.export.check_export", lambda *_: None)
-    export(weights_of(other), model.settings, vocab_folder, target, card())
+    export(weights_of(other), model.settings, Pairing.nsp, vocab_folder, target, card())
     assert (target / "model.safetensors").read_bytes() != before
 
 
@@ -206,7 +252,7 @@ def test_a_folder_that_is_no_export_is_not_replaced(
 ) -> None:
     (tmp_path / "thesis.txt").write_text("all my work")
     with pytest.raises(SettingsError, match="holds files and is no earlier export"):
-        export(weights_of(model), model.settings, vocab_folder, tmp_path, card())
+        export(weights_of(model), model.settings, Pairing.nsp, vocab_folder, tmp_path, card())
     assert (tmp_path / "thesis.txt").exists()
 
 
@@ -230,7 +276,14 @@ def test_a_missing_tokenizer_file_is_named_with_the_cure(
     save_tokenizer(tmp_path / "vocab", TOKENS, lowercase=True)
     (tmp_path / "vocab" / missing).unlink()
     with pytest.raises(SettingsError, match=rf"lacks {missing}; .*data_prep\.vocab data_dir="):
-        export(weights_of(model), model.settings, tmp_path / "vocab", tmp_path / "export", card())
+        export(
+            weights_of(model),
+            model.settings,
+            Pairing.nsp,
+            tmp_path / "vocab",
+            tmp_path / "export",
+            card(),
+        )
     assert not (tmp_path / "export").exists()
 
 
@@ -238,10 +291,24 @@ def test_a_vocabulary_of_another_size_is_refused(model: BertForPreTraining, tmp_
     more = [*TOKENS, *(f"w{i}" for i in range(60))]
     save_tokenizer(tmp_path / "vocab", more, lowercase=True)
     with pytest.raises(SettingsError, match=f"64 rows and a vocabulary of {VOCAB_SIZE + 60}"):
-        export(weights_of(model), model.settings, tmp_path / "vocab", tmp_path / "export", card())
+        export(
+            weights_of(model),
+            model.settings,
+            Pairing.nsp,
+            tmp_path / "vocab",
+            tmp_path / "export",
+            card(),
+        )
     (tmp_path / "vocab" / "vocab.txt").write_text("[PAD]\n")
     with pytest.raises(SettingsError, match=r"vocab.txt has 1 entries and tokenizer.json 82"):
-        export(weights_of(model), model.settings, tmp_path / "vocab", tmp_path / "export", card())
+        export(
+            weights_of(model),
+            model.settings,
+            Pairing.nsp,
+            tmp_path / "vocab",
+            tmp_path / "export",
+            card(),
+        )
 
 
 def test_masks_are_filled_with_the_tokens_the_model_prefers(
@@ -250,7 +317,7 @@ def test_masks_are_filled_with_the_tokens_the_model_prefers(
     state = weights_of(model)
     state["mlm_head.decoder.bias"][TOKENS.index("cat")] += 60.0  # a model with one thought
     target = tmp_path / "export"
-    export(state, model.settings, vocab_folder, target, card())
+    export(state, model.settings, Pairing.nsp, vocab_folder, target, card())
     sentences = ["The [MASK] sat.", "On the mat sat a [MASK] and a dog."]
     for guesses in fill_masks(target, sentences, top_k=3):
         assert len(guesses) == 3

@@ -5,6 +5,7 @@ Nothing of this project computes here: the figures of metrics.jsonl must come ou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +15,27 @@ import pytest
 import torch
 from run_in_fork import pretrain_run
 
+from data_prep.files import read_json
+from data_prep.objectives import Pairing
+
 pytestmark = pytest.mark.distributed
 
+NUM_EXAMPLES = 300  # the first so many, in stored order
 
-@pytest.fixture(scope="module")
-def finished(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("finished")
+
+def finished(sample_dir: Path, pairing: Pairing, folder: Path) -> Path:
+    """The folder of a run on two ranks."""
     statuses, output = pretrain_run(
         [
             "+model=tiny",
             f"data.dir={sample_dir}",
+            f"data.pairs={pairing.name}",
             "run.name=x",
             "model.hidden_size=64",
             "optim.global_batch=16",
-            "schedule.total_steps=60",
-            "eval.every_steps=60",
-            "eval.max_examples=null",
+            "schedule.total_steps=40",
+            "eval.every_steps=40",
+            f"eval.max_examples={NUM_EXAMPLES}",
             "engine.tokens_per_micro_batch=1024",
         ],
         folder,
@@ -39,16 +45,21 @@ def finished(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder / "runs/x"
 
 
+@pytest.mark.parametrize("pairing", list(Pairing))
 def test_stock_transformers_finds_the_held_out_figures_of_the_run(
-    sample_dir: Path, finished: Path
+    sample_dirs: Callable[[Pairing], Path], tmp_path: Path, pairing: Pairing
 ) -> None:
-    from transformers import BertForPreTraining
+    import transformers
 
-    model = BertForPreTraining.from_pretrained(finished / "export").eval()
-    mlm_loss = nsp_loss = 0.0
-    mlm_right = nsp_right = num_masked = num_sequences = 0
+    sample_dir = sample_dirs(pairing)
+    run = finished(sample_dir, pairing, tmp_path)
+    (kind,) = read_json(run / "export/config.json")["architectures"]
+    assert kind == ("BertForMaskedLM" if pairing is Pairing.none else "BertForPreTraining")
+    model = getattr(transformers, kind).from_pretrained(run / "export").eval()
+    mlm_loss = pair_loss = 0.0
+    mlm_right = pair_right = num_masked = num_sequences = 0
     for shard in sorted((sample_dir / "len128/heldout").glob("*.arrow")):
-        for row in pa.ipc.open_stream(shard).read_all().to_pylist():
+        for row in pa.ipc.open_stream(shard).read_all()[: NUM_EXAMPLES - num_sequences].to_pylist():
             ids = np.array(row["input_ids"], dtype=np.int64)
             masked = ids.copy()
             masked[row["masked_positions"]] = row["masked_input_ids"]
@@ -58,19 +69,32 @@ def test_stock_transformers_finds_the_held_out_figures_of_the_run(
                     input_ids=torch.from_numpy(masked)[None],
                     token_type_ids=torch.from_numpy(segments)[None],
                 )
-            logits = answer.prediction_logits[0, row["masked_positions"]].double()
+            token_logits = answer[0][0, row["masked_positions"]].double()
             labels = torch.from_numpy(ids[row["masked_positions"]])
-            mlm_loss += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-            mlm_right += int((logits.argmax(-1) == labels).sum())
+            mlm_loss += torch.nn.functional.cross_entropy(
+                token_logits, labels, reduction="sum"
+            ).item()
+            mlm_right += int((token_logits.argmax(-1) == labels).sum())
             num_masked += len(labels)
-            next_logits = answer.seq_relationship_logits[0].double()
-            nsp_loss -= torch.log_softmax(next_logits, 0)[row["next_sentence_label"]].item()
-            nsp_right += int(next_logits.argmax() == row["next_sentence_label"])
+            if pairing is not Pairing.none:
+                logits = answer.seq_relationship_logits[0].double()
+                pair_loss -= torch.log_softmax(logits, 0)[row["next_sentence_label"]].item()
+                pair_right += int(logits.argmax() == row["next_sentence_label"])
             num_sequences += 1
 
-    lines = [orjson.loads(line) for line in (finished / "metrics.jsonl").read_bytes().splitlines()]
+    lines = [orjson.loads(line) for line in (run / "metrics.jsonl").read_bytes().splitlines()]
     (figures,) = [line for line in lines if "eval/mlm_loss" in line]
     assert figures["eval/mlm_loss"] == pytest.approx(mlm_loss / num_masked, rel=1e-4)
     assert figures["eval/mlm_accuracy"] == pytest.approx(mlm_right / num_masked, abs=1e-4)
-    assert figures["eval/nsp_loss"] == pytest.approx(nsp_loss / num_sequences, rel=1e-4)
-    assert figures["eval/nsp_accuracy"] == pytest.approx(nsp_right / num_sequences, abs=1e-4)
+    task, loss = pairing.name, (mlm_loss / num_masked + pair_loss / num_sequences)
+    assert figures["eval/loss"] == pytest.approx(loss, rel=1e-4)
+    if pairing is not Pairing.none:
+        assert figures[f"eval/{task}_loss"] == pytest.approx(pair_loss / num_sequences, rel=1e-4)
+        assert figures[f"eval/{task}_accuracy"] == pytest.approx(
+            pair_right / num_sequences, abs=1e-4
+        )
+
+    said = (tmp_path / "output.txt").read_text() + (run / "export/README.md").read_text()
+    names = [*(name for line in lines for name in line), *said.split()]
+    for other in set(Pairing) - {pairing, Pairing.none}:
+        assert not [name for name in names if other.name in name.lower()], other

@@ -14,7 +14,8 @@ from model_samples import padded, random_batch, random_model, small_settings
 from torch import Tensor
 
 from data_prep.configuration import compose
-from pretrain.hf_weights import from_hugging_face, to_hugging_face
+from data_prep.objectives import Pairing
+from pretrain.hf_weights import from_hugging_face, hugging_face_class, to_hugging_face
 from pretrain.model import BertForPreTraining, padded_vocab_size
 from pretrain.settings import ModelSettings, Settings
 
@@ -42,8 +43,8 @@ def hugging_face_twin(model: BertForPreTraining, attn_implementation: str = "sdp
         layer_norm_eps=own.layer_norm_eps,
         attn_implementation=attn_implementation,
     )
-    twin = transformers.BertForPreTraining(config)
-    weights = to_hugging_face(dict(model.named_parameters()), own, model.vocab_size)
+    twin = getattr(transformers, hugging_face_class(model.pairing))(config)
+    weights = to_hugging_face(dict(model.named_parameters()), own, model.vocab_size, model.pairing)
     rest = twin.load_state_dict(weights, strict=False)
     assert set(rest.missing_keys) <= {
         "cls.predictions.decoder.weight",
@@ -67,7 +68,8 @@ def models_and_batches(draw: st.DrawFn):
     vocab_size = draw(st.integers(30, 90))
     lengths = draw(st.lists(st.integers(1, 64), min_size=1, max_size=6))
     seed = draw(st.integers(0, 1_000))
-    return random_model(own, vocab_size, seed), random_batch(lengths, vocab_size, seed)
+    pairing = draw(st.sampled_from(Pairing))
+    return random_model(own, vocab_size, seed, pairing), random_batch(lengths, vocab_size, seed)
 
 
 # the same configurations in every run: the bound is at the edge of what fp32 can hold
@@ -77,28 +79,34 @@ def test_logits_losses_and_every_gradient_equal_those_of_transformers(model_and_
     model, batch = model_and_batch
     twin = hugging_face_twin(model)
     inputs = padded(batch)
+    if model.pairing is Pairing.none:
+        del inputs["next_sentence_label"]
 
     theirs = twin(**inputs)
     theirs.loss.backward()
     is_masked = inputs["labels"] != -100
-    mlm_logits, nsp_logits = model.logits(batch)
-    mlm_sum, nsp_sum, mlm_correct, nsp_correct = model(batch)
-    mlm_loss, nsp_loss = mlm_sum / batch.num_masked, nsp_sum / batch.num_sequences
-    (mlm_loss + nsp_loss).backward()
+    mlm_logits, pair_logits = model.logits(batch)
+    mlm_sum, pair_sum, mlm_correct, pair_correct = model(batch)
+    (mlm_sum / batch.num_masked + pair_sum / batch.num_sequences).backward()
 
-    their_mlm_logits = theirs.prediction_logits[is_masked]
-    their_nsp_logits = theirs.seq_relationship_logits
-    assert relative_difference(mlm_logits, their_mlm_logits) < 1e-5
-    assert relative_difference(nsp_logits, their_nsp_logits) < 1e-5
-    their_mlm_loss = F.cross_entropy(their_mlm_logits, batch.labels)
-    their_nsp_loss = F.cross_entropy(their_nsp_logits, batch.next_sentence_labels)
-    assert relative_difference(mlm_loss, their_mlm_loss) < 1e-5
-    assert relative_difference(nsp_loss, their_nsp_loss) < 1e-5
-    assert mlm_correct == (their_mlm_logits.argmax(-1) == batch.labels).sum()
-    assert nsp_correct == (their_nsp_logits.argmax(-1) == batch.next_sentence_labels).sum()
+    if model.pairing is Pairing.none:
+        assert pair_logits is None
+        assert pair_sum == pair_correct == 0
+        ours = [(mlm_logits, theirs.logits[is_masked], batch.labels, mlm_sum, mlm_correct)]
+    else:
+        pairs = theirs.seq_relationship_logits, batch.next_sentence_labels
+        ours = [
+            (mlm_logits, theirs.prediction_logits[is_masked], batch.labels, mlm_sum, mlm_correct),
+            (pair_logits, *pairs, pair_sum, pair_correct),
+        ]
+    for logits, their_logits, labels, loss, correct in ours:
+        assert relative_difference(logits, their_logits) < 1e-5
+        their_loss = F.cross_entropy(their_logits, labels, reduction="sum")
+        assert relative_difference(loss, their_loss) < 1e-5
+        assert correct == (their_logits.argmax(-1) == labels).sum()
 
     gradients = {name: p.grad for name, p in twin.named_parameters()}
-    expected = from_hugging_face(gradients, model.settings, model.vocab_size)
+    expected = from_hugging_face(gradients, model.settings, model.vocab_size, model.pairing)
     # sums of opposite terms may cancel to almost nothing, where fp32 has no five digits left
     floor = 0.01 * max(gradient.abs().max().item() for gradient in expected.values())
     for name, parameter in model.named_parameters():
@@ -108,7 +116,7 @@ def test_logits_losses_and_every_gradient_equal_those_of_transformers(model_and_
 def test_the_test_above_is_sharp_enough_to_see_the_other_gelu() -> None:
     model = random_model(small_settings(), 50, seed=1)
     batch = random_batch([20, 30], 50, seed=1)
-    other = BertForPreTraining(small_settings(hidden_act="gelu_new"), 50)
+    other = BertForPreTraining(small_settings(hidden_act="gelu_new"), 50, Pairing.nsp)
     other.load_weights(dict(model.named_parameters()))
     assert relative_difference(other.logits(batch)[0], model.logits(batch)[0]) > 1e-5
 
@@ -139,7 +147,7 @@ def test_parameter_counts_are_the_published_ones_to_the_unit(
     pretraining: int,
 ) -> None:
     with torch.device("meta"):
-        model = BertForPreTraining(published(size, multiple), vocab_size)
+        model = BertForPreTraining(published(size, multiple), vocab_size, Pairing.nsp)
 
     def count(module: torch.nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())
@@ -152,7 +160,9 @@ def test_parameter_counts_are_the_published_ones_to_the_unit(
 
 
 def test_every_matrix_is_drawn_from_the_truncated_normal_and_every_bias_is_zero() -> None:
-    model = BertForPreTraining(small_settings(hidden_size=768, intermediate_size=1_024), 1_000)
+    model = BertForPreTraining(
+        small_settings(hidden_size=768, intermediate_size=1_024), 1_000, Pairing.nsp
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(7.0)  # whatever initialize leaves out is seen
@@ -175,7 +185,9 @@ def test_padding_the_vocabulary_changes_neither_initial_weights_nor_logits() -> 
     batch = random_batch([12, 7], 50, seed=0)
     logits = []
     for multiple in (1, 64):
-        model = BertForPreTraining(small_settings(pad_vocab_size_multiple_of=multiple), 50)
+        model = BertForPreTraining(
+            small_settings(pad_vocab_size_multiple_of=multiple), 50, Pairing.nsp
+        )
         model.initialize(torch.Generator().manual_seed(0))
         logits.append(model.logits(batch)[0])
     assert logits[0].shape == logits[1].shape == (3, 50)
@@ -306,11 +318,11 @@ def is_tied(model: BertForPreTraining) -> bool:
 
 def test_the_decoder_stays_tied_through_load_state_dict_copy_cast_and_device_move() -> None:
     model = random_model(small_settings(), 50, seed=10)
-    other = BertForPreTraining(small_settings(), 50)
+    other = BertForPreTraining(small_settings(), 50, Pairing.nsp)
     other.load_weights(dict(model.named_parameters()))
     assert is_tied(other)
     assert torch.equal(other.embeddings.word.weight, model.embeddings.word.weight)
-    third = BertForPreTraining(small_settings(), 50)
+    third = BertForPreTraining(small_settings(), 50, Pairing.nsp)
     third.load_state_dict(model.state_dict(), strict=True)
     assert is_tied(third)
     assert torch.equal(third.mlm_head.decoder.weight, model.embeddings.word.weight)

@@ -12,6 +12,7 @@ from model_samples import random_batch, random_model, small_settings
 from numpy.typing import NDArray
 
 from data_prep.configuration import compose
+from data_prep.objectives import Pairing
 from pretrain.model import BertForPreTraining
 from pretrain.optimizers import BertAdam, build_optimizer, parameter_groups
 from pretrain.settings import OptimizerName, OptimSettings, Settings
@@ -41,10 +42,24 @@ def test_group_sizes_are_the_published_ones_to_the_unit(
 ) -> None:
     overrides = [f"+model={size}", f"model.pad_vocab_size_multiple_of={multiple}"]
     with torch.device("meta"):
-        model = BertForPreTraining(compose("config", Settings, overrides)[0].model, 30_522)
+        model = BertForPreTraining(
+            compose("config", Settings, overrides)[0].model, 30_522, Pairing.nsp
+        )
     groups = parameter_groups(model, 0.01)
     assert [sum(p.numel() for p in group["params"]) for group in groups] == [decay, no_decay]
     assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
+
+
+def test_without_pairs_the_groups_are_smaller_by_pooler_and_head() -> None:
+    sizes = {}
+    for pairing in Pairing:
+        model = random_model(small_settings(), 50, 0, pairing)
+        groups = parameter_groups(model, 0.01)
+        sizes[pairing] = [sum(p.numel() for p in group["params"]) for group in groups]
+        assert sum(sizes[pairing]) == model.num_parameters
+    decay, no_decay = sizes[Pairing.nsp]
+    assert sizes[Pairing.sop] == [decay, no_decay]
+    assert sizes[Pairing.none] == [decay - 32 * 32 - 32 * 2, no_decay - 32 - 2]
 
 
 def test_biases_and_layer_norms_do_not_decay_and_all_else_does() -> None:
@@ -147,9 +162,12 @@ def test_a_saved_and_loaded_optimizer_continues_bit_for_bit(name: OptimizerName)
     assert torch.equal(run(break_after=8), run(break_after=3))
 
 
+@pytest.mark.parametrize("pairing", list(Pairing))
 @pytest.mark.parametrize("name", list(OptimizerName))
-def test_one_step_moves_every_parameter_the_pooler_included(name: OptimizerName) -> None:
-    model = random_model(small_settings(), 50, seed=0)
+def test_one_step_moves_every_parameter_the_pooler_included(
+    name: OptimizerName, pairing: Pairing
+) -> None:
+    model = random_model(small_settings(), 50, 0, pairing)
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     optimizer = build_optimizer(parameter_groups(model, 0.01), named(name))
     mlm_loss, nsp_loss, _, _ = model(random_batch([64, 40, 64], 50, seed=0))

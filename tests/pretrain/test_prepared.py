@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.configuration import SettingsError
-from data_prep.files import checksum, write_json
+from data_prep.files import checksum, read_json, write_json
+from data_prep.objectives import Pairing
 from pretrain.prepared import manifest_of
 from pretrain.settings import DataSettings, Masking
 
@@ -19,9 +20,9 @@ def corpus(folder: Path, rows: int = 5) -> DataSettings:
     vocab = folder / "vocab/vocab.txt"
     vocab.write_text("[PAD]\n[UNK]\n")
     splits = {"train": {"rows": rows}, "heldout": {"rows": 1}}
-    manifest = {"vocab_checksum": checksum(vocab), "splits": splits}
+    manifest = {"pairs": "nsp", "vocab_checksum": checksum(vocab), "splits": splits}
     write_json(folder / "len128/manifest.json", manifest)
-    return DataSettings(dir=str(folder), seq_len=128, masking=Masking.static)
+    return DataSettings(dir=str(folder), seq_len=128, pairs=Pairing.nsp, masking=Masking.static)
 
 
 def test_a_whole_corpus_is_accepted(tmp_path: Path) -> None:
@@ -39,6 +40,30 @@ def test_a_missing_vocabulary_is_named(tmp_path: Path) -> None:
     data = corpus(tmp_path)
     (tmp_path / "vocab/vocab.txt").unlink()
     with pytest.raises(SettingsError, match=r"vocab\.txt is missing"):
+        manifest_of(data)
+
+
+@pytest.mark.parametrize("asked", [Pairing.sop, Pairing.none])
+def test_shards_of_other_pairs_are_refused_with_both_values_and_the_cure(
+    tmp_path: Path, asked: Pairing
+) -> None:
+    data = corpus(tmp_path)
+    data.pairs = asked
+    with pytest.raises(SettingsError) as refused:
+        manifest_of(data)
+    said = str(refused.value)
+    assert f"data.pairs={asked.name}, but the shards in" in said
+    assert "were built with pairs=nsp; set data.pairs=nsp, or" in said
+    assert f"data_prep.build data_dir={tmp_path} seq_len=128 pairs={asked.name}" in said
+
+
+def test_shards_that_do_not_say_what_their_pairs_are_are_refused_with_the_cure(
+    tmp_path: Path,
+) -> None:
+    data = corpus(tmp_path)
+    path = tmp_path / "len128/manifest.json"
+    write_json(path, {k: v for k, v in read_json(path).items() if k != "pairs"})
+    with pytest.raises(SettingsError, match=r"make the shards again: python -m data_prep\.build"):
         manifest_of(data)
 
 

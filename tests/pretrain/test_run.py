@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from run_in_fork import pretrain_run
 
 from data_prep.files import checksum, read_json
+from data_prep.objectives import Pairing
 from pretrain.engine import Engine
 
 pytestmark = pytest.mark.distributed
@@ -263,6 +265,25 @@ def test_a_run_with_other_settings_is_not_continued(
     statuses, output = pretrain_run(arguments(sample_dir, override), uninterrupted[0])
     assert statuses == [2]
     assert message in output
+
+
+@pytest.mark.parametrize("pairing", [Pairing.sop, Pairing.none])
+def test_a_run_is_not_continued_with_another_objective(
+    sample_dirs: Callable[[Pairing], Path], uninterrupted: tuple[Path, str], pairing: Pairing
+) -> None:
+    other = [f"data.dir={sample_dirs(pairing)}", f"data.pairs={pairing.name}"]
+    statuses, output = pretrain_run([*SMALL, *other], uninterrupted[0])
+    assert statuses == [2]
+    assert f"data.pairs: nsp then, {pairing.name} now" in output
+
+
+def test_shards_of_another_objective_are_refused_before_training(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    statuses, output = pretrain_run(arguments(sample_dir, "data.pairs=none"), tmp_path, ranks=2)
+    assert statuses == [2, 2]
+    assert output.count("data.pairs=none, but the shards in") == 1
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_mistake_is_said_once_and_not_once_per_rank(sample_dir: Path, tmp_path: Path) -> None:
