@@ -150,7 +150,7 @@ def _faults(train: dict[str, Any], pairing: Pairing, bounds: AuditSettings) -> l
     if pairing.label_1 and train["one_sentence_share"] > bounds.most_one_sentence:
         faults.append(
             f"{train['one_sentence_share']:.1%} of the documents are one sentence, more than "
-            f"{bounds.most_one_sentence:.0%}: they have no next sentence; is a row of the source a "
+            f"{bounds.most_one_sentence:.0%}: they have no next sentence, which pairs=none needs not; is a row of the source a "
             "sentence, every line its own document (source.rows_per_document groups rows)? The "
             "bound is audit.most_one_sentence"
         )

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_prep.cleaning import clean_paragraphs, join_wrapped, split_lines
-from data_prep.documents import Document, Reject
+from data_prep.documents import Damage, Document, Reject
 from data_prep.settings import SourceSettings
 from data_prep.sources import Plan, gutenberg
-from data_prep.sources.folders import plan_files
+from data_prep.sources.folders import plan_files, read_file
 
 _HTML = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|!--|html|head|title|meta|body|center|h1|\?xml)",
@@ -49,15 +49,15 @@ def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Plan:
     )
 
 
-def read(source: SourceSettings, task: list[str]) -> Iterator[Document | Reject]:
+def read(source: SourceSettings, task: list[str]) -> Iterator[Document | Reject | Damage]:
     """A document, or a reject, for each file; the id is the file's name below source.path."""
-    assert source.path is not None
     for name in task:
         title = Path(name).stem.replace("_", " ")
-        try:
-            text, reason = decode((Path(source.path) / name).read_bytes())
-        except OSError as error:
-            text, reason = "", f"unreadable file: {type(error).__name__}"
+        data = read_file(source, name)
+        if isinstance(data, Damage):
+            yield data
+            continue
+        text, reason = decode(data)
         if reason is None:
             body, reason = body_of(source, text)
         if reason is None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from data_prep.configuration import SettingsError
+from data_prep.documents import Damage
 from data_prep.settings import SourceSettings
 from data_prep.sources import Plan, cut_by_size
 
@@ -48,3 +49,15 @@ def list_files(
         folders[:] = [name for name in folders if name[0] != "." and name not in without]
         found += [Path(parent, name) for name in names if name[0] != "."]
     return sorted(filter(is_wanted, found), key=lambda path: path.relative_to(folder).as_posix())
+
+
+def read_file(source: SourceSettings, name: str) -> bytes | Damage:
+    """A file's bytes, or damage where it is gone, as what a broken link points at is.
+
+    Any other OSError is raised, for the next start may read the file: a disk's or a right's.
+    """
+    assert source.path is not None
+    try:
+        return (Path(source.path) / name).read_bytes()
+    except FileNotFoundError:
+        return Damage(name, "is not there to be read; is it a broken link?")

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.cleaning import clean_paragraphs, remove_hollows, split_lines
-from data_prep.documents import Document, Reject
+from data_prep.documents import Damage, Document, Reject
 from data_prep.settings import SourceSettings
 from data_prep.sources import Plan
 from data_prep.sources.articles import article
-from data_prep.sources.folders import plan_files
+from data_prep.sources.folders import plan_files, read_file
 
 _OPEN = re.compile(r'<doc id="([^"]*)" url="[^"]*" title="(.*)">\s*$')
 
@@ -52,12 +52,14 @@ def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Plan:
     return plan_files(source, characters_per_part, "file", lambda path: True)
 
 
-def read(source: SourceSettings, task: list[str]) -> Iterator[Document | Reject]:
+def read(source: SourceSettings, task: list[str]) -> Iterator[Document | Reject | Damage]:
     """A document, or a reject, for each <doc>; and a reject for what stands outside of all."""
-    assert source.path is not None
     for name in task:
+        data = read_file(source, name)
+        if isinstance(data, Damage):
+            yield data
+            continue
         try:
-            data = (Path(source.path) / name).read_bytes()
             text = (bz2.decompress(data) if name.endswith(".bz2") else data).decode("utf-8")
         except (UnicodeDecodeError, OSError, ValueError) as error:
             yield Reject(name, "", "", f"unreadable file: {type(error).__name__}")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from source_reading import SHARED, read_all, reasons, source_of, texts
 
+from data_prep.documents import Damage
 from data_prep.sources import books
 
 STORY = "She said “no”. It was the café’s end.\n\nThey all went home — at last."
@@ -47,12 +48,12 @@ def test_a_book_that_is_none_is_rejected_with_the_reason(
     assert reasons(read_all(source_of("books", tmp_path))) == {"x.txt": reason}
 
 
-def test_a_file_that_cannot_be_opened_is_rejected_alone(tmp_path: Path) -> None:
+def test_a_broken_link_is_damage_that_stops_no_other_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").symlink_to(tmp_path / "gone")
     (tmp_path / "b.txt").mkdir()
     (tmp_path / "c.txt").write_text("It was night.")
     items = read_all(source_of("books", tmp_path))
-    assert reasons(items) == {"a.txt": "unreadable file: FileNotFoundError"}
+    assert [item.input for item in items if isinstance(item, Damage)] == ["a.txt"]
     assert texts(items) == {"c.txt": "It was night."}
 
 

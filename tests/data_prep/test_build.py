@@ -282,10 +282,10 @@ def test_the_manifest_of_shards_of_another_pairing_says_so(
 
 
 def test_where_no_document_can_be_ordered_building_is_refused(tmp_path: Path, inline) -> None:
-    lines = [[[7] * 12] for _ in range(60)]  # every line a document
+    lines = [[[number] * 12] for number in range(7, 67)]  # every line a document
     write_corpus(tmp_path, [lines[:50]], [lines[50:]])
     with pytest.raises(RuntimeError, match=r"each of its 50 documents is one sentence.*pairs=none"):
-        build.run(settings_of(tmp_path, "pairs=sop"))
+        build.run(settings_of(tmp_path, "pairs=sop", "audit.most_one_sentence=1"))
     assert not (tmp_path / "len64" / "manifest.json").exists()
     assert build.run(settings_of(tmp_path, "pairs=none"))["splits"]["train"]["rows"] == 50
 

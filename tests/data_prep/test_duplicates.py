@@ -48,9 +48,11 @@ def store(data_dir: Path, sources: dict[str, Sequence[Sequence[Document]]]) -> N
     for source, parts in sources.items():
         folder = data_dir / "documents" / source
         paths = [folder / f"part-{number:05d}.parquet" for number in range(len(parts))]
-        for path, documents in zip(paths, parts, strict=True):
-            write_part(path, documents)
-        write_json(folder / "manifest.json", {"parts": [describe_part(path) for path in paths]})
+        described = [
+            describe_part(path, write_part(path, documents))
+            for path, documents in zip(paths, parts, strict=True)
+        ]
+        write_json(folder / "manifest.json", {"parts": described})
 
 
 def found(data_dir: Path) -> list[dict[str, Any]]:

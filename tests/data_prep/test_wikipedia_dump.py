@@ -289,7 +289,10 @@ def test_a_dump_that_its_checksum_refuses_leaves_the_others_collected(
     (tmp_path / "in" / "a.xml.md5").write_text("0" * 32)
     given = _given(tmp_path)
     assert collect.main(given) == 1
-    assert "1 of 2 tasks failed: 0. Task 0: RuntimeError: " in capsys.readouterr().err
+    assert (
+        "1 of 2 tasks failed: part-00000. Task part-00000: RuntimeError: "
+        in capsys.readouterr().err
+    )
     assert (tmp_path / "documents" / "wikipedia_dump" / "part-00001.parquet").exists()
 
 
