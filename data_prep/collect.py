@@ -1,7 +1,7 @@
 """Collect the documents of one source: python -m data_prep.collect +source=NAME data_dir=FOLDER.
 
-Run again with another source, it adds to the corpus; with the same source it does what is missing,
-or everything anew where the settings or the input have changed. What is dropped is counted in
+Run again with another source, it adds to the corpus; with the same source it does what is missing
+or whose input has changed, or everything anew where the settings have changed. What is dropped is counted in
 dropped.json, and kept with its reason in rejects/.
 """
 
@@ -50,17 +50,16 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     folder = Path(settings.data_dir) / "documents" / source.name
     plan = module_of(source.kind).plan(source, settings.characters_per_part, folder / "cache")
     identity = _identity(source, settings.characters_per_part)
-    # One for all: how a source is cut may change with any of its inputs
-    common = fingerprint({**identity, "schema_version": SCHEMA_VERSION, "state": plan.state})
     tasks = []
-    for index in range(len(plan.tasks)):
+    for index, state in enumerate(plan.states):
         paths = (
             _part_path(folder, index),
             _rejects_path(folder, index),
             signatures_path(_part_path(folder, index)),
             _entry_path(folder, index),
         )
-        tasks.append(TaskEntry(paths[0].stem, common, paths))
+        own = fingerprint({**identity, "schema_version": SCHEMA_VERSION, "state": state})
+        tasks.append(TaskEntry(paths[0].stem, own, paths))
     counts = run_tasks(
         f"collect {source.name}",
         folder / "logs",

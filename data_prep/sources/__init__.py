@@ -18,7 +18,7 @@ class Plan:
 
     tasks: list[Any]  # one for each part; each is what `read` takes, made of JSON's types
     inputs: dict[str, Any]  # what there is to read, for the manifest
-    state: Any  # changes when the input does; of JSON's types
+    states: list[Any]  # of each task; changes when its input does; of JSON's types
 
 
 class Source(Protocol):

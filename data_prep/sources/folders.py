@@ -28,10 +28,11 @@ def plan_files(
     names = [path.relative_to(folder).as_posix() for path in files]
     stats = [stat_of(path) for path in files]
     runs = cut_by_size([stat.st_size for stat in stats], characters_per_part)
+    states = [[n, s.st_size, s.st_mtime_ns] for n, s in zip(names, stats, strict=True)]
     return Plan(
         tasks=[[names[index] for index in run] for run in runs],
         inputs={"files": len(files), "bytes": sum(stat.st_size for stat in stats)},
-        state=[[n, s.st_size, s.st_mtime_ns] for n, s in zip(names, stats, strict=True)],
+        states=[[states[index] for index in run] for run in runs],
     )
 
 

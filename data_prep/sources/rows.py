@@ -56,7 +56,7 @@ def plan_rows(
         tasks=[{"files": files, "first": s, "rows": min(rows, len(dataset) - s)} for s in starts],
         inputs={"rows": len(dataset), **_commit(files)},
         # The folders' names hold the hub's commit, or a hash of the local files and their times.
-        state=[Path(file).parts[-4:] for file in files],
+        states=[[Path(file).parts[-4:] for file in files]] * len(starts),
     )
 
 

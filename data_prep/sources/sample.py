@@ -49,7 +49,7 @@ def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Plan:
     return Plan(
         tasks=[[names[index] for index in run] for run in runs],
         inputs={"topics": len(topics), "modules": len(files)},
-        state=[names, sizes],
+        states=[[names, sizes]] * len(runs),
     )
 
 

@@ -57,7 +57,7 @@ def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Plan:
             "bytes": sum(stat.st_size for stat in stats),
             "files with a published checksum": sum(expected is not None for expected in published),
         },
-        state=[
+        states=[
             [name, stat.st_size, stat.st_mtime_ns, expected]
             for name, stat, expected in zip(names, stats, published, strict=True)
         ],

@@ -113,6 +113,21 @@ def test_a_changed_book_is_collected_anew(tmp_path: Path) -> None:
     assert texts["book3.txt"] == "Another text."
 
 
+def test_one_more_book_collects_the_parts_that_it_changes_alone(tmp_path: Path) -> None:
+    books = _books(tmp_path / "books")
+    _run(tmp_path / "d", books)
+    folder = tmp_path / "d" / "documents" / "books"
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
+    assert len(before) == 3
+    (books / "zebra.txt").write_text("The last book.\n" * 9)
+    _run(tmp_path / "d", books)
+    after = {path: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
+    changed = {path.name for path, time in after.items() if before.get(path) != time}
+    assert changed == {"part-00003.parquet"}
+    _run(tmp_path / "fresh", books)
+    assert _bytes(tmp_path / "d") == _bytes(tmp_path / "fresh")
+
+
 def test_a_failed_task_leaves_no_manifest_and_the_next_start_completes(tmp_path: Path) -> None:
     books = _books(tmp_path / "books")
     folder = tmp_path / "d" / "documents" / "books"

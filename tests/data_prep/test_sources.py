@@ -54,7 +54,7 @@ def test_a_changed_file_changes_the_state_of_the_plan(tmp_path: Path) -> None:
     before = books.plan(source_of("books", tmp_path), 10, tmp_path)
     (tmp_path / "a.txt").write_text("two")
     after = books.plan(source_of("books", tmp_path), 10, tmp_path)
-    assert before.state != after.state
+    assert before.states != after.states
     assert before.tasks == after.tasks
 
 
