@@ -1,8 +1,8 @@
 """Collect the documents of one source: python -m data_prep.collect +source=NAME data_dir=FOLDER.
 
 Run again with another source, it adds to the corpus; with the same source it does what is missing
-or whose input has changed, or everything anew where the settings have changed. What is dropped is counted in
-dropped.json, and kept with its reason in rejects/.
+or whose input has changed, or everything anew where the settings have changed. What is dropped is
+counted in dropped.json, and kept with its reason in rejects/.
 """
 
 from __future__ import annotations
