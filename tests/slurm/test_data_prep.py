@@ -91,8 +91,9 @@ def encoded(collected: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 def _link_documents(collected: Path, data_dir: Path) -> None:
     (data_dir / "documents" / "books").mkdir(parents=True)
-    for path in collected.glob("documents/books/*.*"):
-        (data_dir / "documents" / "books" / path.name).symlink_to(path)
+    links = [*collected.glob("documents/*.*"), *collected.glob("documents/books/*.*")]
+    for path in [*links, collected / "documents" / "books" / "signatures"]:
+        (data_dir / path.relative_to(collected)).symlink_to(path)
     (data_dir / "vocab").symlink_to(collected / "vocab")
 
 
