@@ -36,7 +36,7 @@ from data_prep.engine import TaskEntry, fingerprint, run_tasks
 from data_prep.files import read_json, write_json
 from data_prep.language import language_of
 from data_prep.settings import DataPrepSettings, SourceSettings, require_source, start
-from data_prep.signatures import signatures_path, write_signatures
+from data_prep.signatures import SignatureWriter, signatures_path
 from data_prep.sources import Plan, module_of
 
 
@@ -101,6 +101,8 @@ def _collect_part(
     notes: Counter[str] = Counter()
     rejects_path = _rejects_path(folder, index)
     rejects_path.unlink(missing_ok=True)  # there may be none this time
+    signatures = SignatureWriter()
+    os.environ["RAYON_NUM_THREADS"] = "1"  # rensa's; tasks run side by side as it is
 
     with contextlib.ExitStack() as stack:
         rejects: list[RowWriter] = []  # none, or the one: most parts reject nothing
@@ -110,6 +112,7 @@ def _collect_part(
                 if isinstance(item, Document):
                     item = _in_language(item, source.language)
                 if isinstance(item, Document):
+                    signatures.add(item)
                     yield item
                 elif isinstance(item, Damage):
                     notes[f"damaged: {item.input} {item.what}"] += 1
@@ -120,9 +123,8 @@ def _collect_part(
                     rejects[0].add(item)
 
         counts = write_part(_part_path(folder, index), kept())
-    os.environ["RAYON_NUM_THREADS"] = "1"  # rensa's; tasks run side by side as it is
     entry = describe_part(_part_path(folder, index), counts)
-    write_signatures(_part_path(folder, index), entry["rows"], entry["checksum"])
+    signatures.write(_part_path(folder, index), entry["checksum"])
     write_json(_entry_path(folder, index), entry)
     return {**counts, **notes}
 

@@ -190,7 +190,13 @@ def _open(path: Path, columns: tuple[str, ...]) -> Iterator[RowWriter]:
     schema = pa.schema([(name, pa.string()) for name in columns])
     with (
         whole_or_absent(path) as temporary,
-        pq.ParquetWriter(temporary, schema, compression="zstd", compression_level=1) as file,
+        pq.ParquetWriter(
+            temporary,
+            schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=False,  # no two texts are alike
+        ) as file,
     ):
         writer = RowWriter(file, schema)
         yield writer

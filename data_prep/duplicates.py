@@ -182,7 +182,7 @@ def _signatures_of(part: Part) -> Signatures:
     """Those that collect left beside the part; written now where they are missing or of another make."""
     signatures = open_signatures(part.path, part.checksum)
     if signatures is None:
-        write_signatures(part.path, part.rows, part.checksum)
+        write_signatures(part.path, part.checksum)
         signatures = open_signatures(part.path, part.checksum)
     assert signatures is not None
     return signatures

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _PIECES = 8
-_PIECE = 10_000  # characters; a longer text is judged by pieces spread over all of it
+_PIECE = 2_000  # characters; a longer text is judged by pieces spread over all of it
 
 
 def known_languages() -> set[str]:

@@ -28,7 +28,7 @@ import rensa
 import xxhash
 from numpy.typing import NDArray
 
-from data_prep.documents import read_part
+from data_prep.documents import Document, read_part
 from data_prep.files import whole_or_absent
 
 SCHEMA_VERSION = 1
@@ -82,40 +82,56 @@ def signatures_path(part: Path) -> Path:
     return part.parent / "signatures" / f"{part.stem}.arrow"
 
 
-def write_signatures(part: Path, num_documents: int, part_checksum: str) -> None:
-    """Write the signatures of a part's documents, whole or not at all: the same part, the same bytes.
+class SignatureWriter:
+    """The signatures of one part, a document at a time, then the file: the same part, the same bytes."""
 
-    Reads one row group of the part at a time. Raises ValueError naming a part that cannot be read.
-    """
-    values_DV = np.empty((num_documents, VALUES), np.uint32)
-    ids, titles, characters, exact = [], [], [], []
-    for row, document in enumerate(read_part(part)):
+    def __init__(self) -> None:
+        self._ids: list[str] = []
+        self._titles: list[str] = []
+        self._characters: list[int] = []
+        self._exact: list[bytes] = []
+        self._values: list[NDArray[np.uint32]] = []  # 448 bytes a document
+
+    def add(self, document: Document) -> None:
         hashes, letters = shingles(document.text)
-        ids.append(document.id)
-        titles.append(document.title)
-        characters.append(len(document.text))
+        self._ids.append(document.id)
+        self._titles.append(document.title)
+        self._characters.append(len(document.text))
         # Texts without a letter are equal where they are equal as they stand
         compared = letters.data if len(letters) else document.text.encode()
-        exact.append(xxhash.xxh3_128_digest(compared))
-        values_DV[row] = signature(hashes)
-    columns = {
-        "id": pa.array(ids, pa.string()),
-        "title": pa.array(titles, pa.string()),
-        "characters": pa.array(characters, pa.uint32()),
-        "exact": pa.array(exact, pa.binary(16)),
-    }
-    for band in range(BANDS):
-        chosen = np.ascontiguousarray(values_DV[:, band * BAND_VALUES : (band + 1) * BAND_VALUES])
-        columns[f"band_{band:02d}"] = pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(BAND_VALUES * 4), len(chosen), [None, pa.py_buffer(chosen)]
-        )
-    batch = pa.record_batch(columns).replace_schema_metadata(_metadata(part_checksum))
-    with (
-        whole_or_absent(signatures_path(part)) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_stream(sink, batch.schema) as out,
-    ):
-        out.write_batch(batch)
+        self._exact.append(xxhash.xxh3_128_digest(compared))
+        self._values.append(np.array(signature(hashes), np.uint32))
+
+    def write(self, part: Path, part_checksum: str) -> None:
+        """Write the file beside a part, whole or not at all."""
+        values_DV = np.array(self._values, np.uint32).reshape(-1, VALUES)
+        columns = {
+            "id": pa.array(self._ids, pa.string()),
+            "title": pa.array(self._titles, pa.string()),
+            "characters": pa.array(self._characters, pa.uint32()),
+            "exact": pa.array(self._exact, pa.binary(16)),
+        }
+        for band in range(BANDS):
+            own = slice(band * BAND_VALUES, (band + 1) * BAND_VALUES)
+            chosen = np.ascontiguousarray(values_DV[:, own])
+            columns[f"band_{band:02d}"] = pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(BAND_VALUES * 4), len(chosen), [None, pa.py_buffer(chosen)]
+            )
+        batch = pa.record_batch(columns).replace_schema_metadata(_metadata(part_checksum))
+        with (
+            whole_or_absent(signatures_path(part)) as temporary,
+            pa.OSFile(str(temporary), "wb") as sink,
+            pa.ipc.new_stream(sink, batch.schema) as out,
+        ):
+            out.write_batch(batch)
+
+
+def write_signatures(part: Path, part_checksum: str) -> None:
+    """The signatures of a part that has none. Raises ValueError naming a part that cannot be read."""
+    writer = SignatureWriter()
+    for document in read_part(part):
+        writer.add(document)
+    writer.write(part, part_checksum)
 
 
 def open_signatures(part: Path, part_checksum: str) -> Signatures | None:

@@ -69,7 +69,7 @@ def test_a_damaged_part_is_named_with_its_row_group(
     with pq.ParquetFile(path) as file:
         column = file.metadata.row_group(1).column(2)
     data = bytearray(path.read_bytes())
-    first, size = column.dictionary_page_offset, column.total_compressed_size
+    first, size = column.data_page_offset, column.total_compressed_size
     data[first : first + size] = bytes(size)
     path.write_bytes(data)
     read = read_part(path)

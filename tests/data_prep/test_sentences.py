@@ -50,6 +50,16 @@ def test_a_paragraph_is_split_by_the_rules_of_prose(paragraph: str, sentences: l
     assert split_paragraph(paragraph) == sentences
 
 
+# Shorter texts, of fewer kinds of characters, hit the paragraphs that are passed by nupunkt
+@settings(deadline=None, max_examples=1000)
+@given(st.text(st.sampled_from("aB .!?…\"'”)»*\n-"), max_size=12))
+def test_every_paragraph_is_split_as_nupunkt_splits_it(text: str) -> None:
+    splitter = nupunkt.load_default_model()
+    splitter.EXCL_QUEST_LOWERCASE_CONTINUES = True
+    sentences = [sentence.strip() for sentence in splitter.tokenize(text)]
+    assert split_paragraph(text) == [sentence for sentence in sentences if sentence]
+
+
 @settings(deadline=None)
 @given(st.text(st.sampled_from("aB1 .!?…\"'”()\n\t\u00a0\u2028\x00é漢-—"), max_size=80))
 def test_splitting_keeps_every_character_but_blanks_and_makes_no_blank_sentence(text: str) -> None:

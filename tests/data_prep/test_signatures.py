@@ -128,7 +128,7 @@ def write(folder: Path, *pages: str) -> Path:
 def test_a_file_holds_what_was_written_of_each_document(tmp_path: Path) -> None:
     pages = ["One two three four five six.", "?!", "", "Ünë dëux"]
     part = write(tmp_path, *pages)
-    write_signatures(part, 4, "abc")
+    write_signatures(part, "abc")
     opened = open_signatures(part, "abc")
     assert opened is not None
     assert opened.ids.to_pylist() == ["0", "1", "2", "3"]
@@ -141,7 +141,7 @@ def test_a_file_holds_what_was_written_of_each_document(tmp_path: Path) -> None:
 
 def test_a_part_without_documents_has_signatures(tmp_path: Path) -> None:
     part = write(tmp_path)
-    write_signatures(part, 0, "abc")
+    write_signatures(part, "abc")
     opened = open_signatures(part, "abc")
     assert opened is not None
     assert [len(band) for band in opened.bands] == [0] * signatures.BANDS
@@ -152,7 +152,7 @@ def test_signatures_of_another_part_or_make_and_broken_ones_are_not_opened(
 ) -> None:
     part = write(tmp_path, "One two three four five six.")
     assert open_signatures(part, "abc") is None
-    write_signatures(part, 1, "abc")
+    write_signatures(part, "abc")
     assert open_signatures(part, "other") is None
     with monkeypatch.context() as patch:
         patch.setattr(signatures, "version", lambda _: "9.9")
@@ -166,6 +166,6 @@ def test_the_same_part_gives_the_same_bytes(tmp_path: Path) -> None:
     part = write(tmp_path, *(" ".join(WORDS[n:]) for n in range(9)))
     sums = []
     for _ in range(2):
-        write_signatures(part, 9, "abc")
+        write_signatures(part, "abc")
         sums.append(checksum(signatures_path(part)))
     assert all(first == second for first, second in pairwise(sums))
