@@ -96,6 +96,7 @@ class DataPrepSettings:
     heldout_fraction: float  # of the documents
     lowercase: bool
     vocab_size: int
+    vocab_characters: int
     vocab_file: str | None  # released vocabulary in place of a trained one
     seq_len: int  # tokens, special tokens included
     pairs: Pairing
@@ -221,6 +222,7 @@ def _check_numbers(settings: DataPrepSettings) -> list[str]:
         ("seed", 0, 2**32 - 1),  # a word of the counter-based generator's key
         ("characters_per_part", 1, None),
         ("vocab_size", 256, 2**31 - 1),
+        ("vocab_characters", 1, None),
         ("seq_len", 8, 65_535),  # positions are stored as uint16
         ("copies", 1, 65_535),
         ("array_size", 1, None),

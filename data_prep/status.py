@@ -80,9 +80,11 @@ def _plan(root: Path, seq_len: int) -> Iterator[tuple[str, Path, str, Inputs]]:
     vocab_path, tokens_path = root / "vocab" / "manifest.json", root / "tokens" / "manifest.json"
     vocab, tokens = _read(vocab_path), _read(tokens_path)
     learnt = vocab.get("settings", {}).get("documents", documents)  # a released one lacks them
+    is_sample = len(learnt) < vocab.get("parts", len(learnt))  # then the others may be others now
+    there = {name: documents.get(name) for name in learnt} if is_sample else documents
     casing = str(vocab.get("lowercase", True)).lower()
     options = f"vocab_size={vocab['vocab_size']} lowercase={casing}" if vocab else ""
-    yield "vocab", vocab_path, options, {"documents": (learnt, documents)}
+    yield "vocab", vocab_path, options, {"documents": (learnt, there)}
     encoded = tokens.get("settings", {}).get("documents")
     ids = (tokens.get("vocab_checksum"), vocab.get("checksum"))
     yield "encode", tokens_path, "", {"documents": (encoded, documents), "vocabulary": ids}

@@ -1,6 +1,6 @@
 """Make the vocabulary: python -m data_prep.vocab data_dir=FOLDER vocab_size=30522.
 
-It is trained on the documents of all sources, or, with vocab_file=vocab.txt, a released one is
+It is trained on the documents of all sources, of a large corpus on a sample of its parts; or, with vocab_file=vocab.txt, a released one is
 checked and taken over, entry for entry. data_dir/vocab then holds a whole tokenizer, which stock
 `AutoTokenizer.from_pretrained` loads, and a manifest, written last.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+import xxhash
 
 from data_prep import duplicates
 from data_prep.configuration import SettingsError
@@ -45,6 +46,9 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     folder = data_dir / "vocab"
     parts = [] if settings.vocab_file else list_parts(data_dir)
     left_out = {} if settings.vocab_file else duplicates.left_out(settings, parts)
+    num_parts = len(parts)
+    parts = _sample(parts, settings.vocab_characters)
+    left_out = {part.key: left_out[part.key] for part in parts if part.key in left_out}
     identity = _identity(settings, parts, left_out)
     manifest_path = folder / "manifest.json"
     if _is_finished(folder, identity):
@@ -65,6 +69,7 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
         "special_ids": special_ids(tokens),
         "checksum": checksum(folder / "vocab.txt"),
         "settings": identity,
+        "parts": num_parts,  # that there were; those it was trained on are settings.documents
     }
     write_json(manifest_path, manifest)
     return manifest
@@ -76,11 +81,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def job(settings: DataPrepSettings) -> None:
         manifest = run(settings)
-        left_out = manifest["settings"]["duplicates"].values()
-        made = f"taken from {settings.vocab_file}" if settings.vocab_file else "trained"
+        made = f"taken from {settings.vocab_file}"
+        if not settings.vocab_file:
+            used = len(manifest["settings"]["documents"])
+            left_out = sum(e["documents"] for e in manifest["settings"]["duplicates"].values())
+            made = (
+                f"trained on {used:,} of {manifest['parts']:,} parts of the documents, without their "
+                f"{left_out:,} duplicates"
+            )
         sys.stdout.write(
             f"vocabulary  {Path(settings.data_dir) / 'vocab'}, {made}\n"
-            f"left out    {sum(entry['documents'] for entry in left_out):,} duplicates\n"
             f"entries     {manifest['vocab_size']:,}\n"
             f"casing      {'uncased' if manifest['lowercase'] else 'cased'}\n"
             f"checksum    {manifest['checksum']}\n"
@@ -158,10 +168,24 @@ def _released(path: Path, lowercase: bool) -> list[str]:
     return tokens
 
 
+def _sample(parts: Sequence[Part], most_characters: int) -> list[Part]:
+    """Parts in their order, as many as hold `most_characters`, drawn by a hash of their names; at
+    least one.
+    """
+    drawn: set[str] = set()
+    characters = 0
+    for part in sorted(parts, key=lambda part: xxhash.xxh3_64_intdigest(part.key.encode())):
+        if drawn and characters + part.characters > most_characters:
+            break
+        drawn.add(part.key)
+        characters += part.characters
+    return [part for part in parts if part.key in drawn]
+
+
 def _batches(
     data_dir: Path, parts: Sequence[Part], left_out: dict[str, Any]
 ) -> Iterator[list[str]]:
-    """The paragraphs of all documents but duplicates, about a million characters at once."""
+    """The paragraphs of the parts' documents but duplicates, about a million characters at once."""
     batch: list[str] = []
     characters = 0
     for part in parts:

@@ -324,7 +324,7 @@ def test_encode_leaves_duplicates_out_and_counts_them(
     assert encode.main(given) == 0
     assert "dropped     2 duplicates\n" in capsys.readouterr().out
     assert vocab.main([*given, "vocab_size=300"]) == 0
-    assert "left out    2 duplicates\n" in capsys.readouterr().out
+    assert "without their 2 duplicates\n" in capsys.readouterr().out
 
 
 def test_the_vocabulary_is_that_of_the_corpus_without_its_duplicates(tmp_path: Path) -> None:

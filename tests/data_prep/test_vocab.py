@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 from data_prep import vocab
 from data_prep.configuration import SettingsError
-from data_prep.documents import Document, describe_part, write_part
+from data_prep.documents import Document, describe_part, list_parts, write_part
 from data_prep.files import checksum, read_json, write_json
 from data_prep.settings import load
 from data_prep.wordpiece import TOKENIZER_FILES, read_vocab
@@ -55,6 +55,21 @@ def test_two_corpora_of_the_same_text_get_the_same_bytes(trained: Path, tmp_path
     write_documents(tmp_path, TEXTS)
     make(tmp_path, "vocab_size=1000", "num_workers=3")
     assert contents(tmp_path) == contents(trained)
+
+
+def test_of_a_large_corpus_a_sample_of_parts_is_trained_on(tmp_path: Path) -> None:
+    for number in range(8):
+        write_documents(tmp_path, TEXTS[number::8], source=f"topics{number}")
+    parts = list_parts(tmp_path)
+    characters = sum(part.characters for part in parts)
+    [whole, half] = (
+        make(tmp_path, "vocab_size=500", f"vocab_characters={most}")["settings"]["documents"]
+        for most in (characters, characters // 2)
+    )
+    assert set(whole) == {part.key for part in parts}
+    assert set(half) < set(whole)
+    used = sum(part.characters for part in parts if part.key in half)
+    assert characters / 4 < used <= characters / 2
 
 
 def test_a_finished_vocabulary_is_left_alone_and_made_anew_for_other_settings_or_text(
