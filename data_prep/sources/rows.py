@@ -102,7 +102,7 @@ def _load(source: SourceSettings, cache: Path) -> Any:
         except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
             fault = _first_fault(files) or str(error.__cause__ or error)
             raise SettingsError(f"{_where(source)} cannot be read as {reader}: {fault}") from error
-    _ask_once(source)
+    silence = _ask_once(source)
     try:
         return datasets.load_dataset(
             source.dataset, source.subset, revision=source.revision, split=source.split
@@ -113,24 +113,29 @@ def _load(source: SourceSettings, cache: Path) -> Any:
         only = f'--include "{files_of}" '
         raise SettingsError(
             f"the data set {source.dataset} at revision {source.revision} cannot be had from the "
-            f"Hugging Face hub ({type(error).__name__}: {_first_line(error)}). Where there is a "
+            f"Hugging Face hub ({silence or f'{type(error).__name__}: {_first_line(error)}'}). Where there is a "
             f"network, fetch its parquet files by: hf download {source.dataset} --repo-type dataset "
             f"--revision {source.revision} {only}--local-dir FOLDER; then set source.path=FOLDER"
         ) from error
 
 
-def _ask_once(source: SourceSettings) -> None:
-    """Where the hub does not answer, let what was downloaded before do: no retries of half a minute."""
+def _ask_once(source: SourceSettings) -> str | None:
+    """Where the hub does not answer, let what was downloaded before do: no retries of half a minute.
+
+    Returns what the connection failed with, None where the hub has answered.
+    """
     import datasets
     import huggingface_hub
 
     try:
         huggingface_hub.HfApi().dataset_info(str(source.dataset), timeout=_SECONDS_TO_ANSWER)
     except huggingface_hub.errors.HfHubHTTPError:
-        return  # it has answered; load_dataset tells what is wrong
-    except Exception:  # noqa: BLE001 (of the HTTP client, of which huggingface_hub has had several)
+        return None  # it has answered; load_dataset tells what is wrong
+    except Exception as error:  # noqa: BLE001 (of the HTTP client; huggingface_hub has had several)
         huggingface_hub.constants.HF_HUB_OFFLINE = True
         datasets.config.HF_HUB_OFFLINE = True
+        return f"it does not answer: {_first_line(error)}"
+    return None
 
 
 def _commit(files: list[str]) -> dict[str, str]:
