@@ -74,7 +74,7 @@ class _Sentences:
         while total > one_in * MOST_HASHES:
             one_in *= 2
         hashes, lengths = [], []
-        for part in store.parts:
+        for part in store.one_by_one():
             of_part = _hashes(part.ids, part.sentence_offsets)
             is_chosen = of_part % np.uint64(one_in) == 0
             hashes.append(of_part[is_chosen])
@@ -110,7 +110,7 @@ def _split_figures(store: TokenStore, sentences: _Sentences) -> dict[str, Any]:
     unknown_id = store.manifest["special_ids"]["unk"]
     documents: Counter[str] = Counter()
     tokens: Counter[str] = Counter()
-    for part in store.parts:
+    for part in store.one_by_one():
         one_sentence += int((np.diff(part.document_offsets) == 1).sum())
         unknown += int(np.count_nonzero(part.ids == unknown_id))
         tokens_D = np.diff(part.sentence_offsets[part.document_offsets])

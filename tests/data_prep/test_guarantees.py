@@ -40,7 +40,7 @@ def _jobs(texts: Path, data_dir: Path, *overrides: str) -> list[list[str]]:
         ["collect", "+source=books", f"source.path={texts}", "source.language=null"],
         ["vocab", "vocab_size=1000"],
         ["encode", "heldout_fraction=0.1"],
-        ["build", "seq_len=128"],
+        ["build", "seq_len=128", "audit.fewest_documents=2"],
     ]
     every = [f"data_dir={data_dir}", *overrides]
     return [[sys.executable, "-m", f"data_prep.{name}", *rest, *every] for name, *rest in commands]
