@@ -127,7 +127,7 @@ def special_ids(tokens: Sequence[str]) -> dict[str, int]:
 # ---------------------------------------------------------------- encoding
 
 
-def _tokenizer(tokens: Sequence[str], lowercase: bool) -> Any:
+def make_tokenizer(tokens: Sequence[str], lowercase: bool) -> Any:
     """A `tokenizers` tokenizer that knows no special tokens: a literal "[MASK]" stays text."""
     model = WordPiece(
         {token: number for number, token in enumerate(tokens)},
@@ -182,7 +182,7 @@ class Encoder:
     def __init__(self, tokens: Sequence[str], lowercase: bool) -> None:
         self.vocab_size = len(tokens)
         self.special_ids = special_ids(tokens)
-        self._word_ids = _WordIds(_tokenizer(tokens, lowercase), lowercase)
+        self._word_ids = _WordIds(make_tokenizer(tokens, lowercase), lowercase)
 
     def encode(self, sentences: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """N sentences to (T,) ids end to end, and the (N,) lengths; a length may be 0."""
@@ -216,7 +216,7 @@ def train_vocab(
         initial_alphabet=characters,
         limit_alphabet=len(characters),
     )
-    tokenizer = _tokenizer(list(SPECIAL_TOKENS.values()), lowercase)
+    tokenizer = make_tokenizer(list(SPECIAL_TOKENS.values()), lowercase)
     tokenizer.train_from_iterator(batches(), trainer)
     numbers: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
     tokens = sorted(numbers, key=numbers.__getitem__)
@@ -301,7 +301,7 @@ def save_tokenizer(folder: Path, tokens: Sequence[str], lowercase: bool) -> None
 
 def _with_special_tokens(tokens: Sequence[str], lowercase: bool) -> Any:
     """The tokenizer for users of a model: it knows the special tokens and adds [CLS] and [SEP]."""
-    tokenizer = _tokenizer(tokens, lowercase)
+    tokenizer = make_tokenizer(tokens, lowercase)
     special = [
         AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS.values()
     ]

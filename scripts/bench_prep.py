@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from data_prep import build, collect, encode, engine, vocab
+from data_prep import accelerated, build, collect, encode, engine, vocab
 from data_prep.documents import Document, list_parts, read_part
 from data_prep.examples import make_examples
 from data_prep.masking import MaskingRule
@@ -40,7 +40,6 @@ from data_prep.settings import DataPrepSettings, load, require_source
 from data_prep.sources import sample
 from data_prep.tokens import SPLITS, TokenStore
 from data_prep.vocab import read_vocab_store
-from data_prep.wordpiece import Encoder
 from scripts.benchmark import arguments, in_turn, report
 from scripts.published_prep import PublishedTokenizer, prepare
 
@@ -90,6 +89,7 @@ def main() -> None:
     facts = {
         **rates,
         "speedup_over_published_algorithm": round(theirs / ours, 2),
+        "nanotoken": accelerated.INSTALLED,
         "text_bytes": corpus.num_bytes,
         "settings": given,
     }
@@ -163,7 +163,7 @@ class Corpus:
         return lambda: [self._split(paragraphs) for paragraphs in self.paragraphs]
 
     def _wordpiece(self) -> Callable[[], object]:
-        encoder = Encoder(self.tokens, self.lowercase)
+        encoder = accelerated.AcceleratedEncoder(self.tokens, self.lowercase)
         return lambda: [encoder.encode(sentences) for sentences in self.sentences]
 
     def _pairs(self) -> Callable[[], object]:

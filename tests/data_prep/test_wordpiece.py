@@ -97,7 +97,7 @@ TYING = st.sampled_from(
 def test_word_by_word_the_ids_are_those_of_the_whole_sentence(
     lowercase: bool, sentences: list[str]
 ) -> None:
-    whole = wordpiece._tokenizer(vocab(lowercase), lowercase)
+    whole = wordpiece.make_tokenizer(vocab(lowercase), lowercase)
     expected = [whole.encode(text, add_special_tokens=False).ids for text in sentences]
     assert ours(encoder_of(lowercase), sentences) == expected
 
