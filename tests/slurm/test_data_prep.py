@@ -124,6 +124,11 @@ def _submit(cluster: Any, repository: Path, *command: str) -> str:
     return ended.stdout.strip()
 
 
+def _heed_interrupts() -> None:
+    """As in a terminal; started in the background by a shell, the tests' own process ignores them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(cluster: Any, repository: Path) -> Iterator[Any]:
     """Starts `python -m data_prep.JOB ...`; ends what a failed test has left."""
@@ -132,7 +137,7 @@ def start(cluster: Any, repository: Path) -> Iterator[Any]:
     def popen(*arguments: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-m", *arguments], cwd=repository, env=cluster.env, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_heed_interrupts,
         )  # fmt: skip
         started.append(process)
         return process
