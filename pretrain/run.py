@@ -7,6 +7,7 @@ Starts alike from a bare shell, torchrun, the deepspeed launcher and srun.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from pretrain import survival
 from pretrain.prepared import folder_of, manifest_of, prepare_sample
 from pretrain.ranks import environment_rank, environment_world_size
 from pretrain.run_folder import identity, open_run_folder
+from pretrain.run_lock import RunLock
 from pretrain.settings import Settings, check
 from pretrain.speaking import Voice, speak_on_rank_0
 
@@ -133,16 +135,22 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
     settings.engine.precision = resolve_precision(settings.engine, ranks.device)
     manifest = manifest_of(settings.data)
     run_folder = Path(settings.run.dir) / str(settings.run.name)
-    checkpoint = _on_rank_0(ranks, lambda: open_run_folder(run_folder, settings, manifest))
-    voice.log_to(run_folder / "logs" / f"rank-{ranks.rank:05d}.log")
-    finished = _train(settings, manifest, run_folder, checkpoint, ranks, stop)
-    if ranks.rank == 0 and finished:
-        from pretrain.closing import close_run
+    with contextlib.ExitStack() as held:
 
-        close_run(run_folder, settings, manifest)
-    elif ranks.rank == 0 and (path := os.environ.get("BERT_STOPPED_FILE")):
-        Path(path).touch()  # tells the batch script to requeue the job
-    ranks.barrier()
+        def open_folder() -> Path | None:
+            held.enter_context(RunLock(run_folder))
+            return open_run_folder(run_folder, settings, manifest)
+
+        checkpoint = _on_rank_0(ranks, open_folder)
+        voice.log_to(run_folder / "logs" / f"rank-{ranks.rank:05d}.log")
+        finished = _train(settings, manifest, run_folder, checkpoint, ranks, stop)
+        if ranks.rank == 0 and finished:
+            from pretrain.closing import close_run
+
+            close_run(run_folder, settings, manifest)
+        elif ranks.rank == 0 and (path := os.environ.get("BERT_STOPPED_FILE")):
+            Path(path).touch()  # tells the batch script to requeue the job
+        ranks.barrier()
     return 0
 
 

@@ -1,0 +1,129 @@
+"""One job at a time on a run folder: a second one is told who is there.
+
+Two things say that a folder is taken. An fcntl lock on `run.lock`, which the kernel drops when its
+process dies, however it dies. And `owner.json`, which names the owner and counts up while it lives.
+
+What holds where. On a local disk, on NFS 4 and on Lustre mounted with `flock` the lock alone decides;
+a lost node's lock falls when the server gives its client up. On Lustre with `localflock` and on some
+FUSE mounts a lock is known on its own node only, and NFS without lockd or Lustre with `noflock` has none:
+there the count decides. Each look opens the file anew, which NFS answers from the server, and
+no clocks are compared: a count that stands still for WATCH_S is a dead owner's. Not covered: two
+jobs that start within the same second on such a file system.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from data_prep.configuration import SettingsError
+from data_prep.files import read_json, write_json
+
+LOCK_FILE, OWNER_FILE = "run.lock", "owner.json"
+BEAT_S = 5.0
+WATCH_S = 4 * BEAT_S
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+logger = logging.getLogger(__name__)
+
+
+class RunLock:
+    """Holds `folder` for this process from `__enter__` to `__exit__` or its death."""
+
+    def __init__(self, folder: Path, beat_s: float = BEAT_S, watch_s: float = WATCH_S) -> None:
+        self._folder = folder
+        self._beat_s, self._watch_s = beat_s, watch_s
+        self._owner: dict[str, Any] = {
+            "host": os.uname().nodename,
+            "pid": os.getpid(),
+            "slurm_job": os.environ.get("SLURM_JOB_ID"),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            "beat": 0,
+        }
+        self._released = threading.Event()
+        self._beats = threading.Thread(target=self._keep_beating, daemon=True, name="run-lock")
+
+    def __enter__(self) -> RunLock:
+        """Take the folder. Raises SettingsError, naming the owner, where another job holds it."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # fcntl drops a lock when its process closes any descriptor of the file: nothing else opens it
+        self._file: IO[bytes] = (self._folder / LOCK_FILE).open("ab")
+        try:
+            self._take()
+        except SettingsError:
+            self._file.close()
+            raise
+        self._beats.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._released.set()
+        self._beats.join()
+        (self._folder / OWNER_FILE).unlink(missing_ok=True)
+        self._file.close()
+
+    def _take(self) -> None:
+        is_locked = True
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:  # EAGAIN or EACCES: it is held
+                self._refuse(_read_owner(self._folder) or {})
+            is_locked = False
+        owner = _read_owner(self._folder)
+        if owner is not None:
+            # on one host the lock has answered already; from elsewhere it may not be seen
+            is_certain = is_locked and owner.get("host") == self._owner["host"]
+            if not is_certain and self._counts_up(owner):
+                self._refuse(owner)
+            logger.warning("%s: its owner is dead and left it locked: %s", self._folder, owner)
+        write_json(self._folder / OWNER_FILE, self._owner)
+
+    def _counts_up(self, owner: dict[str, Any]) -> bool:
+        """Watch whether the owner still lives; ends early where it does or leaves in order."""
+        end = time.monotonic() + self._watch_s
+        while time.monotonic() < end:
+            time.sleep(self._beat_s / 5)
+            now = _read_owner(self._folder)
+            if now is None:
+                return False
+            if now != owner:
+                return True
+        return False
+
+    def _refuse(self, owner: dict[str, Any]) -> None:
+        job = f", Slurm job {owner['slurm_job']}" if owner.get("slurm_job") else ""
+        raise SettingsError(
+            f"{self._folder} is in use by process {owner.get('pid', 'unknown')} on host "
+            f"{owner.get('host', 'unknown')}{job}, since {owner.get('since', 'unknown')}; wait until "
+            "it has ended, end it, or type another run.name"
+        )
+
+    def _keep_beating(self) -> None:
+        while not self._released.wait(self._beat_s):
+            self._owner["beat"] += 1
+            try:
+                write_json(self._folder / OWNER_FILE, self._owner)
+            except OSError as error:  # a full disk: the lock still stands
+                logger.warning("%s cannot be written: %s", self._folder / OWNER_FILE, error)
+
+
+def _read_owner(folder: Path) -> dict[str, Any] | None:
+    """Who says that the folder is theirs; None where nobody does."""
+    try:
+        owner: dict[str, Any] = read_json(folder / OWNER_FILE)
+    except (FileNotFoundError, ValueError):
+        return None
+    return owner
