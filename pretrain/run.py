@@ -22,6 +22,7 @@ from pretrain.run_folder import identity, open_run_folder
 from pretrain.run_lock import RunLock
 from pretrain.settings import Settings, check
 from pretrain.speaking import Voice, speak_on_rank_0
+from pretrain.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from pretrain.monitor import Sink
@@ -142,8 +143,14 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
             return open_run_folder(run_folder, settings, manifest)
 
         checkpoint = _on_rank_0(ranks, open_folder)
-        voice.log_to(run_folder / "logs" / f"rank-{ranks.rank:05d}.log")
-        finished = _train(settings, manifest, run_folder, checkpoint, ranks, stop)
+        log = run_folder / "logs" / f"rank-{ranks.rank:05d}.log"
+        voice.log_to(log)
+        # before the collectives' own time-out, which writes no stacks and knows no rank
+        limit_s = 0.8 * 60 * settings.engine.timeout_minutes
+        with Watchdog(
+            run_folder, log, ranks.rank, ranks.world_size, limit_s, voice.tell
+        ) as watchdog:
+            finished = _train(settings, manifest, run_folder, checkpoint, ranks, stop, watchdog)
         if ranks.rank == 0 and finished:
             from pretrain.closing import close_run
 
@@ -161,6 +168,7 @@ def _train(
     checkpoint: Path | None,
     ranks: Ranks,
     stop: survival.StopRequest,
+    watchdog: Watchdog,
 ) -> bool:
     """Build everything, continue from `checkpoint` if there is one, train. Whether it finished."""
     import torch
@@ -219,7 +227,9 @@ def _train(
     try:
         with loader:
             batches = loader.batches(progress.position)
-            run = Run(settings, engine, ranks, monitor, progress, batches, held_out, save, stop)
+            run = Run(
+                settings, engine, ranks, monitor, progress, batches, held_out, save, stop, watchdog
+            )
             return train(run)
     finally:
         monitor.close()

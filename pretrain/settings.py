@@ -105,7 +105,7 @@ class EngineSettings:
     zero_stage: int
     precision: Precision
     tokens_per_micro_batch: int  # most tokens in one rank's forward pass
-    timeout_minutes: float  # a collective that takes longer ends the run
+    timeout_minutes: float  # a rank that makes no headway for so long ends the run
 
 
 @dataclass

@@ -17,6 +17,7 @@ class Voice:
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
+        self._terminal = os.dup(2)  # ranks other than 0 turn their own away
         self._early = None if rank == 0 else tempfile.TemporaryFile()
         if self._early is not None:
             self._turn_output_to(self._early.fileno())
@@ -44,6 +45,10 @@ class Voice:
             force=True,
         )
 
+    def tell(self, text: str) -> None:
+        """Show a line on the terminal, from any rank: what must be said where rank 0 cannot."""
+        os.write(self._terminal, f"rank {self._rank}: {text}\n".encode())
+
     @staticmethod
     def _turn_output_to(descriptor: int) -> None:
         # by file descriptor, so that libraries in C++ are caught as well
@@ -54,11 +59,10 @@ class Voice:
 @contextlib.contextmanager
 def speak_on_rank_0(rank: int) -> Iterator[Voice]:
     """Silence ranks other than 0 on the terminal; what ends them by an exception is still shown."""
-    terminal = None if rank == 0 else os.dup(2)
+    voice = Voice(rank)
     try:
-        yield Voice(rank)
+        yield voice
     except Exception:
-        if terminal is not None:
-            text = f"rank {rank} ended by an exception:\n{traceback.format_exc()}"
-            os.write(terminal, text.encode())
+        if rank > 0:
+            voice.tell(f"ended by an exception:\n{traceback.format_exc()}")
         raise

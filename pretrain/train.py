@@ -17,6 +17,7 @@ from pretrain.ranks import Ranks
 from pretrain.schedules import learning_rate
 from pretrain.settings import Settings
 from pretrain.survival import StopRequest
+from pretrain.watchdog import Watchdog
 
 # As many skipped updates in a row mean that no later batch will help. A loss scale that starts at
 # 2^16 needs fewer skips to come down to 1.
@@ -55,6 +56,11 @@ class Run:
     held_out: EvalLoader
     save: Callable[[Progress], None]
     stop: StopRequest
+    watchdog: Watchdog
+
+    def begin(self, what: str) -> None:
+        """Tell the watchdog what comes next: on every rank the same things in the same order."""
+        self.watchdog.reach(what, self.progress.step)
 
     def due(self, every_steps: int) -> bool:
         """Whether something that happens every so many steps, and at the last one, is due."""
@@ -71,7 +77,9 @@ def train(run: Run) -> bool:
     pairing = settings.data.pairs
     window, skips = _window(run), 0
     while progress.step < settings.schedule.total_steps:
+        run.begin("reading a batch")
         batch = next(run.batches)
+        run.begin("the training step")
         rate = learning_rate(progress.step, settings.schedule, settings.optim.learning_rate)
         result = engine.train_step(batch, rate)
         progress.position += 1
@@ -89,6 +97,7 @@ def train(run: Run) -> bool:
 
         must_stop = False
         if run.due(settings.monitor.every_steps):  # only here does the host wait for the device
+            run.begin("adding up figures")
             grad_norm = float(result.grad_norm)
             run.monitor.record(
                 progress.step,
@@ -102,8 +111,10 @@ def train(run: Run) -> bool:
             must_stop = run.ranks.any(run.stop.requested)
         paused = time.perf_counter()
         if run.due(settings.eval.every_steps):
+            run.begin("an evaluation")
             run.monitor.record(progress.step, evaluate(engine, run.held_out, run.ranks, pairing))
         if run.due(settings.checkpoint.every_steps) or must_stop:
+            run.begin("saving a checkpoint")
             run.save(progress)
         window.started += time.perf_counter() - paused  # speed is that of training alone
         if must_stop and progress.step < settings.schedule.total_steps:

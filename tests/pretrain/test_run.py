@@ -24,6 +24,7 @@ SMALL = (
     "model.intermediate_size=64",
     "optim.global_batch=8",
     "engine.tokens_per_micro_batch=512",
+    "engine.timeout_minutes=2",  # the survivors of a killed rank look for it a shorter time
     "schedule.total_steps=12",
     "eval.every_steps=6",
     "eval.max_examples=40",

@@ -1,0 +1,126 @@
+"""Two ranks that step together by barriers: one is stopped, killed or kept busy by something else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ranks_harness import run_ranks
+from run_in_fork import pretrain_run
+
+from pretrain.engine import Engine
+from pretrain.ranks import Ranks
+from pretrain.speaking import Voice
+from pretrain.watchdog import Watchdog
+
+pytestmark = pytest.mark.distributed
+
+LIMIT_S = 3.0
+
+
+def work(ranks: Ranks, folder: Path, trouble: Callable[[int], None], silent_rank: int) -> None:
+    """Five steps; in the fourth one rank gets into trouble while it reads."""
+    log = folder / "logs" / f"rank-{ranks.rank}.log"
+    voice = Voice(0)
+    voice.log_to(log)
+    told = (folder / f"told-{ranks.rank}").write_text
+    with Watchdog(
+        folder, log, ranks.rank, ranks.world_size, LIMIT_S, lambda line: told(line) and None
+    ) as watchdog:
+        for step in range(5):
+            watchdog.reach("reading", step)
+            if step == 3 and ranks.rank == silent_rank:
+                trouble(os.getpid())
+            watchdog.reach("a barrier", step)
+            ranks.barrier()
+
+
+def hang(pid: int) -> None:
+    threading.Event().wait()
+
+
+def stop(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def logs(folder: Path, trouble: Callable[[int], None], silent_rank: int = 1) -> list[str]:
+    """What two ranks wrote; both had to end in time, or were ended after the other."""
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"exit code|had not ended"):
+        run_ranks(work, 2, folder=folder, trouble=trouble, silent_rank=silent_rank, timeout_s=60)
+    assert time.monotonic() - started < 30
+    return [(folder / f"logs/rank-{rank}.log").read_text() for rank in range(2)]
+
+
+def test_a_rank_that_hangs_ends_both_with_their_stacks_and_is_named_by_both(tmp_path: Path) -> None:
+    for log in logs(tmp_path, hang):
+        assert "no headway for" in log
+        assert (
+            "rank 0 in a barrier after step 3: waiting for rank 1, which is still in reading after "
+            "step 3" in log
+        )
+        assert "most recent call first" in log
+    waiting, hanging = ((tmp_path / f"logs/rank-{rank}.log").read_text() for rank in range(2))
+    assert "in barrier" in waiting
+    assert "in hang" in hanging
+
+
+def test_a_stopped_rank_is_named_and_the_other_ends_with_its_stacks(tmp_path: Path) -> None:
+    log, _ = logs(tmp_path, stop)
+    assert (
+        "rank 0 in a barrier after step 3: waiting for rank 1, which gives no sign of life" in log
+    )
+    assert "(stopped, dead or cut off; last heard of in " in log
+    assert "in barrier" in log
+
+
+def test_where_rank_0_is_silent_another_one_tells_the_terminal(tmp_path: Path) -> None:
+    logs(tmp_path, stop, silent_rank=0)
+    assert "waiting for rank 0, which gives no sign of life" in (tmp_path / "told-1").read_text()
+
+
+def test_a_killed_rank_is_named_as_soon_as_the_connection_breaks(tmp_path: Path) -> None:
+    log, _ = logs(tmp_path, kill)
+    assert "an error ends this rank; rank 0 in a barrier after step 3: waiting for rank 1" in log
+
+
+def end_in_order(ranks: Ranks, folder: Path) -> None:
+    work(ranks, folder, hang, silent_rank=-1)
+
+
+def test_a_run_that_ends_in_order_leaves_no_beats(tmp_path: Path) -> None:
+    run_ranks(end_in_order, 2, folder=tmp_path)
+    assert list((tmp_path / "heartbeats").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_run_with_a_stopped_rank_ends_by_itself(sample_dir: Path, tmp_path: Path) -> None:
+    def stop_rank_1_in_step_3(rank: int) -> None:
+        train_step, calls = Engine.train_step, 0
+
+        def stopped(self: Engine, *args: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == 3 and rank == 1:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            return train_step(self, *args)  # type: ignore[arg-type]
+
+        Engine.train_step = stopped  # type: ignore[assignment,method-assign]
+
+    arguments = [
+        "+model=tiny", f"data.dir={sample_dir}", "model.hidden_size=32", "optim.global_batch=8",
+        "eval.max_examples=8", "run.name=x", "engine.timeout_minutes=0.5",
+    ]  # fmt: skip
+    statuses, output = pretrain_run(arguments, tmp_path, ranks=2, hook=stop_rank_1_in_step_3)
+    assert statuses == [1, -signal.SIGKILL], output
+    assert "rank 0 in the training step after step 2: waiting for rank 1" in output
+    assert "train_step" in (tmp_path / "runs/x/logs/rank-00000.log").read_text()
