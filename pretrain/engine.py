@@ -57,11 +57,10 @@ _LOSS_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 class StepResult:
     """What one global batch did."""
 
-    applied: bool  # False: a gradient was not finite, and weights and optimizer are untouched
+    applied: bool  # False: a loss or gradient was not finite, and nothing has changed
     grad_norm: Tensor | float  # global, before clipping, unscaled; inf where not applied
-    sums: (
-        Tensor  # (4,) float64 on the device, this rank's: losses of tokens and pairs, right guesses
-    )
+    # (4,) float64 on the device, this rank's: losses of tokens and pairs, right guesses of both
+    sums: Tensor
     loss_scale: float  # with which the next batch is scaled; 1 but in fp16
 
 
@@ -129,8 +128,8 @@ class Engine:
     def train_step(self, batch: GlobalBatch, learning_rate: float) -> StepResult:
         """Forward and backward of this rank's micro-batches, then one update by all ranks.
 
-        Every rank brings the same number of micro-batches. A gradient that is not finite on any
-        rank skips the update on all. Besides the check for that, the host waits for nothing.
+        Every rank brings the same number of micro-batches. A loss or gradient that is not finite on
+        any rank skips the update on all. Besides the check for that, the host waits for nothing.
         """
         self._switch_to(training=True)
         sums = torch.zeros(4, dtype=torch.float64, device=self.ranks.device)
@@ -139,7 +138,9 @@ class Engine:
             outputs = self._engine(micro_batch.to(self.ranks.device))
             mlm_loss, pair_loss = outputs[:2]
             part = mlm_loss / max(1, batch.num_masked) + pair_loss / batch.num_sequences
-            self._engine.backward(part * self.ranks.world_size)
+            # 1, or NaN for a loss that is not finite: its gradient might still be
+            sound = 1 + 0 * part.detach()
+            self._engine.backward(part * sound * self.ranks.world_size)
             sums += _as_sums(outputs)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate

@@ -133,14 +133,16 @@ class Screen:
             self._last_line = time.time()
 
     def event(self, kind: str, facts: dict[str, Any]) -> None:
-        if kind in ("resumed", "stopped", "skipped_step", "broken_checkpoint"):
-            text = " ".join(f"{name}={value}" for name, value in facts.items())
+        if kind in SHOWN_EVENTS:
+            short = {k: f"{len(v)} of them" if k == "examples" else v for k, v in facts.items()}
+            text = " ".join(f"{name}={value}" for name, value in short.items())
             self._bar.write(f"{kind.replace('_', ' ')}: {text}", file=sys.stderr)
 
     def close(self) -> None:
         self._bar.close()
 
 
+SHOWN_EVENTS = ("resumed", "rewound", "stopped", "skipped_step", "overflow", "spike")
 SHOWN = {
     "train/mlm_loss": "MLM {:.3f}",
     "train/mlm_accuracy": "({:.1%})",

@@ -8,6 +8,7 @@ Starts alike from a bare shell, torchrun, the deepspeed launcher and srun.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from pretrain.prepared import folder_of, manifest_of, prepare_sample
 from pretrain.ranks import environment_rank, environment_world_size
 from pretrain.run_folder import identity, open_run_folder
 from pretrain.run_lock import RunLock
-from pretrain.settings import Settings, check
+from pretrain.settings import OnSpike, Settings, check
 from pretrain.speaking import Voice, speak_on_rank_0
 from pretrain.watchdog import Watchdog
 
@@ -176,22 +177,19 @@ def _train(
     from data_prep.masking import MaskingRule
     from data_prep.shards import Shards
     from pretrain.batches.loader import EvalLoader, TrainLoader
-    from pretrain.checkpoint import load_checkpoint, save_checkpoint
+    from pretrain.checkpoint import load_checkpoint, newest_whole, save_checkpoint
     from pretrain.engine import Engine
+    from pretrain.guard import Guard, Progress, Rewind, rewound
     from pretrain.model import BertForPreTraining
     from pretrain.monitor import Monitor
     from pretrain.plan import plan
-    from pretrain.train import Progress, Run, train
+    from pretrain.train import Run, train
 
+    watchdog.reach("building the model", 0)
     model = BertForPreTraining(settings.model, manifest["vocab_size"], settings.data.pairs)
     model.initialize(torch.Generator().manual_seed(settings.run.seed))
     outline = plan(settings, manifest, model.num_parameters, ranks.world_size)
     engine = Engine(model, settings.optim, settings.engine, ranks)
-    progress = Progress()
-    if checkpoint is not None:
-        state = load_checkpoint(checkpoint, engine, ranks)
-        progress = Progress(step=state["step"], position=state["position"])
-
     folder = folder_of(settings.data)
     cut = {
         "rank": ranks.rank,
@@ -211,28 +209,44 @@ def _train(
     )
     if ranks.rank == 0:
         print("\n".join([f"run {run_folder}", *outline.lines()]), file=sys.stderr)
-    monitor = Monitor(_sinks(settings, run_folder, progress.step) if ranks.rank == 0 else [])
 
     def save(now: Progress) -> None:
-        state = {
-            "step": now.step,
-            "position": now.position,
-            "identity": identity(settings, manifest),
-        }
+        state = {**dataclasses.asdict(now), "identity": identity(settings, manifest)}
         save_checkpoint(run_folder, now.step, state, engine, ranks, settings.checkpoint.keep)
         monitor.event("checkpoint", step=now.step)
 
+    def load(path: Path) -> Progress:
+        watchdog.reach("loading a checkpoint", 0)
+        return Progress.of(load_checkpoint(path, engine, ranks))
+
+    progress = Progress() if checkpoint is None else load(checkpoint)
     how = "started" if checkpoint is None else "resumed"
-    monitor.event(how, step=progress.step, ranks=ranks.world_size)
-    try:
-        with loader:
-            batches = loader.batches(progress.position)
-            run = Run(
-                settings, engine, ranks, monitor, progress, batches, held_out, save, stop, watchdog
+    with loader:
+        while True:
+            monitor = Monitor(
+                _sinks(settings, run_folder, progress.step) if ranks.rank == 0 else []
             )
-            return train(run)
-    finally:
-        monitor.close()
+            try:
+                monitor.event(how, step=progress.step, ranks=ranks.world_size)
+                if checkpoint is None and settings.survival.on_spike is OnSpike.rewind:
+                    save(progress)  # so that there is always one to go back to
+                batches = loader.batches(progress.position, progress.skipped)
+                guard = Guard(settings, run_folder, loader, monitor)
+                run = Run(
+                    settings, engine, ranks, monitor, progress, guard, batches, held_out, save,
+                    stop, watchdog,
+                )  # fmt: skip
+                return train(run)
+            except Rewind as rewind:
+                checkpoint = ranks.broadcast(newest_whole(run_folder) if ranks.rank == 0 else None)
+                if checkpoint is None:
+                    raise RuntimeError(
+                        f"{run_folder} has no whole checkpoint to go back to"
+                    ) from None
+                progress = rewound(load(checkpoint), rewind, settings.survival.max_rewinds)
+                how = "rewound"
+            finally:
+                monitor.close()
 
 
 def _on_rank_0(ranks: Ranks, decide: Callable[[], Path | None]) -> Path | None:

@@ -40,6 +40,13 @@ class OptimizerName(enum.Enum):
     bert_adam = "bert_adam"  # the paper's: AdamW without bias correction
 
 
+class OnSpike(enum.Enum):
+    """What to do when the loss jumps far above its own recent spread."""
+
+    log = "log"  # with the examples, and go on
+    rewind = "rewind"  # log, go back to the last checkpoint and pass over those batches
+
+
 @dataclass
 class RunSettings:
     name: str | None  # of the run's folder; None: <model>-<data>-<seq_len>
@@ -121,6 +128,16 @@ class CheckpointSettings:
 
 
 @dataclass
+class SurvivalSettings:
+    max_skipped_steps: int  # in a row, because a loss or gradient was not finite; fp16 apart
+    min_loss_scale: float  # fp16: a loss scale that comes down to it stops the run
+    on_spike: OnSpike
+    spike_window: int  # how many records (monitor.every_steps) back the usual loss is taken from
+    spike_spreads: float  # standard deviations above it from which a loss is a spike
+    max_rewinds: int  # from one checkpoint; then the run stops
+
+
+@dataclass
 class MonitorSettings:
     every_steps: int
 
@@ -142,13 +159,17 @@ class Settings:
     engine: EngineSettings
     eval: EvalSettings
     checkpoint: CheckpointSettings
+    survival: SurvivalSettings
     monitor: MonitorSettings
     log: LogSettings
 
 
 def check(settings: Settings, world_size: int) -> None:
     """Refuse what cannot work on `world_size` ranks. Raises SettingsError listing every reason."""
-    wrong = [*_check_model(settings), *_check_numbers(settings), *_check_engine(settings)]
+    wrong = [
+        *_check_model(settings), *_check_numbers(settings), *_check_engine(settings),
+        *_check_survival(settings),
+    ]  # fmt: skip
     try:
         check_dealable(
             settings.optim.global_batch,
@@ -199,11 +220,16 @@ def _check_numbers(settings: Settings) -> list[str]:
         "model.pad_vocab_size_multiple_of", "data.seq_len", "optim.global_batch",
         "schedule.total_steps", "engine.tokens_per_micro_batch", "eval.every_steps",
         "checkpoint.every_steps", "checkpoint.keep", "monitor.every_steps",
+        "survival.max_skipped_steps", "survival.min_loss_scale", "survival.spike_window",
+        "survival.max_rewinds",
     )  # fmt: skip
     for key in at_least_one:
         if (value := _value(settings, key)) < 1:
             wrong.append(f"{key}={value}; it must be 1 or more")
-    positive = ("optim.learning_rate", "optim.eps", "optim.max_grad_norm", "engine.timeout_minutes")
+    positive = (
+        "optim.learning_rate", "optim.eps", "optim.max_grad_norm", "engine.timeout_minutes",
+        "survival.spike_spreads",
+    )  # fmt: skip
     for key in positive:
         if (value := _value(settings, key)) <= 0:
             wrong.append(f"{key}={value}; it must be above 0")
@@ -236,6 +262,17 @@ def _check_engine(settings: Settings) -> list[str]:
             f"engine.precision={engine.precision.name} with engine.zero_stage=0: DeepSpeed's "
             "optimizer for that pair makes a step on zero gradients at the start and scales "
             "wrongly; set engine.zero_stage=1 (one rank, too) or engine.precision=bf16_autocast"
+        ]
+    return []
+
+
+def _check_survival(settings: Settings) -> list[str]:
+    saves, records = settings.checkpoint.every_steps, settings.monitor.every_steps
+    if settings.survival.on_spike is OnSpike.rewind and records >= 1 and saves % records:
+        return [
+            f"survival.on_spike=rewind looks for spikes at every monitor.every_steps={records} steps, "
+            f"and checkpoint.every_steps={saves} is not a multiple of it, so that a checkpoint could "
+            f"hold half of a spike; set checkpoint.every_steps={max(1, saves // records) * records}"
         ]
     return []
 

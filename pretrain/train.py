@@ -12,6 +12,7 @@ from data_prep.objectives import Pairing
 from pretrain.batches.loader import EvalLoader, GlobalBatch
 from pretrain.engine import Engine
 from pretrain.evaluate import evaluate, means
+from pretrain.guard import Guard, Progress
 from pretrain.monitor import Monitor
 from pretrain.ranks import Ranks
 from pretrain.schedules import learning_rate
@@ -19,24 +20,13 @@ from pretrain.settings import Settings
 from pretrain.survival import StopRequest
 from pretrain.watchdog import Watchdog
 
-# As many skipped updates in a row mean that no later batch will help. A loss scale that starts at
-# 2^16 needs fewer skips to come down to 1.
-MOST_SKIPS_IN_A_ROW = 20
-
-
-@dataclass
-class Progress:
-    """What the loop advances, and a checkpoint holds."""
-
-    step: int = 0  # optimizer updates made
-    position: int = 0  # global batches taken from the stream; skipped updates took one, too
-
 
 @dataclass
 class Window:
     """Sums since the last record: over micro-batches and ranks, divided once."""
 
     sums: torch.Tensor
+    first_position: int
     started: float = field(default_factory=time.perf_counter)
     num_masked: int = 0
     num_sequences: int = 0
@@ -52,6 +42,7 @@ class Run:
     ranks: Ranks
     monitor: Monitor
     progress: Progress
+    guard: Guard
     batches: Iterator[GlobalBatch]
     held_out: EvalLoader
     save: Callable[[Progress], None]
@@ -71,25 +62,22 @@ class Run:
 def train(run: Run) -> bool:
     """Train up to the last step; False when a signal ended it before, with a checkpoint saved.
 
-    Collective. Raises RuntimeError when update after update is skipped.
+    Collective. Raises what `Guard` raises: RuntimeError, or Rewind to go back to a checkpoint.
     """
     settings, progress, engine = run.settings, run.progress, run.engine
     pairing = settings.data.pairs
-    window, skips = _window(run), 0
+    window = _window(run)
     while progress.step < settings.schedule.total_steps:
         run.begin("reading a batch")
         batch = next(run.batches)
         run.begin("the training step")
         rate = learning_rate(progress.step, settings.schedule, settings.optim.learning_rate)
         result = engine.train_step(batch, rate)
-        progress.position += 1
+        progress.position = batch.position + 1
         if not result.applied:
-            skips += 1
-            run.monitor.event("skipped_step", after=progress.step, loss_scale=result.loss_scale)
-            if skips == MOST_SKIPS_IN_A_ROW:
-                raise RuntimeError(_divergence(progress, skips))
+            run.guard.skipped(progress, result.loss_scale)
             continue
-        progress.step, skips = progress.step + 1, 0
+        progress.step += 1
         window.sums += result.sums
         window.num_masked += batch.num_masked
         window.num_sequences += batch.num_sequences
@@ -99,14 +87,10 @@ def train(run: Run) -> bool:
         if run.due(settings.monitor.every_steps):  # only here does the host wait for the device
             run.begin("adding up figures")
             grad_norm = float(result.grad_norm)
-            run.monitor.record(
-                progress.step,
-                {
-                    **_figures(window, run.ranks, pairing),
-                    "train/learning_rate": rate,
-                    "train/grad_norm": grad_norm,
-                },
-            )
+            figures = _figures(window, run.ranks, pairing)
+            optim = {"train/learning_rate": rate, "train/grad_norm": grad_norm}
+            run.monitor.record(progress.step, {**figures, **optim})
+            run.guard.watch_loss(progress, figures["train/loss"], window.first_position)
             window = _window(run)
             must_stop = run.ranks.any(run.stop.requested)
         paused = time.perf_counter()
@@ -124,7 +108,8 @@ def train(run: Run) -> bool:
 
 
 def _window(run: Run) -> Window:
-    return Window(torch.zeros(4, dtype=torch.float64, device=run.ranks.device))
+    sums = torch.zeros(4, dtype=torch.float64, device=run.ranks.device)
+    return Window(sums, run.progress.position)
 
 
 def _figures(window: Window, ranks: Ranks, pairing: Pairing) -> dict[str, float]:
@@ -136,11 +121,3 @@ def _figures(window: Window, ranks: Ranks, pairing: Pairing) -> dict[str, float]
         "perf/tokens_per_second": window.num_tokens / seconds,
         "perf/sequences_per_second": window.num_sequences / seconds,
     }
-
-
-def _divergence(progress: Progress, skips: int) -> str:
-    return (
-        f"{skips} updates in a row after step {progress.step} were skipped because gradients were "
-        "not finite. Start again from the last checkpoint with a lower optim.learning_rate or "
-        "engine.precision=bf16_autocast under another run.name"
-    )

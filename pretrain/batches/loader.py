@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -40,6 +40,11 @@ class GlobalBatch:
     num_sequences: int  # over all ranks, as are the next two
     num_masked: int
     num_tokens: int
+
+
+def is_skipped(position: int, ranges: Sequence[Sequence[int]]) -> bool:
+    """Whether a batch's number is in one of the ranges [first, end)."""
+    return any(first <= position < end for first, end in ranges)
 
 
 class TrainLoader:
@@ -77,19 +82,28 @@ class TrainLoader:
         self._order = ExampleOrder(shards.num_examples, seed)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="train-loader")
 
-    def batches(self, first_position: int) -> Iterator[GlobalBatch]:
+    def batches(
+        self, first_position: int, skipped: Sequence[Sequence[int]] = ()
+    ) -> Iterator[GlobalBatch]:
         """Global batches from number `first_position` on, without an end.
 
-        What fails in the background is raised here, at the batch that it concerns.
+        Numbers in the ranges [first, end) of `skipped` are passed over. What fails in the
+        background is raised here, at the batch that it concerns.
         """
         ahead: deque[Future[GlobalBatch]] = deque()
         for position in itertools.count(first_position):
+            if is_skipped(position, skipped):
+                continue
             ahead.append(self._pool.submit(self._prepare, position))
             if len(ahead) > BATCHES_AHEAD:
                 started = time.perf_counter()
                 batch = ahead.popleft().result()
                 self.waited_s += time.perf_counter() - started
                 yield batch
+
+    def example_ids(self, position: int) -> NDArray[np.int64]:
+        """(N,) numbers, in the train split, of the examples of a global batch, over all ranks."""
+        return self._order.examples(position * self._global_batch, self._global_batch)[1]
 
     def close(self) -> None:
         """Drop what is prepared and wait for the background thread to end."""

@@ -73,17 +73,22 @@ def test_fp16_without_a_gpu_is_refused_with_the_cure() -> None:
 
 
 class Poisonable(BertForPreTraining):
-    """Its MLM loss can be made NaN or infinite on one rank."""
+    """Its MLM loss can be made NaN or infinite on one rank, with its gradient or without."""
 
-    factor = 1.0
+    factor, shift = 1.0, 0.0
 
     def forward(self, batch: Any) -> Any:
         mlm_loss, *rest = super().forward(batch)
-        return (mlm_loss * self.factor, *rest)
+        return (mlm_loss * self.factor + self.shift, *rest)
 
 
 def with_a_bad_batch(
-    ranks: Ranks, folder: Path, stage: int, precision: Precision, bad: float | None
+    ranks: Ranks,
+    folder: Path,
+    stage: int,
+    precision: Precision,
+    bad: float | None,
+    what: str = "factor",
 ) -> Any:
     """Files of the state before and after a bad batch and after a good one; what the bad one gave."""
     model = build_model(kind=Poisonable)
@@ -93,9 +98,10 @@ def with_a_bad_batch(
     before, result = saved(engine, folder), None
     scale = engine.loss_scale
     if bad is not None:
-        model.factor = bad if ranks.rank == 1 else 1.0
+        good = getattr(model, what)
+        setattr(model, what, bad if ranks.rank == 1 else good)
         result = step(engine, 1, rate=7.0)
-        model.factor = 1.0
+        setattr(model, what, good)
     after = saved(engine, folder)
     assert step(engine, 2).applied
     return before, after, saved(engine, folder), result, scale
@@ -132,6 +138,17 @@ def test_a_gradient_that_is_not_finite_on_one_rank_changes_nothing(
     if precision is FP32:
         *_, last_without_it, _, _ = run_ranks(with_a_bad_batch, 2, bad=None, **arguments)[0]
         assert last == last_without_it, "the next update is the one it would have been"
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_an_infinite_loss_with_a_finite_gradient_changes_nothing(
+    stage: int, tmp_path: Path
+) -> None:
+    arguments = {"folder": tmp_path, "stage": stage, "precision": FP32, "what": "shift"}
+    before, after, _, result, _ = run_ranks(with_a_bad_batch, 2, bad=math.inf, **arguments)[0]
+    assert not result.applied
+    assert before == after
 
 
 @pytest.mark.distributed

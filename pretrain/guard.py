@@ -1,0 +1,156 @@
+"""What a run does about gradients that are not finite, and about a loss that jumps.
+
+Both are seen alike on every rank, from figures that all ranks have: nothing is agreed on.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pretrain.batches.loader import TrainLoader, is_skipped
+from pretrain.settings import OnSpike, Precision, Settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pretrain.monitor import Monitor
+
+# A loss that hardly moves has next to no spread: below this share of it nothing is a jump
+LEAST_SPREAD = 0.01
+# Standard deviations in the median distance from the median, for a normal distribution
+_DEVIATIONS = 1.4826
+
+
+@dataclass
+class Progress:
+    """What the loop advances, and a checkpoint holds."""
+
+    step: int = 0  # optimizer updates made
+    position: int = 0  # global batches taken from the stream; skipped updates took one, too
+    skipped: list[list[int]] = field(default_factory=list)  # [first, end) of batches passed over
+    recent_losses: list[float] = field(default_factory=list)  # of the last records, oldest first
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Progress:
+        """The progress that a checkpoint's state holds."""
+        return cls(**{name: state[name] for name in cls.__dataclass_fields__ if name in state})
+
+
+class Rewind(Exception):
+    """The loss has jumped and the run goes back to its last checkpoint, without some batches."""
+
+    def __init__(self, skipped: list[list[int]]) -> None:
+        super().__init__()
+        self.skipped = skipped  # all ranges to be passed over from now on, the new one last
+
+
+class Guard:
+    """Watches one stretch of training, from a start or a checkpoint on."""
+
+    def __init__(
+        self, settings: Settings, run_folder: Path, loader: TrainLoader, monitor: Monitor
+    ) -> None:
+        self._survival = settings.survival
+        self._is_fp16 = settings.engine.precision is Precision.fp16
+        self._folder = run_folder
+        self._loader, self._monitor = loader, monitor
+        self._skips, self._skips_after = 0, -1
+
+    def skipped(self, progress: Progress, loss_scale: float) -> None:
+        """The last batch changed nothing, for its loss or a gradient was not finite.
+
+        In fp16 that is an overflow, the way the loss scale finds its size; it has a floor of its own.
+        Raises RuntimeError where no later batch will help.
+        """
+        if self._skips_after != progress.step:
+            self._skips, self._skips_after = 0, progress.step
+        self._skips += 1
+        position = progress.position - 1
+        if self._is_fp16:
+            self._monitor.event(
+                "overflow", after=progress.step, position=position, loss_scale=loss_scale
+            )
+            if loss_scale <= (floor := self._survival.min_loss_scale):
+                raise RuntimeError(
+                    f"after step {progress.step} the loss scale of fp16 has come down to "
+                    f"{loss_scale:g}, survival.min_loss_scale={floor:g}: {self._skips} overflows in "
+                    f"a row, the last at batch {position}. {self._cure()}"
+                )
+            return
+        self._monitor.event(
+            "skipped_step",
+            after=progress.step,
+            position=position,
+            examples=self._loader.example_ids(position).tolist(),
+        )
+        if self._skips >= self._survival.max_skipped_steps:
+            raise RuntimeError(
+                f"{self._skips} updates in a row after step {progress.step} were skipped "
+                f"(survival.max_skipped_steps), because their losses or gradients were not finite: "
+                f"batches {position + 1 - self._skips} to {position}, whose examples stand in "
+                f"{self._folder / 'events.jsonl'}. {self._cure()}"
+            )
+
+    def watch_loss(self, progress: Progress, loss: float, first_position: int) -> None:
+        """Take the mean loss of the batches from `first_position` up to the progress's position.
+
+        A jump is logged with its examples. With survival.on_spike=rewind it raises Rewind, or
+        RuntimeError once survival.max_rewinds did not help.
+        """
+        recent, survival = progress.recent_losses, self._survival
+        limit = spike_limit(recent, survival.spike_window, survival.spike_spreads)
+        if loss > limit:
+            positions = [
+                position
+                for position in range(first_position, progress.position)
+                if not is_skipped(position, progress.skipped)
+            ]
+            self._monitor.event(
+                "spike",
+                step=progress.step,
+                loss=loss,
+                limit=limit,
+                positions=[first_position, progress.position],
+                examples=[int(i) for p in positions for i in self._loader.example_ids(p)],
+            )
+            if survival.on_spike is OnSpike.rewind:
+                raise Rewind([*progress.skipped, [first_position, progress.position]])
+        progress.recent_losses = [*recent, loss][-survival.spike_window :]
+
+    def _cure(self) -> str:
+        names = sorted(path.name for path in (self._folder / "checkpoints").glob("step-*"))
+        last = f"The last good checkpoint is {names[-1]}. " if names else ""
+        other = "engine.precision=bf16_autocast" if self._is_fp16 else "engine.precision=fp32"
+        return (
+            f"{last}Start under another run.name with a lower optim.learning_rate or with {other}; "
+            "the same command goes on from the checkpoint, and over the same batches"
+        )
+
+
+def spike_limit(recent: Sequence[float], window: int, spreads: float) -> float:
+    """The loss above which the next one is a spike; infinite until `window` losses are known.
+
+    Median and median distance from it, so that a spike among the recent ones hardly moves it.
+    """
+    if len(recent) < window:
+        return math.inf
+    middle = statistics.median(recent)
+    distance = statistics.median(abs(loss - middle) for loss in recent)
+    return middle + spreads * max(_DEVIATIONS * distance, LEAST_SPREAD * middle)
+
+
+def rewound(stored: Progress, rewind: Rewind, max_rewinds: int) -> Progress:
+    """The stored progress with the batches to pass over. RuntimeError where that has not helped."""
+    since = len(rewind.skipped) - len(stored.skipped)
+    if since > max_rewinds:
+        raise RuntimeError(
+            f"the loss has jumped {since} times since step {stored.step}, each time after other "
+            f"batches were passed over (survival.max_rewinds={max_rewinds}): the batches are not the "
+            "cause. Start under another run.name with a lower optim.learning_rate"
+        )
+    stored.skipped = rewind.skipped
+    return stored
