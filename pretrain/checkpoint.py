@@ -7,6 +7,7 @@ ends the process, under the final name there is a whole checkpoint or none.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -27,13 +28,24 @@ STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
 logger = logging.getLogger(__name__)
 
 
+class NotSavedError(RuntimeError):
+    """A checkpoint could not be written. Raised on every rank; those before it are still there."""
+
+
 def save_checkpoint(
-    run_folder: Path, step: int, state: dict[str, Any], engine: Engine, ranks: Ranks, keep: int
+    run_folder: Path,
+    step: int,
+    state: dict[str, Any],
+    engine: Engine,
+    ranks: Ranks,
+    keep: int,
+    keep_every: int | None = None,
 ) -> Path:
     """Save `state` (JSON) and the engine's state as the checkpoint of `step`; remove old ones.
 
-    Collective; every rank returns once the checkpoint is whole. Raises RuntimeError on every rank
-    where rank 0 cannot write; what was there before is then still there.
+    The newest `keep` stay, and those of the steps that are multiples of `keep_every`. Collective;
+    every rank returns once the checkpoint is whole. Raises NotSavedError on every rank where rank 0
+    cannot write, or sees beforehand that the disk has no room.
     """
     folder = run_folder / "checkpoints"
     final = folder / f"step-{step:08d}"
@@ -43,19 +55,20 @@ def save_checkpoint(
         if ranks.rank == 0:
             _remove_leftovers(folder)
             temporary.mkdir(parents=True)
+            _refuse_a_small_disk(folder, engine.state_bytes)
     except OSError as error:
         failure = str(error)
-    _agree(ranks, failure, final)
+    _agree(ranks, failure, temporary)
     try:
         engine.save(temporary)  # rank 0 writes after the last collective: a failure leaves no gap
         if ranks.rank == 0:
             write_json(temporary / STATE_FILE, state)
             _seal(temporary)
             _put_in_place(temporary, final)
-            _remove_old(folder, step, keep)
+            _remove_old(folder, step, keep, keep_every)
     except (OSError, SafetensorError) as error:
         failure = str(error)
-    _agree(ranks, failure, final)
+    _agree(ranks, failure, temporary)
     return final
 
 
@@ -106,13 +119,22 @@ def find_fault(path: Path) -> str | None:
     return None
 
 
-def _agree(ranks: Ranks, failure: str | None, final: Path) -> None:
-    """Raise on every rank where rank 0 failed, so that none waits for it."""
+def _refuse_a_small_disk(folder: Path, need: int) -> None:
+    """OSError where so many bytes are not free. A quota is not seen here, but by the write itself."""
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise OSError(errno.ENOSPC, f"it takes {need / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free")
+
+
+def _agree(ranks: Ranks, failure: str | None, temporary: Path) -> None:
+    """Raise on every rank where rank 0 failed, so that none waits for it; the half-made part goes."""
+    if failure is not None:
+        shutil.rmtree(temporary, ignore_errors=True)  # it may hold the last free bytes
     failure = ranks.broadcast(failure)
     if failure is not None:
-        raise RuntimeError(
-            f"checkpoint {final} could not be written ({failure}); make room or mend the disk and "
-            "start again: the run continues from the checkpoint before"
+        raise NotSavedError(
+            f"checkpoint {temporary.parent / temporary.name[1:-4]} could not be written ({failure}); "
+            "make room or mend the disk and start again: the run continues from the checkpoint before"
         )
 
 
@@ -134,14 +156,15 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     _remove_leftovers(final.parent)
 
 
-def _remove_old(folder: Path, step: int, keep: int) -> None:
-    """Keep the newest `keep` up to `step`.
+def _remove_old(folder: Path, step: int, keep: int, keep_every: int | None) -> None:
+    """Keep the newest `keep` up to `step`, and each of a step that `keep_every` divides.
 
     Later ones are broken, or the run would have continued from them; they count for nothing.
     """
     older = sorted(path for path in folder.glob("step-*") if path.name <= f"step-{step:08d}")
     for path in older[:-keep]:
-        shutil.rmtree(path)
+        if keep_every is None or int(path.name.removeprefix("step-")) % keep_every:
+            shutil.rmtree(path)
 
 
 def _remove_leftovers(folder: Path) -> None:

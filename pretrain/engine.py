@@ -125,6 +125,12 @@ class Engine:
         is_fp16 = self.precision is Precision.fp16
         return float(self._engine.optimizer.loss_scaler.cur_scale) if is_fp16 else 1.0
 
+    @property
+    def state_bytes(self) -> int:
+        """What `save` writes, but for some kilobytes: fp32 weights and moments."""
+        numbers = sum(math.prod(shape) for shape in self._layout.shapes.values())
+        return 4 * numbers * (1 + len(MOMENTS))
+
     def train_step(self, batch: GlobalBatch, learning_rate: float) -> StepResult:
         """Forward and backward of this rank's micro-batches, then one update by all ranks.
 

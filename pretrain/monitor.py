@@ -7,6 +7,7 @@ sinks; the other ranks hold a Monitor without any, and the training loop need no
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 import socket
 import sys
@@ -20,6 +21,8 @@ import orjson
 
 from data_prep.files import whole_or_absent
 from pretrain.settings import LogSettings
+
+logger = logging.getLogger(__name__)
 
 LINE_EVERY_S = 10.0  # in a batch job's log a line of progress at most so often
 
@@ -67,8 +70,8 @@ class JsonLines:
         metrics = run_folder / "metrics.jsonl"
         if metrics.exists():
             _keep_steps_up_to(metrics, first_step)
-        self._metrics = metrics.open("ab", buffering=0)
-        self._events = (run_folder / "events.jsonl").open("ab", buffering=0)
+        self._metrics = _Lines(metrics)
+        self._events = _Lines(run_folder / "events.jsonl")
 
     def record(self, step: int, figures: dict[str, float]) -> None:
         self._metrics.write(_line({"step": step, **figures}))
@@ -80,6 +83,29 @@ class JsonLines:
     def close(self) -> None:
         self._metrics.close()
         self._events.close()
+
+
+class _Lines:
+    """Appends to a file. What a full disk does not take is kept, and written once it does."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self._pending = b""
+
+    def write(self, line: bytes) -> None:
+        self._pending += line
+        try:
+            while self._pending:
+                self._pending = self._pending[self._file.write(self._pending) or 0 :]
+        except OSError as error:
+            logger.warning("%s: %d bytes wait (%s)", self._path, len(self._pending), error)
+
+    def close(self) -> None:
+        self.write(b"")
+        if self._pending:
+            logger.error("%s lacks %d bytes: %r", self._path, len(self._pending), self._pending)
+        self._file.close()
 
 
 def _line(value: dict[str, Any]) -> bytes:
@@ -142,7 +168,15 @@ class Screen:
         self._bar.close()
 
 
-SHOWN_EVENTS = ("resumed", "rewound", "stopped", "skipped_step", "overflow", "spike")
+SHOWN_EVENTS = (
+    "resumed",
+    "rewound",
+    "stopped",
+    "skipped_step",
+    "overflow",
+    "spike",
+    "checkpoint_failed",
+)
 SHOWN = {
     "train/mlm_loss": "MLM {:.3f}",
     "train/mlm_accuracy": "({:.1%})",

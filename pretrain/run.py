@@ -21,7 +21,7 @@ from pretrain.prepared import folder_of, manifest_of, prepare_sample
 from pretrain.ranks import environment_rank, environment_world_size
 from pretrain.run_folder import identity, open_run_folder
 from pretrain.run_lock import RunLock
-from pretrain.settings import OnSpike, Settings, check
+from pretrain.settings import OnFailure, OnSpike, Settings, check
 from pretrain.speaking import Voice, speak_on_rank_0
 from pretrain.watchdog import Watchdog
 
@@ -177,7 +177,7 @@ def _train(
     from data_prep.masking import MaskingRule
     from data_prep.shards import Shards
     from pretrain.batches.loader import EvalLoader, TrainLoader
-    from pretrain.checkpoint import load_checkpoint, newest_whole, save_checkpoint
+    from pretrain.checkpoint import NotSavedError, load_checkpoint, newest_whole, save_checkpoint
     from pretrain.engine import Engine
     from pretrain.guard import Guard, Progress, Rewind, rewound
     from pretrain.model import BertForPreTraining
@@ -210,10 +210,17 @@ def _train(
     if ranks.rank == 0:
         print("\n".join([f"run {run_folder}", *outline.lines()]), file=sys.stderr)
 
-    def save(now: Progress) -> None:
+    def save(now: Progress, is_last: bool) -> None:
         state = {**dataclasses.asdict(now), "identity": identity(settings, manifest)}
-        save_checkpoint(run_folder, now.step, state, engine, ranks, settings.checkpoint.keep)
-        monitor.event("checkpoint", step=now.step)
+        keep, keep_every = settings.checkpoint.keep, settings.checkpoint.keep_every
+        try:
+            save_checkpoint(run_folder, now.step, state, engine, ranks, keep, keep_every)
+        except NotSavedError as error:  # on every rank
+            monitor.event("checkpoint_failed", step=now.step, reason=str(error))
+            if is_last or settings.checkpoint.on_failure is OnFailure.stop:
+                raise
+        else:
+            monitor.event("checkpoint", step=now.step)
 
     def load(path: Path) -> Progress:
         watchdog.reach("loading a checkpoint", 0)
@@ -229,7 +236,7 @@ def _train(
             try:
                 monitor.event(how, step=progress.step, ranks=ranks.world_size)
                 if checkpoint is None and settings.survival.on_spike is OnSpike.rewind:
-                    save(progress)  # so that there is always one to go back to
+                    save(progress, is_last=False)  # so that there is always one to go back to
                 batches = loader.batches(progress.position, progress.skipped)
                 guard = Guard(settings, run_folder, loader, monitor)
                 run = Run(

@@ -40,6 +40,13 @@ class OptimizerName(enum.Enum):
     bert_adam = "bert_adam"  # the paper's: AdamW without bias correction
 
 
+class OnFailure(enum.Enum):
+    """What to do when a checkpoint cannot be written, as on a full disk."""
+
+    stop = "stop"
+    go_on = "go_on"  # log it, train on and try again with the next; the last one must succeed
+
+
 class OnSpike(enum.Enum):
     """What to do when the loss jumps far above its own recent spread."""
 
@@ -125,6 +132,8 @@ class EvalSettings:
 class CheckpointSettings:
     every_steps: int
     keep: int  # how many of the newest stay
+    keep_every: int | None  # steps; checkpoints at its multiples stay for good. None: none
+    on_failure: OnFailure
 
 
 @dataclass
@@ -267,6 +276,13 @@ def _check_engine(settings: Settings) -> list[str]:
 
 
 def _check_survival(settings: Settings) -> list[str]:
+    every = settings.checkpoint.keep_every
+    if every is not None and (every < 1 or every % max(1, settings.checkpoint.every_steps)):
+        return [
+            f"checkpoint.keep_every={every} is no multiple of checkpoint.every_steps="
+            f"{settings.checkpoint.every_steps}: no checkpoint, or few, would lie there; set "
+            f"checkpoint.keep_every={10 * settings.checkpoint.every_steps}, or null"
+        ]
     saves, records = settings.checkpoint.every_steps, settings.monitor.every_steps
     if settings.survival.on_spike is OnSpike.rewind and records >= 1 and saves % records:
         return [

@@ -45,7 +45,7 @@ class Run:
     guard: Guard
     batches: Iterator[GlobalBatch]
     held_out: EvalLoader
-    save: Callable[[Progress], None]
+    save: Callable[[Progress, bool], None]  # the bool: nothing comes after it
     stop: StopRequest
     watchdog: Watchdog
 
@@ -99,7 +99,7 @@ def train(run: Run) -> bool:
             run.monitor.record(progress.step, evaluate(engine, run.held_out, run.ranks, pairing))
         if run.due(settings.checkpoint.every_steps) or must_stop:
             run.begin("saving a checkpoint")
-            run.save(progress)
+            run.save(progress, must_stop or progress.step == settings.schedule.total_steps)
         window.started += time.perf_counter() - paused  # speed is that of training alone
         if must_stop and progress.step < settings.schedule.total_steps:
             run.monitor.event("stopped", step=progress.step, signal=run.stop.signal_name)

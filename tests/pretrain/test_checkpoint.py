@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,13 @@ from safetensors.torch import load_file
 
 from data_prep.configuration import SettingsError
 from data_prep.files import read_json, write_json
-from pretrain.checkpoint import find_fault, load_checkpoint, newest_whole, save_checkpoint
+from pretrain.checkpoint import (
+    NotSavedError,
+    find_fault,
+    load_checkpoint,
+    newest_whole,
+    save_checkpoint,
+)
 from pretrain.engine import Engine, deepspeed
 from pretrain.ranks import Ranks
 from pretrain.settings import OptimizerName, Precision
@@ -43,6 +50,8 @@ class Alone:
 class FileEngine:
     """Saves a number in two files; may be killed, or fail, between the two."""
 
+    state_bytes = 20
+
     def __init__(self, number: int = 0, between: Any = lambda: None) -> None:
         self.number = number
         self.between = between
@@ -56,10 +65,17 @@ class FileEngine:
         self.number = int((folder / "model.safetensors").read_text().split()[1])
 
 
-def save(run_folder: Path, step: int, keep: int = 9, between: Any = lambda: None) -> Path:
+def save(
+    run_folder: Path,
+    step: int,
+    keep: int = 9,
+    between: Any = lambda: None,
+    keep_every: int | None = None,
+) -> Path:
     engine: Any = FileEngine(step, between)
     ranks: Any = Alone()
-    return save_checkpoint(run_folder, step, {"step": step, "position": 7}, engine, ranks, keep)
+    state = {"step": step, "position": 7}
+    return save_checkpoint(run_folder, step, state, engine, ranks, keep, keep_every)
 
 
 def names(run_folder: Path) -> list[str]:
@@ -82,6 +98,12 @@ def test_the_newest_are_kept_and_the_older_removed(tmp_path: Path) -> None:
     for step in (5, 10, 100, 200):
         save(tmp_path, step, keep=2)
     assert names(tmp_path) == ["step-00000100", "step-00000200"]
+
+
+def test_every_so_many_steps_one_is_kept_for_good(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20, 25, 30):
+        save(tmp_path, step, keep=1, keep_every=10)
+    assert names(tmp_path) == ["step-00000010", "step-00000020", "step-00000030"]
 
 
 def test_later_broken_checkpoints_do_not_push_out_a_whole_one(tmp_path: Path) -> None:
@@ -188,6 +210,39 @@ def test_a_full_disk_says_so_and_leaves_the_older_one(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"step-00000020 could not be written.*No space left"):
         save(tmp_path, 20, between=full_disk)
     assert newest_whole(tmp_path) == older
+
+
+def test_a_save_that_fails_leaves_nothing_half_made(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    with pytest.raises(NotSavedError):
+        save(tmp_path, 20, between=full_disk)
+    assert names(tmp_path) == ["step-00000010"]
+
+
+def test_too_small_a_disk_is_seen_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = save(tmp_path, 10)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(FileEngine, "state_bytes", usage.free + 10**9)
+    monkeypatch.setattr(FileEngine, "save", lambda *_: pytest.fail("it was written"))
+    with pytest.raises(
+        NotSavedError, match=r"it takes [\d,.]+ MB, [\d,.]+ MB are free\); make room"
+    ):
+        save(tmp_path, 20)
+    assert newest_whole(tmp_path) == older
+
+
+def size_and_files(ranks: Ranks, folder: Path) -> tuple[int, int]:
+    engine = build_engine(ranks, 3)
+    engine.save(folder)
+    return engine.state_bytes, sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+@pytest.mark.distributed
+def test_the_size_known_beforehand_is_that_of_what_is_written(tmp_path: Path) -> None:
+    expected, written = run_ranks(size_and_files, 1, folder=tmp_path)[0]
+    assert expected <= written < expected + 20_000, "the files' headers come to it"
 
 
 def save_onto_a_full_disk(ranks: Ranks, run_folder: Path) -> str:

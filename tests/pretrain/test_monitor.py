@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import orjson
@@ -27,6 +28,20 @@ def test_a_line_is_on_disk_before_the_run_ends(tmp_path: Path) -> None:
     sink = JsonLines(tmp_path, 0)
     sink.record(1, {"train/loss": 1.0})
     assert lines(tmp_path / "metrics.jsonl") == [{"step": 1, "train/loss": 1.0}]
+    sink.close()
+
+
+def test_a_line_that_a_full_disk_does_not_take_is_written_with_the_next(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = JsonLines(tmp_path, 0)
+    sink.record(1, {"train/loss": 1.0})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40, resource.RLIM_INFINITY))
+    sink.record(2, {"train/loss": 2.0})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    assert "metrics.jsonl: " in caplog.text, "it is said"
+    sink.record(3, {"train/loss": 3.0})
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
     sink.close()
 
 

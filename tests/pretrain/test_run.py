@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -222,6 +223,61 @@ def test_a_signal_saves_ends_with_0_and_the_next_start_continues(
     statuses, output = pretrain_run(arguments(sample_dir), tmp_path)
     assert statuses == [0], output
     assert weights(tmp_path) == weights(uninterrupted[0])
+
+
+def full_at(*saves: int) -> Any:
+    """A hook: in these saves no file can be longer than some bytes, as on a full disk."""
+
+    def hook(rank: int) -> None:
+        save, calls = Engine.save, 0
+
+        def on_a_full_disk(self: Engine, folder: Path) -> None:
+            nonlocal calls
+            calls += 1
+            if calls in saves:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+            try:
+                save(self, folder)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+
+        Engine.save = on_a_full_disk  # type: ignore[method-assign]
+
+    return hook
+
+
+def test_a_run_that_cannot_save_stops_and_continues_from_the_checkpoint_before(
+    sample_dir: Path, tmp_path: Path, uninterrupted: tuple[Path, str]
+) -> None:
+    statuses, output = pretrain_run(arguments(sample_dir), tmp_path, hook=full_at(2))
+    assert statuses == [1]
+    assert "step-00000008 could not be written" in output
+    names = [path.name for path in (tmp_path / "runs/x/checkpoints").iterdir()]
+    assert names == ["step-00000004"]
+    statuses, output = pretrain_run(arguments(sample_dir), tmp_path)
+    assert statuses == [0], output
+    assert weights(tmp_path) == weights(uninterrupted[0])
+
+
+def test_a_run_told_to_go_on_saves_later(
+    sample_dir: Path, tmp_path: Path, uninterrupted: tuple[Path, str]
+) -> None:
+    go_on = arguments(sample_dir, "checkpoint.on_failure=go_on")
+    statuses, output = pretrain_run(go_on, tmp_path, hook=full_at(2))
+    assert statuses == [0], output
+    assert "checkpoint failed: step=8" in output
+    names = sorted(path.name for path in (tmp_path / "runs/x/checkpoints").iterdir())
+    assert names == ["step-00000004", "step-00000012"]
+    assert weights(tmp_path) == weights(uninterrupted[0])
+
+
+def test_a_run_told_to_go_on_does_not_end_without_its_last_checkpoint(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    go_on = arguments(sample_dir, "checkpoint.on_failure=go_on")
+    statuses, output = pretrain_run(go_on, tmp_path, hook=full_at(3))
+    assert statuses == [1]
+    assert "step-00000012 could not be written" in output
 
 
 def test_a_finished_run_started_again_trains_nothing_and_shows_its_end(
