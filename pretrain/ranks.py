@@ -80,6 +80,14 @@ class Ranks:
         torch.distributed.broadcast_object_list(values, src=0, device=self.device)
         return values[0]  # type: ignore[no-any-return]
 
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, by rank, on every rank."""
+        import torch
+
+        values: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
     def barrier(self) -> None:
         """Return when every rank has come here."""
         self.any(False)

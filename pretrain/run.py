@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -38,6 +39,8 @@ settings: run.name=x run.resume=auto|must|never optim.global_batch=256 schedule.
           --cfg prints all of them with their values
 example: torchrun --nproc-per-node 8 -m pretrain.run +model=base data=wikibooks_128 run.name=first
 """
+
+MOST_FAULTS = 10  # shown; all are counted
 
 SAMPLE_LINE = (
     "data: the embedded sample corpus; for real data prepare your own (README, 'Your own data') and "
@@ -151,6 +154,8 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
         with Watchdog(
             run_folder, log, ranks.rank, ranks.world_size, limit_s, voice.tell
         ) as watchdog:
+            watchdog.reach("checking the shards", 0)
+            _check_shards(folder_of(settings.data), ranks)
             finished = _train(settings, manifest, run_folder, checkpoint, ranks, stop, watchdog)
         if ranks.rank == 0 and finished:
             from pretrain.closing import close_run
@@ -254,6 +259,24 @@ def _train(
                 how = "rewound"
             finally:
                 monitor.close()
+
+
+def _check_shards(folder: Path, ranks: Ranks) -> None:
+    """Read every shard once, each rank its share: SettingsError on all where a byte is wrong.
+
+    Batches take their examples from all over the shards, so that the first ones would touch nearly
+    every shard anyway; and what is read now, the memory holds when training starts.
+    """
+    from data_prep.shards import verify
+
+    faults = list(itertools.chain(*ranks.gather(verify(folder, ranks.rank, ranks.world_size))))
+    if faults:
+        raise SettingsError(
+            f"{len(faults)} of the shards in {folder} are not those that were built:\n"
+            + "".join(f"  {fault}\n" for fault in faults[:MOST_FAULTS])
+            + (f"  and {len(faults) - MOST_FAULTS} more\n" if len(faults) > MOST_FAULTS else "")
+            + f"Copy the folder again, or delete {folder} and run data_prep.build again"
+        )
 
 
 def _on_rank_0(ranks: Ranks, decide: Callable[[], Path | None]) -> Path | None:

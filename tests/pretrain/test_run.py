@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -359,6 +360,28 @@ def test_a_mistyped_data_folder_is_refused_and_the_sample_not_taken_instead(
     assert statuses == [2]
     assert "no data/mein/len128/manifest.json" in output
     assert not (tmp_path / "data").exists()
+
+
+def test_a_shard_of_another_checksum_is_named_before_training(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(sample_dir, tmp_path / "data")
+    shards = [
+        path
+        for split in ("train", "heldout")
+        for path in sorted((tmp_path / f"data/len128/{split}").iterdir())
+    ]
+    for shard in shards[:2]:  # one of them in each rank's share
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+    statuses, output = pretrain_run([*SMALL, "data.dir=data"], tmp_path, ranks=2)
+    assert statuses == [2, 2]
+    assert "2 of the shards in data/len128 are not those that were built" in output
+    for shard in shards[:2]:
+        named = f"{shard.relative_to(tmp_path)} has checksum {checksum(shard)}, the manifest says"
+        assert output.count(named) == 1
+    assert not (tmp_path / "runs/x/metrics.jsonl").exists()
 
 
 def test_without_a_model_the_models_are_listed(tmp_path: Path) -> None:
