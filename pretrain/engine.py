@@ -156,6 +156,32 @@ class Engine:
         norm = self._engine.get_global_grad_norm() if applied else float("inf")
         return StepResult(applied, norm, sums, self.loss_scale)
 
+    def rehearse(self, micro_batches: Iterable[PackedBatch]) -> None:
+        """All of a training step but its update: afterwards everything is as it was before.
+
+        Losses count nothing and the optimizer is held, so that weights, moments and optimizer step
+        stay; the loss scaler, torch's generators and DeepSpeed's counters are put back.
+        """
+        optimizer, counters = self._optimizer, ("global_steps", "global_samples", "micro_steps")
+        counted = {name: getattr(self._engine, name) for name in (*counters, "skipped_steps")}
+        scaler = self._engine.optimizer.loss_scaler if self.precision is Precision.fp16 else None
+        scaled = {field: getattr(scaler, field) for field in _LOSS_SCALER if scaler is not None}
+        device = self.ranks.device
+        update, optimizer.step = optimizer.step, lambda *_, **__: None  # type: ignore[assignment,method-assign]
+        self._switch_to(training=True)
+        try:
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                for micro_batch in micro_batches:
+                    mlm_loss, nsp_loss = self._engine(micro_batch.to(device))[:2]
+                    self._engine.backward(0.0 * (mlm_loss + nsp_loss))
+            self._engine.step()
+        finally:
+            optimizer.step = update  # type: ignore[method-assign]
+        for name, value in counted.items():
+            setattr(self._engine, name, value)
+        for field, value in scaled.items():
+            setattr(scaler, field, value)
+
     def evaluate_step(self, micro_batch: PackedBatch) -> Tensor:
         """(4,) float64 sums as in StepResult, without dropout and without a gradient."""
         self._switch_to(training=False)

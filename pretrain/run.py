@@ -188,6 +188,7 @@ def _train(
     from pretrain.model import BertForPreTraining
     from pretrain.monitor import Monitor
     from pretrain.plan import plan
+    from pretrain.rehearsal import rehearse
     from pretrain.train import Run, train
 
     watchdog.reach("building the model", 0)
@@ -195,6 +196,10 @@ def _train(
     model.initialize(torch.Generator().manual_seed(settings.run.seed))
     outline = plan(settings, manifest, model.num_parameters, ranks.world_size)
     engine = Engine(model, settings.optim, settings.engine, ranks)
+    rule = MaskingRule.from_manifest(manifest, Path(settings.data.dir) / "vocab" / "vocab.txt")
+    if settings.survival.rehearse:
+        watchdog.reach("the rehearsal", 0)
+        rehearse(engine, settings, rule, manifest["vocab_size"], outline.micro_steps)
     folder = folder_of(settings.data)
     cut = {
         "rank": ranks.rank,
@@ -209,7 +214,7 @@ def _train(
         global_batch=settings.optim.global_batch,
         seed=settings.run.seed,
         masking=settings.data.masking,
-        rule=MaskingRule.from_manifest(manifest, Path(settings.data.dir) / "vocab" / "vocab.txt"),
+        rule=rule,
         **cut,
     )
     if ranks.rank == 0:

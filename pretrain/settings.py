@@ -138,6 +138,7 @@ class CheckpointSettings:
 
 @dataclass
 class SurvivalSettings:
+    rehearse: bool  # a full-size micro-batch before the first step: does it fit the memory?
     max_skipped_steps: int  # in a row, because a loss or gradient was not finite; fp16 apart
     min_loss_scale: float  # fp16: a loss scale that comes down to it stops the run
     on_spike: OnSpike

@@ -103,7 +103,7 @@ class Watchdog:
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
         if isinstance(error, Exception) and self._world_size > 1:
-            self._report("an error ends this rank")
+            self._report("an error ends this rank", if_waiting=True)
         faulthandler.disable()
         self._file.close()
         if error is None:
@@ -121,12 +121,17 @@ class Watchdog:
             backstop_s = min(self._limit_s + 10 * self._beat_s, threading.TIMEOUT_MAX)
             faulthandler.dump_traceback_later(backstop_s, exit=True, file=self._file)
 
-    def _report(self, why: str) -> None:
-        """Say who waits for whom, in the log and, for all ranks once, on the terminal."""
+    def _report(self, why: str, if_waiting: bool = False) -> None:
+        """Say who waits for whom, in the log and, for all ranks once, on the terminal.
+
+        With `if_waiting` only where one does: not where the same error ends all ranks.
+        """
         self._is_leaving = True
         self._beat()
         beats, silent = self._listen()
         places = {rank: beat.place for rank, beat in beats.items() if rank not in silent}
+        if if_waiting and not silent and len({place.number for place in places.values()}) == 1:
+            return
         line = f"{why}; {_who_waits_for_whom(places, {r: beats.get(r) for r in silent})}"
         logger.critical("%s", line)
         if 0 < self._rank == min(places):  # rank 0, which else speaks, is among the silent

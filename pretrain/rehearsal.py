@@ -1,0 +1,82 @@
+"""Out of memory before the first step, and not after the longest batch of the first night.
+
+A made-up micro-batch of exactly engine.tokens_per_micro_batch tokens goes forward, backward and through
+the gradients' reduction, after smaller ones: where it does not fit, the largest that did is named.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from data_prep.masking import MaskingRule, num_masked
+from data_prep.shards import Examples
+from pretrain.batches.packing import PackedBatch, pack
+from pretrain.engine import Engine
+from pretrain.settings import Settings
+
+PARTS = 4  # the sizes tried: quarters of the whole
+_SHORTEST = 8  # tokens of a sequence that fills the row up
+
+
+def rehearse(
+    engine: Engine, settings: Settings, rule: MaskingRule, vocab_size: int, micro_steps: int
+) -> None:
+    """Try a step at full size; the engine is then as it was. Collective.
+
+    A second micro-batch, where a step has several, meets the gradients of the first. Raises
+    RuntimeError, naming the setting to lower and to what, on a rank whose memory does not hold it.
+    """
+    whole, seq_len = settings.engine.tokens_per_micro_batch, settings.data.seq_len
+    is_even = settings.optim.global_batch % engine.ranks.world_size == 0
+    least = min(whole, seq_len if is_even else 2 * seq_len)  # batches.dealing refuses less
+    fitted = None
+    for tokens in sorted({max(least, whole * part // PARTS) for part in range(1, PARTS + 1)}):
+        batch = fake_batch(tokens, seq_len, rule, vocab_size)
+        try:
+            engine.rehearse([batch] * min(2, micro_steps))
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(_cure(settings, engine, tokens, fitted, str(error))) from None
+        fitted = tokens
+
+
+def fake_batch(tokens: int, seq_len: int, rule: MaskingRule, vocab_size: int) -> PackedBatch:
+    """`tokens` tokens in sequences of `seq_len`, the last one shorter, masked as full ones are.
+
+    The longest sequences take the most memory: attention grows with their squares.
+    """
+    whole, rest = divmod(tokens, seq_len)
+    lengths = np.array([seq_len] * whole + [rest] * (rest >= _SHORTEST), np.int64)
+    masked_counts = num_masked(lengths, rule)
+    offsets, masked_offsets = (
+        np.concatenate([[0], np.cumsum(n)]) for n in (lengths, masked_counts)
+    )
+    size = len(lengths)
+    ids = np.arange(offsets[-1]) % vocab_size
+    return pack(
+        Examples(
+            input_ids=ids,
+            offsets=offsets,
+            segment_a_lengths=(lengths // 2).astype(np.uint16),
+            next_sentence_labels=np.zeros(size, np.uint8),
+            masked_positions=np.concatenate([np.arange(1, n + 1) for n in masked_counts]),
+            masked_offsets=masked_offsets,
+            masked_input_ids=ids[: masked_offsets[-1]],
+            document_a=np.zeros(size, np.uint32),
+            document_b=np.zeros(size, np.uint32),
+        )
+    )
+
+
+def _cure(settings: Settings, engine: Engine, tokens: int, fitted: int | None, said: str) -> str:
+    stage, ranks = settings.engine.zero_stage, engine.ranks
+    if fitted is not None:
+        cure = f"set engine.tokens_per_micro_batch={fitted}, which fits; it changes no result"
+    elif stage < 3 and ranks.world_size > 1:
+        cure = f"that is the least for data.seq_len={settings.data.seq_len}; set engine.zero_stage={stage + 1}"
+    else:
+        cure = "that is the least; set a smaller data.seq_len or a smaller model"
+    return (
+        f"a micro-batch of {tokens} tokens does not fit into the memory of rank {ranks.rank} "
+        f"({ranks.device}), found before the first step: {cure}. Torch says: {said}"
+    )

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_samples import MANY_MICRO_STEPS, build_engine, build_model, global_batch
+from ranks_harness import run_ranks
+from run_in_fork import pretrain_run
+
+from data_prep.masking import MaskingRule
+from pretrain.model import BertForPreTraining
+from pretrain.ranks import Ranks
+from pretrain.rehearsal import fake_batch
+from pretrain.settings import OptimizerName, Precision
+
+FP32, AUTOCAST, BF16, FP16 = (
+    Precision.fp32,
+    Precision.bf16_autocast,
+    Precision.bf16,
+    Precision.fp16,
+)
+
+
+def rule(sample_dir: Path) -> MaskingRule:
+    from data_prep.shards import read_manifest
+
+    return MaskingRule.from_manifest(
+        read_manifest(sample_dir / "len128"), sample_dir / "vocab/vocab.txt"
+    )
+
+
+def test_the_made_up_batch_has_the_size_asked_for_and_full_masks(sample_dir: Path) -> None:
+    batch = fake_batch(1000, 128, rule(sample_dir), 4096)
+    assert batch.lengths == [128] * 7 + [104]
+    assert batch.num_tokens == 1000
+    assert batch.num_masked / 1000 == pytest.approx(0.15, abs=0.01)
+    assert int(batch.input_ids.max()) < 4096
+    assert fake_batch(130, 128, rule(sample_dir), 4096).lengths == [128]
+
+
+def state_of(ranks: Ranks, folder: Path, stage: int, precision: Precision, rehearse: bool) -> Any:
+    """Files, generator and DeepSpeed's counters before the first step; files after two steps."""
+    name = OptimizerName.bert_adam if stage == 1 else OptimizerName.adamw
+    engine = build_engine(ranks, stage, precision, build_model(dropout=0.3), name=name)
+    if rehearse:
+        engine.rehearse(global_batch(7).micro_batches * 2)
+    counters = [
+        getattr(engine._engine, counter)
+        for counter in ("global_steps", "global_samples", "micro_steps", "skipped_steps")
+    ]
+    first = saved(engine, folder), torch.get_rng_state().tolist(), counters
+    for position in range(2):
+        batch = global_batch(position, ranks.rank, ranks.world_size, MANY_MICRO_STEPS)
+        engine.train_step(batch, 1e-3)
+    return first, saved(engine, folder)
+
+
+def saved(engine: Any, folder: Path) -> dict[str, bytes]:
+    engine.save(folder)
+    engine.ranks.barrier()
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [
+        *((stage, FP32) for stage in (0, 1, 2, 3)),
+        (0, AUTOCAST),
+        *((stage, precision) for stage in (1, 2, 3) for precision in (BF16, FP16)),
+    ],
+)
+def test_a_rehearsal_leaves_weights_optimizer_generators_and_counters_untouched(
+    tmp_path: Path, stage: int, precision: Precision
+) -> None:
+    arguments = {"folder": tmp_path, "stage": stage, "precision": precision}
+    with_it = run_ranks(state_of, 2, rehearse=True, **arguments)
+    without = run_ranks(state_of, 2, rehearse=False, **arguments)
+    assert with_it == without
+
+
+def out_of_memory_above(limit: int, of_rank: int = 0) -> Any:
+    """A hook: a forward pass of more tokens than that has no memory on one rank."""
+
+    def hook(rank: int) -> None:
+        forward = BertForPreTraining.forward
+
+        def with_little_memory(self: BertForPreTraining, batch: Any) -> Any:
+            if rank == of_rank and batch.num_tokens > limit:
+                raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+            return forward(self, batch)
+
+        BertForPreTraining.forward = with_little_memory  # type: ignore[method-assign]
+
+    return hook
+
+
+ARGUMENTS = (
+    "+model=tiny", "model.hidden_size=32", "optim.global_batch=8", "eval.max_examples=8",
+    "schedule.total_steps=2", "run.name=x", "engine.tokens_per_micro_batch=2048",
+    "engine.timeout_minutes=2",
+)  # fmt: skip
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("limit", "ranks", "cure"),
+    [
+        (
+            1600,
+            1,
+            "of 2048 tokens does not fit .*: set engine.tokens_per_micro_batch=1536, which fits",
+        ),
+        (500, 2, "of 512 tokens does not fit .*: that is the least .* set engine.zero_stage=2"),
+        (500, 1, "of 512 tokens does not fit .*: that is the least; set a smaller data.seq_len"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_the_first_step_with_what_does(
+    sample_dir: Path, tmp_path: Path, limit: int, ranks: int, cure: str
+) -> None:
+    arguments = [*ARGUMENTS, f"data.dir={sample_dir}"]
+    hook = out_of_memory_above(limit)
+    statuses, output = pretrain_run(arguments, tmp_path, ranks=ranks, hook=hook)
+    assert statuses[0] == 1
+    assert re.search(f"RuntimeError: a micro-batch {cure}", output), output
+    assert not (tmp_path / "runs/x/metrics.jsonl").exists()
+
+
+@pytest.mark.distributed
+def test_the_size_named_as_fitting_trains(sample_dir: Path, tmp_path: Path) -> None:
+    arguments = [*ARGUMENTS[:-2], "engine.tokens_per_micro_batch=1536", f"data.dir={sample_dir}"]
+    statuses, output = pretrain_run(arguments, tmp_path, hook=out_of_memory_above(1600))
+    assert statuses == [0], output
