@@ -54,6 +54,12 @@ def test_a_second_job_is_told_who_is_there(tmp_path: Path, holder: Any) -> None:
     assert read_json(tmp_path / "owner.json")["pid"] == holder.pid, "it is still the first one's"
 
 
+def test_an_owner_that_is_suspended_keeps_its_folder(tmp_path: Path, holder: Any) -> None:
+    os.kill(holder.pid, signal.SIGSTOP)  # its count stands still, its lock holds
+    with pytest.raises(SettingsError, match="in use by process"), lock(tmp_path):
+        pass
+
+
 def test_a_killed_owner_leaves_nothing_to_be_deleted(tmp_path: Path, holder: Any) -> None:
     holder.kill()
     holder.join()
