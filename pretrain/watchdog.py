@@ -18,6 +18,7 @@ import logging
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ class Beat:
     number: int
     place: Place
     is_leaving: bool  # it ends by itself: it beats no more, but was no cause
-    host: str
+    process: str  # its number and host
 
 
 class Watchdog:
@@ -73,6 +74,7 @@ class Watchdog:
         self._limit_s = limit_s if world_size > 1 else threading.TIMEOUT_MAX
         self._beat_s = min(MOST_BETWEEN_BEATS_S, limit_s / 60)
         self._number, self._is_leaving = 0, False
+        self._process = f"process {os.getpid()} on {os.uname().nodename}"
         self._place, self._since = Place(0, "the start"), time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
@@ -97,13 +99,16 @@ class Watchdog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """In order, or by an exception; where a peer may be its cause, say what became of the peers."""
+        """In order, or by an exception: its stack, and where a peer may be its cause, who that is."""
         self._is_leaving = True
         self._ended.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
-        if isinstance(error, Exception) and self._world_size > 1:
-            self._report("an error ends this rank", if_waiting=True)
+        if isinstance(error, Exception):
+            if self._rank == 0:  # the others' error output is their log
+                traceback.print_exception(error, file=self._file)
+            if self._world_size > 1:
+                self._report("an error ends this rank", if_waiting=True)
         faulthandler.disable()
         self._file.close()
         if error is None:
@@ -156,7 +161,7 @@ class Watchdog:
     def _beat(self) -> None:
         """Say how far this rank is. A disk that does not take it is no reason to end."""
         self._number += 1
-        beat = Beat(self._number, self._place, self._is_leaving, os.uname().nodename)
+        beat = Beat(self._number, self._place, self._is_leaving, self._process)
         path = self._path(self._rank)
         temporary = path.with_suffix(".tmp")
         try:
@@ -184,7 +189,7 @@ def _who_waits_for_whom(places: dict[int, Place], silent: dict[int, Beat | None]
     waiting = [rank for rank in places if rank not in behind]
     reasons = [
         f"rank {rank}, which gives no sign of life (stopped, dead or cut off"
-        + (f"; last heard of in {beat.place.text} on {beat.host})" if beat else ")")
+        + (f"; last heard of in {beat.place.text}: {beat.process})" if beat else ")")
         for rank, beat in silent.items()
     ] + [f"rank {rank}, which is still in {places[rank].text}" for rank in behind]
     return f"{_ranks(waiting)} in {furthest.text}" + (

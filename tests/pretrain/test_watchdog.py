@@ -91,6 +91,7 @@ def test_where_rank_0_is_silent_another_one_tells_the_terminal(tmp_path: Path) -
 def test_a_killed_rank_is_named_as_soon_as_the_connection_breaks(tmp_path: Path) -> None:
     log, _ = logs(tmp_path, kill)
     assert "an error ends this rank; rank 0 in a barrier after step 3: waiting for rank 1" in log
+    assert "ranks.barrier()" in log, "its stack, too"
 
 
 def end_in_order(ranks: Ranks, folder: Path) -> None:
