@@ -172,8 +172,8 @@ class Engine:
         try:
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 for micro_batch in micro_batches:
-                    mlm_loss, nsp_loss = self._engine(micro_batch.to(device))[:2]
-                    self._engine.backward(0.0 * (mlm_loss + nsp_loss))
+                    mlm_loss, pair_loss = self._engine(micro_batch.to(device))[:2]
+                    self._engine.backward(0.0 * (mlm_loss + pair_loss))
             self._engine.step()
         finally:
             optimizer.step = update  # type: ignore[method-assign]
