@@ -12,6 +12,7 @@ safetensors, written by rank 0. It fits any ZeRO stage and any number of ranks.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import warnings
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from data_prep.configuration import SettingsError
 from pretrain import consolidated
 from pretrain.consolidated import MOMENTS, WEIGHT
+from pretrain.lamb import Lamb, Piece
 from pretrain.optimizers import build_optimizer, parameter_groups
 from pretrain.ranks import Ranks
 from pretrain.settings import EngineSettings, OptimSettings, Precision
@@ -93,7 +95,8 @@ class Engine:
         self.precision = resolve_precision(engine, ranks.device)
         self.ranks = ranks
         self._stage = engine.zero_stage
-        self._max_grad_norm = optim.max_grad_norm
+        # infinite and not absent: DeepSpeed at ZeRO 0 calls our clipping only where there is a bound
+        self._max_grad_norm = math.inf if optim.max_grad_norm is None else optim.max_grad_norm
         model.to(ranks.device)
         groups = parameter_groups(model, optim.weight_decay)
         self._optimizer = build_optimizer(groups, optim)
@@ -110,7 +113,7 @@ class Engine:
         )
         low = self.precision in (Precision.bf16, Precision.fp16)
         initial = {n: p.detach().cpu().clone() for n, p in self._parameters.items()} if low else {}
-        config = deepspeed_config(self.precision, self._stage, optim.max_grad_norm)
+        config = deepspeed_config(self.precision, self._stage, self._max_grad_norm)
         self._engine = _initialize(model, self._optimizer, config, ranks, engine.timeout_minutes)
         self._is_finite = True
         if self._stage == 0:
@@ -118,6 +121,11 @@ class Engine:
         self._make_optimizer_state()
         for name, value in initial.items():  # DeepSpeed's masters have been through 16 bits
             self._put(WEIGHT, name, value)
+        if isinstance(self._optimizer, Lamb):
+            is_sharded = self._stage > 0 and ranks.world_size > 1
+            self._optimizer.attach(
+                self._pieces(), torch.distributed.all_reduce if is_sharded else None
+            )
 
     @property
     def loss_scale(self) -> float:
@@ -181,6 +189,11 @@ class Engine:
             setattr(self._engine, name, value)
         for field, value in scaled.items():
             setattr(scaler, field, value)
+
+    def trust_ratios(self) -> dict[str, float]:
+        """LAMB's ratio of each parameter in the last update, the same on every rank; {} for Adam."""
+        optimizer = self._optimizer
+        return optimizer.trust_ratios() if isinstance(optimizer, Lamb) else {}
 
     def evaluate_step(self, micro_batch: PackedBatch) -> Tensor:
         """(4,) float64 sums as in StepResult, without dropout and without a gradient."""
@@ -279,6 +292,46 @@ class Engine:
         piece = mapping.get_hp_fragment(None if key == WEIGHT else key)
         return mapping.lp_fragment_address.start, piece.data
 
+    def _pieces(self) -> dict[Tensor, list[Piece]]:
+        """What each flat tensor holds, of the parameters of its own group alone.
+
+        Found by the memory in which a parameter's piece lies. Raises RuntimeError unless the ranks
+        together hold every parameter once: norms of its pieces would not be its own.
+        """
+        pieces: dict[Tensor, list[Piece]] = {flat: [] for flat in self._flat_tensors()}
+        for flat, names in zip(pieces, self._names_of_flat_tensors(), strict=True):
+            for name in names:
+                view = self._piece(WEIGHT, name)[1]
+                start = (view.data_ptr() - flat.data_ptr()) // flat.element_size()
+                is_inside = view.numel() > 0 and 0 <= start <= flat.numel() - view.numel()
+                pieces[flat].append(
+                    Piece(name, start, view.numel()) if is_inside else Piece(name, 0, 0)
+                )
+        held = dict.fromkeys(self._parameters, 0.0)
+        for piece in itertools.chain(*pieces.values()):
+            held[piece.name] += piece.numel
+        copies = self.ranks.world_size if self._stage == 0 else 1
+        totals = self.ranks.sum(list(held.values()))
+        for (name, shape), total in zip(self._layout.shapes.items(), totals, strict=True):
+            if total != math.prod(shape) * copies:
+                raise RuntimeError(
+                    f"the ranks hold {total:.0f} of the {math.prod(shape) * copies} elements of "
+                    f"{name}, and LAMB needs each once: this version of DeepSpeed shards in a way "
+                    "that is not known; install the one in pyproject.toml"
+                )
+        return pieces
+
+    def _names_of_flat_tensors(self) -> list[list[str]]:
+        """The parameters of each flat tensor, in an order that all ranks share."""
+        if self._stage == 0:
+            name_of = {id(parameter): name for name, parameter in self._parameters.items()}
+            return [[name_of[id(flat)]] for flat in self._flat_tensors()]
+        if self._stage == 3:
+            name_of = {id(parameter): name for name, parameter in self._parameters.items()}
+            return [[name_of[id(p)] for p in group] for group in self._engine.optimizer.fp16_groups]
+        groups = self._layout.groups
+        return [[name for name in groups if groups[name] == label] for label in _GROUPS]
+
     def _put(self, key: str, name: str, value: Tensor) -> None:
         start, piece = self._piece(key, name)
         piece.copy_(value.reshape(-1)[start : start + piece.numel()])
@@ -321,7 +374,7 @@ def deepspeed_config(precision: Precision, stage: int, max_grad_norm: float) -> 
         "managed_gradient_accumulation": False,
         "gradient_clipping": max_grad_norm,
         "zero_optimization": {"stage": stage},
-        "zero_allow_untested_optimizer": True,  # BertAdam is elementwise, as sharding needs
+        "zero_allow_untested_optimizer": True,  # BertAdam is elementwise; LAMB is told its pieces
     }
     if precision is Precision.bf16:
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}

@@ -1,7 +1,7 @@
-"""Parameter groups and optimizers: AdamW and the BERT paper's own Adam.
+"""Parameter groups and optimizers: AdamW, the BERT paper's own Adam; LAMB is in lamb.py.
 
-Everything is elementwise, so an optimizer may be given whole tensors or the flat shards that ZeRO
-cuts from them: the result is the same.
+Both Adams are elementwise, so they may be given whole tensors or the flat shards that ZeRO cuts
+from them: the result is the same.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.adamw import adamw
 
+from pretrain.lamb import Lamb
 from pretrain.settings import OptimizerName, OptimSettings
 
 # AdamW's bias correction 1 - beta ** step is exactly 1 here, and adding 1 does not change the number
@@ -48,6 +49,16 @@ def build_optimizer(groups: list[dict[str, Any]], settings: OptimSettings) -> Op
     beta_1, beta_2 = settings.betas
     if settings.name is OptimizerName.bert_adam:
         return BertAdam(groups, settings.learning_rate, (beta_1, beta_2), settings.eps)
+    if settings.name is OptimizerName.lamb:
+        return Lamb(
+            groups,
+            settings.learning_rate,
+            (beta_1, beta_2),
+            settings.eps,
+            bias_correction=settings.bias_correction,
+            grad_averaging=settings.grad_averaging,
+            trust_ratio=settings.trust_ratio,
+        )
     # fused: one pass over the memory, on the CPU too
     return AdamW(groups, settings.learning_rate, (beta_1, beta_2), settings.eps, fused=True)
 

@@ -38,6 +38,15 @@ class Masking(enum.Enum):
 class OptimizerName(enum.Enum):
     adamw = "adamw"
     bert_adam = "bert_adam"  # the paper's: AdamW without bias correction
+    lamb = "lamb"
+
+
+class TrustRatio(enum.Enum):
+    """Which tensors LAMB scales by |w| / |update|."""
+
+    none = "none"  # no LAMB
+    decayed = "decayed"  # those with a weight decay: not biases and LayerNorm
+    all = "all"
 
 
 class OnFailure(enum.Enum):
@@ -94,9 +103,12 @@ class OptimSettings:
     global_batch: int  # sequences per optimizer step, all ranks together
     learning_rate: float  # peak
     betas: list[float]
-    eps: float
+    eps: float  # beside the root, not below it
     weight_decay: float  # not on biases and LayerNorm
-    max_grad_norm: float  # global norm to which gradients are clipped
+    max_grad_norm: float | None  # global norm to which gradients are clipped; None: not clipped
+    bias_correction: bool  # of the moments
+    grad_averaging: bool  # the first moment takes (1 - beta_1) of the gradient; false: all of it
+    trust_ratio: TrustRatio
 
 
 @dataclass
@@ -177,8 +189,8 @@ class Settings:
 def check(settings: Settings, world_size: int) -> None:
     """Refuse what cannot work on `world_size` ranks. Raises SettingsError listing every reason."""
     wrong = [
-        *_check_model(settings), *_check_numbers(settings), *_check_engine(settings),
-        *_check_survival(settings),
+        *_check_model(settings), *_check_numbers(settings), *_check_optimizer(settings.optim),
+        *_check_engine(settings), *_check_survival(settings),
     ]  # fmt: skip
     try:
         check_dealable(
@@ -237,8 +249,7 @@ def _check_numbers(settings: Settings) -> list[str]:
         if (value := _value(settings, key)) < 1:
             wrong.append(f"{key}={value}; it must be 1 or more")
     positive = (
-        "optim.learning_rate", "optim.eps", "optim.max_grad_norm", "engine.timeout_minutes",
-        "survival.spike_spreads",
+        "optim.learning_rate", "optim.eps", "engine.timeout_minutes", "survival.spike_spreads",
     )  # fmt: skip
     for key in positive:
         if (value := _value(settings, key)) <= 0:
@@ -246,6 +257,11 @@ def _check_numbers(settings: Settings) -> list[str]:
     if settings.eval.max_examples is not None and settings.eval.max_examples < 1:
         wrong.append(
             f"eval.max_examples={settings.eval.max_examples}; it must be 1 or more, or null for all"
+        )
+    if settings.optim.max_grad_norm is not None and settings.optim.max_grad_norm <= 0:
+        wrong.append(
+            f"optim.max_grad_norm={settings.optim.max_grad_norm}; it must be above 0, or null for "
+            "no clipping"
         )
     if len(settings.optim.betas) != 2 or not all(0 <= b < 1 for b in settings.optim.betas):
         wrong.append(f"optim.betas={settings.optim.betas}; it takes two numbers in [0, 1)")
@@ -260,6 +276,32 @@ def _check_numbers(settings: Settings) -> list[str]:
     name = settings.run.name
     if name is not None and (not name or "/" in name or name.startswith(".")):
         wrong.append(f"run.name={name!r} must be the name of one folder (run.dir is where it lies)")
+    return wrong
+
+
+def _check_optimizer(optim: OptimSettings) -> list[str]:
+    """What an optimizer's name and its parts say must be one and the same."""
+    name, ratio = optim.name.name, optim.trust_ratio
+    if optim.name is OptimizerName.lamb:
+        if ratio is TrustRatio.none:
+            return ["optim.trust_ratio=none with optim=lamb is Adam; set optim=adamw"]
+        if ratio is TrustRatio.decayed and optim.weight_decay == 0:
+            return [
+                "optim.trust_ratio=decayed with optim.weight_decay=0 gives no tensor a ratio; set "
+                "optim.trust_ratio=all"
+            ]
+        return []
+    wrong = []
+    if ratio is not TrustRatio.none or not optim.grad_averaging:
+        wrong.append(
+            f"optim.trust_ratio={ratio.name} and optim.grad_averaging={optim.grad_averaging} are "
+            f"not {name}'s; set optim=lamb, or trust_ratio=none and grad_averaging=true"
+        )
+    if optim.bias_correction != (optim.name is OptimizerName.adamw):
+        wrong.append(
+            f"optim.bias_correction={optim.bias_correction} is not {name}'s; set optim=adamw for "
+            "Adam with it and optim=bert_adam for Adam without"
+        )
     return wrong
 
 

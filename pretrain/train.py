@@ -13,6 +13,7 @@ from pretrain.batches.loader import EvalLoader, GlobalBatch
 from pretrain.engine import Engine
 from pretrain.evaluate import evaluate, means
 from pretrain.guard import Guard, Progress
+from pretrain.lamb import layer_means
 from pretrain.monitor import Monitor
 from pretrain.ranks import Ranks
 from pretrain.schedules import learning_rate
@@ -89,7 +90,8 @@ def train(run: Run) -> bool:
             grad_norm = float(result.grad_norm)
             figures = _figures(window, run.ranks, pairing)
             optim = {"train/learning_rate": rate, "train/grad_norm": grad_norm}
-            run.monitor.record(progress.step, {**figures, **optim})
+            ratios = layer_means(engine.trust_ratios())
+            run.monitor.record(progress.step, {**figures, **optim, **ratios})
             run.guard.watch_loss(progress, figures["train/loss"], window.first_position)
             window = _window(run)
             must_stop = run.ranks.any(run.stop.requested)

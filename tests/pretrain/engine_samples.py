@@ -16,7 +16,7 @@ from pretrain.batches.packing import pack
 from pretrain.engine import Engine, get_accelerator
 from pretrain.model import BertForPreTraining
 from pretrain.ranks import Ranks
-from pretrain.settings import EngineSettings, OptimizerName, OptimSettings, Precision
+from pretrain.settings import EngineSettings, OptimizerName, OptimSettings, Precision, TrustRatio
 
 VOCAB_SIZE, BATCH_SIZE, LONGEST = 90, 12, 24
 ONE_MICRO_STEP, MANY_MICRO_STEPS = 10_000, 48  # token budgets
@@ -51,6 +51,9 @@ def optim_settings(**changes: Any) -> OptimSettings:
         "eps": 1e-6,
         "weight_decay": 0.01,
         "max_grad_norm": 1.0,
+        "bias_correction": True,
+        "grad_averaging": True,
+        "trust_ratio": TrustRatio.none,
     }
     return OptimSettings(**{**values, **changes})
 

@@ -14,7 +14,7 @@ from data_prep.masking import MaskingRule
 from pretrain.model import BertForPreTraining
 from pretrain.ranks import Ranks
 from pretrain.rehearsal import fake_batch
-from pretrain.settings import OptimizerName, Precision
+from pretrain.settings import OptimizerName, Precision, TrustRatio
 
 FP32, AUTOCAST, BF16, FP16 = (
     Precision.fp32,
@@ -22,6 +22,8 @@ FP32, AUTOCAST, BF16, FP16 = (
     Precision.bf16,
     Precision.fp16,
 )
+ADAMW, BERT_ADAM = {"name": OptimizerName.adamw}, {"name": OptimizerName.bert_adam}
+LAMB = {"name": OptimizerName.lamb, "trust_ratio": TrustRatio.all}
 
 
 def rule(sample_dir: Path) -> MaskingRule:
@@ -41,10 +43,11 @@ def test_the_made_up_batch_has_the_size_asked_for_and_full_masks(sample_dir: Pat
     assert fake_batch(130, 128, rule(sample_dir), 4096).lengths == [128]
 
 
-def state_of(ranks: Ranks, folder: Path, stage: int, precision: Precision, rehearse: bool) -> Any:
+def state_of(
+    ranks: Ranks, folder: Path, stage: int, precision: Precision, rehearse: bool, **optim: Any
+) -> Any:
     """Files, generator and DeepSpeed's counters before the first step; files after two steps."""
-    name = OptimizerName.bert_adam if stage == 1 else OptimizerName.adamw
-    engine = build_engine(ranks, stage, precision, build_model(dropout=0.3), name=name)
+    engine = build_engine(ranks, stage, precision, build_model(dropout=0.3), **optim)
     if rehearse:
         engine.rehearse(global_batch(7).micro_batches * 2)
     counters = [
@@ -66,17 +69,19 @@ def saved(engine: Any, folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("stage", "precision"),
+    ("stage", "precision", "optim"),
     [
-        *((stage, FP32) for stage in (0, 1, 2, 3)),
-        (0, AUTOCAST),
-        *((stage, precision) for stage in (1, 2, 3) for precision in (BF16, FP16)),
+        *((stage, FP32, ADAMW) for stage in (0, 1, 2, 3)),
+        *((stage, FP32, LAMB) for stage in (0, 1, 2, 3)),
+        (1, FP32, BERT_ADAM),
+        (0, AUTOCAST, ADAMW),
+        *((stage, precision, ADAMW) for stage in (1, 2, 3) for precision in (BF16, FP16)),
     ],
 )
 def test_a_rehearsal_leaves_weights_optimizer_generators_and_counters_untouched(
-    tmp_path: Path, stage: int, precision: Precision
+    tmp_path: Path, stage: int, precision: Precision, optim: dict[str, Any]
 ) -> None:
-    arguments = {"folder": tmp_path, "stage": stage, "precision": precision}
+    arguments = {"folder": tmp_path, "stage": stage, "precision": precision, **optim}
     with_it = run_ranks(state_of, 2, rehearse=True, **arguments)
     without = run_ranks(state_of, 2, rehearse=False, **arguments)
     assert with_it == without

@@ -1,0 +1,177 @@
+"""LAMB (You et al. 2020, arXiv 1904.00962): Adam with a trust ratio for each tensor.
+
+The ratio is of norms of whole tensors. ZeRO gives the optimizer flat tensors that hold pieces of
+many, on many ranks; so `attach` tells it which pieces they are, and their squares are summed over
+the ranks. What comes out is that of whole tensors, whatever the ZeRO stage and the ranks.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pretrain.settings import TrustRatio
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What of one parameter a flat tensor of this rank holds."""
+
+    name: str  # of the parameter
+    start: int  # in the flat tensor
+    numel: int  # 0 where this rank holds nothing of it
+
+
+class Lamb(Optimizer):
+    """One update of a tensor w with the gradient g, which the engine has clipped where asked:
+
+        m = b1 m + (1 - b1) g          without grad_averaging: m = b1 m + g
+        v = b2 v + (1 - b2) g²
+        u = m^ / (sqrt(v^) + eps) + decay w
+                                       m^ = m / (1 - b1^t), v^ = v / (1 - b2^t); without
+                                       bias_correction they are m and v
+        w = w - lr ratio u             ratio = |w| / |u|, and 1 where either norm is 0
+
+    trust_ratio says which tensors take the ratio, the others have 1: `all`, as the paper's
+    algorithm 2, or `decayed`, those with a weight decay, as its authors' code (tensorflow/addons)
+    and apex's FusedLAMB. State of a tensor: exp_avg, exp_avg_sq, step (fp32 scalar: updates made).
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float = 0,
+        bias_correction: bool = True,
+        grad_averaging: bool = True,
+        trust_ratio: TrustRatio = TrustRatio.all,
+    ) -> None:
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        )
+        self._bias_correction = bias_correction
+        self._grad_averaging = grad_averaging
+        self._trust_ratio = trust_ratio
+        self._pieces: dict[Tensor, list[Piece]] = {}
+        self._sum_over_ranks: Callable[[Tensor], object] | None = None
+        self._ratios: dict[tuple[str, ...], Tensor] = {}
+
+    def attach(
+        self,
+        pieces: Mapping[Tensor, Sequence[Piece]],
+        sum_over_ranks: Callable[[Tensor], object] | None,
+    ) -> None:
+        """Say what each tensor holds; before the first step.
+
+        A flat tensor's pieces name the same parameters in the same order on every rank, also those
+        of which this rank holds nothing. `sum_over_ranks` sums a float64 tensor in place; None
+        where every rank holds whole parameters.
+        """
+        self._pieces = {tensor: list(of_tensor) for tensor, of_tensor in pieces.items()}
+        self._sum_over_ranks = sum_over_ranks
+
+    def trust_ratios(self) -> dict[str, float]:
+        """Each parameter's ratio in the last update, of those that take one. Waits for the device."""
+        return {
+            name: ratio
+            for names, ratios in self._ratios.items()
+            for name, ratio in zip(names, ratios.tolist(), strict=True)
+        }
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of all tensors that have a gradient. DeepSpeed calls it once a group."""
+        assert closure is None, "the gradients are there before the step: no closure is called"
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            updates = self._updates(params, group)
+            if self._trust_ratio is TrustRatio.all or group["weight_decay"]:
+                self._scale(params, updates)
+            torch._foreach_add_(params, updates, alpha=-group["lr"])
+
+    def _updates(self, params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """u of each tensor; its moments move."""
+        states = [self._state(p) for p in params]
+        for state in states:
+            state["step"] += 1
+        step = int(states[0]["step"])
+        beta_1, beta_2 = group["betas"]
+        gradients = [p.grad for p in params if p.grad is not None]
+        moments, squares = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq"))
+        torch._foreach_mul_(moments, beta_1)
+        torch._foreach_add_(moments, gradients, alpha=1 - beta_1 if self._grad_averaging else 1.0)
+        torch._foreach_mul_(squares, beta_2)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta_2)
+        updates = torch._foreach_sqrt(squares)
+        if self._bias_correction:
+            torch._foreach_div_(updates, (1 - beta_2**step) ** 0.5)
+        torch._foreach_add_(updates, group["eps"])
+        torch._foreach_reciprocal_(updates)
+        torch._foreach_mul_(updates, moments)
+        if self._bias_correction:
+            torch._foreach_div_(updates, 1 - beta_1**step)
+        torch._foreach_add_(updates, params, alpha=group["weight_decay"])
+        return list(updates)
+
+    def _scale(self, params: list[Tensor], updates: list[Tensor]) -> None:
+        """Multiply each piece of the updates by its parameter's ratio."""
+        names: list[str] = []
+        held: list[int] = []  # which of the names this rank holds a piece of
+        of_weights: list[Tensor] = []
+        of_updates: list[Tensor] = []
+        for weight, update in zip(params, updates, strict=True):
+            flat_weight, flat_update = weight.view(-1), update.view(-1)
+            for piece in self._pieces.get(weight, [Piece("", 0, weight.numel())]):
+                if piece.numel:
+                    held.append(len(names))
+                    place = slice(piece.start, piece.start + piece.numel)
+                    of_weights.append(flat_weight[place])
+                    of_updates.append(flat_update[place])
+                names.append(piece.name)
+        # in float64: on a CPU torch's fp32 norm of a word embedding is off by 2e-4
+        squares = torch.zeros(2, len(names), dtype=torch.float64, device=params[0].device)
+        if held:
+            norms = torch._foreach_norm(of_weights + of_updates, 2, dtype=torch.float64)
+            squares[:, held] = torch.stack(norms).square().view(2, -1)
+        if self._sum_over_ranks is not None:  # also by a rank that holds nothing
+            self._sum_over_ranks(squares)
+        weight_norms, update_norms = squares.sqrt()
+        has_both = (weight_norms > 0) & (update_norms > 0)
+        ratios = torch.where(has_both, weight_norms / update_norms, 1.0)
+        if held:
+            of_held = ratios[held].to(params[0].dtype)
+            torch._foreach_mul_(of_updates, list(of_held.unbind()))
+        self._ratios[tuple(names)] = ratios
+
+    def _state(self, parameter: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state
+
+
+def layer_means(ratios: Mapping[str, float]) -> dict[str, float]:
+    """Mean ratio of the embeddings, of each layer and of the heads, by the names of the figures.
+
+    `ratios` are those of parameters, by name: trust_ratio/embeddings, trust_ratio/layer_00, ...,
+    trust_ratio/heads (of masked tokens, of pairs, and its pooler).
+    """
+    groups: dict[str, list[float]] = {}
+    for name, ratio in ratios.items():
+        first, *rest = name.split(".")
+        label = f"layer_{int(rest[0]):02d}" if first == "layers" else first
+        label = label if label.startswith(("layer_", "embeddings")) else "heads"
+        groups.setdefault(f"trust_ratio/{label}", []).append(ratio)
+    return {label: statistics.fmean(values) for label, values in sorted(groups.items())}
