@@ -18,6 +18,8 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 T = TypeVar("T")
 
+_ADDED = ("model=", "source=", "recipe=")  # groups without a default, which Hydra wants with a plus
+
 
 class SettingsError(ValueError):
     """A mistake in what was asked for: the message names the setting, the bound and the cure."""
@@ -76,9 +78,10 @@ def as_yaml(settings: object) -> str:
 
 
 def _last_of_each(overrides: Sequence[str]) -> list[str]:
-    """Of several overrides of one key the last holds; `model=`, `source=` may lack their plus sign.
+    """Of several overrides of one key the last holds; some groups may lack their plus sign.
 
-    A batch script can thus hold overrides of its own and pass on what was typed behind them.
+    A batch script can thus hold overrides of its own and pass on what was typed behind them. A
+    recipe comes last, so that it holds over what a model brings, wherever it was typed.
     Raises SettingsError on an argument that is no override.
     """
     last: dict[str, str] = {}
@@ -87,8 +90,8 @@ def _last_of_each(overrides: Sequence[str]) -> list[str]:
         if "=" not in override and not override.startswith("~"):
             raise SettingsError(f"{override!r} is no setting; settings are typed as name=value")
         last.pop(key, None)
-        last[key] = f"+{override}" if override.startswith(("model=", "source=")) else override
-    return list(last.values())
+        last[key] = f"+{override}" if override.startswith(_ADDED) else override
+    return sorted(last.values(), key=lambda override: override.startswith("+recipe="))
 
 
 def _explain(error: Exception, schema: type) -> str:

@@ -31,6 +31,7 @@ class Progress:
 
     step: int = 0  # optimizer updates made
     position: int = 0  # global batches taken from the stream; skipped updates took one, too
+    elapsed_s: float = 0.0  # of training, where schedule.budget_hours asks for it
     skipped: list[list[int]] = field(default_factory=list)  # [first, end) of batches passed over
     recent_losses: list[float] = field(default_factory=list)  # of the last records, oldest first
 

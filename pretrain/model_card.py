@@ -30,7 +30,7 @@ from random weights by {objective}.
 
 ## Training
 
-{steps:,} of {total_steps:,} steps of {global_batch:,} sequences: {sequences:,} sequences of up to
+{steps:,} {of_all}steps of {global_batch:,} sequences: {sequences:,} sequences of up to
 {seq_len} tokens, {epochs:.2f} passes over the training examples.
 
 ## Held-out figures
@@ -88,6 +88,7 @@ def model_card(card: Mapping[str, Any], num_parameters: int, is_lowercase: bool)
     settings: Settings = card["settings"]
     sequences = card["step"] * settings.optim.global_batch
     train, pairing = card["data"]["splits"]["train"], settings.data.pairs
+    last_step = settings.schedule.last_step
     return CARD.format(
         name=card["name"],
         casing="uncased" if is_lowercase else "cased",
@@ -100,7 +101,7 @@ def model_card(card: Mapping[str, Any], num_parameters: int, is_lowercase: bool)
         labels=LABELS[pairing],
         data=_data(card),
         steps=card["step"],
-        total_steps=settings.schedule.total_steps,
+        of_all="" if last_step is None else f"of {last_step:,} ",
         global_batch=settings.optim.global_batch,
         sequences=sequences,
         seq_len=settings.data.seq_len,

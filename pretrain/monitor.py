@@ -127,7 +127,8 @@ def _keep_steps_up_to(metrics: Path, step: int) -> None:
 class Screen:
     """A progress bar on a terminal; in a batch job plain lines, one in ten seconds at most."""
 
-    def __init__(self, first_step: int, total_steps: int) -> None:
+    def __init__(self, first_step: int, total_steps: int | None) -> None:
+        """`total_steps` is None where the clock ends the run, and not a number of steps."""
         from tqdm import tqdm
 
         self._total_steps, self._first_step, self._started = total_steps, first_step, time.time()
@@ -152,11 +153,14 @@ class Screen:
             return
         is_due = time.time() - self._last_line >= LINE_EVERY_S or step == self._total_steps
         if is_due or any(name.startswith("eval/") for name in figures):
+            self._last_line = time.time()
+            if self._total_steps is None:
+                print(f"step {step:,}  {text}", file=sys.stderr)
+                return
             done = max(1, step - self._first_step)
-            left_s = (time.time() - self._started) / done * (self._total_steps - step)
+            left_s = (self._last_line - self._started) / done * (self._total_steps - step)
             eta = datetime.timedelta(seconds=round(left_s))
             print(f"step {step:,}/{self._total_steps:,}  {text}  ETA {eta}", file=sys.stderr)
-            self._last_line = time.time()
 
     def event(self, kind: str, facts: dict[str, Any]) -> None:
         if kind in SHOWN_EVENTS:
@@ -185,6 +189,7 @@ SHOWN = {
     "train/sop_loss": "SOP {:.3f}",
     "train/sop_accuracy": "({:.1%})",
     "perf/tokens_per_second": "{:,.0f} tokens/s",
+    "perf/training_hours": "{:.2f} h",
     "eval/mlm_loss": "held-out MLM {:.3f}",
     "eval/mlm_accuracy": "({:.1%})",
     "eval/nsp_loss": "NSP {:.3f}",

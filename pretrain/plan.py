@@ -10,9 +10,10 @@ from pretrain.settings import Settings
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run of `total_steps` will consume. Tokens are real ones: nothing is padded."""
+    """What a run will consume; without a last step, what a step does. Tokens are real ones: nothing is padded."""
 
-    total_steps: int
+    total_steps: int | None  # None: a budget of hours
+    budget_hours: float | None
     sequences: int
     tokens: int
     epochs: float
@@ -22,9 +23,12 @@ class Plan:
 
     def lines(self) -> list[str]:
         """The plan as a person reads it."""
+        whole = f"{self.budget_hours} hours of training; a step"
+        if self.total_steps is not None:
+            whole = f"{self.total_steps:,} steps"
         return [
             f"{self.parameters / 1e6:.1f} M parameters, {self.world_size} rank(s)",
-            f"{self.total_steps:,} steps, {self.sequences:,} sequences, "
+            f"{whole}, {self.sequences:,} sequences, "
             f"{self.tokens / 1e6:,.1f} M tokens, {self.epochs:.2f} epochs over the data, "
             f"{self.micro_steps} micro-step(s) a step",
         ]
@@ -34,10 +38,12 @@ def plan(settings: Settings, manifest: dict[str, Any], parameters: int, world_si
     """The plan of `settings` over the shards that `manifest` (len<seq_len>/manifest.json) names."""
     train = manifest["splits"]["train"]
     mean_length = train["tokens"] / train["rows"]
-    steps, n = settings.schedule.total_steps, settings.optim.global_batch
+    last_step, n = settings.schedule.last_step, settings.optim.global_batch
+    steps = 1 if last_step is None else last_step
     tokens_a_rank = n * mean_length / world_size
     return Plan(
-        total_steps=steps,
+        total_steps=last_step,
+        budget_hours=settings.schedule.budget_hours,
         sequences=steps * n,
         tokens=round(steps * n * mean_length),
         epochs=steps * n / train["rows"],

@@ -35,6 +35,7 @@ python -m pretrain.run +model={model} [GROUP=NAME ...] [SETTING=VALUE ...]
 
 groups: data={data}   engine={engine}
         optim={optim}   log={log}
+        recipe={recipe}
 settings: run.name=x run.resume=auto|must|never optim.global_batch=256 schedule.total_steps=1000 ...
           --cfg prints all of them with their values
 example: torchrun --nproc-per-node 8 -m pretrain.run +model=base data=wikibooks_128 run.name=first
@@ -129,7 +130,7 @@ def _run(settings: Settings, on_sample: bool, stop: survival.StopRequest, voice:
 
 
 def _help() -> str:
-    groups = ("model", "data", "engine", "optim", "log")
+    groups = ("model", "data", "engine", "optim", "log", "recipe")
     return HELP.format(**{group: "|".join(choices(group)) for group in groups})
 
 
@@ -303,7 +304,7 @@ def _sinks(settings: Settings, run_folder: Path, first_step: int) -> list[Sink]:
 
     sinks: list[Sink] = [
         JsonLines(run_folder, first_step),
-        Screen(first_step, settings.schedule.total_steps),
+        Screen(first_step, settings.schedule.last_step),
     ]
     if settings.log.wandb:
         sinks.append(Wandb(run_folder, str(settings.run.name), settings.log, as_dict(settings)))

@@ -1,22 +1,33 @@
-"""Learning-rate curves: pure functions of the number of finished updates."""
+"""Learning-rate curves: pure functions of the finished updates, or of the time spent on them."""
 
 from __future__ import annotations
 
 from pretrain.settings import ScheduleSettings
 
 
-def learning_rate(step: int, settings: ScheduleSettings, peak: float) -> float:
-    """Rate of the update that follows `step` finished updates: linear warm-up, linear decay to 0.
+def learning_rate(
+    step: int, settings: ScheduleSettings, peak: float, elapsed_s: float = 0.0
+) -> float:
+    """Rate of the update that follows `step` finished updates, which took `elapsed_s`.
 
-    Counted as google-research/bert does (optimization.py): in a warm-up the first update has rate
-    0. With decay_from_step_0 (Google's curve) the decay line starts at step 0, so the rate drops by
-    warmup / total_steps of the peak where the warm-up ends; without it the curve is continuous.
-    From total_steps on the rate is 0.
+    Linear warm-up, then the decay peak * (what is left / what was left at its start) ** power; the
+    end is total_steps updates or, with budget_hours, so many hours. Two quirks of published code
+    are settings. decay_from_step_0 (google-research/bert, optimization.py; NVIDIA's schedulers.py):
+    the decay line starts at step 0, so the rate drops where the warm-up ends; without it the curve
+    is continuous. count_from_1 (NVIDIA): the first update is number 1; Google's is 0, with rate 0
+    in a warm-up.
     """
     if step < 0:
         raise ValueError(f"the number of finished updates is {step}; it must be 0 or more")
-    warmup, total = settings.warmup, settings.total_steps
-    if step < warmup:
-        return peak * step / warmup
+    done = step + int(settings.count_from_1) if settings.budget_hours is None else elapsed_s
+    warmup, total = settings.warmup, settings.total
+    if done < warmup:
+        return peak * done / warmup
     start = 0 if settings.decay_from_step_0 else warmup
-    return peak * max(0.0, (total - step) / (total - start))
+    left: float = max(0.0, (total - done) / (total - start)) ** settings.power
+    return peak * left
+
+
+def is_over(step: int, settings: ScheduleSettings, elapsed_s: float = 0.0) -> bool:
+    """Whether a run ends after `step` updates that took `elapsed_s`."""
+    return (step if settings.budget_hours is None else elapsed_s) >= settings.total

@@ -113,17 +113,30 @@ class OptimSettings:
 
 @dataclass
 class ScheduleSettings:
-    total_steps: int  # optimizer updates
-    warmup_steps: int | None  # None: warmup_fraction of total_steps
+    total_steps: int  # optimizer updates; of no meaning where there is a budget
+    budget_hours: float | None  # of training, over all starts; None: total_steps
+    warmup_steps: int | None  # None: warmup_fraction of the whole
     warmup_fraction: float
+    power: float  # of the decay to 0: 1 is linear, 0 constant
     decay_from_step_0: bool  # Google's: the decay line starts at step 0, not at the warm-up's end
+    count_from_1: bool  # NVIDIA's: the first update is number 1, not 0
 
     @property
-    def warmup(self) -> int:
-        """Updates of the warm-up."""
+    def total(self) -> float:
+        """Length of the whole: updates, or seconds where there is a budget."""
+        return self.total_steps if self.budget_hours is None else 3600 * self.budget_hours
+
+    @property
+    def last_step(self) -> int | None:
+        """Number of updates; None where it is the clock that ends the run."""
+        return self.total_steps if self.budget_hours is None else None
+
+    @property
+    def warmup(self) -> float:
+        """Length of the warm-up, in the unit of `total`."""
         if self.warmup_steps is not None:
             return self.warmup_steps
-        return int(self.warmup_fraction * self.total_steps)
+        return self.warmup_fraction * self.total
 
 
 @dataclass
@@ -267,15 +280,37 @@ def _check_numbers(settings: Settings) -> list[str]:
         wrong.append(f"optim.betas={settings.optim.betas}; it takes two numbers in [0, 1)")
     if not 0 <= settings.run.seed < 2**32:
         wrong.append(f"run.seed={settings.run.seed}; it takes 0 to {2**32 - 1}")
-    schedule = settings.schedule
-    if not 0 <= schedule.warmup < max(1, schedule.total_steps):
-        wrong.append(
-            f"a warm-up of {schedule.warmup} steps must be shorter than schedule.total_steps="
-            f"{schedule.total_steps}; set schedule.warmup_steps={schedule.total_steps // 10}"
-        )
+    wrong += _check_schedule(settings.schedule)
     name = settings.run.name
     if name is not None and (not name or "/" in name or name.startswith(".")):
         wrong.append(f"run.name={name!r} must be the name of one folder (run.dir is where it lies)")
+    return wrong
+
+
+def _check_schedule(schedule: ScheduleSettings) -> list[str]:
+    wrong = []
+    if schedule.power < 0:
+        wrong.append(f"schedule.power={schedule.power}; it must be 0 (constant) or more")
+    if schedule.budget_hours is None:
+        if not 0 <= schedule.warmup < max(1, schedule.total_steps):
+            wrong.append(
+                f"a warm-up of {schedule.warmup:g} steps must be shorter than "
+                f"schedule.total_steps={schedule.total_steps}; set "
+                f"schedule.warmup_steps={schedule.total_steps // 10}"
+            )
+        return wrong
+    if schedule.budget_hours <= 0:
+        wrong.append(
+            f"schedule.budget_hours={schedule.budget_hours}; it must be above 0, or null for "
+            "schedule.total_steps"
+        )
+    if schedule.warmup_steps is not None:
+        wrong.append(
+            f"schedule.warmup_steps={schedule.warmup_steps} with schedule.budget_hours: the clock "
+            "counts no steps; set schedule.warmup_steps=null and schedule.warmup_fraction"
+        )
+    elif not 0 <= schedule.warmup_fraction < 1:
+        wrong.append(f"schedule.warmup_fraction={schedule.warmup_fraction} is outside [0, 1)")
     return wrong
 
 

@@ -10,13 +10,14 @@ import torch
 
 from data_prep.objectives import Pairing
 from pretrain.batches.loader import EvalLoader, GlobalBatch
+from pretrain.clock import TrainingClock
 from pretrain.engine import Engine
 from pretrain.evaluate import evaluate, means
 from pretrain.guard import Guard, Progress
 from pretrain.lamb import layer_means
 from pretrain.monitor import Monitor
 from pretrain.ranks import Ranks
-from pretrain.schedules import learning_rate
+from pretrain.schedules import is_over, learning_rate
 from pretrain.settings import Settings
 from pretrain.survival import StopRequest
 from pretrain.watchdog import Watchdog
@@ -54,27 +55,36 @@ class Run:
         """Tell the watchdog what comes next: on every rank the same things in the same order."""
         self.watchdog.reach(what, self.progress.step)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the last update is made: the same answer on every rank."""
+        return is_over(self.progress.step, self.settings.schedule, self.progress.elapsed_s)
+
     def due(self, every_steps: int) -> bool:
         """Whether something that happens every so many steps, and at the last one, is due."""
-        step = self.progress.step
-        return step % every_steps == 0 or step == self.settings.schedule.total_steps
+        return self.progress.step % every_steps == 0 or self.is_over
 
 
-def train(run: Run) -> bool:
+def train(run: Run, now: Callable[[], float] = time.monotonic) -> bool:
     """Train up to the last step; False when a signal ended it before, with a checkpoint saved.
 
-    Collective. Raises what `Guard` raises: RuntimeError, or Rewind to go back to a checkpoint.
+    `now`: seconds since any moment, for schedule.budget_hours. Collective. Raises what `Guard`
+    raises: RuntimeError, or Rewind to go back to a checkpoint.
     """
     settings, progress, engine = run.settings, run.progress, run.engine
     pairing = settings.data.pairs
     window = _window(run)
-    while progress.step < settings.schedule.total_steps:
+    clock = TrainingClock(run.ranks, progress.elapsed_s, now)
+    while not run.is_over:
         run.begin("reading a batch")
         batch = next(run.batches)
         run.begin("the training step")
-        rate = learning_rate(progress.step, settings.schedule, settings.optim.learning_rate)
+        peak = settings.optim.learning_rate
+        rate = learning_rate(progress.step, settings.schedule, peak, progress.elapsed_s)
         result = engine.train_step(batch, rate)
         progress.position = batch.position + 1
+        if settings.schedule.budget_hours is not None:
+            progress.elapsed_s = clock.read()
         if not result.applied:
             run.guard.skipped(progress, result.loss_scale)
             continue
@@ -88,10 +98,15 @@ def train(run: Run) -> bool:
         if run.due(settings.monitor.every_steps):  # only here does the host wait for the device
             run.begin("adding up figures")
             grad_norm = float(result.grad_norm)
-            figures = _figures(window, run.ranks, pairing)
-            optim = {"train/learning_rate": rate, "train/grad_norm": grad_norm}
-            ratios = layer_means(engine.trust_ratios())
-            run.monitor.record(progress.step, {**figures, **optim, **ratios})
+            figures = {
+                **_figures(window, run.ranks, pairing),
+                "train/learning_rate": rate,
+                "train/grad_norm": grad_norm,
+                **layer_means(engine.trust_ratios()),
+            }
+            if settings.schedule.budget_hours is not None:
+                figures["perf/training_hours"] = progress.elapsed_s / 3600
+            run.monitor.record(progress.step, figures)
             run.guard.watch_loss(progress, figures["train/loss"], window.first_position)
             window = _window(run)
             must_stop = run.ranks.any(run.stop.requested)
@@ -101,9 +116,9 @@ def train(run: Run) -> bool:
             run.monitor.record(progress.step, evaluate(engine, run.held_out, run.ranks, pairing))
         if run.due(settings.checkpoint.every_steps) or must_stop:
             run.begin("saving a checkpoint")
-            run.save(progress, must_stop or progress.step == settings.schedule.total_steps)
+            run.save(progress, must_stop or run.is_over)
         window.started += time.perf_counter() - paused  # speed is that of training alone
-        if must_stop and progress.step < settings.schedule.total_steps:
+        if must_stop and not run.is_over:
             run.monitor.event("stopped", step=progress.step, signal=run.stop.signal_name)
             return False
     return True

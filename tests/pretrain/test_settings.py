@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from data_prep.configuration import SettingsError, compose
@@ -58,3 +60,18 @@ def test_all_mistakes_are_named_at_once() -> None:
 def test_the_warm_up_is_a_share_of_the_steps_unless_it_is_given() -> None:
     assert settings_of("schedule.total_steps=50").schedule.warmup == 5
     assert settings_of("schedule.warmup_steps=7").schedule.warmup == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "cure"),
+    [
+        ("schedule.budget_hours=0", "null for schedule.total_steps"),
+        ("schedule.budget_hours=1 schedule.warmup_steps=3", "set schedule.warmup_steps=null"),
+        ("schedule.budget_hours=1 schedule.warmup_fraction=1.0", r"outside \[0, 1\)"),
+        ("schedule.power=-1", "0 (constant) or more"),
+    ],
+)
+def test_a_schedule_that_contradicts_itself_is_refused(override: str, cure: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        check(settings_of(*override.split()), world_size=1)
+    assert re.search(cure if "\\" in cure else re.escape(cure), str(caught.value))
