@@ -30,7 +30,15 @@ from pretrain.settings import OptimizerName, Precision, ScheduleSettings
 pytestmark = pytest.mark.distributed
 
 STEPS = 20
-SCHEDULE = ScheduleSettings(STEPS, warmup_steps=5, warmup_fraction=0.0, decay_from_step_0=False)
+SCHEDULE = ScheduleSettings(
+    STEPS,
+    budget_hours=None,
+    warmup_steps=5,
+    warmup_fraction=0.0,
+    power=1.0,
+    decay_from_step_0=False,
+    count_from_1=False,
+)
 
 
 def rate(step: int) -> float:
