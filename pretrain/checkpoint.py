@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,12 +87,15 @@ def newest_whole(run_folder: Path) -> Path | None:
     return None
 
 
-def load_checkpoint(path: Path, engine: Engine, ranks: Ranks) -> dict[str, Any]:
+def load_checkpoint(
+    path: Path, engine: Engine, ranks: Ranks, forget: Collection[str] = ()
+) -> dict[str, Any]:
     """Put the engine into the state of the checkpoint at `path`; the `state` it was saved with.
 
-    Collective; every rank reads `path`. Raises SettingsError where it does not fit this run.
+    `forget` is as in Engine.load. Collective; every rank reads `path`. Raises SettingsError where it
+    does not fit this run.
     """
-    engine.load(path)
+    engine.load(path, forget)
     ranks.barrier()  # no rank starts a step, or removes a checkpoint, while another still reads
     state: dict[str, Any] = read_json(path / STATE_FILE)
     return state

@@ -16,7 +16,7 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -118,6 +118,7 @@ class Engine:
         self._is_finite = True
         if self._stage == 0:
             self._engine.clip_fp32_gradients = self._clip
+        self._new_loss_scaler = self._loss_scaler()
         self._make_optimizer_state()
         for name, value in initial.items():  # DeepSpeed's masters have been through 16 bits
             self._put(WEIGHT, name, value)
@@ -172,9 +173,7 @@ class Engine:
         """
         optimizer, counters = self._optimizer, ("global_steps", "global_samples", "micro_steps")
         counted = {name: getattr(self._engine, name) for name in (*counters, "skipped_steps")}
-        scaler = self._engine.optimizer.loss_scaler if self.precision is Precision.fp16 else None
-        scaled = {field: getattr(scaler, field) for field in _LOSS_SCALER if scaler is not None}
-        device = self.ranks.device
+        scaler, device = self._loss_scaler(), self.ranks.device
         update, optimizer.step = optimizer.step, lambda *_, **__: None  # type: ignore[assignment,method-assign]
         self._switch_to(training=True)
         try:
@@ -187,8 +186,18 @@ class Engine:
             optimizer.step = update  # type: ignore[method-assign]
         for name, value in counted.items():
             setattr(self._engine, name, value)
-        for field, value in scaled.items():
-            setattr(scaler, field, value)
+        self._set_loss_scaler(scaler)
+
+    def close(self) -> None:
+        """Give the memory back, for the engine of the next phase. No other call may follow."""
+        self._engine.destroy()
+        # what ZeRO 3 leaves tied up in hooks no collector sees; emptied, it holds nothing
+        for optimizer in (self._engine.optimizer, self._optimizer):
+            vars(optimizer).clear()
+        for parameter in self._parameters.values():
+            vars(parameter).clear()
+            parameter.grad = None
+            parameter.data = torch.empty(0, device=self.ranks.device)
 
     def trust_ratios(self) -> dict[str, float]:
         """LAMB's ratio of each parameter in the last update, the same on every rank; {} for Adam."""
@@ -213,27 +222,35 @@ class Engine:
         tensors = {key: self._gather(key, self._parameters) for key in (WEIGHT, *MOMENTS)}
         if self.ranks.rank > 0:
             return
-        scaler, step = None, self._optimizer.state[self._flat_tensors()[0]]["step"]
-        if self.precision is Precision.fp16:
-            live = self._engine.optimizer.loss_scaler
-            scaler = {field: getattr(live, field) for field in _LOSS_SCALER}
-        consolidated.write(folder, tensors, self._layout, int(step), scaler)
+        step = self._optimizer.state[self._flat_tensors()[0]]["step"]
+        consolidated.write(folder, tensors, self._layout, int(step), self._loss_scaler() or None)
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, forget: Collection[str] = ()) -> None:
         """Continue from what `save` wrote, on any ZeRO stage, number of ranks and precision.
 
-        Every rank reads `folder`. Raises SettingsError unless optimizer, names, shapes and
+        But for what to `forget` of moments, optimizer_step and loss_scaler, which become those of a
+        new engine. Every rank reads `folder`. Raises SettingsError unless optimizer, names, shapes and
         parameter groups are those of this run.
         """
         step, scaler = consolidated.read_small(folder, self._layout)
         for key, name, value in consolidated.read_tensors(folder):
-            self._put(key, name, value)
+            is_forgotten = key != WEIGHT and "moments" in forget
+            self._put(key, name, torch.zeros_like(value) if is_forgotten else value)
         self._refresh_working_weights()
         for flat in self._flat_tensors():
-            self._optimizer.state[flat]["step"].fill_(step)
-        if self.precision is Precision.fp16 and scaler is not None:
-            for field in _LOSS_SCALER:
-                setattr(self._engine.optimizer.loss_scaler, field, scaler[field])
+            self._optimizer.state[flat]["step"].fill_(0 if "optimizer_step" in forget else step)
+        self._set_loss_scaler(self._new_loss_scaler if "loss_scaler" in forget else scaler or {})
+
+    def _loss_scaler(self) -> dict[str, Any]:
+        """What fp16's loss scaler stands at; {} in other precisions."""
+        if self.precision is not Precision.fp16:
+            return {}
+        return {field: getattr(self._engine.optimizer.loss_scaler, field) for field in _LOSS_SCALER}
+
+    def _set_loss_scaler(self, values: Mapping[str, Any]) -> None:
+        if self.precision is Precision.fp16:
+            for field, value in values.items():
+                setattr(self._engine.optimizer.loss_scaler, field, value)
 
     def _switch_to(self, training: bool) -> None:
         if self._engine.module.training != training:  # DeepSpeed's own flag stays True for ever

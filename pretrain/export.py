@@ -31,6 +31,8 @@ from pretrain.checkpoint import newest_whole
 from pretrain.hf_weights import from_hugging_face, hugging_face_class, to_hugging_face
 from pretrain.model import BertForPreTraining
 from pretrain.model_card import model_card
+from pretrain.phases import phases_of
+from pretrain.prepared import folder_of
 from pretrain.settings import ModelSettings, Settings
 
 TOKENIZER_FILES = (
@@ -222,7 +224,10 @@ def export_run(
             path.parent.name: read_json(path)["documents"]
             for path in sorted(data_folder.glob("documents/*/manifest.json"))
         },
-        "data": read_json(data_folder / f"len{settings.data.seq_len}" / "manifest.json"),
+        "data": [
+            read_json(folder_of(phase.settings.data) / "manifest.json")
+            for phase in phases_of(settings)
+        ],
         "held_out": _held_out(run_folder / "metrics.jsonl", step),
     }
     target = target or run_folder / "export"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pretrain.monitor import Monitor
+    from pretrain.phases import Place
 
 # A loss that hardly moves has next to no spread: below this share of it nothing is a jump
 LEAST_SPREAD = 0.01
@@ -32,13 +33,17 @@ class Progress:
     step: int = 0  # optimizer updates made
     position: int = 0  # global batches taken from the stream; skipped updates took one, too
     elapsed_s: float = 0.0  # of training, where schedule.budget_hours asks for it
+    phase: int = 1  # of the run; all but `step` is counted in it
+    first_step: int = 0  # updates made before the phase
     skipped: list[list[int]] = field(default_factory=list)  # [first, end) of batches passed over
     recent_losses: list[float] = field(default_factory=list)  # of the last records, oldest first
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> Progress:
-        """The progress that a checkpoint's state holds."""
-        return cls(**{name: state[name] for name in cls.__dataclass_fields__ if name in state})
+    def at(cls, place: Place, state: dict[str, Any]) -> Progress:
+        """Where training goes on from a checkpoint's `state`, which lies at `place`."""
+        if place.is_beginning:
+            return cls(step=state["step"], phase=place.phase.number, first_step=state["step"])
+        return cls(**{name: state[name] for name in cls.__dataclass_fields__})
 
 
 class Rewind(Exception):

@@ -8,6 +8,7 @@ from typing import Any
 from data_prep.configuration import as_dict
 from data_prep.objectives import Pairing
 from pretrain.hf_weights import hugging_face_class
+from pretrain.phases import phases_of
 from pretrain.settings import Settings
 
 CARD = """\
@@ -30,8 +31,7 @@ from random weights by {objective}.
 
 ## Training
 
-{steps:,} {of_all}steps of {global_batch:,} sequences: {sequences:,} sequences of up to
-{seq_len} tokens, {epochs:.2f} passes over the training examples.
+{training}
 
 ## Held-out figures
 
@@ -82,13 +82,11 @@ def model_card(card: Mapping[str, Any], num_parameters: int, is_lowercase: bool)
     """The card's Markdown. `card` is what is known of the run:
 
     `name`; `step`, updates made; `settings`, a `Settings`; `sources`, documents of each source;
-    `data`, the manifest of the shards; `held_out`, figures of the last evaluation by their names in
-    metrics.jsonl, empty where there was none.
+    `data`, the manifest of each phase's shards; `held_out`, figures of the last evaluation by their
+    names in metrics.jsonl, empty where there was none.
     """
     settings: Settings = card["settings"]
-    sequences = card["step"] * settings.optim.global_batch
-    train, pairing = card["data"]["splits"]["train"], settings.data.pairs
-    last_step = settings.schedule.last_step
+    pairing = settings.data.pairs
     return CARD.format(
         name=card["name"],
         casing="uncased" if is_lowercase else "cased",
@@ -100,19 +98,30 @@ def model_card(card: Mapping[str, Any], num_parameters: int, is_lowercase: bool)
         class_name=hugging_face_class(pairing),
         labels=LABELS[pairing],
         data=_data(card),
-        steps=card["step"],
-        of_all="" if last_step is None else f"of {last_step:,} ",
-        global_batch=settings.optim.global_batch,
-        sequences=sequences,
-        seq_len=settings.data.seq_len,
-        epochs=sequences / train["rows"],
+        training=_training(card),
         held_out=_held_out(card["held_out"]),
         settings=_yaml(settings),
     )
 
 
+def _training(card: Mapping[str, Any]) -> str:
+    """What each phase did up to `step`, a paragraph a phase."""
+    left, paragraphs = card["step"], []
+    for phase, manifest in zip(phases_of(card["settings"]), card["data"], strict=True):
+        last_step, batch = phase.settings.schedule.last_step, phase.settings.optim.global_batch
+        steps = left if last_step is None else min(left, last_step)
+        left -= steps
+        of_all = "" if last_step is None else f"of {last_step:,} "
+        passes = steps * batch / manifest["splits"]["train"]["rows"]
+        paragraphs.append(
+            f"{steps:,} {of_all}steps of {batch:,} sequences: {steps * batch:,} sequences of up to\n"
+            f"{phase.settings.data.seq_len} tokens, {passes:.2f} passes over the training examples."
+        )
+    return "\n\n".join(paragraphs)
+
+
 def _data(card: Mapping[str, Any]) -> str:
-    manifest = card["data"]
+    manifest = card["data"][0]
     what = "texts" if card["settings"].data.pairs is Pairing.none else "sentence pairs"
     lines = [f"- {name}: {count:,} documents" for name, count in card["sources"].items()]
     for split, name in (("train", "training"), ("heldout", "held-out")):

@@ -10,14 +10,14 @@ from pretrain.settings import Settings
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will consume; without a last step, what a step does. Tokens are real ones: nothing is padded."""
+    """What a phase will consume, or, without a last step, one of its steps; nothing is padded."""
 
     total_steps: int | None  # None: a budget of hours
     budget_hours: float | None
     sequences: int
     tokens: int
     epochs: float
-    micro_steps: int  # at mean lengths, a rank and step
+    micro_steps: int  # a rank and step
     parameters: int
     world_size: int
 
@@ -40,14 +40,20 @@ def plan(settings: Settings, manifest: dict[str, Any], parameters: int, world_si
     mean_length = train["tokens"] / train["rows"]
     last_step, n = settings.schedule.last_step, settings.optim.global_batch
     steps = 1 if last_step is None else last_step
-    tokens_a_rank = n * mean_length / world_size
     return Plan(
         total_steps=last_step,
         budget_hours=settings.schedule.budget_hours,
         sequences=steps * n,
         tokens=round(steps * n * mean_length),
         epochs=steps * n / train["rows"],
-        micro_steps=max(1, -int(-tokens_a_rank // settings.engine.tokens_per_micro_batch)),
+        micro_steps=micro_steps(settings, manifest, world_size),
         parameters=parameters,
         world_size=world_size,
     )
+
+
+def micro_steps(settings: Settings, manifest: dict[str, Any], world_size: int) -> int:
+    """Micro-batches of a rank in a step, at mean lengths."""
+    train = manifest["splits"]["train"]
+    tokens_a_rank = settings.optim.global_batch * train["tokens"] / train["rows"] / world_size
+    return max(1, -int(-tokens_a_rank // settings.engine.tokens_per_micro_batch))

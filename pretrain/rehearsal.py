@@ -6,6 +6,9 @@ the gradients' reduction, after smaller ones: where it does not fit, the largest
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -13,30 +16,33 @@ from data_prep.masking import MaskingRule, num_masked
 from data_prep.shards import Examples
 from pretrain.batches.packing import PackedBatch, pack
 from pretrain.engine import Engine
-from pretrain.settings import Settings
+from pretrain.phases import Phase
+from pretrain.plan import micro_steps
 
 PARTS = 4  # the sizes tried: quarters of the whole
 _SHORTEST = 8  # tokens of a sequence that fills the row up
 
 
-def rehearse(
-    engine: Engine, settings: Settings, rule: MaskingRule, vocab_size: int, micro_steps: int
-) -> None:
-    """Try a step at full size; the engine is then as it was. Collective.
+def rehearse(engine: Engine, phase: Phase, manifest: dict[str, Any]) -> None:
+    """Try a step of a phase at full size; the engine is then as it was. Collective.
 
-    A second micro-batch, where a step has several, meets the gradients of the first. Raises
-    RuntimeError, naming the setting to lower and to what, on a rank whose memory does not hold it.
+    `manifest` is that of the phase's shards. A second micro-batch, where a step has several, meets
+    the gradients of the first. Raises RuntimeError, naming the setting to lower and to what, on a
+    rank whose memory does not hold it.
     """
+    settings = phase.settings
+    rule = MaskingRule.from_manifest(manifest, Path(settings.data.dir) / "vocab" / "vocab.txt")
+    num_micro_batches = min(2, micro_steps(settings, manifest, engine.ranks.world_size))
     whole, seq_len = settings.engine.tokens_per_micro_batch, settings.data.seq_len
     is_even = settings.optim.global_batch % engine.ranks.world_size == 0
     least = min(whole, seq_len if is_even else 2 * seq_len)  # batches.dealing refuses less
     fitted = None
     for tokens in sorted({max(least, whole * part // PARTS) for part in range(1, PARTS + 1)}):
-        batch = fake_batch(tokens, seq_len, rule, vocab_size)
+        batch = fake_batch(tokens, seq_len, rule, manifest["vocab_size"])
         try:
-            engine.rehearse([batch] * min(2, micro_steps))
+            engine.rehearse([batch] * num_micro_batches)
         except torch.OutOfMemoryError as error:
-            raise RuntimeError(_cure(settings, engine, tokens, fitted, str(error))) from None
+            raise RuntimeError(_cure(phase, engine, tokens, fitted, str(error))) from None
         fitted = tokens
 
 
@@ -68,15 +74,17 @@ def fake_batch(tokens: int, seq_len: int, rule: MaskingRule, vocab_size: int) ->
     )
 
 
-def _cure(settings: Settings, engine: Engine, tokens: int, fitted: int | None, said: str) -> str:
-    stage, ranks = settings.engine.zero_stage, engine.ranks
+def _cure(phase: Phase, engine: Engine, tokens: int, fitted: int | None, said: str) -> str:
+    settings, ranks = phase.settings, engine.ranks
+    stage = settings.engine.zero_stage
     if fitted is not None:
         cure = f"set engine.tokens_per_micro_batch={fitted}, which fits; it changes no result"
     elif stage < 3 and ranks.world_size > 1:
         cure = f"that is the least for data.seq_len={settings.data.seq_len}; set engine.zero_stage={stage + 1}"
     else:
         cure = "that is the least; set a smaller data.seq_len or a smaller model"
+    of_phase = f"phase {phase.number}: " if phase.number > 1 else ""
     return (
-        f"a micro-batch of {tokens} tokens does not fit into the memory of rank {ranks.rank} "
+        f"{of_phase}a micro-batch of {tokens} tokens does not fit into the memory of rank {ranks.rank} "
         f"({ranks.device}), found before the first step: {cure}. Torch says: {said}"
     )

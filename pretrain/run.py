@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import itertools
 import os
 import sys
@@ -17,16 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.configuration import SettingsError, as_dict, as_yaml, choices, compose
+from data_prep.files import read_json
 from pretrain import survival
+from pretrain.phases import Phase, Place, check_phases, phases_of, place_of
 from pretrain.prepared import folder_of, manifest_of, prepare_sample
 from pretrain.ranks import environment_rank, environment_world_size
 from pretrain.run_folder import identity, open_run_folder
 from pretrain.run_lock import RunLock
-from pretrain.settings import OnFailure, OnSpike, Settings, check
+from pretrain.settings import OnFailure, OnSpike, Settings
 from pretrain.speaking import Voice, speak_on_rank_0
 from pretrain.watchdog import Watchdog
 
 if TYPE_CHECKING:
+    from pretrain.guard import Progress
     from pretrain.monitor import Sink
     from pretrain.ranks import Ranks
 
@@ -102,7 +106,7 @@ def load(overrides: Sequence[str], world_size: int) -> tuple[Settings, bool]:
     if settings.run.name is None:
         corpus = Path(settings.data.dir).name
         settings.run.name = f"{chosen['model']}-{corpus}-{settings.data.seq_len}"
-    check(settings, world_size)
+    check_phases(settings, world_size)
     return settings, chosen["data"] == "sample" and ("data" in typed or "data.dir" not in typed)
 
 
@@ -111,11 +115,12 @@ def _run(settings: Settings, on_sample: bool, stop: survival.StopRequest, voice:
     is_main = environment_rank() == 0
     if on_sample:
         print(SAMPLE_LINE, flush=True)
-        if is_main and not (folder_of(settings.data) / "manifest.json").exists():
-            print(f"preparing the sample corpus in {settings.data.dir}", flush=True)
-            prepare_sample(settings.data)
-    if is_main or not on_sample:  # other ranks wait for rank 0 to have made the sample
-        manifest_of(settings.data)  # refused before torch is imported
+    for data in [phase.settings.data for phase in phases_of(settings)]:
+        if on_sample and is_main and not (folder_of(data) / "manifest.json").exists():
+            print(f"preparing the sample corpus in {folder_of(data)}", flush=True)
+            prepare_sample(data)
+        if is_main or not on_sample:  # other ranks wait for rank 0 to have made the sample
+            manifest_of(data)  # refused before torch is imported
     from pretrain import ranks as ranks_module
 
     ranks = ranks_module.start(settings.engine.timeout_minutes)
@@ -136,16 +141,19 @@ def _help() -> str:
 
 def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, voice: Voice) -> int:
     """Train, and close the run on rank 0. Collective."""
+    from pretrain.checkpoint import STATE_FILE
     from pretrain.engine import resolve_precision
 
     settings.engine.precision = resolve_precision(settings.engine, ranks.device)
-    manifest = manifest_of(settings.data)
+    phases = phases_of(settings)
+    manifests = [manifest_of(phase.settings.data) for phase in phases]
+    run_identity = identity(settings, manifests)
     run_folder = Path(settings.run.dir) / str(settings.run.name)
     with contextlib.ExitStack() as held:
 
         def open_folder() -> Path | None:
             held.enter_context(RunLock(run_folder))
-            return open_run_folder(run_folder, settings, manifest)
+            return open_run_folder(run_folder, settings, run_identity)
 
         checkpoint = _on_rank_0(ranks, open_folder)
         log = run_folder / "logs" / f"rank-{ranks.rank:05d}.log"
@@ -155,13 +163,24 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
         with Watchdog(
             run_folder, log, ranks.rank, ranks.world_size, limit_s, voice.tell
         ) as watchdog:
-            watchdog.reach("checking the shards", 0)
-            _check_shards(folder_of(settings.data), ranks)
-            finished = _train(settings, manifest, run_folder, checkpoint, ranks, stop, watchdog)
+            for folder in dict.fromkeys(folder_of(phase.settings.data) for phase in phases):
+                watchdog.reach(f"checking the shards in {folder}")
+                _check_shards(folder, ranks)
+            while True:
+                state = None if checkpoint is None else read_json(checkpoint / STATE_FILE)
+                place = place_of(phases, state)
+                finished = _train(
+                    place, phases, manifests, run_identity, run_folder, checkpoint, ranks, stop,
+                    watchdog,
+                )  # fmt: skip
+                if not finished or place.phase is phases[-1]:
+                    break
+                gc.collect()  # the phase's engine, before the next one's is built
+                checkpoint = _newest(run_folder, ranks, watchdog)
         if ranks.rank == 0 and finished:
             from pretrain.closing import close_run
 
-            close_run(run_folder, settings, manifest)
+            close_run(run_folder, place.phase.settings, manifests[-1])
         elif ranks.rank == 0 and (path := os.environ.get("BERT_STOPPED_FILE")):
             Path(path).touch()  # tells the batch script to requeue the job
         ranks.barrier()
@@ -169,21 +188,23 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
 
 
 def _train(
-    settings: Settings,
-    manifest: dict[str, Any],
+    place: Place,
+    phases: Sequence[Phase],
+    manifests: Sequence[dict[str, Any]],
+    run_identity: dict[str, Any],
     run_folder: Path,
     checkpoint: Path | None,
     ranks: Ranks,
     stop: survival.StopRequest,
     watchdog: Watchdog,
 ) -> bool:
-    """Build everything, continue from `checkpoint` if there is one, train. Whether it finished."""
+    """Build all, continue from `checkpoint` if there is one, train a phase. Whether it finished."""
     import torch
 
     from data_prep.masking import MaskingRule
     from data_prep.shards import Shards
     from pretrain.batches.loader import EvalLoader, TrainLoader
-    from pretrain.checkpoint import NotSavedError, load_checkpoint, newest_whole, save_checkpoint
+    from pretrain.checkpoint import STATE_FILE, NotSavedError, load_checkpoint, save_checkpoint
     from pretrain.engine import Engine
     from pretrain.guard import Guard, Progress, Rewind, rewound
     from pretrain.model import BertForPreTraining
@@ -192,15 +213,17 @@ def _train(
     from pretrain.rehearsal import rehearse
     from pretrain.train import Run, train
 
-    watchdog.reach("building the model", 0)
+    settings, number = place.phase.settings, place.phase.number
+    manifest = manifests[number - 1]
+    watchdog.reach("building the model")
     model = BertForPreTraining(settings.model, manifest["vocab_size"], settings.data.pairs)
     model.initialize(torch.Generator().manual_seed(settings.run.seed))
     outline = plan(settings, manifest, model.num_parameters, ranks.world_size)
     engine = Engine(model, settings.optim, settings.engine, ranks)
-    rule = MaskingRule.from_manifest(manifest, Path(settings.data.dir) / "vocab" / "vocab.txt")
-    if settings.survival.rehearse:
-        watchdog.reach("the rehearsal", 0)
-        rehearse(engine, settings, rule, manifest["vocab_size"], outline.micro_steps)
+    if settings.survival.rehearse:  # later phases, too: theirs may come days from now
+        for phase in phases[number - 1 :]:
+            watchdog.reach(f"the rehearsal of phase {phase.number}")
+            rehearse(engine, phase, manifests[phase.number - 1])
     folder = folder_of(settings.data)
     cut = {
         "rank": ranks.rank,
@@ -213,16 +236,16 @@ def _train(
     loader = TrainLoader(
         Shards.open(folder, "train"),
         global_batch=settings.optim.global_batch,
-        seed=settings.run.seed,
+        seed=(settings.run.seed + number - 1) % 2**32,
         masking=settings.data.masking,
-        rule=rule,
+        rule=MaskingRule.from_manifest(manifest, Path(settings.data.dir) / "vocab" / "vocab.txt"),
         **cut,
     )
     if ranks.rank == 0:
         print("\n".join([f"run {run_folder}", *outline.lines()]), file=sys.stderr)
 
     def save(now: Progress, is_last: bool) -> None:
-        state = {**dataclasses.asdict(now), "identity": identity(settings, manifest)}
+        state = {**dataclasses.asdict(now), "identity": run_identity}
         keep, keep_every = settings.checkpoint.keep, settings.checkpoint.keep_every
         try:
             save_checkpoint(run_folder, now.step, state, engine, ranks, keep, keep_every)
@@ -234,18 +257,26 @@ def _train(
             monitor.event("checkpoint", step=now.step)
 
     def load(path: Path) -> Progress:
-        watchdog.reach("loading a checkpoint", 0)
-        return Progress.of(load_checkpoint(path, engine, ranks))
+        watchdog.reach("loading a checkpoint")
+        here = place_of(phases, read_json(path / STATE_FILE))
+        if here.phase is not place.phase:
+            raise RuntimeError(
+                f"{path}, the newest whole checkpoint, is of phase {here.phase.number}, and phase "
+                f"{number} cannot go back to it; start again: the same command goes on from there"
+            )
+        return Progress.at(here, load_checkpoint(path, engine, ranks, here.forgets))
 
     progress = Progress() if checkpoint is None else load(checkpoint)
     how = "started" if checkpoint is None else "resumed"
+    finished = None
     with loader:
-        while True:
-            monitor = Monitor(
-                _sinks(settings, run_folder, progress.step) if ranks.rank == 0 else []
-            )
+        while finished is None:
+            monitor = Monitor(_sinks(settings, run_folder, progress) if ranks.rank == 0 else [])
             try:
                 monitor.event(how, step=progress.step, ranks=ranks.world_size)
+                if number > 1 and progress.step == progress.first_step:
+                    facts = place.phase.facts()
+                    monitor.event("phase", number=number, step=progress.step, **facts)
                 if checkpoint is None and settings.survival.on_spike is OnSpike.rewind:
                     save(progress, is_last=False)  # so that there is always one to go back to
                 batches = loader.batches(progress.position, progress.skipped)
@@ -254,17 +285,26 @@ def _train(
                     settings, engine, ranks, monitor, progress, guard, batches, held_out, save,
                     stop, watchdog,
                 )  # fmt: skip
-                return train(run)
+                finished = train(run)
             except Rewind as rewind:
-                checkpoint = ranks.broadcast(newest_whole(run_folder) if ranks.rank == 0 else None)
-                if checkpoint is None:
-                    raise RuntimeError(
-                        f"{run_folder} has no whole checkpoint to go back to"
-                    ) from None
+                checkpoint = _newest(run_folder, ranks, watchdog)
                 progress = rewound(load(checkpoint), rewind, settings.survival.max_rewinds)
                 how = "rewound"
             finally:
                 monitor.close()
+    engine.close()  # not after an exception: the process ends
+    return finished
+
+
+def _newest(run_folder: Path, ranks: Ranks, watchdog: Watchdog) -> Path:
+    """The newest whole checkpoint, from which training goes on. Collective."""
+    from pretrain.checkpoint import newest_whole
+
+    watchdog.reach("looking for a checkpoint")
+    newest = ranks.broadcast(newest_whole(run_folder) if ranks.rank == 0 else None)
+    if newest is None:
+        raise RuntimeError(f"{run_folder} has no whole checkpoint to go on from")
+    return newest
 
 
 def _check_shards(folder: Path, ranks: Ranks) -> None:
@@ -299,12 +339,13 @@ def _on_rank_0(ranks: Ranks, decide: Callable[[], Path | None]) -> Path | None:
     return path
 
 
-def _sinks(settings: Settings, run_folder: Path, first_step: int) -> list[Sink]:
+def _sinks(settings: Settings, run_folder: Path, progress: Progress) -> list[Sink]:
     from pretrain.monitor import JsonLines, Screen, Wandb
 
+    in_phase = settings.schedule.last_step
     sinks: list[Sink] = [
-        JsonLines(run_folder, first_step),
-        Screen(first_step, settings.schedule.last_step),
+        JsonLines(run_folder, progress.step),
+        Screen(progress.step, None if in_phase is None else progress.first_step + in_phase),
     ]
     if settings.log.wandb:
         sinks.append(Wandb(run_folder, str(settings.run.name), settings.log, as_dict(settings)))

@@ -27,10 +27,11 @@ PACKAGES = (
 )
 
 
-def identity(settings: Settings, manifest: dict[str, Any]) -> dict[str, Any]:
+def identity(settings: Settings, manifests: list[dict[str, Any]]) -> dict[str, Any]:
     """What may not change while a run continues: whatever decides which numbers come out.
 
-    The number of ranks, the ZeRO stage and the token budget are free, as they do not.
+    `manifests` are those of each phase's shards. The number of ranks, the ZeRO stage and the token
+    budget are free, as they do not.
     """
     everything = as_dict(settings)
     return {
@@ -39,8 +40,13 @@ def identity(settings: Settings, manifest: dict[str, Any]) -> dict[str, Any]:
         "data.masking": settings.data.masking.name,
         "data.pairs": settings.data.pairs.name,
         "data.seq_len": settings.data.seq_len,
-        "data (checksum of the vocabulary)": manifest["vocab_checksum"],
-        "data (training shards)": _together(manifest["splits"]["train"]["shards"]),
+        "data (checksum of the vocabulary)": manifests[0]["vocab_checksum"],
+        "data (training shards)": _together(manifests[0]["splits"]["train"]["shards"]),
+        "phases": everything["phases"],
+        **{
+            f"data (training shards of phase {number})": _together(m["splits"]["train"]["shards"])
+            for number, m in enumerate(manifests[1:], start=2)
+        },
         **{
             f"{group}.{name}": value
             for group in ("model", "optim", "schedule")
@@ -49,11 +55,12 @@ def identity(settings: Settings, manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def open_run_folder(folder: Path, settings: Settings, manifest: dict[str, Any]) -> Path | None:
+def open_run_folder(folder: Path, settings: Settings, now: dict[str, Any]) -> Path | None:
     """Make the folder, write config.yaml and environment.json; the checkpoint to continue from.
 
-    None means step 0. Raises SettingsError where run.resume forbids what is found, where all
-    checkpoints are broken and where the newest belongs to a run with other settings or data.
+    `now` is the run's identity. None means step 0. Raises SettingsError where run.resume forbids
+    what is found, where all checkpoints are broken and where the newest belongs to a run with other
+    settings or data.
     """
     from pretrain.checkpoint import find_fault, newest_whole
 
@@ -77,7 +84,7 @@ def open_run_folder(folder: Path, settings: Settings, manifest: dict[str, Any]) 
             "be overwritten; type another run.name, or delete that folder"
         )
     if newest is not None:
-        _refuse_another_run(newest, identity(settings, manifest))
+        _refuse_another_run(newest, now)
     folder.mkdir(parents=True, exist_ok=True)
     with whole_or_absent(folder / "config.yaml") as temporary:
         temporary.write_text(as_yaml(settings))

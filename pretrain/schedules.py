@@ -10,7 +10,7 @@ def learning_rate(
 ) -> float:
     """Rate of the update that follows `step` finished updates, which took `elapsed_s`.
 
-    Linear warm-up, then the decay peak * (what is left / what was left at its start) ** power; the
+    They are those since start_step. Linear warm-up, then the decay peak * (what is left / what was left at its start) ** power; the
     end is total_steps updates or, with budget_hours, so many hours. Two quirks of published code
     are settings. decay_from_step_0 (google-research/bert, optimization.py; NVIDIA's schedulers.py):
     the decay line starts at step 0, so the rate drops where the warm-up ends; without it the curve
@@ -19,7 +19,9 @@ def learning_rate(
     """
     if step < 0:
         raise ValueError(f"the number of finished updates is {step}; it must be 0 or more")
-    done = step + int(settings.count_from_1) if settings.budget_hours is None else elapsed_s
+    done: float = settings.start_step + step + int(settings.count_from_1)
+    if settings.budget_hours is not None:
+        done = elapsed_s
     warmup, total = settings.warmup, settings.total
     if done < warmup:
         return peak * done / warmup
@@ -30,4 +32,5 @@ def learning_rate(
 
 def is_over(step: int, settings: ScheduleSettings, elapsed_s: float = 0.0) -> bool:
     """Whether a run ends after `step` updates that took `elapsed_s`."""
-    return (step if settings.budget_hours is None else elapsed_s) >= settings.total
+    last_step = settings.last_step
+    return elapsed_s >= settings.total if last_step is None else step >= last_step

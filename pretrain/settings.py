@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Any
 
 from data_prep.configuration import SettingsError
 from data_prep.objectives import Pairing
@@ -47,6 +48,11 @@ class TrustRatio(enum.Enum):
     none = "none"  # no LAMB
     decayed = "decayed"  # those with a weight decay: not biases and LayerNorm
     all = "all"
+
+
+class Carried(enum.Enum):
+    kept = "kept"
+    reset = "reset"
 
 
 class OnFailure(enum.Enum):
@@ -120,6 +126,8 @@ class ScheduleSettings:
     power: float  # of the decay to 0: 1 is linear, 0 constant
     decay_from_step_0: bool  # Google's: the decay line starts at step 0, not at the warm-up's end
     count_from_1: bool  # NVIDIA's: the first update is number 1, not 0
+    start_step: int  # the place on the curve at which it begins
+    stop_step: int | None  # and ends; None: total_steps
 
     @property
     def total(self) -> float:
@@ -128,8 +136,11 @@ class ScheduleSettings:
 
     @property
     def last_step(self) -> int | None:
-        """Number of updates; None where it is the clock that ends the run."""
-        return self.total_steps if self.budget_hours is None else None
+        """Number of updates; None where it is the clock that ends them."""
+        if self.budget_hours is not None:
+            return None
+        stop = self.total_steps if self.stop_step is None else self.stop_step
+        return stop - self.start_step
 
     @property
     def warmup(self) -> float:
@@ -137,6 +148,16 @@ class ScheduleSettings:
         if self.warmup_steps is not None:
             return self.warmup_steps
         return self.warmup_fraction * self.total
+
+
+@dataclass
+class PhaseSettings:
+    """A further phase: what it changes, and what it takes over besides the weights."""
+
+    changes: dict[str, Any]  # {group: {name: value}}; all else is as in the first phase
+    moments: Carried
+    optimizer_step: Carried  # updates counted by the bias correction
+    loss_scaler: Carried  # fp16's
 
 
 @dataclass
@@ -197,6 +218,7 @@ class Settings:
     survival: SurvivalSettings
     monitor: MonitorSettings
     log: LogSettings
+    phases: list[PhaseSettings]  # after the first, which is all of the above
 
 
 def check(settings: Settings, world_size: int) -> None:
@@ -292,6 +314,13 @@ def _check_schedule(schedule: ScheduleSettings) -> list[str]:
     if schedule.power < 0:
         wrong.append(f"schedule.power={schedule.power}; it must be 0 (constant) or more")
     if schedule.budget_hours is None:
+        stop = schedule.total_steps if schedule.stop_step is None else schedule.stop_step
+        if not 0 <= schedule.start_step < stop <= max(1, schedule.total_steps):
+            wrong.append(
+                f"schedule.start_step={schedule.start_step} and schedule.stop_step={stop} must be "
+                f"steps from 0 to schedule.total_steps={schedule.total_steps}, the first before "
+                "the second; set 0 and null for the whole curve"
+            )
         if not 0 <= schedule.warmup < max(1, schedule.total_steps):
             wrong.append(
                 f"a warm-up of {schedule.warmup:g} steps must be shorter than "
@@ -303,6 +332,11 @@ def _check_schedule(schedule: ScheduleSettings) -> list[str]:
         wrong.append(
             f"schedule.budget_hours={schedule.budget_hours}; it must be above 0, or null for "
             "schedule.total_steps"
+        )
+    if schedule.start_step or schedule.stop_step is not None:
+        wrong.append(
+            "schedule.start_step and stop_step are steps, and schedule.budget_hours counts none; "
+            "set 0 and null"
         )
     if schedule.warmup_steps is not None:
         wrong.append(

@@ -47,7 +47,7 @@ class Run:
     guard: Guard
     batches: Iterator[GlobalBatch]
     held_out: EvalLoader
-    save: Callable[[Progress, bool], None]  # the bool: nothing comes after it
+    save: Callable[[Progress, bool], None]  # the bool: a start's or a phase's last
     stop: StopRequest
     watchdog: Watchdog
 
@@ -57,8 +57,9 @@ class Run:
 
     @property
     def is_over(self) -> bool:
-        """Whether the last update is made: the same answer on every rank."""
-        return is_over(self.progress.step, self.settings.schedule, self.progress.elapsed_s)
+        """Whether the phase's last update is made: the same answer on every rank."""
+        now = self.progress
+        return is_over(now.step - now.first_step, self.settings.schedule, now.elapsed_s)
 
     def due(self, every_steps: int) -> bool:
         """Whether something that happens every so many steps, and at the last one, is due."""
@@ -66,7 +67,7 @@ class Run:
 
 
 def train(run: Run, now: Callable[[], float] = time.monotonic) -> bool:
-    """Train up to the last step; False when a signal ended it before, with a checkpoint saved.
+    """Train up to the phase's last step; False when a signal ended it before, a checkpoint saved.
 
     `now`: seconds since any moment, for schedule.budget_hours. Collective. Raises what `Guard`
     raises: RuntimeError, or Rewind to go back to a checkpoint.
@@ -80,7 +81,8 @@ def train(run: Run, now: Callable[[], float] = time.monotonic) -> bool:
         batch = next(run.batches)
         run.begin("the training step")
         peak = settings.optim.learning_rate
-        rate = learning_rate(progress.step, settings.schedule, peak, progress.elapsed_s)
+        in_phase = progress.step - progress.first_step
+        rate = learning_rate(in_phase, settings.schedule, peak, progress.elapsed_s)
         result = engine.train_step(batch, rate)
         progress.position = batch.position + 1
         if settings.schedule.budget_hours is not None:

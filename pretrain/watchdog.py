@@ -79,9 +79,10 @@ class Watchdog:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
 
-    def reach(self, what: str, step: int) -> None:
-        """This rank now begins `what` after `step` updates: a remark that costs nothing."""
-        self._place = Place(self._place.number + 1, f"{what} after step {step}")
+    def reach(self, what: str, step: int | None = None) -> None:
+        """This rank now begins `what`, after `step` updates: a remark that costs nothing."""
+        after = "" if step is None else f" after step {step}"
+        self._place = Place(self._place.number + 1, what + after)
         self._since = time.monotonic()
 
     def __enter__(self) -> Watchdog:

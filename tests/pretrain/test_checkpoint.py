@@ -61,7 +61,7 @@ class FileEngine:
         self.between()
         (folder / "optimizer.safetensors").write_text(f"moments {self.number}")
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, forget: Any = ()) -> None:
         self.number = int((folder / "model.safetensors").read_text().split()[1])
 
 

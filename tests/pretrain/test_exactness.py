@@ -38,6 +38,8 @@ SCHEDULE = ScheduleSettings(
     power=1.0,
     decay_from_step_0=False,
     count_from_1=False,
+    start_step=0,
+    stop_step=None,
 )
 
 

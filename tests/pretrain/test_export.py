@@ -58,7 +58,7 @@ def card() -> dict[str, Any]:
         "step": 100,
         "settings": settings,
         "sources": {"novels": 77},
-        "data": MANIFEST,
+        "data": [MANIFEST],
         "held_out": {"eval/mlm_loss": 5.4321, "eval/nsp_accuracy": 0.625},
     }
 

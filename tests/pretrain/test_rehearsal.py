@@ -135,6 +135,22 @@ def test_what_does_not_fit_is_said_before_the_first_step_with_what_does(
 
 
 @pytest.mark.distributed
+def test_a_later_phase_that_does_not_fit_is_seen_before_the_first(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    second = (
+        "{changes: {engine: {tokens_per_micro_batch: 2048}}, moments: kept, optimizer_step: kept, "
+        "loss_scaler: kept}"
+    )
+    small = "engine.tokens_per_micro_batch=1024"
+    arguments = [*ARGUMENTS, small, f"phases=[{second}]", f"data.dir={sample_dir}"]
+    statuses, output = pretrain_run(arguments, tmp_path, hook=out_of_memory_above(1600))
+    assert statuses == [1]
+    assert "phase 2: a micro-batch of 2048 tokens does not fit" in output
+    assert not (tmp_path / "runs/x/metrics.jsonl").exists()
+
+
+@pytest.mark.distributed
 def test_the_size_named_as_fitting_trains(sample_dir: Path, tmp_path: Path) -> None:
     arguments = [*ARGUMENTS[:-2], "engine.tokens_per_micro_batch=1536", f"data.dir={sample_dir}"]
     statuses, output = pretrain_run(arguments, tmp_path, hook=out_of_memory_above(1600))

@@ -34,7 +34,7 @@ def google(step: int, warmup: int, total: int, peak: float) -> float:
 def schedules(draw: st.DrawFn, decay_from_step_0: bool) -> ScheduleSettings:
     total = draw(st.integers(1, 10_000))
     warmup = draw(st.integers(0, total - 1))
-    return ScheduleSettings(total, None, warmup, 0.0, 1.0, decay_from_step_0, False)
+    return ScheduleSettings(total, None, warmup, 0.0, 1.0, decay_from_step_0, False, 0, None)
 
 
 @given(schedules(decay_from_step_0=True), st.integers(0, 12_000))
@@ -138,7 +138,7 @@ def academic_budget(hours: float, total: float, warmup_proportion: float) -> flo
 def test_with_a_budget_the_rate_is_a_line_in_time_whatever_the_steps(
     hours: float, step: int
 ) -> None:
-    schedule = ScheduleSettings(1, 24.0, None, 0.06, 1.0, False, False)
+    schedule = ScheduleSettings(1, 24.0, None, 0.06, 1.0, False, False, 0, None)
     expected = 1e-3 * academic_budget(hours, 24.0, 0.06)
     rate = learning_rate(step, schedule, 1e-3, elapsed_s=hours * 3600)
     assert rate == pytest.approx(expected, rel=1e-9, abs=1e-15)

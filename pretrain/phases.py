@@ -1,0 +1,104 @@
+"""The phases of a run, one after the other in one run folder.
+
+The first is the settings themselves; each further one of `phases` is the settings with its changes. A
+phase begins as a start that continues from the checkpoint at the end of the one before: one path for
+both, whether the process went on or was ended in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data_prep.configuration import SettingsError
+from pretrain.schedules import is_over
+from pretrain.settings import Carried, PhaseSettings, Settings, check
+
+# What a phase may change: the rest is the run's, or decides nothing
+_GROUPS = ("data", "optim", "schedule", "eval", "checkpoint", "monitor", "engine")
+_CARRIED = ("moments", "optimizer_step", "loss_scaler")
+_FIXED = ("data.dir", "data.pairs", "optim.name", "engine.zero_stage", "engine.precision")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One of a run's phases."""
+
+    number: int  # from 1
+    settings: Settings  # the run's, with this phase's changes
+    policy: PhaseSettings | None = None  # None: the first
+
+    @property
+    def forgets(self) -> tuple[str, ...]:
+        """What does not come over from the phase before, of the names in _CARRIED."""
+        return tuple(n for n in _CARRIED if getattr(self.policy, n, None) is Carried.reset)
+
+    def facts(self) -> dict[str, Any]:
+        """What it changes and takes over, for the record."""
+        assert self.policy is not None, "the first phase changes nothing"
+        changes = {
+            f"{group}.{name}": value
+            for group, changed in self.policy.changes.items()
+            for name, value in changed.items()
+        }
+        return {**{n: getattr(self.policy, n).name for n in _CARRIED}, **changes}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a run a checkpoint lies, or where a run begins."""
+
+    phase: Phase
+    is_beginning: bool  # of the phase; the checkpoint is the last one of the phase before
+
+    @property
+    def forgets(self) -> tuple[str, ...]:
+        """What of the checkpoint does not come over."""
+        return self.phase.forgets if self.is_beginning else ()
+
+
+def phases_of(settings: Settings) -> list[Phase]:
+    """All phases, the first included. Raises SettingsError on a change that is none."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    phases = [Phase(1, settings)]
+    for number, further in enumerate(settings.phases, start=2):
+        for group, changed in further.changes.items():
+            names = changed if isinstance(changed, dict) else {"": None}
+            for name in names:
+                if group not in _GROUPS or f"{group}.{name}" in _FIXED or not name:
+                    raise SettingsError(
+                        f"phase {number} changes {group}.{name}; a phase may change "
+                        f"{', '.join(_GROUPS)}, but {', '.join(_FIXED)}"
+                    )
+        try:
+            merged = OmegaConf.merge(OmegaConf.structured(settings), further.changes)
+            changed_settings = OmegaConf.to_object(merged)
+        except OmegaConfBaseException as error:
+            raise SettingsError(f"phase {number}: {str(error).splitlines()[0]}") from error
+        assert isinstance(changed_settings, Settings)
+        phases.append(Phase(number, changed_settings, further))
+    return phases
+
+
+def check_phases(settings: Settings, world_size: int) -> None:
+    """`settings.check` of every phase. Raises SettingsError naming the phase."""
+    check(settings, world_size)
+    for phase in phases_of(settings)[1:]:
+        try:
+            check(phase.settings, world_size)
+        except SettingsError as error:
+            raise SettingsError(f"phase {phase.number}: {error}") from error
+
+
+def place_of(phases: Sequence[Phase], state: dict[str, Any] | None) -> Place:
+    """Where the run is that continues from a checkpoint's `state`; None: at its very beginning."""
+    if state is None:
+        return Place(phases[0], is_beginning=True)
+    phase = phases[state["phase"] - 1]
+    done = is_over(state["step"] - state["first_step"], phase.settings.schedule, state["elapsed_s"])
+    if done and phase.number < len(phases):
+        return Place(phases[phase.number], is_beginning=True)
+    return Place(phase, is_beginning=False)
