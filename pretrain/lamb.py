@@ -62,7 +62,9 @@ class Lamb(Optimizer):
         self._trust_ratio = trust_ratio
         self._pieces: dict[Tensor, list[Piece]] = {}
         self._sum_over_ranks: Callable[[Tensor], object] | None = None
+        # by the names of the parameters that are updated together
         self._ratios: dict[tuple[str, ...], Tensor] = {}
+        self._held: dict[tuple[str, ...], Tensor] = {}
 
     def attach(
         self,
@@ -138,20 +140,23 @@ class Lamb(Optimizer):
                     of_weights.append(flat_weight[place])
                     of_updates.append(flat_update[place])
                 names.append(piece.name)
+        group, device = tuple(names), params[0].device
+        if group not in self._held:  # once: a list that goes to the device waits for it
+            self._held[group] = torch.tensor(held, dtype=torch.long, device=device)
         # in float64: on a CPU torch's fp32 norm of a word embedding is off by 2e-4
-        squares = torch.zeros(2, len(names), dtype=torch.float64, device=params[0].device)
+        squares = torch.zeros(2, len(names), dtype=torch.float64, device=device)
         if held:
             norms = torch._foreach_norm(of_weights + of_updates, 2, dtype=torch.float64)
-            squares[:, held] = torch.stack(norms).square().view(2, -1)
+            squares.index_copy_(1, self._held[group], torch.stack(norms).square().view(2, -1))
         if self._sum_over_ranks is not None:  # also by a rank that holds nothing
             self._sum_over_ranks(squares)
         weight_norms, update_norms = squares.sqrt()
         has_both = (weight_norms > 0) & (update_norms > 0)
         ratios = torch.where(has_both, weight_norms / update_norms, 1.0)
         if held:
-            of_held = ratios[held].to(params[0].dtype)
+            of_held = ratios[self._held[group]].to(params[0].dtype)
             torch._foreach_mul_(of_updates, list(of_held.unbind()))
-        self._ratios[tuple(names)] = ratios
+        self._ratios[group] = ratios
 
     def _state(self, parameter: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[parameter]
