@@ -71,7 +71,7 @@ def phases_of(settings: Settings) -> list[Phase]:
                 if group not in _GROUPS or f"{group}.{name}" in _FIXED or not name:
                     raise SettingsError(
                         f"phase {number} changes {group}.{name}; a phase may change "
-                        f"{', '.join(_GROUPS)}, but {', '.join(_FIXED)}"
+                        f"{', '.join(_GROUPS)}, but not {', '.join(_FIXED)}"
                     )
         try:
             merged = OmegaConf.merge(OmegaConf.structured(settings), further.changes)
