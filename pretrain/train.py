@@ -85,12 +85,12 @@ def train(run: Run, now: Callable[[], float] = time.monotonic) -> bool:
         rate = learning_rate(in_phase, settings.schedule, peak, progress.elapsed_s)
         result = engine.train_step(batch, rate)
         progress.position = batch.position + 1
-        if settings.schedule.budget_hours is not None:
-            progress.elapsed_s = clock.read()
         if not result.applied:
             run.guard.skipped(progress, result.loss_scale)
             continue
         progress.step += 1
+        if settings.schedule.budget_hours is not None:  # so that no skipped batch is the last
+            progress.elapsed_s = clock.read()
         window.sums += result.sums
         window.num_masked += batch.num_masked
         window.num_sequences += batch.num_sequences

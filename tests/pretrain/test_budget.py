@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import orjson
 import pytest
 from ranks_harness import run_ranks
 from run_in_fork import pretrain_run
+from test_guard import poison
 
 import pretrain.train
 from data_prep.files import checksum, read_json
@@ -103,3 +105,16 @@ def test_the_rate_follows_the_clock_across_a_kill_to_the_same_weights(
     assert read_json(killed / last / "state.json")["elapsed_s"] == 3600
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert checksum(killed / last / name) == checksum(straight / last / name)
+
+
+def test_a_budget_ends_with_an_update_and_its_checkpoint_where_the_last_batch_is_skipped(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    def hook(rank: int) -> None:
+        clocked()(rank)
+        poison(math.nan, [11])(rank)  # the twelfth
+
+    statuses, output = pretrain_run([*ONE_HOUR, f"data.dir={sample_dir}"], tmp_path, hook=hook)
+    assert statuses == [0], output
+    state = read_json(tmp_path / "runs/x/checkpoints/step-00000012/state.json")
+    assert (state["position"], state["elapsed_s"]) == (13, 3600)
