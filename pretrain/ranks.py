@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # A launcher that sets RANK sets all of these
-_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # Slurm numbers the interactive, the batch and the external step of a job from here (slurm.h)
 _FIRST_SPECIAL_STEP = 0xFFFFFFFA
 
@@ -134,13 +134,13 @@ def _place(environment: Mapping[str, str]) -> Place | None:
     `python` typed there is a single process. Raises RuntimeError where variables are incomplete.
     """
     if "RANK" in environment:  # torchrun and the deepspeed launcher
-        missing = [name for name in _VARIABLES if name not in environment]
+        missing = [name for name in VARIABLES if name not in environment]
         if missing:
             raise RuntimeError(
                 f"RANK={environment['RANK']} is set and {', '.join(missing)} not; start with "
                 "torchrun, deepspeed --no_local_rank or srun, or unset RANK for a single process"
             )
-        rank, world_size, local_rank = (int(environment[name]) for name in _VARIABLES[:3])
+        rank, world_size, local_rank = (int(environment[name]) for name in VARIABLES[:3])
         return Place(rank, world_size, local_rank)
     step = environment.get("SLURM_STEP_ID")
     if "SLURM_PROCID" not in environment or not step or int(step) >= _FIRST_SPECIAL_STEP:
