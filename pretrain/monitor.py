@@ -63,22 +63,23 @@ class JsonLines:
     """runs/<name>/metrics.jsonl and events.jsonl, one JSON object a line, flushed at once.
 
     A run that continues from step k drops the lines of steps after k, which the killed process
-    wrote beyond its last checkpoint: every step stands in the file once.
+    wrote beyond its last checkpoint: every step stands in the file once. The event "lost" says how
+    far they went, and until when.
     """
 
     def __init__(self, run_folder: Path, first_step: int) -> None:
         metrics = run_folder / "metrics.jsonl"
-        if metrics.exists():
-            _keep_steps_up_to(metrics, first_step)
+        lost = _keep_steps_up_to(metrics, first_step) if metrics.exists() else None
         self._metrics = _Lines(metrics)
         self._events = _Lines(run_folder / "events.jsonl")
+        if lost is not None:
+            self.event("lost", {"after": first_step, "up_to": lost["step"], "until": lost["time"]})
 
     def record(self, step: int, figures: dict[str, float]) -> None:
-        self._metrics.write(_line({"step": step, **figures}))
+        self._metrics.write(_line({"step": step, "time": _now(), **figures}))
 
     def event(self, kind: str, facts: dict[str, Any]) -> None:
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        self._events.write(_line({"time": now, "event": kind, **facts}))
+        self._events.write(_line({"time": _now(), "event": kind, **facts}))
 
     def close(self) -> None:
         self._metrics.close()
@@ -112,16 +113,25 @@ def _line(value: dict[str, Any]) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _keep_steps_up_to(metrics: Path, step: int) -> None:
-    kept = []
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+
+
+def _keep_steps_up_to(metrics: Path, step: int) -> dict[str, Any] | None:
+    """Drop the records of later steps; the last of them, or None where there is none."""
+    kept, last = [], None
     for line in metrics.read_bytes().splitlines(keepends=True):
         try:
-            if orjson.loads(line)["step"] <= step:
-                kept.append(line)
+            record = orjson.loads(line)
         except orjson.JSONDecodeError:  # the line that a killed process did not finish
             continue
+        if record["step"] <= step:
+            kept.append(line)
+        else:
+            last = record
     with whole_or_absent(metrics) as temporary:
         temporary.write_bytes(b"".join(kept))
+    return last
 
 
 class Screen:

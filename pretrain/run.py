@@ -286,6 +286,8 @@ def _train(
                     stop, watchdog,
                 )  # fmt: skip
                 finished = train(run)
+                if finished:
+                    monitor.event("finished", phase=number, step=progress.step)
             except Rewind as rewind:
                 checkpoint = _newest(run_folder, ranks, watchdog)
                 progress = rewound(load(checkpoint), rewind, settings.survival.max_rewinds)
