@@ -11,15 +11,14 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from safetensors import SafetensorError
 
 from data_prep.files import checksum, flush_to_disk, read_json, write_json
 
 if TYPE_CHECKING:
+    from pretrain.consolidated import Snapshot
     from pretrain.engine import Engine
     from pretrain.ranks import Ranks
 
@@ -29,48 +28,38 @@ STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
 logger = logging.getLogger(__name__)
 
 
-class NotSavedError(RuntimeError):
-    """A checkpoint could not be written. Raised on every rank; those before it are still there."""
+def path_of(run_folder: Path, step: int) -> Path:
+    """Where the checkpoint of `step` lies once it is whole."""
+    return run_folder / "checkpoints" / f"step-{step:08d}"
 
 
-def save_checkpoint(
-    run_folder: Path,
-    step: int,
-    state: dict[str, Any],
-    engine: Engine,
-    ranks: Ranks,
-    keep: int,
-    keep_every: int | None = None,
-) -> Path:
-    """Save `state` (JSON) and the engine's state as the checkpoint of `step`; remove old ones.
+def make_room(path: Path, need: int) -> None:
+    """Make ready to write the checkpoint at `path`, of `need` bytes; clear what a killed save left.
 
-    The newest `keep` stay, and those of the steps that are multiples of `keep_every`. Collective;
-    every rank returns once the checkpoint is whole. Raises NotSavedError on every rank where rank 0
-    cannot write, or sees beforehand that the disk has no room.
+    Raises OSError where so many bytes are not free. A quota is not seen here, but by the write.
     """
-    folder = run_folder / "checkpoints"
-    final = folder / f"step-{step:08d}"
-    temporary = folder / f".{final.name}.tmp"
-    failure = None
-    try:
-        if ranks.rank == 0:
-            _remove_leftovers(folder)
-            temporary.mkdir(parents=True)
-            _refuse_a_small_disk(folder, engine.state_bytes)
-    except OSError as error:
-        failure = str(error)
-    _agree(ranks, failure, temporary)
-    try:
-        engine.save(temporary)  # rank 0 writes after the last collective: a failure leaves no gap
-        if ranks.rank == 0:
-            write_json(temporary / STATE_FILE, state)
-            _seal(temporary)
-            _put_in_place(temporary, final)
-            _remove_old(folder, step, keep, keep_every)
-    except (OSError, SafetensorError) as error:
-        failure = str(error)
-    _agree(ranks, failure, temporary)
-    return final
+    _remove_leftovers(path.parent)
+    temporary_of(path).mkdir(parents=True)
+    free = shutil.disk_usage(path.parent).free
+    if free < need:
+        raise OSError(errno.ENOSPC, f"it takes {need / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free")
+
+
+def write_checkpoint(
+    path: Path, state: dict[str, Any], snapshot: Snapshot, keep: int, keep_every: int | None = None
+) -> int:
+    """Write `snapshot` and `state` (JSON) as the checkpoint at `path`; how many bytes it has.
+
+    `make_room` comes first. Then old ones go: the newest `keep` stay, and those of the steps that
+    are multiples of `keep_every`. Raises OSError or SafetensorError.
+    """
+    temporary = temporary_of(path)
+    checksums = snapshot.write(temporary)
+    write_json(temporary / STATE_FILE, state)
+    num_bytes = _seal(temporary, checksums)
+    _put_in_place(temporary, path)
+    _remove_old(path, keep, keep_every)
+    return num_bytes
 
 
 def newest_whole(run_folder: Path) -> Path | None:
@@ -123,32 +112,25 @@ def find_fault(path: Path) -> str | None:
     return None
 
 
-def _refuse_a_small_disk(folder: Path, need: int) -> None:
-    """OSError where so many bytes are not free. A quota is not seen here, but by the write itself."""
-    free = shutil.disk_usage(folder).free
-    if free < need:
-        raise OSError(errno.ENOSPC, f"it takes {need / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free")
+def temporary_of(path: Path) -> Path:
+    """Where the checkpoint at `path` lies until it is whole."""
+    return path.with_name(f".{path.name}.tmp")
 
 
-def _agree(ranks: Ranks, failure: str | None, temporary: Path) -> None:
-    """Raise on every rank where rank 0 failed, so that none waits for it; the half-made part goes."""
-    if failure is not None:
-        shutil.rmtree(temporary, ignore_errors=True)  # it may hold the last free bytes
-    failure = ranks.broadcast(failure)
-    if failure is not None:
-        raise NotSavedError(
-            f"checkpoint {temporary.parent / temporary.name[1:-4]} could not be written ({failure}); "
-            "make room or mend the disk and start again: the run continues from the checkpoint before"
-        )
+def _seal(folder: Path, checksums: Mapping[str, str]) -> int:
+    """Flush every file to the disk and write the manifest that vouches for them; their bytes.
 
-
-def _seal(folder: Path) -> None:
-    """Flush every file to the disk and write the manifest that vouches for them."""
-    files = {}
+    `checksums` of those files whose writer knows what they must hold; the others are read again.
+    """
+    files, total = {}, 0
     for path in sorted(folder.iterdir()):
         flush_to_disk(path)
-        files[path.name] = {"bytes": path.stat().st_size, "checksum": checksum(path)}
+        known = checksums.get(path.name) or checksum(path)
+        size = path.stat().st_size
+        files[path.name] = {"bytes": size, "checksum": known}
+        total += size
     write_json(folder / MANIFEST_FILE, {"schema_version": SCHEMA_VERSION, "files": files})
+    return total
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
@@ -160,15 +142,15 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     _remove_leftovers(final.parent)
 
 
-def _remove_old(folder: Path, step: int, keep: int, keep_every: int | None) -> None:
-    """Keep the newest `keep` up to `step`, and each of a step that `keep_every` divides.
+def _remove_old(path: Path, keep: int, keep_every: int | None) -> None:
+    """Keep the newest `keep` up to `path`, and each of a step that `keep_every` divides.
 
     Later ones are broken, or the run would have continued from them; they count for nothing.
     """
-    older = sorted(path for path in folder.glob("step-*") if path.name <= f"step-{step:08d}")
-    for path in older[:-keep]:
-        if keep_every is None or int(path.name.removeprefix("step-")) % keep_every:
-            shutil.rmtree(path)
+    older = sorted(other for other in path.parent.glob("step-*") if other.name <= path.name)
+    for other in older[:-keep]:
+        if keep_every is None or int(other.name.removeprefix("step-")) % keep_every:
+            shutil.rmtree(other)
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -8,12 +8,16 @@ engine.json            what has to be the same on both sides, optimizer step, lo
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
+import torch
+import xxhash
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -38,6 +42,11 @@ class Layout:
     shapes: dict[str, list[int]]  # of each parameter
     groups: dict[str, str]  # the label of the parameter group that each parameter is in
 
+    @property
+    def state_bytes(self) -> int:
+        """What a state takes, but for some kilobytes: fp32 weights and moments."""
+        return 4 * sum(map(math.prod, self.shapes.values())) * len((WEIGHT, *MOMENTS))
+
     def check(self, stored: Layout, folder: Path) -> None:
         """Raise SettingsError where the state in `folder` is not for this run."""
         cure = "take the settings and the code with which it was written, or another run.name"
@@ -58,26 +67,72 @@ class Layout:
                 )
 
 
-def write(
-    folder: Path,
-    tensors: dict[str, dict[str, Tensor]],
-    layout: Layout,
-    optimizer_step: int,
-    loss_scaler: dict[str, Any] | None,
-) -> None:
-    """Write a state into `folder`. `tensors`: {weight or moment: {parameter: value on the CPU}}."""
-    save_file(tensors[WEIGHT], folder / MODEL_FILE)
-    moments = {f"{key}.{name}": t for key in MOMENTS for name, t in tensors[key].items()}
-    save_file(moments, folder / OPTIMIZER_FILE)
-    state = {
-        "schema_version": SCHEMA_VERSION,
-        **dataclasses.asdict(layout),
-        "optimizer_step": optimizer_step,
-        "loss_scaler": loss_scaler,
-    }
-    write_json(folder / ENGINE_FILE, state)
-    for name in (MODEL_FILE, OPTIMIZER_FILE):  # safetensors lets the owner alone read its files
-        shutil.copymode(folder / ENGINE_FILE, folder / name)
+@dataclass
+class Snapshot:
+    """A state in memory of its own, on rank 0: training may go on while it is written."""
+
+    layout: Layout
+    tensors: dict[str, dict[str, Tensor]]  # {weight or moment: {parameter: fp32 on the CPU}}
+    optimizer_step: int = 0
+    loss_scaler: dict[str, Any] | None = None  # None but in fp16
+
+    @classmethod
+    def allocate(cls, layout: Layout, device: torch.device) -> Snapshot:
+        """Memory for one state, used for every save; page-locked where `device` is a GPU.
+
+        Every byte is touched: what is not there is missed now, and not at the first save. Raises
+        RuntimeError where it is not.
+        """
+        is_cuda = device.type == "cuda"
+        try:
+            tensors = {
+                key: {
+                    name: torch.empty(shape, pin_memory=is_cuda).zero_()
+                    for name, shape in layout.shapes.items()
+                }
+                for key in (WEIGHT, *MOMENTS)
+            }
+        except (MemoryError, RuntimeError) as error:
+            raise RuntimeError(
+                f"the host of rank 0 has no {layout.state_bytes / 1e9:,.1f} GB for the copy of weights "
+                f"and moments from which checkpoints are written ({error}); give the job more memory "
+                "(sbatch --mem=), or train a smaller model"
+            ) from error
+        return cls(layout, tensors)
+
+    def write(self, folder: Path) -> dict[str, str]:
+        """Write it into `folder`, which exists; the checksums of the tensors' files, by name."""
+        moments = {f"{key}.{name}": t for key in MOMENTS for name, t in self.tensors[key].items()}
+        state = {
+            "schema_version": SCHEMA_VERSION,
+            **dataclasses.asdict(self.layout),
+            "optimizer_step": self.optimizer_step,
+            "loss_scaler": self.loss_scaler,
+        }
+        write_json(folder / ENGINE_FILE, state)
+        checksums = {}
+        for file, tensors in ((MODEL_FILE, self.tensors[WEIGHT]), (OPTIMIZER_FILE, moments)):
+            checksums[file] = _write_tensors(folder / file, tensors)
+            shutil.copymode(folder / ENGINE_FILE, folder / file)  # else the owner alone reads it
+        return checksums
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
+    """Write a safetensors file; the checksum (as `data_prep.files.checksum`) that it must have.
+
+    It is that of the tensors in memory, and not of what the disk gives back: what goes wrong on the
+    way is found when the file is read. Python's lock is free meanwhile, so that training goes on.
+    """
+    save_file(tensors, path)
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        size = file.read(8)
+        header = file.read(int.from_bytes(size, "little"))
+    digest.update(size + header)
+    places = {name: entry["data_offsets"] for name, entry in orjson.loads(header).items()}
+    for name in sorted(places, key=lambda name: places[name]):
+        digest.update(tensors[name].numpy().data)
+    return digest.hexdigest()
 
 
 def read_small(folder: Path, layout: Layout) -> tuple[int, dict[str, Any] | None]:

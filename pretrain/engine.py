@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from data_prep.configuration import SettingsError
 from pretrain import consolidated
-from pretrain.consolidated import MOMENTS, WEIGHT
+from pretrain.consolidated import MOMENTS, WEIGHT, Snapshot
 from pretrain.lamb import Lamb, Piece
 from pretrain.optimizers import build_optimizer, parameter_groups
 from pretrain.ranks import Ranks
@@ -136,9 +136,8 @@ class Engine:
 
     @property
     def state_bytes(self) -> int:
-        """What `save` writes, but for some kilobytes: fp32 weights and moments."""
-        numbers = sum(math.prod(shape) for shape in self._layout.shapes.values())
-        return 4 * numbers * (1 + len(MOMENTS))
+        """What a snapshot writes, but for some kilobytes."""
+        return self._layout.state_bytes
 
     def train_step(self, batch: GlobalBatch, learning_rate: float) -> StepResult:
         """Forward and backward of this rank's micro-batches, then one update by all ranks.
@@ -214,19 +213,31 @@ class Engine:
         """The fp32 master weights by parameter name, on the CPU of rank 0; {} elsewhere."""
         return self._gather(WEIGHT, self._parameters)
 
-    def save(self, folder: Path) -> None:
-        """Write weights, moments, optimizer step and loss scaler into `folder`, which exists.
-
-        Rank 0 alone writes, after the last collective.
-        """
-        tensors = {key: self._gather(key, self._parameters) for key in (WEIGHT, *MOMENTS)}
+    def new_snapshot(self) -> Snapshot | None:
+        """Memory for `take`, on rank 0; None elsewhere. Raises RuntimeError where there is none."""
         if self.ranks.rank > 0:
+            return None
+        return Snapshot.allocate(self._layout, self.ranks.device)
+
+    def take(self, snapshot: Snapshot | None) -> None:
+        """Copy weights, moments, optimizer step and loss scaler as they are now into `snapshot`.
+
+        It overwrites what was there. When this returns, training may go on.
+        """
+        for key in (WEIGHT, *MOMENTS):
+            for name in self._parameters:
+                whole = self._whole(key, name)
+                if snapshot is not None:
+                    snapshot.tensors[key][name].copy_(whole, non_blocking=True)
+        if snapshot is None:
             return
-        step = self._optimizer.state[self._flat_tensors()[0]]["step"]
-        consolidated.write(folder, tensors, self._layout, int(step), self._loss_scaler() or None)
+        if self.ranks.device.type == "cuda":  # the copies wait in its queue until here
+            torch.cuda.current_stream().synchronize()
+        snapshot.optimizer_step = int(self._optimizer.state[self._flat_tensors()[0]]["step"])
+        snapshot.loss_scaler = self._loss_scaler() or None
 
     def load(self, folder: Path, forget: Collection[str] = ()) -> None:
-        """Continue from what `save` wrote, on any ZeRO stage, number of ranks and precision.
+        """Continue from what a snapshot wrote, on any ZeRO stage, number of ranks and precision.
 
         But for what to `forget` of moments, optimizer_step and loss_scaler, which become those of a
         new engine. Every rank reads `folder`. Raises SettingsError unless optimizer, names, shapes and
@@ -357,15 +368,25 @@ class Engine:
         """Whole tensors, {parameter: value}, on the CPU of rank 0; one at a time elsewhere."""
         gathered = {}
         for name in names:
-            shape = self._layout.shapes[name]
-            start, piece = self._piece(key, name)
-            whole = torch.zeros(math.prod(shape), dtype=torch.float32, device=self.ranks.device)
-            whole[start : start + piece.numel()] = piece
-            if self._stage > 0:  # sums of bit patterns: one rank's, and zeros from the others
-                torch.distributed.reduce(whole.view(torch.int32), dst=0)
+            whole = self._whole(key, name)
             if self.ranks.rank == 0:
-                gathered[name] = whole.view(shape).cpu()
+                gathered[name] = whole.to("cpu", copy=True)
         return gathered
+
+    def _whole(self, key: str, name: str) -> Tensor:
+        """A whole tensor on rank 0's device; elsewhere only its shape means something.
+
+        Where one rank holds all of it, it is the live one: to be copied before the next step.
+        """
+        shape = self._layout.shapes[name]
+        start, piece = self._piece(key, name)
+        if self._stage == 0 or self.ranks.world_size == 1:
+            return piece.view(shape)
+        whole = torch.zeros(math.prod(shape), dtype=torch.float32, device=self.ranks.device)
+        whole[start : start + piece.numel()] = piece
+        # sums of bit patterns: one rank's, and zeros from the others
+        torch.distributed.reduce(whole.view(torch.int32), dst=0)
+        return whole.view(shape)
 
     def _refresh_working_weights(self) -> None:
         """Copy the masters into the weights that the forward pass reads."""

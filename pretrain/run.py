@@ -8,7 +8,6 @@ Starts alike from a bare shell, torchrun, the deepspeed launcher and srun.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
 import itertools
 import os
@@ -25,7 +24,7 @@ from pretrain.prepared import folder_of, manifest_of, prepare_sample
 from pretrain.ranks import environment_rank, environment_world_size
 from pretrain.run_folder import identity, open_run_folder
 from pretrain.run_lock import RunLock
-from pretrain.settings import OnFailure, OnSpike, Settings
+from pretrain.settings import OnSpike, Settings
 from pretrain.speaking import Voice, speak_on_rank_0
 from pretrain.watchdog import Watchdog
 
@@ -204,13 +203,14 @@ def _train(
     from data_prep.masking import MaskingRule
     from data_prep.shards import Shards
     from pretrain.batches.loader import EvalLoader, TrainLoader
-    from pretrain.checkpoint import STATE_FILE, NotSavedError, load_checkpoint, save_checkpoint
+    from pretrain.checkpoint import STATE_FILE, load_checkpoint
     from pretrain.engine import Engine
     from pretrain.guard import Guard, Progress, Rewind, rewound
     from pretrain.model import BertForPreTraining
     from pretrain.monitor import Monitor
     from pretrain.plan import plan
     from pretrain.rehearsal import rehearse
+    from pretrain.saving import Saver
     from pretrain.train import Run, train
 
     settings, number = place.phase.settings, place.phase.number
@@ -244,17 +244,8 @@ def _train(
     if ranks.rank == 0:
         print("\n".join([f"run {run_folder}", *outline.lines()]), file=sys.stderr)
 
-    def save(now: Progress, is_last: bool) -> None:
-        state = {**dataclasses.asdict(now), "identity": run_identity}
-        keep, keep_every = settings.checkpoint.keep, settings.checkpoint.keep_every
-        try:
-            save_checkpoint(run_folder, now.step, state, engine, ranks, keep, keep_every)
-        except NotSavedError as error:  # on every rank
-            monitor.event("checkpoint_failed", step=now.step, reason=str(error))
-            if is_last or settings.checkpoint.on_failure is OnFailure.stop:
-                raise
-        else:
-            monitor.event("checkpoint", step=now.step)
+    def tell(kind: str, **facts: Any) -> None:
+        monitor.event(kind, **facts)  # that of the stretch which is being trained
 
     def load(path: Path) -> Progress:
         watchdog.reach("loading a checkpoint")
@@ -269,7 +260,8 @@ def _train(
     progress = Progress() if checkpoint is None else load(checkpoint)
     how = "started" if checkpoint is None else "resumed"
     finished = None
-    with loader:
+    saver = Saver(run_folder, engine, ranks, settings.checkpoint, run_identity, tell)
+    with loader, saver:
         while finished is None:
             monitor = Monitor(_sinks(settings, run_folder, progress) if ranks.rank == 0 else [])
             try:
@@ -278,17 +270,18 @@ def _train(
                     facts = place.phase.facts()
                     monitor.event("phase", number=number, step=progress.step, **facts)
                 if checkpoint is None and settings.survival.on_spike is OnSpike.rewind:
-                    save(progress, is_last=False)  # so that there is always one to go back to
+                    saver.save(progress)  # so that there is always one to go back to
                 batches = loader.batches(progress.position, progress.skipped)
                 guard = Guard(settings, run_folder, loader, monitor)
                 run = Run(
-                    settings, engine, ranks, monitor, progress, guard, batches, held_out, save,
+                    settings, engine, ranks, monitor, progress, guard, batches, held_out, saver,
                     stop, watchdog,
                 )  # fmt: skip
                 finished = train(run)
                 if finished:
                     monitor.event("finished", phase=number, step=progress.step)
             except Rewind as rewind:
+                saver.settle()
                 checkpoint = _newest(run_folder, ranks, watchdog)
                 progress = rewound(load(checkpoint), rewind, settings.survival.max_rewinds)
                 how = "rewound"

@@ -17,6 +17,7 @@ from pretrain.guard import Guard, Progress
 from pretrain.lamb import layer_means
 from pretrain.monitor import Monitor
 from pretrain.ranks import Ranks
+from pretrain.saving import Saver
 from pretrain.schedules import is_over, learning_rate
 from pretrain.settings import Settings
 from pretrain.survival import StopRequest
@@ -33,6 +34,7 @@ class Window:
     num_masked: int = 0
     num_sequences: int = 0
     num_tokens: int = 0
+    checkpoint_s: float = 0.0  # for which a save held the steps up
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Run:
     guard: Guard
     batches: Iterator[GlobalBatch]
     held_out: EvalLoader
-    save: Callable[[Progress, bool], None]  # the bool: a start's or a phase's last
+    saver: Saver
     stop: StopRequest
     watchdog: Watchdog
 
@@ -106,19 +108,26 @@ def train(run: Run, now: Callable[[], float] = time.monotonic) -> bool:
                 "train/grad_norm": grad_norm,
                 **layer_means(engine.trust_ratios()),
             }
+            if window.checkpoint_s:
+                figures["perf/checkpoint_seconds"] = window.checkpoint_s
             if settings.schedule.budget_hours is not None:
                 figures["perf/training_hours"] = progress.elapsed_s / 3600
             run.monitor.record(progress.step, figures)
             run.guard.watch_loss(progress, figures["train/loss"], window.first_position)
             window = _window(run)
-            must_stop = run.ranks.any(run.stop.requested)
+            signals, is_written = run.ranks.sum([run.stop.requested, run.saver.has_ended])
+            must_stop = signals > 0
+            if is_written:
+                run.saver.settle()
         paused = time.perf_counter()
         if run.due(settings.eval.every_steps):
             run.begin("an evaluation")
             run.monitor.record(progress.step, evaluate(engine, run.held_out, run.ranks, pairing))
         if run.due(settings.checkpoint.every_steps) or must_stop:
             run.begin("saving a checkpoint")
-            run.save(progress, must_stop or run.is_over)
+            saving = time.perf_counter()
+            run.saver.save(progress, is_last=must_stop or run.is_over)
+            window.checkpoint_s = time.perf_counter() - saving
         window.started += time.perf_counter() - paused  # speed is that of training alone
         if must_stop and not run.is_over:
             run.monitor.event("stopped", step=progress.step, signal=run.stop.signal_name)

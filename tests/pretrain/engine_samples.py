@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,14 @@ def build_engine(
     settings = EngineSettings(stage, precision, MANY_MICRO_STEPS, timeout_minutes)
     model = build_model() if model is None else model
     return Engine(model, optim_settings(**optim), settings, ranks)
+
+
+def save_state(engine: Engine, folder: Path) -> None:
+    """The engine's state as it is now, into `folder`, which exists. Collective; rank 0 writes."""
+    snapshot = engine.new_snapshot()
+    engine.take(snapshot)
+    if snapshot is not None:
+        snapshot.write(folder)
 
 
 def global_batch(

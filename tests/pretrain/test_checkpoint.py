@@ -11,21 +11,24 @@ from typing import Any
 
 import pytest
 import torch
-from engine_samples import MANY_MICRO_STEPS, build_engine, build_model, global_batch
+from engine_samples import (
+    MANY_MICRO_STEPS,
+    build_engine,
+    build_model,
+    global_batch,
+    save_state,
+)
 from ranks_harness import run_ranks
 from safetensors.torch import load_file
+from saver_samples import ALONE, FileEngine, saver_of
 
 from data_prep.configuration import SettingsError
 from data_prep.files import read_json, write_json
-from pretrain.checkpoint import (
-    NotSavedError,
-    find_fault,
-    load_checkpoint,
-    newest_whole,
-    save_checkpoint,
-)
+from pretrain.checkpoint import find_fault, load_checkpoint, newest_whole, path_of
 from pretrain.engine import Engine, deepspeed
+from pretrain.guard import Progress
 from pretrain.ranks import Ranks
+from pretrain.saving import NotSavedError
 from pretrain.settings import OptimizerName, Precision
 
 FP32, AUTOCAST = Precision.fp32, Precision.bf16_autocast
@@ -35,36 +38,6 @@ BF16, FP16 = (
 )  # fp16 runs here because the tests make DeepSpeed allow it
 
 
-class Alone:
-    """Ranks of one process, without a process group."""
-
-    rank = 0
-
-    def broadcast(self, value: Any) -> Any:
-        return value
-
-    def barrier(self) -> None:
-        pass
-
-
-class FileEngine:
-    """Saves a number in two files; may be killed, or fail, between the two."""
-
-    state_bytes = 20
-
-    def __init__(self, number: int = 0, between: Any = lambda: None) -> None:
-        self.number = number
-        self.between = between
-
-    def save(self, folder: Path) -> None:
-        (folder / "model.safetensors").write_text(f"weights {self.number}")
-        self.between()
-        (folder / "optimizer.safetensors").write_text(f"moments {self.number}")
-
-    def load(self, folder: Path, forget: Any = ()) -> None:
-        self.number = int((folder / "model.safetensors").read_text().split()[1])
-
-
 def save(
     run_folder: Path,
     step: int,
@@ -72,10 +45,9 @@ def save(
     between: Any = lambda: None,
     keep_every: int | None = None,
 ) -> Path:
-    engine: Any = FileEngine(step, between)
-    ranks: Any = Alone()
-    state = {"step": step, "position": 7}
-    return save_checkpoint(run_folder, step, state, engine, ranks, keep, keep_every)
+    saver = saver_of(run_folder, FileEngine(step, between), keep=keep, keep_every=keep_every)
+    saver.save(Progress(step=step, position=7), is_last=True)
+    return path_of(run_folder, step)
 
 
 def names(run_folder: Path) -> list[str]:
@@ -85,9 +57,10 @@ def names(run_folder: Path) -> list[str]:
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     path = save(tmp_path, 1000)
     assert path == newest_whole(tmp_path) == tmp_path / "checkpoints" / "step-00001000"
-    engine, ranks = FileEngine(), Alone()
-    assert load_checkpoint(path, engine, ranks) == {"step": 1000, "position": 7}  # type: ignore[arg-type]
+    engine: Any = FileEngine()
+    state = load_checkpoint(path, engine, ALONE)
     assert engine.number == 1000
+    assert (state["step"], state["position"], state["identity"]) == (1000, 7, {"run.seed": 1})
 
 
 def test_a_run_without_checkpoints_has_no_newest(tmp_path: Path) -> None:
@@ -225,7 +198,7 @@ def test_too_small_a_disk_is_seen_before_anything_is_written(
     older = save(tmp_path, 10)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(FileEngine, "state_bytes", usage.free + 10**9)
-    monkeypatch.setattr(FileEngine, "save", lambda *_: pytest.fail("it was written"))
+    monkeypatch.setattr(FileEngine, "take", lambda *_: pytest.fail("it was taken"))
     with pytest.raises(
         NotSavedError, match=r"it takes [\d,.]+ MB, [\d,.]+ MB are free\); make room"
     ):
@@ -235,7 +208,7 @@ def test_too_small_a_disk_is_seen_before_anything_is_written(
 
 def size_and_files(ranks: Ranks, folder: Path) -> tuple[int, int]:
     engine = build_engine(ranks, 3)
-    engine.save(folder)
+    save_state(engine, folder)
     return engine.state_bytes, sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
@@ -243,21 +216,6 @@ def size_and_files(ranks: Ranks, folder: Path) -> tuple[int, int]:
 def test_the_size_known_beforehand_is_that_of_what_is_written(tmp_path: Path) -> None:
     expected, written = run_ranks(size_and_files, 1, folder=tmp_path)[0]
     assert expected <= written < expected + 20_000, "the files' headers come to it"
-
-
-def save_onto_a_full_disk(ranks: Ranks, run_folder: Path) -> str:
-    engine: Any = FileEngine(0, full_disk)
-    if ranks.rank > 0:
-        engine.save = lambda folder: None
-    with pytest.raises(RuntimeError) as failure:
-        save_checkpoint(run_folder, 1, {}, engine, ranks, 1)
-    return str(failure.value)
-
-
-@pytest.mark.distributed
-def test_a_full_disk_of_rank_0_ends_every_rank(tmp_path: Path) -> None:
-    texts = run_ranks(save_onto_a_full_disk, 2, run_folder=tmp_path)
-    assert all("No space left" in text for text in texts)
 
 
 def continue_training(engine: Engine, first: int, last: int) -> list[list[float]]:
@@ -274,8 +232,11 @@ def start(
 ) -> tuple[list[list[float]], dict[str, torch.Tensor]]:
     engine = build_engine(ranks, stage, precision, build_model(dropout=dropout))
     continue_training(engine, 0, 3)
-    save_checkpoint(run_folder, 3, {"step": 3, "position": 3}, engine, ranks, 1)
-    return continue_training(engine, 3, 6), engine.full_weights()
+    saver = saver_of(run_folder, engine, ranks)
+    saver.save(Progress(step=3, position=3))
+    losses = continue_training(engine, 3, 6)  # while it is written
+    saver.settle()
+    return losses, engine.full_weights()
 
 
 def resume(
@@ -288,7 +249,7 @@ def resume(
     again = run_folder / "again"
     if ranks.rank == 0:
         again.mkdir()
-    engine.save(again)
+    save_state(engine, again)
     return continue_training(engine, state["position"], 6), engine.full_weights()
 
 
@@ -338,7 +299,7 @@ def live_and_saved(ranks: Ranks, folder: Path, stage: int) -> Any:
     """The weights that the forward pass reads, on a rank that does not save them."""
     engine = build_engine(ranks, stage)
     continue_training(engine, 0, 2)
-    engine.save(folder)
+    save_state(engine, folder)
     parameters = list(engine._parameters.values())
     with deepspeed.zero.GatheredParameters(parameters, enabled=stage == 3):
         live = {name: p.detach().clone() for name, p in engine._parameters.items()}
@@ -367,7 +328,7 @@ class Regrouped(Engine):
 
 
 def load_otherwise(ranks: Ranks, folder: Path) -> list[str]:
-    build_engine(ranks, 1).save(folder)
+    save_state(build_engine(ranks, 1), folder)
     ranks.barrier()
     regrouped = build_engine(ranks, 1)
     regrouped.__class__ = Regrouped

@@ -19,6 +19,7 @@ from engine_samples import (
     build_model,
     global_batch,
     optim_settings,
+    save_state,
 )
 from ranks_harness import run_ranks
 
@@ -108,7 +109,7 @@ def with_a_bad_batch(
 
 
 def saved(engine: Engine, folder: Path) -> dict[str, bytes]:
-    engine.save(folder)
+    save_state(engine, folder)
     engine.ranks.barrier()
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
@@ -232,7 +233,7 @@ def output_of_a_run(ranks: Ranks, folder: Path, stage: int) -> str:
         os.dup2(file.fileno(), 2)
     engine = build_engine(ranks, stage, Precision.bf16)
     step(engine, 0)
-    engine.save(folder)
+    save_state(engine, folder)
     sys.stdout.flush()
     return path.read_text()
 

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 import pytest
 import torch
-from engine_samples import build_engine, global_batch
+from engine_samples import build_engine, global_batch, save_state
 from ranks_harness import run_ranks
 from run_in_fork import pretrain_run
 from test_schedules import google
@@ -268,7 +268,7 @@ def carried(ranks: Ranks, folder: Path, stage: int, forget: tuple[str, ...], is_
     for position in range(3):
         batch = global_batch(position, ranks.rank, ranks.world_size)
         engine.train_step(batch, 1e-3)
-    engine.save(folder)
+    save_state(engine, folder)
     ranks.barrier()
     weights = engine.full_weights()
     other = build_engine(ranks, stage)
@@ -300,7 +300,7 @@ def scales(ranks: Ranks, folder: Path) -> list[float]:
     """The loss scale after loading 256, then after loading with the loss scaler forgotten."""
     engine = build_engine(ranks, 1, Precision.fp16)
     engine._engine.optimizer.loss_scaler.cur_scale = 256.0
-    engine.save(folder)
+    save_state(engine, folder)
     scales = []
     for forget in ((), ("loss_scaler",)):
         engine.load(folder, forget)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_samples import MANY_MICRO_STEPS, build_engine, build_model, global_batch
+from engine_samples import MANY_MICRO_STEPS, build_engine, build_model, global_batch, save_state
 from ranks_harness import run_ranks
 from run_in_fork import pretrain_run
 
@@ -62,7 +62,7 @@ def state_of(
 
 
 def saved(engine: Any, folder: Path) -> dict[str, bytes]:
-    engine.save(folder)
+    save_state(engine, folder)
     engine.ranks.barrier()
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 

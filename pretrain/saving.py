@@ -1,0 +1,170 @@
+"""Saving while training goes on: rank 0 copies the state, and a thread writes the copy.
+
+Training stands still for the copy alone. One checkpoint is on its way at a time; how it went, all
+ranks learn together, at a record of figures or at the next save. No lock is needed: the thread reads
+the copy and writes one record, which rank 0 reads once the thread has ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from pretrain.checkpoint import make_room, path_of, temporary_of, write_checkpoint
+from pretrain.settings import CheckpointSettings, OnFailure
+
+if TYPE_CHECKING:
+    from pretrain.engine import Engine
+    from pretrain.guard import Progress
+    from pretrain.ranks import Ranks
+
+# An exception ends the run: so long rank 0 waits for the checkpoint that is being written, rather
+# than lose it. Launchers give a rank as long between SIGTERM and SIGKILL.
+LONGEST_FAREWELL_S = 30.0
+
+logger = logging.getLogger(__name__)
+
+
+class NotSavedError(RuntimeError):
+    """A checkpoint could not be written. Raised on every rank; those before it are still there."""
+
+
+@dataclasses.dataclass
+class _Write:
+    """A checkpoint on its way to the disk; but for its path, rank 0 alone knows about it."""
+
+    step: int
+    path: Path
+    failure: str | None = None
+    bytes: int = 0
+    seconds_blocked: float = 0.0  # for which training stood still
+    seconds_written: float = 0.0
+    thread: threading.Thread | None = None
+
+    def run(self, write: Callable[[], int]) -> None:
+        """Write, and note how it went. What failed is removed: it may hold the last free bytes."""
+        started = time.perf_counter()
+        try:
+            self.bytes = write()
+        except Exception as error:  # noqa: BLE001  whatever it was, all ranks are told
+            self.failure = f"{type(error).__name__}: {error}"
+            shutil.rmtree(temporary_of(self.path), ignore_errors=True)
+        self.seconds_written = time.perf_counter() - started
+
+
+class Saver:
+    """Saves the checkpoints of one engine. Every rank calls the same methods, in one order."""
+
+    def __init__(
+        self,
+        run_folder: Path,
+        engine: Engine,
+        ranks: Ranks,
+        settings: CheckpointSettings,
+        identity: dict[str, Any],
+        tell: Callable[..., None],
+    ) -> None:
+        """Take the memory for a copy of the state. Raises RuntimeError where rank 0 has none.
+
+        `identity` goes into each checkpoint; `tell` is `Monitor.event`.
+        """
+        self._run_folder, self._engine, self._ranks = run_folder, engine, ranks
+        self._settings, self._identity, self._tell = settings, identity, tell
+        self._snapshot = engine.new_snapshot()
+        self._write: _Write | None = None
+
+    def save(self, progress: Progress, is_last: bool = False) -> None:
+        """Begin to write the state as the checkpoint of `progress`; the last one: and wait for it.
+
+        The one before is waited for. Raises NotSavedError on every rank where one could not be
+        written and the run shall stop for that, or nothing comes after it.
+        """
+        self.settle()
+        started = time.perf_counter()
+        write = _Write(progress.step, path_of(self._run_folder, progress.step))
+        if self._ranks.rank == 0:
+            try:
+                make_room(write.path, self._engine.state_bytes)
+            except OSError as error:
+                write.failure = str(error)
+        self._write = write
+        is_refused = self._ranks.any(write.failure is not None)
+        if not is_refused:
+            self._engine.take(self._snapshot)
+            self._start(write, {**dataclasses.asdict(progress), "identity": self._identity})
+        write.seconds_blocked = time.perf_counter() - started
+        if is_refused or is_last:
+            self.settle(is_last)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether `settle` would not wait: False on all ranks but 0, and where nothing is written."""
+        thread = self._write.thread if self._write else None
+        return thread is not None and not thread.is_alive()
+
+    def settle(self, is_last: bool = False) -> None:
+        """Wait for the checkpoint that is being written, if there is one, and say how it went.
+
+        Raises NotSavedError as `save` does.
+        """
+        write, self._write = self._write, None
+        if write is None:
+            return
+        started = time.perf_counter()
+        if write.thread is not None:
+            write.thread.join()
+        write.seconds_blocked += time.perf_counter() - started
+        write.failure = self._ranks.broadcast(write.failure)
+        facts = {
+            name: round(value, 3)
+            for name, value in vars(write).items()
+            if name in ("step", "seconds_blocked", "seconds_written", "bytes")
+        }
+        if write.failure is None:
+            self._tell("checkpoint", **facts)
+            return
+        message = (
+            f"checkpoint {write.path} could not be written ({write.failure}); make room or mend the "
+            "disk and start again: the run continues from the checkpoint before"
+        )
+        self._tell("checkpoint_failed", **facts, reason=message)
+        if is_last or self._settings.on_failure is OnFailure.stop:
+            raise NotSavedError(message)
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """After an exception, give what is being written a while to become whole. Not collective."""
+        if self._write is None or self._write.thread is None:
+            return
+        self._write.thread.join(LONGEST_FAREWELL_S)
+        failure = self._write.failure if self.has_ended else "it takes too long"
+        if failure is not None:
+            logger.error("checkpoint %s was not written: %s", self._write.path, failure)
+
+    def _start(self, write: _Write, state: dict[str, Any]) -> None:
+        """Let a thread write the copy, on rank 0. It keeps no process alive."""
+        if self._snapshot is None:
+            return
+        keep, keep_every = self._settings.keep, self._settings.keep_every
+        what = functools.partial(
+            write_checkpoint, write.path, state, self._snapshot, keep, keep_every
+        )
+        write.thread = threading.Thread(
+            target=write.run, args=(what,), daemon=True, name="checkpoint"
+        )
+        write.thread.start()
