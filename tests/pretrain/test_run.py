@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from run_in_fork import pretrain_run
 
 from data_prep.files import checksum, read_json
 from data_prep.objectives import Pairing
+from pretrain.consolidated import Snapshot
 from pretrain.engine import Engine
 
 pytestmark = pytest.mark.distributed
@@ -226,25 +229,104 @@ def test_a_signal_saves_ends_with_0_and_the_next_start_continues(
     assert weights(tmp_path) == weights(uninterrupted[0])
 
 
-def full_at(*saves: int) -> Any:
-    """A hook: in these saves no file can be longer than some bytes, as on a full disk."""
+def at_write(does: Callable[[int], None]) -> None:
+    """In this process call `does(number)` before each writing of a checkpoint, in its thread."""
+    write, numbers = Snapshot.write, itertools.count(1)
 
-    def hook(rank: int) -> None:
-        save, calls = Engine.save, 0
+    def after_it(self: Snapshot, folder: Path) -> dict[str, str]:
+        try:
+            does(next(numbers))
+            return write(self, folder)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
-        def on_a_full_disk(self: Engine, folder: Path) -> None:
-            nonlocal calls
-            calls += 1
-            if calls in saves:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-            try:
-                save(self, folder)
-            finally:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    Snapshot.write = after_it  # type: ignore[method-assign]
 
-        Engine.save = on_a_full_disk  # type: ignore[method-assign]
 
-    return hook
+def full_at(number: int) -> Any:
+    """A hook: in this writing no file can be longer than some bytes, as on a full disk."""
+
+    def fill(now: int) -> None:
+        if now == number:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+
+    return lambda rank: at_write(fill)
+
+
+def counted_steps() -> list[None]:
+    """In this process: a list that grows with every training step."""
+    train_step, steps = Engine.train_step, list[None]()
+
+    def counted(self: Engine, *args: Any) -> Any:
+        steps.append(None)
+        return train_step(self, *args)
+
+    Engine.train_step = counted  # type: ignore[method-assign]
+    return steps
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "training stands still"
+        time.sleep(0.005)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_neither_notices(
+    sample_dir: Path, tmp_path: Path, uninterrupted: tuple[Path, str]
+) -> None:
+    def hold_up(rank: int) -> None:
+        steps = counted_steps()
+
+        def two_steps_later(number: int) -> None:
+            if number < 3:  # the last one is waited for
+                wait_for(lambda: len(steps) >= 4 * number + 2)
+
+        at_write(two_steps_later)
+
+    statuses, output = pretrain_run(arguments(sample_dir), tmp_path, hook=hold_up)
+    assert statuses == [0], output
+    for step in (4, 8, 12):
+        for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
+            file = f"runs/x/checkpoints/step-{step:08d}/{name}"
+            assert checksum(tmp_path / file) == checksum(uninterrupted[0] / file), file
+
+
+def test_a_kill_while_a_checkpoint_is_written_continues_from_the_one_before(
+    sample_dir: Path, tmp_path: Path, uninterrupted: tuple[Path, str]
+) -> None:
+    def kill(rank: int) -> None:
+        steps = counted_steps()
+
+        def two_steps_later(number: int) -> None:
+            if number == 2:
+                wait_for(lambda: len(steps) >= 10)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        at_write(two_steps_later)
+
+    statuses, _ = pretrain_run(arguments(sample_dir), tmp_path, hook=kill)
+    assert statuses == [-signal.SIGKILL]
+    names = sorted(path.name for path in (tmp_path / "runs/x/checkpoints").iterdir())
+    assert names == [".step-00000008.tmp", "step-00000004"]
+    statuses, output = pretrain_run(arguments(sample_dir), tmp_path)
+    assert statuses == [0], output
+    assert "resumed: step=4" in output
+    assert weights(tmp_path) == weights(uninterrupted[0])
+
+
+def test_what_a_save_cost_stands_in_events_and_figures(uninterrupted: tuple[Path, str]) -> None:
+    lines = (uninterrupted[0] / "runs/x/events.jsonl").read_bytes().splitlines()
+    saves = [event for event in map(orjson.loads, lines) if event["event"] == "checkpoint"]
+    assert [event["step"] for event in saves] == [4, 8, 12]
+    for event in saves:
+        assert event["seconds_blocked"] > 0
+        assert event["seconds_written"] > 0
+        folder = uninterrupted[0] / f"runs/x/checkpoints/step-{event['step']:08d}"
+        manifest = (folder / "manifest.json").stat().st_size
+        assert event["bytes"] == sum(p.stat().st_size for p in folder.iterdir()) - manifest
+    records = [m["step"] for m in metrics(uninterrupted[0]) if "perf/checkpoint_seconds" in m]
+    assert records == [5, 9], "the records after a save"
 
 
 def test_a_run_that_cannot_save_stops_and_continues_from_the_checkpoint_before(
