@@ -97,17 +97,18 @@ def find_fault(path: Path) -> str | None:
         return f"{MANIFEST_FILE} is missing"
     try:
         manifest = read_json(manifest_path)
-        files = manifest["files"].items()
+        version = manifest["schema_version"]
+        files = [(n, facts["bytes"], facts["checksum"]) for n, facts in manifest["files"].items()]
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST_FILE} cannot be read"
-    if manifest["schema_version"] != SCHEMA_VERSION:
-        return f"it has schema version {manifest['schema_version']}, known is {SCHEMA_VERSION}"
-    for name, facts in files:
+    if version != SCHEMA_VERSION:
+        return f"it has schema version {version}, known is {SCHEMA_VERSION}"
+    for name, num_bytes, expected in files:
         if not (path / name).is_file():
             return f"{name} is missing"
-        if (size := (path / name).stat().st_size) != facts["bytes"]:
-            return f"{name} has {size} bytes instead of {facts['bytes']}"
-        if checksum(path / name) != facts["checksum"]:
+        if (size := (path / name).stat().st_size) != num_bytes:
+            return f"{name} has {size} bytes instead of {num_bytes}"
+        if checksum(path / name) != expected:
             return f"{name} is not what was written: its checksum differs"
     return None
 

@@ -18,6 +18,8 @@ from engine_samples import (
     global_batch,
     save_state,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ranks_harness import run_ranks
 from safetensors.torch import load_file
 from saver_samples import ALONE, FileEngine, saver_of
@@ -125,6 +127,35 @@ def test_a_broken_checkpoint_is_passed_over_and_named(
     with caplog.at_level(logging.WARNING):
         assert newest_whole(tmp_path) == whole
     assert re.search(f"{broken} is broken and passed over: {file} .*{reason}", caplog.text)
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    run_folder = tmp_path_factory.mktemp("run")
+    return save(run_folder, 10), save(run_folder, 20)
+
+
+@given(data=st.data())
+@settings(max_examples=100)
+def test_any_byte_of_any_file_of_a_checkpoint_is_vouched_for(
+    two_checkpoints: tuple[Path, Path], data: st.DataObject
+) -> None:
+    """One bit is another, or the file ends there; the manifest's own bytes are no exception."""
+    older, newer = two_checkpoints
+    path = data.draw(st.sampled_from(sorted(newer.iterdir())))
+    content = path.read_bytes()
+    last = len(content) - (2 if path.suffix == ".json" else 1)  # without its newline it is the same
+    place = data.draw(st.integers(0, last))
+    bit = data.draw(st.none() | st.integers(0, 7))
+    changed = b"" if bit is None else bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
+    path.write_bytes(content[:place] + changed)
+    try:
+        fault = find_fault(newer)
+        assert fault is not None
+        assert path.name in fault or path.name == "manifest.json"
+        assert newest_whole(older.parents[1]) == older
+    finally:
+        path.write_bytes(content)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b'{"files": 3}'])

@@ -204,6 +204,29 @@ def test_where_every_checkpoint_is_broken_the_run_does_not_start_over(
     assert "model.safetensors has 0 bytes instead of" in output
 
 
+def test_a_broken_checkpoint_is_named_with_its_fault_and_stays_as_it_is(
+    sample_dir: Path, tmp_path: Path, uninterrupted: tuple[Path, str]
+) -> None:
+    shutil.copytree(uninterrupted[0] / "runs", tmp_path / "runs")
+    broken = tmp_path / "runs/x/checkpoints/step-00000012"
+    content = bytearray((broken / "optimizer.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    (broken / "optimizer.safetensors").write_bytes(content)
+    before = {path.name: path.read_bytes() for path in broken.iterdir()}
+    statuses, output = pretrain_run(arguments(sample_dir), tmp_path, hook=kill_at(1))
+    assert statuses == [-signal.SIGKILL]
+    named = (
+        "checkpoint runs/x/checkpoints/step-00000012 is broken and passed over: "
+        "optimizer.safetensors is not what was written: its checksum differs"
+    )
+    assert output.count(named) == 1
+    assert "resumed: step=8" in output
+    assert {path.name: path.read_bytes() for path in broken.iterdir()} == before
+    statuses, output = pretrain_run(arguments(sample_dir), tmp_path)
+    assert statuses == [0], output
+    assert weights(tmp_path) == weights(uninterrupted[0]), "in its place there is a whole one"
+
+
 def test_a_signal_saves_ends_with_0_and_the_next_start_continues(
     sample_dir: Path, tmp_path: Path, uninterrupted: tuple[Path, str]
 ) -> None:
@@ -444,7 +467,7 @@ def test_a_mistyped_data_folder_is_refused_and_the_sample_not_taken_instead(
     assert not (tmp_path / "data").exists()
 
 
-def test_a_shard_of_another_checksum_is_named_before_training(
+def test_shards_that_are_wrong_or_missing_are_named_before_training(
     sample_dir: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(sample_dir, tmp_path / "data")
@@ -457,9 +480,11 @@ def test_a_shard_of_another_checksum_is_named_before_training(
         content = bytearray(shard.read_bytes())
         content[len(content) // 2] ^= 1
         shard.write_bytes(content)
+    shards[2].unlink()
     statuses, output = pretrain_run([*SMALL, "data.dir=data"], tmp_path, ranks=2)
     assert statuses == [2, 2]
-    assert "2 of the shards in data/len128 are not those that were built" in output
+    assert "3 of the shards in data/len128 are not those that were built" in output
+    assert output.count(f"{shards[2].relative_to(tmp_path)} is missing") == 1
     for shard in shards[:2]:
         named = f"{shard.relative_to(tmp_path)} has checksum {checksum(shard)}, the manifest says"
         assert output.count(named) == 1

@@ -185,6 +185,39 @@ def test_starting_at_a_position_equals_reading_up_to_it(
             assert_same(a, b)
 
 
+@pytest.mark.parametrize("masking", list(Masking))
+def test_the_cost_of_a_start_does_not_grow_with_the_position(
+    make: Callable[..., TrainLoader],
+    shards: Shards,
+    monkeypatch: pytest.MonkeyPatch,
+    masking: Masking,
+) -> None:
+    """Counted in examples that the order and the shards are asked for, up to the first batch."""
+
+    def asked_for(position: int) -> Counter[str]:
+        loader, asked = make(masking=masking), Counter[str]()
+
+        def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+            def count(*arguments: Any) -> Any:
+                # examples(first, count) of the order; of the shards, by their numbers
+                asked[name] += arguments[1] if name == "examples" else len(arguments[0])
+                return function(*arguments)
+
+            return count
+
+        with monkeypatch.context() as patch:
+            for name in ("read", "lengths", "masked_counts"):
+                patch.setattr(shards, name, counted(name, getattr(shards, name)))
+            patch.setattr(loader._order, "examples", counted("examples", loader._order.examples))
+            assert next(loader.batches(position)).position == position
+            loader._pool.submit(int).result()  # those ahead are prepared, too
+        return asked
+
+    at_0 = asked_for(0)
+    assert at_0["examples"] == (1 + BATCHES_AHEAD) * BATCH
+    assert asked_for(10**6) == at_0, "140,000 epochs later"
+
+
 def test_a_shuffled_listing_gives_the_same_run(
     make: Callable[..., TrainLoader], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,84 @@
+"""SIGKILL at a moment drawn beforehand, to one rank of a run or to all of them at once.
+
+A moment is a place that a rank passes (Watchdog.reach), and so many milliseconds after it, or the
+n-th time that the process touches the files of an unfinished checkpoint, in whatever thread.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.watchdog import Watchdog
+
+PIDS = "pids"  # in the current folder: how a rank finds the others
+UNFINISHED = re.compile(r"/\.step-(\d+)\.")
+EXPORT = re.compile(r"/\.?export")
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Which ranks of a start end, and when. As a hook it is called in each of its ranks."""
+
+    step: int  # the first such moment after so many updates, or later
+    place: str = ""  # what `reach` is told; else it is in the files of a checkpoint
+    later_ms: float = 0.0  # after the place, from another thread
+    touch: int = 0  # the n-th touch of an unfinished checkpoint's files; of the export's at place=
+    witness: int = 0  # the rank that comes to the moment
+    victims: tuple[int, ...] = (0, 1)
+
+    def __call__(self, rank: int) -> None:
+        Path(PIDS).mkdir(exist_ok=True)
+        (Path(PIDS) / str(rank)).write_text(str(os.getpid()))
+        if rank != self.witness:
+            return
+        if self.touch:
+            self._watch_files()
+        else:
+            self._watch_places()
+
+    def _watch_places(self) -> None:
+        reach = Watchdog.reach
+
+        def reaching(watchdog: Watchdog, what: str, step: int | None = None) -> None:
+            reach(watchdog, what, step)
+            if what == self.place and (step is None or step >= self.step):
+                if not self.later_ms:
+                    self._strike()
+                threading.Timer(self.later_ms / 1000, self._strike).start()
+
+        Watchdog.reach = reaching  # type: ignore[method-assign]
+
+    def _watch_files(self) -> None:
+        touches = 0
+
+        def audit(event: str, arguments: Any) -> None:
+            nonlocal touches
+            if not event.startswith(("open", "os.")):
+                return
+            for argument in arguments:
+                if isinstance(argument, str | bytes | os.PathLike) and self._concerns(
+                    os.fsdecode(argument)
+                ):
+                    touches += 1
+                    if touches == self.touch:
+                        self._strike()
+
+        sys.addaudithook(audit)
+
+    def _concerns(self, path: str) -> bool:
+        if self.place:
+            return bool(EXPORT.search(path))
+        unfinished = UNFINISHED.search(path)
+        return unfinished is not None and int(unfinished[1]) >= self.step
+
+    def _strike(self) -> None:
+        pids = {rank: int((Path(PIDS) / str(rank)).read_text()) for rank in self.victims}
+        for rank in sorted(pids, key=self.witness.__eq__):  # itself last
+            os.kill(pids[rank], signal.SIGKILL)

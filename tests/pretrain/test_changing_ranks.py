@@ -1,0 +1,178 @@
+"""One run that goes on with other numbers of ranks and ZeRO stages each time it was ended."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from killing import Kill
+from run_in_fork import pretrain_run
+from small_corpus import contents, cut, numbers_by_content
+
+from pretrain.batches.loader import GlobalBatch
+from pretrain.batches.order import ExampleOrder
+from pretrain.engine import Engine
+
+pytestmark = pytest.mark.distributed
+
+SEED = 12345
+RUN = (
+    "+model=tiny",
+    "model.hidden_size=32",
+    "model.intermediate_size=64",
+    "model.hidden_dropout_prob=0",
+    "engine=fp32",
+    "engine.tokens_per_micro_batch=512",
+    "engine.timeout_minutes=1",
+    "eval.every_steps=100",
+    "monitor.every_steps=1",
+    "run.name=x",
+)  # base and tiny: attention without dropout
+
+
+def remembering(data: Path, folder: Path, start: int) -> Callable[[int], None]:
+    """A hook: each rank writes down which examples are in the batches that it trains on."""
+    numbers = numbers_by_content(data)
+
+    def hook(rank: int) -> None:
+        train_step = Engine.train_step
+        seen = (folder / f"seen-{start}-{rank}.jsonl").open("ab", buffering=0)
+
+        def remember(self: Engine, batch: GlobalBatch, rate: float) -> Any:
+            rows = itertools.chain(*map(contents, batch.micro_batches))
+            line = [batch.position, [numbers[row] for row in rows]]
+            seen.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+            return train_step(self, batch, rate)
+
+        Engine.train_step = remember  # type: ignore[method-assign]
+
+    return hook
+
+
+def seen_by(folder: Path, start: int, ranks: int) -> dict[int, list[int]]:
+    """Position -> the numbers of its examples, over the ranks of one start."""
+    seen = defaultdict(list)
+    for rank in range(ranks):
+        for line in (folder / f"seen-{start}-{rank}.jsonl").read_bytes().splitlines():
+            position, numbers = orjson.loads(line)
+            seen[position] += numbers
+    return {position: sorted(numbers) for position, numbers in seen.items()}
+
+
+def losses(folder: Path) -> list[float]:
+    lines = map(orjson.loads, (folder / "runs/x/metrics.jsonl").read_bytes().splitlines())
+    training = [line for line in lines if "train/loss" in line]
+    assert [line["step"] for line in training] == list(range(1, len(training) + 1))
+    return [line["train/loss"] for line in training]
+
+
+def stopped_at(step: int) -> Callable[[int], None]:
+    """A hook: as Slurm does before the time limit, each rank is told to end."""
+
+    def hook(rank: int) -> None:
+        train_step, calls = Engine.train_step, itertools.count(1)
+
+        def signalled(self: Engine, *args: Any) -> Any:
+            if next(calls) == step:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return train_step(self, *args)
+
+        Engine.train_step = signalled  # type: ignore[method-assign]
+
+    return hook
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ranks_and_stages_may_change_at_every_start_of_one_run(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    """1 rank, then 2, 4, 2, 1 under ZeRO 0, 1, 2, 3, 1; killed and stopped by turns; 3.4 epochs."""
+    num_examples, size, last_step = 53, 6, 30
+    data = cut(sample_dir, tmp_path / "data", [31, 0, 22], [9, 2])
+    arguments = [
+        *RUN, f"data.dir={data}", f"optim.global_batch={size}", f"schedule.total_steps={last_step}",
+        "checkpoint.every_steps=4",
+    ]  # fmt: skip
+    chain: list[tuple[int, int, Callable[[int], None] | None]] = [
+        (1, 0, Kill(7, "the training step", victims=(0,))),
+        (2, 1, stopped_at(6)),  # steps 5 to 10
+        (4, 2, Kill(17, "the training step", victims=(0, 1, 2, 3))),
+        (2, 3, Kill(23, "reading a batch", witness=1, victims=(1,))),
+        (1, 1, None),
+    ]
+    straight, changed = tmp_path / "straight", tmp_path / "changed"
+    straight.mkdir(), changed.mkdir()
+    run(arguments, data, straight, 0, 1, 0, None)
+    for start, (ranks, stage, end) in enumerate(chain):
+        run(arguments, data, changed, start, ranks, stage, end)
+
+    assert losses(changed) == pytest.approx(losses(straight), rel=1e-4)
+    assert len(losses(changed)) == last_step
+    expected = seen_by(straight, 0, 1)
+    order = ExampleOrder(num_examples, SEED)
+    assert expected == {
+        p: sorted(order.examples(p * size, size)[1].tolist()) for p in range(last_step)
+    }
+    positions = []
+    for start, (ranks, _, _) in enumerate(chain):
+        seen = seen_by(changed, start, ranks)
+        complete = {p: numbers for p, numbers in seen.items() if len(numbers) == size}
+        assert complete == {p: expected[p] for p in complete}, "the same examples, on any ranks"
+        positions.append(set(complete))
+    assert set().union(*positions) == set(range(last_step))
+    redone = [len(done & again) for done, again in itertools.pairwise(positions)]
+    assert redone[1] == 0, "nothing is trained twice after a signal"
+    assert max(redone) <= 4
+
+
+def run(
+    arguments: Sequence[str],
+    data: Path,
+    folder: Path,
+    start: int,
+    ranks: int,
+    stage: int,
+    end: Callable[[int], None] | None,
+) -> None:
+    remember = remembering(data, folder, start)
+
+    def hook(rank: int) -> None:
+        remember(rank)
+        if end is not None:
+            end(rank)
+
+    typed = [*arguments, f"engine.zero_stage={stage}"]
+    statuses, output = pretrain_run(typed, folder, ranks=ranks, hook=hook)
+    if isinstance(end, Kill):
+        assert all(statuses[rank] == -signal.SIGKILL for rank in end.victims), output
+    else:
+        assert statuses == [0] * ranks, output
+
+
+@pytest.mark.parametrize(
+    ("ranks", "shards"),
+    [(3, [47]), pytest.param(2, [0, 1, 40, 0, 6], marks=pytest.mark.slow)],
+)
+def test_uneven_data_and_prime_numbers_give_every_rank_the_same_steps(
+    sample_dir: Path, tmp_path: Path, ranks: int, shards: list[int]
+) -> None:
+    """47 examples, 7 a batch; more ranks than shards, or empty shards; 2 held-out examples."""
+    last_step = 14
+    data = cut(sample_dir, tmp_path / "data", shards, [0, 2])
+    arguments = [
+        *RUN, f"data.dir={data}", "optim.global_batch=7", f"schedule.total_steps={last_step}",
+    ]  # fmt: skip
+    run(arguments, data, tmp_path, 0, ranks, 1, None)
+    steps = [(tmp_path / f"seen-0-{rank}.jsonl").read_bytes().count(b"\n") for rank in range(ranks)]
+    assert steps == [last_step] * ranks
+    assert len(losses(tmp_path)) == last_step
+    times = Counter(itertools.chain(*seen_by(tmp_path, 0, ranks).values()))
+    assert Counter(times.values()) == {2: 43, 3: 4}, "98 = 2 x 47 + 4: nobody is left out"
