@@ -99,7 +99,9 @@ def train(run: Run, now: Callable[[], float] = time.monotonic) -> bool:
         window.num_tokens += batch.num_tokens
 
         must_stop = False
-        if run.due(settings.monitor.every_steps):  # only here does the host wait for the device
+        # Before a checkpoint, too: no record spans one, so that a resumed run writes the same ones.
+        # Only here does the host wait for the device.
+        if run.due(settings.monitor.every_steps) or run.due(settings.checkpoint.every_steps):
             run.begin("adding up figures")
             grad_norm = float(result.grad_norm)
             figures = {

@@ -28,13 +28,14 @@ RUN = (
     "model.hidden_size=32",
     "model.intermediate_size=64",
     "model.hidden_dropout_prob=0",
+    "model.attention_probs_dropout_prob=0",
     "engine=fp32",
     "engine.tokens_per_micro_batch=512",
     "engine.timeout_minutes=1",
     "eval.every_steps=100",
     "monitor.every_steps=1",
     "run.name=x",
-)  # base and tiny: attention without dropout
+)
 
 
 def remembering(data: Path, folder: Path, start: int) -> Callable[[int], None]:
