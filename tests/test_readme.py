@@ -91,3 +91,13 @@ def test_every_test_that_the_design_names_exists() -> None:
     }
     assert len(named) > 50
     assert not named - there
+
+
+@pytest.mark.parametrize(
+    ("heading", "num_rows"), [("Pitfalls of peers", 52), ("Events, and the test", 16)]
+)
+def test_every_row_of_the_design_s_tables_of_tests_names_one(heading: str, num_rows: int) -> None:
+    section = (PROJECT / "docs/design.md").read_text().split(f"\n## {heading}")[1]
+    rows = re.findall(r"^\|.*\|$", section.split("\n## ")[0], re.M)[2:]
+    assert len(rows) >= num_rows
+    assert all(re.search(r"`test_\w+`", row.split("|")[3]) for row in rows)
