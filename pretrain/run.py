@@ -148,15 +148,17 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
     manifests = [manifest_of(phase.settings.data) for phase in phases]
     run_identity = identity(settings, manifests)
     run_folder = Path(settings.run.dir) / str(settings.run.name)
+    log = run_folder / "logs" / f"rank-{ranks.rank:05d}.log"
     with contextlib.ExitStack() as held:
 
         def open_folder() -> Path | None:
             held.enter_context(RunLock(run_folder))
+            voice.log_to(log)  # a broken checkpoint that is passed over is named there
             return open_run_folder(run_folder, settings, run_identity)
 
         checkpoint = _on_rank_0(ranks, open_folder)
-        log = run_folder / "logs" / f"rank-{ranks.rank:05d}.log"
-        voice.log_to(log)
+        if ranks.rank > 0:
+            voice.log_to(log)
         # before the collectives' own time-out, which writes no stacks and knows no rank
         limit_s = 0.8 * 60 * settings.engine.timeout_minutes
         with Watchdog(

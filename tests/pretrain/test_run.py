@@ -220,6 +220,7 @@ def test_a_broken_checkpoint_is_named_with_its_fault_and_stays_as_it_is(
         "optimizer.safetensors is not what was written: its checksum differs"
     )
     assert output.count(named) == 1
+    assert named in (tmp_path / "runs/x/logs/rank-00000.log").read_text()
     assert "resumed: step=8" in output
     assert {path.name: path.read_bytes() for path in broken.iterdir()} == before
     statuses, output = pretrain_run(arguments(sample_dir), tmp_path)
