@@ -44,6 +44,7 @@ from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_
 if TYPE_CHECKING:
     from pretrain.batches.loader import GlobalBatch
     from pretrain.batches.packing import PackedBatch
+    from pretrain.model import BertForPreTraining
 
 if not torch.cuda.is_available():
     deepspeed.ops.__compatible_ops__ = {}  # else it compiles C++ for an inference op (2 minutes)
@@ -89,7 +90,7 @@ class Engine:
     """A model under DeepSpeed. All methods are collective: every rank calls them, in one order."""
 
     def __init__(
-        self, model: nn.Module, optim: OptimSettings, engine: EngineSettings, ranks: Ranks
+        self, model: BertForPreTraining, optim: OptimSettings, engine: EngineSettings, ranks: Ranks
     ) -> None:
         """Take over `model` (fp32) and make it train. Raises SettingsError on a wrong precision."""
         self.precision = resolve_precision(engine, ranks.device)
@@ -97,6 +98,8 @@ class Engine:
         self._stage = engine.zero_stage
         # infinite and not absent: DeepSpeed at ZeRO 0 calls our clipping only where there is a bound
         self._max_grad_norm = math.inf if optim.max_grad_norm is None else optim.max_grad_norm
+        self._model = model
+        model.activation_checkpointing = engine.activation_checkpointing
         model.to(ranks.device)
         groups = parameter_groups(model, optim.weight_decay)
         self._optimizer = build_optimizer(groups, optim)
@@ -164,10 +167,12 @@ class Engine:
         norm = self._engine.get_global_grad_norm() if applied else float("inf")
         return StepResult(applied, norm, sums, self.loss_scale)
 
-    def rehearse(self, micro_batches: Iterable[PackedBatch]) -> None:
+    def rehearse(
+        self, micro_batches: Iterable[PackedBatch], activation_checkpointing: bool
+    ) -> None:
         """All of a training step but its update: afterwards everything is as it was before.
 
-        Losses count nothing and the optimizer is held, so that weights, moments and optimizer step
+        With activation checkpointing or without, whatever the engine's own steps have. Losses count nothing and the optimizer is held, so that weights, moments and optimizer step
         stay; the loss scaler, torch's generators and DeepSpeed's counters are put back.
         """
         optimizer, counters = self._optimizer, ("global_steps", "global_samples", "micro_steps")
@@ -175,6 +180,8 @@ class Engine:
         scaler, device = self._loss_scaler(), self.ranks.device
         update, optimizer.step = optimizer.step, lambda *_, **__: None  # type: ignore[assignment,method-assign]
         self._switch_to(training=True)
+        own = self._model.activation_checkpointing
+        self._model.activation_checkpointing = activation_checkpointing
         try:
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 for micro_batch in micro_batches:
@@ -183,6 +190,7 @@ class Engine:
             self._engine.step()
         finally:
             optimizer.step = update  # type: ignore[method-assign]
+            self._model.activation_checkpointing = own
         for name, value in counted.items():
             setattr(self._engine, name, value)
         self._set_loss_scaler(scaler)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from data_prep.configuration import SettingsError
 from data_prep.objectives import Pairing
@@ -134,6 +135,7 @@ class BertForPreTraining(nn.Module):
         self.settings = settings
         self.vocab_size = vocab_size
         self.pairing = pairing
+        self.activation_checkpointing = False  # less memory, the same numbers: the engine's to set
         self.embeddings = Embeddings(settings, vocab_size)
         self.layers = nn.ModuleList(Layer(settings) for _ in range(settings.num_hidden_layers))
         if pairing is not Pairing.none:
@@ -163,8 +165,15 @@ class BertForPreTraining(nn.Module):
 
     def _padded_logits(self, batch: PackedBatch) -> tuple[Tensor, Tensor | None]:
         x = self.embeddings(batch)
+        # a layer then keeps its input alone, and runs once more in the backward pass: the generators
+        # are put back for it, so that dropout is the same
+        is_recomputed = self.activation_checkpointing and torch.is_grad_enabled()
         for layer in self.layers:
-            x = layer(x, batch)
+            x = (
+                checkpoint(layer, x, batch, use_reentrant=False)
+                if is_recomputed
+                else layer(x, batch)
+            )
         mlm_logits = self.mlm_head(x[batch.masked_positions])
         if self.pairing is Pairing.none:
             return mlm_logits, None

@@ -40,7 +40,8 @@ def rehearse(engine: Engine, phase: Phase, manifest: dict[str, Any]) -> None:
     for tokens in sorted({max(least, whole * part // PARTS) for part in range(1, PARTS + 1)}):
         batch = fake_batch(tokens, seq_len, rule, manifest["vocab_size"])
         try:
-            engine.rehearse([batch] * num_micro_batches)
+            recompute = settings.engine.activation_checkpointing
+            engine.rehearse([batch] * num_micro_batches, recompute)
         except torch.OutOfMemoryError as error:
             raise RuntimeError(_cure(phase, engine, tokens, fitted, str(error))) from None
         fitted = tokens
@@ -76,13 +77,18 @@ def fake_batch(tokens: int, seq_len: int, rule: MaskingRule, vocab_size: int) ->
 
 def _cure(phase: Phase, engine: Engine, tokens: int, fitted: int | None, said: str) -> str:
     settings, ranks = phase.settings, engine.ranks
-    stage = settings.engine.zero_stage
+    stage, least = (
+        settings.engine.zero_stage,
+        f"that is the least for data.seq_len={settings.data.seq_len}",
+    )
     if fitted is not None:
         cure = f"set engine.tokens_per_micro_batch={fitted}, which fits; it changes no result"
+    elif not settings.engine.activation_checkpointing:
+        cure = f"{least}; set engine.activation_checkpointing=true; it changes no result"
     elif stage < 3 and ranks.world_size > 1:
-        cure = f"that is the least for data.seq_len={settings.data.seq_len}; set engine.zero_stage={stage + 1}"
+        cure = f"{least}; set engine.zero_stage={stage + 1}"
     else:
-        cure = "that is the least; set a smaller data.seq_len or a smaller model"
+        cure = f"{least}; set a smaller data.seq_len or a smaller model"
     of_phase = f"phase {phase.number}: " if phase.number > 1 else ""
     return (
         f"{of_phase}a micro-batch of {tokens} tokens does not fit into the memory of rank {ranks.rank} "

@@ -165,6 +165,9 @@ class EngineSettings:
     zero_stage: int
     precision: Precision
     tokens_per_micro_batch: int  # most tokens in one rank's forward pass
+    activation_checkpointing: (
+        bool  # layers keep their input alone and run again in the backward pass
+    )
     timeout_minutes: float  # a rank that makes no headway for so long ends the run
 
 

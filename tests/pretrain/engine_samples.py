@@ -65,6 +65,7 @@ def build_engine(
     precision: Precision = Precision.fp32,
     model: Any = None,
     timeout_minutes: float = 1.0,
+    activation_checkpointing: bool = False,
     **optim: Any,
 ) -> Engine:
     """An engine on the CPU, where DeepSpeed refuses fp16 unless the accelerator is made to allow it."""
@@ -72,7 +73,9 @@ def build_engine(
         get_accelerator().is_fp16_supported = lambda: True
         supported = [torch.float32, torch.float16, torch.bfloat16]
         get_accelerator().supported_dtypes = lambda: supported
-    settings = EngineSettings(stage, precision, MANY_MICRO_STEPS, timeout_minutes)
+    settings = EngineSettings(
+        stage, precision, MANY_MICRO_STEPS, activation_checkpointing, timeout_minutes
+    )
     model = build_model() if model is None else model
     return Engine(model, optim_settings(**optim), settings, ranks)
 

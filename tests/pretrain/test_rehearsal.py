@@ -23,6 +23,8 @@ FP32, AUTOCAST, BF16, FP16 = (
     Precision.fp16,
 )
 ADAMW, BERT_ADAM = {"name": OptimizerName.adamw}, {"name": OptimizerName.bert_adam}
+LEAST = "of 512 tokens does not fit .*: that is the least for data.seq_len=128"
+RECOMPUTED = "engine.activation_checkpointing=true"
 LAMB = {"name": OptimizerName.lamb, "trust_ratio": TrustRatio.all}
 
 
@@ -44,16 +46,22 @@ def test_the_made_up_batch_has_the_size_asked_for_and_full_masks(sample_dir: Pat
 
 
 def state_of(
-    ranks: Ranks, folder: Path, stage: int, precision: Precision, rehearse: bool, **optim: Any
+    ranks: Ranks,
+    folder: Path,
+    stage: int,
+    precision: Precision,
+    rehearse: bool,
+    activation_checkpointing: bool = False,
+    **optim: Any,
 ) -> Any:
     """Files, generator and DeepSpeed's counters before the first step; files after two steps."""
     engine = build_engine(ranks, stage, precision, build_model(dropout=0.3), **optim)
     if rehearse:
-        engine.rehearse(global_batch(7).micro_batches * 2)
+        engine.rehearse(global_batch(7).micro_batches * 2, activation_checkpointing)
     counters = [
         getattr(engine._engine, counter)
         for counter in ("global_steps", "global_samples", "micro_steps", "skipped_steps")
-    ]
+    ] + [engine._model.activation_checkpointing]
     first = saved(engine, folder), torch.get_rng_state().tolist(), counters
     for position in range(2):
         batch = global_batch(position, ranks.rank, ranks.world_size, MANY_MICRO_STEPS)
@@ -76,6 +84,7 @@ def saved(engine: Any, folder: Path) -> dict[str, bytes]:
         (1, FP32, BERT_ADAM),
         (0, AUTOCAST, ADAMW),
         *((stage, precision, ADAMW) for stage in (1, 2, 3) for precision in (BF16, FP16)),
+        *((stage, FP32, {"activation_checkpointing": True}) for stage in (1, 3)),
     ],
 )
 def test_a_rehearsal_leaves_weights_optimizer_generators_and_counters_untouched(
@@ -112,21 +121,18 @@ ARGUMENTS = (
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("limit", "ranks", "cure"),
+    ("limit", "ranks", "more", "cure"),
     [
-        (
-            1600,
-            1,
-            "of 2048 tokens does not fit .*: set engine.tokens_per_micro_batch=1536, which fits",
-        ),
-        (500, 2, "of 512 tokens does not fit .*: that is the least .* set engine.zero_stage=2"),
-        (500, 1, "of 512 tokens does not fit .*: that is the least; set a smaller data.seq_len"),
+        (1600, 1, [], "of 2048 tokens .*: set engine.tokens_per_micro_batch=1536, which fits"),
+        (500, 2, [], f"{LEAST}; set engine.activation_checkpointing=true; it changes no result"),
+        (500, 2, [RECOMPUTED], f"{LEAST}; set engine.zero_stage=2"),
+        (500, 1, [RECOMPUTED], f"{LEAST}; set a smaller data.seq_len"),
     ],
 )
 def test_what_does_not_fit_is_said_before_the_first_step_with_what_does(
-    sample_dir: Path, tmp_path: Path, limit: int, ranks: int, cure: str
+    sample_dir: Path, tmp_path: Path, limit: int, ranks: int, more: list[str], cure: str
 ) -> None:
-    arguments = [*ARGUMENTS, f"data.dir={sample_dir}"]
+    arguments = [*ARGUMENTS, f"data.dir={sample_dir}", *more]
     hook = out_of_memory_above(limit)
     statuses, output = pretrain_run(arguments, tmp_path, ranks=ranks, hook=hook)
     assert statuses[0] == 1
