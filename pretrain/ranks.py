@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pretrain.roll_call import call_the_roll, hosts_of, seat_of
+
 if TYPE_CHECKING:
     import torch
+    from torch._C._distributed_c10d import Store
 
 T = TypeVar("T")
 
@@ -102,29 +104,63 @@ class Ranks:
 def start(timeout_minutes: float) -> Ranks:
     """Join the other ranks: NCCL where this machine has a GPU, else gloo. Collective.
 
-    A collective that takes longer than the timeout raises RuntimeError. Raises RuntimeError where a
-    launcher's variables are incomplete.
+    A collective that takes longer than the timeout raises RuntimeError. Raises SettingsError where
+    after the timeout ranks are missing, or their GPUs are not one each and of one kind; RuntimeError
+    where a launcher's variables are incomplete or rank 0 is not reached.
     """
     place = _place(os.environ)
     import torch
+    from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]
 
-    options: dict[str, Any] = {"timeout": timedelta(minutes=timeout_minutes)}
+    limit = timedelta(minutes=timeout_minutes)
     if place is None:  # no port, no host name: nothing that another run could have taken
         place = Place(rank=0, world_size=1, local_rank=0)
-        options |= {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1}  # type: ignore[attr-defined]
-    elif "RANK" not in os.environ:
-        meeting_point = f"tcp://{_meeting_point(os.environ)}"
-        options |= {"init_method": meeting_point, "rank": place.rank}
-        options["world_size"] = place.world_size
+        store: Store = HashStore()
+    else:
+        store = _store(place, limit)
     device = torch.device("cpu")
     if torch.cuda.is_available():
         # a task that Slurm shows one GPU only finds it under number 0, whatever its local rank
         device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
-        if place.world_size > 1:
-            options["device_id"] = device
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", **options)
+    if place.world_size > 1:
+        seat = seat_of(place.rank, device)
+        call_the_roll(PrefixStore("roll", store), seat, place.world_size, limit)
+    torch.distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=limit,
+        device_id=device if device.type == "cuda" and place.world_size > 1 else None,
+    )
     return Ranks(place.rank, place.world_size, place.local_rank, device)
+
+
+def _store(place: Place, limit: timedelta) -> Store:
+    """What the ranks share before they are a group: rank 0's, or the one that torchrun has.
+
+    Unlike torch's own way from the environment it does not wait for all: who is missing is asked.
+    """
+    from torch.distributed import DistNetworkError, TCPStore  # type: ignore[attr-defined]
+
+    host, port = _meeting_point(os.environ).rsplit(":", 1)
+    is_torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        return TCPStore(
+            host,
+            int(port),
+            place.world_size,
+            is_master=place.rank == 0 and not is_torchruns,
+            timeout=limit,
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+    except DistNetworkError as error:
+        raise RuntimeError(
+            f"rank {place.rank} on {os.uname().nodename} does not reach rank 0 at {host}:{port} "
+            f"(MASTER_ADDR, MASTER_PORT; engine.timeout_minutes={limit.total_seconds() / 60:g}): {error}"
+        ) from None
 
 
 def _place(environment: Mapping[str, str]) -> Place | None:
@@ -151,25 +187,24 @@ def _place(environment: Mapping[str, str]) -> Place | None:
 
 
 def _meeting_point(environment: Mapping[str, str]) -> str:
-    """host:port at which the tasks of a Slurm step meet: on the step's first node.
+    """host:port at which the ranks meet; for the tasks of a Slurm step, on the step's first node.
 
-    MASTER_ADDR and MASTER_PORT, where a batch script sets them, come first. The port follows from
-    job and step, so that steps which share a node differ; it lies below those that systems hand out.
+    MASTER_ADDR and MASTER_PORT, where a launcher or a batch script sets them, come first. The port
+    follows from job and step, so that steps which share a node differ; it lies below those that
+    systems hand out.
     """
     host = environment.get("MASTER_ADDR") or _first_host(environment["SLURM_STEP_NODELIST"])
+    if port := environment.get("MASTER_PORT"):
+        return f"{host}:{port}"
     number = 31 * int(environment["SLURM_JOB_ID"]) + int(environment["SLURM_STEP_ID"])
-    return f"{host}:{environment.get('MASTER_PORT') or 20_000 + number % 12_000}"
+    return f"{host}:{20_000 + number % 12_000}"
 
 
 def _first_host(node_list: str) -> str:
     """First host of a Slurm node list such as `gpu[03-07,12],login1`; scontrol knows all its forms."""
-    try:
-        command = ["scontrol", "show", "hostnames", node_list]
-        hosts = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-        if hosts:
-            return hosts[0]
-    except (OSError, subprocess.CalledProcessError):
-        pass  # a container without Slurm's programs: the plain forms are read here
+    if hosts := hosts_of(node_list):
+        return hosts[0]
+    # a container without Slurm's programs: the plain forms are read here
     match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,]*))?", node_list)
     if not match:
         raise RuntimeError(f"no host name in SLURM_STEP_NODELIST={node_list!r}; set MASTER_ADDR")

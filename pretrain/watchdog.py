@@ -193,12 +193,12 @@ def _who_waits_for_whom(places: dict[int, Place], silent: dict[int, Beat | None]
         + (f"; last heard of in {beat.place.text}: {beat.process})" if beat else ")")
         for rank, beat in silent.items()
     ] + [f"rank {rank}, which is still in {places[rank].text}" for rank in behind]
-    return f"{_ranks(waiting)} in {furthest.text}" + (
+    return f"{ranks_in_words(waiting)} in {furthest.text}" + (
         f": waiting for {'; '.join(reasons)}" if reasons else ", and no rank is behind"
     )
 
 
-def _ranks(ranks: list[int]) -> str:
+def ranks_in_words(ranks: list[int]) -> str:
     """`rank 3`, or `ranks 0, 1, 2 and 509 more`."""
     shown = ", ".join(map(str, ranks[:8]))
     more = f" and {len(ranks) - 8} more" if len(ranks) > 8 else ""

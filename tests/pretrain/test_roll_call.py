@@ -1,0 +1,125 @@
+"""Ranks that do not come, and ranks that sit on one GPU, are named before the first collective."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import re
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks_harness import run_ranks
+from run_in_fork import _free_port
+
+from pretrain import ranks as ranks_module
+from pretrain.ranks import Ranks
+from pretrain.roll_call import Seat, call_the_roll, check_seats
+
+A100, H100 = "NVIDIA A100-SXM4-80GB, 79 GiB", "NVIDIA H100 80GB HBM3, 79 GiB"
+
+
+def seat(rank: int, host: str = "node1", device: str = A100, unit: str | None = None) -> Seat:
+    return Seat(rank, host, 100 + rank, device, f"gpu-{rank}" if unit is None else unit)
+
+
+def start(rank: int, port: int, folder: Path, variables: dict[str, str]) -> None:
+    """What a rank of three says when it is started, into a file of its own."""
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE="3", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port), **variables,
+    )  # fmt: skip
+    try:
+        ranks_module.start(timeout_minutes=1 / 60)
+        said = "it has started"
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+    (folder / str(rank)).write_text(said)
+    os._exit(0)
+
+
+def started(these: Sequence[int], folder: Path, **variables: str) -> list[str]:
+    """What these ranks of three say, the others of which never come."""
+    context, port = multiprocessing.get_context("fork"), _free_port()
+    processes = [
+        context.Process(target=start, args=(rank, port, folder, variables)) for rank in these
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    return [(folder / str(rank)).read_text() for rank in these]
+
+
+@pytest.mark.distributed
+def test_a_rank_that_does_not_come_is_named_on_every_rank_that_has(tmp_path: Path) -> None:
+    said = started([0, 1], tmp_path)
+    for text in said:
+        assert re.match(
+            r"SettingsError: rank 2 of 3 has not come within 0.01\d* minutes "
+            r"\(engine.timeout_minutes\) to rank 0 on \S+; look at their output",
+            text,
+        ), text
+
+
+@pytest.mark.distributed
+def test_nodes_from_which_nobody_has_come_are_named(tmp_path: Path) -> None:
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho {os.uname().nodename} node7 node8\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    said = started([0], tmp_path, PATH=path, SLURM_STEP_NODELIST="any", SLURMD_NODENAME="")
+    assert "ranks 1, 2 of 3 have not come" in said[0]
+    assert "nobody has come from node7, node8: look at these nodes" in said[0]
+
+
+@pytest.mark.distributed
+def test_without_rank_0_the_others_say_whom_they_wait_for(tmp_path: Path) -> None:
+    (said,) = started([1], tmp_path)
+    assert re.match(r"RuntimeError: rank 1 on \S+ does not reach rank 0 at 127.0.0.1:\d+", said)
+
+
+@pytest.mark.distributed
+def test_when_all_have_come_they_start(tmp_path: Path) -> None:
+    assert started([0, 1, 2], tmp_path) == ["it has started"] * 3
+
+
+def roll_call_with(ranks: Ranks, change: Callable[[Seat], Seat]) -> str:
+    store = torch.distributed.distributed_c10d._get_default_store()
+    try:
+        call_the_roll(store, change(seat(ranks.rank)), ranks.world_size, timedelta(seconds=30))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "all are here"
+
+
+def all_on_one_gpu(seat: Seat) -> Seat:
+    return dataclasses.replace(seat, unit="gpu-0" if seat.rank < 2 else seat.unit)
+
+
+@pytest.mark.distributed
+def test_two_ranks_on_one_gpu_are_named_on_every_rank() -> None:
+    said = run_ranks(roll_call_with, 3, change=all_on_one_gpu)
+    expected = "SettingsError: rank 0 on node1 and rank 1 on node1 have one and the same GPU (gpu-0)"
+    assert all(text.startswith(expected) for text in said), said
+
+
+@pytest.mark.distributed
+def test_ranks_with_a_gpu_each_begin() -> None:
+    assert run_ranks(roll_call_with, 3, change=lambda seat: seat) == ["all are here"] * 3
+
+
+def test_gpus_of_another_kind_are_one_sentence_however_many_they_are() -> None:
+    seats = [seat(rank, f"node{rank // 8}", H100 if rank >= 24 else A100) for rank in range(32)]
+    (fault,) = check_seats(seats)
+    assert fault.startswith(
+        f"8 of 32 ranks, the first of them rank 24 on node3, have {H100}, rank 0 on node0 has {A100}; "
+    )
+
+
+def test_ranks_may_share_a_cpu() -> None:
+    seats: list[Any] = [seat(rank, device="a CPU", unit="") for rank in range(4)]
+    assert check_seats(seats) == []
