@@ -34,6 +34,11 @@ MODEL_FILE, OPTIMIZER_FILE, ENGINE_FILE = (
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 
 
+def state_bytes(num_parameters: int) -> int:
+    """What the files take, but for some kilobytes: fp32 weights and moments."""
+    return 4 * num_parameters * (1 + len(MOMENTS))
+
+
 @dataclass(frozen=True)
 class Layout:
     """What has to be the same in the run that writes a state and in the run that reads it."""
@@ -45,7 +50,7 @@ class Layout:
     @property
     def state_bytes(self) -> int:
         """What a state takes, but for some kilobytes: fp32 weights and moments."""
-        return 4 * sum(map(math.prod, self.shapes.values())) * len((WEIGHT, *MOMENTS))
+        return state_bytes(sum(map(math.prod, self.shapes.values())))
 
     def check(self, stored: Layout, folder: Path) -> None:
         """Raise SettingsError where the state in `folder` is not for this run."""

@@ -79,11 +79,18 @@ class JsonLines:
         self._metrics.write(_line({"step": step, "time": _now(), **figures}))
 
     def event(self, kind: str, facts: dict[str, Any]) -> None:
-        self._events.write(_line({"time": _now(), "event": kind, **facts}))
+        self._events.write(_event_line(kind, facts))
 
     def close(self) -> None:
         self._metrics.close()
         self._events.close()
+
+
+def append_event(run_folder: Path, kind: str, facts: dict[str, Any]) -> None:
+    """One line in events.jsonl of what happens before there is a monitor."""
+    events = _Lines(run_folder / "events.jsonl")
+    events.write(_event_line(kind, facts))
+    events.close()
 
 
 class _Lines:
@@ -111,6 +118,10 @@ class _Lines:
 
 def _line(value: dict[str, Any]) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _event_line(kind: str, facts: dict[str, Any]) -> bytes:
+    return _line({"time": _now(), "event": kind, **facts})
 
 
 def _now() -> str:

@@ -134,16 +134,16 @@ def _judge(store: Store, world_size: int, limit: timedelta) -> list[str]:
     except DistStoreError:
         missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
     seats = [
-        Seat(**orjson.loads(store.get(key)))
-        for rank, key in enumerate(keys)
-        if rank not in missing
+        Seat(**orjson.loads(store.get(key))) for rank, key in enumerate(keys) if rank not in missing
     ]
     return [_who_is_missing(missing, seats, limit)] if missing else check_seats(seats)
 
 
 def _who_is_missing(missing: list[int], seats: list[Seat], limit: timedelta) -> str:
     here = {seat.host for seat in seats}
-    empty = [host for host in hosts_of(os.environ.get("SLURM_STEP_NODELIST", "")) if host not in here]
+    empty = [
+        host for host in hosts_of(os.environ.get("SLURM_STEP_NODELIST", "")) if host not in here
+    ]
     if empty:
         more = f" and {len(empty) - 8} more" if len(empty) > 8 else ""
         where = (

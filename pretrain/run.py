@@ -118,8 +118,15 @@ def _run(settings: Settings, on_sample: bool, stop: survival.StopRequest, voice:
         if on_sample and is_main and not (folder_of(data) / "manifest.json").exists():
             print(f"preparing the sample corpus in {folder_of(data)}", flush=True)
             prepare_sample(data)
-        if is_main or not on_sample:  # other ranks wait for rank 0 to have made the sample
+        if not is_main and on_sample:
+            continue  # these ranks wait for rank 0 to have made the sample
+        try:
             manifest_of(data)  # refused before torch is imported
+        except SettingsError:
+            if not is_main:  # does rank 0 see the same, and end all, or this rank alone?
+                stop.wait(limit_s=30)
+            if is_main or stop.requested:
+                raise  # else the preflight names this rank
     from pretrain import ranks as ranks_module
 
     ranks = ranks_module.start(settings.engine.timeout_minutes)
@@ -142,10 +149,11 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
     """Train, and close the run on rank 0. Collective."""
     from pretrain.checkpoint import STATE_FILE
     from pretrain.engine import resolve_precision
+    from pretrain.preflight import preflight
 
+    found = preflight(ranks, settings)
     settings.engine.precision = resolve_precision(settings.engine, ranks.device)
-    phases = phases_of(settings)
-    manifests = [manifest_of(phase.settings.data) for phase in phases]
+    phases, manifests = phases_of(settings), found.manifests
     run_identity = identity(settings, manifests)
     run_folder = Path(settings.run.dir) / str(settings.run.name)
     log = run_folder / "logs" / f"rank-{ranks.rank:05d}.log"
@@ -157,7 +165,11 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
             return open_run_folder(run_folder, settings, run_identity)
 
         checkpoint = _on_rank_0(ranks, open_folder)
-        if ranks.rank > 0:
+        if ranks.rank == 0:
+            found.record(run_folder)
+            print("".join(f"{line}
+" for line in found.lines()), end="", file=sys.stderr)
+        else:
             voice.log_to(log)
         # before the collectives' own time-out, which writes no stacks and knows no rank
         limit_s = 0.8 * 60 * settings.engine.timeout_minutes

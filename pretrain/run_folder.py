@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,21 +116,26 @@ def _together(shards: list[dict[str, Any]]) -> str:
 def environment() -> dict[str, Any]:
     """Versions, commit and hardware, for the record."""
     root = Path(__file__).resolve().parent.parent
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
     return {
         "python": platform.python_version(),
-        "packages": versions,
+        "packages": package_versions(PACKAGES),
         "commit": _git(root, "rev-parse", "HEAD"),
         "has_uncommitted_changes": bool(_git(root, "status", "--porcelain")),
         "host": platform.node(),
         "machine": platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
     }
+
+
+def package_versions(packages: Sequence[str]) -> dict[str, str | None]:
+    """Versions by package; None for one that is not installed."""
+    versions: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
 
 
 def _git(root: Path, *words: str) -> str | None:

@@ -36,7 +36,7 @@ def start(rank: int, port: int, folder: Path, variables: dict[str, str]) -> None
     try:
         ranks_module.start(timeout_minutes=1 / 60)
         said = "it has started"
-    except Exception as error:
+    except (RuntimeError, ValueError) as error:  # a SettingsError is a ValueError
         said = f"{type(error).__name__}: {error}"
     (folder / str(rank)).write_text(said)
     os._exit(0)
@@ -91,7 +91,7 @@ def roll_call_with(ranks: Ranks, change: Callable[[Seat], Seat]) -> str:
     store = torch.distributed.distributed_c10d._get_default_store()
     try:
         call_the_roll(store, change(seat(ranks.rank)), ranks.world_size, timedelta(seconds=30))
-    except Exception as error:
+    except (RuntimeError, ValueError) as error:  # a SettingsError is a ValueError
         return f"{type(error).__name__}: {error}"
     return "all are here"
 
@@ -103,7 +103,9 @@ def all_on_one_gpu(seat: Seat) -> Seat:
 @pytest.mark.distributed
 def test_two_ranks_on_one_gpu_are_named_on_every_rank() -> None:
     said = run_ranks(roll_call_with, 3, change=all_on_one_gpu)
-    expected = "SettingsError: rank 0 on node1 and rank 1 on node1 have one and the same GPU (gpu-0)"
+    expected = (
+        "SettingsError: rank 0 on node1 and rank 1 on node1 have one and the same GPU (gpu-0)"
+    )
     assert all(text.startswith(expected) for text in said), said
 
 

@@ -1,0 +1,279 @@
+"""The preflight: what would make a run wrong or end it later is said at its start, in one sentence each.
+
+Every rank compares itself with rank 0 and sends what differs, which is nothing as a rule: a thousand ranks
+cost what two do, and what many of them share is said once.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import shutil
+import statistics
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import data_prep
+import pretrain
+from data_prep.configuration import SettingsError, as_dict
+from data_prep.files import checksum
+from data_prep.objectives import Pairing
+from pretrain.consolidated import state_bytes
+from pretrain.model import BertForPreTraining
+from pretrain.monitor import append_event
+from pretrain.phases import phases_of
+from pretrain.prepared import folder_of, manifest_of
+from pretrain.ranks import Ranks
+from pretrain.roll_call import Seat, seat_of, some_of
+from pretrain.run_folder import package_versions
+from pretrain.settings import DataSettings, ModelSettings, Settings
+
+PACKAGES = ("torch", "deepspeed", "numpy", "numba")
+MOST_SHOWN = 3  # of what differs on a rank; all are counted
+ROUNDS = 5
+REDUCED_BYTES = {"cuda": 64 << 20, "cpu": 4 << 20}
+
+_CURES = {
+    "code": "bring the project's folder on that node up to date, or use one that all nodes share",
+    "versions": "give all nodes one environment: a folder that they share, or a container image",
+    "settings": "give every rank the same arguments and the same conf/",
+    "data": "see that the file system is mounted and up to date on that node",
+}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a rank has in another way than rank 0."""
+
+    kind: str  # a key of _CURES
+    shown: tuple[tuple[str, str, str], ...]  # name, here, on rank 0
+    more: int  # beyond those shown
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found, on rank 0 to be told; the same manifests on every rank."""
+
+    manifests: list[dict[str, Any]]  # of each phase's shards
+    seats: list[Seat]
+    facts: dict[str, Any]  # of the event
+    warnings: list[str] = field(default_factory=list)
+
+    def record(self, run_folder: Path) -> None:
+        """The rank map into the log, warnings, an event."""
+        width = max(len(seat.host) for seat in self.seats)
+        rows = [
+            f"  rank {s.rank:<5} {s.host:{width}}  process {s.process:<8} {s.device} {s.unit}".rstrip()
+            for s in self.seats
+        ]
+        logger.info("the ranks:\n%s", "\n".join(rows))
+        for warning in self.warnings:
+            logger.warning("%s", warning)
+        append_event(run_folder, "preflight", self.facts)
+
+    def lines(self) -> list[str]:
+        """What a person wants to know of several ranks."""
+        if len(self.seats) == 1:
+            return []
+        return [
+            f"{summary(self.seats)}; all-reduce of {self.facts['all_reduce_mb']:g} MB at "
+            f"{self.facts['algorithm_gb_per_s']:.2f} GB/s (bus {self.facts['bus_gb_per_s']:.2f})"
+        ]
+
+
+def preflight(ranks: Ranks, settings: Settings) -> Preflight:
+    """Check versions, code, settings, data, all-reduce and disk, before a model is built. Collective.
+
+    Raises SettingsError on every rank, with a sentence for each thing that is wrong.
+    """
+    seats = ranks.gather(seat_of(ranks.rank, ranks.device))
+    phases = phases_of(settings)
+    data = [phase.settings.data for phase in phases]
+    own = {
+        "code": _code(),
+        "versions": _versions(),
+        "settings": _flat(settings),
+        "data": {str(folder_of(d) / "manifest.json"): _shards(d) for d in data},
+    }
+    differences = compare(own, ranks.broadcast(own))
+    _raise(explain(ranks.gather(differences), seats))
+    manifests = [manifest_of(d) for d in data]
+    facts: dict[str, Any] = {"hosts": len({s.host for s in seats}), "device": seats[0].device}
+    if ranks.world_size > 1:
+        facts |= measure_all_reduce(ranks, seats)
+    vocab_size = manifests[0]["vocab_size"]
+    size = checkpoint_bytes(settings.model, vocab_size, settings.data.pairs)
+    keep = max(phase.settings.checkpoint.keep for phase in phases)
+    folder = Path(settings.run.dir) / str(settings.run.name) / "checkpoints"
+    free = free_bytes(folder) if ranks.rank == 0 else 0
+    fault, warning = ranks.broadcast(_judge_disk(folder, size, keep, free))
+    _raise([fault] if fault else [])
+    facts |= {"checkpoint_mb": round(size / 1e6, 1), "free_mb": round(free / 1e6, 1)}
+    return Preflight(manifests, seats, facts, [warning] if warning else [])
+
+
+def summary(seats: Sequence[Seat]) -> str:
+    """`32 ranks on 4 hosts, 8 each: NVIDIA A100-SXM4-80GB, 79 GiB`."""
+    counts = sorted(Counter(seat.host for seat in seats).values())
+    hosts = "1 host" if len(counts) == 1 else f"{len(counts)} hosts"
+    each = (
+        f", {counts[0]} each" if counts[0] == counts[-1] else f", {counts[0]} to {counts[-1]} each"
+    )
+    return f"{len(seats)} ranks on {hosts}{each if len(counts) > 1 else ''}: {seats[0].device}"
+
+
+def compare(
+    own: Mapping[str, Mapping[str, str]], of_rank_0: Mapping[str, Mapping[str, str]]
+) -> list[Difference]:
+    """What this rank has in another way than rank 0."""
+    differences = []
+    for kind, values in own.items():
+        others = of_rank_0[kind]
+        names = [n for n in sorted({*values, *others}) if values.get(n) != others.get(n)]
+        if names:
+            shown = tuple(
+                (name, values.get(name, "nowhere"), others.get(name, "nowhere"))
+                for name in names[:MOST_SHOWN]
+            )
+            differences.append(Difference(kind, shown, len(names) - len(shown)))
+    return differences
+
+
+def explain(differences: Sequence[Sequence[Difference]], seats: Sequence[Seat]) -> list[str]:
+    """A sentence for each difference, which names the first of the ranks that share it."""
+    sharing: dict[Difference, list[Seat]] = {}
+    for seat, of_rank in zip(seats, differences, strict=True):
+        for difference in of_rank:
+            sharing.setdefault(difference, []).append(seat)
+    sentences = []
+    for difference, who in sharing.items():
+        things = ", ".join(
+            f"{n} {here} (rank 0 has {there})" for n, here, there in difference.shown
+        )
+        more = f" and {difference.more} more that differ" if difference.more else ""
+        has = "has" if len(who) == 1 else "have"
+        sentences.append(
+            f"{some_of(who, len(seats))} {has} {things}{more}; {_CURES[difference.kind]}"
+        )
+    return sentences
+
+
+def measure_all_reduce(ranks: Ranks, seats: Sequence[Seat]) -> dict[str, float]:
+    """Sum some megabytes over all ranks a few times: its speed in GB/s (10^9), the median.
+
+    The algorithm's bandwidth is bytes by time, the bus's what each link carries: 2 (n - 1) / n of it.
+    Raises SettingsError on every rank where a sum is wrong.
+    """
+    n, is_cuda = ranks.world_size, ranks.device.type == "cuda"
+    size = REDUCED_BYTES[ranks.device.type]
+    values = torch.empty(size // 4, device=ranks.device)
+    expected = n * (n + 1) // 2  # exact in fp32 up to 5,792 ranks
+    seconds, fault = [], None
+    for _ in range(1 + ROUNDS):
+        values.fill_(ranks.rank + 1)
+        ranks.barrier()
+        if is_cuda:
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        torch.distributed.all_reduce(values)
+        if is_cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+        wrong = values != expected
+        if fault is None and bool(wrong.any()):
+            place = int(wrong.int().argmax())
+            fault = f"{values[place].item():g} at place {place:,}", int(wrong.sum())
+    faults = ranks.gather(fault)
+    who = [seat for seat, of_rank in zip(seats, faults, strict=True) if of_rank]
+    if who:
+        value, count = next(of_rank for of_rank in faults if of_rank)
+        raise SettingsError(
+            f"{some_of(who, n)} got a wrong sum from an all-reduce of {values.numel():,} numbers: "
+            f"{value} instead of {expected} ({count:,} are wrong); a device or a link is broken: start "
+            "without that node, and have it tested (NCCL_DEBUG=INFO says which way the data went)"
+        )
+    gb_per_s = size / statistics.median(seconds[1:]) / 1e9  # the first one makes connections
+    return {
+        "all_reduce_mb": size / 2**20,
+        "algorithm_gb_per_s": round(gb_per_s, 3),
+        "bus_gb_per_s": round(gb_per_s * 2 * (n - 1) / n, 3),
+    }
+
+
+def checkpoint_bytes(model: ModelSettings, vocab_size: int, pairing: Pairing) -> int:
+    """What a checkpoint takes, but for some kilobytes, known from the shapes alone."""
+    with torch.device("meta"):
+        return state_bytes(BertForPreTraining(model, vocab_size, pairing).num_parameters)
+
+
+def free_bytes(folder: Path) -> int:
+    """What is free for checkpoints in `folder`, which need not exist: rests of a killed save go."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    leftovers = [path for rest in folder.glob(".step-*.tmp") for path in rest.iterdir()]
+    return shutil.disk_usage(existing).free + sum(path.stat().st_size for path in leftovers)
+
+
+def _judge_disk(folder: Path, size: int, keep: int, free: int) -> tuple[str | None, str | None]:
+    """A reason to refuse, and a warning: a new checkpoint is whole before an old one goes."""
+    here = min(keep, len(list(folder.glob("step-*"))))
+    room = f"{folder} has room for {free / 1e6:,.1f} MB"
+    if free < size:
+        return (
+            f"{room}, and a checkpoint takes {size / 1e6:,.1f} MB; make room, or set run.dir to a "
+            "larger disk"
+        ), None
+    need = size * (keep + 1 - here)
+    if free < need:
+        return None, (
+            f"{room}, and the {keep} checkpoints to be kept (checkpoint.keep) and the next one take "
+            f"{need / 1e6:,.1f} MB beyond those that are there; make room, or set checkpoint.keep lower"
+        )
+    return None, None
+
+
+def _shards(data: DataSettings) -> str:
+    """The manifest's checksum, which stands for all shards; or why there is none."""
+    try:
+        manifest_of(data)
+        return f"of checksum {checksum(folder_of(data) / 'manifest.json')[:8]}"
+    except (OSError, ValueError) as error:  # a SettingsError is a ValueError
+        return f"unreadable: {error}"
+
+
+def _code() -> dict[str, str]:
+    """Checksums of the project's own source files."""
+    found = {}
+    for package in (pretrain, data_prep):
+        root = Path(str(package.__file__)).parent
+        for path in sorted(root.rglob("*.py")):
+            found[str(path.relative_to(root.parent))] = f"of checksum {checksum(path)[:8]}"
+    return found
+
+
+def _versions() -> dict[str, str]:
+    found = {name: str(version) for name, version in package_versions(PACKAGES).items()}
+    found |= {"python": platform.python_version(), "CUDA": str(torch.version.cuda)}
+    if torch.cuda.is_available():
+        found["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+    return found
+
+
+def _flat(settings: Settings) -> dict[str, str]:
+    return {
+        f"{group}.{name}" if name else group: str(value)
+        for group, values in as_dict(settings).items()
+        for name, value in (values.items() if isinstance(values, dict) else [("", values)])
+    }
+
+
+def _raise(sentences: Sequence[str]) -> None:
+    if sentences:
+        raise SettingsError("\n".join(sentences))
