@@ -167,8 +167,7 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
         checkpoint = _on_rank_0(ranks, open_folder)
         if ranks.rank == 0:
             found.record(run_folder)
-            print("".join(f"{line}
-" for line in found.lines()), end="", file=sys.stderr)
+            print("".join(f"{line}\n" for line in found.lines()), end="", file=sys.stderr)
         else:
             voice.log_to(log)
         # before the collectives' own time-out, which writes no stacks and knows no rank
