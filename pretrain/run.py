@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.configuration import SettingsError, as_dict, as_yaml, choices, compose
 from data_prep.files import read_json
-from pretrain import survival
+from pretrain import batch_job, survival
 from pretrain.phases import Phase, Place, check_phases, phases_of, place_of
 from pretrain.prepared import folder_of, manifest_of, prepare_sample
 from pretrain.ranks import environment_rank, environment_world_size
@@ -193,8 +193,6 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
             from pretrain.closing import close_run
 
             close_run(run_folder, place.phase.settings, manifests[-1])
-        elif ranks.rank == 0 and (path := os.environ.get("BERT_STOPPED_FILE")):
-            Path(path).touch()  # tells the batch script to requeue the job
         ranks.barrier()
     return 0
 
@@ -355,6 +353,8 @@ def _sinks(settings: Settings, run_folder: Path, progress: Progress) -> list[Sin
         JsonLines(run_folder, progress.step),
         Screen(progress.step, None if in_phase is None else progress.first_step + in_phase),
     ]
+    if path := os.environ.get(batch_job.VARIABLE):
+        sinks.append(batch_job.BatchJob(Path(path)))
     if settings.log.wandb:
         sinks.append(Wandb(run_folder, str(settings.run.name), settings.log, as_dict(settings)))
     return sinks

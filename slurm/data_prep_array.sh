@@ -27,4 +27,7 @@ share=()
 [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || share=("share=$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT")
 set -- "$1" num_workers="$SLURM_CPUS_PER_TASK" "${@:2}" executor=local "${share[@]}"
 echo "$(date '+%F %T') data_prep.$1 ${*:2}"
-exec "$python" -u -m "data_prep.$1" "${@:2}"
+containerize "${@:2}"
+[ "${#srun_options[@]}" -eq 0 ] || # pyxis is a part of srun
+    python=(srun --ntasks=1 --export=ALL --cpus-per-task="$SLURM_CPUS_PER_TASK" "${srun_options[@]}" "${python[@]}")
+exec "${python[@]}" -u -m "data_prep.$1" "${@:2}"

@@ -232,7 +232,7 @@ def test_a_signal_saves_ends_with_0_and_the_next_start_continues(
     sample_dir: Path, tmp_path: Path, uninterrupted: tuple[Path, str]
 ) -> None:
     def signal_at_step_5(rank: int) -> None:
-        os.environ["BERT_STOPPED_FILE"] = str(tmp_path / "stopped")
+        os.environ["BERT_JOB_FILE"] = str(tmp_path / "job")
         train_step, calls = Engine.train_step, 0
 
         def signalled(self: Engine, *args: Any) -> Any:
@@ -246,7 +246,7 @@ def test_a_signal_saves_ends_with_0_and_the_next_start_continues(
 
     statuses, output = pretrain_run(arguments(sample_dir), tmp_path, hook=signal_at_step_5)
     assert statuses == [0], output
-    assert (tmp_path / "stopped").exists()
+    assert (tmp_path / "job").read_text() == "stopped"
     assert (tmp_path / "runs/x/checkpoints/step-00000005/manifest.json").exists()
     statuses, output = pretrain_run(arguments(sample_dir), tmp_path)
     assert statuses == [0], output

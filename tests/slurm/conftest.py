@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -51,17 +52,31 @@ class Job:
 
     def warn(self) -> None:
         """What --signal=B:USR1@300 does five minutes before the end: USR1 to the batch script."""
-        subprocess.run(
-            ["scancel", "--batch", "--signal=USR1", self.number], env=self.env, check=True
-        )
+        self.cancel("--batch", "--signal=USR1")
 
-    def cancel(self) -> None:
-        subprocess.run(["scancel", self.number], env=self.env, check=True)
+    def cancel(self, *options: str) -> None:
+        """scancel: ends the job, or sends a signal where the options say so."""
+        subprocess.run(["scancel", *options, self.number], env=self.env, check=True)
+
+    def process_of(self, rank: int) -> int:
+        """Number of the process that is this task; nodes hide theirs from each other, not from us."""
+        marks = {f"SLURM_JOB_ID={self.number}", f"SLURM_PROCID={rank}"}
+        marks.add(f"SLURM_CONF={self.env['SLURM_CONF']}")  # clusters beside ours have such jobs, too
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended
+                parent = re.findall(r"PPid:\s*(\d+)", (process / "status").read_text())[0]
+                is_task = "slurmstepd" in Path(f"/proc/{parent}/comm").read_text()
+                if is_task and marks <= set((process / "environ").read_text().split("\0")):
+                    return int(process.name)
+        raise AssertionError(f"no process is task {rank} of job {self.number}")
 
     def wait(self, met: Callable[[], bool], what: str, limit_s: float) -> None:
         """Until `met` or the job's end. AssertionError, with the log, when neither comes."""
         end = time.monotonic() + limit_s
         while not met() and (ended := self.state) not in ENDED:
+            if ended == "PENDING":  # a requeued job else waits for some seconds
+                update = ["scontrol", "update", f"JobId={self.number}", "StartTime=now"]
+                subprocess.run(update, env=self.env, capture_output=True)
             assert time.monotonic() < end, f"{what}: not in {limit_s} s ({ended})\n{self.log}"
             time.sleep(0.1)
         assert met(), f"{what}: the job is {self.state}\n{self.log}"

@@ -22,13 +22,21 @@ JOBS = (*TRAINERS, ARRAY)
 SCRIPTS = (*JOBS, CHAIN)
 
 # In a virtual environment's bin/python. Each start adds a line to calls.jsonl; the override `end=`
-# says what follows: `stopped` waits for USR1 in the job's first start, as a trainer would that is
-# still far from its last step; `failed` fails in task 1 alone, `refused` in data_prep.vocab alone.
+# says what follows: `stopped` waits for a signal in the job's first start, as a trainer would that is
+# still far from its last step; `failed` fails in task 1 alone, `refused` in data_prep.vocab alone;
+# `status=N` ends every start so, the first after a checkpoint.
 STAND_IN = """#!{executable}
 import json, os, signal, sys
 calls, arguments = {calls!r}, sys.argv[1:]
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-env = {{name: value for name, value in os.environ.items() if name.startswith(("SLURM", "CUDA", "OMP"))}}
+told = [signal.SIGUSR1, signal.SIGTERM]
+signal.pthread_sigmask(signal.SIG_BLOCK, told)
+kinds = ("SLURM", "CUDA", "OMP", "MASTER")
+env = {{name: value for name, value in os.environ.items() if name.startswith(kinds)}}
+is_first_start = "SLURM_RESTART_COUNT" not in env
+def say(word):
+    if env["SLURM_PROCID"] == "0":
+        with open(os.environ["BERT_JOB_FILE"], "w") as file:
+            file.write(word)
 with open(calls, "a") as file:
     file.write(json.dumps({{"arguments": arguments, "cwd": os.getcwd(), "env": env}}) + "\\n")
 if "end=failed" in arguments:
@@ -37,10 +45,14 @@ if "end=failed" in arguments:
     signal.pause()
 if "end=refused" in arguments and arguments[2] == "data_prep.vocab":
     sys.exit("the reason")
-if "end=stopped" in arguments and "SLURM_RESTART_COUNT" not in env:
-    signal.sigwait([signal.SIGUSR1])
-    if env["SLURM_PROCID"] == "0":
-        open(os.environ["BERT_STOPPED_FILE"], "w").close()
+if "end=stopped" in arguments and is_first_start:
+    signal.sigwait(told)
+    say("stopped")
+for argument in arguments:
+    if argument.startswith("end=status="):
+        if is_first_start:
+            say("saved")
+        sys.exit(int(argument.removeprefix("end=status=")))
 """
 
 Calls = Callable[[], list[dict[str, Any]]]
@@ -104,6 +116,8 @@ def test_every_gpu_gets_one_task_with_the_overrides_behind_the_scripts_own(
     assert sorted(task["SLURM_PROCID"] for task in tasks) == ["0", "1", "2", "3"]
     assert sorted(task["SLURM_LOCALID"] for task in tasks) == ["0", "0", "1", "1"]
     assert {task["CUDA_VISIBLE_DEVICES"] for task in tasks} == {"0,1"}
+    port = str(20_000 + 31 * int(job.number) % 12_000)
+    assert {(task["MASTER_ADDR"], task["MASTER_PORT"]) for task in tasks} == {("node1", port)}
 
 
 @pytest.mark.slurm
@@ -121,12 +135,20 @@ def test_each_task_gets_the_threads_of_its_cores(
 
 
 @pytest.mark.slurm
-def test_a_job_warned_of_its_end_saves_is_requeued_and_completes(
-    cluster: Any, tmp_path: Path, calls: Calls
+@pytest.mark.parametrize(
+    "told",
+    [
+        ("--batch", "--signal=USR1"),  # the time limit; preemption where the site lets --signal hold
+        ("--signal=TERM",),  # preemption elsewhere: the tasks alone
+        ("--batch", "--signal=TERM"),
+    ],
+)
+def test_a_job_told_to_end_saves_is_requeued_and_completes(
+    cluster: Any, told: tuple[str, ...], tmp_path: Path, calls: Calls
 ) -> None:
     job = cluster.submit(TRAINERS[1], ["end=stopped"], log_dir=tmp_path, venv=tmp_path)
     job.wait(lambda: len(calls()) == 4, "all tasks started", limit_s=30)
-    job.warn()
+    job.cancel(*told)
 
     assert job.wait_until_ended() == "COMPLETED", job.log
     assert job.show()["Restarts"] == "1"
@@ -134,7 +156,36 @@ def test_a_job_warned_of_its_end_saves_is_requeued_and_completes(
     assert {tuple(call["arguments"]) for call in calls()} == {tuple(calls()[0]["arguments"])}
     assert "start 1:" in job.log, "the log of the first start was overwritten"
     assert "start 2:" in job.log
-    assert not list((ROOT / "logs").glob("stopped-*"))
+    assert not list((ROOT / "logs").glob("state-*"))
+
+
+@pytest.mark.slurm
+def test_a_cancelled_job_is_not_requeued_though_its_tasks_have_saved(
+    cluster: Any, tmp_path: Path, calls: Calls
+) -> None:
+    job = cluster.submit(TRAINERS[1], ["end=stopped"], log_dir=tmp_path, venv=tmp_path)
+    job.wait(lambda: len(calls()) == 4, "all tasks started", limit_s=30)
+    job.cancel()
+    assert job.wait_until_ended() == "CANCELLED", job.log
+    assert job.show()["Restarts"] == "0"
+    assert len(calls()) == 4
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize(("status", "restarts"), [(1, 1), (2, 0)])
+def test_a_failure_requeues_after_a_checkpoint_alone_and_a_wrong_setting_never(
+    cluster: Any, status: int, restarts: int, tmp_path: Path, calls: Calls
+) -> None:
+    """A checkpoint in the first start alone: what fails at one place ends at the second time."""
+    job = cluster.submit(
+        TRAINERS[0], [f"end=status={status}"], log_dir=tmp_path, venv=tmp_path,
+        options=["--ntasks-per-node=2", "--gpus-per-node=2"],
+    )  # fmt: skip
+    assert job.wait_until_ended() == "FAILED", job.log
+    shown = job.show()
+    assert (shown["Restarts"], shown["ExitCode"]) == (str(restarts), f"{status}:0")
+    assert len(calls()) == 2 * (1 + restarts)
+    assert job.log.count("failed with status 1 after a checkpoint; requeued") == restarts
 
 
 @pytest.mark.slurm

@@ -1,0 +1,42 @@
+# All that data preparation and training need, and the code itself.
+#
+#   docker build --tag bert-pretraining .
+#   docker run --rm bert-pretraining python -m pretrain.run --help
+#   docker run --rm --gpus all --ipc host --volume "$PWD/runs:/opt/bert-pretraining/runs" \
+#       bert-pretraining torchrun --nproc-per-node 8 -m pretrain.run +model=tiny run.name=demo
+#
+# It runs as user 1000; --user "$(id -u):$(id -g)" where a mounted folder is yours and you are another.
+# No CUDA image below: torch's packages bring CUDA, cuDNN and NCCL of the versions they were built
+# with, and the host brings the driver.
+FROM python:3.11-slim
+
+LABEL org.opencontainers.image.title="bert-pretraining" \
+      org.opencontainers.image.description="Distributed BERT pretraining, from raw text to a Hugging Face model" \
+      org.opencontainers.image.licenses="Apache-2.0"
+
+# git for the commit in a run's record; the rest for NCCL, which else takes TCP for InfiniBand.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends git ibverbs-providers libibverbs1 \
+    && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /opt/bert-pretraining
+# The dependencies first: a layer of gigabytes, which a change of the code leaves as it is.
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+RUN DS_BUILD_OPS=0 pip install --no-cache-dir --constraint constraints.txt --editable '.[fast,finetune]'
+COPY conf conf
+COPY data_prep data_prep
+COPY pretrain pretrain
+COPY scripts scripts
+RUN pip install --no-cache-dir --no-deps --editable . \
+    && useradd --uid 1000 --create-home bert \
+    && mkdir data runs \
+    && chmod --recursive a+rwX .
+USER 1000
+
+# No packages of the user's home folder (Apptainer mounts it); the GPUs under enroot and pyxis.
+ENV PYTHONNOUSERSITE=1 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+CMD ["python", "-m", "pretrain.run", "--help"]
