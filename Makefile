@@ -1,5 +1,5 @@
 # make demo    from nothing to a trained, exported BERT in minutes
-# make test    the tests; make test-slow: those that take minutes; make check: format, lint, types
+# make test    the tests; make test-slow: those that take minutes; make check: format, lint, types, scripts
 # make bench   the benchmarks; make fix: format and mend what can be mended
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 BIN := .venv/bin
@@ -30,6 +30,8 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck --external-sources slurm/*.sh slurm/job.inc .ci/run
+	$(BIN)/hadolint Dockerfile
 
 fix: install
 	$(BIN)/ruff format .

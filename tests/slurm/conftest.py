@@ -61,7 +61,9 @@ class Job:
     def process_of(self, rank: int) -> int:
         """Number of the process that is this task; nodes hide theirs from each other, not from us."""
         marks = {f"SLURM_JOB_ID={self.number}", f"SLURM_PROCID={rank}"}
-        marks.add(f"SLURM_CONF={self.env['SLURM_CONF']}")  # clusters beside ours have such jobs, too
+        marks.add(
+            f"SLURM_CONF={self.env['SLURM_CONF']}"
+        )  # clusters beside ours have such jobs, too
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it has ended
                 parent = re.findall(r"PPid:\s*(\d+)", (process / "status").read_text())[0]
@@ -74,9 +76,6 @@ class Job:
         """Until `met` or the job's end. AssertionError, with the log, when neither comes."""
         end = time.monotonic() + limit_s
         while not met() and (ended := self.state) not in ENDED:
-            if ended == "PENDING":  # a requeued job else waits for some seconds
-                update = ["scontrol", "update", f"JobId={self.number}", "StartTime=now"]
-                subprocess.run(update, env=self.env, capture_output=True)
             assert time.monotonic() < end, f"{what}: not in {limit_s} s ({ended})\n{self.log}"
             time.sleep(0.1)
         assert met(), f"{what}: the job is {self.state}\n{self.log}"

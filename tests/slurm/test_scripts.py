@@ -135,20 +135,12 @@ def test_each_task_gets_the_threads_of_its_cores(
 
 
 @pytest.mark.slurm
-@pytest.mark.parametrize(
-    "told",
-    [
-        ("--batch", "--signal=USR1"),  # the time limit; preemption where the site lets --signal hold
-        ("--signal=TERM",),  # preemption elsewhere: the tasks alone
-        ("--batch", "--signal=TERM"),
-    ],
-)
-def test_a_job_told_to_end_saves_is_requeued_and_completes(
-    cluster: Any, told: tuple[str, ...], tmp_path: Path, calls: Calls
+def test_a_job_warned_of_its_end_saves_is_requeued_and_completes(
+    cluster: Any, tmp_path: Path, calls: Calls
 ) -> None:
     job = cluster.submit(TRAINERS[1], ["end=stopped"], log_dir=tmp_path, venv=tmp_path)
     job.wait(lambda: len(calls()) == 4, "all tasks started", limit_s=30)
-    job.cancel(*told)
+    job.warn()
 
     assert job.wait_until_ended() == "COMPLETED", job.log
     assert job.show()["Restarts"] == "1"

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +22,18 @@ TINY = [
     "+model=tiny", "model.hidden_size=64", "model.intermediate_size=128", "data=sample",
     "optim.global_batch=16", "monitor.every_steps=1", "eval.max_examples=64",
 ]  # fmt: skip
+STEPS = (300, 150)  # of the first and the second phase
+TWO_PHASES = [
+    "recipe=nvidia_lamb", *TINY, "data.seq_len=32", f"schedule.total_steps={STEPS[0]}",
+    "phases=[{changes: {data: {seq_len: 64}, optim: {global_batch: 8, learning_rate: 4e-3}, "
+    f"schedule: {{total_steps: {STEPS[1]}, warmup_fraction: 0.128}}}}, moments: kept, "
+    "optimizer_step: reset, loss_scaler: reset}]",
+    "checkpoint.every_steps=10", "eval.every_steps=1000",
+    "engine.timeout_minutes=1",  # for the rank that is stopped: the others end after 48 s
+]  # fmt: skip
 LIMIT_S = 600  # four tasks import torch on as few as two cores
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(2 * LIMIT_S)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(4 * LIMIT_S)]
 
 
 @pytest.fixture(scope="module")
@@ -28,66 +42,107 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trial(cluster: Any, folder: Path) -> Any:
-    """The trial that README shows, ended: its first task also makes the sample corpus."""
-    job = _submit(cluster, folder, "trial", "schedule.total_steps=20", "checkpoint.every_steps=10")
+def undisturbed(cluster: Any, folder: Path) -> Any:
+    """Both phases without a disturbance, ended; the first task also makes the sample corpus."""
+    job = _submit(cluster, folder, "undisturbed", *TWO_PHASES)
+    job.wait_until_ended(LIMIT_S)
+    return job
+
+
+@pytest.fixture(scope="module")
+def disturbed(cluster: Any, undisturbed: Any, folder: Path) -> Any:
+    """The same, told to end three times in the first phase; in the second told once more, and hit."""
+    run = folder / "runs/disturbed"
+    job = _submit(cluster, folder, "disturbed", *TWO_PHASES)
+
+    def preempt() -> None:
+        """By a job that takes all nodes. USR1 to the script, as --signal says."""
+        command = ["sbatch", "--partition=urgent", "--nodes=4", "--gpus-per-node=8", "--wrap=true"]
+        subprocess.run(command, env=cluster.env, cwd=folder, check=True, capture_output=True)
+
+    disturbances: list[tuple[str, int, Callable[[], None]]] = [  # after how many steps
+        ("the time limit", 0, job.warn),
+        ("preemption", 0, preempt),
+        ("preemption where --signal does not hold", 0, lambda: job.cancel("--signal=TERM")),
+        ("a signal to the script", STEPS[0], lambda: job.cancel("--batch", "--signal=TERM")),
+        ("a killed rank", STEPS[0], lambda: os.kill(job.process_of(1), signal.SIGKILL)),
+        ("a stopped rank", STEPS[0], lambda: os.kill(job.process_of(3), signal.SIGSTOP)),
+    ]
+    for restarts, (what, after, disturb) in enumerate(disturbances, start=1):
+        before = max(_saved(run), after)
+        job.wait(lambda n=before: _saved(run) > n, f"a checkpoint before {what}", LIMIT_S)
+        disturb()
+        job.wait(
+            lambda n=restarts: job.show()["Restarts"] == str(n), f"a requeue after {what}", LIMIT_S
+        )
     job.wait_until_ended(LIMIT_S)
     return job
 
 
 def _submit(cluster: Any, folder: Path, name: str, *overrides: str, **how: Any) -> Any:
     folders = [f"data.dir={folder}/data", f"run.dir={folder}/runs", f"run.name={name}"]
-    return cluster.submit(SCRIPT, [*TINY, *folders, *overrides], log_dir=folder, **how)
+    return cluster.submit(SCRIPT, [*overrides, *folders], log_dir=folder, **how)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []  # the last may be half
+    return [json.loads(line) for line in lines]
 
 
 def _steps(run: Path, figure: str) -> list[int]:
     """The steps for which metrics.jsonl holds a figure, in the order of its lines."""
-    path = run / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []  # the last may be half
-    return [record["step"] for record in map(json.loads, lines) if figure in record]
+    return [record["step"] for record in _lines(run / "metrics.jsonl") if figure in record]
+
+
+def _saved(run: Path) -> int:
+    """The step of the last checkpoint."""
+    events = _lines(run / "events.jsonl")
+    return max((event["step"] for event in events if event["event"] == "checkpoint"), default=0)
 
 
 @pytest.mark.slow
-def test_two_nodes_with_two_tasks_each_train_to_the_last_step(trial: Any, folder: Path) -> None:
-    assert trial.state == "COMPLETED", trial.log
-    assert _steps(folder / "runs/trial", "train/loss") == list(range(1, 21))
-    assert _steps(folder / "runs/trial", "eval/mlm_loss") == [20]
-    [started] = (folder / "runs/trial/events.jsonl").read_text().splitlines()[:1]
-    assert json.loads(started)["ranks"] == 4
-
-
-@pytest.mark.slow
-def test_it_ends_with_a_whole_checkpoint_of_the_last_step(trial: Any, folder: Path) -> None:
-    newest = newest_whole(folder / "runs/trial")
-    assert newest is not None, trial.log
-    assert newest.name == "step-00000020"
-
-
-@pytest.mark.slow
-def test_it_ends_with_an_export_of_the_sizes_that_were_typed(trial: Any, folder: Path) -> None:
-    export = folder / "runs/trial/export"
-    assert (export / "model.safetensors").exists(), trial.log
-    config = read_json(export / "config.json")
+def test_two_nodes_with_two_tasks_each_train_both_phases_to_the_last_step(
+    undisturbed: Any, folder: Path
+) -> None:
+    run = folder / "runs/undisturbed"
+    assert undisturbed.state == "COMPLETED", undisturbed.log
+    assert undisturbed.show()["Restarts"] == "0"
+    assert _steps(run, "train/loss") == list(range(1, sum(STEPS) + 1))
+    assert _steps(run, "eval/mlm_loss") == [STEPS[0], sum(STEPS)]
+    assert _lines(run / "events.jsonl")[0]["ranks"] == 4
+    newest = newest_whole(run)
+    assert newest is not None
+    assert newest.name == f"step-{sum(STEPS):08d}"
+    assert (run / "export/model.safetensors").exists()
+    config = read_json(run / "export/config.json")
     assert (config["hidden_size"], config["num_hidden_layers"]) == (64, 2)
 
 
 @pytest.mark.slow
-def test_a_job_warned_of_its_end_continues_after_the_requeue_at_the_step_it_saved(
-    cluster: Any, trial: Any, folder: Path
+def test_a_job_requeues_itself_after_signals_preemption_and_lost_ranks_and_completes(
+    disturbed: Any, folder: Path
 ) -> None:
-    run = folder / "runs/warned"
-    job = _submit(cluster, folder, "warned", "schedule.total_steps=150")
-    job.wait(lambda: len(_steps(run, "train/loss")) >= 5, "step 5", LIMIT_S)
-    job.warn()
+    assert disturbed.state == "COMPLETED", disturbed.log
+    assert disturbed.show()["Restarts"] == "6"
+    assert disturbed.log.count("saved before the last step; requeued to continue") == 4
+    assert len(re.findall("failed with status .* after a checkpoint; requeued", disturbed.log)) == 2
+    assert "rank 3, which gives no sign of life" in disturbed.log
+    stops = [e for e in _lines(folder / "runs/disturbed/events.jsonl") if e["event"] == "stopped"]
+    assert [stop["signal"] for stop in stops] == ["SIGUSR1", "SIGUSR1", "SIGTERM", "SIGUSR1"]
+    assert [stop["step"] > STEPS[0] for stop in stops] == [False, False, False, True]
 
-    assert job.wait_until_ended(LIMIT_S) == "COMPLETED", job.log
-    assert job.show()["Restarts"] == "1"
-    assert _steps(run, "train/loss") == list(range(1, 151))
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    [stopped] = [event for event in events if event["event"] == "stopped"]
-    [resumed] = [event for event in events if event["event"] == "resumed"]
-    assert resumed["step"] == stopped["step"] < 150
-    assert (run / "export/model.safetensors").exists()
+
+@pytest.mark.slow
+def test_after_six_requeues_in_two_phases_every_step_is_there_once_and_the_weights_are_the_same(
+    disturbed: Any, folder: Path
+) -> None:
+    runs = [folder / "runs" / name for name in ("undisturbed", "disturbed")]
+    assert _steps(runs[1], "train/loss") == list(range(1, sum(STEPS) + 1)), disturbed.log
+    straight, requeued = [
+        read_json(run / f"checkpoints/step-{sum(STEPS):08d}/manifest.json")["files"] for run in runs
+    ]
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert straight[name] == requeued[name]
 
 
 def test_a_wrong_setting_fails_the_job_with_one_message_though_the_first_task_starts_late(
