@@ -29,7 +29,7 @@ TWO_PHASES = [
     f"schedule: {{total_steps: {STEPS[1]}, warmup_fraction: 0.128}}}}, moments: kept, "
     "optimizer_step: reset, loss_scaler: reset}]",
     "checkpoint.every_steps=10", "eval.every_steps=1000",
-    "engine.timeout_minutes=1",  # for the rank that is stopped: the others end after 48 s
+    "engine.timeout_minutes=2",  # for the rank that is stopped: the others end after 96 s
 ]  # fmt: skip
 LIMIT_S = 600  # four tasks import torch on as few as two cores
 
@@ -51,7 +51,7 @@ def undisturbed(cluster: Any, folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def disturbed(cluster: Any, undisturbed: Any, folder: Path) -> Any:
-    """The same, told to end three times in the first phase; in the second told once more, and hit."""
+    """The same, told to end three times in the first phase; in the second two ranks are lost."""
     run = folder / "runs/disturbed"
     job = _submit(cluster, folder, "disturbed", *TWO_PHASES)
 
@@ -61,10 +61,9 @@ def disturbed(cluster: Any, undisturbed: Any, folder: Path) -> Any:
         subprocess.run(command, env=cluster.env, cwd=folder, check=True, capture_output=True)
 
     disturbances: list[tuple[str, int, Callable[[], None]]] = [  # after how many steps
-        ("the time limit", 0, job.warn),
+        ("a signal to the script", 0, lambda: job.cancel("--batch", "--signal=TERM")),
         ("preemption", 0, preempt),
         ("preemption where --signal does not hold", 0, lambda: job.cancel("--signal=TERM")),
-        ("a signal to the script", STEPS[0], lambda: job.cancel("--batch", "--signal=TERM")),
         ("a killed rank", STEPS[0], lambda: os.kill(job.process_of(1), signal.SIGKILL)),
         ("a stopped rank", STEPS[0], lambda: os.kill(job.process_of(3), signal.SIGSTOP)),
     ]
@@ -123,17 +122,17 @@ def test_a_job_requeues_itself_after_signals_preemption_and_lost_ranks_and_compl
     disturbed: Any, folder: Path
 ) -> None:
     assert disturbed.state == "COMPLETED", disturbed.log
-    assert disturbed.show()["Restarts"] == "6"
-    assert disturbed.log.count("saved before the last step; requeued to continue") == 4
+    assert disturbed.show()["Restarts"] == "5"
+    assert disturbed.log.count("saved before the last step; requeued to continue") == 3
     assert len(re.findall("failed with status .* after a checkpoint; requeued", disturbed.log)) == 2
     assert "rank 3, which gives no sign of life" in disturbed.log
     stops = [e for e in _lines(folder / "runs/disturbed/events.jsonl") if e["event"] == "stopped"]
-    assert [stop["signal"] for stop in stops] == ["SIGUSR1", "SIGUSR1", "SIGTERM", "SIGUSR1"]
-    assert [stop["step"] > STEPS[0] for stop in stops] == [False, False, False, True]
+    assert [stop["signal"] for stop in stops] == ["SIGUSR1", "SIGUSR1", "SIGTERM"]
+    assert max(stop["step"] for stop in stops) < STEPS[0]
 
 
 @pytest.mark.slow
-def test_after_six_requeues_in_two_phases_every_step_is_there_once_and_the_weights_are_the_same(
+def test_after_five_requeues_in_two_phases_every_step_is_there_once_and_the_weights_are_the_same(
     disturbed: Any, folder: Path
 ) -> None:
     runs = [folder / "runs" / name for name in ("undisturbed", "disturbed")]
