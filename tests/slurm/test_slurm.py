@@ -153,7 +153,7 @@ def test_a_wrong_setting_fails_the_job_with_one_message_though_the_first_task_st
     python.write_text(f'#!/bin/sh\n{late}\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
 
-    job = _submit(cluster, tmp_path, "wrong", "optim.global_batch=2", venv=tmp_path)
+    job = _submit(cluster, tmp_path, "wrong", *TINY, "optim.global_batch=2", venv=tmp_path)
 
     assert job.wait_until_ended(60) == "FAILED", job.log
     assert job.log.count("cannot be dealt to 4 ranks") == 1, job.log
