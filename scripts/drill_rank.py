@@ -1,0 +1,99 @@
+"""One rank of a run that has a fault inside: `pretrain.run` itself has no place for faults.
+
+    python -m scripts.drill_rank nan|without|small_disk|slow_disk OVERRIDES...
+
+Where DRILL_INJECTED names a file, it is made at the moment of the fault.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pretrain import run
+from pretrain.batches.loader import GlobalBatch, TrainLoader
+from pretrain.engine import Engine, StepResult
+from scripts.drill import FULL_BATCHES, NAN_BATCH, SLOW_BATCH
+
+LARGEST_FILE = 200_000  # bytes: metrics and logs, but no weights
+FLUSH_S = 0.5
+
+Step = Callable[[Engine, GlobalBatch, float], StepResult]
+_train_step = Engine.train_step
+
+
+def nan(engine: Engine, batch: GlobalBatch, rate: float) -> StepResult:
+    """The loss of one batch is not a number, on rank 1 alone."""
+    if batch.position != NAN_BATCH or engine.ranks.rank != 1:
+        return _train_step(engine, batch, rate)
+    _injected()
+    hook = engine._engine.module.register_forward_hook(
+        lambda module, inputs, outputs: (outputs[0] * float("nan"), *outputs[1:])
+    )
+    try:
+        return _train_step(engine, batch, rate)
+    finally:
+        hook.remove()
+
+
+def small_disk(engine: Engine, batch: GlobalBatch, rate: float) -> StepResult:
+    """A while in which writes of rank 0 fail half-way, by the kernel: RLIMIT_FSIZE."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    if batch.position == FULL_BATCHES[0] and engine.ranks.rank == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, hard))
+        _injected()
+    if batch.position == FULL_BATCHES[1]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    return _train_step(engine, batch, rate)
+
+
+def slow_disk(engine: Engine, batch: GlobalBatch, rate: float) -> StepResult:
+    """Every file takes its time to reach the disk, so that a save can be met half-way."""
+    fsync = os.fsync
+
+    def slowly(descriptor: int) -> None:
+        time.sleep(FLUSH_S)
+        fsync(descriptor)
+
+    if batch.position == SLOW_BATCH:
+        os.fsync = slowly  # type: ignore[assignment]
+    return _train_step(engine, batch, rate)
+
+
+STEPS: dict[str, Step] = {"nan": nan, "small_disk": small_disk, "slow_disk": slow_disk}
+
+
+def _pass_over_a_batch() -> None:
+    """No fault, but the run that one is compared with: it is told to leave NAN_BATCH out."""
+    batches = TrainLoader.batches
+
+    def without(
+        self: TrainLoader, first_position: int, skipped: Sequence[Sequence[int]] = ()
+    ) -> Iterator[GlobalBatch]:
+        return batches(self, first_position, [*skipped, (NAN_BATCH, NAN_BATCH + 1)])
+
+    TrainLoader.batches = without  # type: ignore[method-assign]
+
+
+def _injected() -> None:
+    if path := os.environ.get("DRILL_INJECTED"):
+        Path(path).touch()
+
+
+def main(argv: Sequence[str]) -> int:
+    fault, *overrides = argv
+    if fault == "without":
+        _pass_over_a_batch()
+    else:
+        step: Any = STEPS[fault]
+        Engine.train_step = step  # type: ignore[method-assign]
+    return run.main(overrides)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
