@@ -169,8 +169,9 @@ class Drill:
         with run.start() as ranks:
             if passed_over is not None:
                 line = f"checkpoint {passed_over} is broken and passed over"
-                said: str = until(lambda: run.said(line), ranks, LIMIT_S, f"{line!r} to be said")
-                seen = Seen(time.time() - began, f"passed over: {said.partition('over: ')[2]}")
+                until(lambda: run.said(line), ranks, LIMIT_S, f"{line!r} to be said")
+                how = str(run.said(line)).partition("over: ")[2]
+                seen = Seen(time.time() - began, f"passed over: {how}")
             start = until(lambda: run.events("resumed")[count:], ranks, LIMIT_S, "the run to go on")
             step = start[0]["step"]
             until(lambda: run.step > step, ranks, LIMIT_S, "the first new step")
@@ -535,6 +536,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"scripts.drill: {error}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no rank is left behind
     folder = Path(tempfile.mkdtemp(prefix="drill-")) if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
     began = time.time()
