@@ -246,7 +246,6 @@ def _curve(part: Part, name: str) -> tuple[list[float], list[float]]:
         (step, given[name]) for step, given in sorted(part.figures().items()) if name in given
     ]
     size = max(1, len(points) // POINTS)
-    stretches = [points[start : start + size] for start in range(0, len(points), size)]
     steps, values = (np.array(column) for column in zip(*points, strict=True))
     cuts = range(size, len(points), size)
     means = ([float(part.mean()) for part in np.split(each, cuts)] for each in (steps, values))
@@ -263,7 +262,7 @@ def _mark(axes: Axes, met: Sequence[dict[str, Any]]) -> None:
     changes = [end for end in met if end["kind"] == "change"]
     if changes:
         other = changes[-1]["ranks"]
-        axes.axvspan(changes[0], changes[-1] if len(changes) > 1 else steps, facecolor="none",
+        axes.axvspan(changes[0]["step"], changes[1]["step"], facecolor="none",
                      edgecolor="0.6", hatch="//", linewidth=0, zorder=0,
                      label=f"on {other} rank{'s' * (other > 1)}")  # fmt: skip
 
