@@ -1,10 +1,11 @@
 # make demo    from nothing to a trained, exported BERT in minutes
 # make test    the tests; make test-slow: those that take minutes; make check: format, lint, types, scripts
+# make drill   faults in a small run, one after the other, and what came of it
 # make bench   the benchmarks; make fix: format and mend what can be mended
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check fix bench install clean
+.PHONY: demo test test-slow check fix bench drill install clean
 .DEFAULT_GOAL := demo
 
 install: .venv/installed
@@ -41,6 +42,9 @@ bench: install
 	$(BIN)/python -m scripts.bench_prep
 	$(BIN)/python -m scripts.bench_loader
 	$(BIN)/python -m scripts.bench_step
+
+drill: install
+	$(BIN)/python -m scripts.drill
 
 clean:
 	rm -rf .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache

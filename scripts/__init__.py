@@ -1,1 +1,1 @@
-"""Thin commands: benchmarks. They parse, call and print."""
+"""Thin commands: benchmarks, and drills that hurt runs. They parse, call and print."""
