@@ -365,13 +365,15 @@ def second_job(drill: Drill) -> Outcome:
 def wandb(drill: Drill) -> Outcome:
     """The server of wandb answers every request with an internal error."""
     run = drill.run("wandb", "log=wandb")
+    began = time.time()
     with _broken_server() as address:
         key = {"WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40}
         with run.start(environment=key) as ranks:
+            until(lambda: run.said("offline"), ranks, LIMIT_S, "wandb to be written offline")
+            seen = Seen(time.time() - began, "from the start on: written offline, it trains on")
             statuses = ranks.wait(LIMIT_S)
-    line = run.said("wandb") or "nothing"
-    seen = Seen(None, line)
-    return drill.judged(run, seen, statuses)
+    written = any((run.folder / "wandb").glob("offline-run-*/*.wandb"))
+    return drill.judged(run, seen, statuses, _unless(written, "there is no offline run"))
 
 
 def shard(drill: Drill) -> Outcome:
