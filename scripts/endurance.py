@@ -129,7 +129,7 @@ class Part(Observed):
 
 def straight(part: Part, ranks: int) -> None:
     """The run that nobody disturbs."""
-    print(f"straight: {part.steps:,} steps on {ranks} ranks", flush=True)
+    print(f"straight: {part.steps:,} steps on {ranks} rank(s)", flush=True)
     part.to_the_end(ranks)
 
 
@@ -154,7 +154,7 @@ def through(part: Part, what: Plan, record: Path) -> list[dict[str, Any]]:
         met.append({"kind": end.kind, "step": part.step, "ranks": ranks})
         with record.open("ab") as file:
             file.write(orjson.dumps(met[-1], option=orjson.OPT_APPEND_NEWLINE))
-        print(f"{end.kind} at step {part.step:,}, on {ranks} ranks", flush=True)
+        print(f"{end.kind} at step {part.step:,}, on {ranks} rank(s)", flush=True)
     part.to_the_end(what.ranks_after(len(what.ends)))
     return met
 
@@ -227,7 +227,7 @@ def draw(
             axes.axhline(panel.line, color="black", linewidth=0.8, linestyle=(0, (6, 4)))
             place = (0.99, panel.line)
             axes.annotate(
-                panel.line_label, place, xycoords=("axes fraction", "data"), xytext=(0, 3),
+                panel.line_label, place, xycoords=("axes fraction", "data"), xytext=(0, -10 if "accuracy" in panel.figure else 3),
                 textcoords="offset points", ha="right", fontsize=8,
             )  # fmt: skip
         _mark(axes, met)
@@ -236,7 +236,7 @@ def draw(
         axes.set_xlim(0, first.steps)
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
     return figure
 
 
@@ -263,7 +263,7 @@ def _mark(axes: Axes, met: Sequence[dict[str, Any]]) -> None:
     if changes:
         other = changes[-1]["ranks"]
         axes.axvspan(changes[0]["step"], changes[1]["step"], facecolor="none",
-                     edgecolor="0.6", hatch="//", linewidth=0, zorder=0,
+                     edgecolor="0.8", hatch="//", linewidth=0, zorder=0,
                      label=f"on {other} rank{'s' * (other > 1)}")  # fmt: skip
 
 
@@ -272,7 +272,7 @@ def report(result: dict[str, Any], met: Sequence[dict[str, Any]], what: Plan) ->
     first = result["first_difference"]
     lines = [
         f"{len(what.ends)} times ended: "
-        + ", ".join(f"{end['kind']} at {end['step']} ({end['ranks']} ranks)" for end in met)
+        + ", ".join(f"{end['kind']} at {end['step']} ({end['ranks']} rank(s))" for end in met)
         + ".",
         f"All losses and gradient norms of {result['equal_steps']:,} steps are the same bit for bit; "
         + ("none differs." if first is None else f"the first that differs is step {first}.")
