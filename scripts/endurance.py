@@ -225,9 +225,10 @@ def draw(
             axes.plot(*_curve(part, panel.figure), **style)
         if panel.line is not None:
             axes.axhline(panel.line, color="black", linewidth=0.8, linestyle=(0, (6, 4)))
-            place = (0.99, panel.line)
             axes.annotate(
-                panel.line_label, place, xycoords=("axes fraction", "data"), xytext=(0, -10 if "accuracy" in panel.figure else 3),
+                panel.line_label, (0.99, panel.line), xycoords=("axes fraction", "data"),
+                # on the side from which a curve that learns does not come
+                xytext=(0, -10 if panel.figure.endswith("accuracy") else 3),
                 textcoords="offset points", ha="right", fontsize=8,
             )  # fmt: skip
         _mark(axes, met)
