@@ -90,12 +90,12 @@ class Run(Observed):
         self.injected = folder.with_suffix(".injected")  # made by drill_rank
 
     def start(
-        self, *more: str, fault: str | None = None, environment: Mapping[str, str] | None = None
+        self, fault: str | None = None, environment: Mapping[str, str] | None = None
     ) -> Launched:
         """The command, with one of drill_rank's faults in it where one is named."""
         program = RUN if fault is None else ("-m", "scripts.drill_rank", fault)
         environment = {**(environment or {}), "DRILL_INJECTED": str(self.injected)}
-        return launch([*self.overrides, *more], RANKS, self.output, program, environment)
+        return launch(self.overrides, RANKS, self.output, program, environment)
 
     def reach(self, step: int, ranks: Launched) -> None:
         """Wait until this step is made, and the first checkpoint there."""
@@ -179,6 +179,8 @@ class Drill:
             statuses = ranks.wait(LIMIT_S)
         assert seen is not None
         wrong = list(wrong)
+        if run.checkpoint(step) == passed_over:
+            wrong.append(f"it went on from {passed_over}")
         if lost is not None and reached - step != lost:
             wrong.append(f"it went on from step {step}, having reached {reached}")
         return self.judged(run, seen, statuses, wrong, reached - step, first_s)
@@ -290,11 +292,12 @@ def nan(drill: Drill) -> Outcome:
     with told.start(fault="without") as ranks:
         ranks.wait(LIMIT_S)
     outcome = drill.judged(run, seen, statuses, (), 0, first_s)
-    mine, its = (
-        {name: value for name, value in each.checksums(STEPS).items() if name != STATE_FILE}
-        for each in (run, told)
+    # what is in the state tells a batch that was tried from one that was left out
+    mine, its, undisturbed = (
+        {name: value for name, value in checksums.items() if name != STATE_FILE}
+        for checksums in (run.checksums(STEPS), told.checksums(STEPS), drill.reference)
     )
-    is_equal = bool(its) and mine == its and mine != drill.reference
+    is_equal = bool(its) and mine == its != undisturbed
     wrong = [reason for reason in outcome.wrong if "undisturbed" not in reason]
     wrong += _unless(is_equal, "the weights are not those of a run without that batch")
     wrong += _unless(skipped[0]["position"] == NAN_BATCH, f"another batch was skipped: {skipped}")
