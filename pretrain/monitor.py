@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.parse
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -30,7 +31,7 @@ LINE_EVERY_S = 10.0  # in a batch job's log a line of progress at most so often
 class Sink(Protocol):
     """One place that figures go to."""
 
-    def record(self, step: int, figures: dict[str, float]) -> None: ...
+    def record(self, step: int, figures: Mapping[str, float | str]) -> None: ...
 
     def event(self, kind: str, facts: dict[str, Any]) -> None: ...
 
@@ -43,7 +44,7 @@ class Monitor:
     def __init__(self, sinks: list[Sink]) -> None:
         self._sinks = sinks
 
-    def record(self, step: int, figures: dict[str, float]) -> None:
+    def record(self, step: int, figures: Mapping[str, float | str]) -> None:
         """Figures after `step` optimizer updates, by name: train/..., eval/..., perf/..."""
         for sink in self._sinks:
             sink.record(step, figures)
@@ -75,7 +76,7 @@ class JsonLines:
         if lost is not None:
             self.event("lost", {"after": first_step, "up_to": lost["step"], "until": lost["time"]})
 
-    def record(self, step: int, figures: dict[str, float]) -> None:
+    def record(self, step: int, figures: Mapping[str, float | str]) -> None:
         self._metrics.write(_line({"step": step, "time": _now(), **figures}))
 
     def event(self, kind: str, facts: dict[str, Any]) -> None:
@@ -163,7 +164,7 @@ class Screen:
             disable=not self._is_terminal,
         )
 
-    def record(self, step: int, figures: dict[str, float]) -> None:
+    def record(self, step: int, figures: Mapping[str, float | str]) -> None:
         text = _readable(figures)
         if self._is_terminal:
             if any(name.startswith("eval/") for name in figures):
@@ -220,7 +221,7 @@ SHOWN = {
 }
 
 
-def _readable(figures: dict[str, float]) -> str:
+def _readable(figures: Mapping[str, float | str]) -> str:
     return " ".join(form.format(figures[name]) for name, form in SHOWN.items() if name in figures)
 
 
@@ -251,7 +252,7 @@ class Wandb:
         )
         print(f"wandb: {mode}, run {self._run.id} in {folder}", file=sys.stderr)
 
-    def record(self, step: int, figures: dict[str, float]) -> None:
+    def record(self, step: int, figures: Mapping[str, float | str]) -> None:
         self._run.log(figures, step=step)
 
     def event(self, kind: str, facts: dict[str, Any]) -> None:

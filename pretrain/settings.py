@@ -199,6 +199,7 @@ class SurvivalSettings:
 @dataclass
 class MonitorSettings:
     every_steps: int
+    batch_checksums: bool  # each record says which examples it is of, as one number
 
 
 @dataclass

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from data_prep.objectives import Pairing
+from pretrain.batches.checksums import batch_checksum, together
 from pretrain.batches.loader import EvalLoader, GlobalBatch
 from pretrain.clock import TrainingClock
 from pretrain.engine import Engine
@@ -35,6 +36,7 @@ class Window:
     num_sequences: int = 0
     num_tokens: int = 0
     checkpoint_s: float = 0.0  # for which a save held the steps up
+    checksum: int = 0  # of its batches, this rank's part
 
 
 @dataclass
@@ -97,6 +99,8 @@ def train(run: Run, now: Callable[[], float] = time.monotonic) -> bool:
         window.num_masked += batch.num_masked
         window.num_sequences += batch.num_sequences
         window.num_tokens += batch.num_tokens
+        if settings.monitor.batch_checksums:
+            window.checksum += batch_checksum(batch)
 
         must_stop = False
         # Before a checkpoint, too: no record spans one, so that a resumed run writes the same ones.
@@ -114,7 +118,10 @@ def train(run: Run, now: Callable[[], float] = time.monotonic) -> bool:
                 figures["perf/checkpoint_seconds"] = window.checkpoint_s
             if settings.schedule.budget_hours is not None:
                 figures["perf/training_hours"] = progress.elapsed_s / 3600
-            run.monitor.record(progress.step, figures)
+            checksum = {}
+            if settings.monitor.batch_checksums:
+                checksum["data/batch"] = together(run.ranks.gather(window.checksum))
+            run.monitor.record(progress.step, {**figures, **checksum})
             run.guard.watch_loss(progress, figures["train/loss"], window.first_position)
             window = _window(run)
             signals, is_written = run.ranks.sum([run.stop.requested, run.saver.has_ended])
