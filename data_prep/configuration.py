@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -75,6 +75,30 @@ def as_yaml(settings: object) -> str:
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(OmegaConf.create(as_dict(settings)))
+
+
+def as_overrides(settings: Mapping[str, Any]) -> list[str]:
+    """What is typed to get these plain settings: an override of every value in every group."""
+    return [
+        f"{group}.{name}={_typed(value)}" if name else f"{group}={_typed(value)}"
+        for group, values in settings.items()
+        for name, value in (values if isinstance(values, dict) else {"": values}).items()
+    ]
+
+
+def _typed(value: Any) -> str:
+    """A value in the grammar of Hydra's overrides."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}: {_typed(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_typed, value)) + "]"
+    if isinstance(value, str):
+        return QuotedString(value, Quote.single).with_quotes()
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return repr(value)
 
 
 def _last_of_each(overrides: Sequence[str]) -> list[str]:

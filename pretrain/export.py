@@ -33,7 +33,8 @@ from pretrain.model import BertForPreTraining
 from pretrain.model_card import model_card
 from pretrain.phases import phases_of
 from pretrain.prepared import folder_of
-from pretrain.settings import ModelSettings, Settings
+from pretrain.run_folder import settings_of
+from pretrain.settings import ModelSettings
 
 TOKENIZER_FILES = (
     "vocab.txt",
@@ -207,7 +208,7 @@ def export_run(
 
     Returns the folder written. Raises SettingsError where there is no run or no checkpoint.
     """
-    settings = _settings_of(run_folder)
+    settings = settings_of(run_folder)
     checkpoint = checkpoint or newest_whole(run_folder)
     if checkpoint is None or not (checkpoint / "model.safetensors").exists():
         raise SettingsError(
@@ -261,19 +262,6 @@ def _arguments(argv: Sequence[str]) -> dict[str, Path]:
     if "run" not in arguments:
         raise SettingsError("no run is named; add run=FOLDER, as in run=runs/x")
     return arguments
-
-
-def _settings_of(run_folder: Path) -> Settings:
-    from omegaconf import OmegaConf
-
-    path = run_folder / "config.yaml"
-    if not path.exists():
-        raise SettingsError(f"{path} is missing; run= takes the folder of a run, as in run=runs/x")
-    settings = OmegaConf.to_object(
-        OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.load(path))
-    )
-    assert isinstance(settings, Settings)
-    return settings
 
 
 def _held_out(metrics: Path, step: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import xxhash
 
-from data_prep.configuration import SettingsError, as_dict, as_yaml
+from data_prep.configuration import SettingsError, as_dict, as_overrides, as_yaml, compose
 from data_prep.files import read_json, whole_or_absent, write_json
 from pretrain.settings import Resume, Settings
 
@@ -26,6 +26,10 @@ PACKAGES = (
     "transformers",
     "wandb",
 )
+
+
+# Groups of settings that decide which numbers come out, and that a phase may change
+_DECIDING = ("data", "optim", "schedule")
 
 
 def identity(settings: Settings, manifests: list[dict[str, Any]]) -> dict[str, Any]:
@@ -43,7 +47,10 @@ def identity(settings: Settings, manifests: list[dict[str, Any]]) -> dict[str, A
         "data.seq_len": settings.data.seq_len,
         "data (checksum of the vocabulary)": manifests[0]["vocab_checksum"],
         "data (training shards)": _together(manifests[0]["splits"]["train"]["shards"]),
-        "phases": everything["phases"],
+        "phases": [
+            {**phase, "changes": {g: v for g, v in phase["changes"].items() if g in _DECIDING}}
+            for phase in everything["phases"]
+        ],
         **{
             f"data (training shards of phase {number})": _together(m["splits"]["train"]["shards"])
             for number, m in enumerate(manifests[1:], start=2)
@@ -91,6 +98,22 @@ def open_run_folder(folder: Path, settings: Settings, now: dict[str, Any]) -> Pa
         temporary.write_text(as_yaml(settings))
     write_json(folder / "environment.json", environment())
     return newest
+
+
+def settings_of(folder: Path) -> Settings:
+    """The settings of the run in `folder`. What its version did not have is as in conf/.
+
+    Raises SettingsError where there is no run.
+    """
+    from omegaconf import OmegaConf
+
+    path = folder / "config.yaml"
+    if not path.exists():
+        raise SettingsError(f"{path} is missing; run= takes the folder of a run, as in run=runs/x")
+    plain = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(plain, dict)
+    overrides = as_overrides({str(group): values for group, values in plain.items()})
+    return compose("config", Settings, ["+model=base", *overrides])[0]
 
 
 def _refuse_another_run(checkpoint: Path, now: dict[str, Any]) -> None:

@@ -132,6 +132,10 @@ def test_what_a_phase_changes_and_its_shards_belong_to_the_run_s_identity() -> N
     assert identity_of("b") == identity_of("b", "eval.every_steps=7")
     assert identity_of("b") != identity_of("c")
     assert identity_of("b") != identity_of("b", "phases=[]")
+    phase = "phases=[{changes: {data: {seq_len: %d}, checkpoint: {every_steps: %d}}, moments: kept,"
+    phase += " optimizer_step: kept, loss_scaler: kept}]"
+    assert identity_of("b", phase % (256, 5)) == identity_of("b", phase % (256, 6))
+    assert identity_of("b", phase % (256, 5)) != identity_of("b", phase % (512, 5))
 
 
 def killed_at(call: int | None) -> Callable[[int], None]:

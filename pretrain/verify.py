@@ -1,0 +1,361 @@
+"""The proof that a run continues exactly: on its own settings, its own data and this machine.
+
+    python -m pretrain.verify run=runs/x [steps=8] [ranks=N] [other_ranks=M] [keep=true]
+
+Three copies of the run go on from one of its checkpoints for the same few steps: one straight, one
+killed twice and started again, one on another number of ranks. Every step's examples and losses are
+compared, and the weights at the end. The run itself is read and never written to; it may be training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.configuration import SettingsError
+from pretrain.copies import CHECKSUM, Copy, NotTrainedError, Origin, find_origin, json_lines
+from pretrain.phases import check_phases, phases_of
+from pretrain.run_folder import settings_of
+from pretrain.settings import Precision, Settings
+
+HELP = """\
+python -m pretrain.verify run=FOLDER [steps=8] [ranks=N] [other_ranks=M] [keep=true]
+
+Trains three copies of a run a few steps from one of its checkpoints: straight, with two kills, and on
+another number of ranks. Compares every step's examples and losses and the last weights. The run itself
+is not touched. On its disk there must be room for three more checkpoints.
+
+run=FOLDER      the folder of a run, as in run=runs/first
+steps=8         updates to make again, 3 or more
+ranks=N         ranks of this machine; as many as the run's last start had, where this machine can
+other_ranks=M   of the third copy; half of N, or twice. 0: no third copy
+keep=true       leave the copies in FOLDER/verify; they also stay where something differs
+
+Exit status: 0 all is equal that must be, 1 something differs or a copy failed, 2 wrong arguments.
+"""
+
+FEWEST_STEPS = 3
+LOSS_TOLERANCE = 1e-4  # nats, between numbers of ranks, in fp32 without dropout
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first of two copies' values that differ."""
+
+    where: str
+    quantity: str
+    straight: object
+    other: object
+
+    def __str__(self) -> str:
+        return f"{self.where} {self.quantity} is {self.other}, straight it is {self.straight}"
+
+
+def verify_run(
+    run: Path,
+    steps: int = 8,
+    ranks: int | None = None,
+    other_ranks: int | None = None,
+    keep: bool = False,
+    say: Callable[[str], object] = lambda line: None,
+) -> tuple[bool, str]:
+    """Whether the run's continuation is exact, and what was seen, in a sentence or two.
+
+    `say` is given a line on each thing done. The copies stay, below <run>/verify, where something
+    differs or fails, or with `keep`. Raises SettingsError where the run has no `steps` steps to make
+    again or this machine cannot have so many ranks, NotTrainedError where a copy fails.
+    """
+    settings = settings_of(run)
+    num_ranks, num_others, why = _rank_counts(run, settings, ranks, other_ranks)
+    scratch = run / "verify" / time.strftime("%Y%m%d-%H%M%S")
+    try:
+        scratch.mkdir(parents=True)
+    except OSError as error:
+        raise SettingsError(f"{scratch}, for the copies, cannot be made: {error}") from error
+    must_stay = keep
+    try:
+        origin, which = find_origin(run, phases_of(settings), steps, scratch)
+        say(f"from      {which}")
+        say(f"ranks     {why}")
+        trial = Trial(settings, origin, origin.step + steps, num_ranks, scratch, say)
+        holds, sentence = trial.judge(num_others)
+        must_stay = must_stay or not holds
+    except NotTrainedError:
+        must_stay = True
+        raise
+    finally:
+        if not must_stay:
+            shutil.rmtree(scratch)
+            with contextlib.suppress(OSError):
+                scratch.parent.rmdir()  # where no other verification has left its copies
+    return holds, f"{sentence} The copies lie in {scratch}." if must_stay else sentence
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The steps after `origin` up to `last`, made by copies of the run."""
+
+    settings: Settings  # the run's
+    origin: Origin
+    last: int
+    num_ranks: int
+    scratch: Path
+    say: Callable[[str], object]
+
+    def judge(self, num_others: int) -> tuple[bool, str]:
+        """Train all copies, the third on `num_others` ranks (0: none), until one shows a difference."""
+        straight = self._straight("straight", self.num_ranks, save=True)
+        killed = self._killed()
+        holds, seen = self._compare_killed(straight, killed)
+        if not holds or not num_others:
+            unseen = "" if num_others else " Another number of ranks was not tried."
+            return holds, f"{'Holds' if holds else 'Does not hold'}: {seen}.{unseen}"
+        other = self._straight("other", num_others, save=False)
+        holds, seen_there = self._compare_other(straight, other)
+        if not holds:
+            return False, f"Does not hold: {seen_there}. Apart from that: {seen}."
+        return True, f"Holds: {seen}; {seen_there}."
+
+    def _straight(self, name: str, num_ranks: int, save: bool) -> Copy:
+        self.say(
+            f"{name:8}  steps {self.origin.step + 1:,} to {self.last:,} on {_ranks(num_ranks)}"
+        )
+        copy = self._copy(name, num_ranks)
+        copy.train(self.last, save_at=self.last if save else None)
+        return copy
+
+    def _killed(self) -> Copy:
+        """Twice: all ranks behind a checkpoint, then one rank ahead of the next."""
+        first, steps = self.origin.step, self.last - self.origin.step
+        saved, again = first + max(1, steps // 3), first + max(2, 2 * steps // 3)
+        victim = self.num_ranks - 1
+        copy = self._copy("killed", self.num_ranks)
+        self.say(
+            f"killed    to step {saved + 1:,}, a checkpoint at {saved:,}; SIGKILL to all ranks"
+        )
+        copy.train(saved + 1, save_at=saved)
+        copy.forget_after(saved)
+        self.say(
+            f"          from {saved:,} to step {again:,}, no checkpoint; SIGKILL to rank {victim}"
+        )
+        copy.train(again, victim=victim)
+        copy.forget_after(saved)
+        self.say(f"          from {saved:,} to step {self.last:,}")
+        copy.train(self.last, save_at=self.last)
+        return copy
+
+    def _copy(self, name: str, num_ranks: int) -> Copy:
+        return Copy.make(self.scratch / name, self.settings, num_ranks, self.origin)
+
+    def _compare_killed(self, straight: Copy, killed: Copy) -> tuple[bool, str]:
+        by_clock = self.origin.phase.settings.schedule.budget_hours is not None
+        difference = self._first_difference(straight, killed, losses=not by_clock)
+        if difference is None and not by_clock:
+            difference = _first_changed_file(straight, killed, self.last)
+        num_steps, first = self.last - self.origin.step, self.origin.step
+        num_kills = sum(killed.was_killed[:-1])  # the last start was ended where it should end
+        seen = (
+            f"{num_steps} steps from step {first:,} on, on {_ranks(self.num_ranks)}, killed "
+            f"{_times(num_kills)} and started again"
+        )
+        if difference is not None:
+            return False, f"{seen}: {difference}"
+        if by_clock:
+            same = (
+                "batches (losses cannot be: with schedule.budget_hours the rate follows the clock)"
+            )
+        else:
+            same = "batches, losses, weights and moments, bit for bit"
+        return True, f"{seen}, gave the same {same}"
+
+    def _compare_other(self, straight: Copy, other: Copy) -> tuple[bool, str]:
+        seen = f"on {_ranks(other.num_ranks)} instead of {self.num_ranks}"
+        difference = self._first_difference(straight, other, losses=False)
+        if difference is not None:
+            return False, f"{seen} {difference}"
+        quantity, reasons, largest = "train/loss", _reasons(self.origin.phase.settings), 0.0
+        for step in range(self.origin.step + 1, self.last + 1):
+            expected, found = (copy.starts[0][step][quantity] for copy in (straight, other))
+            largest = max(largest, abs(expected - found))
+            if largest > LOSS_TOLERANCE and not reasons:
+                difference = Difference(f"after step {step:,}", quantity, expected, found)
+                return False, f"{seen} {difference}: more than {LOSS_TOLERANCE:g} apart"
+        if largest == 0:
+            return True, f"{seen} the same batches, and losses bit for bit"
+        why = f" ({'; '.join(reasons)})" if reasons else ""
+        return True, f"{seen} the same batches, and losses within {largest:.0e}{why}"
+
+    def _first_difference(self, straight: Copy, other: Copy, losses: bool) -> Difference | None:
+        """By steps, in a step by start, and examples before figures."""
+        [expected] = straight.starts
+        for step in range(self.origin.step + 1, self.last + 1):
+            made = [(n, start[step]) for n, start in enumerate(other.starts, 1) if step in start]
+            if step not in expected or not made:
+                lacking = other if step in expected else straight
+                raise NotTrainedError(f"{lacking.folder} has no record of step {step:,}")
+            figures = sorted(name for name in expected[step] if name.startswith("train/"))
+            for number, record in made:
+                for quantity in (CHECKSUM, *(figures if losses else ())):
+                    if record[quantity] != expected[step][quantity]:
+                        start = f", in start {number}," if len(other.starts) > 1 else ""
+                        where = f"after step {step:,}{start}"
+                        return Difference(
+                            where, quantity, expected[step][quantity], record[quantity]
+                        )
+        return None
+
+
+def _first_changed_file(straight: Copy, other: Copy, step: int) -> Difference | None:
+    """Of the checkpoints of `step`: weights, moments, counts of updates, place in the data."""
+    expected, found = straight.checksums(step), other.checksums(step)
+    for name in sorted({*expected, *found}):
+        if expected.get(name) != found.get(name):
+            quantity = f"the checksum of {name}"
+            where = f"with equal losses, in the checkpoint of step {step:,}"
+            return Difference(where, quantity, expected.get(name), found.get(name))
+    return None
+
+
+def _reasons(settings: Settings) -> list[str]:
+    """Why another number of ranks gives other losses, besides the order of sums in fp32."""
+    reasons = []
+    if settings.schedule.budget_hours is not None:
+        reasons.append("the rate follows the clock")
+    if settings.model.hidden_dropout_prob or settings.model.attention_probs_dropout_prob:
+        reasons.append("dropout is drawn by micro-batch, which the number of ranks decides")
+    if settings.engine.precision is not Precision.fp32:
+        reasons.append(f"{settings.engine.precision.name} rounds by micro-batch")
+    return reasons
+
+
+def _rank_counts(
+    run: Path, settings: Settings, ranks: int | None, other_ranks: int | None
+) -> tuple[int, int, str]:
+    """Ranks of the first two copies, of the third (0: none), and why, in words."""
+    import torch
+
+    num_gpus = torch.cuda.device_count()
+    most = num_gpus or len(os.sched_getaffinity(0))
+    device = "GPU" if num_gpus else "core"
+    for name, typed in (("ranks", ranks), ("other_ranks", other_ranks)):
+        if typed:
+            check_phases(settings, typed)
+        if typed and num_gpus and typed > num_gpus:
+            raise SettingsError(
+                f"{name}={typed}, and this machine has {num_gpus} GPUs; set {name}={num_gpus}"
+            )
+
+    def first_possible(counts: Sequence[int]) -> int:
+        return next((n for n in counts if 1 <= n <= most and _fits(settings, n)), 0)
+
+    if ranks is not None:
+        why = f"{ranks}, as typed"
+    else:
+        before = _ranks_of_last_start(run)
+        ranks = first_possible(range(min(before, most), 0, -1))
+        why = f"{ranks}, as its last start had"
+        if ranks < before:
+            why = f"{ranks}: its last start had {before}, this machine has {most} {device}s"
+    if other_ranks is None:
+        other_ranks = first_possible([ranks // 2, 2 * ranks])
+        why += (
+            f"; then {other_ranks}" if other_ranks else f"; no other number fits {most} {device}s"
+        )
+    return ranks, other_ranks, why
+
+
+def _fits(settings: Settings, num_ranks: int) -> bool:
+    try:
+        check_phases(settings, num_ranks)
+    except SettingsError:
+        return False
+    return True
+
+
+def _ranks_of_last_start(run: Path) -> int:
+    """By events.jsonl; 1 where it does not say."""
+    counts = [
+        event["ranks"]
+        for event in json_lines(run / "events.jsonl")
+        if event["event"] in ("started", "resumed", "rewound")
+    ]
+    return int(counts[-1]) if counts else 1
+
+
+def _ranks(count: int) -> str:
+    return f"{count} rank{'s' if count > 1 else ''}"
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Verify from the command line: see HELP for the exit status."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if "--help" in arguments or "-h" in arguments:
+        sys.stdout.write(HELP)
+        return 0
+    started = time.monotonic()
+
+    def say(line: str) -> None:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+
+    try:
+        given = _arguments(arguments)
+        holds, sentence = verify_run(**given, say=say)
+    except SettingsError as error:
+        sys.stderr.write(f"pretrain.verify: {error}\n")
+        return 2
+    except NotTrainedError as error:
+        sys.stderr.write(f"pretrain.verify: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("pretrain.verify: interrupted; the copies are removed\n")
+        return 130
+    say(f"took      {time.monotonic() - started:.0f} s\n{sentence}")
+    return 0 if holds else 1
+
+
+def _arguments(argv: Sequence[str]) -> dict[str, Any]:
+    """Raises SettingsError on an argument that is none, or has a wrong value."""
+    arguments: dict[str, Any] = {}
+    least = {"steps": FEWEST_STEPS, "ranks": 1, "other_ranks": 0}
+    for argument in argv:
+        key, _, value = argument.partition("=")
+        if key == "run" and value:
+            arguments[key] = Path(value)
+        elif key == "keep" and value in ("true", "false"):
+            arguments[key] = value == "true"
+        elif key in least and value.isdecimal() and int(value) >= least[key]:
+            arguments[key] = int(value)
+        elif key in least:
+            raise SettingsError(f"{argument!r}; {key}= takes a number of {least[key]} or more")
+        else:
+            raise SettingsError(
+                f"{argument!r} is no argument; there are run=FOLDER, steps=, ranks=, other_ranks= "
+                "and keep=true, as in run=runs/x; --help says more"
+            )
+    if "run" not in arguments:
+        raise SettingsError("no run is named; add run=FOLDER, as in run=runs/x")
+    return arguments
+
+
+def _leave(number: int, frame: object) -> None:
+    """On a signal leave as from an error, so that no rank and no copy stays behind."""
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    for signal_number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signal_number, _leave)
+    sys.exit(main())
