@@ -103,7 +103,7 @@ def open_run_folder(folder: Path, settings: Settings, now: dict[str, Any]) -> Pa
 def settings_of(folder: Path) -> Settings:
     """The settings of the run in `folder`. What its version did not have is as in conf/.
 
-    Raises SettingsError where there is no run.
+    Raises SettingsError where there is no run, or one of a version that had other settings.
     """
     from omegaconf import OmegaConf
 
@@ -112,8 +112,13 @@ def settings_of(folder: Path) -> Settings:
         raise SettingsError(f"{path} is missing; run= takes the folder of a run, as in run=runs/x")
     plain = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(plain, dict)
-    overrides = as_overrides({str(group): values for group, values in plain.items()})
-    return compose("config", Settings, ["+model=base", *overrides])[0]
+    try:
+        overrides = as_overrides({str(group): values for group, values in plain.items()})
+        return compose("config", Settings, ["+model=base", *overrides])[0]
+    except (SettingsError, AttributeError) as error:
+        raise SettingsError(
+            f"{path} cannot be read ({error}); use the version of this project that wrote it"
+        ) from error
 
 
 def _refuse_another_run(checkpoint: Path, now: dict[str, Any]) -> None:

@@ -1,0 +1,236 @@
+"""What a run's folder tells of it: its starts and how each ended, its figures, its events.
+
+For whoever looks at runs: nothing is written, and a run may be in progress. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from data_prep.configuration import SettingsError
+from data_prep.files import read_json
+from pretrain.phases import Phase, phases_of
+from pretrain.run_folder import settings_of
+from pretrain.run_lock import OWNER_FILE, WATCH_S
+from pretrain.settings import Settings
+
+BEGINNINGS = ("started", "resumed", "rewound")
+
+
+class State(enum.Enum):
+    running = "running"
+    finished = "finished"
+    stopped = "stopped"  # by a signal, all saved: it waits for its next start
+    died = "died"  # killed, or ended by an error
+    empty = "empty"  # it has not come to its first step
+
+
+@dataclass
+class Stretch:
+    """Training from a start, or from where the run went back before a spike, up to its end."""
+
+    began: datetime
+    kind: str  # started, resumed or rewound
+    ranks: int
+    first_step: int  # updates made before it
+    ended: datetime
+    last_step: int  # the last one it made, counted or not
+    counted_step: int  # the last one that the run still has
+    counted_until: datetime
+    end: str = "died"  # finished, stopped, rewound, running, died
+
+    @property
+    def lost_steps(self) -> int:
+        """Steps that were made and had to be made again."""
+        return self.last_step - self.counted_step
+
+
+@dataclass
+class History:
+    """All that the files of one run folder say. `records` and `events`: their lines, oldest first."""
+
+    folder: Path
+    settings: Settings
+    records: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+    environment: dict[str, Any]
+    owner_lives: bool
+    unreadable: int = 0  # lines that a killed process did not finish
+    stretches: list[Stretch] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: Path) -> History:
+        """Raises SettingsError where `folder` is not a run's."""
+        settings = settings_of(folder)
+        records, bad_records = _lines(folder / "metrics.jsonl")
+        events, bad_events = _lines(folder / "events.jsonl")
+        environment = folder / "environment.json"
+        history = cls(
+            folder,
+            settings,
+            records,
+            events,
+            read_json(environment) if environment.exists() else {},
+            _lives(folder / OWNER_FILE),
+            bad_records + bad_events,
+        )
+        history.stretches = list(history._stretches())
+        return history
+
+    @cached_property
+    def phases(self) -> list[Phase]:
+        return phases_of(self.settings)
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def state(self) -> State:
+        """What the run does now."""
+        if self.owner_lives:
+            return State.running
+        if not self.stretches:
+            return State.empty
+        end = self.stretches[-1].end
+        return (
+            State.finished
+            if end == "finished"
+            else State("stopped" if end == "stopped" else "died")
+        )
+
+    @property
+    def step(self) -> int:
+        """Updates made, those included that the next start may have to make again."""
+        return max((record["step"] for record in self.records), default=0)
+
+    @property
+    def total_steps(self) -> int | None:
+        """Updates of all phases together; None where hours end one of them."""
+        lasts = [phase.settings.schedule.last_step for phase in self.phases]
+        return None if None in lasts else sum(last for last in lasts if last is not None)
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds from the first start's first step to the last sign of life, pauses included."""
+        if not self.stretches:
+            return 0.0
+        return (self.stretches[-1].ended - self.stretches[0].began).total_seconds()
+
+    @property
+    def running_s(self) -> float:
+        """Seconds of all stretches, without the time between them."""
+        return sum((s.ended - s.began).total_seconds() for s in self.stretches)
+
+    @property
+    def counted_s(self) -> float:
+        """Seconds of the stretches up to the last step of each that the run still has."""
+        return sum((s.counted_until - s.began).total_seconds() for s in self.stretches)
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of a figure, without the values that are not finite."""
+        points = [(r["step"], r[name]) for r in self.records if r.get(name) is not None]
+        return [step for step, _ in points], [value for _, value in points]
+
+    def last(self, name: str) -> float | None:
+        """The newest value of a figure; None where there is none."""
+        return next((r[name] for r in reversed(self.records) if r.get(name) is not None), None)
+
+    def _stretches(self) -> Iterator[Stretch]:
+        starts = [i for i, event in enumerate(self.events) if event["event"] in BEGINNINGS]
+        bounds = [*starts, len(self.events)]
+        for number, (first, end) in enumerate(itertools.pairwise(bounds)):
+            beginning = self.events[first]
+            inside = self.events[first + 1 : end]
+            following = self.events[end] if end < len(self.events) else None
+            lost = next((e for e in inside if e["event"] == "lost"), None)
+            inside = [e for e in inside if e["event"] != "lost"]
+            began = moment(beginning)
+            until = None if following is None else moment(following)
+            records = [
+                r
+                for r in self.records
+                if r["step"] > beginning["step"]
+                and moment(r) >= began
+                and (until is None or moment(r) < until)
+            ]
+            counted_until = max((moment(r) for r in records), default=began)
+            counted_step = max((r["step"] for r in records), default=beginning["step"])
+            ended = max((counted_until, *map(moment, inside)))
+            last_step = counted_step
+            if lost is not None:
+                ended = max(ended, datetime.fromisoformat(lost["until"]))
+                last_step = max(last_step, lost["up_to"])
+            yield Stretch(
+                began,
+                beginning["event"],
+                beginning["ranks"],
+                beginning["step"],
+                ended,
+                last_step,
+                counted_step,
+                counted_until,
+                self._end(inside, following, is_last=number == len(starts) - 1),
+            )
+
+    def _end(
+        self, inside: list[dict[str, Any]], following: dict[str, Any] | None, is_last: bool
+    ) -> str:
+        kinds = {event["event"] for event in inside}
+        if any(e["event"] == "finished" and e["phase"] == len(self.phases) for e in inside):
+            return "finished"
+        if "finished" in kinds and (following is not None or not self.owner_lives):
+            return "phase finished"
+        if "stopped" in kinds:
+            return "stopped"
+        if following is not None and following["event"] == "rewound":
+            return "rewound"
+        return "running" if is_last and self.owner_lives else "died"
+
+
+def moment(line: dict[str, Any]) -> datetime:
+    """When a line of metrics.jsonl or events.jsonl was written."""
+    return datetime.fromisoformat(line["time"])
+
+
+def run_folders(parent: Path) -> list[Path]:
+    """The run folders in `parent`, by name. Raises SettingsError where there are none."""
+    folders = sorted(path.parent for path in parent.glob("*/config.yaml"))
+    if not folders:
+        raise SettingsError(
+            f"{parent} holds no run (no */config.yaml); give dir=FOLDER, the run.dir of the runs"
+        )
+    return folders
+
+
+def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a file, and how many could not be read; none where there is no file."""
+    lines, unreadable = [], 0
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            lines.append(orjson.loads(line))
+        except orjson.JSONDecodeError:
+            unreadable += 1
+    return lines, unreadable
+
+
+def _lives(owner_file: Path) -> bool:
+    """Whether the process that holds the run folder lives, by what it left there."""
+    try:
+        owner = read_json(owner_file)
+        if owner["host"] == os.uname().nodename:
+            return Path(f"/proc/{owner['pid']}").exists()
+        return time.time() - owner_file.stat().st_mtime < WATCH_S
+    except (OSError, ValueError, KeyError):
+        return False

@@ -1,0 +1,181 @@
+"""The report's charts as SVG inside the page: by matplotlib, in the page's own colours and font.
+
+Lines are drawn in placeholder colours, which become CSS variables of the page, so that one picture fits
+light, dark and paper. Lines differ by stroke and mark as well: they can be told apart without colour.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import (
+    EngFormatter,
+    FormatStrFormatter,
+    FuncFormatter,
+    MaxNLocator,
+    PercentFormatter,
+)
+
+MOST_POINTS = 800  # of a line; of more, means are drawn
+
+# Placeholder: the CSS variable that takes its place
+COLOURS = {
+    "#010203": "--ink",
+    "#020304": "--faint",
+    "#030405": "--first",
+    "#040506": "--second",
+    "#050607": "--third",
+    "#060708": "--band",
+}
+INK, FAINT, FIRST, SECOND, THIRD, BAND = COLOURS
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.facecolor": "none",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelcolor": INK,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.5,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart, or single points."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str = FIRST
+    style: str = "-"  # matplotlib's; "" draws marks alone
+    mark: str = ""
+    width: float = 1.6
+
+
+@dataclass(frozen=True)
+class Band:
+    """Where published runs have been."""
+
+    label: str
+    x: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What one picture shows."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: Sequence[Line]
+    bands: Sequence[Band] = ()
+    breaks: Sequence[float] = ()  # restarts, as vertical lines
+    is_share: bool = False
+    from_zero: bool = False
+    is_log: bool = False
+
+
+def draw(chart: Chart) -> str:
+    """The chart as an <svg> element."""
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": chart.title}):
+        figure = Figure(figsize=(7.2, 3.5), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        _plot(axes, chart)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _for_the_page(buffer.getvalue(), chart.title)
+
+
+def _plot(axes: Axes, chart: Chart) -> None:
+    drawn = [line for line in chart.lines if len(line.x)]
+    for band in chart.bands:
+        axes.fill_between(band.x, band.low, band.high, color=BAND, linewidth=0, label=band.label)
+        for edge in (band.low, band.high):  # seen on paper, too
+            axes.plot(band.x, edge, color=FAINT, linewidth=0.8)
+    for number, place in enumerate(chart.breaks):
+        label = "restart" if number == 0 else None
+        axes.axvline(place, color=FAINT, linewidth=1, linestyle=(0, (2, 3)), label=label)
+    for line in drawn:
+        x, y = _thinned(np.asarray(line.x, float), np.asarray(line.y, float))
+        axes.plot(
+            x,
+            y,
+            line.style,
+            color=line.colour,
+            linewidth=line.width,
+            marker=line.mark or None,
+            markersize=4,
+            markevery=max(1, len(x) // 25),
+            label=line.label,
+        )
+    if chart.bands and drawn:  # the view is the run's own
+        axes.set_xlim(min(min(line.x) for line in drawn), max(max(line.x) for line in drawn))
+    if chart.is_log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
+    elif chart.is_share:
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    else:
+        largest = max((max(line.y) for line in drawn), default=0)
+        axes.yaxis.set_major_formatter(
+            EngFormatter(sep="") if largest >= 1e4 else FormatStrFormatter("%g")
+        )
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=chart.x_label == "step"))
+    if chart.x_label == "step":
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    if chart.from_zero:
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel(chart.x_label)
+    axes.set_ylabel(chart.y_label)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(
+        frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=9, borderpad=0
+    )
+
+
+def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most MOST_POINTS points: means of neighbours, the last point as it is."""
+    if len(x) <= MOST_POINTS or np.isnan(y).any():
+        return x, y
+    size = -(-len(x) // MOST_POINTS)
+    starts = np.arange(0, len(x), size)
+    counts = np.diff([*starts, len(x)])
+    return np.append(np.add.reduceat(x, starts) / counts, x[-1]), np.append(
+        np.add.reduceat(y, starts) / counts, y[-1]
+    )
+
+
+def _for_the_page(svg: str, title: str) -> str:
+    """matplotlib's document as an element: no prolog, no fixed size, the page's colours and font."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
+    for placeholder, variable in COLOURS.items():
+        svg = svg.replace(placeholder, f"var({variable})")
+    # ids are unique in a page only with the chart's own name before them
+    name = re.sub(r"\W+", "-", title).strip("-").lower()
+    svg = re.sub(r'id="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r'xlink:href="#([^"]+)"', rf'xlink:href="#{name}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    return svg

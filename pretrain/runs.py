@@ -1,0 +1,100 @@
+"""All runs at a glance: what each does, how far it is, how fast, and how long it still takes.
+
+python -m pretrain.runs [dir=runs]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from data_prep.configuration import SettingsError
+from pretrain.history import History, State, run_folders
+
+HEAD = (
+    "run", "state", "step", "of", "starts", "MLM", "NSP/SOP", "held-out MLM", "tokens/s", "goodput",
+    "left",
+)  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table: 0, or 2 with a message where the arguments are wrong."""
+    try:
+        rows = [
+            _row(folder) for folder in run_folders(_parent(sys.argv[1:] if argv is None else argv))
+        ]
+    except SettingsError as error:
+        sys.stderr.write(f"pretrain.runs: {error}\n")
+        return 2
+    sys.stdout.write("\n".join(aligned([list(HEAD), *rows])) + "\n")
+    return 0
+
+
+def _row(folder: Path) -> list[str]:
+    try:
+        run = History.read(folder)
+    except SettingsError as error:  # one folder that cannot be read hides no other
+        return [folder.name, f"unreadable: {error}"]
+    speed, total = run.last("perf/tokens_per_second"), run.total_steps
+    pair = run.last("train/nsp_loss")
+    return [
+        run.name,
+        run.state.value,
+        f"{run.step:,}",
+        "by the clock" if total is None else f"{total:,}",
+        str(sum(stretch.kind != "rewound" for stretch in run.stretches)),
+        _number(run.last("train/mlm_loss"), "{:.3f}"),
+        _number(run.last("train/sop_loss") if pair is None else pair, "{:.3f}"),
+        _number(run.last("eval/mlm_loss"), "{:.3f}"),
+        _number(speed, "{:,.0f}"),
+        f"{run.counted_s / run.wall_s:.0%}" if run.wall_s else "–",
+        _left(run),
+    ]
+
+
+def _left(run: History) -> str:
+    """How long the rest takes at the pace of this stretch; of a run that does not run, nothing."""
+    if run.state is not State.running or not run.stretches or run.total_steps is None:
+        return "–"
+    stretch = run.stretches[-1]
+    done, took = stretch.counted_step - stretch.first_step, stretch.counted_until - stretch.began
+    if not done:
+        return "–"
+    left_s = took.total_seconds() / done * (run.total_steps - run.step)
+    return str(timedelta(seconds=round(left_s)))
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines of columns: the first two to the left, figures to the right."""
+    full = [row for row in rows if len(row) == len(rows[0])]
+    widths = [max(map(len, column)) for column in zip(*full, strict=True)]
+    widths[0] = max(len(row[0]) for row in rows)
+    return [
+        "  ".join(
+            cell.ljust(width) if place < 2 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=False))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _parent(argv: Sequence[str]) -> Path:
+    parent = Path("runs")
+    for argument in argv:
+        key, _, value = argument.partition("=")
+        if key != "dir" or not value:
+            raise SettingsError(
+                f"{argument!r} is no argument; there is dir=FOLDER, the run.dir of the runs"
+            )
+        parent = Path(value)
+    return parent
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""The page about a run: complete, escaped, and good in a real browser."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from made_history import MadeRun, killed_and_stopped
+from matplotlib.image import imread
+
+from pretrain import report
+from pretrain.history import History
+
+
+class Reader(HTMLParser):
+    """Tags and text of a page, as a browser has them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            assert not name.startswith("on"), (tag, name)
+            if name == "id":
+                self.ids.append(str(value))
+            if name in ("src", "href", "srcset", "xlink:href"):
+                assert str(value).startswith("#"), f"{tag} fetches {value}"
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def page(folder: Path, *more: str) -> Reader:
+    assert report.main([f"run={folder}", *more]) == 0
+    return Reader((folder / "report.html").read_text())
+
+
+def test_the_page_tells_what_was_made_how_far_and_through_how_many_starts(tmp_path: Path) -> None:
+    text = page(killed_and_stopped(tmp_path / "x").folder).text
+    assert "BERT of 2 layers of 128, MLM and NSP" in text
+    assert "100 of 100 steps in 0:01:50, 3 starts" in text
+    assert "58.8% of the wall time in steps that count" in text
+    assert "signal SIGUSR1" in text
+
+
+def test_every_curve_that_has_figures_is_drawn(tmp_path: Path) -> None:
+    found = page(killed_and_stopped(tmp_path / "x").folder)
+    assert found.tags.count("svg") == 4  # MLM loss and accuracy, speed, goodput
+    assert len(found.ids) == len(set(found.ids)), "two charts share an id"
+
+
+def test_text_from_data_and_settings_is_escaped(tmp_path: Path) -> None:
+    made = killed_and_stopped(
+        tmp_path / "x", "data.dir='<script>alert(1)</script> $x^2$'", "log.project='<b>&amp;'"
+    )
+    made.event(171, "spike", step=100, text="<img src=x onerror=alert(2)>")
+    found = page(made.folder)
+    assert not {"script", "img"} & set(found.tags)
+    for text in ("<script>alert(1)</script>", "<b>&amp;", "<img src=x onerror=alert(2)>"):
+        assert text in found.text
+
+
+def test_the_page_fetches_and_runs_nothing(tmp_path: Path) -> None:
+    folder = killed_and_stopped(tmp_path / "x").folder
+    found = page(folder)  # the reader refuses links
+    assert not {"script", "link", "iframe", "object", "base"} & set(found.tags)
+    html = (folder / "report.html").read_text()
+    assert "default-src 'none'" in html
+    assert not re.search(r"@import|url\((?!#)", html)
+
+
+def test_another_run_stands_beside_it_with_the_differences(tmp_path: Path) -> None:
+    run = killed_and_stopped(tmp_path / "x").folder
+    other = killed_and_stopped(tmp_path / "y", "optim.learning_rate=3e-4").folder
+    text = " ".join(page(run, f"other={other}").text.split())
+    assert re.search(r"Differences to y ?setting ?x ?y ?optim.learning_rate ?0.0015 ?0.0003", text)
+
+
+def test_the_same_settings_are_said_to_be_the_same(tmp_path: Path) -> None:
+    run = killed_and_stopped(tmp_path / "x").folder
+    other = killed_and_stopped(tmp_path / "y").folder
+    assert "None: the same settings." in page(run, f"other={other}").text
+
+
+def test_a_run_without_a_step_has_a_page(tmp_path: Path) -> None:
+    assert "has not come to its first step" in page(MadeRun(tmp_path / "x").folder).text
+
+
+def test_a_run_that_died_says_so_first(tmp_path: Path) -> None:
+    made = MadeRun(tmp_path / "x")
+    made.event(0, "started", step=0, ranks=1)
+    made.record(10, 30, train__mlm_loss=5.0)
+    assert (
+        "ended without its last step and without a signal after step 30" in page(made.folder).text
+    )
+
+
+def test_of_a_long_run_means_are_drawn(tmp_path: Path) -> None:
+    made = MadeRun(tmp_path / "x")
+    made.event(0, "started", step=0, ranks=1)
+    for step in range(1, 5001):
+        made.record(step, step, train__mlm_loss=5.0)
+    assert report.main([f"run={made.folder}"]) == 0
+    assert (made.folder / "report.html").stat().st_size < 200_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "no run is named; add run=FOLDER"),
+        (["runs/x"], "'runs/x' is no argument"),
+        (["run=nowhere"], "config.yaml is missing"),
+    ],
+)
+def test_wrong_arguments_are_one_message(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report.main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def browser() -> str:
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_shows_it_in_light_and_in_dark(tmp_path: Path, scheme: str) -> None:
+    folder = killed_and_stopped(tmp_path / "x").folder
+    page(folder)
+    picture = tmp_path / "page.png"
+    command = [
+        browser(), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+        f"--user-data-dir={tmp_path}/profile", "--window-size=1280,1600",
+        f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}",
+        "--enable-logging=stderr", f"--screenshot={picture}", f"file://{folder}/report.html",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr, "the page's policy refuses something of its own"
+    pixels = imread(picture)[..., :3]
+    paper = pixels[2, 2].mean()
+    assert paper < 0.2 if scheme == "dark" else paper > 0.9
+    marked = abs(pixels - pixels[2, 2]).max(axis=2) > 0.3
+    assert 0.005 < marked.mean() < 0.3, "neither empty nor one block"
+    right_half = marked[400:, 640:]  # the second column of charts
+    assert right_half.any()
+    assert not marked[:, -5:].any(), "nothing reaches over the edge"
+
+
+def test_the_run_is_read_and_never_changed(tmp_path: Path) -> None:
+    folder = killed_and_stopped(tmp_path / "x").folder
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    report.page(History.read(folder))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
