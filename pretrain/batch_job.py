@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ class BatchJob:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def record(self, step: int, figures: dict[str, float]) -> None:
+    def record(self, step: int, figures: Mapping[str, float | str]) -> None:
         """Figures are not for the script."""
 
     def event(self, kind: str, facts: dict[str, Any]) -> None:
