@@ -42,6 +42,7 @@ bench: install
 	$(BIN)/python -m scripts.bench_prep
 	$(BIN)/python -m scripts.bench_loader
 	$(BIN)/python -m scripts.bench_step
+	$(BIN)/python -m scripts.bench_checkpoint
 
 drill: install
 	$(BIN)/python -m scripts.drill
