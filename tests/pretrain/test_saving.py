@@ -217,7 +217,8 @@ def test_a_disk_that_hangs_keeps_no_process_alive_and_leaves_no_half_checkpoint(
 ) -> None:
     process = multiprocessing.get_context("fork").Process(target=save_for_ever, args=(tmp_path,))
     process.start()
-    process.join(30)
+    process.join(60)
+    process.kill()
     assert process.exitcode == 3
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [".step-00000010.tmp"]
 
