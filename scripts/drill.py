@@ -53,7 +53,7 @@ RHYTHM = (
     f"eval.every_steps={STEPS}", "eval.max_examples=64",
 )  # fmt: skip
 PASSED_ON = ("data", "model", "optim", "engine")
-HANG_MINUTES = 0.4
+HANG_MINUTES = 0.6  # of which a start, too, takes a part: on a busy machine most
 # where scripts.drill_rank acts: numbers of global batches, from 0
 NAN_BATCH = 17
 FULL_BATCHES = (18, 29)  # nothing large can be written from the first to the second
