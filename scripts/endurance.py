@@ -47,7 +47,7 @@ DEFAULTS: Arguments = {
     "steps": 2000, "kills": 10, "ranks": 2, "other_ranks": 1, "seed": 1, "out": "",
 }  # fmt: skip
 OVERRIDES = (
-    "+model=tiny", "optim.global_batch=48", "eval.every_steps=100", "eval.max_examples=2000",
+    "+model=tiny", "eval.every_steps=100", "eval.max_examples=2000",
     "checkpoint.every_steps=50", "monitor.every_steps=1",
 )  # fmt: skip
 LIMIT_S = 7 * 24 * 3600.0  # it may well be a large model on a slow machine
