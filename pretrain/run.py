@@ -149,6 +149,8 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
     """Train, and close the run on rank 0. Collective."""
     from pretrain.checkpoint import STATE_FILE
     from pretrain.engine import resolve_precision
+    from pretrain.forecast import forecast
+    from pretrain.forecast import write as write_plan
     from pretrain.preflight import preflight
 
     found = preflight(ranks, settings)
@@ -164,6 +166,11 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
             voice.log_to(log)  # a broken checkpoint that is passed over is named there
             return open_run_folder(run_folder, settings, run_identity)
 
+        def plan_run() -> None:
+            outline = forecast(settings, ranks.world_size)
+            write_plan(run_folder, outline)
+            print("\n".join([f"run {run_folder}", *outline.short_lines()]), file=sys.stderr)
+
         checkpoint = _on_rank_0(ranks, open_folder)
         if ranks.rank == 0:
             found.record(run_folder)
@@ -178,6 +185,10 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
             for folder in dict.fromkeys(folder_of(phase.settings.data) for phase in phases):
                 watchdog.reach(f"checking the shards in {folder}")
                 _check_shards(folder, ranks)
+            watchdog.reach(
+                "planning"
+            )  # with the lengths of all examples, now that shards are sound
+            _on_rank_0(ranks, plan_run)
             while True:
                 state = None if checkpoint is None else read_json(checkpoint / STATE_FILE)
                 place = place_of(phases, state)
@@ -191,8 +202,10 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
                 checkpoint = _newest(run_folder, ranks, watchdog)
         if ranks.rank == 0 and finished:
             from pretrain.closing import close_run
+            from pretrain.outcome import plan_and_outcome
 
             close_run(run_folder, place.phase.settings, manifests[-1])
+            print("\n".join(["", *plan_and_outcome(run_folder, settings)]))
         ranks.barrier()
     return 0
 
@@ -219,7 +232,7 @@ def _train(
     from pretrain.guard import Guard, Progress, Rewind, rewound
     from pretrain.model import BertForPreTraining
     from pretrain.monitor import Monitor
-    from pretrain.plan import plan
+    from pretrain.plan import order_seed
     from pretrain.rehearsal import rehearse
     from pretrain.saving import Saver
     from pretrain.train import Run, train
@@ -229,7 +242,6 @@ def _train(
     watchdog.reach("building the model")
     model = BertForPreTraining(settings.model, manifest["vocab_size"], settings.data.pairs)
     model.initialize(torch.Generator().manual_seed(settings.run.seed))
-    outline = plan(settings, manifest, model.num_parameters, ranks.world_size)
     engine = Engine(model, settings.optim, settings.engine, ranks)
     if settings.survival.rehearse:  # later phases, too: theirs may come days from now
         for phase in phases[number - 1 :]:
@@ -247,13 +259,11 @@ def _train(
     loader = TrainLoader(
         Shards.open(folder, "train"),
         global_batch=settings.optim.global_batch,
-        seed=(settings.run.seed + number - 1) % 2**32,
+        seed=order_seed(settings.run.seed, number),
         masking=settings.data.masking,
         rule=MaskingRule.from_manifest(manifest, Path(settings.data.dir) / "vocab" / "vocab.txt"),
         **cut,
     )
-    if ranks.rank == 0:
-        print("\n".join([f"run {run_folder}", *outline.lines()]), file=sys.stderr)
 
     def tell(kind: str, **facts: Any) -> None:
         monitor.event(kind, **facts)  # that of the stretch which is being trained

@@ -13,6 +13,7 @@ from typing import Any
 from data_prep.configuration import SettingsError
 from data_prep.objectives import Pairing
 from pretrain.batches.dealing import check_dealable
+from pretrain.cluster import ClusterSettings
 
 
 class Resume(enum.Enum):
@@ -209,6 +210,21 @@ class LogSettings:
     entity: str | None
 
 
+class Padding(enum.Enum):
+    none = "none"  # sequences end to end: what this project does
+    full = "full"  # every sequence to data.seq_len: what most published runs did
+
+
+@dataclass
+class PlanSettings:
+    """What a plan assumes where the prepared data does not say it."""
+
+    padding: Padding
+    vocab_size: int
+    # data.seq_len: mean tokens of a sequence, and of their squares; a length not there counts as full
+    lengths: dict[int, list[float]]
+
+
 @dataclass
 class Settings:
     run: RunSettings
@@ -222,6 +238,8 @@ class Settings:
     survival: SurvivalSettings
     monitor: MonitorSettings
     log: LogSettings
+    plan: PlanSettings
+    cluster: ClusterSettings  # the hardware whose times are predicted; without a gpu: none are
     phases: list[PhaseSettings]  # after the first, which is all of the above
 
 

@@ -1,20 +1,233 @@
-"""The arithmetic of a run, against numbers worked out by hand."""
+"""The arithmetic of a run, its refusals and what it prints."""
 
 from __future__ import annotations
 
-import pytest
+import dataclasses
+import re
+from pathlib import Path
 
-from data_prep.configuration import compose
-from pretrain.plan import plan
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from run_in_fork import pretrain_run
+
+from data_prep.configuration import SettingsError, as_dict, as_overrides, choices, compose
+from data_prep.files import read_json
+from pretrain.batches.order import ExampleOrder
+from pretrain.cost import Lengths
+from pretrain.forecast import forecast
+from pretrain.plan import Corpus, clusters, load, main, micro_steps, plan, tokens_between
 from pretrain.settings import Settings
+
+BASE = compose("config", Settings, ["+model=base"])[0]
+LARGE = ("+model=large", "recipe=nvidia_lamb", "cluster=dgx_a100", "data.dir=nowhere")
+
+
+def corpus(rows: int = 64_000, mean: float = 100) -> Corpus:
+    return Corpus(rows, 30_522, Lengths(mean, mean**2, 15), None, "made up")
 
 
 def test_a_plan_counts_steps_sequences_tokens_and_epochs() -> None:
     overrides = ["+model=base", "schedule.total_steps=1000", "engine.tokens_per_micro_batch=2000"]
     settings = compose("config", Settings, overrides)[0]
-    manifest = {"splits": {"train": {"rows": 64_000, "tokens": 6_400_000}}}
-    found = plan(settings, manifest, parameters=110_000_000, world_size=4)
+    found = plan(settings, corpus(), parameters=110_000_000, world_size=4, number=1)
     assert found.sequences == 256_000
     assert found.tokens == 25_600_000
     assert found.epochs == pytest.approx(4.0)
     assert found.micro_steps == 4  # 256 x 100 tokens on 4 ranks are 6,400 each
+    assert found.fill == pytest.approx(0.8)
+
+
+@given(
+    batch=st.integers(1, 3000), mean=st.integers(1, 512), ranks=st.integers(1, 64),
+    budget=st.integers(512, 20_000),
+)  # fmt: skip
+def test_micro_steps_are_those_that_it_takes_to_hold_the_tokens(
+    batch: int, mean: int, ranks: int, budget: int
+) -> None:
+    settings = dataclasses.replace(BASE, optim=dataclasses.replace(BASE.optim, global_batch=batch))
+    settings.engine = dataclasses.replace(BASE.engine, tokens_per_micro_batch=budget)
+    manifest = {"splits": {"train": {"rows": 10, "tokens": 10 * mean}}}
+    needed = 1
+    while needed * budget * ranks < batch * mean:
+        needed += 1
+    assert micro_steps(settings, manifest, ranks) == needed
+
+
+@given(
+    each=st.lists(st.integers(8, 512), min_size=1, max_size=40),
+    first=st.integers(0, 100), count=st.integers(0, 100), seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_tokens_are_those_of_the_stream_one_by_one(
+    each: list[int], first: int, count: int, seed: int
+) -> None:
+    found = dataclasses.replace(corpus(), each=np.array(each, np.uint16))
+    order, tokens = ExampleOrder(len(each), seed), 0
+    for place in range(first, first + count):
+        tokens += each[int(order.examples(place, 1)[1][0])]
+    assert tokens_between(found, first, first + count, seed) == tokens
+
+
+def test_a_phase_of_hours_is_planned_by_the_step_and_lasts_as_long_as_it_says() -> None:
+    found = forecast(load(["+model=large", "recipe=budget_24h", "cluster=dgx_a100"]))
+    (phase,) = found.phases
+    assert phase.plan.total_steps is None
+    assert phase.step is not None
+    assert phase.steps == int(24 * 3600 / phase.step.total)
+    assert found.hours == 24
+    assert "24" in "\n".join(found.lines())
+
+
+def test_money_and_energy_are_gpu_hours_times_the_cluster_s_figures() -> None:
+    typed = [*LARGE, "cluster.nodes=128", "cluster.usd_per_gpu_hour=3", "cluster.watts_per_gpu=500"]
+    found = forecast(load(typed)).as_dict()
+    total = found["total"]
+    assert found["ranks"] == 1024
+    assert total["gpu_hours"] == pytest.approx(1024 * sum(p["hours"] for p in found["phases"]))
+    assert total["usd"] == pytest.approx(3 * total["gpu_hours"])
+    assert total["kwh"] == pytest.approx(0.5 * total["gpu_hours"])
+    step = found["phases"][0]["step_s"]
+    parts = ("products", "memory", "waiting", "update", "communication", "fixed")
+    assert step["total"] == pytest.approx(sum(step[part] for part in parts))
+
+
+def test_padding_to_the_full_length_costs_what_it_adds() -> None:
+    packed, padded = (
+        forecast(load([*LARGE, f"plan.padding={how}"])).phases[1] for how in ("none", "full")
+    )
+    assert padded.plan.tokens == 512 * padded.plan.sequences
+    assert padded.flops > 1.8 * packed.flops
+
+
+@pytest.mark.parametrize(
+    ("typed", "cure"),
+    [
+        (
+            ["cluster.nodes=128", "optim.global_batch=1000", "phases=[]"],
+            r"cannot be dealt to 1024 ranks.*set optim.global_batch=1024 or more, or cluster.nodes=125",
+        ),
+        (
+            ["engine.tokens_per_micro_batch=256"],
+            r"phase 2: .*256 cannot hold one sequence of data.seq_len=512.*=512 or more",
+        ),
+        (
+            ["optim.global_batch=1001", "phases=[]", "engine.tokens_per_micro_batch=128"],
+            r"set engine.tokens_per_micro_batch=256 or optim.global_batch=1000",
+        ),
+        (["cluster=dgx_a1000"], r"cluster=dgx_a1000 is not known; there are .*dgx_h100.*local"),
+        (["cluster=none"], r"there are .*dgx_a100"),
+        (["cluster=dgx1_v100", "engine=bf16"], r"no bfloat16; set engine.precision=fp16"),
+        (["optim.lr=1"], r"did you mean optim.learning_rate"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_nearest_that_does(
+    typed: list[str], cure: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*LARGE, *typed]) == 2
+    assert re.search(cure, " ".join(capsys.readouterr().err.split()))
+
+
+def test_what_is_refused_s_cure_is_taken() -> None:
+    few = [*LARGE, "optim.global_batch=1000", "phases=[]"]
+    load([*few, "cluster.nodes=125"])
+    with pytest.raises(SettingsError):
+        load([*few, "cluster.nodes=126"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "proposal"),
+    [
+        (["engine.tokens_per_micro_batch=131072"], "engine.tokens_per_micro_batch"),
+        (["model.num_hidden_layers=150", "engine=fp32"], "engine.zero_stage"),
+    ],
+)
+def test_what_does_not_fit_the_memory_is_answered_with_what_does(
+    typed: list[str], proposal: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["+model=large", "cluster=rtx4090", "cluster.gpus_per_node=8", *typed]
+    assert main([*command, "json=true"]) == 1
+    said = orjson.loads(capsys.readouterr().out)["proposal"]
+    assert said.startswith("Does not fit. Set ")
+    assert proposal in said
+    changes = re.findall(r"engine\.\w+=\w+", said.split(", ")[0])
+    assert changes
+    assert main([*command, *changes]) == 0
+
+
+def test_a_bigger_budget_that_fits_is_proposed_up_to_what_a_step_needs() -> None:
+    said = forecast(load([*LARGE, "cluster.nodes=32", "engine=bf16"])).proposal()
+    assert "engine.tokens_per_micro_batch=" in said
+    assert "1 micro-batch a step in place of 4" in said
+
+
+@pytest.mark.parametrize("name", [name for name in clusters() if name != "local"])
+def test_every_cluster_gives_a_table_of_at_most_100_columns(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = [*LARGE[:2], f"cluster={name}", "cluster.nodes=8", "engine=fp16"]
+    main(typed)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100, max(lines, key=len)
+    text = "\n".join(lines)
+    for part in ("hours", "USD", "kWh", "communication", "activations", "ZeRO 3", "assumed"):
+        assert part in text
+
+
+def test_help_and_cfg_name_the_clusters_and_the_settings(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in clusters())
+    assert main([*LARGE, "--cfg"]) == 0
+    assert "gpus_per_node: 8" in capsys.readouterr().out
+
+
+def test_this_machine_is_measured_and_nothing_is_left_open(tmp_path: Path) -> None:
+    found = forecast(load(["+model=tiny", "model.num_hidden_layers=1", f"data.dir={tmp_path}"]))
+    cluster = found.cluster
+    assert cluster is not None
+    assert cluster.peak_tflops["fp32"] > 0
+    assert cluster.bandwidth_gb_s > 0
+    assert cluster.memory_gib > 0
+    assert found.hours
+
+
+@pytest.mark.parametrize("name", choices("cluster"))
+def test_a_cluster_comes_back_from_the_settings_that_a_run_has_written(name: str) -> None:
+    settings = compose("config", Settings, ["+model=base", f"cluster={name}"])[0]
+    typed = ["+model=base", *as_overrides(as_dict(settings))]
+    assert compose("config", Settings, typed)[0].cluster == settings.cluster
+
+
+@pytest.mark.distributed
+def test_a_run_keeps_its_plan_and_ends_with_what_came_of_it(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    phase = (
+        "{changes: {optim: {global_batch: 4}, schedule: {total_steps: 3}}, moments: kept, "
+        "optimizer_step: kept, loss_scaler: kept}"
+    )
+    statuses, output = pretrain_run(
+        [
+            "+model=tiny", "model.hidden_size=32", "model.intermediate_size=64",
+            "optim.global_batch=8", "schedule.total_steps=5", "eval.max_examples=8",
+            "monitor.every_steps=2", "run.name=x", "engine.timeout_minutes=2", "cluster=dgx_a100",
+            f"phases=[{phase}]", f"data.dir={sample_dir}",
+        ],
+        tmp_path,
+    )  # fmt: skip
+    assert statuses == [0], output
+    planned = read_json(tmp_path / "runs/x/plan.json")["phases"]
+    assert [p["steps"] for p in planned] == [5, 3]
+    assert "epochs over the data" in (tmp_path / "runs/x/plan.txt").read_text()
+    assert "phase 1: 5 steps, 40 sequences" in output
+    shown = re.findall(r"^  (phase \d: \w.*?)  +(\S+) +(\S+)", output, re.M)
+    rows = {name: (before, after) for name, before, after in shown}
+    for number in (1, 2):
+        for figure in ("steps", "tokens, M", "epochs"):
+            before, after = rows[f"phase {number}: {figure}"]
+            assert before == after, figure
+        assert float(rows[f"phase {number}: a step, ms"][1].replace(",", "")) > 0

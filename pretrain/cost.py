@@ -1,0 +1,191 @@
+"""What a training step costs: floating-point operations, bytes through memory, bytes between ranks, seconds.
+
+A step of a rank takes
+
+    matrix products / (peak x share)  +  bytes / (bandwidth x share)  +  communication  +  a fixed part
+
+and where the host is slower at asking for kernels than the device at computing them, the host's time
+counts. Counts come from the model's own code; rates from conf/cluster, which says where each is from.
+Nothing is imported but settings: a plan takes no torch and no GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from data_prep.objectives import Pairing
+from pretrain.cluster import ClusterSettings
+from pretrain.settings import EngineSettings, ModelSettings, OptimizerName, Precision
+
+# Bytes of one token and layer, a unit of the hidden size, read and written outside matrix products:
+# forward and backward passes of attention, GELU (4 units wide), two dropouts, sums and LayerNorms, the
+# biases' gradients, and joining the sequences' attention again.
+LAYER_BYTES = {"half": 182, "fp32": 364}
+AUTOCAST_BYTES = (
+    84  # more: the sum of the layers is fp32, and copied to bfloat16 before each product
+)
+LOGIT_BYTES = 34  # of a logit: written, copied to fp32, log-softmax, arg max, and their gradients
+WEIGHT_BYTES = 12  # of a parameter and micro-batch: working copy read or made, gradient added
+UPDATE_BYTES = {OptimizerName.adamw: 40, OptimizerName.bert_adam: 40, OptimizerName.lamb: 64}
+LAYER_CALLS = 60  # of operators in a layer, forward and backward, but for attention
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Sequences on the average, which is all that their cost depends on."""
+
+    mean: float  # tokens, padding included where there is any
+    mean_square: float
+    masked: float  # tokens with an MLM label
+
+    @classmethod
+    def full(cls, seq_len: int, masked: float) -> Lengths:
+        """Every sequence padded to the whole length."""
+        return cls(seq_len, seq_len**2, masked)
+
+
+@dataclass(frozen=True)
+class Program:
+    """How the arithmetic is carried out: what differs between implementations of one model."""
+
+    arithmetic: str  # of matrix products: a key of cluster.peak_tflops
+    layer_bytes: float
+    score_bytes: float  # of an attention score, where scores go through memory; 0: one kernel
+    sent_bytes: float  # of a parameter and step, one way; an all-reduce counts its bytes twice
+    update_bytes: int  # of a parameter, read and written by clipping and the optimizer
+    is_sharded: bool  # each rank updates its part of the parameters
+    overlap: float  # share of the matrix products behind which communication can hide
+    is_recomputing: bool
+    calls_a_sequence: bool  # attention is one call a sequence, and not one of all
+
+
+def our_program(
+    engine: EngineSettings, optimizer: OptimizerName, micro_steps: int, recomputes: bool
+) -> Program:
+    """This project's: what pretrain.model and DeepSpeed do (collectives as counted a stage)."""
+    precision, stage = engine.precision, engine.zero_stage
+    is_low = precision in (Precision.bf16, Precision.fp16)
+    is_fp32 = precision is Precision.fp32
+    width = 2 if is_low else 4
+    return Program(
+        arithmetic="fp32" if is_fp32 else "half",
+        layer_bytes=LAYER_BYTES["fp32" if is_fp32 else "half"]
+        + (AUTOCAST_BYTES if precision is Precision.bf16_autocast else 0),
+        score_bytes=0,
+        sent_bytes=width * _sent(stage, micro_steps),
+        update_bytes=UPDATE_BYTES[optimizer],
+        is_sharded=stage > 0,
+        overlap=0.0,
+        is_recomputing=recomputes,
+        calls_a_sequence=True,  # pretrain/attention.py
+    )
+
+
+def _sent(stage: int, micro_steps: int) -> int:
+    """How often DeepSpeed sends all parameters one way in a step (0.19: counted on two ranks)."""
+    if stage == 3:  # gathered and reduce-scattered with every micro-batch
+        return 2 * micro_steps
+    all_reduces = micro_steps if stage == 2 else 1
+    return 2 * all_reduces + (1 if stage else 0)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Seconds of one optimizer step of a rank."""
+
+    products: float  # matrix products
+    memory: float  # all other work on activations and weights
+    update: float
+    communication: float  # what of it nothing hides
+    fixed: float
+    waiting: float  # for the host, which asks for kernels more slowly than they run
+
+    @property
+    def total(self) -> float:
+        """Seconds of the whole."""
+        return math.fsum(vars(self).values())
+
+
+def parameters(model: ModelSettings, vocab_size: int, pairs: Pairing) -> int:
+    """Number of parameters of BertForPreTraining, the tied matrix once, padded rows included."""
+    hidden, inner = model.hidden_size, model.intermediate_size
+    multiple = model.pad_vocab_size_multiple_of
+    rows = -(-vocab_size // multiple) * multiple
+    embeddings = (rows + model.max_position_embeddings + model.type_vocab_size + 2) * hidden
+    attention = 4 * (hidden**2 + hidden)
+    layer = attention + 2 * hidden * inner + inner + hidden + 4 * hidden
+    head = hidden**2 + 3 * hidden + rows
+    pair_head = 0 if pairs is Pairing.none else hidden**2 + hidden + 2 * hidden + 2
+    return embeddings + model.num_hidden_layers * layer + head + pair_head
+
+
+def flops(
+    model: ModelSettings, vocab_size: int, lengths: Lengths, recomputes: bool = False
+) -> float:
+    """Floating-point operations of a sequence's matrix products, forward and backward.
+
+    A multiply-add is 2, the backward pass twice the forward pass; with recomputation the layers' forward
+    pass comes once more. LayerNorm, softmax, GELU and the update are left out, as is usual.
+    """
+    hidden, inner = model.hidden_size, model.intermediate_size
+    of_token = 2 * (4 * hidden**2 + 2 * hidden * inner)
+    layers = model.num_hidden_layers * (of_token * lengths.mean + 4 * hidden * lengths.mean_square)
+    heads = 2 * lengths.masked * (hidden**2 + hidden * vocab_size) + 2 * hidden**2 + 4 * hidden
+    return (4 if recomputes else 3) * layers + 3 * heads
+
+
+def step(
+    model: ModelSettings,
+    vocab_size: int,
+    num_parameters: int,
+    lengths: Lengths,
+    cluster: ClusterSettings,
+    program: Program,
+    sequences: float,
+    micro_steps: int,
+    gpus: int,
+) -> Step:
+    """A step of `sequences` sequences a rank, in `micro_steps` micro-batches, on `gpus` ranks."""
+    bandwidth = 1e9 * cluster.bandwidth_gb_s * cluster.bandwidth_share
+    rate = 1e12 * cluster.peak_tflops[program.arithmetic] * cluster.gemm_share[program.arithmetic]
+    products = sequences * flops(model, vocab_size, lengths, program.is_recomputing) / rate
+    moved = model.num_hidden_layers * (
+        program.layer_bytes * model.hidden_size * lengths.mean
+        + program.score_bytes * model.num_attention_heads * lengths.mean_square
+    )
+    again = 4 / 3 if program.is_recomputing else 1
+    moved = sequences * (again * moved + LOGIT_BYTES * vocab_size * lengths.masked)
+    moved += micro_steps * WEIGHT_BYTES * num_parameters
+    memory = moved / bandwidth
+    shards = gpus if program.is_sharded else 1
+    update = program.update_bytes * num_parameters / shards / bandwidth
+    update += 1e-9 * cluster.update_ns * num_parameters
+    communication = communication_s(program, num_parameters, cluster, gpus)
+    hidden_s = min(communication, program.overlap * products)
+    calls_us = LAYER_CALLS * micro_steps * cluster.call_us
+    calls_us += cluster.sequence_us * sequences if program.calls_a_sequence else 0
+    host = again * 1e-6 * model.num_hidden_layers * calls_us
+    waiting = host if cluster.is_cpu else max(0.0, host - products - memory)
+    return Step(products, memory, update, communication - hidden_s, 1e-3 * cluster.step_ms, waiting)
+
+
+def communication_s(
+    program: Program, num_parameters: int, cluster: ClusterSettings, gpus: int
+) -> float:
+    """Seconds of a step's collectives.
+
+    One way (a reduce-scatter or an all-gather; an all-reduce is both) moves (g - 1) / g of the bytes
+    over the links of a node's g GPUs and (n - 1) / n of a GPU's g-th part over the network of n nodes:
+    rings inside, trees between (NCCL).
+    """
+    if gpus == 1:
+        return 0.0
+    inside = min(gpus, cluster.gpus_per_node)
+    nodes = -(-gpus // inside)
+    link = 1e9 * cluster.link_gb_s
+    network = 1e9 * cluster.network_gb_s * cluster.network_share
+    a_byte = (inside - 1) / inside / link + (nodes - 1) / nodes / inside / network
+    hops = (inside - 1) * cluster.link_latency_us
+    hops += math.ceil(math.log2(nodes)) * cluster.network_latency_us
+    return program.sent_bytes * num_parameters * a_byte + 3 * 1e-6 * hops

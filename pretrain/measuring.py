@@ -1,0 +1,128 @@
+"""This machine as a cluster: what conf/cluster/local.yaml leaves open, measured in about a second.
+
+Measured is what a layer of the model at hand is made of, at its own sizes: its four products, the work
+between them, and the attention of one sequence. So a plan knows how small matrices fare here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from pretrain.cluster import ClusterSettings
+from pretrain.cost import LAYER_BYTES
+from pretrain.settings import ModelSettings
+
+SECONDS = 0.06  # that a measurement goes on for, at least
+ROWS = 1024  # tokens of the micro-batch that is measured
+SEQUENCE = 128  # tokens of the sequence whose attention is measured
+HEAD_ROWS = 0.15  # of the tokens: the masked ones
+
+
+def measure(cluster: ClusterSettings, model: ModelSettings, vocab_size: int) -> ClusterSettings:
+    """`cluster` with the rates of this machine, one rank of it, for this model."""
+    has_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if has_gpu else "cpu")
+    has_bf16 = has_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    kinds = {"fp32": torch.float32}
+    if has_gpu:
+        kinds["half"] = torch.bfloat16 if has_bf16 else torch.float16
+    rates = {kind: _product_rate(model, vocab_size, device, dtype) for kind, dtype in kinds.items()}
+    work_s = _seconds(_layer_work(model, device), device)
+    score_flops = 12 * model.hidden_size * SEQUENCE**2
+    sequence_s = _seconds(_attention(model, device), device) - score_flops / rates["fp32"]
+    one_call = torch.ones(8, device=device)
+    if has_gpu:
+        memory = torch.cuda.get_device_properties(0).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return dataclasses.replace(
+        cluster,
+        gpu=torch.cuda.get_device_name(0)
+        if has_gpu
+        else f"CPU, {torch.get_num_threads()} thread(s)",
+        is_cpu=not has_gpu,
+        has_bf16=has_bf16,
+        memory_gib=memory / 2**30,
+        peak_tflops={kind: rate / 1e12 for kind, rate in rates.items()},
+        bandwidth_gb_s=LAYER_BYTES["fp32"] * model.hidden_size * ROWS / work_s / 1e9,
+        call_us=1e6 * _seconds(lambda: one_call.add(1), device),
+        sequence_us=1e6 * max(0.0, sequence_s),
+    )
+
+
+def _product_rate(
+    model: ModelSettings, vocab_size: int, device: torch.device, dtype: torch.dtype
+) -> float:
+    """FLOP/s of a token's products: those of all layers, and the head's at masked positions."""
+    hidden, inner, layers = model.hidden_size, model.intermediate_size, model.num_hidden_layers
+    head_rows = int(HEAD_ROWS * ROWS)
+    shapes = [
+        (layers, ROWS, hidden, 3 * hidden), (layers, ROWS, hidden, hidden),
+        (layers, ROWS, hidden, inner), (layers, ROWS, inner, hidden),
+        (1, head_rows, hidden, hidden), (1, head_rows, hidden, vocab_size),
+    ]  # fmt: skip
+    seconds = flops = 0.0
+    for times, rows, width, out in shapes:
+        x = torch.ones(rows, width, device=device, dtype=dtype)
+        w = torch.ones(out, width, device=device, dtype=dtype)
+        seconds += times * _seconds(lambda x=x, w=w: F.linear(x, w), device)  # type: ignore[misc]
+        flops += times * 2 * rows * width * out
+    return flops / seconds
+
+
+def _layer_work(model: ModelSettings, device: torch.device) -> Callable[[], object]:
+    """What a layer does between its products, forward and backward."""
+    hidden, p = model.hidden_size, model.hidden_dropout_prob
+    x = torch.ones(ROWS, hidden, device=device, requires_grad=True)
+    wide = torch.ones(ROWS, model.intermediate_size, device=device, requires_grad=True)
+    scale = torch.ones(hidden, device=device, requires_grad=True)
+    biases = torch.ones(model.intermediate_size, device=device, requires_grad=True)
+
+    def work() -> object:
+        y = x
+        for _ in range(2):
+            y = F.layer_norm(y + F.dropout(y, p), (hidden,), scale, scale)
+        # as in a layer: the parts are joined, and each bias has a gradient
+        joined = torch.cat([y.view(8, -1, hidden)[part] for part in range(8)]) + scale
+        narrow = (F.gelu(wide + biases)).sum()
+        return torch.autograd.grad(joined.sum() + narrow, [x, wide, scale, biases])
+
+    return work
+
+
+def _attention(model: ModelSettings, device: torch.device) -> Callable[[], object]:
+    """The attention of one sequence in one layer, forward and backward, as pretrain.attention has it."""
+    from pretrain.attention import _one_sequence
+
+    heads = model.num_attention_heads
+    shape = (SEQUENCE, 3, heads, model.hidden_size // heads)
+    qkv = torch.ones(shape, device=device, requires_grad=True)
+    ones = torch.ones((SEQUENCE, heads, shape[-1]), device=device)
+
+    def attend() -> object:
+        out = _one_sequence(qkv, model.attention_probs_dropout_prob)
+        return torch.autograd.grad(out, qkv, ones)
+
+    return attend
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Of one call: the best mean of a few rounds, for other programs only make it slower."""
+
+    def round_s(calls: int) -> float:
+        started = time.perf_counter()
+        for _ in range(calls):
+            work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - started) / calls
+
+    once = round_s(1)
+    calls = max(1, int(SECONDS / 3 / max(once, 1e-7)))
+    return min(round_s(min(calls, 1000)) for _ in range(3))

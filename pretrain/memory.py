@@ -1,0 +1,139 @@
+"""What a rank's memory holds, by part, and which token budgets fit it.
+
+Activations are counted by what autograd keeps of pretrain.model; states by what DeepSpeed 0.19 allocates
+for a ZeRO stage. All bytes are of one rank, at the moment when a full micro-batch's backward pass begins.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pretrain.cluster import ClusterSettings
+from pretrain.settings import EngineSettings, ModelSettings, Precision
+
+BUCKET = 500_000_000  # elements that DeepSpeed reserves to reduce gradients (its default)
+MASKED_SHARE = 0.16  # of the tokens, at most: 15 %, rounded up in short sequences
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank."""
+
+    weights: float  # what the forward pass reads
+    gradients: float
+    optimizer: float  # moments, and fp32 masters where the weights are not those
+    activations: float
+    logits: float
+    buffers: float  # of collectives
+    reserved: float
+
+    @property
+    def total(self) -> float:
+        """Bytes of the whole."""
+        return math.fsum(vars(self).values())
+
+
+def states(
+    num_parameters: int, engine: EngineSettings, ranks: int
+) -> tuple[float, float, float, float]:
+    """Bytes of weights, gradients, optimizer and buffers under a ZeRO stage."""
+    precision, stage = engine.precision, engine.zero_stage
+    is_low = precision in (Precision.bf16, Precision.fp16)
+    width = 2 if is_low else 4
+    n, part = num_parameters, num_parameters / ranks
+    weights = width * (part if stage == 3 else n)
+    if precision is Precision.bf16_autocast:
+        weights += 2 * n  # copies for the products, kept for the backward pass
+    if stage == 0:
+        return weights, 4 * n, 8 * n, 4 * n if ranks > 1 else 0
+    optimizer = 12 * part
+    if precision is Precision.bf16 and stage == 1:  # gradients of all parameters, added up in fp32
+        return weights, 4 * n + 2 * n, optimizer, 0
+    accumulated = 4 if precision is Precision.bf16 else width
+    gradients = accumulated * (n if stage == 1 else part)
+    buffers = width * BUCKET
+    if stage == 3:  # DeepSpeed keeps up to a billion gathered parameters
+        buffers += width * min(n, 1_000_000_000)
+    return weights, gradients, optimizer, buffers
+
+
+def activation_bytes(
+    model: ModelSettings,
+    precision: Precision,
+    tokens: int,
+    seq_len: int,
+    is_cpu: bool,
+    recomputes: bool,
+) -> float:
+    """Bytes that autograd keeps of `tokens` tokens in sequences of `seq_len`, but for the logits.
+
+    On a GPU the kernel of attention keeps no scores. On a CPU with dropout on them it keeps three
+    numbers a score, and dropout keeps numbers where a GPU keeps bytes.
+    """
+    hidden, inner, heads = model.hidden_size, model.intermediate_size, model.num_attention_heads
+    is_low = precision in (Precision.bf16, Precision.fp16)
+    product = 4 if precision is Precision.fp32 else 2  # a number that matrix products read
+    stream = 2 if is_low else 4  # a number of the sums between blocks
+    mask = 0 if model.hidden_dropout_prob == 0 else product if is_cpu else 1
+    layer: float = product * (
+        7 * hidden + 2 * inner
+    )  # inputs of four products, q, k, v, attention, GELU
+    layer += 2 * hidden * (stream + mask) + 4 * heads + 4 * stream
+    if is_cpu and model.attention_probs_dropout_prob > 0:
+        layer += 12 * heads * seq_len + 4 * hidden - 4 * heads
+    rest: float = hidden * (stream + mask) + 2 * stream + 24  # embeddings, and the ids themselves
+    rest += MASKED_SHARE * (hidden * (3 * product + stream) + 16)
+    layers = model.num_hidden_layers
+    kept = layers * stream * hidden + layer if recomputes else layers * layer
+    return tokens * (kept + rest)
+
+
+def logit_bytes(vocab_size: int, precision: Precision, tokens: int) -> float:
+    """Bytes of the logits at masked positions: as they come, in fp32, and their log-softmax."""
+    return (8 if precision is Precision.fp32 else 10) * vocab_size * MASKED_SHARE * tokens
+
+
+def memory(
+    model: ModelSettings,
+    vocab_size: int,
+    num_parameters: int,
+    engine: EngineSettings,
+    seq_len: int,
+    cluster: ClusterSettings,
+    ranks: int,
+    recomputes: bool,
+    tokens: int | None = None,
+) -> Memory:
+    """A rank's memory with micro-batches of `tokens`; None: of engine.tokens_per_micro_batch."""
+    tokens = engine.tokens_per_micro_batch if tokens is None else tokens
+    precision = engine.precision
+    weights, gradients, optimizer, buffers = states(num_parameters, engine, ranks)
+    return Memory(
+        weights, gradients, optimizer,
+        activation_bytes(model, precision, tokens, seq_len, cluster.is_cpu, recomputes),
+        logit_bytes(vocab_size, precision, tokens), buffers, GIB * cluster.reserved_gib,
+    )  # fmt: skip
+
+
+def largest_budget(
+    model: ModelSettings,
+    vocab_size: int,
+    num_parameters: int,
+    engine: EngineSettings,
+    seq_len: int,
+    cluster: ClusterSettings,
+    ranks: int,
+    recomputes: bool,
+) -> int:
+    """Most tokens of a micro-batch that fit, a multiple of `seq_len`; 0 where not one sequence does."""
+
+    def total(tokens: int) -> float:
+        return memory(
+            model, vocab_size, num_parameters, engine, seq_len, cluster, ranks, recomputes, tokens
+        ).total  # fmt: skip
+
+    a_sequence = total(seq_len) - total(0)
+    room = GIB * cluster.memory_gib - total(0)
+    return max(0, int(room // a_sequence)) * seq_len

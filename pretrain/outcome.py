@@ -1,0 +1,91 @@
+"""What a run was planned to take beside what it took."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from data_prep.files import read_json
+from pretrain.phases import phases_of
+from pretrain.plan import corpus_of, order_seed, tokens_between
+from pretrain.settings import Settings
+
+
+def plan_and_outcome(run_folder: Path, settings: Settings) -> list[str]:
+    """A table of plan.json against metrics.jsonl and the last checkpoint.
+
+    Steps, tokens and epochs of the last phase are counted, without the batches that were passed over; a
+    phase before it ended after its steps. Times are those of training alone, as the plan's are.
+    """
+    planned = read_json(run_folder / "plan.json")["phases"]
+    phases = phases_of(settings)
+    newest = max((run_folder / "checkpoints").glob("step-*"))
+    state = read_json(newest / "state.json")
+    real = [_as_planned(phase) for phase in planned[:-1]]
+    if real:  # a budget of hours plans no steps
+        real[-1]["steps"] = state["first_step"] - sum(phase["steps"] for phase in real[:-1])
+    real.append(_counted(phases[-1].settings, len(phases), state))
+    times = _step_times(run_folder / "metrics.jsonl", real, [p.settings for p in phases])
+    lines = [f"  {'the plan and what came':<26}{'planned':>16}{'real':>16}"]
+    for number, (before, after) in enumerate(zip(planned, real, strict=True)):
+        name = f"phase {number + 1}: " if len(planned) > 1 else ""
+        if before["total_steps"] is not None:
+            lines += [
+                _row(f"{name}steps", before["total_steps"], after["steps"], "{:,.0f}"),
+                _row(f"{name}tokens, M", before["tokens"] / 1e6, after["tokens"] / 1e6, "{:,.3f}"),
+                _row(f"{name}epochs", before["epochs"], after["epochs"], "{:,.4f}"),
+            ]
+        step_s, hours = times[number]
+        predicted = before["step_s"] and 1e3 * before["step_s"]["total"]
+        if step_s is not None:
+            lines += [
+                _row(f"{name}a step, ms", predicted, 1e3 * step_s, "{:,.4g}"),
+                _row(f"{name}hours", before["hours"], hours, "{:,.4g}"),
+            ]
+    return lines
+
+
+def _row(name: str, planned: float | None, real: float, form: str) -> str:
+    shown = "-" if planned is None else form.format(planned)
+    error = "" if not planned or planned == real else f"   plan {planned / real - 1:+.1%}"
+    return f"  {name:<26}{shown:>16}{form.format(real):>16}{error}"
+
+
+def _as_planned(phase: dict[str, Any]) -> dict[str, float]:
+    return {"steps": phase["steps"], "tokens": phase["tokens"], "epochs": phase["epochs"]}
+
+
+def _counted(settings: Settings, number: int, state: dict[str, Any]) -> dict[str, float]:
+    """What the last phase consumed, from its last checkpoint's state."""
+    corpus, batch = corpus_of(settings), settings.optim.global_batch
+    seed = order_seed(settings.run.seed, number)
+    passed_over = [(first, min(end, state["position"])) for first, end in state["skipped"]]
+    sequences = batch * (state["position"] - sum(end - first for first, end in passed_over))
+    tokens = tokens_between(corpus, 0, batch * state["position"], seed) - sum(
+        tokens_between(corpus, batch * first, batch * end, seed) for first, end in passed_over
+    )
+    assert corpus.rows is not None, "the run has just read it"
+    steps = state["step"] - state["first_step"]
+    return {"steps": steps, "tokens": tokens, "epochs": sequences / corpus.rows}
+
+
+def _step_times(
+    metrics: Path, real: list[dict[str, float]], settings: list[Settings]
+) -> list[tuple[float | None, float]]:
+    """Seconds of a step and hours of each phase, from the sequences per second of every record."""
+    seconds, counted = [0.0] * len(real), [0] * len(real)
+    ends, last = list(itertools.accumulate(phase["steps"] for phase in real)), 0
+    for line in metrics.read_bytes().splitlines():
+        figures = orjson.loads(line)
+        if "perf/sequences_per_second" in figures:
+            number = next(
+                (i for i, end in enumerate(ends) if figures["step"] <= end), len(ends) - 1
+            )
+            steps, last = figures["step"] - last, figures["step"]
+            batch = settings[number].optim.global_batch
+            seconds[number] += steps * batch / figures["perf/sequences_per_second"]
+            counted[number] += steps
+    return [(s / n if n else None, s / 3600) for s, n in zip(seconds, counted, strict=True)]
