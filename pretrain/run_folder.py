@@ -115,7 +115,7 @@ def settings_of(folder: Path) -> Settings:
     try:
         overrides = as_overrides({str(group): values for group, values in plain.items()})
         return compose("config", Settings, ["+model=base", *overrides])[0]
-    except (SettingsError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:  # a SettingsError is a ValueError
         raise SettingsError(
             f"{path} cannot be read ({error}); use the version of this project that wrote it"
         ) from error
