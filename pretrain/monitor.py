@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import datetime
 import logging
-import os
-import socket
 import sys
 import time
-import urllib.parse
-import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import orjson
 
 from data_prep.files import whole_or_absent
-from pretrain.settings import LogSettings
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +36,10 @@ class Sink(Protocol):
 class Monitor:
     """Hands figures and events to every sink."""
 
-    def __init__(self, sinks: list[Sink]) -> None:
-        self._sinks = sinks
+    def __init__(self, sinks: Sequence[Sink], lasting: Sequence[Sink] = ()) -> None:
+        """`lasting` are sinks that outlive this monitor: whoever made them closes them."""
+        self._own = sinks
+        self._sinks = [*sinks, *lasting]
 
     def record(self, step: int, figures: Mapping[str, float | str]) -> None:
         """Figures after `step` optimizer updates, by name: train/..., eval/..., perf/..."""
@@ -55,8 +52,8 @@ class Monitor:
             sink.event(kind, facts)
 
     def close(self) -> None:
-        """Flush and close all sinks."""
-        for sink in self._sinks:
+        """Flush and close all sinks but the lasting ones."""
+        for sink in self._own:
             sink.close()
 
 
@@ -223,58 +220,3 @@ SHOWN = {
 
 def _readable(figures: Mapping[str, float | str]) -> str:
     return " ".join(form.format(figures[name]) for name, form in SHOWN.items() if name in figures)
-
-
-class Wandb:
-    """A Weights & Biases run, one id through all restarts; offline without a key or a network."""
-
-    def __init__(
-        self, run_folder: Path, name: str, log: LogSettings, config: dict[str, Any]
-    ) -> None:
-        import wandb
-
-        folder = run_folder / "wandb"
-        folder.mkdir(exist_ok=True)
-        run_id = folder / "run-id"
-        if not run_id.exists():
-            run_id.write_text(uuid.uuid4().hex[:12])
-        mode = _wandb_mode()
-        self._run = wandb.init(
-            project=log.project,
-            entity=log.entity,
-            name=name,
-            id=run_id.read_text(),
-            resume="allow",
-            dir=str(run_folder),
-            config=config,
-            mode=mode,
-            settings=wandb.Settings(console="off", silent=True),
-        )
-        print(f"wandb: {mode}, run {self._run.id} in {folder}", file=sys.stderr)
-
-    def record(self, step: int, figures: Mapping[str, float | str]) -> None:
-        self._run.log(figures, step=step)
-
-    def event(self, kind: str, facts: dict[str, Any]) -> None:
-        pass  # events stand in events.jsonl
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-def _wandb_mode() -> Literal["online", "offline", "disabled"]:
-    """WANDB_MODE, or online where there is a key and the server's port answers."""
-    import wandb
-
-    for mode in get_args(Literal["online", "offline", "disabled"]):
-        if os.environ.get("WANDB_MODE") == mode:
-            return mode  # type: ignore[no-any-return]
-    if not wandb.api.api_key:
-        return "offline"
-    address = urllib.parse.urlparse(wandb.api.settings("base_url"))
-    port = address.port or (443 if address.scheme == "https" else 80)
-    try:
-        socket.create_connection((address.hostname, port), timeout=3).close()
-    except OSError:
-        return "offline"
-    return "online"

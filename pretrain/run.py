@@ -151,6 +151,7 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
     from pretrain.engine import resolve_precision
     from pretrain.forecast import forecast
     from pretrain.forecast import write as write_plan
+    from pretrain.monitor import Monitor
     from pretrain.preflight import preflight
 
     found = preflight(ranks, settings)
@@ -189,12 +190,14 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
                 "planning"
             )  # with the lengths of all examples, now that shards are sound
             _on_rank_0(ranks, plan_run)
+            lasting: list[Sink] = []
+            held.callback(lambda: Monitor([*lasting]).close())
             while True:
                 state = None if checkpoint is None else read_json(checkpoint / STATE_FILE)
                 place = place_of(phases, state)
                 finished = _train(
                     place, phases, manifests, run_identity, run_folder, checkpoint, ranks, stop,
-                    watchdog,
+                    watchdog, lasting,
                 )  # fmt: skip
                 if not finished or place.phase is phases[-1]:
                     break
@@ -220,8 +223,12 @@ def _train(
     ranks: Ranks,
     stop: survival.StopRequest,
     watchdog: Watchdog,
+    lasting: list[Sink],
 ) -> bool:
-    """Build all, continue from `checkpoint` if there is one, train a phase. Whether it finished."""
+    """Build all, continue from `checkpoint` if there is one, train a phase. Whether it finished.
+
+    `lasting` takes the sinks that go on into the next phase.
+    """
     import torch
 
     from data_prep.masking import MaskingRule
@@ -236,6 +243,7 @@ def _train(
     from pretrain.rehearsal import rehearse
     from pretrain.saving import Saver
     from pretrain.train import Run, train
+    from pretrain.wandb_sink import Wandb
 
     settings, number = place.phase.settings, place.phase.number
     manifest = manifests[number - 1]
@@ -280,11 +288,15 @@ def _train(
 
     progress = Progress() if checkpoint is None else load(checkpoint)
     how = "started" if checkpoint is None else "resumed"
+    if settings.log.wandb and ranks.rank == 0 and not lasting:
+        name, config = str(settings.run.name), as_dict(phases[0].settings)
+        lasting.append(Wandb(run_folder, name, settings.log, config, progress.step))
     finished = None
     saver = Saver(run_folder, engine, ranks, settings.checkpoint, run_identity, tell)
     with loader, saver:
         while finished is None:
-            monitor = Monitor(_sinks(settings, run_folder, progress) if ranks.rank == 0 else [])
+            own = _sinks(settings, run_folder, progress) if ranks.rank == 0 else []
+            monitor = Monitor(own, lasting)
             try:
                 monitor.event(how, step=progress.step, ranks=ranks.world_size)
                 if number > 1 and progress.step == progress.first_step:
@@ -356,7 +368,7 @@ def _on_rank_0(ranks: Ranks, decide: Callable[[], Path | None]) -> Path | None:
 
 
 def _sinks(settings: Settings, run_folder: Path, progress: Progress) -> list[Sink]:
-    from pretrain.monitor import JsonLines, Screen, Wandb
+    from pretrain.monitor import JsonLines, Screen
 
     in_phase = settings.schedule.last_step
     sinks: list[Sink] = [
@@ -365,8 +377,6 @@ def _sinks(settings: Settings, run_folder: Path, progress: Progress) -> list[Sin
     ]
     if path := os.environ.get(batch_job.VARIABLE):
         sinks.append(batch_job.BatchJob(Path(path)))
-    if settings.log.wandb:
-        sinks.append(Wandb(run_folder, str(settings.run.name), settings.log, as_dict(settings)))
     return sinks
 
 

@@ -208,6 +208,7 @@ class LogSettings:
     wandb: bool
     project: str
     entity: str | None
+    timeout_s: float  # seconds for wandb's server to start the run, and to take the last figures
 
 
 class Padding(enum.Enum):
@@ -307,6 +308,7 @@ def _check_numbers(settings: Settings) -> list[str]:
             wrong.append(f"{key}={value}; it must be 1 or more")
     positive = (
         "optim.learning_rate", "optim.eps", "engine.timeout_minutes", "survival.spike_spreads",
+        "log.timeout_s",
     )  # fmt: skip
     for key in positive:
         if (value := _value(settings, key)) <= 0:

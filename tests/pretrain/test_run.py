@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import os
 import resource
@@ -15,6 +16,7 @@ from typing import Any
 import orjson
 import pytest
 from run_in_fork import pretrain_run
+from wandb_files import history, records
 
 from data_prep.files import checksum, read_json
 from data_prep.objectives import Pairing
@@ -498,24 +500,59 @@ def test_without_a_model_the_models_are_listed(tmp_path: Path) -> None:
     assert "base, large, small, tiny" in output
 
 
-def test_wandb_is_written_offline_by_rank_0_with_the_whole_configuration(
+def no_key(rank: int) -> None:
+    """A hook: wandb finds no key and writes offline."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        os.environ.pop(name, None)
+    os.environ["HOME"] = os.getcwd()
+
+
+def test_wandb_has_each_step_once_though_a_killed_start_made_some_twice(
     sample_dir: Path, tmp_path: Path
 ) -> None:
-    def no_key(rank: int) -> None:
-        for name in ("WANDB_API_KEY", "WANDB_MODE"):
-            os.environ.pop(name, None)
-        os.environ["HOME"] = str(tmp_path)
+    with_wandb = arguments(sample_dir, "log=wandb")
 
-    with_wandb = arguments(sample_dir, "log=wandb", "schedule.total_steps=2")
+    def killed(rank: int) -> None:
+        no_key(rank)
+        kill_at(7)(rank)
+
+    statuses, _ = pretrain_run(with_wandb, tmp_path, ranks=2, hook=killed)
+    assert -signal.SIGKILL in statuses
     statuses, output = pretrain_run(with_wandb, tmp_path, ranks=2, hook=no_key)
     assert statuses == [0, 0], output
-    (folder,) = (tmp_path / "runs/x/wandb").glob("offline-run-*")
-    (record,) = folder.glob("*.wandb")
-    stored = record.read_bytes()
-    assert b"tokens_per_micro_batch" in stored
-    assert b"train/mlm_loss" in stored
+    rows = history(tmp_path / "runs/x")
+    assert [row["_step"] for row in rows] == list(range(1, 13))
+    for line in metrics(tmp_path):
+        row = rows[line.pop("step") - 1]
+        moment = datetime.datetime.fromisoformat(line.pop("time")).timestamp()
+        assert row["_timestamp"] == pytest.approx(moment, abs=30)
+        assert {name: row[name] for name in line} == line
     run_id = (tmp_path / "runs/x/wandb/run-id").read_text()
-    assert folder.name.endswith(run_id)
-    statuses, output = pretrain_run(with_wandb, tmp_path, hook=no_key)
+    for run in records(tmp_path / "runs/x", "run"):
+        assert run["run_id"] == run_id
+        assert run["config"]["update"]["engine"]["tokens_per_micro_batch"] == 512
+    assert f"run {run_id}" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("calls", [(3, 5, 8)])
+def test_wandb_has_each_step_once_over_kills_in_both_phases(
+    sample_dir: Path, tmp_path: Path, calls: tuple[int, ...]
+) -> None:
+    two_phases = arguments(
+        sample_dir, "log=wandb", "schedule.total_steps=8", "checkpoint.every_steps=3",
+        "phases=[{changes: {optim: {learning_rate: 1e-4}, schedule: {total_steps: 8}}, moments: kept,"
+        " optimizer_step: kept, loss_scaler: kept}]",
+    )  # fmt: skip
+    for call in calls:
+
+        def killed(rank: int, call: int = call) -> None:
+            no_key(rank)
+            kill_at(call)(rank)
+
+        statuses, output = pretrain_run(two_phases, tmp_path, hook=killed)
+        assert statuses == [-signal.SIGKILL], output
+    statuses, output = pretrain_run(two_phases, tmp_path, hook=no_key)
     assert statuses == [0], output
-    assert f"run {run_id}" in output  # one id through all restarts
+    assert [row["_step"] for row in history(tmp_path / "runs/x")] == list(range(1, 17))
+    assert len({run["run_id"] for run in records(tmp_path / "runs/x", "run")}) == 1

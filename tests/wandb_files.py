@@ -1,0 +1,30 @@
+"""What wandb's files hold, by wandb's own reader."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import orjson
+from wandb.util import get_core_path
+
+from pretrain.wandb_sink import earlier_files
+
+
+def records(run_folder: Path, kind: str) -> list[dict[str, Any]]:
+    """The records of a kind (run, history, metric, ...) that `wandb sync` would send, in its order."""
+    found = []
+    for file in earlier_files(run_folder, own=Path()):
+        read = subprocess.run(
+            [get_core_path(), "leet", "inspect", "-json", "-run-file", str(file.path)],
+            capture_output=True,
+        )
+        lines = map(orjson.loads, read.stdout.splitlines())
+        found += [line[kind] for line in lines if line["type"] == kind]
+    return found
+
+
+def history(run_folder: Path) -> list[dict[str, Any]]:
+    """The rows of figures, in the order in which they are sent."""
+    return [record["item"] for record in records(run_folder, "history")]
