@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pretrain.guesses import Guesses
 
 VARIABLE = "BERT_JOB_FILE"  # set by slurm/job.inc
 SAID = {"checkpoint": "saved", "stopped": "stopped"}  # by event
@@ -23,6 +26,9 @@ class BatchJob:
 
     def record(self, step: int, figures: Mapping[str, float | str]) -> None:
         """Figures are not for the script."""
+
+    def guesses(self, step: int, filled: dict[str, Guesses]) -> None:
+        """Nor are guesses."""
 
     def event(self, kind: str, facts: dict[str, Any]) -> None:
         if kind in SAID:

@@ -14,12 +14,6 @@ from pretrain.evaluate import frequency_loss
 from pretrain.prepared import folder_of
 from pretrain.settings import Settings
 
-SENTENCES = (
-    "This function returns the [MASK] of the given object.",
-    "If the argument is not given, the default [MASK] is used.",
-    "He opened the [MASK] and looked at her.",
-)
-
 
 def close_run(run_folder: Path, settings: Settings, manifest: dict[str, Any]) -> None:
     """Export the last checkpoint of a finished run and print what came of it."""
@@ -30,7 +24,9 @@ def close_run(run_folder: Path, settings: Settings, manifest: dict[str, Any]) ->
     figures = last_evaluation(run_folder / "metrics.jsonl")
     summary = {**figures, "eval/frequency_mlm_loss": frequency_baseline(settings, manifest)}
     print("\n".join(["", *_table(summary, manifest), ""]))
-    for sentence, guesses in zip(SENTENCES, fill_masks(export, SENTENCES, top_k=3), strict=True):
+    sentences = settings.monitor.sentences
+    filled = fill_masks(export, sentences, top_k=3) if sentences else []
+    for sentence, guesses in zip(sentences, filled, strict=True):
         words = ", ".join(f"{word} {probability:.0%}" for word, probability in guesses)
         print(f"  {sentence}  {words}")
     newest = max((run_folder / "checkpoints").glob("step-*"))

@@ -217,6 +217,20 @@ class Engine:
         with torch.no_grad():
             return _as_sums(self._engine(micro_batch.to(self.ranks.device)))
 
+    def masked_logits(self, micro_batch: PackedBatch) -> Tensor:
+        """(M, padded V) logits at the masked positions, without dropout; the same batch on all ranks.
+
+        Taken on their way through the forward pass, the only one that ZeRO 3 has the weights for.
+        """
+        seen: list[Tensor] = []
+        head = self._engine.module.mlm_head
+        taking = head.register_forward_hook(lambda *call: seen.append(call[-1]))
+        try:
+            self.evaluate_step(micro_batch)
+        finally:
+            taking.remove()
+        return seen[0]
+
     def full_weights(self) -> dict[str, Tensor]:
         """The fp32 master weights by parameter name, on the CPU of rank 0; {} elsewhere."""
         return self._gather(WEIGHT, self._parameters)

@@ -26,8 +26,8 @@ from torch import Tensor
 from data_prep.configuration import SettingsError
 from data_prep.files import flush_to_disk, read_json, whole_or_absent, write_json
 from data_prep.objectives import Pairing
-from pretrain.batches.packing import PackedBatch
 from pretrain.checkpoint import newest_whole
+from pretrain.guesses import Guesses, MaskedSentences, packed
 from pretrain.hf_weights import from_hugging_face, hugging_face_class, to_hugging_face
 from pretrain.model import BertForPreTraining
 from pretrain.model_card import model_card
@@ -75,7 +75,7 @@ def export(
     vocabulary, weights and settings do not belong together, RuntimeError where `transformers` reads
     something else from the folder than was written.
     """
-    tokenizer = _tokenizer(vocab_folder)
+    tokenizer = load_tokenizer(vocab_folder)
     vocab_size = tokenizer.get_vocab_size()
     weights = to_hugging_face(state, settings, vocab_size, pairing)
     if target.exists() and not (target / "config.json").exists() and any(target.iterdir()):
@@ -137,7 +137,7 @@ def check_export(
             segments = (torch.arange(len(sequence)) >= len(sequence) // 2).long()
             segments.clamp_(max=settings.type_vocab_size - 1)
             everywhere = torch.arange(len(sequence))
-            batch = _packed([sequence], [segments], everywhere)
+            batch = packed([sequence], [segments], everywhere)
             answer = theirs(input_ids=sequence[None], token_type_ids=segments[None])
             mlm_logits, pair_logits = ours.logits(batch)
             if pair_logits is None:
@@ -172,33 +172,17 @@ def load_exported(folder: Path) -> BertForPreTraining:
     return model.eval()
 
 
-def fill_masks(folder: Path, sentences: Sequence[str], top_k: int) -> list[list[tuple[str, float]]]:
+def fill_masks(folder: Path, sentences: Sequence[str], top_k: int) -> list[Guesses]:
     """For each sentence, which holds one [MASK]: the `top_k` likeliest tokens, best first.
 
     With their probabilities, by the exported model at `folder`, without `transformers`. Raises
-    ValueError on a sentence with no [MASK] or several, or longer than the model's positions.
+    SettingsError on a sentence with no [MASK] or several, or longer than the model's positions.
     """
-    tokenizer = _tokenizer(folder)
     model = load_exported(folder)
-    mask_id = tokenizer.get_vocab()["[MASK]"]
     longest = model.settings.max_position_embeddings
-    encoded = [torch.tensor(tokenizer.encode(sentence).ids) for sentence in sentences]
-    for sentence, ids in zip(sentences, encoded, strict=True):
-        if (count := int(ids.eq(mask_id).sum())) != 1:
-            raise SettingsError(f"{sentence!r} holds {count} [MASK]; it must hold exactly one")
-        if len(ids) > longest:
-            raise SettingsError(
-                f"{sentence!r} has {len(ids)} tokens and the model {longest} positions"
-            )
-    masked = torch.cat(encoded).eq(mask_id)
-    batch = _packed(encoded, [torch.zeros_like(ids) for ids in encoded], masked.nonzero()[:, 0])
+    masked = MaskedSentences(sentences, load_tokenizer(folder), longest)
     with torch.inference_mode():
-        best = torch.softmax(model.logits(batch)[0], -1).topk(top_k)
-    tokens = {i: token for token, i in tokenizer.get_vocab().items()}
-    return [
-        [(tokens[i], p) for i, p in zip(ids, probabilities, strict=True)]
-        for ids, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
+        return masked.read(model.logits(masked.batch)[0], top_k)
 
 
 def export_run(
@@ -275,7 +259,7 @@ def _held_out(metrics: Path, step: int) -> dict[str, float]:
     return found
 
 
-def _tokenizer(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in `folder`. Raises SettingsError where a file is missing or two disagree."""
     if missing := [name for name in TOKENIZER_FILES if not (folder / name).exists()]:
         raise SettingsError(
@@ -307,24 +291,6 @@ def _config(settings: ModelSettings, tokenizer: Tokenizer, pairing: Pairing) -> 
         "tie_word_embeddings": True,
         "use_cache": True,
     }
-
-
-def _packed(
-    sequences: Sequence[Tensor], segments: Sequence[Tensor], masked_positions: Tensor
-) -> PackedBatch:
-    """Token ids as a packed row; the labels, which nobody asks for, are 0."""
-    lengths = [len(sequence) for sequence in sequences]
-    ends = torch.tensor([0, *lengths]).cumsum(0)
-    return PackedBatch(
-        input_ids=torch.cat(list(sequences)),
-        position_ids=torch.cat([torch.arange(n) for n in lengths]),
-        segment_ids=torch.cat(list(segments)),
-        cu_seqlens=ends.to(torch.int32),
-        lengths=lengths,
-        masked_positions=masked_positions,
-        labels=torch.zeros_like(masked_positions),
-        next_sentence_labels=torch.zeros(len(lengths), dtype=torch.long),
-    )
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:

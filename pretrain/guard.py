@@ -33,16 +33,24 @@ class Progress:
     step: int = 0  # optimizer updates made
     position: int = 0  # global batches taken from the stream; skipped updates took one, too
     elapsed_s: float = 0.0  # of training, where schedule.budget_hours asks for it
-    phase: int = 1  # of the run; all but `step` is counted in it
+    phase: int = 1  # of the run; all but `step`, `sequences` and `tokens` is counted in it
     first_step: int = 0  # updates made before the phase
+    sequences: int = 0  # trained on in updates that were made, over all phases
+    tokens: int = 0
     skipped: list[list[int]] = field(default_factory=list)  # [first, end) of batches passed over
     recent_losses: list[float] = field(default_factory=list)  # of the last records, oldest first
+
+    @property
+    def skipped_steps(self) -> int:
+        """Batches of the phase so far that made no update."""
+        return self.position - (self.step - self.first_step)
 
     @classmethod
     def at(cls, place: Place, state: dict[str, Any]) -> Progress:
         """Where training goes on from a checkpoint's `state`, which lies at `place`."""
         if place.is_beginning:
-            return cls(step=state["step"], phase=place.phase.number, first_step=state["step"])
+            through = {name: state[name] for name in ("step", "sequences", "tokens")}
+            return cls(**through, phase=place.phase.number, first_step=state["step"])
         return cls(**{name: state[name] for name in cls.__dataclass_fields__})
 
 

@@ -170,13 +170,13 @@ class Lamb(Optimizer):
 def layer_means(ratios: Mapping[str, float]) -> dict[str, float]:
     """Mean ratio of the embeddings, of each layer and of the heads, by the names of the figures.
 
-    `ratios` are those of parameters, by name: trust_ratio/embeddings, trust_ratio/layer_00, ...,
-    trust_ratio/heads (of masked tokens, of pairs, and its pooler).
+    `ratios` are those of parameters, by name: optim/trust_ratio/embeddings, optim/trust_ratio/layer_00,
+    ..., optim/trust_ratio/heads (of masked tokens, of pairs, and its pooler).
     """
     groups: dict[str, list[float]] = {}
     for name, ratio in ratios.items():
         first, *rest = name.split(".")
         label = f"layer_{int(rest[0]):02d}" if first == "layers" else first
         label = label if label.startswith(("layer_", "embeddings")) else "heads"
-        groups.setdefault(f"trust_ratio/{label}", []).append(ratio)
+        groups.setdefault(f"optim/trust_ratio/{label}", []).append(ratio)
     return {label: statistics.fmean(values) for label, values in sorted(groups.items())}

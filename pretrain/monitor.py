@@ -12,14 +12,19 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
 from data_prep.files import whole_or_absent
 
+if TYPE_CHECKING:
+    from pretrain.guesses import Guesses
+
 logger = logging.getLogger(__name__)
 
+BAR = "{n_fmt}/{total_fmt}{postfix} |{bar}| ETA {remaining}"  # too wide: cut off on the right
+BAR_WITHOUT_END = "{n_fmt}{postfix} |{bar}| {elapsed}"
 LINE_EVERY_S = 10.0  # in a batch job's log a line of progress at most so often
 
 
@@ -29,6 +34,8 @@ class Sink(Protocol):
     def record(self, step: int, figures: Mapping[str, float | str]) -> None: ...
 
     def event(self, kind: str, facts: dict[str, Any]) -> None: ...
+
+    def guesses(self, step: int, filled: dict[str, Guesses]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -46,6 +53,11 @@ class Monitor:
         for sink in self._sinks:
             sink.record(step, figures)
 
+    def guesses(self, step: int, filled: dict[str, Guesses]) -> None:
+        """What the model puts in masked sentences: by sentence, tokens with their probabilities."""
+        for sink in self._sinks:
+            sink.guesses(step, filled)
+
     def event(self, kind: str, **facts: Any) -> None:
         """Something that happened: a start, a signal, a skipped step, a checkpoint."""
         for sink in self._sinks:
@@ -58,7 +70,7 @@ class Monitor:
 
 
 class JsonLines:
-    """runs/<name>/metrics.jsonl and events.jsonl, one JSON object a line, flushed at once.
+    """metrics.jsonl, guesses.jsonl and events.jsonl of a run, one JSON object a line, flushed at once.
 
     A run that continues from step k drops the lines of steps after k, which the killed process
     wrote beyond its last checkpoint: every step stands in the file once. The event "lost" says how
@@ -70,6 +82,10 @@ class JsonLines:
         lost = _keep_steps_up_to(metrics, first_step) if metrics.exists() else None
         self._metrics = _Lines(metrics)
         self._events = _Lines(run_folder / "events.jsonl")
+        guesses = run_folder / "guesses.jsonl"
+        if guesses.exists():
+            _keep_steps_up_to(guesses, first_step)
+        self._guesses = _Lines(guesses)
         if lost is not None:
             self.event("lost", {"after": first_step, "up_to": lost["step"], "until": lost["time"]})
 
@@ -79,9 +95,13 @@ class JsonLines:
     def event(self, kind: str, facts: dict[str, Any]) -> None:
         self._events.write(_event_line(kind, facts))
 
+    def guesses(self, step: int, filled: dict[str, Guesses]) -> None:
+        self._guesses.write(_line({"step": step, "time": _now(), "guesses": filled}))
+
     def close(self) -> None:
         self._metrics.close()
         self._events.close()
+        self._guesses.close()
 
 
 def append_event(run_folder: Path, kind: str, facts: dict[str, Any]) -> None:
@@ -112,6 +132,17 @@ class _Lines:
         if self._pending:
             logger.error("%s lacks %d bytes: %r", self._path, len(self._pending), self._pending)
         self._file.close()
+
+
+def readable_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of JSON lines, but one that a killed process did not finish; [] without it."""
+    lines = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            lines.append(orjson.loads(line))
+        except orjson.JSONDecodeError:
+            continue
+    return lines
 
 
 def _line(value: dict[str, Any]) -> bytes:
@@ -158,6 +189,7 @@ class Screen:
             initial=first_step,
             unit="step",
             dynamic_ncols=True,
+            bar_format=BAR if total_steps is not None else BAR_WITHOUT_END,
             disable=not self._is_terminal,
         )
 
@@ -187,6 +219,9 @@ class Screen:
             text = " ".join(f"{name}={value}" for name, value in short.items())
             self._bar.write(f"{kind.replace('_', ' ')}: {text}", file=sys.stderr)
 
+    def guesses(self, step: int, filled: dict[str, Guesses]) -> None:
+        pass  # shown at the run's end, by the exported model
+
     def close(self) -> None:
         self._bar.close()
 
@@ -194,6 +229,7 @@ class Screen:
 SHOWN_EVENTS = (
     "resumed",
     "rewound",
+    "phase",
     "stopped",
     "skipped_step",
     "overflow",

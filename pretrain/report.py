@@ -122,9 +122,9 @@ def _notices(run: History) -> Iterator[str]:
         yield "The run has not come to its first step."
     if run.unreadable:
         yield f"{run.unreadable} line(s) of its files were left half written, and are not counted."
-    warnings = [e for e in run.events if e["event"] in ("warning", "outside_band", "plateau")]
-    for event in warnings:
-        yield str(event.get("text", event.get("reason", event["event"])))
+    for event in run.events:
+        if event["event"] == "expectation":
+            yield " ".join([event["text"], "; ".join(event["findings"])])
 
 
 def _result_head(run: History, other: History | None) -> list[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.configuration import SettingsError, as_dict, as_yaml, choices, compose
-from data_prep.files import read_json
+from data_prep.files import checksum, read_json
 from pretrain import batch_job, survival
 from pretrain.phases import Phase, Place, check_phases, phases_of, place_of
 from pretrain.prepared import folder_of, manifest_of, prepare_sample
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pretrain.guard import Progress
     from pretrain.monitor import Sink
     from pretrain.ranks import Ranks
+    from pretrain.wandb_sink import Wandb
 
 HELP = """\
 python -m pretrain.run +model={model} [GROUP=NAME ...] [SETTING=VALUE ...]
@@ -190,7 +191,7 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
                 "planning"
             )  # with the lengths of all examples, now that shards are sound
             _on_rank_0(ranks, plan_run)
-            lasting: list[Sink] = []
+            lasting: list[Wandb] = []
             held.callback(lambda: Monitor([*lasting]).close())
             while True:
                 state = None if checkpoint is None else read_json(checkpoint / STATE_FILE)
@@ -209,6 +210,9 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
 
             close_run(run_folder, place.phase.settings, manifests[-1])
             print("\n".join(["", *plan_and_outcome(run_folder, settings)]))
+            if settings.log.artifact:
+                for sink in lasting:
+                    sink.artifact(run_folder / "export")
         ranks.barrier()
     return 0
 
@@ -223,7 +227,7 @@ def _train(
     ranks: Ranks,
     stop: survival.StopRequest,
     watchdog: Watchdog,
-    lasting: list[Sink],
+    lasting: list[Wandb],
 ) -> bool:
     """Build all, continue from `checkpoint` if there is one, train a phase. Whether it finished.
 
@@ -235,13 +239,18 @@ def _train(
     from data_prep.shards import Shards
     from pretrain.batches.loader import EvalLoader, TrainLoader
     from pretrain.checkpoint import STATE_FILE, load_checkpoint
+    from pretrain.closing import frequency_baseline
     from pretrain.engine import Engine
+    from pretrain.expectation import Expectation
+    from pretrain.export import load_tokenizer
     from pretrain.guard import Guard, Progress, Rewind, rewound
-    from pretrain.model import BertForPreTraining
+    from pretrain.guesses import MaskedSentences
+    from pretrain.model import BertForPreTraining, padded_vocab_size
     from pretrain.monitor import Monitor
     from pretrain.plan import order_seed
     from pretrain.rehearsal import rehearse
     from pretrain.saving import Saver
+    from pretrain.throughput import Goodput, Meter
     from pretrain.train import Run, train
     from pretrain.wandb_sink import Wandb
 
@@ -249,6 +258,7 @@ def _train(
     manifest = manifests[number - 1]
     watchdog.reach("building the model")
     model = BertForPreTraining(settings.model, manifest["vocab_size"], settings.data.pairs)
+    vocab_rows = padded_vocab_size(manifest["vocab_size"], settings.model)
     model.initialize(torch.Generator().manual_seed(settings.run.seed))
     engine = Engine(model, settings.optim, settings.engine, ranks)
     if settings.survival.rehearse:  # later phases, too: theirs may come days from now
@@ -272,6 +282,11 @@ def _train(
         rule=MaskingRule.from_manifest(manifest, Path(settings.data.dir) / "vocab" / "vocab.txt"),
         **cut,
     )
+    sentences = None
+    if settings.monitor.sentences:
+        tokenizer = load_tokenizer(Path(settings.data.dir) / "vocab")
+        longest = settings.model.max_position_embeddings
+        sentences = MaskedSentences(settings.monitor.sentences, tokenizer, longest)
 
     def tell(kind: str, **facts: Any) -> None:
         monitor.event(kind, **facts)  # that of the stretch which is being trained
@@ -289,14 +304,20 @@ def _train(
     progress = Progress() if checkpoint is None else load(checkpoint)
     how = "started" if checkpoint is None else "resumed"
     if settings.log.wandb and ranks.rank == 0 and not lasting:
-        name, config = str(settings.run.name), as_dict(phases[0].settings)
+        name, config = str(settings.run.name), _origins(phases, run_folder)
         lasting.append(Wandb(run_folder, name, settings.log, config, progress.step))
+    expectation = None
+    if ranks.rank == 0 and number == 1:
+        expectation = Expectation(
+            settings, run_folder, lambda: frequency_baseline(settings, manifest)
+        )
     finished = None
     saver = Saver(run_folder, engine, ranks, settings.checkpoint, run_identity, tell)
     with loader, saver:
         while finished is None:
             own = _sinks(settings, run_folder, progress) if ranks.rank == 0 else []
             monitor = Monitor(own, lasting)
+            goodput = Goodput.read(run_folder) if ranks.rank == 0 else None
             try:
                 monitor.event(how, step=progress.step, ranks=ranks.world_size)
                 if number > 1 and progress.step == progress.first_step:
@@ -308,7 +329,8 @@ def _train(
                 guard = Guard(settings, run_folder, loader, monitor)
                 run = Run(
                     settings, engine, ranks, monitor, progress, guard, batches, held_out, saver,
-                    stop, watchdog,
+                    stop, watchdog, Meter(settings, vocab_rows, ranks, goodput), sentences,
+                    expectation,
                 )  # fmt: skip
                 finished = train(run)
                 if finished:
@@ -365,6 +387,17 @@ def _on_rank_0(ranks: Ranks, decide: Callable[[], Path | None]) -> Path | None:
     if refusal is not None:
         raise SettingsError(refusal)
     return path
+
+
+def _origins(phases: Sequence[Phase], run_folder: Path) -> dict[str, Any]:
+    """All that a run came from, for wandb: settings, plan, data, code and machine."""
+    manifests = [folder_of(phase.settings.data) / "manifest.json" for phase in phases]
+    return {
+        **as_dict(phases[0].settings),
+        "plan": read_json(run_folder / "plan.json"),
+        "manifests": {str(path): checksum(path) for path in manifests},
+        "environment": read_json(run_folder / "environment.json"),
+    }
 
 
 def _sinks(settings: Settings, run_folder: Path, progress: Progress) -> list[Sink]:

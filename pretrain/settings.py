@@ -201,6 +201,8 @@ class SurvivalSettings:
 class MonitorSettings:
     every_steps: int
     batch_checksums: bool  # each record says which examples it is of, as one number
+    peak_tflops: float | None  # of one device, at the run's precision; None: by the device's name
+    sentences: list[str]  # each with one [MASK], filled by the model at every evaluation
 
 
 @dataclass
@@ -208,6 +210,7 @@ class LogSettings:
     wandb: bool
     project: str
     entity: str | None
+    artifact: bool  # send the exported model to wandb at the end
     timeout_s: float  # seconds for wandb's server to start the run, and to take the last figures
 
 
@@ -316,6 +319,11 @@ def _check_numbers(settings: Settings) -> list[str]:
     if settings.eval.max_examples is not None and settings.eval.max_examples < 1:
         wrong.append(
             f"eval.max_examples={settings.eval.max_examples}; it must be 1 or more, or null for all"
+        )
+    if settings.monitor.peak_tflops is not None and settings.monitor.peak_tflops <= 0:
+        wrong.append(
+            f"monitor.peak_tflops={settings.monitor.peak_tflops}; it must be above 0, or null for what "
+            "is known of the device"
         )
     if settings.optim.max_grad_norm is not None and settings.optim.max_grad_norm <= 0:
         wrong.append(

@@ -8,21 +8,25 @@ from dataclasses import dataclass, field
 
 import torch
 
-from data_prep.objectives import Pairing
 from pretrain.batches.checksums import batch_checksum, together
 from pretrain.batches.loader import EvalLoader, GlobalBatch
 from pretrain.clock import TrainingClock
 from pretrain.engine import Engine
 from pretrain.evaluate import evaluate, means
+from pretrain.expectation import Expectation
 from pretrain.guard import Guard, Progress
+from pretrain.guesses import MaskedSentences
 from pretrain.lamb import layer_means
 from pretrain.monitor import Monitor
 from pretrain.ranks import Ranks
 from pretrain.saving import Saver
 from pretrain.schedules import is_over, learning_rate
-from pretrain.settings import Settings
+from pretrain.settings import Precision, Settings
 from pretrain.survival import StopRequest
+from pretrain.throughput import Meter, Work
 from pretrain.watchdog import Watchdog
+
+GUESSES = 3  # of each masked sentence
 
 
 @dataclass
@@ -32,10 +36,7 @@ class Window:
     sums: torch.Tensor
     first_position: int
     started: float = field(default_factory=time.perf_counter)
-    num_masked: int = 0
-    num_sequences: int = 0
-    num_tokens: int = 0
-    checkpoint_s: float = 0.0  # for which a save held the steps up
+    work: Work = field(default_factory=Work)
     checksum: int = 0  # of its batches, this rank's part
 
 
@@ -54,6 +55,9 @@ class Run:
     saver: Saver
     stop: StopRequest
     watchdog: Watchdog
+    meter: Meter
+    sentences: MaskedSentences | None
+    expectation: Expectation | None  # rank 0's, in the first phase
 
     def begin(self, what: str) -> None:
         """Tell the watchdog what comes next: on every rank the same things in the same order."""
@@ -78,11 +82,14 @@ def train(run: Run, now: Callable[[], float] = time.monotonic) -> bool:
     """
     settings, progress, engine = run.settings, run.progress, run.engine
     pairing = settings.data.pairs
+    slots = run.ranks.world_size * settings.engine.tokens_per_micro_batch
     window = _window(run)
     clock = TrainingClock(run.ranks, progress.elapsed_s, now)
     while not run.is_over:
         run.begin("reading a batch")
+        asked = time.perf_counter()
         batch = next(run.batches)
+        window.work.waited_s += time.perf_counter() - asked
         run.begin("the training step")
         peak = settings.optim.learning_rate
         in_phase = progress.step - progress.first_step
@@ -95,10 +102,10 @@ def train(run: Run, now: Callable[[], float] = time.monotonic) -> bool:
         progress.step += 1
         if settings.schedule.budget_hours is not None:  # so that no skipped batch is the last
             progress.elapsed_s = clock.read()
+        progress.sequences += batch.num_sequences
+        progress.tokens += batch.num_tokens
         window.sums += result.sums
-        window.num_masked += batch.num_masked
-        window.num_sequences += batch.num_sequences
-        window.num_tokens += batch.num_tokens
+        window.work.add(batch, len(batch.micro_batches) * slots)
         if settings.monitor.batch_checksums:
             window.checksum += batch_checksum(batch)
 
@@ -109,15 +116,19 @@ def train(run: Run, now: Callable[[], float] = time.monotonic) -> bool:
             run.begin("adding up figures")
             grad_norm = float(result.grad_norm)
             figures = {
-                **_figures(window, run.ranks, pairing),
-                "train/learning_rate": rate,
-                "train/grad_norm": grad_norm,
+                **_figures(window, run),
+                "optim/learning_rate": rate,
+                "optim/grad_norm": grad_norm,
+                "optim/skipped_steps": progress.skipped_steps,
                 **layer_means(engine.trust_ratios()),
+                **_seen(progress),
             }
-            if window.checkpoint_s:
-                figures["perf/checkpoint_seconds"] = window.checkpoint_s
+            if settings.engine.precision is Precision.fp16:
+                figures["optim/loss_scale"] = result.loss_scale
             if settings.schedule.budget_hours is not None:
                 figures["perf/training_hours"] = progress.elapsed_s / 3600
+            if run.expectation is not None:
+                figures |= run.expectation.see(progress.step, figures, run.monitor)
             checksum = {}
             if settings.monitor.batch_checksums:
                 checksum["data/batch"] = together(run.ranks.gather(window.checksum))
@@ -131,12 +142,17 @@ def train(run: Run, now: Callable[[], float] = time.monotonic) -> bool:
         paused = time.perf_counter()
         if run.due(settings.eval.every_steps):
             run.begin("an evaluation")
-            run.monitor.record(progress.step, evaluate(engine, run.held_out, run.ranks, pairing))
+            held_out = evaluate(engine, run.held_out, run.ranks, pairing)
+            run.monitor.record(progress.step, {**held_out, **_seen(progress)})
+            if run.sentences is not None:
+                filled = run.sentences.read(engine.masked_logits(run.sentences.batch), GUESSES)
+                by_sentence = dict(zip(run.sentences.sentences, filled, strict=True))
+                run.monitor.guesses(progress.step, by_sentence)
         if run.due(settings.checkpoint.every_steps) or must_stop:
             run.begin("saving a checkpoint")
             saving = time.perf_counter()
             run.saver.save(progress, is_last=must_stop or run.is_over)
-            window.checkpoint_s = time.perf_counter() - saving
+            window.work.checkpoint_s = time.perf_counter() - saving
         window.started += time.perf_counter() - paused  # speed is that of training alone
         if must_stop and not run.is_over:
             run.monitor.event("stopped", step=progress.step, signal=run.stop.signal_name)
@@ -149,12 +165,17 @@ def _window(run: Run) -> Window:
     return Window(sums, run.progress.position)
 
 
-def _figures(window: Window, ranks: Ranks, pairing: Pairing) -> dict[str, float]:
-    """Means over the window's examples on all ranks, and its speed in real tokens."""
-    totals = ranks.sum(window.sums.tolist())
+def _figures(window: Window, run: Run) -> dict[str, float]:
+    """Means over the window's examples on all ranks, and how training went."""
+    work, ranks = window.work, run.ranks
+    *totals, waited_s = ranks.sum([*window.sums.tolist(), work.waited_s])
     seconds = time.perf_counter() - window.started
     return {
-        **means(totals, window.num_masked, window.num_sequences, "train", pairing),
-        "perf/tokens_per_second": window.num_tokens / seconds,
-        "perf/sequences_per_second": window.num_sequences / seconds,
+        **means(totals, work.masked, work.sequences, "train", run.settings.data.pairs),
+        **run.meter.figures(work, seconds, waited_s / ranks.world_size),
     }
+
+
+def _seen(progress: Progress) -> dict[str, float]:
+    """How much the model has been trained on, over all phases and starts: the axes of charts."""
+    return {"data/sequences": progress.sequences, "data/tokens": progress.tokens}

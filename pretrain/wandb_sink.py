@@ -13,20 +13,25 @@ import logging
 import math
 import os
 import queue
+import re
 import socket
 import subprocess
 import sys
 import threading
 import urllib.parse
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import orjson
 
+from pretrain.monitor import readable_lines
 from pretrain.settings import LogSettings
+
+if TYPE_CHECKING:
+    from pretrain.guesses import Guesses
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +40,8 @@ _PROBE_S = 3.0
 _WORK_S = 60.0
 _PASSED_OVER = "Not for `wandb sync`: a later start has sent again what this file holds.\n"
 
-Row = tuple[int, Mapping[str, float | str]]
+Row = tuple[int, Mapping[str, Any]]  # a step; figures, and the table of guesses under its own name
+GUESSES = "eval/guesses"
 
 
 class Wandb:
@@ -48,19 +54,29 @@ class Wandb:
         self._folder = run_folder
         self._log, self._name, self._config = log, name, config
         self._first_step = first_step
-        self._rows: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
+        self._earlier = readable_lines(run_folder / "events.jsonl")
+        self._queue: queue.SimpleQueue[Row | Callable[[Any], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
 
     def record(self, step: int, figures: Mapping[str, float | str]) -> None:
-        self._rows.put((step, figures))
+        self._queue.put((step, figures))
 
     def event(self, kind: str, facts: dict[str, Any]) -> None:
-        pass  # events stand in events.jsonl
+        if kind == "expectation":  # the other events stand in events.jsonl alone
+            self._queue.put(lambda run: self._alert(run, facts))
+
+    def guesses(self, step: int, filled: dict[str, Guesses]) -> None:
+        self._queue.put((step, {GUESSES: filled}))
+
+    def artifact(self, folder: Path) -> None:
+        """Send the exported model in `folder` as an artifact of the run."""
+        name = re.sub(r"[^A-Za-z0-9._-]", "-", self._name)  # all that wandb takes
+        self._queue.put(lambda run: run.log_artifact(str(folder), name=name, type="model"))
 
     def close(self) -> None:
         """Wait until wandb has it all, or has had its time to start, to end and to work between."""
-        self._rows.put(None)
+        self._queue.put(None)
         self._thread.join(2 * self._log.timeout_s + _WORK_S)
         if self._thread.is_alive():
             logger.warning("wandb has not ended in time. %s", self._cure())
@@ -126,6 +142,8 @@ class Wandb:
                 x_transaction_log_flush_interval=_LAST_FLUSH_S,
             ),
         )
+        for axis in ("data/sequences", "data/tokens"):  # beside the step, for any chart
+            run.define_metric(axis)
         print(f"wandb: {mode}, run {run.id} in {self._folder / 'wandb'}", file=sys.stderr)
         return run
 
@@ -142,9 +160,12 @@ class Wandb:
                 last_step = max(last_step, file.last_step)
             if not (run.offline and file.is_whole):
                 file.pass_over()
-        for step, figures in _whole_rows(self._folder / "metrics.jsonl", self._first_step):
+        for event in self._earlier:
+            if event["event"] == "expectation" and event["step"] > last_step:
+                self._alert(run, event)
+        for step, figures in _whole_rows(self._folder, self._first_step):
             if step > last_step:
-                run.log(figures, step=step, commit=True)
+                _send(run, step, figures)
                 last_step = step
         return max(last_step, 0)
 
@@ -156,16 +177,23 @@ class Wandb:
         """
         held: Row | None = None
         while True:
-            row = self._rows.get()
+            row = self._queue.get()
+            if callable(row):
+                row(run)
+                continue
             if held is not None and (row is None or row[0] != held[0]):
                 step, figures = held
                 if step > last_step:
-                    run.log(figures, step=step, commit=True)
+                    _send(run, step, figures)
                     last_step = step
                 held = None
             if row is None:
                 return
             held = (row[0], {**(held[1] if held else {}), **row[1]})
+
+    def _alert(self, run: Any, facts: dict[str, Any]) -> None:
+        text = "\n".join([facts["text"], *facts["findings"]])
+        run.alert(f"{self._name}: the loss is not as expected", text)
 
     def _cure(self) -> str:
         return (
@@ -223,19 +251,36 @@ def _marker(path: Path) -> Path:
     return path.with_suffix(".wandb.synced")
 
 
-def _whole_rows(metrics: Path, last_step: int) -> list[Row]:
-    """The records of metrics.jsonl up to a step, those of one step as one, ascending."""
-    rows: dict[int, dict[str, float | str]] = {}
-    for line in metrics.read_bytes().splitlines() if metrics.exists() else []:
-        try:
-            record = orjson.loads(line)
-        except orjson.JSONDecodeError:  # the line that is being written
-            continue
-        step, time = record.pop("step"), datetime.datetime.fromisoformat(record.pop("time"))
-        if step <= last_step:
+def _whole_rows(run_folder: Path, last_step: int) -> list[Row]:
+    """What the run's files hold up to a step, all of one step as one row, ascending."""
+    rows: dict[int, dict[str, Any]] = {}
+    for path in (run_folder / "metrics.jsonl", run_folder / "guesses.jsonl"):
+        for record in readable_lines(path):
+            step, time = record.pop("step"), datetime.datetime.fromisoformat(record.pop("time"))
+            if step > last_step:
+                continue
+            filled = record.pop("guesses", None)
             figures = {name: math.nan if v is None else v for name, v in record.items()}
+            if filled is not None:
+                figures[GUESSES] = filled
             rows.setdefault(step, {}).update(figures, _timestamp=time.timestamp())
     return sorted(rows.items())
+
+
+def _send(run: Any, step: int, row: Mapping[str, Any]) -> None:
+    """One whole row. The guesses of a step become a table, a line a sentence."""
+    import wandb
+
+    filled = row.get(GUESSES)
+    if filled is not None:
+        lines = [[sentence, *_words(guesses)] for sentence, guesses in filled.items()]
+        places = [f"guess {number}" for number in range(1, len(lines[0]))]
+        row = {**row, GUESSES: wandb.Table(columns=["sentence", *places], data=lines)}
+    run.log(dict(row), step=step, commit=True)
+
+
+def _words(guesses: Guesses) -> list[str]:
+    return [f"{word} {probability:.1%}" for word, probability in guesses]
 
 
 def _has_given_up(log: Path) -> bool:

@@ -97,6 +97,7 @@ def _batch(size: int, world_size: int) -> GlobalBatch:
         num_sequences=size * world_size,
         num_masked=micro_batch.num_masked * world_size,
         num_tokens=micro_batch.num_tokens * world_size,
+        squared_lengths=sum(length**2 for length in micro_batch.lengths) * world_size,
     )
 
 

@@ -18,7 +18,9 @@ from pretrain.wandb_sink import Wandb
 
 
 def start(folder: Path, first_step: int, last_step: int, timeout_s: float, ending: str) -> None:
-    settings = LogSettings(wandb=True, project="p", entity=None, timeout_s=timeout_s)
+    settings = LogSettings(
+        wandb=True, project="p", entity=None, artifact=False, timeout_s=timeout_s
+    )
     sink = Wandb(folder, "x", settings, {"optim": {"learning_rate": 0.1}}, first_step)
     monitor = Monitor([JsonLines(folder, first_step)], [sink])
     longest = 0.0

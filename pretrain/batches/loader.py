@@ -37,9 +37,10 @@ class GlobalBatch:
     position: int  # its number in the run's stream, from 0
     micro_batches: list[PackedBatch]  # this rank's; on every rank equally many
     dropout_seeds: list[int]  # of each micro-batch, below 2**63; no two alike in a run
-    num_sequences: int  # over all ranks, as are the next two
+    num_sequences: int  # over all ranks, as are the next three
     num_masked: int
     num_tokens: int
+    squared_lengths: int  # sum of the squares of the sequences' lengths
 
 
 def is_skipped(position: int, ranges: Sequence[Sequence[int]]) -> bool:
@@ -151,6 +152,7 @@ class TrainLoader:
             num_sequences=self._global_batch,
             num_masked=total_masked,
             num_tokens=int(lengths.sum()),
+            squared_lengths=int((lengths.astype(np.int64) ** 2).sum()),
         )
 
     def _masked_anew(self, epochs: NDArray[np.int64], ids: NDArray[np.int64]) -> Examples:

@@ -103,6 +103,7 @@ def global_batch(
         num_sequences=BATCH_SIZE,
         num_masked=len(everything.masked_positions),
         num_tokens=int(lengths.sum()),
+        squared_lengths=int((lengths**2).sum()),
     )
 
 

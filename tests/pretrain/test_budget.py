@@ -95,12 +95,12 @@ def test_the_rate_follows_the_clock_across_a_kill_to_the_same_weights(
         assert [m["step"] for m in training] == list(range(1, 13))
         hours = [step / 12 for step in range(12)]
         expected = [1.5e-3 * (h / 0.25 if h < 0.25 else (1 - h) / 0.75) for h in hours]
-        assert [m["train/learning_rate"] for m in training] == pytest.approx(expected)
+        assert [m["optim/learning_rate"] for m in training] == pytest.approx(expected)
         assert [m["perf/training_hours"] for m in training] == pytest.approx(
             [(step + 1) / 12 for step in range(12)]
         )
         for name in ("embeddings", "layer_00", "layer_01", "heads"):
-            assert all(m[f"trust_ratio/{name}"] > 0 for m in training), name
+            assert all(m[f"optim/trust_ratio/{name}"] > 0 for m in training), name
     last = "runs/x/checkpoints/step-00000012"
     assert read_json(killed / last / "state.json")["elapsed_s"] == 3600
     for name in ("model.safetensors", "optimizer.safetensors"):

@@ -200,7 +200,7 @@ def trained(
         share = ROWS // ranks.world_size
         rows = range(ranks.rank * share, (ranks.rank + 1) * share)
         for step in range(STEPS):
-            batch: Any = GlobalBatch(step, [Given(step, rows)], [step], 1, ROWS, 1)  # type: ignore[list-item]
+            batch: Any = GlobalBatch(step, [Given(step, rows)], [step], 1, ROWS, 1, 1)  # type: ignore[list-item]
             while not engine.train_step(batch, rate(step)).applied:
                 pass  # in fp16 the first scale is too large
         outcomes.append((engine.full_weights(), engine.trust_ratios()))
@@ -288,13 +288,13 @@ def test_figures_are_means_of_the_embeddings_each_layer_and_the_heads() -> None:
     ratios = {name: float(place) for place, name in enumerate(names)}
     figures = layer_means(ratios)
     assert list(figures) == [
-        "trust_ratio/embeddings",
-        "trust_ratio/heads",
-        "trust_ratio/layer_00",
-        "trust_ratio/layer_01",
+        "optim/trust_ratio/embeddings",
+        "optim/trust_ratio/heads",
+        "optim/trust_ratio/layer_00",
+        "optim/trust_ratio/layer_01",
     ]
     of_layer_1 = [ratio for name, ratio in ratios.items() if name.startswith("layers.1.")]
-    assert figures["trust_ratio/layer_01"] == sum(of_layer_1) / len(of_layer_1)
+    assert figures["optim/trust_ratio/layer_01"] == sum(of_layer_1) / len(of_layer_1)
     assert layer_means({}) == {}
 
 

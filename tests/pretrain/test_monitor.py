@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import pty
+import re
 import resource
+import struct
+import sys
+import termios
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -96,6 +104,35 @@ def test_not_a_number_is_written_as_null_and_the_file_stays_json(tmp_path: Path)
     sink.record(1, {"train/loss": float("nan")})
     sink.close()
     assert figures(tmp_path) == [{"step": 1, "train/loss": None}]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("total_steps", [1_000_000, None])
+def test_on_a_terminal_the_progress_bar_fits_the_width_and_shows_the_loss(
+    monkeypatch: pytest.MonkeyPatch, columns: int, total_steps: int | None
+) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    figures = {
+        "train/mlm_loss": 10.25, "train/mlm_accuracy": 0.123, "train/nsp_loss": 0.693,
+        "train/nsp_accuracy": 0.512, "perf/tokens_per_second": 1_234_567.0,
+    }  # fmt: skip
+    with open(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        screen = Screen(0, total_steps)
+        screen.record(900_000, figures)
+        screen._bar.refresh()
+        screen.event("phase", {"number": 2})
+        screen.close()
+    shown = ""
+    with contextlib.suppress(OSError):  # the end: nobody writes any more
+        while True:
+            shown += os.read(ours, 100_000).decode()
+    os.close(ours)
+    lines = [re.sub(r"\x1b\[[A-Z]", "", line) for line in re.split(r"[\r\n]+", shown)]
+    assert max(map(len, lines)) <= columns, lines
+    assert any("MLM 10.250 (12.3%) NSP 0.693 (51.2%)" in line for line in lines), lines
+    assert shown.count("phase: number=2") == 1
 
 
 def test_without_a_terminal_the_last_step_is_a_plain_line(

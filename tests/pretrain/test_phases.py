@@ -185,7 +185,7 @@ def test_both_phases_are_one_run_whatever_kills_it(arguments: list[str], tmp_pat
         assert [m["step"] for m in training] == list(range(1, sum(STEPS) + 1))
         expected = [1.5e-3 * (1 - s / 6 if s else 0) for s in range(6)]
         expected += [2e-3 * (s / 2 if s < 2 else 1 - s / 5) for s in range(5)]
-        assert [m["train/learning_rate"] for m in training] == pytest.approx(expected)
+        assert [m["optim/learning_rate"] for m in training] == pytest.approx(expected)
         evaluations = [m for m in lines_of(folder, "metrics.jsonl") if "eval/loss" in m]
         assert [m["step"] for m in evaluations] == [6, 11], "at the end of each phase"
         for event in (e for e in lines_of(folder, "events.jsonl") if e["event"] == "phase"):

@@ -20,8 +20,10 @@ from wandb_files import history, records
 
 from data_prep.files import checksum, read_json
 from data_prep.objectives import Pairing
+from pretrain import expectation
 from pretrain.consolidated import Snapshot
 from pretrain.engine import Engine
+from pretrain.export import fill_masks
 
 pytestmark = pytest.mark.distributed
 
@@ -85,9 +87,11 @@ def test_a_run_writes_every_figure_under_its_name(uninterrupted: tuple[Path, str
     training = [line for line in lines if "train/loss" in line]
     assert [line["step"] for line in training] == list(range(1, 13))
     for name in (
-        "loss", "mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy", "learning_rate", "grad_norm"
+        "train/loss", "train/mlm_loss", "train/nsp_loss", "train/mlm_accuracy", "train/nsp_accuracy",
+        "optim/learning_rate", "optim/grad_norm", "perf/model_tflops_per_device", "perf/goodput",
+        "perf/data_wait_share", "perf/host_memory_gb", "perf/budget_fill", "data/masked_share",
     ):  # fmt: skip
-        assert all(isinstance(line[f"train/{name}"], float) for line in training), name
+        assert all(isinstance(line[name], float) for line in training), name
     assert all(line["perf/tokens_per_second"] > 0 for line in training)
     assert all(line["perf/sequences_per_second"] > 0 for line in training)
     evaluations = [line for line in lines if "eval/mlm_loss" in line]
@@ -96,8 +100,60 @@ def test_a_run_writes_every_figure_under_its_name(uninterrupted: tuple[Path, str
         assert all(f"eval/{name}" in line for line in evaluations), name
 
 
+def test_sequences_and_tokens_are_counted_through_a_kill(
+    sample_dir: Path, tmp_path: Path, uninterrupted: tuple[Path, str]
+) -> None:
+    statuses, _ = pretrain_run(arguments(sample_dir), tmp_path, hook=kill_at(7))
+    assert statuses == [-signal.SIGKILL]
+    statuses, output = pretrain_run(arguments(sample_dir), tmp_path)
+    assert statuses == [0], output
+    straight = metrics(uninterrupted[0])
+    seen = [(m["step"], m["data/sequences"], m["data/tokens"]) for m in straight]
+    assert seen == [(m["step"], m["data/sequences"], m["data/tokens"]) for m in metrics(tmp_path)]
+    assert seen[-1][1] == 12 * 8
+    assert 12 * 8 * 30 < seen[-1][2] < 12 * 8 * 128
+
+
+def assert_guesses_are_those_of_the_exported_model(folder: Path) -> None:
+    lines = [
+        orjson.loads(line) for line in (folder / "runs/x/guesses.jsonl").read_bytes().splitlines()
+    ]
+    sentences = list(lines[-1]["guesses"])
+    exported = fill_masks(folder / "runs/x/export", sentences, top_k=3)
+    for (sentence, live), after in zip(lines[-1]["guesses"].items(), exported, strict=True):
+        assert "[MASK]" in sentence
+        assert [p for _, p in live] == pytest.approx([p for _, p in after], rel=1e-4)
+        assert [word for word, _ in live] == [word for word, _ in after]
+
+
+def test_guesses_of_the_live_model_are_those_of_the_exported_one(
+    uninterrupted: tuple[Path, str],
+) -> None:
+    assert_guesses_are_those_of_the_exported_model(uninterrupted[0])
+    lines = (uninterrupted[0] / "runs/x/guesses.jsonl").read_bytes().splitlines()
+    assert [orjson.loads(line)["step"] for line in lines] == [6, 12]
+
+
+@pytest.mark.slow
+def test_ranks_that_share_the_weights_guess_alike(sample_dir: Path, tmp_path: Path) -> None:
+    typed = arguments(sample_dir, "engine=zero3", "schedule.total_steps=4")
+    statuses, output = pretrain_run(typed, tmp_path, ranks=2)
+    assert statuses == [0, 0], output
+    assert_guesses_are_those_of_the_exported_model(tmp_path)
+
+
+def test_a_sentence_without_a_mask_is_refused_before_training(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    typed = arguments(sample_dir, "monitor.sentences=[Nothing is masked here.]")
+    statuses, output = pretrain_run(typed, tmp_path)
+    assert statuses == [2]
+    assert "'Nothing is masked here.' holds 0 [MASK]; it must hold exactly one" in output
+    assert not (tmp_path / "runs/x/metrics.jsonl").exists()
+
+
 def test_the_learning_rate_at_every_update_is_googles(uninterrupted: tuple[Path, str]) -> None:
-    rates = [m["train/learning_rate"] for m in metrics(uninterrupted[0]) if "train/loss" in m]
+    rates = [m["optim/learning_rate"] for m in metrics(uninterrupted[0]) if "train/loss" in m]
     warmup, total, peak = 1.2, 12, 1.5e-3  # a tenth of the steps
     expected = [
         peak * step / warmup if step < warmup else peak * (1 - step / total)
@@ -535,24 +591,47 @@ def test_wandb_has_each_step_once_though_a_killed_start_made_some_twice(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("calls", [(3, 5, 8)])
-def test_wandb_has_each_step_once_over_kills_in_both_phases(
-    sample_dir: Path, tmp_path: Path, calls: tuple[int, ...]
+def test_wandb_has_every_chart_and_each_step_once_over_kills_in_both_phases(
+    sample_dir: Path, tmp_path: Path
 ) -> None:
     two_phases = arguments(
-        sample_dir, "log=wandb", "schedule.total_steps=8", "checkpoint.every_steps=3",
+        sample_dir, "log=wandb", "log.artifact=true", "schedule.total_steps=8", "checkpoint.every_steps=3",
         "phases=[{changes: {optim: {learning_rate: 1e-4}, schedule: {total_steps: 8}}, moments: kept,"
         " optimizer_step: kept, loss_scaler: kept}]",
     )  # fmt: skip
-    for call in calls:
+
+    def watched(rank: int) -> None:
+        no_key(rank)
+        expectation.PLATEAU_STEPS, expectation.RECENT = 2, 2
+
+    for call in (3, 5, 8):
 
         def killed(rank: int, call: int = call) -> None:
-            no_key(rank)
+            watched(rank)
             kill_at(call)(rank)
 
         statuses, output = pretrain_run(two_phases, tmp_path, hook=killed)
         assert statuses == [-signal.SIGKILL], output
-    statuses, output = pretrain_run(two_phases, tmp_path, hook=no_key)
+    statuses, output = pretrain_run(two_phases, tmp_path, hook=watched)
     assert statuses == [0], output
-    assert [row["_step"] for row in history(tmp_path / "runs/x")] == list(range(1, 17))
-    assert len({run["run_id"] for run in records(tmp_path / "runs/x", "run")}) == 1
+    run = tmp_path / "runs/x"
+    rows = history(run)
+    assert [row["_step"] for row in rows] == list(range(1, 17))
+    assert len({record["run_id"] for record in records(run, "run")}) == 1
+    for name in ("train/mlm_loss", "train/nsp_accuracy", "optim/grad_norm", "perf/goodput",
+                 "perf/training_seconds", "perf/budget_fill"):  # fmt: skip
+        assert all(name in row for row in rows), name
+    for name in ("data/sequences", "data/tokens"):
+        assert [row[name] for row in rows] == sorted({row[name] for row in rows})
+    evaluated = [row["_step"] for row in rows if "eval/mlm_loss" in row]
+    assert evaluated == [6, 8, 12, 16]
+    assert evaluated == [row["_step"] for row in rows if "eval/guesses.path" in row]
+    config = records(run, "run")[-1]["config"]["update"]
+    assert [phase["total_steps"] for phase in config["plan"]["phases"]] == [8, 8]
+    assert list(config["manifests"].values()) == [checksum(sample_dir / "len128/manifest.json")]
+    assert config["environment"]["packages"]["torch"]
+    events = [orjson.loads(line) for line in (run / "events.jsonl").read_bytes().splitlines()]
+    assert [e["what"] for e in events if e["event"] == "expectation"] == ["plateau"]
+    assert len(records(run, "alert")) == 1
+    models = [a for a in records(run, "artifact") if a["type"] == "model"]
+    assert [artifact["name"] for artifact in models] == ["x"]

@@ -184,7 +184,7 @@ def rate_by_ranks(rank: int) -> None:
             lose_the_position,
             r"killed twice .*: after step 3, in start 2, data/batch is \w{32}, str",
         ),
-        (lose_a_moment, "killed twice .*: after step 4, in start 2, train/grad_norm is "),
+        (lose_a_moment, "killed twice .*: after step 4, in start 2, optim/grad_norm is "),
         (
             change_what_is_saved,
             "with equal losses, in the checkpoint of step 8 the checksum of model.safetensors is ",

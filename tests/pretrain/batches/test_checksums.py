@@ -66,7 +66,9 @@ def test_it_is_the_same_on_any_number_of_ranks_and_for_any_token_budget(
 
 def batch_of(*micro_batches: PackedBatch, position: int = 5) -> GlobalBatch:
     num_sequences = sum(m.num_sequences for m in micro_batches)
-    return GlobalBatch(position, list(micro_batches), [0] * len(micro_batches), num_sequences, 0, 0)
+    return GlobalBatch(
+        position, list(micro_batches), [0] * len(micro_batches), num_sequences, 0, 0, 0
+    )
 
 
 def naive(micro_batch: PackedBatch, position: int = 5) -> int:
