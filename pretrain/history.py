@@ -16,10 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from data_prep.configuration import SettingsError
 from data_prep.files import read_json
+from pretrain.monitor import readable_lines
 from pretrain.phases import Phase, phases_of
 from pretrain.run_folder import settings_of
 from pretrain.run_lock import OWNER_FILE, WATCH_S
@@ -64,26 +63,24 @@ class History:
     settings: Settings
     records: list[dict[str, Any]]
     events: list[dict[str, Any]]
+    guesses: list[dict[str, Any]]  # of each evaluation, by sentence
     environment: dict[str, Any]
     owner_lives: bool
-    unreadable: int = 0  # lines that a killed process did not finish
     stretches: list[Stretch] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: Path) -> History:
         """Raises SettingsError where `folder` is not a run's."""
         settings = settings_of(folder)
-        records, bad_records = _lines(folder / "metrics.jsonl")
-        events, bad_events = _lines(folder / "events.jsonl")
         environment = folder / "environment.json"
         history = cls(
             folder,
             settings,
-            records,
-            events,
+            readable_lines(folder / "metrics.jsonl"),
+            readable_lines(folder / "events.jsonl"),
+            readable_lines(folder / "guesses.jsonl"),
             read_json(environment) if environment.exists() else {},
             _lives(folder / OWNER_FILE),
-            bad_records + bad_events,
         )
         history.stretches = list(history._stretches())
         return history
@@ -132,11 +129,6 @@ class History:
     def running_s(self) -> float:
         """Seconds of all stretches, without the time between them."""
         return sum((s.ended - s.began).total_seconds() for s in self.stretches)
-
-    @property
-    def counted_s(self) -> float:
-        """Seconds of the stretches up to the last step of each that the run still has."""
-        return sum((s.counted_until - s.began).total_seconds() for s in self.stretches)
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of a figure, without the values that are not finite."""
@@ -212,17 +204,6 @@ def run_folders(parent: Path) -> list[Path]:
             f"{parent} holds no run (no */config.yaml); give dir=FOLDER, the run.dir of the runs"
         )
     return folders
-
-
-def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines of a file, and how many could not be read; none where there is no file."""
-    lines, unreadable = [], 0
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            lines.append(orjson.loads(line))
-        except orjson.JSONDecodeError:
-            unreadable += 1
-    return lines, unreadable
 
 
 def _lives(owner_file: Path) -> bool:

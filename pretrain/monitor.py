@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -117,7 +118,8 @@ class _Lines:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = path.open("ab", buffering=0)
-        self._pending = b""
+        # a killed process may have left half a line, which then ends here
+        self._pending = b"" if _ends_in_a_line(path) else b"\n"
 
     def write(self, line: bytes) -> None:
         self._pending += line
@@ -132,6 +134,14 @@ class _Lines:
         if self._pending:
             logger.error("%s lacks %d bytes: %r", self._path, len(self._pending), self._pending)
         self._file.close()
+
+
+def _ends_in_a_line(path: Path) -> bool:
+    """Whether the next line can be appended to a file; True for an empty one."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return file.read() in (b"", b"\n")
 
 
 def readable_lines(path: Path) -> list[dict[str, Any]]:

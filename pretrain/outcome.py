@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,44 +15,70 @@ from pretrain.plan import corpus_of, order_seed, tokens_between
 from pretrain.settings import Settings
 
 
-def plan_and_outcome(run_folder: Path, settings: Settings) -> list[str]:
-    """A table of plan.json against metrics.jsonl and the last checkpoint.
+@dataclass(frozen=True)
+class Compared:
+    """One figure of a run, as it was planned and as it came."""
+
+    name: str
+    planned: float | None  # None: the plan had no hardware to say it for
+    real: float
+    form: str
+
+    @property
+    def cells(self) -> tuple[str, str, str]:
+        """Planned, real, and how far the plan was off."""
+        planned = "-" if self.planned is None else self.form.format(self.planned)
+        is_off = self.planned and self.planned != self.real and self.real
+        error = f"{self.planned / self.real - 1:+.1%}" if is_off and self.planned else ""
+        return planned, self.form.format(self.real), error
+
+
+def compare(run_folder: Path, settings: Settings) -> list[Compared]:
+    """plan.json against metrics.jsonl and the last checkpoint; [] where there is none yet.
 
     Steps, tokens and epochs of the last phase are counted, without the batches that were passed over; a
     phase before it ended after its steps. Times are those of training alone, as the plan's are.
     """
-    planned = read_json(run_folder / "plan.json")["phases"]
-    phases = phases_of(settings)
-    newest = max((run_folder / "checkpoints").glob("step-*"))
+    plan, checkpoints = run_folder / "plan.json", run_folder.glob("checkpoints/step-*")
+    newest = max(checkpoints, default=None)
+    if newest is None or not plan.exists():
+        return []
     state = read_json(newest / "state.json")
+    planned, phases = read_json(plan)["phases"][: state["phase"]], phases_of(settings)
     real = [_as_planned(phase) for phase in planned[:-1]]
     if real:  # a budget of hours plans no steps
         real[-1]["steps"] = state["first_step"] - sum(phase["steps"] for phase in real[:-1])
-    real.append(_counted(phases[-1].settings, len(phases), state))
+    real.append(_counted(phases[len(real)].settings, state["phase"], state))
     times = _step_times(run_folder / "metrics.jsonl", real, [p.settings for p in phases])
-    lines = [f"  {'the plan and what came':<26}{'planned':>16}{'real':>16}"]
+    rows = []
     for number, (before, after) in enumerate(zip(planned, real, strict=True)):
-        name = f"phase {number + 1}: " if len(planned) > 1 else ""
+        name = f"phase {number + 1}: " if len(phases) > 1 else ""
         if before["total_steps"] is not None:
-            lines += [
-                _row(f"{name}steps", before["total_steps"], after["steps"], "{:,.0f}"),
-                _row(f"{name}tokens, M", before["tokens"] / 1e6, after["tokens"] / 1e6, "{:,.3f}"),
-                _row(f"{name}epochs", before["epochs"], after["epochs"], "{:,.4f}"),
+            rows += [
+                Compared(f"{name}steps", before["total_steps"], after["steps"], "{:,.0f}"),
+                Compared(
+                    f"{name}tokens, M", before["tokens"] / 1e6, after["tokens"] / 1e6, "{:,.3f}"
+                ),
+                Compared(f"{name}epochs", before["epochs"], after["epochs"], "{:,.4f}"),
             ]
         step_s, hours = times[number]
         predicted = before["step_s"] and 1e3 * before["step_s"]["total"]
         if step_s is not None:
-            lines += [
-                _row(f"{name}a step, ms", predicted, 1e3 * step_s, "{:,.4g}"),
-                _row(f"{name}hours", before["hours"], hours, "{:,.4g}"),
+            rows += [
+                Compared(f"{name}a step, ms", predicted, 1e3 * step_s, "{:,.4g}"),
+                Compared(f"{name}hours", before["hours"], hours, "{:,.4g}"),
             ]
+    return rows
+
+
+def plan_and_outcome(run_folder: Path, settings: Settings) -> list[str]:
+    """What `compare` finds, as a table to be printed."""
+    lines = [f"  {'the plan and what came':<26}{'planned':>16}{'real':>16}"]
+    for row in compare(run_folder, settings):
+        planned, real, error = row.cells
+        off = f"   plan {error}" if error else ""
+        lines.append(f"  {row.name:<26}{planned:>16}{real:>16}{off}")
     return lines
-
-
-def _row(name: str, planned: float | None, real: float, form: str) -> str:
-    shown = "-" if planned is None else form.format(planned)
-    error = "" if not planned or planned == real else f"   plan {planned / real - 1:+.1%}"
-    return f"  {name:<26}{shown:>16}{form.format(real):>16}{error}"
 
 
 def _as_planned(phase: dict[str, Any]) -> dict[str, float]:

@@ -22,7 +22,9 @@ from markupsafe import Markup
 from data_prep.configuration import SettingsError, as_dict
 from data_prep.files import whole_or_absent
 from data_prep.objectives import Pairing
+from pretrain.expectation import curve_for
 from pretrain.history import History, State, moment
+from pretrain.outcome import Compared, compare
 from pretrain.report_plots import SECOND, THIRD, Band, Chart, Line, draw
 
 TEMPLATE = "report.html"
@@ -82,9 +84,9 @@ def page(run: History, other: History | None = None) -> str:
             for heading, charts in _sections(run, other)
             if charts
         ],
-        guesses_head=[],
-        guesses=[],
-        planned=[],
+        guesses_head=_guesses_head(run),
+        guesses=list(_guesses(run)),
+        planned=[[row.name, *row.cells] for row in _planned(run)],
         starts=list(_starts(run)),
         events_line=_events_line(run, len(shown)),
         events=[_event_row(event) for event in shown[-MOST_EVENTS:]],
@@ -120,8 +122,6 @@ def _notices(run: History) -> Iterator[str]:
         )
     if run.state is State.empty:
         yield "The run has not come to its first step."
-    if run.unreadable:
-        yield f"{run.unreadable} line(s) of its files were left half written, and are not counted."
     for event in run.events:
         if event["event"] == "expectation":
             yield " ".join([event["text"], "; ".join(event["findings"])])
@@ -154,9 +154,8 @@ def _facts(run: History) -> Iterator[tuple[str, str]]:
         yield "last sign of life", f"{stretches[-1].ended:%Y-%m-%d %H:%M} UTC"
         yield "training", f"{_span(run.running_s)} in {len(stretches)} stretch(es)"
         yield "wall time", _span(run.wall_s)
-    if run.wall_s:
-        share = run.counted_s / run.wall_s
-        yield "goodput", f"{share:.1%} of the wall time in steps that count"
+    if (goodput := run.last("perf/goodput")) is not None:
+        yield "goodput", f"{goodput:.1%} of the wall time in steps that count"
     lost = sum(stretch.lost_steps for stretch in stretches)
     yield "steps made twice", f"{lost:,}"
     for kind, label in (
@@ -182,14 +181,14 @@ def _sections(run: History, other: History | None) -> Iterator[tuple[str, list[t
         for (name, label), (colour, style, mark) in zip(names, _LOOKS, strict=False):
             x, y = run.series(name)
             lines.append(Line(label, x, y, colour, style, mark))
+        if not any(len(line.x) for line in lines):
+            return []
         if other is not None:
             name, label = names[-1]
             x, y = other.series(name)
             their = f"{label}, {_other_name(run, other)}"
             lines.append(Line(their, x, y, THIRD, ":", width=2.2))
-        bands = _bands(run) if names[0][0] == "train/mlm_loss" else []
-        if not any(len(line.x) for line in lines):
-            return []
+        bands = _bands(run) if names[0][0] == _banded(run) else []
         chart = Chart(title, "step", unit, lines, bands, breaks, **how)
         return [(chart, _last_values(lines, **how))]
 
@@ -210,75 +209,114 @@ def _sections(run: History, other: History | None) -> Iterator[tuple[str, list[t
             [(f"train/{task}_accuracy", "training"), (f"eval/{task}_accuracy", "held-out")],
             is_share=True,
         )  # fmt: skip
+    if _banded(run) == "train/loss":  # the published curve is that of both losses together
+        curves += of_steps(
+            "Both losses together", "nats",
+            [("train/loss", "training"), ("eval/loss", "held-out")],
+        )  # fmt: skip
     yield "Curves", curves
     yield "Updates", [
-        *of_steps("Learning rate", "", [(_first(run, "optim", "learning_rate"), "learning rate")],
-                  from_zero=True),
-        *of_steps("Gradient norm", "before clipping",
-                  [(_first(run, "optim", "grad_norm"), "gradient norm")], is_log=True),
+        *of_steps("Learning rate", "", [("optim/learning_rate", "learning rate")], from_zero=True),
+        *of_steps("Gradient norm", "before clipping", [("optim/grad_norm", "gradient norm")],
+                  is_log=True),
+        *of_steps("Loss scale", "fp16", [("optim/loss_scale", "loss scale")], is_log=True),
     ]  # fmt: skip
-    yield "Speed", _over_time(run)
+    yield "Speed", list(_over_time(run))
+    yield "Use of the hardware", [
+        *of_steps("Share of the peak", "model FLOP/s", [("perf/mfu", "of a device's peak")],
+                  is_share=True, from_zero=True),
+        *of_steps("Model TFLOP/s", "a device", [("perf/model_tflops_per_device", "TFLOP/s")],
+                  from_zero=True),
+        *of_steps("Memory", "GB, peak so far",
+                  [("perf/host_memory_gb", "rank 0's host process"),
+                   ("perf/device_memory_gb", "rank 0's device")], from_zero=True),
+        *of_steps("Waiting and filling", "share",
+                  [("perf/data_wait_share", "of the time waiting for data"),
+                   ("perf/budget_fill", "of the token budget filled")],
+                  is_share=True, from_zero=True),
+    ]  # fmt: skip
 
 
 _LOOKS = (("#030405", "-", ""), (SECOND, "--", "o"))
 
 
-def _over_time(run: History) -> list[tuple[Chart, str]]:
+def _over_time(run: History) -> Iterator[tuple[Chart, str]]:
     """Speed and goodput by the clock, with the time between two stretches left empty."""
-    if not run.stretches or run.last("perf/tokens_per_second") is None:
-        return []
+    if not run.stretches:
+        return
     began = run.stretches[0].began
     unit, size = ("hours", 3600.0) if run.wall_s > 2 * 3600 else ("minutes", 60.0)
 
     def place(when: datetime) -> float:
         return (when - began).total_seconds() / size
 
-    times: list[float] = []
-    speeds: list[float] = []
-    ends, shares, counted = [], [], 0.0
-    for stretch in run.stretches:
-        for record in run.records:
-            when = moment(record)
-            if "perf/tokens_per_second" in record and stretch.began <= when <= stretch.ended:
-                times.append(place(when))
-                speeds.append(record["perf/tokens_per_second"])
-        times.append(place(stretch.ended))
-        speeds.append(math.nan)  # the line breaks here
-        counted += (stretch.counted_until - stretch.began).total_seconds()
-        if wall := (stretch.ended - began).total_seconds():
-            ends.append(place(stretch.ended))
-            shares.append(counted / wall)
     breaks = [place(stretch.began) for stretch in run.stretches[1:]]
-    x_label = f"{unit} since the first step"
-    mean = statistics.fmean(speed for speed in speeds if not math.isnan(speed))
-    charts = [
-        (
-            Chart("Tokens a second", x_label, "all ranks", [Line("tokens a second", times, speeds)],
-                  (), breaks, from_zero=True),
-            f"On the average {mean:,.0f}; evaluations and checkpoints are not in it.",
-        )
-    ]  # fmt: skip
-    if len(ends) > 1:
-        line = Line("at the end of each stretch", ends, shares, SECOND, "--", "o")
-        charts.append(
-            (
-                Chart("Goodput", x_label, "share of the wall time", [line], (), breaks,
-                      is_share=True, from_zero=True),
-                f"{shares[-1]:.1%} of all time since the first step went into steps which count.",
-            )
-        )  # fmt: skip
-    return charts
+    for title, figure, y_label, form, how in (
+        ("Tokens a second", "perf/tokens_per_second", "all ranks", "{:,.0f}", {}),
+        ("Goodput", "perf/goodput", "share of the wall time", "{:.1%}", {"is_share": True}),
+    ):
+        times: list[float] = []
+        values: list[float] = []
+        for stretch in run.stretches:
+            for record in run.records:
+                when = moment(record)
+                if record.get(figure) is not None and stretch.began <= when <= stretch.ended:
+                    times.append(place(when))
+                    values.append(record[figure])
+            times.append(place(stretch.ended))
+            values.append(math.nan)  # the line breaks here
+        real = [value for value in values if not math.isnan(value)]
+        if real:
+            line = Line(title.lower(), times, values)
+            caption = f"Median {form.format(statistics.median(real))}, at the end {form.format(real[-1])}."
+            x_label = f"{unit} since the first step"
+            chart = Chart(title, x_label, y_label, [line], (), breaks, from_zero=True, **how)
+            yield chart, caption
+
+
+def _guesses_head(run: History) -> list[str]:
+    return ["", *(f"after {line['step']:,} steps" for line in _three(run.guesses))]
+
+
+def _guesses(run: History) -> Iterator[list[str]]:
+    """Each sentence, and what stood first for its [MASK] early, half-way and last."""
+    lines = _three(run.guesses)
+    for sentence in lines[-1]["guesses"] if lines else ():
+        yield [
+            sentence,
+            *(
+                ", ".join(
+                    f"{word} {share:.0%}" for word, share in line["guesses"].get(sentence, [])
+                )
+                for line in lines
+            ),
+        ]
+
+
+def _three(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first, the middle and the last."""
+    places = sorted({0, len(lines) // 2, len(lines) - 1}) if lines else []
+    return [lines[place] for place in places]
+
+
+def _planned(run: History) -> list[Compared]:
+    """The plan and what came; nothing where the data are not there any more."""
+    try:
+        return compare(run.folder, run.settings)
+    except (OSError, SettingsError):
+        return []
+
+
+def _banded(run: History) -> str:
+    """The figure that the published band is of."""
+    curve = curve_for(run.settings)
+    return "train/mlm_loss" if curve is None else curve.figure
 
 
 def _bands(run: History) -> list[Band]:
     steps, low = run.series("band/low")
     _, high = run.series("band/high")
     return [Band("published runs", steps, low, high)] if steps else []
-
-
-def _first(run: History, group: str, name: str) -> str:
-    """The figure's name in this run's records: in `group`, or where older ones had it."""
-    return f"{group}/{name}" if run.last(f"{group}/{name}") is not None else f"train/{name}"
 
 
 def _last_values(lines: Sequence[Line], is_share: bool = False, **_: Any) -> str:

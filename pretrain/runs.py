@@ -49,7 +49,7 @@ def _row(folder: Path) -> list[str]:
         _number(run.last("train/sop_loss") if pair is None else pair, "{:.3f}"),
         _number(run.last("eval/mlm_loss"), "{:.3f}"),
         _number(speed, "{:,.0f}"),
-        f"{run.counted_s / run.wall_s:.0%}" if run.wall_s else "–",
+        _number(run.last("perf/goodput"), "{:.0%}"),
         _left(run),
     ]
 

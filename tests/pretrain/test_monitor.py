@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 import pytest
 
-from pretrain.monitor import JsonLines, Monitor, Screen
+from pretrain.monitor import JsonLines, Monitor, Screen, readable_lines
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -97,6 +97,15 @@ def test_how_far_a_killed_start_had_come_stays_known(tmp_path: Path) -> None:
     [lost] = lines(tmp_path / "events.jsonl")
     assert (lost["event"], lost["after"], lost["up_to"]) == ("lost", 1, 3)
     assert lost["until"] == last["time"]
+
+
+def test_half_a_line_of_a_killed_process_takes_no_later_one_along(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_bytes(b'{"time": "2026-03-01T12:00:00+00:00", "ev')
+    sink = JsonLines(tmp_path, 0)
+    sink.event("resumed", {"step": 3})
+    sink.close()
+    [event] = readable_lines(tmp_path / "events.jsonl")
+    assert event["step"] == 3
 
 
 def test_not_a_number_is_written_as_null_and_the_file_stays_json(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from made_history import MadeRun, killed_and_stopped
 from matplotlib.image import imread
+from run_in_fork import pretrain_run
 
 from pretrain import report
 from pretrain.history import History
@@ -76,6 +77,64 @@ def test_the_page_fetches_and_runs_nothing(tmp_path: Path) -> None:
     html = (folder / "report.html").read_text()
     assert "default-src 'none'" in html
     assert not re.search(r"@import|url\((?!#)", html)
+
+
+def test_guesses_early_and_late_stand_beside_each_other(tmp_path: Path) -> None:
+    made = killed_and_stopped(tmp_path / "x")
+    for step, word in ((20, "the"), (40, "old"), (60, "a"), (80, "red"), (100, "<b>door")):
+        made.guesses(step, {"He opened the [MASK].": [[word, 0.5], ["of", 0.25]]})
+    text = " ".join(page(made.folder).text.split())
+    for column in ("after 20 steps", "after 60 steps", "after 100 steps"):
+        assert column in text
+    assert "the 50%, of 25%" in text
+    assert "<b>door 50%" in text
+    assert "red" not in text.split("Words it puts")[1]
+
+
+def test_what_is_unexpected_stands_above_all_the_rest(tmp_path: Path) -> None:
+    made = killed_and_stopped(tmp_path / "x")
+    made.event(
+        171, "expectation", step=100, what="plateau", text="too high", findings=["masks: 1 %"]
+    )
+    text = page(made.folder).text
+    assert text.index("too high masks: 1 %") < text.index("What came of it")
+
+
+def test_the_published_band_is_drawn_behind_the_figure_that_it_is_of(tmp_path: Path) -> None:
+    large = ("model=large", "optim.global_batch=65536", "optim.learning_rate=6e-3")
+    made = MadeRun(tmp_path / "x", *large)
+    made.event(0, "started", step=0, ranks=1)
+    for step in (500, 600, 700):
+        made.record(step, step, train__loss=6.5, train__mlm_loss=6.0, band__low=6.0, band__high=7.0)
+    page(made.folder)
+    html = (made.folder / "report.html").read_text()
+    figures = html.split("<figure>")[1:]
+    assert [re.search("<h3>(.*?)</h3>", f)[1] for f in figures if "published runs" in f] == [
+        "Both losses together"
+    ]
+
+
+def test_the_plan_stands_beside_what_came(trained: Path) -> None:
+    text = " ".join(page(trained).text.split("The plan and what came")[1].split())
+    assert re.match(r"planned ?came ?difference ?steps ?4 ?4 ", text)
+
+
+@pytest.fixture(scope="module")
+def trained(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real run of four steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    small = ("model.hidden_size=32", "model.intermediate_size=64", "optim.global_batch=8")
+    typed = ["+model=tiny", *small, "schedule.total_steps=4", "eval.max_examples=8"]
+    status, output = pretrain_run([*typed, f"data.dir={sample_dir}", "run.name=x"], folder)
+    assert status == [0], output
+    return folder / "runs" / "x"
+
+
+def test_a_real_run_has_every_section(trained: Path) -> None:
+    found = page(trained)
+    for heading in ("Curves", "Updates", "Speed", "Use of the hardware", "Words it puts", "Starts"):
+        assert heading in found.text, heading
+    assert len(found.ids) == len(set(found.ids))
 
 
 def test_another_run_stands_beside_it_with_the_differences(tmp_path: Path) -> None:
