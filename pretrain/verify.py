@@ -201,7 +201,9 @@ class Trial:
             if step not in expected or not made:
                 lacking = other if step in expected else straight
                 raise NotTrainedError(f"{lacking.folder} has no record of step {step:,}")
-            figures = sorted(name for name in expected[step] if name.startswith("train/"))
+            figures = sorted(
+                name for name in expected[step] if name.startswith(("optim/", "train/"))
+            )
             for number, record in made:
                 for quantity in (CHECKSUM, *(figures if losses else ())):
                     if record[quantity] != expected[step][quantity]:
