@@ -10,6 +10,7 @@ import orjson
 
 from data_prep.objectives import Pairing
 from data_prep.shards import Shards, read_token_counts
+from pretrain.batches.loader import held_out_ids
 from pretrain.evaluate import frequency_loss
 from pretrain.prepared import folder_of
 from pretrain.settings import Settings
@@ -50,8 +51,8 @@ def frequency_baseline(settings: Settings, manifest: dict[str, Any]) -> float:
     size = manifest["vocab_size"]
     folder = folder_of(settings.data)
     held_out = Shards.open(folder, "heldout")
-    count = min(held_out.num_examples, settings.eval.max_examples or held_out.num_examples)
-    targets = held_out.read(np.arange(count)).targets
+    ids = held_out_ids(held_out.num_examples, settings.eval.max_examples)
+    targets = held_out.read(ids).targets
     return frequency_loss(read_token_counts(folder), np.bincount(targets, minlength=size))
 
 

@@ -5,6 +5,7 @@ Both are seen alike on every rank, from figures that all ranks have: nothing is 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pretrain.batches.loader import TrainLoader, is_skipped
+from pretrain.saving import NotSavedError
 from pretrain.settings import OnSpike, Precision, Settings
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from pretrain.monitor import Monitor
     from pretrain.phases import Place
+    from pretrain.saving import Saver
 
 # A loss that hardly moves has next to no spread: below this share of it nothing is a jump
 LEAST_SPREAD = 0.01
@@ -66,12 +69,17 @@ class Guard:
     """Watches one stretch of training, from a start or a checkpoint on."""
 
     def __init__(
-        self, settings: Settings, run_folder: Path, loader: TrainLoader, monitor: Monitor
+        self,
+        settings: Settings,
+        run_folder: Path,
+        loader: TrainLoader,
+        monitor: Monitor,
+        saver: Saver,
     ) -> None:
         self._survival = settings.survival
         self._is_fp16 = settings.engine.precision is Precision.fp16
         self._folder = run_folder
-        self._loader, self._monitor = loader, monitor
+        self._loader, self._monitor, self._saver = loader, monitor, saver
         self._skips, self._skips_after = 0, -1
 
     def skipped(self, progress: Progress, loss_scale: float) -> None:
@@ -136,6 +144,8 @@ class Guard:
         progress.recent_losses = [*recent, loss][-survival.spike_window :]
 
     def _cure(self) -> str:
+        with contextlib.suppress(NotSavedError):  # the last good one may be on its way
+            self._saver.settle()
         names = sorted(path.name for path in (self._folder / "checkpoints").glob("step-*"))
         last = f"The last good checkpoint is {names[-1]}. " if names else ""
         other = "engine.precision=bf16_autocast" if self._is_fp16 else "engine.precision=fp32"

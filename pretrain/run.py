@@ -326,7 +326,7 @@ def _train(
                 if checkpoint is None and settings.survival.on_spike is OnSpike.rewind:
                     saver.save(progress)  # so that there is always one to go back to
                 batches = loader.batches(progress.position, progress.skipped)
-                guard = Guard(settings, run_folder, loader, monitor)
+                guard = Guard(settings, run_folder, loader, monitor, saver)
                 run = Run(
                     settings, engine, ranks, monitor, progress, guard, batches, held_out, saver,
                     stop, watchdog, Meter(settings, vocab_rows, ranks, goodput), sentences,

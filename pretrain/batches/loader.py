@@ -178,8 +178,18 @@ class HeldOutBatch:
     is_counted: bool  # False: it only keeps this rank in step with the others
 
 
+def held_out_ids(num_examples: int, max_examples: int | None) -> NDArray[np.int64]:
+    """The examples that are evaluated, ascending: all, or so many spread evenly over all.
+
+    They are stored document by document and source by source: the first ones would be of a few
+    documents of one source.
+    """
+    size = num_examples if max_examples is None else min(max_examples, num_examples)
+    return np.arange(size, dtype=np.int64) * num_examples // max(size, 1)
+
+
 class EvalLoader:
-    """The first held-out examples in stored order with their static masks, cut for the ranks.
+    """Held-out examples in stored order with their static masks, cut for the ranks.
 
     Every rank gets equally many micro-batches: ranks that share the weights (ZeRO 3) must all take
     part in every forward pass. Where the last round has none left for a rank, it gets one that is
@@ -196,8 +206,7 @@ class EvalLoader:
         max_examples: int | None,
     ) -> None:
         """`max_examples` None: all. Raises ValueError where there is no held-out example."""
-        size = shards.num_examples if max_examples is None else max_examples
-        ids = np.arange(min(size, shards.num_examples), dtype=np.int64)
+        self._ids = ids = held_out_ids(shards.num_examples, max_examples)
         if not len(ids):
             raise ValueError(
                 f"{shards.folder} holds no held-out example; raise heldout_fraction and run "
@@ -223,7 +232,7 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[HeldOutBatch]:
         for first, end in self._mine:
-            yield HeldOutBatch(_packed(self._shards.read(np.arange(first, end))), is_counted=True)
+            yield HeldOutBatch(_packed(self._shards.read(self._ids[first:end])), is_counted=True)
         for _ in range(self._num_fillers):
             yield HeldOutBatch(_packed(self._shards.read(np.arange(1))), is_counted=False)
 

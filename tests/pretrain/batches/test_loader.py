@@ -20,7 +20,13 @@ from data_prep.configuration import SettingsError
 from data_prep.masking import MaskingRule
 from data_prep.objectives import MaskingUnit
 from data_prep.shards import Shards
-from pretrain.batches.loader import BATCHES_AHEAD, EvalLoader, GlobalBatch, TrainLoader
+from pretrain.batches.loader import (
+    BATCHES_AHEAD,
+    EvalLoader,
+    GlobalBatch,
+    TrainLoader,
+    held_out_ids,
+)
 from pretrain.batches.packing import PackedBatch
 from pretrain.settings import Masking
 from scripts.synthetic_shards import write_synthetic_shards
@@ -390,10 +396,17 @@ def test_held_out_examples_are_counted_once_over_all_ranks(
     ]
     counted = [b.batch for loader in loaders for b in loader if b.is_counted]
     seen = [numbers[row] for batch in counted for row, _ in rows_of(batch)]
-    assert sorted(seen) == list(range(min(max_examples or NUM_HELDOUT, NUM_HELDOUT)))
+    size = min(max_examples or NUM_HELDOUT, NUM_HELDOUT)
+    assert sorted(seen) == [n * NUM_HELDOUT // size for n in range(size)]
     for loader in loaders:
         assert loader.num_sequences == len(seen)
         assert loader.num_masked == sum(batch.num_masked for batch in counted)
+
+
+def test_few_held_out_examples_are_of_all_documents_and_not_of_the_first() -> None:
+    assert held_out_ids(1000, 5).tolist() == [0, 200, 400, 600, 800]
+    assert held_out_ids(7, 5).tolist() == [0, 1, 2, 4, 5]
+    assert held_out_ids(3, 5).tolist() == held_out_ids(3, None).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 40])
