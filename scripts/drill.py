@@ -367,7 +367,7 @@ def second_job(drill: Drill) -> Outcome:
 
 def wandb(drill: Drill) -> Outcome:
     """The server of wandb answers every request with an internal error."""
-    run = drill.run("wandb", "log=wandb")
+    run = drill.run("wandb", "log=wandb", "log.timeout_s=10")
     began = time.time()
     with _broken_server() as address:
         key = {"WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40}
