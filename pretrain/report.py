@@ -358,7 +358,7 @@ def _event_row(event: dict[str, Any]) -> list[str]:
 
 def _short(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
     if isinstance(value, list) and len(value) > 8:
         return f"{', '.join(map(str, value[:4]))}, ... ({len(value):,})"
     return str(value)

@@ -22,6 +22,7 @@ from matplotlib.ticker import (
     FormatStrFormatter,
     FuncFormatter,
     MaxNLocator,
+    NullFormatter,
     PercentFormatter,
 )
 
@@ -129,7 +130,9 @@ def _plot(axes: Axes, chart: Chart) -> None:
     if chart.is_log:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        axes.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
+        values = [value for line in drawn for value in line.y]
+        is_narrow = max(values) < 10 * min(values)  # else the labels would lie on each other
+        axes.yaxis.set_minor_formatter(FormatStrFormatter("%g") if is_narrow else NullFormatter())
     elif chart.is_share:
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     else:
@@ -147,8 +150,10 @@ def _plot(axes: Axes, chart: Chart) -> None:
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+    labels = axes.get_legend_handles_labels()[1]
+    ncols = 4 if sum(map(len, labels)) < 60 else 2  # a wide legend would squeeze the picture
     axes.legend(
-        frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=9, borderpad=0
+        frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=ncols, fontsize=9, borderpad=0
     )
 
 
