@@ -212,6 +212,7 @@ def test_a_killed_run_continues_to_the_same_weights_bit_for_bit(
     assert steps == list(range(1, 13))
 
 
+@pytest.mark.slow
 def test_two_ranks_killed_one_after_the_other_continue_to_the_same_weights(
     sample_dir: Path, tmp_path: Path
 ) -> None:
@@ -563,6 +564,7 @@ def no_key(rank: int) -> None:
     os.environ["HOME"] = os.getcwd()
 
 
+@pytest.mark.slow
 def test_wandb_has_each_step_once_though_a_killed_start_made_some_twice(
     sample_dir: Path, tmp_path: Path
 ) -> None:
