@@ -8,6 +8,7 @@ was away; and it passes over the steps that wandb has, which a start from a chec
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import math
@@ -93,6 +94,7 @@ class Wandb:
                 logger.warning("wandb's server has not taken all figures. %s", self._cure())
         except Exception as error:  # noqa: BLE001  of wandb's many kinds none may end a run
             logger.warning("wandb has failed (%s). %s", _in_a_line(error), self._cure())
+            _forget_wandb()
 
     def _start(self) -> Any:
         """A wandb run: online where there is a key and a server that answers, else offline.
@@ -281,6 +283,14 @@ def _send(run: Any, step: int, row: Mapping[str, Any]) -> None:
 
 def _words(guesses: Guesses) -> list[str]:
     return [f"{word} {probability:.1%}" for word, probability in guesses]
+
+
+def _forget_wandb() -> None:
+    """Leave nothing to wandb's own exit handler, which would fail again, with a stack on the terminal."""
+    import wandb
+
+    with contextlib.suppress(Exception):
+        wandb.teardown()
 
 
 def _has_given_up(log: Path) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import psutil
 import pytest
 from wandb_stand_in import StandIn
 
@@ -145,6 +146,19 @@ def test_a_server_that_does_not_start_the_run_holds_nothing_up(
     starts.url = server.url
     starts.sync()
     assert_complete(server, 20)
+
+
+@pytest.mark.slow
+def test_a_signal_that_ends_wandbs_own_process_as_well_leaves_one_line(starts: Starts) -> None:
+    start = starts._start(0, 20, 20, "hold")  # `scancel --signal=TERM` reaches all processes
+    while starts.last_step() == 0:
+        assert start.poll() is None, start.communicate()[0]
+    for child in psutil.Process(start.pid).children(recursive=True):
+        child.kill()
+    output = start.communicate(timeout=LIMIT_S)[0]
+    assert start.returncode == 0, output
+    assert_training_went_on(starts, output)
+    assert "Traceback" not in output
 
 
 @pytest.mark.slow
