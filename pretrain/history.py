@@ -72,6 +72,11 @@ class History:
     def read(cls, folder: Path) -> History:
         """Raises SettingsError where `folder` is not a run's."""
         settings = settings_of(folder)
+        if any("time" not in record for record in readable_lines(folder / "metrics.jsonl")):
+            raise SettingsError(
+                f"{folder / 'metrics.jsonl'} does not say when its records were written: an earlier "
+                "version of this project wrote it; use that one, or train again"
+            )
         environment = folder / "environment.json"
         history = cls(
             folder,

@@ -103,6 +103,13 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         History.read(tmp_path)
 
 
+def test_a_run_of_a_version_without_times_is_refused(tmp_path: Path) -> None:
+    made = MadeRun(tmp_path / "x")
+    (made.folder / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n')
+    with pytest.raises(SettingsError, match="an earlier version"):
+        History.read(made.folder)
+
+
 def test_a_run_before_its_first_step_is_empty(tmp_path: Path) -> None:
     run = History.read(MadeRun(tmp_path / "x").folder)
     assert (run.state, run.step, run.wall_s) == (State.empty, 0, 0)
