@@ -5,7 +5,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check fix bench drill install clean
+.PHONY: demo test test-training test-data test-slow check fix bench drill install clean
 .DEFAULT_GOAL := demo
 
 install: .venv/installed
@@ -21,8 +21,14 @@ install: .venv/installed
 demo: install
 	$(BIN)/python -m pretrain.run +model=tiny run.name=demo
 
+# Two at a time, for most tests keep one core busy; what each printed comes whole when it ends
 test: install
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-training test-data
+
+test-training test-data: install
+	$(BIN)/python -m pytest -m "not slow and not gpu" -o cache_dir=.pytest_cache/$@ $(TESTS)
+test-training: TESTS := tests/pretrain
+test-data: TESTS := tests --ignore tests/pretrain
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow --timeout 1800

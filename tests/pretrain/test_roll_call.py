@@ -27,14 +27,15 @@ def seat(rank: int, host: str = "node1", device: str = A100, unit: str | None = 
     return Seat(rank, host, 100 + rank, device, f"gpu-{rank}" if unit is None else unit)
 
 
-def start(rank: int, port: int, folder: Path, variables: dict[str, str]) -> None:
+def start(rank: int, port: int, folder: Path, limit_s: float, variables: dict[str, str]) -> None:
     """What a rank of three says when it is started, into a file of its own."""
     os.environ.update(
         RANK=str(rank), WORLD_SIZE="3", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port), **variables,
     )  # fmt: skip
     try:
-        ranks_module.start(timeout_minutes=1 / 60)
+        ranks = ranks_module.start(timeout_minutes=limit_s / 60)
+        ranks.barrier()  # rank 0 holds what the others still need to join
         said = "it has started"
     except (RuntimeError, ValueError) as error:  # a SettingsError is a ValueError
         said = f"{type(error).__name__}: {error}"
@@ -42,11 +43,12 @@ def start(rank: int, port: int, folder: Path, variables: dict[str, str]) -> None
     os._exit(0)
 
 
-def started(these: Sequence[int], folder: Path, **variables: str) -> list[str]:
+def started(these: Sequence[int], folder: Path, limit_s: float = 1, **variables: str) -> list[str]:
     """What these ranks of three say, the others of which never come."""
     context, port = multiprocessing.get_context("fork"), _free_port()
     processes = [
-        context.Process(target=start, args=(rank, port, folder, variables)) for rank in these
+        context.Process(target=start, args=(rank, port, folder, limit_s, variables))
+        for rank in these
     ]
     for process in processes:
         process.start()
@@ -84,7 +86,7 @@ def test_without_rank_0_the_others_say_whom_they_wait_for(tmp_path: Path) -> Non
 
 @pytest.mark.distributed
 def test_when_all_have_come_they_start(tmp_path: Path) -> None:
-    assert started([0, 1, 2], tmp_path) == ["it has started"] * 3
+    assert started([0, 1, 2], tmp_path, limit_s=60) == ["it has started"] * 3
 
 
 def roll_call_with(ranks: Ranks, change: Callable[[Seat], Seat]) -> str:
