@@ -98,6 +98,7 @@ class DataPrepSettings:
     vocab_size: int
     vocab_characters: int
     vocab_file: str | None  # released vocabulary in place of a trained one
+    add_words: str | None  # file of words, one a line, that become entries behind vocab_file's
     seq_len: int  # tokens, special tokens included
     pairs: Pairing
     copies: int  # passes over the corpus, each with other pairs and masks
@@ -235,6 +236,11 @@ def _check_numbers(settings: DataPrepSettings) -> list[str]:
         wrong.append(f"num_workers={settings.num_workers}; it takes 1 or more, or null for all")
     if settings.share is not None:
         wrong += _check_share(settings.share, settings.executor)
+    if settings.add_words is not None and settings.vocab_file is None:
+        wrong.append(
+            f"add_words={settings.add_words} adds to a released vocabulary: set vocab_file, too (a "
+            "trained one has the text's own words)"
+        )
     if not 0 <= settings.heldout_fraction < 1:
         wrong.append(f"heldout_fraction={settings.heldout_fraction}; it takes [0, 1)")
     if not 0 <= settings.short_seq_prob <= 1:

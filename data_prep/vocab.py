@@ -1,7 +1,7 @@
 """Make the vocabulary: python -m data_prep.vocab data_dir=FOLDER vocab_size=30522.
 
 It is trained on the documents of all sources, of a large corpus on a sample of its parts; or, with vocab_file=vocab.txt, a released one is
-checked and taken over, entry for entry. data_dir/vocab then holds a whole tokenizer, which stock
+checked and taken over, entry for entry, with words of one's own behind them (add_words=FILE). data_dir/vocab then holds a whole tokenizer, which stock
 `AutoTokenizer.from_pretrained` loads, and a manifest, written last.
 """
 
@@ -24,6 +24,7 @@ from data_prep.files import checksum, read_json, write_json
 from data_prep.settings import DataPrepSettings, start
 from data_prep.wordpiece import (
     TOKENIZER_FILES,
+    add_words,
     check_casing,
     read_vocab,
     save_tokenizer,
@@ -55,8 +56,9 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
         manifest: dict[str, Any] = read_json(manifest_path)
         return manifest
     if settings.vocab_file:
-        tokens = _released(Path(settings.vocab_file), settings.lowercase)
+        tokens, added = _released(Path(settings.vocab_file), settings)
     else:
+        added = []
         batches = partial(_batches, data_dir, parts, left_out)
         tokens = train_vocab(batches, settings.vocab_size, settings.lowercase)
         check_casing(tokens, settings.lowercase)
@@ -69,6 +71,7 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
         "special_ids": special_ids(tokens),
         "checksum": checksum(folder / "vocab.txt"),
         "settings": identity,
+        "added_words": added,
         "parts": num_parts,  # that there were; those it was trained on are settings.documents
     }
     write_json(manifest_path, manifest)
@@ -81,7 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def job(settings: DataPrepSettings) -> None:
         manifest = run(settings)
+        added = len(manifest.get("added_words", []))  # a manifest of an earlier version has none
         made = f"taken from {settings.vocab_file}"
+        if settings.add_words:
+            made += f", and {added:,} words of {settings.add_words} behind its entries"
         if not settings.vocab_file:
             used = len(manifest["settings"]["documents"])
             left_out = sum(e["documents"] for e in manifest["settings"]["duplicates"].values())
@@ -143,6 +149,12 @@ def _identity(
                 f"vocab_file={path} is no file; give the path of a vocab.txt, or leave vocab_file "
                 f"out to train a vocabulary on the documents"
             )
+        if settings.add_words and not Path(settings.add_words).is_file():
+            raise SettingsError(
+                f"add_words={settings.add_words} is no file; give the path of one with a word a line"
+            )
+        if settings.add_words:  # else no such key, so that a vocabulary of earlier versions is kept
+            identity["add_words"] = checksum(Path(settings.add_words))
         return {**identity, "vocab_file": checksum(path)}
     documents = {part.key: part.checksum for part in parts}
     return {**identity, "vocab_size": settings.vocab_size, "documents": documents}
@@ -158,14 +170,22 @@ def _is_finished(folder: Path, identity: dict[str, Any]) -> bool:
     return same and bool(checksum(folder / "vocab.txt") == manifest["checksum"])
 
 
-def _released(path: Path, lowercase: bool) -> list[str]:
-    """The entries of a vocabulary that someone else trained."""
+def _released(path: Path, settings: DataPrepSettings) -> tuple[list[str], list[str]]:
+    """The entries of a vocabulary that someone else trained and, behind them, the words to be added;
+    and these words.
+    """
     try:
         tokens = read_vocab(path)
-        check_casing(tokens, lowercase)
+        check_casing(tokens, settings.lowercase)
     except ValueError as error:
         raise SettingsError(f"vocab_file={path}: {error}") from error
-    return tokens
+    if settings.add_words is None:
+        return tokens, []
+    try:
+        added = add_words(tokens, Path(settings.add_words), settings.lowercase)
+    except ValueError as error:
+        raise SettingsError(f"add_words: {error}") from error
+    return [*tokens, *added], added
 
 
 def _sample(parts: Sequence[Part], most_characters: int) -> list[Part]:

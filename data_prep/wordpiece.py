@@ -21,7 +21,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers.models import WordPiece
 from tokenizers.trainers import WordPieceTrainer
 
-from data_prep.files import whole_or_absent, write_json
+from data_prep.files import read_json, whole_or_absent, write_json
 
 SPECIAL_TOKENS = {
     "pad": "[PAD]",
@@ -51,10 +51,14 @@ TOKENIZER_FILES = (
 def read_vocab(path: Path) -> list[str]:
     """The entries of a vocab.txt: one a line, UTF-8, line ends LF, the line number is the id.
 
-    Raises ValueError naming the line and the cure on anything that would give a wrong id: an empty
-    file, a byte order mark, CR, a blank line or blanks round an entry, a duplicate, a missing
-    special token.
+    Or of a tokenizer.json of the WordPiece kind, entries added to it later included. Raises ValueError
+    naming the line and the cure on anything that would give a wrong id: an empty file, a byte order
+    mark, CR, a blank line or blanks round an entry, a duplicate, a missing special token.
     """
+    if path.suffix == ".json":
+        tokens = _json_entries(path)
+        _check_entries(path, tokens)
+        return tokens
     raw = path.read_bytes()
     if not raw:
         raise ValueError(f"{path} is empty; a vocabulary has one entry a line")
@@ -73,6 +77,49 @@ def read_vocab(path: Path) -> list[str]:
         raise ValueError(f"{path}, line {line}, is not UTF-8; convert the file to UTF-8") from error
     _check_entries(path, tokens)
     return tokens
+
+
+def _json_entries(path: Path) -> list[str]:
+    """The entries of a tokenizer.json by their ids, which must have no gap."""
+    tokenizer = read_json(path)
+    model = tokenizer.get("model") or {}
+    if model.get("type", "WordPiece") != "WordPiece" or "continuing_subword_prefix" not in model:
+        raise ValueError(
+            f"{path} is of kind {model.get('type')}; BERT's is WordPiece: take the tokenizer of a BERT"
+        )
+    numbers = {**model["vocab"], **{t["content"]: t["id"] for t in tokenizer["added_tokens"]}}
+    tokens = sorted(numbers, key=numbers.__getitem__)
+    if gap := next((i for i, token in enumerate(tokens) if numbers[token] != i), None):
+        raise ValueError(f"{path} has no entry, or two, with id {gap}; get the file again")
+    return tokens
+
+
+def add_words(tokens: Sequence[str], path: Path, lowercase: bool) -> list[str]:
+    """Entries for the words of the file at `path`, one a line, that `tokens` lacks, in its order.
+
+    Words are lower-cased and lose their accents as text does; blank lines are passed over. Raises
+    ValueError naming the line where a word would be cut before WordPiece sees it, so that its entry
+    would never be used: one with a blank or punctuation inside, a CJK word, one over 100 characters.
+    """
+    known, new = set(tokens), dict[str, None]()
+    rules = make_tokenizer(tokens, lowercase)
+    for line, word in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        normal = rules.normalizer.normalize_str(word).strip()
+        parts = [part for part, _ in rules.pre_tokenizer.pre_tokenize_str(normal)]
+        if not normal or normal in known:
+            continue
+        if len(parts) > 1 or len(normal) > LONGEST_WORD:
+            why = (
+                f"is cut to {' '.join(parts)}"
+                if len(parts) > 1
+                else f"has {len(normal)} characters"
+            )
+            raise ValueError(
+                f"{path}, line {line}: {word!r} {why} before its pieces are looked up, and would never "
+                f"be found whole; take it out, or give its parts (words of up to {LONGEST_WORD} letters)"
+            )
+        new[normal] = None
+    return list(new)
 
 
 def _check_entries(path: Path, tokens: Sequence[str]) -> None:

@@ -109,7 +109,12 @@ CURVES = (
 
 
 def curve_for(settings: Settings) -> Curve | None:
-    """The published curve for a phase's settings; None where there is none."""
+    """The published curve for a phase's settings; None where there is none.
+
+    It is of random weights: a run that starts from others has none.
+    """
+    if settings.run.init_from is not None:
+        return None
     return next((curve for curve in CURVES if curve.fits(settings)), None)
 
 

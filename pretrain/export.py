@@ -31,6 +31,7 @@ from pretrain.guesses import Guesses, MaskedSentences, packed
 from pretrain.hf_weights import from_hugging_face, hugging_face_class, to_hugging_face
 from pretrain.model import BertForPreTraining
 from pretrain.model_card import model_card
+from pretrain.monitor import readable_lines
 from pretrain.phases import phases_of
 from pretrain.prepared import folder_of
 from pretrain.run_folder import settings_of
@@ -214,6 +215,7 @@ def export_run(
             for phase in phases_of(settings)
         ],
         "held_out": _held_out(run_folder / "metrics.jsonl", step),
+        "start": _start(run_folder / "events.jsonl"),
     }
     target = target or run_folder / "export"
     state = load_file(checkpoint / "model.safetensors")
@@ -259,6 +261,12 @@ def _held_out(metrics: Path, step: int) -> dict[str, float]:
     return found
 
 
+def _start(events: Path) -> dict[str, Any] | None:
+    """What the run started from; None: random weights."""
+    starts = [e for e in readable_lines(events) if e["event"] == "init_from"]
+    return starts[-1] if starts else None
+
+
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in `folder`. Raises SettingsError where a file is missing or two disagree."""
     if missing := [name for name in TOKENIZER_FILES if not (folder / name).exists()]:
@@ -281,11 +289,18 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 def _config(settings: ModelSettings, tokenizer: Tokenizer, pairing: Pairing) -> dict[str, Any]:
     """config.json of `transformers.BertConfig`."""
     return {
+        **model_config(settings, tokenizer.get_vocab_size(), pairing),
+        "pad_token_id": tokenizer.token_to_id("[PAD]"),
+    }
+
+
+def model_config(settings: ModelSettings, vocab_size: int, pairing: Pairing) -> dict[str, Any]:
+    """What `transformers.BertConfig` takes for such a model, but for the tokenizer's ids."""
+    return {
         **{name: getattr(settings, name) for name in _SAME_NAMES},
         "architectures": [hugging_face_class(pairing)],
         "model_type": "bert",
-        "vocab_size": tokenizer.get_vocab_size(),
-        "pad_token_id": tokenizer.token_to_id("[PAD]"),
+        "vocab_size": vocab_size,
         "classifier_dropout": None,
         "dtype": "float32",
         "tie_word_embeddings": True,

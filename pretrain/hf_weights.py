@@ -39,6 +39,8 @@ _LAYER_MODULES = {
 _QKV = ("attention.self.query", "attention.self.key", "attention.self.value")
 _WORDS = "bert.embeddings.word_embeddings.weight"
 _WORD_BIAS = "cls.predictions.bias"
+# parts that a folder may lack as a whole, by the beginnings of their names
+_OPTIONAL = ("bert.pooler.", "cls.seq_relationship.", "cls.predictions.")
 # copies of tied tensors, and buffers that old files hold: theirs to keep, nothing to us
 _TIED = {"cls.predictions.decoder.weight": _WORDS, "cls.predictions.decoder.bias": _WORD_BIAS}
 _BUFFERS = {"bert.embeddings.position_ids", "bert.embeddings.token_type_ids"}
@@ -78,22 +80,11 @@ def from_hugging_face(
 ) -> dict[str, Tensor]:
     """The inverse: our weights by `named_parameters`, rows that pad the vocabulary 0.
 
-    LayerNorm weights may have TensorFlow's names (gamma, beta), as in the first released files.
-    Raises SettingsError where a weight is missing, is not known, has another vocabulary's rows, or
-    where a tied tensor is stored twice with two values.
+    Names of older files are known, see `_today`. Raises SettingsError where a weight is missing, is not
+    known, has another vocabulary's rows, or where a tied tensor is stored twice with two values.
     """
-    given = {
-        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-            "LayerNorm.beta", "LayerNorm.bias"
-        ): tensor
-        for name, tensor in state.items()
-        if name not in _BUFFERS
-    }
+    given = _today(state)
     names = list(_names(settings, pairing))
-    for copy, original in _TIED.items():
-        tensor = given.pop(copy, None)
-        if tensor is not None and original in given and not torch.equal(tensor, given[original]):
-            raise SettingsError(f"{copy} differs from {original}, to which it is tied in BERT")
     _expect("the Hugging Face weights", given, {name for _, theirs in names for name in theirs})
     for name in (_WORDS, _WORD_BIAS):
         if given[name].shape[0] != vocab_size:
@@ -106,6 +97,56 @@ def from_hugging_face(
             [given[name], given[name].new_zeros(padding, *given[name].shape[1:])]
         )
     return {ours: torch.cat([given[name] for name in theirs]) for ours, theirs in names}
+
+
+def starting_weights(
+    state: Mapping[str, Tensor], settings: ModelSettings, pairing: Pairing
+) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """What a run may start from: our weights by `named_parameters`, rows of the vocabulary as they are.
+
+    Pooler, head of pairs and head of masked tokens may each be absent, as in BertModel and
+    BertForMaskedLM; names of older files are known, see `_today`. Also returns the names of ours that
+    are absent, and those of theirs that have no place here: heads of other tasks and, without pairs,
+    pooler and head of pairs. Raises SettingsError where anything else is missing or not known, or
+    where a tied tensor is stored twice with two values.
+    """
+    given = _today(state)
+    weights, new = {}, []
+    for ours, theirs in _names(settings, pairing):
+        if theirs[0] in given:
+            weights[ours] = torch.cat([given[name] for name in theirs if name in given])
+        else:
+            new.append(ours)
+    known = {name for _, theirs in _names(settings, Pairing.nsp) for name in theirs}
+    wanted = {name for _, theirs in _names(settings, pairing) for name in theirs}
+    absent = {part for part in _OPTIONAL if not any(name.startswith(part) for name in given)}
+    missing = {n for n in wanted - set(given) if not n.startswith(tuple(absent))}
+    left_out = sorted(set(given) - wanted)
+    unknown = [n for n in left_out if n not in known and n.startswith(("bert.", "cls."))]
+    if missing or unknown:
+        raise SettingsError(_misfit("the Hugging Face weights", sorted(missing), unknown))
+    return weights, new, left_out
+
+
+def _today(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Hugging Face's weights under the names of today's BertForPreTraining, tied ones once.
+
+    LayerNorm weights may have TensorFlow's names (gamma, beta), as in the first released files; the
+    decoder's bias its own; BertModel's names lack `bert.`; tensors may be of any floating type.
+    """
+    bare = "embeddings.word_embeddings.weight" in state  # BertModel
+    given: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        for old, new in (("gamma", "weight"), ("beta", "bias")):
+            name = name.replace(f"LayerNorm.{old}", f"LayerNorm.{new}")
+        name = f"bert.{name}" if bare else name
+        if name not in _BUFFERS:
+            given[name] = tensor.float() if tensor.is_floating_point() else tensor
+    for copy, original in _TIED.items():
+        second = given.pop(copy, None)
+        if second is not None and not torch.equal(second, given.setdefault(original, second)):
+            raise SettingsError(f"{copy} differs from {original}, to which it is tied in BERT")
+    return given
 
 
 def _names(settings: ModelSettings, pairing: Pairing) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -127,7 +168,11 @@ def _names(settings: ModelSettings, pairing: Pairing) -> Iterator[tuple[str, tup
 def _expect(what: str, state: Mapping[str, Tensor], names: set[str]) -> None:
     missing, unknown = sorted(names - set(state)), sorted(set(state) - names)
     if missing or unknown:
-        raise SettingsError(
-            f"{what} do not fit these model settings: {len(missing)} missing {missing[:3]}, "
-            f"{len(unknown)} not known {unknown[:3]}; compare num_hidden_layers and data.pairs with the weights"
-        )
+        raise SettingsError(_misfit(what, missing, unknown))
+
+
+def _misfit(what: str, missing: list[str], unknown: list[str]) -> str:
+    return (
+        f"{what} do not fit these model settings: {len(missing)} missing {missing[:3]}, "
+        f"{len(unknown)} not known {unknown[:3]}; compare num_hidden_layers and data.pairs with the weights"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from data_prep.configuration import as_dict
@@ -23,7 +24,7 @@ tags:
 # {name}
 
 BERT ({casing}; {layers} layers of {hidden}, {heads} heads; {num_parameters:,} parameters), pretrained
-from random weights by {objective}.
+from {start} by {objective}.
 
 ## Trained on
 
@@ -83,7 +84,8 @@ def model_card(card: Mapping[str, Any], num_parameters: int, is_lowercase: bool)
 
     `name`; `step`, updates made; `settings`, a `Settings`; `sources`, documents of each source;
     `data`, the manifest of each phase's shards; `held_out`, figures of the last evaluation by their
-    names in metrics.jsonl, empty where there was none.
+    names in metrics.jsonl, empty where there was none; `start`, the event of run.init_from, where
+    there is one.
     """
     settings: Settings = card["settings"]
     pairing = settings.data.pairs
@@ -94,6 +96,7 @@ def model_card(card: Mapping[str, Any], num_parameters: int, is_lowercase: bool)
         hidden=settings.model.hidden_size,
         heads=settings.model.num_attention_heads,
         num_parameters=num_parameters,
+        start=_start(card.get("start")),
         objective=OBJECTIVES[pairing],
         class_name=hugging_face_class(pairing),
         labels=LABELS[pairing],
@@ -102,6 +105,17 @@ def model_card(card: Mapping[str, Any], num_parameters: int, is_lowercase: bool)
         held_out=_held_out(card["held_out"]),
         settings=_yaml(settings),
     )
+
+
+def _start(event: Mapping[str, Any] | None) -> str:
+    """What it was before the run; a folder by its name, for its path says nothing elsewhere."""
+    if event is None:
+        return "random weights"
+    text = f"the weights of `{Path(event['folder']).name}` (xxh3 {event['checksum']})"
+    details = [f"{name} from random weights" for name in event["new"]]
+    if event["added_words"]:
+        details.append(f"{event['added_words']:,} added words from the means of their pieces")
+    return text + (f", {', '.join(details)}," if details else "")
 
 
 def _training(card: Mapping[str, Any]) -> str:

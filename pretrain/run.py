@@ -10,19 +10,20 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from data_prep.configuration import SettingsError, as_dict, as_yaml, choices, compose
 from data_prep.files import checksum, read_json
-from pretrain import batch_job, survival
+from pretrain import batch_job, initial, survival
 from pretrain.phases import Phase, Place, check_phases, phases_of, place_of
 from pretrain.prepared import folder_of, manifest_of, prepare_sample
 from pretrain.ranks import environment_rank, environment_world_size
-from pretrain.run_folder import identity, open_run_folder
+from pretrain.run_folder import folder_of_run, identity, open_run_folder
 from pretrain.run_lock import RunLock
 from pretrain.settings import OnSpike, Settings
 from pretrain.speaking import Voice, speak_on_rank_0
@@ -30,9 +31,14 @@ from pretrain.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from pretrain.guard import Progress
+    from pretrain.model import BertForPreTraining
     from pretrain.monitor import Sink
     from pretrain.ranks import Ranks
     from pretrain.wandb_sink import Wandb
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 HELP = """\
 python -m pretrain.run +model={model} [GROUP=NAME ...] [SETTING=VALUE ...]
@@ -128,6 +134,8 @@ def _run(settings: Settings, on_sample: bool, stop: survival.StopRequest, voice:
                 stop.wait(limit_s=30)
             if is_main or stop.requested:
                 raise  # else the preflight names this rank
+    if is_main:  # refused before torch is imported
+        initial.begin(settings, folder_of_run(settings))
     from pretrain import ranks as ranks_module
 
     ranks = ranks_module.start(settings.engine.timeout_minutes)
@@ -158,22 +166,23 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
     found = preflight(ranks, settings)
     settings.engine.precision = resolve_precision(settings.engine, ranks.device)
     phases, manifests = phases_of(settings), found.manifests
-    run_identity = identity(settings, manifests)
-    run_folder = Path(settings.run.dir) / str(settings.run.name)
+    run_folder = folder_of_run(settings)
     log = run_folder / "logs" / f"rank-{ranks.rank:05d}.log"
     with contextlib.ExitStack() as held:
 
-        def open_folder() -> Path | None:
+        def open_folder() -> tuple[Path | None, dict[str, Any], initial.Origin | None]:
             held.enter_context(RunLock(run_folder))
             voice.log_to(log)  # a broken checkpoint that is passed over is named there
-            return open_run_folder(run_folder, settings, run_identity)
+            begun_from, origin = initial.begin(settings, run_folder)
+            now = identity(settings, manifests, begun_from)
+            return open_run_folder(run_folder, settings, now), now, origin
 
         def plan_run() -> None:
             outline = forecast(settings, ranks.world_size)
             write_plan(run_folder, outline)
             print("\n".join([f"run {run_folder}", *outline.short_lines()]), file=sys.stderr)
 
-        checkpoint = _on_rank_0(ranks, open_folder)
+        checkpoint, run_identity, origin = _on_rank_0(ranks, open_folder)
         if ranks.rank == 0:
             found.record(run_folder)
             print("".join(f"{line}\n" for line in found.lines()), end="", file=sys.stderr)
@@ -197,8 +206,8 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
                 state = None if checkpoint is None else read_json(checkpoint / STATE_FILE)
                 place = place_of(phases, state)
                 finished = _train(
-                    place, phases, manifests, run_identity, run_folder, checkpoint, ranks, stop,
-                    watchdog, lasting,
+                    place, phases, manifests, run_identity, run_folder, checkpoint, origin, ranks,
+                    stop, watchdog, lasting,
                 )  # fmt: skip
                 if not finished or place.phase is phases[-1]:
                     break
@@ -224,12 +233,14 @@ def _train(
     run_identity: dict[str, Any],
     run_folder: Path,
     checkpoint: Path | None,
+    origin: initial.Origin | None,
     ranks: Ranks,
     stop: survival.StopRequest,
     watchdog: Watchdog,
     lasting: list[Wandb],
 ) -> bool:
-    """Build all, continue from `checkpoint` if there is one, train a phase. Whether it finished.
+    """Build all, continue from `checkpoint` or begin with `origin`'s weights if there is one, train a
+    phase. Whether it finished.
 
     `lasting` takes the sinks that go on into the next phase.
     """
@@ -260,6 +271,9 @@ def _train(
     model = BertForPreTraining(settings.model, manifest["vocab_size"], settings.data.pairs)
     vocab_rows = padded_vocab_size(manifest["vocab_size"], settings.model)
     model.initialize(torch.Generator().manual_seed(settings.run.seed))
+    if checkpoint is None and origin is not None:
+        watchdog.reach(f"reading the weights in {origin.folder}")
+        _start_from(origin, model, settings, manifest, run_identity, run_folder, ranks)
     engine = Engine(model, settings.optim, settings.engine, ranks)
     if settings.survival.rehearse:  # later phases, too: theirs may come days from now
         for phase in phases[number - 1 :]:
@@ -346,6 +360,39 @@ def _train(
     return finished
 
 
+def _start_from(
+    origin: initial.Origin,
+    model: BertForPreTraining,
+    settings: Settings,
+    manifest: dict[str, Any],
+    run_identity: dict[str, Any],
+    run_folder: Path,
+    ranks: Ranks,
+) -> None:
+    """Give `model` the weights of run.init_from, on every rank. Collective.
+
+    Raises SettingsError on all where a rank cannot read them, or they are not those of such a model.
+    """
+    from data_prep.wordpiece import read_vocab
+    from pretrain.monitor import append_event
+
+    tokens = read_vocab(Path(settings.data.dir) / "vocab" / "vocab.txt")
+    fault = None
+    try:
+        weights, facts = origin.weights(model, tokens, manifest["lowercase"])
+        model.load_weights(weights)
+    except SettingsError as error:
+        fault = str(error)
+    if faults := sorted({said for said in ranks.gather(fault) if said}):
+        raise SettingsError("\n".join(faults))
+    if ranks.rank == 0:
+        begun_from = run_identity[initial.IDENTITY]
+        append_event(run_folder, "init_from", {**begun_from, **facts})
+        said = initial.summary(begun_from, facts)
+        logger.info("%s", said)
+        print(said, file=sys.stderr)
+
+
 def _newest(run_folder: Path, ranks: Ranks, watchdog: Watchdog) -> Path:
     """The newest whole checkpoint, from which training goes on. Collective."""
     from pretrain.checkpoint import newest_whole
@@ -375,18 +422,18 @@ def _check_shards(folder: Path, ranks: Ranks) -> None:
         )
 
 
-def _on_rank_0(ranks: Ranks, decide: Callable[[], Path | None]) -> Path | None:
+def _on_rank_0(ranks: Ranks, decide: Callable[[], T]) -> T:
     """What rank 0 decides, on every rank; a SettingsError of rank 0 is raised on every rank."""
-    answer: tuple[Path | None, str | None] = (None, None)
+    answer: tuple[T | None, str | None] = (None, None)
     if ranks.rank == 0:
         try:
             answer = (decide(), None)
         except SettingsError as error:
             answer = (None, str(error))
-    path, refusal = ranks.broadcast(answer)
+    decided, refusal = ranks.broadcast(answer)
     if refusal is not None:
         raise SettingsError(refusal)
-    return path
+    return cast(T, decided)
 
 
 def _origins(phases: Sequence[Phase], run_folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import xxhash
 
 from data_prep.configuration import SettingsError, as_dict, as_overrides, as_yaml, compose
 from data_prep.files import read_json, whole_or_absent, write_json
+from pretrain.initial import IDENTITY
 from pretrain.settings import Resume, Settings
 
 PACKAGES = (
@@ -32,14 +33,17 @@ PACKAGES = (
 _DECIDING = ("data", "optim", "schedule")
 
 
-def identity(settings: Settings, manifests: list[dict[str, Any]]) -> dict[str, Any]:
+def identity(
+    settings: Settings, manifests: list[dict[str, Any]], initial: dict[str, str] | None = None
+) -> dict[str, Any]:
     """What may not change while a run continues: whatever decides which numbers come out.
 
-    `manifests` are those of each phase's shards. The number of ranks, the ZeRO stage and the token
+    `manifests` are those of each phase's shards, `initial` what run.init_from holds (initial.begin). The number of ranks, the ZeRO stage and the token
     budget are free, as they do not.
     """
     everything = as_dict(settings)
     return {
+        IDENTITY: initial,
         "run.seed": settings.run.seed,
         "engine.precision": settings.engine.precision.name,
         "data.masking": settings.data.masking.name,
@@ -61,6 +65,11 @@ def identity(settings: Settings, manifests: list[dict[str, Any]]) -> dict[str, A
             for name, value in everything[group].items()
         },
     }
+
+
+def folder_of_run(settings: Settings) -> Path:
+    """Where it lies."""
+    return Path(settings.run.dir) / str(settings.run.name)
 
 
 def open_run_folder(folder: Path, settings: Settings, now: dict[str, Any]) -> Path | None:

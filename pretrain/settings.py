@@ -74,6 +74,7 @@ class OnSpike(enum.Enum):
 class RunSettings:
     name: str | None  # of the run's folder; None: <model>-<data>-<seq_len>
     dir: str  # where run folders lie
+    init_from: str | None  # folder of the weights that it starts from; None: random weights
     seed: int
     resume: Resume
 

@@ -1,0 +1,367 @@
+"""The weights that a run starts from, where they are not random: run.init_from.
+
+A Hugging Face BERT folder, a run (its newest whole checkpoint) or one of its checkpoints. Weights alone
+are taken: moments, step and place in the data begin anew. What does not fit is refused by the folder's
+small files, before torch is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+from data_prep.configuration import SettingsError, as_dict, choices, compose
+from data_prep.files import checksum, read_json
+from data_prep.wordpiece import make_tokenizer, read_vocab
+from pretrain.checkpoint import STATE_FILE, find_fault, newest_whole
+from pretrain.settings import ModelSettings, Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pretrain.model import BertForPreTraining
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack")
+# Settings of the model that its weights depend on, and what old files, which lack some, mean
+SIZES: dict[str, Any] = {
+    "hidden_size": None,
+    "num_hidden_layers": None,
+    "num_attention_heads": None,
+    "intermediate_size": None,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+}
+IDENTITY = "run.init_from"  # in a run's identity: {"folder": as typed, "checksum": of the weights}
+_SAME = {"gelu_pytorch_tanh": "gelu_new"}  # activations with two names
+_HEADS = ("pooler", "pair_head", "mlm_head")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A folder with weights, by its small files: no weight has been read."""
+
+    folder: Path
+    files: tuple[Path, ...]  # that hold the weights
+    is_checkpoint: bool  # of our own; else a Hugging Face folder
+    sizes: dict[str, Any]  # by the names in SIZES
+    tokens: list[str]  # its vocabulary
+    lowercase: bool | None  # None: it does not say
+
+    def identity(self, typed: str) -> dict[str, str]:
+        """What a run's identity holds of it. Reads every byte of the weights."""
+        sums = "".join(checksum(path) for path in self.files)
+        one = sums if len(self.files) == 1 else xxhash.xxh3_128(sums.encode()).hexdigest()
+        return {"folder": typed, "checksum": one}
+
+    def check(self, settings: Settings, manifest: Mapping[str, Any]) -> None:
+        """Raise SettingsError where the run's model or vocabulary is another than the folder's.
+
+        `manifest` is that of the run's shards. Further entries behind the folder's are no difference.
+        """
+        wrong = [*self._other_sizes(settings.model), *self._other_vocabulary(settings, manifest)]
+        if wrong:
+            raise SettingsError("\n".join(wrong))
+
+    def _other_sizes(self, model: ModelSettings) -> list[str]:
+        differing = [
+            f"model.{name} is {value} there and {getattr(model, name)} in this run"
+            for name, value in self.sizes.items()
+            if value != getattr(model, name)
+        ]
+        if not differing:
+            return []
+        return [
+            f"run.init_from={self.folder} holds another model: {'; '.join(differing)}. Type "
+            f"{_overrides(self.sizes)}"
+        ]
+
+    def _other_vocabulary(self, settings: Settings, manifest: Mapping[str, Any]) -> list[str]:
+        path = Path(settings.data.dir) / "vocab" / "vocab.txt"
+        own = read_vocab(path)
+        there, where = self.tokens, f"that of run.init_from={self.folder}"
+        pairs = zip(own, there, strict=False)
+        first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(own), len(there)))
+        other_casing = self.lowercase not in (None, manifest["lowercase"])
+        if first == len(there) and not other_casing:
+            return []
+        casing = ("lowercase=false", "lowercase=true", "lowercase=true or false")
+        cure = (
+            f"prepare the data with its vocabulary: python -m data_prep.vocab data_dir="
+            f"{settings.data.dir} vocab_file={_vocabulary_file(self.folder) or 'VOCAB.TXT'} "
+            f"{casing[2 if self.lowercase is None else self.lowercase]}, then data_prep.encode and "
+            "data_prep.build again"
+        )
+        if first == len(there):
+            return [f"{path} has lowercase={manifest['lowercase']} and is not {where}; {cure}"]
+        ours = repr(own[first]) if first < len(own) else "nothing"
+        return [
+            f"{path} ({len(own):,} entries) is not {where} ({len(there):,} entries): entry {first} "
+            f"is {ours} here and {there[first]!r} there; {cure}"
+        ]
+
+    def weights(
+        self, model: BertForPreTraining, tokens: Sequence[str], lowercase: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights for all of `model`, by `named_parameters`, and what came of the folder's, as facts.
+
+        A part that the folder lacks keeps the model's values. `tokens` is the run's vocabulary: an
+        entry behind the folder's gets the mean of the rows of its pieces there. Raises SettingsError
+        where a file cannot be read or the weights are not those of such a model.
+        """
+        import torch
+
+        from pretrain.hf_weights import starting_weights
+
+        state = self._read()
+        dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})
+        own = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        if self.is_checkpoint:
+            weights = {name: value for name, value in state.items() if name in own}
+            new, left_out = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+            faults = [n for n in (*new, *left_out) if not n.startswith(_HEADS)]
+            if faults:
+                raise SettingsError(f"{self.folder} is no checkpoint of such a model: {faults[:3]}")
+        else:
+            try:
+                weights, new, left_out = starting_weights(state, model.settings, model.pairing)
+            except SettingsError as error:
+                raise SettingsError(f"run.init_from={self.folder}: {error}") from error
+        splitting = make_tokenizer(self.tokens, lowercase)
+        added = tokens[len(self.tokens) :]
+        pieces = [splitting.encode(word, add_special_tokens=False).ids for word in added]
+        rows_there = weights["embeddings.word.weight"].shape[0]
+        if rows_there < len(self.tokens):
+            raise SettingsError(
+                f"run.init_from={self.folder} has word embeddings of {rows_there:,} rows and a "
+                f"vocabulary of {len(self.tokens):,} entries; get the vocabulary of these weights"
+            )
+        for name in ("embeddings.word.weight", "mlm_head.decoder.bias"):
+            if name in weights:
+                rows = torch.zeros_like(own[name])
+                rows[: len(self.tokens)] = weights[name][: len(self.tokens)]
+                for number, ids in enumerate(pieces, start=len(self.tokens)):
+                    rows[number] = weights[name][ids].mean(0)
+                weights[name] = rows
+        facts = {
+            "folder": str(self.folder),
+            "dtypes": dtypes,
+            "taken": len(weights),
+            "new": new,
+            "left_out": left_out,
+            "rows_beyond_vocabulary": 0 if self.is_checkpoint else rows_there - len(self.tokens),
+            "added_words": len(added),
+            "added_words_of_unknown_pieces": sum(
+                splitting.token_to_id("[UNK]") in ids for ids in pieces
+            ),
+        }
+        return {**own, **weights}, facts
+
+    def _read(self) -> dict[str, Tensor]:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        state: dict[str, Tensor] = {}
+        for path in self.files:
+            try:
+                state |= load_file(path)
+            except (OSError, SafetensorError) as error:
+                raise SettingsError(
+                    f"{path} cannot be read as safetensors ({error}); get the file again (a file of "
+                    "some hundred bytes is Git LFS's pointer: git lfs pull)"
+                ) from error
+        return state
+
+
+def begin(settings: Settings, run_folder: Path) -> tuple[dict[str, str] | None, Origin | None]:
+    """What the run's identity holds of run.init_from, and the folder where the run begins with it.
+
+    Both None without run.init_from. A run that has a checkpoint goes on with that one's identity, and
+    the folder is not looked at again: it may be gone. Raises SettingsError as `find` and `check`.
+    """
+    typed = settings.run.init_from
+    if typed is None:
+        return None, None
+    for path in sorted((run_folder / "checkpoints").glob("step-*"), reverse=True):
+        try:
+            known: dict[str, str] | None = read_json(path / STATE_FILE)["identity"].get(IDENTITY)
+        except (OSError, ValueError, KeyError):
+            continue  # a broken one, which open_run_folder names
+        if known is not None and known["folder"] == typed:
+            return known, None
+    origin = find(typed)
+    data = Path(settings.data.dir) / f"len{settings.data.seq_len}" / "manifest.json"
+    origin.check(settings, read_json(data))
+    return origin.identity(typed), origin
+
+
+def summary(identity: Mapping[str, str], facts: Mapping[str, Any]) -> str:
+    """What a run started from, in a sentence or two."""
+    parts = [
+        f"starts from the weights of {facts['folder']} (xxh3 {identity['checksum']}): "
+        f"{facts['taken']} tensors"
+    ]
+    if facts["new"]:
+        parts.append(f"new, from random weights: {', '.join(facts['new'])}")
+    if facts["left_out"]:
+        parts.append(f"left out: {', '.join(facts['left_out'])}")
+    if facts["rows_beyond_vocabulary"]:
+        parts.append(f"left out: {facts['rows_beyond_vocabulary']} rows beyond the vocabulary")
+    if facts["added_words"]:
+        unknown = facts["added_words_of_unknown_pieces"]
+        parts.append(
+            f"{facts['added_words']:,} added words, each from the mean of its pieces"
+            + (f" ({unknown:,} of them from [UNK])" if unknown else "")
+        )
+    return "; ".join(parts)
+
+
+def find(typed: str) -> Origin:
+    """The folder that run.init_from names, known by its small files.
+
+    Raises SettingsError where it is none, holds no BERT, or holds its weights as pickles alone.
+    """
+    folder = Path(typed)
+    if not folder.is_dir():
+        raise SettingsError(
+            f"run.init_from={typed} is no folder; it takes a Hugging Face BERT on this machine (hf "
+            f"download google-bert/bert-base-uncased --local-dir bert-base-uncased), a run or a "
+            "checkpoint"
+        )
+    if (folder / "config.json").is_file():
+        return _hugging_face(folder)
+    if (folder / STATE_FILE).is_file():
+        return _checkpoint(folder)
+    if (folder / "checkpoints").is_dir():
+        newest = newest_whole(folder)
+        if newest is None:
+            raise SettingsError(f"run.init_from={typed}: that run has no whole checkpoint yet")
+        return _checkpoint(newest)
+    raise SettingsError(
+        f"run.init_from={typed} holds neither config.json (a Hugging Face folder) nor {STATE_FILE} (a "
+        "checkpoint) nor checkpoints/ (a run)"
+    )
+
+
+def _hugging_face(folder: Path) -> Origin:
+    config = read_json(folder / "config.json")
+    wrong = [
+        f"{name} is {config[name]!r} and not {expected!r}"
+        for name, expected in (
+            ("model_type", "bert"),
+            ("is_decoder", False),
+            ("position_embedding_type", "absolute"),
+        )
+        if config.get(name, expected) != expected
+    ]
+    wrong += [
+        f"it lacks {name}" for name, value in SIZES.items() if config.get(name, value) is None
+    ]
+    if wrong:
+        raise SettingsError(
+            f"run.init_from={folder}: {folder / 'config.json'} is not that of a BERT: "
+            f"{'; '.join(wrong)}; take the folder of one"
+        )
+    sizes = {name: config.get(name, value) for name, value in SIZES.items()}
+    sizes["hidden_act"] = _SAME.get(sizes["hidden_act"], sizes["hidden_act"])
+    tokens, lowercase = _vocabulary_of(folder)
+    return Origin(folder, _weight_files(folder), False, sizes, tokens, lowercase)
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    if (folder / WEIGHTS).is_file():
+        return (folder / WEIGHTS,)
+    if (folder / INDEX).is_file():
+        files = [
+            folder / name for name in sorted({*read_json(folder / INDEX)["weight_map"].values()})
+        ]
+        if missing := [path.name for path in files if not path.is_file()]:
+            raise SettingsError(
+                f"{folder / INDEX} names {', '.join(missing)}, not there; get the rest"
+            )
+        return tuple(files)
+    pickled = sorted({path.name for pattern in PICKLED for path in folder.glob(pattern)})
+    if not pickled:
+        raise SettingsError(f"run.init_from={folder} has no {WEIGHTS} and no {INDEX}; get it again")
+    raise SettingsError(
+        f"run.init_from={folder} holds its weights as {', '.join(pickled)} alone, a format whose reading "
+        f"can run code; get its {WEIGHTS}, or make one of a pytorch_model.bin, tensors alone:\n"
+        f"  {conversion(folder / 'pytorch_model.bin')}"
+    )
+
+
+def conversion(pickled: Path) -> str:
+    """The command that makes a safetensors file of a pickle, of which it takes nothing but tensors."""
+    return (
+        'python -c "import torch; from safetensors.torch import save_file; '
+        f"w = torch.load('{pickled}', map_location='cpu', weights_only=True); "
+        f"save_file({{n: t.clone() for n, t in w.items()}}, '{pickled.parent / WEIGHTS}')\""
+    )
+
+
+def _vocabulary_file(folder: Path) -> Path | None:
+    return next((p for n in ("tokenizer.json", "vocab.txt") if (p := folder / n).is_file()), None)
+
+
+def _vocabulary_of(folder: Path) -> tuple[list[str], bool | None]:
+    """A Hugging Face folder's entries, and whether it lower-cases; None where it does not say."""
+    path = _vocabulary_file(folder)
+    if path is None:
+        raise SettingsError(
+            f"run.init_from={folder} has neither tokenizer.json nor vocab.txt, without which its rows "
+            "mean nothing; copy the tokenizer's files there"
+        )
+    try:
+        tokens = read_vocab(path)
+    except ValueError as error:
+        raise SettingsError(f"run.init_from={folder}: {error}") from error
+    if path.suffix == ".json":
+        lowercase = (read_json(path).get("normalizer") or {}).get("lowercase")
+    else:
+        config = folder / "tokenizer_config.json"
+        lowercase = read_json(config).get("do_lower_case") if config.is_file() else None
+    return tokens, lowercase
+
+
+def _checkpoint(folder: Path) -> Origin:
+    """One of our own, whole by its manifest."""
+    if fault := find_fault(folder):
+        raise SettingsError(f"run.init_from={folder}: that checkpoint is broken: {fault}")
+    identity = read_json(folder / STATE_FILE)["identity"]
+    sizes = {name: identity[f"model.{name}"] for name in SIZES}
+    wanted = identity["data (checksum of the vocabulary)"]
+    tokens = _checkpoint_vocabulary(folder, wanted)
+    return Origin(folder, (folder / WEIGHTS,), True, sizes, tokens, None)
+
+
+def _checkpoint_vocabulary(folder: Path, wanted: str) -> list[str]:
+    """From the run's data or its export, by its checksum."""
+    from pretrain.run_folder import settings_of
+
+    run = folder.absolute().parent.parent
+    places = [run / "export" / "vocab.txt"]
+    if (run / "config.yaml").is_file():
+        places.insert(0, Path(settings_of(run).data.dir) / "vocab" / "vocab.txt")
+    for path in places:
+        if path.is_file() and checksum(path) == wanted:
+            return read_vocab(path)
+    raise SettingsError(
+        f"run.init_from={folder}: its vocabulary (checksum {wanted}) is in none of "
+        f"{', '.join(map(str, places))}; put the vocab.txt that it was trained with in one of them"
+    )
+
+
+def _overrides(sizes: Mapping[str, Any]) -> str:
+    """What is typed to get a model of these sizes: the nearest model, and what it has otherwise."""
+    typed = []
+    for model in choices("model"):
+        given = as_dict(compose("config", Settings, [f"+model={model}"])[0])["model"]
+        changes = [f"model.{n}={value}" for n, value in sizes.items() if given[n] != value]
+        typed.append((len(changes), " ".join([f"+model={model}", *changes])))
+    return min(typed)[1]

@@ -1,0 +1,284 @@
+"""A run of ours once more, trained by stock transformers: the same data, order, masks and first weights.
+
+    python -m scripts.pretrain_with_transformers run=runs/x [out=runs/x-transformers] [steps=N]
+
+What is trained is `transformers.BertForPreTraining` (without pairs BertForMaskedLM) on padded batches,
+by torch's AdamW, at the rates of the run's schedule. Shards, order of examples, masks and weights at
+step 0 are those of the run in run=, and so are the held-out examples: without dropout the two curves
+differ by rounding, with dropout by its masks. out/ gets what a run's folder holds of figures, so that
+
+    python -m pretrain.report run=runs/x other=runs/x-transformers
+
+lays them beside each other. A table of the held-out losses comes last, with the largest difference.
+steps=N: the first N steps of the run's schedule. Status 2: wrong arguments, or a run that stock parts
+do not train (LAMB, 16 bits, a budget of hours); of several phases the first is trained.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+
+from data_prep.configuration import SettingsError
+from data_prep.masking import MaskingRule
+from data_prep.objectives import Pairing
+from data_prep.shards import Shards
+from data_prep.wordpiece import read_vocab
+from pretrain import initial
+from pretrain.batches.loader import EvalLoader, TrainLoader
+from pretrain.batches.packing import PackedBatch
+from pretrain.evaluate import means
+from pretrain.export import model_config
+from pretrain.hf_weights import hugging_face_class, to_hugging_face
+from pretrain.model import BertForPreTraining
+from pretrain.monitor import JsonLines, readable_lines
+from pretrain.plan import order_seed
+from pretrain.prepared import folder_of, manifest_of
+from pretrain.run_folder import settings_of
+from pretrain.schedules import learning_rate
+from pretrain.settings import OptimizerName, Precision, Settings
+from scripts.benchmark import Arguments, arguments
+
+DEFAULTS: Arguments = {"run": "", "out": "", "steps": 0}
+IGNORED = -100
+FIGURES = ("eval/mlm_loss", "eval/nsp_loss", "eval/sop_loss")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train and compare; the exit status."""
+    typed = arguments(sys.argv[1:] if argv is None else argv, DEFAULTS)
+    try:
+        if not typed["run"]:
+            raise SettingsError("no run is named; add run=FOLDER, as in run=runs/x")
+        run = Path(str(typed["run"]))
+        out = Path(str(typed["out"]) or f"{run}-transformers")
+        settings = settings_of(run)
+        _check(settings, out)
+        last = settings.schedule.last_step
+        assert last is not None, "a budget of hours is refused"
+        out.mkdir(parents=True, exist_ok=True)
+        for name in ("config.yaml", "environment.json"):
+            shutil.copyfile(run / name, out / name)
+        train(settings, out, min(int(typed["steps"]) or last, last))
+        print("\n".join(compared(run, out)))
+    except SettingsError as error:
+        print(f"pretrain_with_transformers: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _check(settings: Settings, out: Path) -> None:
+    wrong = []
+    if settings.optim.name is not OptimizerName.adamw:
+        wrong.append(f"optim={settings.optim.name.name}: torch has AdamW alone of these")
+    if settings.engine.precision is not Precision.fp32:
+        wrong.append(f"engine.precision={settings.engine.precision.name}: this loop is fp32")
+    if settings.schedule.budget_hours is not None:
+        wrong.append("schedule.budget_hours: its rate follows the clock, so no two runs are alike")
+    if (out / "metrics.jsonl").exists():
+        wrong.append(f"{out} holds figures already; give another out=, or delete it")
+    if wrong:
+        raise SettingsError("\n".join(wrong))
+
+
+def train(settings: Settings, out: Path, steps: int) -> None:
+    """Train so many steps; figures by our names go to out/metrics.jsonl."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    manifest, folder = manifest_of(settings.data), folder_of(settings.data)
+    pairing = settings.data.pairs
+    model = _model(settings, manifest).to(device).train()
+    optimizer = _optimizer(model, settings)
+    cut = {"rank": 0, "world_size": 1, "token_budget": settings.engine.tokens_per_micro_batch}
+    held_out = EvalLoader(
+        Shards.open(folder, "heldout"), max_examples=settings.eval.max_examples, **cut
+    )
+    loader = TrainLoader(
+        Shards.open(folder, "train"),
+        global_batch=settings.optim.global_batch,
+        seed=order_seed(settings.run.seed, 1),
+        masking=settings.data.masking,
+        rule=MaskingRule.from_manifest(manifest, Path(settings.data.dir) / "vocab" / "vocab.txt"),
+        **cut,
+    )
+    lines = JsonLines(out, 0)
+    lines.event(
+        "started", {"step": 0, "ranks": 1, "by": f"transformers {transformers.__version__}"}
+    )
+    torch.manual_seed(settings.run.seed)  # noqa: TID251  dropout's
+    window = _Window()
+    with loader:
+        for step, batch in enumerate(loader.batches(0), start=1):
+            rate = learning_rate(step - 1, settings.schedule, settings.optim.learning_rate)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad()
+            for micro_batch in batch.micro_batches:
+                sums = _sums(model, micro_batch.to(device), pairing)
+                loss = sums[0] / max(1, batch.num_masked) + sums[1] / batch.num_sequences
+                torch.autograd.backward(loss)
+                window.add(sums)
+            bound = settings.optim.max_grad_norm or float("inf")
+            norm = nn.utils.clip_grad_norm_(model.parameters(), bound)
+            optimizer.step()
+            window.count(batch.num_masked, batch.num_sequences, batch.num_tokens)
+            if step % settings.monitor.every_steps == 0 or step == steps:
+                figures = window.figures("train", pairing)
+                figures |= {"optim/learning_rate": rate, "optim/grad_norm": float(norm)}
+                lines.record(step, figures)
+                window = _Window()
+            if step % settings.eval.every_steps == 0 or step == steps:
+                lines.record(step, evaluate(model, held_out, pairing, device))
+                window.started = time.perf_counter()
+            if step == steps:
+                break
+    lines.event("finished", {"phase": 1, "step": steps})
+    lines.close()
+
+
+def evaluate(
+    model: nn.Module, held_out: EvalLoader, pairing: Pairing, device: torch.device
+) -> dict[str, float]:
+    """The held-out figures of the same examples as the run's."""
+    window = _Window()
+    model.eval()
+    with torch.no_grad():
+        for item in held_out:
+            window.add(_sums(model, item.batch.to(device), pairing))
+    model.train()
+    return means(window.sums.tolist(), held_out.num_masked, held_out.num_sequences, "eval", pairing)
+
+
+def padded(batch: PackedBatch) -> dict[str, Tensor]:
+    """The batch's sequences as stock models take them: (N, longest), padded with id 0."""
+    lengths = batch.lengths[: batch.num_sequences]
+    ends = torch.tensor(lengths, device=batch.input_ids.device)
+    columns = torch.arange(max(lengths), device=ends.device)
+    is_real = columns < ends[:, None]
+    places = (ends.cumsum(0) - ends)[:, None] + columns
+    places = places.where(is_real, 0)
+    labels = torch.full_like(batch.input_ids, IGNORED)
+    labels[batch.masked_positions[: batch.num_masked]] = batch.labels[: batch.num_masked]
+    return {
+        "input_ids": batch.input_ids[places].where(is_real, 0),
+        "token_type_ids": batch.segment_ids[places].where(is_real, 0),
+        "attention_mask": is_real.long(),
+        "labels": labels[places].where(is_real, IGNORED),
+    }
+
+
+def _sums(model: nn.Module, batch: PackedBatch, pairing: Pairing) -> Tensor:
+    """(4,): losses of tokens and pairs, right guesses of both, summed over the micro-batch."""
+    inputs = padded(batch)
+    labels = inputs.pop("labels").flatten()
+    answer = model(**inputs)
+    tokens = (answer.logits if pairing is Pairing.none else answer.prediction_logits).flatten(0, 1)
+    parts = [(tokens, labels)]
+    if pairing is not Pairing.none:
+        pair_labels = batch.next_sentence_labels[: batch.num_sequences]
+        parts.append((answer.seq_relationship_logits, pair_labels))
+    losses = [F.cross_entropy(logits, to, reduction="sum") for logits, to in parts]
+    right = [(logits.argmax(-1) == to).sum().to(losses[0]) for logits, to in parts]
+    nothing = [losses[0].new_zeros(())] * (2 - len(parts))
+    return torch.stack([*losses, *nothing, *right, *nothing])
+
+
+class _Window:
+    """Sums since the last record."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.sums = torch.zeros(4, dtype=torch.float64)
+        self.counts = (0, 0, 0)
+
+    def add(self, sums: Tensor) -> None:
+        self.sums += sums.detach().double().cpu()
+
+    def count(self, masked: int, sequences: int, tokens: int) -> None:
+        before = self.counts
+        self.counts = (before[0] + masked, before[1] + sequences, before[2] + tokens)
+
+    def figures(self, prefix: str, pairing: Pairing) -> dict[str, float]:
+        masked, sequences, tokens = self.counts
+        seconds = time.perf_counter() - self.started
+        return {
+            **means(self.sums.tolist(), masked, sequences, prefix, pairing),
+            "perf/tokens_per_second": tokens / seconds,
+            "perf/sequences_per_second": sequences / seconds,
+            "perf/training_seconds": seconds,
+        }
+
+
+def _model(settings: Settings, manifest: dict[str, Any]) -> nn.Module:
+    """Stock BERT with the weights that the run begins with."""
+    vocab_size, pairing = manifest["vocab_size"], settings.data.pairs
+    ours = BertForPreTraining(settings.model, vocab_size, pairing)
+    ours.initialize(torch.Generator().manual_seed(settings.run.seed))
+    if settings.run.init_from is not None:
+        tokens = read_vocab(Path(settings.data.dir) / "vocab" / "vocab.txt")
+        origin = initial.find(settings.run.init_from)
+        ours.load_weights(origin.weights(ours, tokens, manifest["lowercase"])[0])
+    state = {name: parameter.detach().clone() for name, parameter in ours.named_parameters()}
+    config = transformers.BertConfig(**model_config(settings.model, vocab_size, pairing))
+    model: nn.Module = getattr(transformers, hugging_face_class(pairing))(config)
+    answer = model.load_state_dict(
+        to_hugging_face(state, settings.model, vocab_size, pairing), strict=False
+    )
+    lacking = [name for name in answer.missing_keys if "cls.predictions.decoder" not in name]
+    assert not lacking, lacking
+    assert not answer.unexpected_keys, answer.unexpected_keys
+    return model
+
+
+def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """AdamW; biases and LayerNorm have no weight decay, as in transformers' Trainer."""
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        groups["LayerNorm" not in name and not name.endswith("bias")].append(parameter)
+    optim = settings.optim
+    beta_1, beta_2 = optim.betas
+    return torch.optim.AdamW(
+        [
+            {"params": groups[True], "weight_decay": optim.weight_decay},
+            {"params": groups[False], "weight_decay": 0.0},
+        ],
+        lr=optim.learning_rate,
+        betas=(beta_1, beta_2),
+        eps=optim.eps,
+    )
+
+
+def compared(run: Path, out: Path) -> Iterator[str]:
+    """The held-out losses of both, step by step, and the largest difference."""
+    ours, stock = (
+        {
+            line["step"]: line
+            for line in readable_lines(folder / "metrics.jsonl")
+            if FIGURES[0] in line
+        }
+        for folder in (run, out)
+    )
+    largest = 0.0
+    yield f"{'step':>8}  {'figure':14}  {'ours':>8}  {'transformers':>12}  {'difference':>10}"
+    for step in sorted({*ours} & {*stock}):
+        for name in FIGURES:
+            if name in ours[step]:
+                difference = stock[step][name] - ours[step][name]
+                largest = max(largest, abs(difference))
+                yield (
+                    f"{step:8,}  {name:14}  {ours[step][name]:8.4f}  {stock[step][name]:12.4f}  "
+                    f"{difference:+10.4f}"
+                )
+    yield f"largest difference {largest:.4f} nats"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
