@@ -1,0 +1,290 @@
+"""Does the pretraining help, and does next sentence prediction? Pretrained and random starts, fine-tuned.
+
+    python -m scripts.seed_experiment nsp=FOLDER none=FOLDER glue=FOLDER squad=FOLDER wnut=FOLDER
+        out=FOLDER [steps=4000] [seeds=3] [examples=2000] [SETTING=VALUE ...]
+
+nsp=, none=     data_dirs of one corpus, built with pairs=nsp and pairs=none (same documents, vocab, tokens)
+glue=           holds SST-2/, RTE/ and MRPC/; squad= train= and dev= of SQuAD 1.1; wnut= the three of WNUT-17
+runs=           where the two pretrainings lie, as nsp and none; out/runs without it
+SETTING=VALUE   of pretrain.run, for both: +model=base, data.seq_len=512, ...
+model settings are those of a laptop: see PRETRAINING below
+
+Three starts (nsp, none, random: the sizes of nsp with fresh weights) are fine-tuned on five tasks with
+`seeds` seeds each. Whatever ends this, the same command goes on: pretraining from its checkpoint,
+fine-tuning with the seed that is missing. starts=random,nsp or tasks=rte,mrpc do a part. out/ gets
+experiment.md (the table, and every command), experiment.json, experiment.png and .svg.
+Status: 0, 1 where a command failed (it is named), 2 for wrong arguments.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from data_prep.configuration import SettingsError
+from data_prep.files import read_json, write_json
+from pretrain.monitor import readable_lines
+from scripts.benchmark import Arguments, arguments
+
+DEFAULTS: Arguments = {
+    "nsp": "", "none": "", "glue": "", "squad": "", "wnut": "", "out": "", "runs": "",
+    "train": "train-v1.1.json", "dev": "dev-v1.1.json",  # SQuAD's files
+    "starts": "random,none,nsp", "tasks": "sst2,rte,mrpc,squad,wnut17",
+    "steps": 4000, "seeds": 3, "examples": 2000, "dev_examples": 1000,
+    "epochs": 3, "rate": 1e-4, "batch": 16, "length": 128,
+}  # fmt: skip
+# of both pretrainings, and what is typed over it: a small model for some hours of one core
+PRETRAINING = (
+    "+model=small", "data.seq_len=128", "data.masking=dynamic", "optim.global_batch=32",
+    "optim.learning_rate=1e-3", "schedule.warmup_steps=400", "model.hidden_dropout_prob=0",
+    "model.attention_probs_dropout_prob=0", "engine.zero_stage=0",
+    "engine.tokens_per_micro_batch=4096", "eval.every_steps=250", "eval.max_examples=1000",
+    "checkpoint.every_steps=250",
+)  # fmt: skip
+TASKS = {
+    "sst2": ("classification", "glue", "SST-2"),
+    "rte": ("classification", "glue", "RTE"),
+    "mrpc": ("classification", "glue", "MRPC"),
+    "squad": ("qa", "squad", ""),
+    "wnut17": ("tagging", "wnut", ""),
+}
+STARTS = {
+    "random": ("random start", "0.75"),
+    "none": ("pretrained, MLM alone", "#4477aa"),
+    "nsp": ("pretrained, MLM and NSP", "#cc6644"),
+}
+
+
+class FailedError(RuntimeError):
+    """A command that did not end well."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What was typed, and where everything lies."""
+
+    given: Arguments
+    overrides: list[str]  # of pretrain.run
+
+    @property
+    def out(self) -> Path:
+        return Path(str(self.given["out"]))
+
+    @property
+    def runs(self) -> Path:
+        return Path(str(self.given["runs"])) if self.given["runs"] else self.out / "runs"
+
+    @property
+    def starts(self) -> list[str]:
+        return str(self.given["starts"]).split(",")
+
+    @property
+    def tasks(self) -> list[str]:
+        return str(self.given["tasks"]).split(",")
+
+    def check(self) -> None:
+        """Raise SettingsError where something is not named or not there."""
+        wrong = [f"{name}={kind} is none of {', '.join(known)}"
+                 for name, chosen, known in (("starts", self.starts, STARTS), ("tasks", self.tasks, TASKS))
+                 for kind in chosen if kind not in known]  # fmt: skip
+        needed = {"out", *self.needed_runs(), *(TASKS[t][1] for t in self.tasks if t in TASKS)}
+        wrong += [f"{name}= is not given" for name in sorted(needed) if not self.given[name]]
+        wrong += [
+            f"{name}={self.given[name]} is no folder"
+            for name in sorted(needed - {"out"})
+            if self.given[name] and not Path(str(self.given[name])).is_dir()
+        ]
+        if wrong:
+            raise SettingsError("; ".join(wrong) + " (--help says what each is)")
+
+    def needed_runs(self) -> list[str]:
+        """Pretrainings that the starts need; a random start takes the sizes of nsp's export."""
+        return [
+            name
+            for name in ("nsp", "none")
+            if name in self.starts or (name == "nsp" and "random" in self.starts)
+        ]
+
+    def pretraining(self, name: str) -> list[str]:
+        """The command that pretrains `name`, nsp or none."""
+        return [
+            "-m", "pretrain.run", *PRETRAINING, f"data.dir={self.given[name]}", f"data.pairs={name}",
+            f"schedule.total_steps={self.given['steps']}", *self.overrides, f"run.dir={self.runs}",
+            f"run.name={name}",
+        ]  # fmt: skip
+
+    def export(self, start: str) -> Path:
+        return self.runs / ("nsp" if start == "random" else start) / "export"
+
+    def results(self, start: str, task: str) -> Path:
+        return self.out / "finetune" / f"{start}-{task}" / "results.json"
+
+    def finetuning(self, start: str, task: str) -> list[str]:
+        """The command that fine-tunes from `start` on `task`, all seeds."""
+        kind, folder, below = TASKS[task]
+        given = self.given
+        words = [
+            "-m", f"scripts.finetune_{kind}", f"+task={task}", f"model={self.export(start)}",
+            f"start={'random' if start == 'random' else 'pretrained'}", f"seeds={given['seeds']}",
+            f"task.folder={Path(str(given[folder])) / below}", f"epochs={given['epochs']}",
+            f"learning_rate={given['rate']}", f"batch_size={given['batch']}",
+            # no longer than the pretraining's sequences: later positions were never trained
+            f"max_length={given['length']}", f"max_train_examples={given['examples']}",
+            f"max_dev_examples={given['dev_examples']}",
+            f"out={self.results(start, task).parent}",
+        ]  # fmt: skip
+        if kind == "qa":
+            part = int(given["length"]) // 4
+            words += [f"task.train={given['train']}", f"task.dev={given['dev']}"]
+            words += [f"task.stride={part}", f"task.max_question_length={part}"]
+        return words
+
+
+def perform(experiment: Experiment) -> None:
+    """Run what is not finished. Raises FailedError with the command that failed."""
+    for name in experiment.needed_runs():
+        _run_once(experiment.pretraining(name), experiment.runs / name / "export/config.json")
+    for task in experiment.tasks:
+        for start in experiment.starts:
+            _run_once(experiment.finetuning(start, task), experiment.results(start, task))
+
+
+def _run_once(words: list[str], made: Path) -> None:
+    """Run python with `words`, unless `made` is there: it is written last."""
+    command = shlex.join(["python", *words])
+    if made.exists():
+        print(f"done before: {made}", flush=True)
+        return
+    print(command, flush=True)
+    if status := subprocess.run([sys.executable, *words], check=False).returncode:
+        raise FailedError(
+            f"this ended with status {status}; the same command goes on:\n  {command}"
+        )
+
+
+def figures(experiment: Experiment) -> dict[str, dict[str, dict[str, Any]]]:
+    """{task and figure: {start: results.json's mean and std, and each seed}}."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for task in experiment.tasks:
+        for start in experiment.starts:
+            result = read_json(experiment.results(start, task))
+            for name in result["metrics"]:
+                each = [seed[name] for seed in result["seeds"]]
+                row = found.setdefault(f"{task} {name}", {})
+                row[start] = {**result["figures"][name], "each": each}
+    return found
+
+
+def table(experiment: Experiment, found: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Markdown: a line a figure, in percent, mean ± standard deviation over the seeds."""
+    starts = experiment.starts
+    lines = [
+        f"| | {' | '.join(STARTS[start][0] for start in starts)} |",
+        f"| --- | {' | '.join('---:' for _ in starts)} |",
+    ]
+    for name, row in found.items():
+        cells = [
+            f"{row[start]['mean']:.1f}"
+            + ("" if row[start]["std"] is None else f" ± {row[start]['std']:.1f}")
+            for start in starts
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(experiment: Experiment, found: dict[str, dict[str, dict[str, Any]]]) -> Figure:
+    """Held-out losses of the pretrainings, and the tasks' first figures as bars with every seed."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    curves: Axes
+    bars: Axes
+    curves, bars = figure.subplots(1, 2, width_ratios=(2, 3))
+    for name in experiment.needed_runs():
+        lines = readable_lines(experiment.runs / name / "metrics.jsonl")
+        points = [
+            (line["step"], line["eval/mlm_loss"]) for line in lines if "eval/mlm_loss" in line
+        ]
+        curves.plot(*zip(*points, strict=True), color=STARTS[name][1], label=STARTS[name][0])
+    curves.set(xlabel="steps", ylabel="held-out MLM loss, nats", title="Pretraining")
+    first = {name.split()[0]: row for name, row in reversed(found.items())}
+    names = [task for task in experiment.tasks if task in first]
+    width = 0.8 / len(experiment.starts)
+    for number, start in enumerate(experiment.starts):
+        places = [
+            place + (number - (len(experiment.starts) - 1) / 2) * width
+            for place in range(len(names))
+        ]
+        label, colour = STARTS[start]
+        means = [first[task][start]["mean"] for task in names]
+        spreads = [first[task][start]["std"] or 0.0 for task in names]
+        bars.bar(places, means, width * 0.95, yerr=spreads, color=colour, label=label, capsize=2)
+        for place, task in zip(places, names, strict=True):
+            each = first[task][start]["each"]
+            bars.plot([place] * len(each), each, ".", color="black", markersize=3)
+    labels = [
+        next(n for n in found if n.split()[0] == task).replace(" ", "\n", 1) for task in names
+    ]
+    bars.set_xticks(range(len(names)), labels)
+    bars.set(ylabel="%", title=f"Fine-tuned, {experiment.given['seeds']} seeds each")
+    for axes in (curves, bars):
+        axes.legend(fontsize="small")
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Everything, from data to table; the exit status."""
+    typed = list(sys.argv[1:] if argv is None else argv)
+    if "--help" in typed or "-h" in typed:
+        print(__doc__)
+        return 0
+    own = [word for word in typed if word.partition("=")[0] in DEFAULTS]
+    experiment = Experiment(arguments(own, DEFAULTS), [word for word in typed if word not in own])
+    try:
+        experiment.check()
+        experiment.out.mkdir(parents=True, exist_ok=True)
+        perform(experiment)
+    except SettingsError as error:
+        print(f"scripts.seed_experiment: {error}", file=sys.stderr)
+        return 2
+    except FailedError as error:
+        print(f"scripts.seed_experiment: {error}", file=sys.stderr)
+        return 1
+    found = figures(experiment)
+    picture = draw(experiment, found)
+    picture.savefig(experiment.out / "experiment.png", dpi=130, metadata={"Software": None})
+    picture.savefig(experiment.out / "experiment.svg", metadata={"Date": None})
+    command = shlex.join(["python", "-m", "scripts.seed_experiment", *typed])
+    commands = [
+        *(experiment.pretraining(name) for name in experiment.needed_runs()),
+        *(
+            experiment.finetuning(start, task)
+            for task in experiment.tasks
+            for start in experiment.starts
+        ),
+    ]
+    steps = [shlex.join(["python", *words]) for words in commands]
+    write_json(
+        experiment.out / "experiment.json",
+        {"command": command, "commands": steps, "figures": found},
+    )
+    text = table(experiment, found)
+    blocks = [text, "![Curves and bars](experiment.png)", "```", command, "", *steps, "```"]
+    (experiment.out / "experiment.md").write_text(
+        "\n".join([*blocks[:1], "", *blocks[1:2], "", *blocks[2:], ""])
+    )
+    print(f"\n{text}\n\n{experiment.out / 'experiment.md'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
