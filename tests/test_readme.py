@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -74,7 +75,9 @@ def test_a_folder_of_text_files_becomes_a_model_by_the_commands_shown(
         "PYTHONPATH": str(PROJECT),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    script = "\n".join(["set -e", *commands("prepare"), *commands("train")])
+    (tmp_path / "words.txt").write_text("docstring\nmetaclass\n")
+    kinds = ("prepare", "train", "continue")
+    script = "\n".join(["set -e", *itertools.chain(*map(commands, kinds))])
     subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, check=True, timeout=600)
     for block in blocks("python"):
         subprocess.run(

@@ -167,3 +167,65 @@ def test_the_program_prints_what_it_made(
     path.write_text(SPECIAL + "the\n")
     assert vocab.main([f"data_dir={tmp_path}", f"vocab_file={path}"]) == 0
     assert "entries     6" in capsys.readouterr().out
+
+
+@pytest.fixture
+def released(tmp_path: Path) -> Path:
+    path = tmp_path / "released.txt"
+    path.write_text(SPECIAL + "the\ncat\n##s\nco\n##vi\n##d\n[unused0]\n")
+    return path
+
+
+def test_added_words_stand_behind_the_released_entries_and_are_found_whole(
+    tmp_path: Path, released: Path
+) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("COVID\ncat\n\ncovid\nCafé\n")  # lower-cased, there already, blank, twice
+    manifest = make(tmp_path, f"vocab_file={released}", f"add_words={words}")
+    tokens, _ = vocab.read_vocab_store(tmp_path)
+    assert tokens == [*read_vocab(released), "covid", "cafe"]
+    assert manifest["added_words"] == ["covid", "cafe"]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "vocab")
+    assert tokenizer.tokenize("the Covids, Café") == ["the", "covid", "##s", "[UNK]", "cafe"]
+    words.write_text("covid\n")
+    assert make(tmp_path, f"vocab_file={released}", f"add_words={words}")["vocab_size"] == 13
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("covid-19", r"line 2: 'covid-19' is cut to covid - 19 before"),
+        ("new york", r"line 2: 'new york' is cut to new york before"),
+        ("a" * 101, r"line 2: 'a+' has 101 characters before"),
+    ],
+)
+def test_a_word_that_would_never_be_found_whole_is_refused_with_its_line(
+    tmp_path: Path, released: Path, word: str, message: str
+) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text(f"fine\n{word}\n")
+    with pytest.raises(SettingsError, match=message):
+        make(tmp_path, f"vocab_file={released}", f"add_words={words}")
+    assert not (tmp_path / "vocab").exists()
+
+
+def test_words_are_added_to_a_released_vocabulary_alone(tmp_path: Path, released: Path) -> None:
+    with pytest.raises(SettingsError, match=r"add_words=w\.txt .*set vocab_file"):
+        make(tmp_path, "add_words=w.txt")
+    with pytest.raises(SettingsError, match=r"add_words=w\.txt is no file"):
+        make(tmp_path, f"vocab_file={released}", "add_words=w.txt")
+
+
+def test_a_tokenizer_json_is_taken_with_the_entries_added_to_it(
+    tmp_path: Path, released: Path
+) -> None:
+    make(tmp_path, f"vocab_file={released}")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "vocab")
+    tokenizer.add_tokens(["covid"])
+    tokenizer.save_pretrained(tmp_path / "theirs")
+    make(tmp_path / "again", f"vocab_file={tmp_path / 'theirs/tokenizer.json'}")
+    assert vocab.read_vocab_store(tmp_path / "again")[0] == [*read_vocab(released), "covid"]
+    path = tmp_path / "tokenizer.json"
+    path.write_text('{"model": {"type": "BPE", "vocab": {}}, "added_tokens": []}')
+    with pytest.raises(SettingsError, match="of kind BPE; BERT's is WordPiece"):
+        make(tmp_path, f"vocab_file={path}")

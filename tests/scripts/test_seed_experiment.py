@@ -1,0 +1,87 @@
+"""The experiment's bookkeeping: what is finished is not done again, and what the table says."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+
+from data_prep.files import read_json, write_json
+from pretrain.run import load
+from scripts.seed_experiment import DEFAULTS, PRETRAINING, STARTS, TASKS, Experiment, main
+
+
+def finished(out: Path) -> list[str]:
+    """A folder in which everything is done; the arguments that it was done with."""
+    folders = {name: out.parent / name for name in ("nsp", "none", "glue", "squad", "wnut")}
+    for folder in folders.values():
+        folder.mkdir()
+    for name in ("nsp", "none"):
+        write_json(out / "runs" / name / "export/config.json", {})
+        records = [{"step": step, "eval/mlm_loss": 9.0 - step / 1000} for step in (250, 500)]
+        lines = b"\n".join(map(orjson.dumps, records))
+        (out / "runs" / name / "metrics.jsonl").write_bytes(lines)
+    for (number, start), task in itertools.product(enumerate(STARTS), TASKS):
+        result = {
+            "metrics": ["dev_first", "dev_second"],
+            "figures": {
+                "dev_first": {"mean": 60.0 + number, "std": 1.5},
+                "dev_second": {"mean": 50.0, "std": None},
+            },
+            "seeds": [{"seed": 1, "dev_first": 61.0, "dev_second": 50.0}],
+        }
+        write_json(out / "finetune" / f"{start}-{task}" / "results.json", result)
+    return [f"out={out}", *(f"{name}={folder}" for name, folder in folders.items())]
+
+
+def test_what_is_finished_is_only_written_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    typed = finished(out)
+    assert main(typed) == 0
+    text = (out / "experiment.md").read_text()
+    assert "| sst2 dev_first | 60.0 ± 1.5 | 61.0 ± 1.5 | 62.0 ± 1.5 |" in text
+    assert "| sst2 dev_second | 50.0 | 50.0 | 50.0 |" in text
+    facts = read_json(out / "experiment.json")
+    assert len(facts["commands"]) == 2 + 3 * 5
+    assert all(command in text for command in facts["commands"])
+    assert (out / "experiment.png").stat().st_size > 10_000
+    assert capsys.readouterr().out.count("done before") == 2 + 3 * 5
+
+
+def test_a_command_that_fails_is_named_and_ends_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = finished(tmp_path / "out")
+    (tmp_path / "out/finetune/none-rte/results.json").unlink()
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert main(typed) == 1
+    captured = capsys.readouterr()
+    assert "status 1" in captured.err
+    assert "-m scripts.finetune_classification +task=rte" in captured.err
+    assert "runs/none/export start=pretrained" in captured.err
+
+
+def test_what_is_not_given_or_not_there_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"out={tmp_path}", f"nsp={tmp_path}", "starts=nsp", "tasks=squad,poetry"]) == 2
+    error = capsys.readouterr().err
+    assert "squad= is not given" in error
+    assert "tasks=poetry is none of sst2, rte" in error
+    assert "none=" not in error
+
+
+@pytest.mark.parametrize("name", ["nsp", "none"])
+def test_the_pretrainings_settings_are_accepted(tmp_path: Path, name: str) -> None:
+    given = {**DEFAULTS, "out": str(tmp_path), "nsp": "a", "none": "b"}
+    [_, _, *typed] = Experiment(given, ["+model=tiny", "schedule.total_steps=900"]).pretraining(
+        name
+    )
+    assert typed[: len(PRETRAINING)] == list(PRETRAINING)
+    settings, _ = load(typed, world_size=1)
+    assert (settings.data.pairs.name, settings.schedule.total_steps) == (name, 900)
