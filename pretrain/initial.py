@@ -38,6 +38,7 @@ SIZES: dict[str, Any] = {
     "type_vocab_size": 2,
     "layer_norm_eps": 1e-12,
 }
+MOST_PADDING = 128  # rows to which some pad the vocabulary's: a multiple of it is in common use
 IDENTITY = "run.init_from"  # in a run's identity: {"folder": as typed, "checksum": of the weights}
 _SAME = {"gelu_pytorch_tanh": "gelu_new"}  # activations with two names
 _HEADS = ("pooler", "pair_head", "mlm_head")
@@ -271,6 +272,11 @@ def _hugging_face(folder: Path) -> Origin:
     sizes = {name: config.get(name, value) for name, value in SIZES.items()}
     sizes["hidden_act"] = _SAME.get(sizes["hidden_act"], sizes["hidden_act"])
     tokens, lowercase = _vocabulary_of(folder)
+    if not len(tokens) <= config["vocab_size"] < len(tokens) + MOST_PADDING:
+        raise SettingsError(
+            f"run.init_from={folder}: config.json has vocab_size={config['vocab_size']} and "
+            f"{_vocabulary_file(folder)} {len(tokens):,} entries; get the tokenizer of these weights"
+        )
     return Origin(folder, _weight_files(folder), False, sizes, tokens, lowercase)
 
 

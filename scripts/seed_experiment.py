@@ -213,7 +213,9 @@ def draw(experiment: Experiment, found: dict[str, dict[str, dict[str, Any]]]) ->
         points = [
             (line["step"], line["eval/mlm_loss"]) for line in lines if "eval/mlm_loss" in line
         ]
-        curves.plot(*zip(*points, strict=True), color=STARTS[name][1], label=STARTS[name][0])
+        curves.plot(
+            *zip(*points, strict=True), marker=".", color=STARTS[name][1], label=STARTS[name][0]
+        )
     curves.set(xlabel="steps", ylabel="held-out MLM loss, nats", title="Pretraining")
     first = {name.split()[0]: row for name, row in reversed(found.items())}
     names = [task for task in experiment.tasks if task in first]
@@ -234,9 +236,9 @@ def draw(experiment: Experiment, found: dict[str, dict[str, dict[str, Any]]]) ->
         next(n for n in found if n.split()[0] == task).replace(" ", "\n", 1) for task in names
     ]
     bars.set_xticks(range(len(names)), labels)
-    bars.set(ylabel="%", title=f"Fine-tuned, {experiment.given['seeds']} seeds each")
+    bars.set(ylim=(0, 110), ylabel="%", title=f"Fine-tuned, {experiment.given['seeds']} seeds each")
     for axes in (curves, bars):
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="upper right", ncols=1 if axes is curves else 3)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 

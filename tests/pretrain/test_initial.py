@@ -247,6 +247,18 @@ def test_a_folder_that_is_no_bert_is_refused(tmp_path: Path, change: Any, said: 
         find(str(tmp_path / "bert"))
 
 
+def test_a_tokenizer_of_another_size_than_the_weights_is_refused_but_for_rows_that_pad_it(
+    tmp_path: Path,
+) -> None:
+    saved(tmp_path, tokens=[*TOKENS, *(f"more{i}" for i in range(127))])
+    save_tokenizer(tmp_path, TOKENS, lowercase=True)
+    assert taken(find(str(tmp_path)), drawn())["rows_beyond_vocabulary"] == 127
+    for tokens in (TOKENS[:-1], [*TOKENS, *(f"more{i}" for i in range(128))]):
+        save_tokenizer(tmp_path, tokens, lowercase=True)
+        with pytest.raises(SettingsError, match=rf"vocab_size=149 .* {len(tokens)} entries"):
+            find(str(tmp_path))
+
+
 def test_a_file_that_is_no_safetensors_is_named(tmp_path: Path) -> None:
     saved(tmp_path)
     (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
