@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ OBJECTIVES = {
     Pairing.sop: "masked language modelling and sentence order prediction",
     Pairing.none: "masked language modelling alone",
 }
+HEADS = {"pooler": "pooler", "pair_head": "head of pairs", "mlm_head": "head of masked tokens"}
 LABELS = {
     Pairing.nsp: "`seq_relationship` is next sentence prediction: label 0 means that the second "
     "segment follows the first, 1 that it is from another document.",
@@ -111,11 +112,19 @@ def _start(event: Mapping[str, Any] | None) -> str:
     """What it was before the run; a folder by its name, for its path says nothing elsewhere."""
     if event is None:
         return "random weights"
-    text = f"the weights of `{Path(event['folder']).name}` (xxh3 {event['checksum']})"
-    details = [f"{name} from random weights" for name in event["new"]]
+    folder = Path(event["folder"])
+    is_checkpoint = folder.parent.name == "checkpoints"
+    name = f"{folder.parent.parent.name}/{folder.name}" if is_checkpoint else folder.name
+    parts = [f"xxh3 {event['checksum']}"]
+    if new := [f"the {HEADS[part]}" for part in HEADS if _is_among(part, event["new"])]:
+        parts.append(f"from random weights: {', '.join(new)}")
     if event["added_words"]:
-        details.append(f"{event['added_words']:,} added words from the means of their pieces")
-    return text + (f", {', '.join(details)}," if details else "")
+        parts.append(f"{event['added_words']:,} added words from the means of their pieces")
+    return f"the weights of `{name}` ({'; '.join(parts)})"
+
+
+def _is_among(part: str, names: Sequence[str]) -> bool:
+    return any(name.startswith(f"{part}.") for name in names)
 
 
 def _training(card: Mapping[str, Any]) -> str:

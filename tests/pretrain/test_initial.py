@@ -23,6 +23,7 @@ from pretrain import initial, run
 from pretrain.export import export
 from pretrain.initial import Origin, find
 from pretrain.model import BertForPreTraining
+from pretrain.model_card import model_card
 from pretrain.monitor import readable_lines
 from pretrain.settings import Settings
 
@@ -266,6 +267,14 @@ def test_a_file_that_is_no_safetensors_is_named(tmp_path: Path) -> None:
         taken(find(str(tmp_path)), drawn())
 
 
+def test_the_model_card_says_what_was_new(tmp_path: Path) -> None:
+    saved(tmp_path / "bert", "BertForMaskedLM")
+    facts = taken(find(str(tmp_path / "bert")), drawn())
+    text = model_card({**card(), "start": {"checksum": "0", **facts}}, 1, is_lowercase=True)
+    start = "`bert` (xxh3 0; from random weights: the pooler, the head of pairs) by masked"
+    assert f"pretrained\nfrom the weights of {start}" in text
+
+
 @pytest.fixture
 def trained(sample_dir: Path, tmp_path: Path) -> list[str]:
     """The command of runs that take a second; the run `first` has been made by it."""
@@ -300,7 +309,7 @@ def test_a_run_starts_from_another_s_newest_checkpoint_and_later_from_its_own_al
         "runs/first/checkpoints/step-00000002", checksum, []
     )  # fmt: skip
     text = (folder / "export/README.md").read_text()
-    assert f"from the weights of `step-00000002` (xxh3 {checksum}) by masked" in text
+    assert f"from the weights of `first/step-00000002` (xxh3 {checksum}) by masked" in text
 
     shutil.rmtree(tmp_path / "runs/first")
     statuses, output = pretrain_run(second, tmp_path)
