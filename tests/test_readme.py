@@ -75,7 +75,7 @@ def test_a_folder_of_text_files_becomes_a_model_by_the_commands_shown(
         "PYTHONPATH": str(PROJECT),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    (tmp_path / "words.txt").write_text("docstring\nmetaclass\n")
+    (tmp_path / "words.txt").write_text("frobnicate\nxylophones\n")
     kinds = ("prepare", "train", "continue")
     script = "\n".join(["set -e", *itertools.chain(*map(commands, kinds))])
     subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, check=True, timeout=600)
