@@ -138,7 +138,8 @@ def check_export(
             segments = (torch.arange(len(sequence)) >= len(sequence) // 2).long()
             segments.clamp_(max=settings.type_vocab_size - 1)
             everywhere = torch.arange(len(sequence))
-            batch = packed([sequence], [segments], everywhere)
+            longest = settings.max_position_embeddings
+            batch = packed([sequence], [segments], everywhere, longest)
             answer = theirs(input_ids=sequence[None], token_type_ids=segments[None])
             mlm_logits, pair_logits = ours.logits(batch)
             if pair_logits is None:

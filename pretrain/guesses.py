@@ -35,7 +35,7 @@ class MaskedSentences:
                 )
         masked = torch.cat(encoded).eq(mask_id)
         segments = [torch.zeros_like(ids) for ids in encoded]
-        self.batch = packed(encoded, segments, masked.nonzero()[:, 0])
+        self.batch = packed(encoded, segments, masked.nonzero()[:, 0], max_tokens)
 
     def read(self, logits_SV: Tensor, top_k: int) -> list[Guesses]:
         """The `top_k` likeliest tokens of each of the S sentences; columns that pad V cannot be."""
@@ -47,7 +47,10 @@ class MaskedSentences:
 
 
 def packed(
-    sequences: Sequence[Tensor], segments: Sequence[Tensor], masked_positions: Tensor
+    sequences: Sequence[Tensor],
+    segments: Sequence[Tensor],
+    masked_positions: Tensor,
+    max_seqlen: int,
 ) -> PackedBatch:
     """Token ids as a packed row; the labels, which nobody asks for, are 0."""
     lengths = [len(sequence) for sequence in sequences]
@@ -58,7 +61,12 @@ def packed(
         segment_ids=torch.cat(list(segments)),
         cu_seqlens=ends.to(torch.int32),
         lengths=lengths,
+        cls_positions=ends[:-1],
         masked_positions=masked_positions,
         labels=torch.zeros_like(masked_positions),
         next_sentence_labels=torch.zeros(len(lengths), dtype=torch.long),
+        max_seqlen=max_seqlen,
+        num_tokens=int(ends[-1]),
+        num_sequences=len(lengths),
+        num_masked=len(masked_positions),
     )

@@ -15,7 +15,6 @@ Shapes: T tokens of the packed row, N sequences, M masked positions, D hidden, V
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +24,8 @@ from torch.utils.checkpoint import checkpoint
 from data_prep.configuration import SettingsError
 from data_prep.objectives import Pairing
 from pretrain.attention import attention
+from pretrain.batches.packing import IGNORED, PackedBatch
 from pretrain.settings import ModelSettings
-
-if TYPE_CHECKING:
-    from pretrain.batches.packing import PackedBatch
 
 _GELU_FORM = {"gelu": "none", "gelu_new": "tanh"}  # Hugging Face's name: torch's `approximate`
 
@@ -177,7 +174,7 @@ class BertForPreTraining(nn.Module):
         mlm_logits = self.mlm_head(x[batch.masked_positions])
         if self.pairing is Pairing.none:
             return mlm_logits, None
-        pooled = torch.tanh(self.pooler(x[batch.cu_seqlens[:-1]]))  # of each sequence's [CLS]
+        pooled = torch.tanh(self.pooler(x[batch.cls_positions]))
         return mlm_logits, self.pair_head(pooled)
 
     @torch.no_grad()
@@ -228,6 +225,6 @@ class BertForPreTraining(nn.Module):
 
 
 def _sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy in nats, summed in fp32, and the number of right guesses."""
-    loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+    """Cross-entropy in nats, summed in fp32, and the number of right guesses; IGNORED is neither."""
+    loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
     return loss, (logits.detach().argmax(-1) == labels).sum()

@@ -71,7 +71,8 @@ def fake_batch(tokens: int, seq_len: int, rule: MaskingRule, vocab_size: int) ->
             masked_input_ids=ids[: masked_offsets[-1]],
             document_a=np.zeros(size, np.uint32),
             document_b=np.zeros(size, np.uint32),
-        )
+        ),
+        seq_len,
     )
 
 

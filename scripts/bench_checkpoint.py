@@ -89,7 +89,7 @@ def _settings(given: Arguments) -> Settings:
 def _batch(size: int, world_size: int) -> GlobalBatch:
     with tempfile.TemporaryDirectory() as folder:
         shards = open_synthetic_shards(Path(folder), "wikipedia", size, VOCAB_SIZE)
-        micro_batch = pack(shards.read(np.arange(size)))
+        micro_batch = pack(shards.read(np.arange(size)), int(shards.manifest["seq_len"]))
     return GlobalBatch(
         position=0,
         micro_batches=[micro_batch],

@@ -49,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         size = int(given["sequences"])
         shards = open_synthetic_shards(Path(folder), str(given["lengths"]), size, VOCAB_SIZE)
-        batch = pack(shards.read(np.arange(size)))
+        batch = pack(shards.read(np.arange(size)), int(shards.manifest["seq_len"]))
     figures = in_turn(
         {
             "transformers, padded": _padded_step(settings, batch),

@@ -26,10 +26,12 @@ def batch_checksum(batch: GlobalBatch) -> int:
     total = 0
     for micro_batch in batch.micro_batches:
         input_ids, segment_ids = micro_batch.input_ids.numpy(), micro_batch.segment_ids.numpy()
-        positions, labels = micro_batch.masked_positions.numpy(), micro_batch.labels.numpy()
+        positions = micro_batch.masked_positions.numpy()[: micro_batch.num_masked]
+        labels = micro_batch.labels.numpy()
         borders = micro_batch.cu_seqlens.numpy()
         masks = np.searchsorted(positions, borders)
-        for i, pair_label in enumerate(micro_batch.next_sentence_labels.tolist()):
+        pair_labels = micro_batch.next_sentence_labels.tolist()[: micro_batch.num_sequences]
+        for i, pair_label in enumerate(pair_labels):
             start, end = borders[i], borders[i + 1]
             first, last = masks[i], masks[i + 1]
             sequence = np.concatenate(

@@ -145,7 +145,7 @@ class TrainLoader:
             total_masked = sum(len(e.masked_positions) for e in itertools.chain(*of_rank))
         return GlobalBatch(
             position=position,
-            micro_batches=[_packed(e) for e in examples],
+            micro_batches=[_packed(e, self._shards) for e in examples],
             dropout_seeds=[
                 keyed_hash("dropout", self._seed, first + int(places[0])) >> 1 for places in mine
             ],
@@ -232,9 +232,11 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[HeldOutBatch]:
         for first, end in self._mine:
-            yield HeldOutBatch(_packed(self._shards.read(self._ids[first:end])), is_counted=True)
+            examples = self._shards.read(self._ids[first:end])
+            yield HeldOutBatch(_packed(examples, self._shards), is_counted=True)
         for _ in range(self._num_fillers):
-            yield HeldOutBatch(_packed(self._shards.read(np.arange(1))), is_counted=False)
+            examples = self._shards.read(np.arange(1))
+            yield HeldOutBatch(_packed(examples, self._shards), is_counted=False)
 
 
 def _consecutive(lengths: NDArray[np.int64], token_budget: int) -> list[tuple[int, int]]:
@@ -248,7 +250,7 @@ def _consecutive(lengths: NDArray[np.int64], token_budget: int) -> list[tuple[in
     return runs
 
 
-def _packed(examples: Examples) -> PackedBatch:
+def _packed(examples: Examples, shards: Shards) -> PackedBatch:
     """Packed and, for a GPU, in memory from which it copies while the loop goes on."""
-    batch = pack(examples)
+    batch = pack(examples, int(shards.manifest["seq_len"]))
     return batch.pin_memory() if torch.cuda.is_available() else batch

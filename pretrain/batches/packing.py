@@ -21,33 +21,41 @@ if TYPE_CHECKING:
     from data_prep.shards import Examples
 
 
+IGNORED = -100  # a label that counts nothing: torch's own number for it
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Static sizes of a micro-batch, for kernels that are compiled once for each."""
+
+    tokens: int
+    sequences: int  # slots, of which filler takes some
+    masked: int
+
+
 @dataclass(frozen=True)
 class PackedBatch:
-    """One micro-batch: N sequences of T tokens in all, M of them masked. Integers throughout."""
+    """One micro-batch: N sequences of T tokens in all, M of them masked. Integers throughout.
+
+    Behind the real sequences there may be filler, up to a static `Shape`: sequences of filler tokens
+    to the end of the row, then slots of length 0. Filler has no label, so that it adds nothing to a
+    loss, and no real token sees it.
+    """
 
     input_ids: Tensor  # (T,) int64, masks applied
     position_ids: Tensor  # (T,) int64, 0 at each [CLS]
     segment_ids: Tensor  # (T,) int64, 0 up to and with the first [SEP] of a sequence, then 1
     cu_seqlens: Tensor  # (N + 1,) int32: sequence i is [cu_seqlens[i]:cu_seqlens[i + 1]]
     lengths: list[int]  # N lengths in tokens, on the host: no device is asked to cut a row
-    masked_positions: Tensor  # (M,) int64, ascending, into the packed row
-    labels: Tensor  # (M,) int64, the ids that stood at masked_positions
-    next_sentence_labels: Tensor  # (N,) int64, 0 = B follows A, 1 = random or swapped (Pairing)
-
-    @property
-    def num_tokens(self) -> int:
-        """T, all of them real."""
-        return self.input_ids.numel()
-
-    @property
-    def num_sequences(self) -> int:
-        """N."""
-        return len(self.lengths)
-
-    @property
-    def num_masked(self) -> int:
-        """M."""
-        return self.labels.numel()
+    cls_positions: Tensor  # (N,) int64, where each sequence begins; 0 for a slot of length 0
+    masked_positions: Tensor  # (M,) int64, ascending, into the packed row; 0 in unused slots
+    labels: Tensor  # (M,) int64, the ids that stood at masked_positions; IGNORED in unused slots
+    # (N,) int64, 0 = B follows A, 1 = random or swapped (Pairing); IGNORED where nothing is real
+    next_sentence_labels: Tensor
+    max_seqlen: int  # the data's seq_len, not this batch's longest: compiled code holds it fixed
+    num_tokens: int  # of real sequences, as are the next two
+    num_sequences: int
+    num_masked: int
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on `device`; the copy runs asynchronously from pinned memory."""
@@ -65,35 +73,66 @@ class PackedBatch:
         return dataclasses.replace(self, **tensors)
 
 
-def pack(examples: Examples) -> PackedBatch:
-    """Lay N examples end to end, in their order, with their masks applied.
+def pack(examples: Examples, max_seqlen: int, shape: Shape | None = None) -> PackedBatch:
+    """Lay N examples end to end, in their order, with their masks applied, and fill up to `shape`.
 
-    Raises ValueError on no example at all or on one without tokens: attention over zero keys is NaN.
+    Raises ValueError on no example at all, on one without tokens (attention over zero keys is NaN)
+    and where a shape is too small.
     """
-    offsets = examples.offsets
-    lengths_N = np.diff(offsets)
+    lengths_N = np.diff(examples.offsets)
     if not len(lengths_N):
         raise ValueError("a micro-batch needs one example at least; none was given")
     if (lengths_N <= 0).any():
         raise ValueError(f"example {int(np.argmin(lengths_N))} of a micro-batch has no tokens")
-    starts_T = np.repeat(offsets[:-1], lengths_N)
-    position_ids_T = np.arange(offsets[-1], dtype=np.int64) - starts_T
-    segment_ids_T = position_ids_T >= np.repeat(examples.segment_a_lengths, lengths_N)
-    input_ids_T = examples.input_ids.astype(np.int64)
-    masked_positions_M = examples.masked_indices
-    labels_M = input_ids_T[masked_positions_M]
-    input_ids_T[masked_positions_M] = examples.masked_input_ids
+    real = Shape(int(lengths_N.sum()), len(lengths_N), len(examples.masked_positions))
+    shape = shape or real
+    all_lengths = np.array([*lengths_N, *filler_lengths(real, shape, max_seqlen)], np.int64)
+    offsets = np.concatenate([[0], np.cumsum(all_lengths)])
+    starts_T = np.repeat(offsets[:-1], all_lengths)
+    position_ids_T = np.arange(shape.tokens, dtype=np.int64) - starts_T
+    segment_a_lengths = _filled(examples.segment_a_lengths, shape.sequences, max_seqlen)
+    segment_ids_T = position_ids_T >= np.repeat(segment_a_lengths, all_lengths)
+    input_ids_T = _filled(examples.input_ids, shape.tokens, 0)
+    masked_indices = examples.masked_indices
+    labels_M = input_ids_T[masked_indices]
+    input_ids_T[masked_indices] = examples.masked_input_ids
     return PackedBatch(
         input_ids=torch.from_numpy(input_ids_T),
         position_ids=torch.from_numpy(position_ids_T),
-        segment_ids=_int64(segment_ids_T),
+        segment_ids=torch.from_numpy(segment_ids_T.astype(np.int64)),
         cu_seqlens=torch.from_numpy(offsets.astype(np.int32)),
-        lengths=lengths_N.tolist(),
-        masked_positions=_int64(masked_positions_M),
-        labels=torch.from_numpy(labels_M),
-        next_sentence_labels=_int64(examples.next_sentence_labels),
+        lengths=all_lengths.tolist(),
+        cls_positions=torch.from_numpy(np.where(all_lengths > 0, offsets[:-1], 0)),
+        masked_positions=torch.from_numpy(_filled(masked_indices, shape.masked, 0)),
+        labels=torch.from_numpy(_filled(labels_M, shape.masked, IGNORED)),
+        next_sentence_labels=torch.from_numpy(
+            _filled(examples.next_sentence_labels, shape.sequences, IGNORED)
+        ),
+        max_seqlen=max_seqlen,
+        num_tokens=real.tokens,
+        num_sequences=real.sequences,
+        num_masked=real.masked,
     )
 
 
-def _int64(array: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(array.astype(np.int64, copy=False))
+def filler_lengths(real: Shape, shape: Shape, max_seqlen: int) -> list[int]:
+    """Lengths of the sequences behind the real ones: `max_seqlen` tokens at most, then 0.
+
+    Raises ValueError where the shape has too little room.
+    """
+    rest = shape.tokens - real.tokens
+    lengths = [max_seqlen] * (rest // max_seqlen) + [rest % max_seqlen] * (rest % max_seqlen > 0)
+    unused = shape.sequences - real.sequences - len(lengths)
+    if rest < 0 or unused < 0 or shape.masked < real.masked:
+        raise ValueError(
+            f"a micro-batch of {real} does not fit {shape}, whose rest takes {len(lengths)} filler "
+            f"sequences of {max_seqlen} tokens at most"
+        )
+    return lengths + [0] * unused
+
+
+def _filled(values: NDArray[Any], size: int, filler: int) -> NDArray[np.int64]:
+    """(size,) int64: `values`, then `filler`."""
+    filled = np.full(size, filler, np.int64)
+    filled[: len(values)] = values
+    return filled

@@ -98,7 +98,7 @@ def global_batch(
     mine = deal(lengths, world_size, token_budget)[rank]
     return GlobalBatch(
         position=position,
-        micro_batches=[pack(_examples(numbers[places])) for places in mine],
+        micro_batches=[pack(_examples(numbers[places]), LONGEST) for places in mine],
         dropout_seeds=[1000 * position + int(places[0]) for places in mine],
         num_sequences=BATCH_SIZE,
         num_masked=len(everything.masked_positions),

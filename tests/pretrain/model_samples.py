@@ -51,9 +51,14 @@ def random_batch(
         segment_ids=torch.from_numpy(segment_ids_T.astype(np.int64)),
         cu_seqlens=torch.from_numpy(starts_N.astype(np.int32)),
         lengths=lengths,
+        cls_positions=torch.from_numpy(starts_N[:-1]),
         masked_positions=torch.from_numpy(np.concatenate(masked_positions).astype(np.int64)),
         labels=torch.from_numpy(rng.integers(1, vocab_size, sum(counts))),
         next_sentence_labels=torch.from_numpy(rng.integers(0, 2, len(lengths))),
+        max_seqlen=64,
+        num_tokens=sum(lengths),
+        num_sequences=len(lengths),
+        num_masked=sum(counts),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from data_prep.configuration import compose
 from data_prep.objectives import Pairing
+from data_prep.shards import Examples
+from pretrain.batches.packing import Shape, pack
 from pretrain.hf_weights import from_hugging_face, hugging_face_class, to_hugging_face
 from pretrain.model import BertForPreTraining, padded_vocab_size
 from pretrain.settings import ModelSettings, Settings
@@ -258,6 +261,37 @@ def test_a_batch_without_a_masked_position_has_mlm_loss_zero_and_finite_gradient
         assert parameter.grad.isfinite().all(), name
 
 
+def test_filler_changes_no_sum_and_no_gradient() -> None:
+    """In fp64, up to the order of additions; with filler tokens, slots of length 0 and labels."""
+    model = random_model(small_settings(), 60, seed=10).double()
+    rng = np.random.default_rng(10)
+    lengths = np.array([17, 3, 64, 30])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    examples = Examples(
+        input_ids=rng.integers(1, 60, offsets[-1]),
+        offsets=offsets,
+        segment_a_lengths=(lengths // 2).astype(np.uint16),
+        next_sentence_labels=np.array([0, 1, 1, 0], np.uint8),
+        masked_positions=np.array([2, 9, 1, 0, 50, 7], np.uint16),
+        masked_offsets=np.array([0, 2, 3, 5, 6]),
+        masked_input_ids=rng.integers(1, 60, 6),
+        document_a=np.zeros(4, np.uint32),
+        document_b=np.zeros(4, np.uint32),
+    )
+    found = []
+    for shape in (None, Shape(tokens=256, sequences=16, masked=16)):
+        sums = model(pack(examples, 64, shape))
+        model.zero_grad()
+        (sums[0] + sums[1]).backward()
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        assert all(g is not None and g.isfinite().all() for g in gradients.values())
+        found.append((sums, gradients))
+    (bare, bare_gradients), (filled, filled_gradients) = found
+    torch.testing.assert_close(filled[:2], bare[:2], rtol=1e-6, atol=0)  # losses are fp32
+    assert filled[2:] == bare[2:]
+    torch.testing.assert_close(filled_gradients, bare_gradients, rtol=1e-5, atol=1e-7)
+
+
 LISTS = ("input_ids", "position_ids", "segment_ids", "labels", "next_sentence_labels")
 
 
@@ -272,6 +306,7 @@ def test_the_four_results_are_scalar_sums_in_a_plain_tuple() -> None:
     joined = dataclasses.replace(
         one,
         lengths=[9, 4, 30],
+        cls_positions=torch.tensor([0, 9, 13]),
         cu_seqlens=torch.tensor([0, 9, 13, 43], dtype=torch.int32),
         masked_positions=torch.cat([one.masked_positions, other.masked_positions + 13]),
         **{name: torch.cat([getattr(one, name), getattr(other, name)]) for name in LISTS},

@@ -117,7 +117,8 @@ def packed(draw: st.DrawFn, most: int = 4) -> PackedBatch:
             next_sentence_labels=numbers(len(lengths), st.integers(0, 1)).astype(np.uint8),
             document_a=np.zeros(len(lengths), np.uint32),
             document_b=np.zeros(len(lengths), np.uint32),
-        )
+        ),
+        max_seqlen=6,
     )
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import DTypeLike
 
 from data_prep.shards import Examples
-from pretrain.batches.packing import PackedBatch, pack
+from pretrain.batches.packing import IGNORED, PackedBatch, Shape, pack
 
-CLS, SEP, MASK, VOCAB = 2, 3, 4, 50_000
+CLS, SEP, MASK, VOCAB, LONGEST = 2, 3, 4, 50_000, 27
 
 
 @dataclasses.dataclass
@@ -66,7 +66,7 @@ ROWS = st.lists(rows(), min_size=1, max_size=8)
 def test_a_packed_row_equals_assembly_sequence_by_sequence(
     rows: list[Row], dtype: DTypeLike
 ) -> None:
-    batch = pack(as_examples(rows, dtype))
+    batch = pack(as_examples(rows, dtype), LONGEST)
     for i, row in enumerate(rows):
         part = slice(int(batch.cu_seqlens[i]), int(batch.cu_seqlens[i + 1]))
         assert batch.lengths[i] == len(row.ids)
@@ -86,7 +86,8 @@ def test_a_packed_row_equals_assembly_sequence_by_sequence(
 
 def test_a_written_out_row() -> None:
     batch = pack(
-        as_examples([Row([10, 11], [12], 1, {2: MASK}), Row([20], [21, 22], 0, {0: 30, 4: MASK})])
+        as_examples([Row([10, 11], [12], 1, {2: MASK}), Row([20], [21, 22], 0, {0: 30, 4: MASK})]),
+        LONGEST,
     )
     assert batch.input_ids.tolist() == [CLS, 10, MASK, SEP, 12, SEP, 30, 20, SEP, 21, MASK, SEP]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]
@@ -97,35 +98,75 @@ def test_a_written_out_row() -> None:
     assert batch.next_sentence_labels.tolist() == [1, 0]
 
 
+@given(ROWS, st.integers(0, 3 * LONGEST), st.integers(0, 5), st.integers(0, 9))
+@settings(deadline=None)
+def test_filler_stands_behind_all_that_is_real_and_counts_nothing(
+    rows: list[Row], tokens: int, sequences: int, masked: int
+) -> None:
+    bare = pack(as_examples(rows), LONGEST)
+    fillers = -(-tokens // LONGEST)
+    shape = Shape(
+        bare.num_tokens + tokens,
+        bare.num_sequences + fillers + sequences,
+        bare.num_masked + masked,
+    )
+    filled = pack(as_examples(rows), LONGEST, shape)
+    for field in dataclasses.fields(bare):
+        real, found = getattr(bare, field.name), getattr(filled, field.name)
+        if isinstance(real, torch.Tensor):
+            assert torch.equal(found[: len(real)], real), field.name
+        elif field.name == "lengths":
+            assert found[: len(real)] == real
+        else:
+            assert found == real, field.name
+    assert len(filled.input_ids) == len(filled.position_ids) == len(filled.segment_ids)
+    assert len(filled.input_ids) == sum(filled.lengths) == shape.tokens == filled.cu_seqlens[-1]
+    assert filled.cu_seqlens.diff().tolist() == filled.lengths
+    assert len(filled.lengths) == len(filled.cls_positions) == shape.sequences
+    assert all(0 < n <= LONGEST for n in filled.lengths[: bare.num_sequences + fillers])
+    assert not any(filled.lengths[bare.num_sequences + fillers :])
+    begins = filled.position_ids.eq(0).nonzero()[:, 0].tolist()
+    assert filled.cls_positions.tolist() == begins + [0] * sequences
+    assert len(filled.masked_positions) == len(filled.labels) == shape.masked
+    assert filled.labels[bare.num_masked :].eq(IGNORED).all()
+    assert filled.next_sentence_labels[bare.num_sequences :].eq(IGNORED).all()
+
+
+@pytest.mark.parametrize("shape", [Shape(5, 9, 9), Shape(40, 2, 9), Shape(40, 9, 0)])
+def test_a_shape_without_room_is_refused(shape: Shape) -> None:
+    with pytest.raises(ValueError, match="does not fit Shape"):
+        pack(as_examples([Row([10, 11], [12], 1, {2: MASK})]), LONGEST, shape)
+
+
 def test_a_mask_at_position_0_is_kept() -> None:
     """Loaders that end their list of masks at the first 0 lose it."""
-    batch = pack(as_examples([Row([10], [11], 0, {0: MASK, 1: MASK})]))
+    batch = pack(as_examples([Row([10], [11], 0, {0: MASK, 1: MASK})]), LONGEST)
     assert batch.masked_positions.tolist() == [0, 1]
 
 
 def test_examples_without_a_mask_pack_to_no_labels() -> None:
-    batch = pack(as_examples([Row([10], [11], 0, {}), Row([12], [13], 1, {})]))
+    batch = pack(as_examples([Row([10], [11], 0, {}), Row([12], [13], 1, {})]), LONGEST)
     assert batch.num_masked == 0
     assert batch.masked_positions.dtype == torch.int64
 
 
 def test_types_are_those_that_embeddings_and_kernels_take() -> None:
-    batch = pack(as_examples([Row([10], [11], 0, {1: MASK})]))
+    batch = pack(as_examples([Row([10], [11], 0, {1: MASK})]), LONGEST)
     types = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
     found = {name: value.dtype for name, value in types.items() if isinstance(value, torch.Tensor)}
     assert found.pop("cu_seqlens") == torch.int32
     assert set(found.values()) == {torch.int64}
-    assert len(found) == 6
+    assert len(found) == 7
 
 
 def test_packing_leaves_the_examples_as_they_were() -> None:
     examples = as_examples([Row([10, 11], [12], 1, {2: MASK})])
-    pack(examples)
+    pack(examples, LONGEST)
     assert examples.input_ids.tolist() == [CLS, 10, 11, SEP, 12, SEP]
 
 
 def test_a_batch_moves_whole() -> None:
-    batch = pack(as_examples([Row([10, 11], [12], 1, {2: MASK})]))
+    batch = pack(as_examples([Row([10, 11], [12], 1, {2: MASK})]), LONGEST)
     moved = batch.to("meta")
     assert isinstance(moved, PackedBatch)
     assert moved.input_ids.device.type == moved.labels.device.type == "meta"
@@ -134,11 +175,11 @@ def test_a_batch_moves_whole() -> None:
 
 def test_no_example_is_refused() -> None:
     with pytest.raises(ValueError, match="one example at least"):
-        pack(as_examples([]))
+        pack(as_examples([]), LONGEST)
 
 
 def test_an_example_without_tokens_is_refused() -> None:
     examples = as_examples([Row([10], [11], 0, {})])
     empty = dataclasses.replace(examples, offsets=np.array([0, 0]))
     with pytest.raises(ValueError, match="example 0 of a micro-batch has no tokens"):
-        pack(empty)
+        pack(empty, LONGEST)
