@@ -10,6 +10,7 @@ Suffixes: N examples, T tokens of all examples end to end, M masked positions, V
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,26 @@ from numpy.typing import NDArray
 from data_prep import philox
 from data_prep.objectives import MaskingUnit, Pairing
 
+SPARE = 64  # random words for draws that are rejected: of an example, one in thousands has one
+# [CLS] and [SEP]; [MASK]; whether whole words, and which entries continue one; an example's most;
+# of 2**53, up to where a draw means [MASK] and a random entry; ids never drawn; V
+CompiledRule = tuple[
+    tuple[int, int],
+    int,
+    tuple[bool, NDArray[np.bool_]],
+    int,
+    NDArray[np.uint64],
+    NDArray[np.int64],
+    int,
+]
+Scratch = tuple[
+    NDArray[np.int32],
+    NDArray[np.int32],
+    NDArray[np.int32],
+    NDArray[np.int32],
+    NDArray[np.uint8],
+    NDArray[np.uint32],
+]
 DYNAMIC = 1 << 31  # in a key: an epoch of training, and not a pass of data preparation
 
 
@@ -47,6 +68,20 @@ class MaskingRule:
             raise ValueError("whole-word masking needs the vocabulary: give its vocab.txt")
         if len(set(self.special_ids)) >= self.vocab_size:
             raise ValueError(f"all {self.vocab_size} entries of the vocabulary are special")
+
+    def compiled(self) -> CompiledRule:
+        """The rule as kernels take it."""
+        special = np.unique(np.array(self.special_ids, np.int64))
+        words = self.unit is MaskingUnit.whole_word
+        continuation = np.zeros(0, np.bool_) if self.continuation is None else self.continuation
+        # of 2**53, exactly: a share times a power of two is not rounded
+        shares = [
+            math.ceil(2**53 * s) for s in (self.mask_share, self.mask_share + self.random_share)
+        ]
+        return (
+            *((self.cls_id, self.sep_id), self.mask_id, (words, continuation), self.most),
+            *(np.array(shares, np.uint64), special[special < self.vocab_size], self.vocab_size),
+        )
 
     @property
     def most(self) -> int:
@@ -124,6 +159,16 @@ def num_masked(lengths: NDArray[np.integer[Any]], rule: MaskingRule) -> NDArray[
     return np.minimum(np.clip(rounded_N, 1, rule.most), candidates_N)
 
 
+def most_masked(lengths: NDArray[np.integer[Any]], rule: MaskingRule) -> NDArray[np.int64]:
+    """(N,) bounds of the masked positions of examples of (N,) tokens.
+
+    Whole words may exceed the quota: the shortest of an example may be longer.
+    """
+    if rule.unit is MaskingUnit.token:
+        return num_masked(lengths, rule)
+    return np.minimum(np.asarray(lengths, np.int64), rule.most)
+
+
 def mask_examples(
     input_ids: NDArray[Any],
     offsets: NDArray[np.integer[Any]],
@@ -140,19 +185,13 @@ def mask_examples(
     offsets = np.asarray(offsets, np.int64)
     lengths_N = np.diff(offsets)
     quotas_N = num_masked(lengths_N, rule)
-    whole_word = rule.unit is MaskingUnit.whole_word
-    # Room for the shortest word of an example, which may be longer than the quota
-    room_N = np.minimum(lengths_N, rule.most) if whole_word else quotas_N
-    positions_M = np.empty(room_N.sum(), np.uint16)
-    masked_ids_M = np.empty(room_N.sum(), input_ids.dtype)
+    room = int(most_masked(lengths_N, rule).sum())
+    positions_M = np.empty(room, np.uint16)
+    masked_ids_M = np.empty(room, input_ids.dtype)
     masked_offsets = np.zeros(len(lengths_N) + 1, np.int64)
-    shares = (rule.mask_share, rule.mask_share + rule.random_share)
-    special = np.unique(np.array(rule.special_ids, np.int64))
-    random_ids = (special[special < rule.vocab_size], rule.vocab_size)
-    continuation = np.zeros(0, np.bool_) if rule.continuation is None else rule.continuation
+    longest = int(lengths_N.max(initial=0))
     _mask(
-        *(input_ids, offsets, keys, quotas_N, rule.most, shares, random_ids),
-        *(np.array([rule.cls_id, rule.sep_id]), rule.mask_id, whole_word, continuation),
+        *(input_ids, offsets, keys, quotas_N, rule.compiled(), longest),
         *(positions_M, masked_offsets, masked_ids_M),
     )
     size = masked_offsets[-1]
@@ -165,45 +204,97 @@ def _mask(
     offsets: NDArray[np.int64],
     keys: NDArray[np.uint64],
     quotas: NDArray[np.int64],
-    most: int,
-    shares: tuple[float, float],
-    random_ids: tuple[NDArray[np.int64], int],
-    never: NDArray[np.int64],
-    mask_id: int,
-    whole_word: bool,
-    continuation: NDArray[np.bool_],
+    rule: CompiledRule,
+    longest: int,
     positions: NDArray[np.uint16],
     masked_offsets: NDArray[np.int64],
     masked_ids: NDArray[Any],
 ) -> None:
     """Fill positions, masked_offsets and masked_ids, example after example."""
-    longest = 1
-    for i in range(len(offsets) - 1):
-        longest = max(longest, offsets[i + 1] - offsets[i])
-    word_starts = np.empty(longest, np.int32)  # candidates: words, or single pieces
-    word_ends = np.empty(longest, np.int32)
-    chosen = np.zeros(longest, np.bool_)
-    stream = np.zeros(philox.WORDS, np.uint32)
+    scratch = new_scratch(longest)
+    found, standing = scratch[:2]
     end = 0
     for i in range(len(offsets) - 1):
         ids = input_ids[offsets[i] : offsets[i + 1]]
-        num_words = _find_words(ids, never, whole_word, continuation, word_starts, word_ends)
-        philox.start(stream, keys[i, 0], philox.MASK, keys[i, 1])
-        _choose(stream, num_words, quotas[i], most, word_starts, word_ends, chosen)
-        for position in range(len(ids)):
-            if chosen[position]:
-                chosen[position] = False
-                positions[end] = position
-                masked_ids[end] = _replace(stream, ids[position], shares, mask_id, random_ids)
-                end += 1
+        count = mask_example(ids, quotas[i], keys[i, 0], keys[i, 1], rule, scratch)
+        for j in range(count):
+            positions[end + j] = found[j]
+            masked_ids[end + j] = standing[j]
+        end += count
         masked_offsets[i + 1] = end
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def new_scratch(longest: int) -> Scratch:
+    """Memory for `mask_example`, for examples of `longest` tokens at most.
+
+    Masked positions and what stands there; starts and ends of the candidates, words or tokens; which
+    positions are chosen; a stream. One more than the longest: loops without a branch write one behind.
+    """
+    size = longest + 1
+    masked = np.empty(size, np.int32), np.empty(size, np.int32)
+    starts, ends = np.empty(size, np.int32), np.empty(size, np.int32)
+    return (
+        *masked,
+        starts,
+        ends,
+        np.zeros(size, np.uint8),
+        np.empty(4 * size + SPARE + 16, np.uint32),
+    )
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def mask_example(
+    ids: NDArray[Any], quota: int, key: Any, subject: Any, rule: CompiledRule, scratch: Scratch
+) -> int:
+    """Draw the masks of one example: how many; their positions, ascending, and what stands there
+    are then the first so many of scratch[0] and scratch[1].
+    """
+    never, mask_id, (whole_word, continuation), most, shares, special, vocab_size = rule
+    found, standing, starts, ends, chosen, words = scratch
+    used = 0
+    if whole_word:
+        num_words = _find_words(ids, never, continuation, starts, ends)
+        philox.fill(words, 4 * len(ids) + SPARE, key, philox.MASK, subject)
+        used = _choose_words(words, num_words, quota, most, starts, ends, chosen)
+    else:
+        num_tokens = 0
+        for position in range(len(ids)):
+            starts[num_tokens] = position
+            token = np.int64(ids[position])
+            num_tokens += (token != never[0]) & (token != never[1])
+        count = min(quota, num_tokens)
+        philox.fill(words, 4 * count + SPARE, key, philox.MASK, subject)
+        for drawn in range(count):  # Fisher-Yates
+            other, used = philox.below(words, used, num_tokens - drawn)
+            other += drawn
+            chosen[starts[other]] = 1
+            starts[other] = starts[drawn]
+    count = 0
+    for position in range(len(ids)):
+        found[count] = position
+        count += chosen[position]
+        chosen[position] = 0
+    for i in range(count):
+        draw = np.uint64(words[used] >> 5) << np.uint64(26) | np.uint64(words[used + 1] >> 6)
+        used += 2
+        if draw < shares[0]:
+            standing[i] = mask_id
+        elif draw >= shares[1]:
+            standing[i] = ids[found[i]]
+        else:
+            entry, used = philox.below(words, used, vocab_size - len(special))
+            for special_id in special:  # ascending: each one at or below pushes the entry up
+                if entry >= special_id:
+                    entry += 1
+            standing[i] = entry
+    return count
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _find_words(
     ids: NDArray[Any],
-    never: NDArray[np.int64],
-    whole_word: bool,
+    never: tuple[int, int],
     continuation: NDArray[np.bool_],
     word_starts: NDArray[np.int32],
     word_ends: NDArray[np.int32],
@@ -219,7 +310,7 @@ def _find_words(
         token = np.int64(ids[position])
         if token == never[0] or token == never[1]:
             is_open = False
-        elif whole_word and is_open and continuation[token]:
+        elif is_open and continuation[token]:
             word_ends[num_words - 1] = position + 1
         else:
             word_starts[num_words] = position
@@ -230,26 +321,30 @@ def _find_words(
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _choose(
-    stream: NDArray[np.uint32],
+def _choose_words(
+    words: NDArray[np.uint32],
     num_words: int,
     quota: int,
     most: int,
     word_starts: NDArray[np.int32],
     word_ends: NDArray[np.int32],
-    chosen: NDArray[np.bool_],
-) -> None:
-    """Mark the pieces of words drawn in random order (Fisher-Yates) until the quota is met."""
-    num_chosen = 0
+    chosen: NDArray[np.uint8],
+) -> int:
+    """Mark the pieces of words drawn in random order (Fisher-Yates) until the quota is met.
+
+    Returns how many of the random `words` are then used.
+    """
+    num_chosen = used = 0
     for drawn in range(num_words):
         if num_chosen == quota:
-            return
-        other = drawn + philox.next_below(stream, num_words - drawn)
+            return used
+        other, used = philox.below(words, used, num_words - drawn)
+        other += drawn
         start, end = word_starts[other], word_ends[other]
         word_starts[other], word_ends[other] = word_starts[drawn], word_ends[drawn]
         word_starts[drawn], word_ends[drawn] = start, end
         if num_chosen + end - start <= quota:
-            chosen[start:end] = True
+            chosen[start:end] = 1
             num_chosen += end - start
     if num_chosen == 0 and num_words > 0:
         shortest = 0
@@ -257,26 +352,5 @@ def _choose(
             if word_ends[word] - word_starts[word] < word_ends[shortest] - word_starts[shortest]:
                 shortest = word
         start = word_starts[shortest]
-        chosen[start : min(word_ends[shortest], start + most)] = True
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _replace(
-    stream: NDArray[np.uint32],
-    token: Any,
-    shares: tuple[float, float],
-    mask_id: int,
-    random_ids: tuple[NDArray[np.int64], int],
-) -> Any:
-    """What stands at a masked position: [MASK], a random entry that is not special, or `token`."""
-    draw = philox.next_double(stream)
-    if draw < shares[0]:
-        return mask_id
-    if draw >= shares[1]:
-        return np.int64(token)
-    special, vocab_size = random_ids
-    entry = philox.next_below(stream, vocab_size - len(special))
-    for special_id in special:  # ascending: each one at or below pushes the entry up
-        if entry >= special_id:
-            entry += 1
-    return entry
+        chosen[start : min(word_ends[shortest], start + most)] = 1
+    return used

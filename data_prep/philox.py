@@ -55,6 +55,45 @@ def philox4x32(stream: NDArray[np.uint32]) -> None:
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def fill(words: NDArray[np.uint32], count: int, key: Any, purpose: int, subject: Any) -> None:
+    """Write a stream's first `count` numbers into `words`, and up to 15 more.
+
+    The same numbers as one by one, in a tenth of the time: the compiler computes blocks side by side.
+    """
+    low32 = np.uint64(0xFFFFFFFF)
+    shift = np.uint64(32)
+    key_high, key_low = np.uint64(key) >> shift, np.uint64(key) & low32
+    subject_low, subject_high = np.uint64(subject) & low32, np.uint64(subject) >> shift
+    for block in range((count + 15) // 16 * 4):
+        c0, c1, c2, c3 = np.uint64(block), np.uint64(purpose), subject_low, subject_high
+        k0, k1 = key_high, key_low
+        for _ in range(10):
+            product0 = np.uint64(0xD2511F53) * c0
+            product1 = np.uint64(0xCD9E8D57) * c2
+            c0, c1 = (product1 >> shift) ^ c1 ^ k0, product1 & low32
+            c2, c3 = (product0 >> shift) ^ c3 ^ k1, product0 & low32
+            k0 = (k0 + np.uint64(0x9E3779B9)) & low32
+            k1 = (k1 + np.uint64(0xBB67AE85)) & low32
+        words[4 * block], words[4 * block + 1] = c0, c1
+        words[4 * block + 2], words[4 * block + 3] = c2, c3
+
+
+@numba.njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+def below(words: NDArray[np.uint32], used: int, bound: int) -> tuple[Any, int]:
+    """`next_below` on filled words, of which `used` are used: the number, and how many are then."""
+    bound64 = np.uint64(bound)
+    low32 = np.uint64(0xFFFFFFFF)
+    product = np.uint64(words[used]) * bound64
+    used += 1
+    if product & low32 < bound64:
+        threshold = (np.uint64(2**32) - bound64) % bound64
+        while product & low32 < threshold:
+            product = np.uint64(words[used]) * bound64
+            used += 1
+    return np.int64(product >> np.uint64(32)), used
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def start(stream: NDArray[np.uint32], key: Any, purpose: int, subject: Any) -> None:
     """Set `stream` to the first number of the stream of this key, purpose and subject."""
     low32 = np.uint64(0xFFFFFFFF)

@@ -44,6 +44,16 @@ def test_a_stream_is_the_blocks_of_its_counter_in_order() -> None:
     assert [f"{word:08x}" for word in found] == expected
 
 
+@pytest.mark.parametrize("count", [0, 1, 16, 50])
+def test_filled_words_are_those_drawn_one_by_one(count: int) -> None:
+    key, subject = 0xAAAAAAAABBBBBBBB, 0xCCCCCCCCDDDDDDDD
+    filled = np.zeros(64, np.uint32)
+    philox.fill(filled, count, np.uint64(key), philox.MASK, np.uint64(subject))
+    expected = words(key, philox.MASK, subject, count)
+    assert filled[:count].tolist() == expected
+    assert not filled[-(-count // 16) * 16 :].any(), "nothing is written behind"
+
+
 def test_another_key_purpose_or_subject_is_another_stream() -> None:
     names = [(1, 1, 1), (2, 1, 1), (1 << 32, 1, 1), (1, 2, 1), (1, 1, 2), (1, 1, 1 << 32)]
     assert len({tuple(words(*name, 4)) for name in names}) == len(names)
@@ -75,6 +85,16 @@ def test_a_rejected_word_is_passed_over_for_the_next() -> None:
     kept = [w * bound >> 32 for w in words(7, 1, 3, 400) if w * bound % 2**32 >= 2**32 % bound]
     assert draw_below(bound, len(kept)).tolist() == kept
     assert len(kept) < 350
+
+
+@pytest.mark.parametrize("bound", [1, 6, 3 * 2**30])
+def test_bounded_numbers_of_filled_words_are_those_drawn_one_by_one(bound: int) -> None:
+    filled, used, found = np.zeros(416, np.uint32), 0, []
+    philox.fill(filled, 400, np.uint64(7), 1, np.uint64(3))
+    for _ in range(250):  # of which a quarter more are rejected, where the bound is large
+        number, used = philox.below(filled, used, bound)
+        found.append(number)
+    assert found == draw_below(bound, 250).tolist()
 
 
 def test_doubles_fill_the_unit_interval_evenly() -> None:
