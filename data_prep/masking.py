@@ -10,6 +10,7 @@ Suffixes: N examples, T tokens of all examples end to end, M masked positions, V
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ class MaskingRule:
         if len(set(self.special_ids)) >= self.vocab_size:
             raise ValueError(f"all {self.vocab_size} entries of the vocabulary are special")
 
+    @functools.cached_property
     def compiled(self) -> CompiledRule:
         """The rule as kernels take it."""
         special = np.unique(np.array(self.special_ids, np.int64))
@@ -191,7 +193,7 @@ def mask_examples(
     masked_offsets = np.zeros(len(lengths_N) + 1, np.int64)
     longest = int(lengths_N.max(initial=0))
     _mask(
-        *(input_ids, offsets, keys, quotas_N, rule.compiled(), longest),
+        *(input_ids, offsets, keys, quotas_N, rule.compiled, longest),
         *(positions_M, masked_offsets, masked_ids_M),
     )
     size = masked_offsets[-1]

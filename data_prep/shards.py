@@ -12,7 +12,7 @@ Suffixes: N examples, T tokens of all examples end to end, M masked positions of
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +63,68 @@ class Examples:
         """(M,) the ids that the model has to find: what stands unmasked at the masked positions."""
         targets_M: NDArray[Any] = self.input_ids[self.masked_indices]
         return targets_M
+
+
+@dataclass(frozen=True)
+class Rows:
+    """N examples where they lie, in memory-mapped shards: nothing of them is read yet.
+
+    Kernels reach any row of any shard in one call, by the addresses of the shards' columns.
+    """
+
+    addresses: NDArray[np.int64]  # (shards, 9) of the columns, as in `_addresses`; 0: not mapped
+    like: NDArray[Any]  # (0,) of the type of token ids
+    shards: NDArray[np.int64]  # (N,)
+    rows: NDArray[np.int64]  # (N,) inside their shards
+    lengths: NDArray[np.int64]  # (N,) tokens, [CLS] and [SEP] included
+    masked_counts: NDArray[np.int64]  # (N,) statically masked positions
+    owner: object  # of the memory: it lives as long as this
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @classmethod
+    def of(cls, examples: Examples) -> Rows:
+        """Those of `examples`, which lie in this process's memory."""
+        ids = np.dtype(np.uint16 if examples.input_ids.dtype == np.uint16 else np.uint32)
+        columns: Any = map(np.ascontiguousarray, vars(examples).values(), _column_types(ids))
+        owned = Examples(*columns)
+        numbers = np.arange(len(owned))
+        return cls(
+            addresses=_addresses(owned)[None],
+            like=np.zeros(0, ids),
+            shards=np.zeros(len(owned), np.int64),
+            rows=numbers,
+            lengths=np.diff(owned.offsets).astype(np.int64),
+            masked_counts=np.diff(owned.masked_offsets).astype(np.int64),
+            owner=owned,
+        )
+
+    def take(self, places: NDArray[np.integer[Any]]) -> Rows:
+        """Those at `places`, in that order."""
+        names = ("shards", "rows", "lengths", "masked_counts")
+        return dataclasses.replace(self, **{name: getattr(self, name)[places] for name in names})
+
+    def read(self) -> Examples:
+        """Copied out of the memory maps."""
+        size = len(self)
+        offsets, masked_offsets = (
+            np.concatenate([[0], np.cumsum(n)]).astype(np.int64)
+            for n in (self.lengths, self.masked_counts)
+        )
+        examples = Examples(
+            input_ids=np.empty(offsets[-1], self.like.dtype),
+            offsets=offsets,
+            segment_a_lengths=np.empty(size, np.uint16),
+            next_sentence_labels=np.empty(size, np.uint8),
+            masked_positions=np.empty(masked_offsets[-1], np.uint16),
+            masked_offsets=masked_offsets,
+            masked_input_ids=np.empty(masked_offsets[-1], self.like.dtype),
+            document_a=np.empty(size, np.uint32),
+            document_b=np.empty(size, np.uint32),
+        )
+        _copy(self.addresses, self.like, self.shards, self.rows, *vars(examples).values())
+        return examples
 
 
 def write_shard(path: Path, examples: Examples, metadata: Mapping[str, str]) -> None:
@@ -216,7 +278,8 @@ class Shards:
         rows = [shard["rows"] for shard in self._shards]
         self._first_example = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
         self.num_examples = int(self._first_example[-1])
-        self._columns = functools.cache(self._map_shard)
+        self._mapped: dict[int, Examples] = {}
+        self._addresses = np.zeros((len(rows), len(dataclasses.fields(Examples))), np.int64)
 
     @classmethod
     def open(cls, folder: Path, split: str) -> Shards:
@@ -237,68 +300,35 @@ class Shards:
             )
         return cls(folder, split, manifest)
 
-    def lengths(self, examples: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-        """(N,) tokens of each example, [CLS] and [SEP] included."""
-        lengths_N = np.empty(len(examples), np.int64)
-        for columns, places, rows in self._by_shard(examples):
-            lengths_N[places] = columns.offsets[rows + 1] - columns.offsets[rows]
-        return lengths_N
-
-    def masked_counts(self, examples: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-        """(N,) statically masked positions of each example."""
-        counts_N = np.empty(len(examples), np.int64)
-        for columns, places, rows in self._by_shard(examples):
-            counts_N[places] = columns.masked_offsets[rows + 1] - columns.masked_offsets[rows]
-        return counts_N
-
-    def read(self, examples: NDArray[np.integer[Any]]) -> Examples:
-        """The examples of these numbers, in this order, copied out of the memory maps."""
-        size = len(examples)
-        offsets = np.concatenate([[0], np.cumsum(self.lengths(examples))]).astype(np.int64)
-        masked_offsets = np.concatenate([[0], np.cumsum(self.masked_counts(examples))])
-        masked_offsets = masked_offsets.astype(np.int64)
-        dtype = np.dtype(self.manifest["dtype"])
-        out = Examples(
-            input_ids=np.empty(offsets[-1], dtype),
-            offsets=offsets,
-            segment_a_lengths=np.empty(size, np.uint16),
-            next_sentence_labels=np.empty(size, np.uint8),
-            masked_positions=np.empty(masked_offsets[-1], np.uint16),
-            masked_offsets=masked_offsets,
-            masked_input_ids=np.empty(masked_offsets[-1], dtype),
-            document_a=np.empty(size, np.uint32),
-            document_b=np.empty(size, np.uint32),
-        )
-        for columns, places, rows in self._by_shard(examples):
-            out.segment_a_lengths[places] = columns.segment_a_lengths[rows]
-            out.next_sentence_labels[places] = columns.next_sentence_labels[rows]
-            out.document_a[places] = columns.document_a[rows]
-            out.document_b[places] = columns.document_b[rows]
-            to, masked_to = offsets[places], masked_offsets[places]
-            _copy_rows(columns.input_ids, columns.offsets, rows, out.input_ids, to)
-            for name in ("masked_positions", "masked_input_ids"):
-                source, target = getattr(columns, name), getattr(out, name)
-                _copy_rows(source, columns.masked_offsets, rows, target, masked_to)
-        return out
-
-    def _by_shard(
-        self, examples: NDArray[np.integer[Any]]
-    ) -> list[tuple[Examples, NDArray[np.int64], NDArray[np.int64]]]:
-        """For each shard touched: its columns, places in `examples`, rows inside the shard."""
+    def rows(self, examples: NDArray[np.integer[Any]]) -> Rows:
+        """The examples of these numbers, in this order; their shards are mapped if not yet."""
         examples = np.asarray(examples, np.int64)
         if len(examples) and not 0 <= examples.min() <= examples.max() < self.num_examples:
             raise ValueError(
                 f"example {examples[(examples < 0) | (examples >= self.num_examples)][0]} asked of "
                 f"{self.folder / self.split}, which holds 0 to {self.num_examples - 1}"
             )
-        shard_of = np.searchsorted(self._first_example, examples, side="right") - 1
-        order = np.argsort(shard_of, kind="stable")
-        touched, starts = np.unique(shard_of[order], return_index=True)
-        groups = np.split(order, starts[1:]) if len(touched) else []
-        return [
-            (self._columns(int(shard)), places, examples[places] - self._first_example[shard])
-            for shard, places in zip(touched, groups, strict=True)
-        ]
+        shards = np.searchsorted(self._first_example, examples, side="right") - 1
+        for shard in np.unique(shards[self._addresses[shards, 0] == 0]):
+            self._mapped[shard] = self._map_shard(shard)
+            self._addresses[shard] = _addresses(self._mapped[shard])
+        rows = examples - self._first_example[shards]
+        lengths, masked_counts = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+        _measure(self._addresses, shards, rows, lengths, masked_counts)
+        like = np.zeros(0, self.manifest["dtype"])
+        return Rows(self._addresses, like, shards, rows, lengths, masked_counts, self)
+
+    def lengths(self, examples: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """(N,) tokens of each example, [CLS] and [SEP] included."""
+        return self.rows(examples).lengths
+
+    def masked_counts(self, examples: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """(N,) statically masked positions of each example."""
+        return self.rows(examples).masked_counts
+
+    def read(self, examples: NDArray[np.integer[Any]]) -> Examples:
+        """The examples of these numbers, in this order, copied out of the memory maps."""
+        return self.rows(examples).read()
 
     def _map_shard(self, index: int) -> Examples:
         shard = self._shards[index]
@@ -308,6 +338,12 @@ class Shards:
             raise RuntimeError(
                 f"{path} holds {len(columns)} examples, the manifest says {shard['rows']}; "
                 f"delete {self.folder} and run data_prep.build again"
+            )
+        types = [column.dtype for column in vars(columns).values()]
+        if types != (expected := _column_types(np.dtype(self.manifest["dtype"]))):
+            raise RuntimeError(
+                f"{path} has columns of the types {', '.join(map(str, types))} instead of "
+                f"{', '.join(map(str, expected))}; delete {self.folder} and run data_prep.build again"
             )
         return columns
 
@@ -324,16 +360,82 @@ def _list_views(column: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     return column.offsets.to_numpy(), column.values.to_numpy()
 
 
+def _addresses(examples: Examples) -> NDArray[np.int64]:
+    """(9,) where the columns of `examples` begin, in the order of its fields, all contiguous."""
+    columns = vars(examples).values()
+    return np.array([column.__array_interface__["data"][0] for column in columns], np.int64)
+
+
+def _column_types(ids: np.dtype[Any]) -> list[np.dtype[Any]]:
+    """Of a mapped shard's columns, in the order of the fields of `Examples`: kernels rely on them."""
+    names = ("int32", "uint16", "uint8", "uint16", "int32")
+    return [ids, *map(np.dtype, names), ids, np.dtype(np.uint32), np.dtype(np.uint32)]
+
+
+@numba.extending.intrinsic  # type: ignore[untyped-decorator]
+def _pointer(context: Any, address: Any) -> Any:
+    """An integer as a pointer."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(numba.types.voidptr))
+
+    return numba.types.voidptr(numba.types.int64), generate
+
+
+@numba.njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+def cut(address: int, first: int, size: int, dtype: Any) -> Any:
+    """Elements [first, first + size) of the column of `dtype` that begins at `address`."""
+    return numba.carray(_pointer(address), first + size, dtype)[first:]
+
+
+@numba.njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+def bounds(address: int, row: int) -> Any:
+    """Where a row of a list column begins, and its size; `address` is that of its offsets."""
+    both = cut(address, row, 2, np.int32)
+    return np.int64(both[0]), np.int64(both[1]) - np.int64(both[0])
+
+
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _copy_rows(
-    source: NDArray[Any],
-    offsets: NDArray[np.int64],
+def _measure(
+    addresses: NDArray[np.int64],
+    shards: NDArray[np.int64],
     rows: NDArray[np.int64],
-    target: NDArray[Any],
-    to: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    masked_counts: NDArray[np.int64],
 ) -> None:
-    """Copy source[offsets[row]:offsets[row + 1]] of each row to its place in `target`."""
+    """Fill lengths and masked counts of rows."""
     for i in range(len(rows)):
-        start = offsets[rows[i]]
-        for j in range(offsets[rows[i] + 1] - start):
-            target[to[i] + j] = source[start + j]
+        columns = addresses[shards[i]]
+        lengths[i] = bounds(columns[1], rows[i])[1]
+        masked_counts[i] = bounds(columns[5], rows[i])[1]
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _copy(
+    addresses: NDArray[np.int64],
+    like: NDArray[Any],
+    shards: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    input_ids: NDArray[Any],
+    offsets: NDArray[np.int64],
+    segment_a_lengths: NDArray[np.uint16],
+    next_sentence_labels: NDArray[np.uint8],
+    masked_positions: NDArray[np.uint16],
+    masked_offsets: NDArray[np.int64],
+    masked_input_ids: NDArray[Any],
+    document_a: NDArray[np.uint32],
+    document_b: NDArray[np.uint32],
+) -> None:
+    """Fill the columns behind `rows` with those rows; the two offsets are filled already."""
+    for i in range(len(rows)):
+        columns, row = addresses[shards[i]], rows[i]
+        first, size = bounds(columns[1], row)
+        input_ids[offsets[i] : offsets[i + 1]] = cut(columns[0], first, size, like.dtype)
+        segment_a_lengths[i] = cut(columns[2], row, 1, np.uint16)[0]
+        next_sentence_labels[i] = cut(columns[3], row, 1, np.uint8)[0]
+        first, size = bounds(columns[5], row)
+        to = slice(masked_offsets[i], masked_offsets[i + 1])
+        masked_positions[to] = cut(columns[4], first, size, np.uint16)
+        masked_input_ids[to] = cut(columns[6], first, size, like.dtype)
+        document_a[i] = cut(columns[7], row, 1, np.uint32)[0]
+        document_b[i] = cut(columns[8], row, 1, np.uint32)[0]

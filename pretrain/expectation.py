@@ -55,6 +55,7 @@ class Curve:
             settings.data.pairs is Pairing.nsp
             and (model.hidden_size, model.num_hidden_layers) == (self.hidden_size, self.num_layers)
             and optim.global_batch == self.global_batch
+            and optim.tokens_per_step is None
             and math.isclose(optim.learning_rate, self.learning_rate)
         )
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pretrain.batches.loader import TrainLoader, is_skipped
+from pretrain.batches.loader import GlobalBatch, TrainLoader, passed_over
 from pretrain.saving import NotSavedError
 from pretrain.settings import OnSpike, Precision, Settings
 
@@ -34,19 +34,15 @@ class Progress:
     """What the loop advances, and a checkpoint holds."""
 
     step: int = 0  # optimizer updates made
-    position: int = 0  # global batches taken from the stream; skipped updates took one, too
+    position: int = 0  # examples taken from the stream; skipped updates took theirs, too
     elapsed_s: float = 0.0  # of training, where schedule.budget_hours asks for it
     phase: int = 1  # of the run; all but `step`, `sequences` and `tokens` is counted in it
     first_step: int = 0  # updates made before the phase
     sequences: int = 0  # trained on in updates that were made, over all phases
     tokens: int = 0
-    skipped: list[list[int]] = field(default_factory=list)  # [first, end) of batches passed over
+    skipped_steps: int = 0  # batches of the phase that made no update
+    skipped: list[list[int]] = field(default_factory=list)  # [first, end) of examples passed over
     recent_losses: list[float] = field(default_factory=list)  # of the last records, oldest first
-
-    @property
-    def skipped_steps(self) -> int:
-        """Batches of the phase so far that made no update."""
-        return self.position - (self.step - self.first_step)
 
     @classmethod
     def at(cls, place: Place, state: dict[str, Any]) -> Progress:
@@ -80,18 +76,20 @@ class Guard:
         self._is_fp16 = settings.engine.precision is Precision.fp16
         self._folder = run_folder
         self._loader, self._monitor, self._saver = loader, monitor, saver
-        self._skips, self._skips_after = 0, -1
+        self._skips, self._skips_after, self._first_skipped = 0, -1, 0
 
-    def skipped(self, progress: Progress, loss_scale: float) -> None:
-        """The last batch changed nothing, for its loss or a gradient was not finite.
+    def skipped(self, progress: Progress, batch: GlobalBatch, loss_scale: float) -> None:
+        """`batch` changed nothing, for its loss or a gradient was not finite.
 
         In fp16 that is an overflow, the way the loss scale finds its size; it has a floor of its own.
         Raises RuntimeError where no later batch will help.
         """
         if self._skips_after != progress.step:
             self._skips, self._skips_after = 0, progress.step
+            self._first_skipped = batch.position
         self._skips += 1
-        position = progress.position - 1
+        progress.skipped_steps += 1
+        position = batch.position
         if self._is_fp16:
             self._monitor.event(
                 "overflow", after=progress.step, position=position, loss_scale=loss_scale
@@ -100,25 +98,25 @@ class Guard:
                 raise RuntimeError(
                     f"after step {progress.step} the loss scale of fp16 has come down to "
                     f"{loss_scale:g}, survival.min_loss_scale={floor:g}: {self._skips} overflows in "
-                    f"a row, the last at batch {position}. {self._cure()}"
+                    f"a row, the last at example {position} of the stream. {self._cure()}"
                 )
             return
         self._monitor.event(
             "skipped_step",
             after=progress.step,
             position=position,
-            examples=self._loader.example_ids(position).tolist(),
+            examples=self._loader.example_ids(position, batch.end).tolist(),
         )
         if self._skips >= self._survival.max_skipped_steps:
             raise RuntimeError(
                 f"{self._skips} updates in a row after step {progress.step} were skipped "
                 f"(survival.max_skipped_steps), because their losses or gradients were not finite: "
-                f"batches {position + 1 - self._skips} to {position}, whose examples stand in "
+                f"examples {self._first_skipped} to {batch.end - 1} of the stream, whose numbers stand in "
                 f"{self._folder / 'events.jsonl'}. {self._cure()}"
             )
 
     def watch_loss(self, progress: Progress, loss: float, first_position: int) -> None:
-        """Take the mean loss of the batches from `first_position` up to the progress's position.
+        """Take the mean loss of the examples from `first_position` up to the progress's position.
 
         A jump is logged with its examples. With survival.on_spike=rewind it raises Rewind, or
         RuntimeError once survival.max_rewinds did not help.
@@ -126,22 +124,27 @@ class Guard:
         recent, survival = progress.recent_losses, self._survival
         limit = spike_limit(recent, survival.spike_window, survival.spike_spreads)
         if loss > limit:
-            positions = [
-                position
-                for position in range(first_position, progress.position)
-                if not is_skipped(position, progress.skipped)
-            ]
             self._monitor.event(
                 "spike",
                 step=progress.step,
                 loss=loss,
                 limit=limit,
                 positions=[first_position, progress.position],
-                examples=[int(i) for p in positions for i in self._loader.example_ids(p)],
+                examples=self._examples(first_position, progress),
             )
             if survival.on_spike is OnSpike.rewind:
                 raise Rewind([*progress.skipped, [first_position, progress.position]])
         progress.recent_losses = [*recent, loss][-survival.spike_window :]
+
+    def _examples(self, first: int, progress: Progress) -> list[int]:
+        """Numbers of the examples trained on since that at `first` of the stream."""
+        numbers: list[int] = []
+        while (first := passed_over(first, progress.skipped)) < progress.position:
+            ranges = [begin for begin, _ in progress.skipped if begin > first]
+            end = min([progress.position, *ranges])
+            numbers += self._loader.example_ids(first, end).tolist()
+            first = end
+        return numbers
 
     def _cure(self) -> str:
         with contextlib.suppress(NotSavedError):  # the last good one may be on its way

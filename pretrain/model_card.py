@@ -131,14 +131,16 @@ def _training(card: Mapping[str, Any]) -> str:
     """What each phase did up to `step`, a paragraph a phase."""
     left, paragraphs = card["step"], []
     for phase, manifest in zip(phases_of(card["settings"]), card["data"], strict=True):
-        last_step, batch = phase.settings.schedule.last_step, phase.settings.optim.global_batch
+        last_step, optim = phase.settings.schedule.last_step, phase.settings.optim
+        train = manifest["splits"]["train"]
         steps = left if last_step is None else min(left, last_step)
         left -= steps
         of_all = "" if last_step is None else f"of {last_step:,} "
-        passes = steps * batch / manifest["splits"]["train"]["rows"]
+        sequences = round(steps * optim.sequences_per_step(train["tokens"] / train["rows"]))
+        about = "" if optim.tokens_per_step is None else "about "
         paragraphs.append(
-            f"{steps:,} {of_all}steps of {batch:,} sequences: {steps * batch:,} sequences of up to\n"
-            f"{phase.settings.data.seq_len} tokens, {passes:.2f} passes over the training examples."
+            f"{steps:,} {of_all}steps of {optim.step_size}: {about}{sequences:,} sequences of up to\n"
+            f"{phase.settings.data.seq_len} tokens, {sequences / train['rows']:.2f} passes over the training examples."
         )
     return "\n\n".join(paragraphs)
 

@@ -44,12 +44,14 @@ def compare(run_folder: Path, settings: Settings) -> list[Compared]:
     if newest is None or not plan.exists():
         return []
     state = read_json(newest / "state.json")
+    if "skipped_steps" not in state:  # of an earlier version, which counted batches
+        return []
     planned, phases = read_json(plan)["phases"][: state["phase"]], phases_of(settings)
     real = [_as_planned(phase) for phase in planned[:-1]]
     if real:  # a budget of hours plans no steps
         real[-1]["steps"] = state["first_step"] - sum(phase["steps"] for phase in real[:-1])
     real.append(_counted(phases[len(real)].settings, state["phase"], state))
-    times = _step_times(run_folder / "metrics.jsonl", real, [p.settings for p in phases])
+    times = _step_times(run_folder / "metrics.jsonl", real)
     rows = []
     for number, (before, after) in enumerate(zip(planned, real, strict=True)):
         name = f"phase {number + 1}: " if len(phases) > 1 else ""
@@ -87,24 +89,22 @@ def _as_planned(phase: dict[str, Any]) -> dict[str, float]:
 
 def _counted(settings: Settings, number: int, state: dict[str, Any]) -> dict[str, float]:
     """What the last phase consumed, from its last checkpoint's state."""
-    corpus, batch = corpus_of(settings), settings.optim.global_batch
-    seed = order_seed(settings.run.seed, number)
+    corpus, seed = corpus_of(settings), order_seed(settings.run.seed, number)
     passed_over = [(first, min(end, state["position"])) for first, end in state["skipped"]]
-    sequences = batch * (state["position"] - sum(end - first for first, end in passed_over))
-    tokens = tokens_between(corpus, 0, batch * state["position"], seed) - sum(
-        tokens_between(corpus, batch * first, batch * end, seed) for first, end in passed_over
+    sequences = state["position"] - sum(end - first for first, end in passed_over)
+    tokens = tokens_between(corpus, 0, state["position"], seed) - sum(
+        tokens_between(corpus, first, end, seed) for first, end in passed_over
     )
     assert corpus.rows is not None, "the run has just read it"
     steps = state["step"] - state["first_step"]
     return {"steps": steps, "tokens": tokens, "epochs": sequences / corpus.rows}
 
 
-def _step_times(
-    metrics: Path, real: list[dict[str, float]], settings: list[Settings]
-) -> list[tuple[float | None, float]]:
+def _step_times(metrics: Path, real: list[dict[str, float]]) -> list[tuple[float | None, float]]:
     """Seconds of a step and hours of each phase, from the sequences per second of every record."""
     seconds, counted = [0.0] * len(real), [0] * len(real)
-    ends, last = list(itertools.accumulate(phase["steps"] for phase in real)), 0
+    ends = list(itertools.accumulate(phase["steps"] for phase in real))
+    last = last_sequences = 0
     for line in metrics.read_bytes().splitlines():
         figures = orjson.loads(line)
         if "perf/sequences_per_second" in figures:
@@ -112,7 +112,10 @@ def _step_times(
                 (i for i, end in enumerate(ends) if figures["step"] <= end), len(ends) - 1
             )
             steps, last = figures["step"] - last, figures["step"]
-            batch = settings[number].optim.global_batch
-            seconds[number] += steps * batch / figures["perf/sequences_per_second"]
+            sequences, last_sequences = (
+                figures["data/sequences"] - last_sequences,
+                figures["data/sequences"],
+            )
+            seconds[number] += sequences / figures["perf/sequences_per_second"]
             counted[number] += steps
     return [(s / n if n else None, s / 3600) for s, n in zip(seconds, counted, strict=True)]

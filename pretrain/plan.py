@@ -55,7 +55,8 @@ class Plan:
     sequences: int
     tokens: int
     epochs: float | None  # None: nothing is known of the data
-    sequences_a_rank: float  # in a step
+    sequences_a_rank: float  # in a step; about so many where steps are counted in tokens
+    tokens_per_step: int | None  # None: steps are counted in sequences
     micro_steps: int  # a rank and step
     fill: float  # share of the token budget that the tokens of a micro-batch take, on the average
     parameters: int
@@ -66,6 +67,8 @@ class Plan:
         whole = f"{self.budget_hours} hours of training; a step"
         if self.total_steps is not None:
             whole = f"{self.total_steps:,} steps"
+        if self.tokens_per_step is not None:
+            whole += f" of {self.tokens_per_step:,} tokens"
         epochs = "" if self.epochs is None else f"{self.epochs:.2f} epochs over the data, "
         return (
             f"{whole}, {self.sequences:,} sequences, {self.tokens / 1e6:,.1f} M tokens, {epochs}"
@@ -166,17 +169,22 @@ def corpus_of(settings: Settings) -> Corpus:
 
 def plan(settings: Settings, corpus: Corpus, parameters: int, world_size: int, number: int) -> Plan:
     """The plan of phase `number` of a run, whose settings these are, over `corpus`."""
-    last_step, n = settings.schedule.last_step, settings.optim.global_batch
+    last_step, n = (
+        settings.schedule.last_step,
+        settings.optim.sequences_per_step(corpus.lengths.mean),
+    )
     steps = 1 if last_step is None else last_step
+    sequences = round(steps * n)
     tokens_a_rank = n * corpus.lengths.mean / world_size
     micro = _micro_steps(settings, corpus.lengths.mean, world_size)
     return Plan(
         total_steps=last_step,
         budget_hours=settings.schedule.budget_hours,
-        sequences=steps * n,
-        tokens=tokens_between(corpus, 0, steps * n, order_seed(settings.run.seed, number)),
-        epochs=None if corpus.rows is None else steps * n / corpus.rows,
+        sequences=sequences,
+        tokens=tokens_between(corpus, 0, sequences, order_seed(settings.run.seed, number)),
+        epochs=None if corpus.rows is None else sequences / corpus.rows,
         sequences_a_rank=n / world_size,
+        tokens_per_step=settings.optim.tokens_per_step,
         micro_steps=micro,
         fill=tokens_a_rank / (micro * settings.engine.tokens_per_micro_batch),
         parameters=parameters,
@@ -191,8 +199,11 @@ def micro_steps(settings: Settings, manifest: dict[str, Any], world_size: int) -
 
 
 def _micro_steps(settings: Settings, mean_length: float, world_size: int) -> int:
+    budget = settings.engine.tokens_per_micro_batch
+    if settings.optim.tokens_per_step is not None:
+        return settings.optim.tokens_per_step // (world_size * budget)
     tokens_a_rank = settings.optim.global_batch * mean_length / world_size
-    return max(1, -int(-tokens_a_rank // settings.engine.tokens_per_micro_batch))
+    return max(1, -int(-tokens_a_rank // budget))
 
 
 def order_seed(run_seed: int, phase_number: int) -> int:

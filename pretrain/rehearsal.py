@@ -34,7 +34,8 @@ def rehearse(engine: Engine, phase: Phase, manifest: dict[str, Any]) -> None:
     rule = MaskingRule.from_manifest(manifest, Path(settings.data.dir) / "vocab" / "vocab.txt")
     num_micro_batches = min(2, micro_steps(settings, manifest, engine.ranks.world_size))
     whole, seq_len = settings.engine.tokens_per_micro_batch, settings.data.seq_len
-    is_even = settings.optim.global_batch % engine.ranks.world_size == 0
+    of_tokens = settings.optim.tokens_per_step is not None
+    is_even = of_tokens or settings.optim.global_batch % engine.ranks.world_size == 0
     least = min(whole, seq_len if is_even else 2 * seq_len)  # batches.dealing refuses less
     fitted = None
     for tokens in sorted({max(least, whole * part // PARTS) for part in range(1, PARTS + 1)}):

@@ -108,7 +108,7 @@ def _lead(run: History) -> str:
     return (
         f"BERT of {model.num_hidden_layers} layers of {model.hidden_size}, {task}, on "
         f"{settings.data.dir} at {' and then '.join(map(str, lengths))} tokens, "
-        f"{settings.optim.global_batch:,} sequences an update. {steps} in {_span(run.running_s)}"
+        f"{settings.optim.step_size} an update. {steps} in {_span(run.running_s)}"
         + (f", {starts} starts." if starts > 1 else ".")
     )
 

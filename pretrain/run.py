@@ -280,10 +280,11 @@ def _train(
             watchdog.reach(f"the rehearsal of phase {phase.number}")
             rehearse(engine, phase, manifests[phase.number - 1])
     folder = folder_of(settings.data)
-    cut = {
+    cut: dict[str, Any] = {
         "rank": ranks.rank,
         "world_size": ranks.world_size,
         "token_budget": settings.engine.tokens_per_micro_batch,
+        "static": False,
     }
     held_out = EvalLoader(
         Shards.open(folder, "heldout"), max_examples=settings.eval.max_examples, **cut
@@ -291,6 +292,7 @@ def _train(
     loader = TrainLoader(
         Shards.open(folder, "train"),
         global_batch=settings.optim.global_batch,
+        tokens_per_step=settings.optim.tokens_per_step,
         seed=order_seed(settings.run.seed, number),
         masking=settings.data.masking,
         rule=MaskingRule.from_manifest(manifest, Path(settings.data.dir) / "vocab" / "vocab.txt"),

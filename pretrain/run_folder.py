@@ -15,6 +15,7 @@ import xxhash
 from data_prep.configuration import SettingsError, as_dict, as_overrides, as_yaml, compose
 from data_prep.files import read_json, whole_or_absent, write_json
 from pretrain.initial import IDENTITY
+from pretrain.phases import phases_of
 from pretrain.settings import Resume, Settings
 
 PACKAGES = (
@@ -38,12 +39,22 @@ def identity(
 ) -> dict[str, Any]:
     """What may not change while a run continues: whatever decides which numbers come out.
 
-    `manifests` are those of each phase's shards, `initial` what run.init_from holds (initial.begin). The number of ranks, the ZeRO stage and the token
-    budget are free, as they do not.
+    `manifests` are those of each phase's shards, `initial` what run.init_from holds (initial.begin).
+    The number of ranks and the ZeRO stage are free, as they do not; so is the token budget, but where
+    it decides how many sequences a step has.
     """
     everything = as_dict(settings)
+    budget = {
+        f"engine.tokens_per_micro_batch of phase {phase.number}": (
+            phase.settings.engine.tokens_per_micro_batch
+        )
+        for phase in phases_of(settings)
+        if phase.settings.optim.tokens_per_step is not None
+    }
     return {
         IDENTITY: initial,
+        **budget,
+        "place in the data": "examples taken",  # earlier versions counted batches
         "run.seed": settings.run.seed,
         "engine.precision": settings.engine.precision.name,
         "data.masking": settings.data.masking.name,

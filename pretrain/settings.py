@@ -109,6 +109,7 @@ class DataSettings:
 class OptimSettings:
     name: OptimizerName
     global_batch: int  # sequences per optimizer step, all ranks together
+    tokens_per_step: int | None  # as many sequences as fill so many tokens; None: global_batch
     learning_rate: float  # peak
     betas: list[float]
     eps: float  # beside the root, not below it
@@ -117,6 +118,22 @@ class OptimSettings:
     bias_correction: bool  # of the moments
     grad_averaging: bool  # the first moment takes (1 - beta_1) of the gradient; false: all of it
     trust_ratio: TrustRatio
+
+    @property
+    def step_size(self) -> str:
+        """What an optimizer step is made on, in words."""
+        if self.tokens_per_step is None:
+            return f"{self.global_batch:,} sequences"
+        return f"{self.tokens_per_step:,} tokens, in whole sequences"
+
+    def sequences_per_step(self, mean_length: float) -> float:
+        """Of sequences of so many tokens on the average; with tokens_per_step about so many.
+
+        The sequence that comes next does not fit: half a sequence's room is left.
+        """
+        if self.tokens_per_step is None:
+            return self.global_batch
+        return max(1.0, self.tokens_per_step / mean_length - 0.5)
 
 
 @dataclass
@@ -260,6 +277,7 @@ def check(settings: Settings, world_size: int) -> None:
             world_size,
             settings.engine.tokens_per_micro_batch,
             settings.data.seq_len,
+            settings.optim.tokens_per_step,
         )
     except SettingsError as error:
         wrong.append(str(error))

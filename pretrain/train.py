@@ -95,9 +95,9 @@ def train(run: Run, now: Callable[[], float] = time.monotonic) -> bool:
         in_phase = progress.step - progress.first_step
         rate = learning_rate(in_phase, settings.schedule, peak, progress.elapsed_s)
         result = engine.train_step(batch, rate)
-        progress.position = batch.position + 1
+        progress.position = batch.end
         if not result.applied:
-            run.guard.skipped(progress, result.loss_scale)
+            run.guard.skipped(progress, batch, result.loss_scale)
             continue
         progress.step += 1
         if settings.schedule.budget_hours is not None:  # so that no skipped batch is the last
@@ -127,6 +127,8 @@ def train(run: Run, now: Callable[[], float] = time.monotonic) -> bool:
                 figures["optim/loss_scale"] = result.loss_scale
             if settings.schedule.budget_hours is not None:
                 figures["perf/training_hours"] = progress.elapsed_s / 3600
+            if batch.num_shapes:
+                figures["data/shapes"] = batch.num_shapes
             if run.expectation is not None:
                 figures |= run.expectation.see(progress.step, figures, run.monitor)
             checksum = {}

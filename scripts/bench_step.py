@@ -140,7 +140,7 @@ def _optimizer(model: torch.nn.Module, settings: OptimSettings) -> torch.optim.O
 
 def _padded(batch: PackedBatch) -> dict[str, Tensor]:
     """The same batch as `transformers` takes it: (N, 512) rows, label -100 outside the masks."""
-    labels_T = torch.full_like(batch.input_ids, -100)
+    labels_T = torch.full_like(batch.input_ids, -100, dtype=torch.long)
     labels_T[batch.masked_positions] = batch.labels
     mask_T = torch.ones_like(batch.input_ids)
 

@@ -42,11 +42,11 @@ from pretrain.run import SAMPLE_LINE, load
 from pretrain.settings import Settings
 from scripts.observed import NotSeenError, Observed, until
 
-STEPS, EVERY, RANKS = 40, 10, 2
+STEPS, EVERY, RANKS, BATCH = 40, 10, 2, 16
 KILLED_AT = 17  # or a step later
 LIMIT_S = 240.0  # for anything that is waited for
 SIZES = (
-    "+model=tiny", "model.hidden_size=64", "model.intermediate_size=256", "optim.global_batch=16",
+    "+model=tiny", "model.hidden_size=64", "model.intermediate_size=256", f"optim.global_batch={BATCH}",
 )  # fmt: skip
 RHYTHM = (
     f"schedule.total_steps={STEPS}", f"checkpoint.every_steps={EVERY}", "monitor.every_steps=1",
@@ -54,10 +54,10 @@ RHYTHM = (
 )  # fmt: skip
 PASSED_ON = ("data", "model", "optim", "engine")
 HANG_MINUTES = 0.6  # of which a start, too, takes a part: on a busy machine most
-# where scripts.drill_rank acts: numbers of global batches, from 0
-NAN_BATCH = 17
-FULL_BATCHES = (18, 29)  # nothing large can be written from the first to the second
-SLOW_BATCH = 15  # and on
+# where scripts.drill_rank acts: global batches, by the positions of their first examples
+NAN_BATCH = 17 * BATCH
+FULL_BATCHES = (18 * BATCH, 29 * BATCH)  # nothing large is written from the first to the second
+SLOW_BATCH = 15 * BATCH  # and on
 
 
 @dataclass(frozen=True)

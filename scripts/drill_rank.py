@@ -18,7 +18,7 @@ from typing import Any
 from pretrain import run
 from pretrain.batches.loader import GlobalBatch, TrainLoader
 from pretrain.engine import Engine, StepResult
-from scripts.drill import FULL_BATCHES, NAN_BATCH, SLOW_BATCH
+from scripts.drill import BATCH, FULL_BATCHES, NAN_BATCH, SLOW_BATCH
 
 LARGEST_FILE = 200_000  # bytes: metrics and logs, but no weights
 FLUSH_S = 0.5
@@ -75,7 +75,7 @@ def _pass_over_a_batch() -> None:
     def without(
         self: TrainLoader, first_position: int, skipped: Sequence[Sequence[int]] = ()
     ) -> Iterator[GlobalBatch]:
-        return batches(self, first_position, [*skipped, (NAN_BATCH, NAN_BATCH + 1)])
+        return batches(self, first_position, [*skipped, (NAN_BATCH, NAN_BATCH + BATCH)])
 
     TrainLoader.batches = without  # type: ignore[method-assign]
 

@@ -331,7 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     title = (
         f"{corpus}, {rows:,} examples of {settings.data.seq_len} tokens, vocabulary "
         f"{manifest['vocab_size']:,}; {sizes.num_hidden_layers} layers of {sizes.hidden_size}, "
-        f"{steps:,} steps of {settings.optim.global_batch} sequences"
+        f"{steps:,} steps of {settings.optim.step_size}"
     )
     picture = draw(parts[0], parts[1], met, panels(settings, manifest), title)
     picture.savefig(out / "curves.png", dpi=130, metadata={"Software": None})

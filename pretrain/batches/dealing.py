@@ -1,35 +1,56 @@
-"""Dealing a global batch to ranks and micro-steps by length.
+"""Dealing sequences to ranks and micro-steps by length.
 
 The longest sequence first, each to the bin with the fewest tokens (LPT: Graham, "Bounds on
 multiprocessing timing anomalies", 1969). A pure function of the lengths: every rank computes the
-whole deal for itself and nothing is communicated.
+whole deal for itself and nothing is communicated. Tokens are what is balanced, not their squares,
+which attention costs: from 16 sequences a bin on, those are then within 1 % as well.
 """
 
 from __future__ import annotations
 
-import heapq
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.configuration import SettingsError
 
 
-def check_dealable(global_batch: int, num_ranks: int, token_budget: int, seq_len: int) -> None:
-    """Refuse, before a run, what `deal` could not deal without an empty micro-batch.
+def check_dealable(
+    global_batch: int,
+    num_ranks: int,
+    token_budget: int,
+    seq_len: int,
+    tokens_per_step: int | None = None,
+) -> None:
+    """Refuse, before a run, what could not be dealt without an empty micro-batch.
 
     With the longest sequences a bin of one sequence is full below a budget of 2 x seq_len, and
-    then `global_batch` bins are needed, on every rank the same number. Raises SettingsError.
+    then `global_batch` bins are needed, on every rank the same number. With `tokens_per_step` it
+    fixes the bins, and every rank needs equally many. Raises SettingsError.
     """
-    if global_batch < num_ranks:
-        raise SettingsError(
-            f"optim.global_batch={global_batch} sequences cannot be dealt to {num_ranks} ranks, "
-            f"each of which needs one at least; set optim.global_batch={num_ranks} or more"
-        )
     if token_budget < seq_len:
         raise SettingsError(
             f"engine.tokens_per_micro_batch={token_budget} cannot hold one sequence of data.seq_len="
             f"{seq_len} tokens; set engine.tokens_per_micro_batch={seq_len} or more"
+        )
+    if tokens_per_step is not None:
+        of_all = num_ranks * token_budget
+        if tokens_per_step < 1 or tokens_per_step % of_all:
+            nearest = max(1, round(tokens_per_step / of_all)) * of_all
+            raise SettingsError(
+                f"optim.tokens_per_step={tokens_per_step} is not a multiple of {num_ranks} rank(s) x "
+                f"engine.tokens_per_micro_batch={token_budget}, so that some would have fewer "
+                f"micro-batches than others; set optim.tokens_per_step={nearest}, or null for "
+                "optim.global_batch sequences"
+            )
+        return
+    if global_batch < num_ranks:
+        raise SettingsError(
+            f"optim.global_batch={global_batch} sequences cannot be dealt to {num_ranks} ranks, "
+            f"each of which needs one at least; set optim.global_batch={num_ranks} or more"
         )
     if global_batch % num_ranks and token_budget < 2 * seq_len:
         raise SettingsError(
@@ -41,48 +62,151 @@ def check_dealable(global_batch: int, num_ranks: int, token_budget: int, seq_len
         )
 
 
-def deal(
-    lengths: NDArray[np.int64], num_ranks: int, token_budget: int
-) -> list[list[NDArray[np.int64]]]:
-    """Deal N sequences of (N,) lengths in tokens: [rank][micro_step] -> ascending indices, int64.
+Bins = tuple[
+    NDArray[np.int64], NDArray[np.int64]
+]  # of each sequence its bin; of each bin its tokens
+
+
+class Deal(Sequence[list[NDArray[np.int64]]]):
+    """Who gets what: [rank][micro_step] -> ascending indices, int64."""
+
+    def __init__(self, bins: Bins, num_ranks: int) -> None:
+        """Rank r holds the bins r, r + num_ranks, ..."""
+        bin_of, tokens = bins
+        self._num_ranks = num_ranks
+        self._members = np.empty(len(bin_of), np.int64)
+        self._ends = np.cumsum(np.bincount(bin_of, minlength=len(tokens)))
+        self.most_tokens = int(tokens.max())  # of a bin
+        _group(bin_of, self._ends, self._members)
+
+    def __len__(self) -> int:
+        return self._num_ranks
+
+    def __getitem__(self, rank: Any) -> Any:
+        if not 0 <= rank < self._num_ranks:
+            raise IndexError(rank)
+        bins = range(rank, len(self._ends), self._num_ranks)
+        return [self._members[self._ends[b - 1] if b else 0 : self._ends[b]] for b in bins]
+
+
+def deal(lengths: NDArray[np.int64], num_ranks: int, token_budget: int) -> Deal:
+    """Deal N sequences of (N,) lengths in tokens.
 
     Every rank gets the same number of micro-steps, the smallest with which no micro-batch exceeds
-    `token_budget` tokens; none is empty. Raises ValueError where that cannot be
-    (`check_dealable` tells beforehand).
+    `token_budget` tokens; none is empty. (The smallest of the first eight tried; beyond, where
+    sequences are nearly as long as the budget, the smallest that bisection finds.) Raises ValueError
+    where that cannot be (`check_dealable` tells beforehand).
     """
     if len(lengths) < num_ranks or lengths.min() < 1 or lengths.max() > token_budget:
         raise ValueError(
             f"{len(lengths)} sequences of {lengths.min(initial=0)} to {lengths.max(initial=0)} tokens "
             f"cannot be dealt to {num_ranks} ranks in micro-batches of {token_budget} tokens"
         )
+    order = _longest_first(lengths)
     fewest = -(-int(lengths.sum()) // (num_ranks * token_budget))
-    for num_micro_steps in range(fewest, len(lengths) // num_ranks + 1):
-        num_bins = num_ranks * num_micro_steps
-        bin_of, most_tokens = _longest_first(lengths, num_bins)
-        if most_tokens <= token_budget:
-            by_bin = np.argsort(bin_of, kind="stable")
-            borders = np.cumsum(np.bincount(bin_of, minlength=num_bins))[:-1]
-            bins = np.split(by_bin, borders)
-            return [bins[rank::num_ranks] for rank in range(num_ranks)]
-    raise ValueError(
-        f"{len(lengths)} sequences of up to {lengths.max()} tokens leave a rank of {num_ranks} without "
-        f"one in some micro-step of {token_budget} tokens; set engine.tokens_per_micro_batch="
-        f"{2 * int(lengths.max())} or optim.global_batch to a multiple of {num_ranks}"
-    )
+    most = len(lengths) // num_ranks
+
+    bins: dict[int, Bins] = {}
+
+    def fits(num_micro_steps: int) -> bool:
+        bins[num_micro_steps] = dealt = _lpt(lengths, order, num_ranks * num_micro_steps)
+        return int(dealt[1].max()) <= token_budget
+
+    found = _first(fits, fewest, most)
+    if found is None:
+        raise ValueError(
+            f"{len(lengths)} sequences of up to {lengths.max()} tokens leave a rank of {num_ranks} "
+            f"without one in some micro-step of {token_budget} tokens; set "
+            f"engine.tokens_per_micro_batch={2 * int(lengths.max())} or optim.global_batch to a "
+            f"multiple of {num_ranks}"
+        )
+    return Deal(bins[found], num_ranks)
 
 
-def _longest_first(lengths: NDArray[np.int64], num_bins: int) -> tuple[NDArray[np.int64], int]:
-    """The bin of each sequence and the tokens of the fullest bin. Ties go by index.
+def longest_prefix(lengths: NDArray[np.int64], num_bins: int, token_budget: int) -> int:
+    """How many of the first of (N,) lengths fill `num_bins` bins of `token_budget` tokens each.
+
+    As many as LPT deals into them, found from above in growing strides and then by bisection: a pure
+    function of the lengths, at least `num_bins`. They should be more than the bins can hold.
+    """
+    ends = np.cumsum(lengths)
+    above = int(np.searchsorted(ends, num_bins * token_budget, side="right"))
+    mean = max(1, int(ends[-1]) // len(lengths))
+    order = _longest_first(lengths[:above])
+
+    def over(count: int) -> int:
+        """Tokens that the fullest bin holds above its budget."""
+        return int(_lpt(lengths, order[order < count], num_bins)[1].max()) - token_budget
+
+    fitting, stride = above, 1
+    while fitting > num_bins and (excess := over(fitting)) > 0:
+        above = fitting
+        # as many fewer as would empty all bins by a fourth of that
+        stride = max(2 * stride, excess * num_bins // (4 * mean))
+        fitting = max(num_bins, fitting - stride)
+    while above - fitting > 1:
+        middle = (above + fitting) // 2
+        fitting, above = (middle, above) if over(middle) <= 0 else (fitting, middle)
+    return fitting
+
+
+def deal_prefix(lengths: NDArray[np.int64], num_ranks: int, num_bins: int) -> Deal:
+    """The deal of what `longest_prefix` found, to any number of ranks that divides the bins."""
+    return Deal(_lpt(lengths, _longest_first(lengths), num_bins), num_ranks)
+
+
+def _first(fits: Callable[[int], bool], first: int, last: int) -> int | None:
+    """The first of the numbers from `first` to `last` that fits; None where the last does not."""
+    below, number, stride = first - 1, first, 1
+    while number <= last and not fits(number):
+        if number == last:
+            return None
+        below = number
+        stride = 1 if number - first < 8 else 2 * stride
+        number = min(last, number + stride)
+    while number - below > 1 and stride > 1:
+        middle = (below + number) // 2
+        below, number = (below, middle) if fits(middle) else (middle, number)
+    return number if number <= last else None
+
+
+def _longest_first(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The places of the lengths, descending; ties by place."""
+    # numpy sorts 16 bits, which positions in an example have, by counting
+    return np.argsort((65_535 - lengths).astype(np.uint16), kind="stable")
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _lpt(lengths: NDArray[np.int64], order: NDArray[np.int64], num_bins: int) -> Bins:
+    """The bin of each sequence of `order`, and the tokens of each bin. Ties go by the bin's number.
 
     With at least as many sequences as bins none stays empty: an empty one has the fewest tokens.
     """
-    longest_first = np.argsort(-lengths, kind="stable")
-    heap = [(0, index) for index in range(num_bins)]  # ascending, so already a heap
-    chosen = []
-    for length in lengths[longest_first].tolist():
-        tokens, index = heap[0]
-        chosen.append(index)
-        heapq.heapreplace(heap, (tokens + length, index))
-    bin_of = np.empty(len(lengths), dtype=np.int64)
-    bin_of[longest_first] = chosen
-    return bin_of, max(heap)[0]
+    heap = np.arange(num_bins)  # tokens << 24 | bin, the least on top
+    bin_of = np.empty(len(lengths), np.int64)
+    for place in order:
+        bin_of[place] = heap[0] & 0xFFFFFF
+        value, hole = heap[0] + (lengths[place] << 24), 0
+        while True:
+            child = 2 * hole + 1
+            if child + 1 < num_bins and heap[child + 1] < heap[child]:
+                child += 1
+            if child >= num_bins or heap[child] >= value:
+                break
+            heap[hole] = heap[child]
+            hole = child
+        heap[hole] = value
+    tokens = np.empty(num_bins, np.int64)
+    for value in heap:
+        tokens[value & 0xFFFFFF] = value >> 24
+    return bin_of, tokens
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _group(bin_of: NDArray[np.int64], ends: NDArray[np.int64], members: NDArray[np.int64]) -> None:
+    """Fill `members` with the sequences, ascending, of one bin after the other; bins end at `ends`."""
+    at = np.zeros(len(ends), np.int64)
+    at[1:] = ends[:-1]
+    for i in range(len(bin_of)):
+        members[at[bin_of[i]]] = i
+        at[bin_of[i]] += 1

@@ -1,30 +1,33 @@
 """Global batches of a run, read, masked, dealt and packed ahead of the training loop.
 
-What is in global batch k is a pure function of (shards, seed, k): never of the rank, the number of
-ranks, the token budget or a thread. The deal of it to ranks is one of these and the lengths. So the
-state of the loader is one integer, and starting at it is all that resuming takes.
+What is in the global batch that begins at place p of the stream is a pure function of (shards, seed,
+p): never of the rank, the number of ranks or a thread, and of the token budget only where steps are
+counted in tokens. The deal of it to ranks is one of these and the lengths. So the state of the loader
+is one integer, the examples taken, and starting at it is all that resuming takes.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_prep.masking import MaskingRule, dynamic_keys, mask_examples, num_masked
+from data_prep.masking import MaskingRule, dynamic_keys, num_masked
 from data_prep.objectives import MaskingUnit
-from data_prep.shards import Examples, Shards
-from pretrain.batches.dealing import check_dealable, deal
+from data_prep.shards import Rows, Shards
+from pretrain.batches.dealing import Deal, check_dealable, deal, deal_prefix, longest_prefix
 from pretrain.batches.order import ExampleOrder, keyed_hash
-from pretrain.batches.packing import PackedBatch, pack
+from pretrain.batches.packing import NewMasks, PackedBatch, Shape, pack_rows
 from pretrain.settings import Masking
 
 BATCHES_AHEAD = 3
@@ -34,24 +37,97 @@ BATCHES_AHEAD = 3
 class GlobalBatch:
     """One rank's share of the sequences between two updates, and what all ranks hold together."""
 
-    position: int  # its number in the run's stream, from 0
+    position: int  # of its first example in the run's stream, from 0
     micro_batches: list[PackedBatch]  # this rank's; on every rank equally many
     dropout_seeds: list[int]  # of each micro-batch, below 2**63; no two alike in a run
     num_sequences: int  # over all ranks, as are the next three
     num_masked: int
     num_tokens: int
     squared_lengths: int  # sum of the squares of the sequences' lengths
+    num_shapes: int = 0  # static shapes that this rank's loader has used so far; 0: none is static
+
+    @property
+    def end(self) -> int:
+        """Position of the first example behind it."""
+        return self.position + self.num_sequences
 
 
-def is_skipped(position: int, ranges: Sequence[Sequence[int]]) -> bool:
-    """Whether a batch's number is in one of the ranges [first, end)."""
-    return any(first <= position < end for first, end in ranges)
+def passed_over(position: int, ranges: Sequence[Sequence[int]]) -> int:
+    """The first position from this one on that lies in none of the ranges [first, end)."""
+    while (ends := [end for first, end in ranges if first <= position < end]) != []:
+        position = max(ends)
+    return position
+
+
+class Shapes:
+    """Static sizes for micro-batches, the same for nearly all: few programs are to be compiled.
+
+    Lengths vary from one micro-batch to the next, so there are slots for 1.3 times as many sequences as
+    have room at the mean length.
+    """
+
+    def __init__(self, manifest: dict[str, Any], split: str) -> None:
+        totals = manifest["splits"][split]
+        self._sequences_a_token = 1.3 * totals["rows"] / max(1, totals["tokens"])
+        self._rate = manifest["masking"]["rate"]
+        self._max_seqlen = int(manifest["seq_len"])
+        self.used: set[Shape] = set()
+
+    def around(self, real: Shape, tokens: int) -> Shape:
+        """The shape of `tokens` tokens, or one with more slots where `real` does not fit that."""
+        fillers = -(-(tokens - real.tokens) // self._max_seqlen)
+        usual = math.ceil(self._sequences_a_token * tokens) + 8
+        return Shape(
+            tokens,
+            _rounded_up(max(usual, real.sequences + fillers), 16),
+            _rounded_up(max(math.ceil(self._rate * tokens), real.masked), 64),
+        )
+
+
+def _rounded_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+class Packer:
+    """Packs rows of one split for one rank, in static shapes or as they come."""
+
+    def __init__(self, shards: Shards, static: bool) -> None:
+        self._max_seqlen = int(shards.manifest["seq_len"])
+        self._shapes = Shapes(shards.manifest, shards.split) if static else None
+        self._pinned = torch.cuda.is_available()
+
+    @property
+    def num_shapes(self) -> int:
+        """Static shapes used so far."""
+        return 0 if self._shapes is None else len(self._shapes.used)
+
+    def pack(self, rows: Rows, tokens: int, new_masks: NewMasks | None = None) -> PackedBatch:
+        """One micro-batch; `tokens` is the size that a static one is filled up to."""
+        shapes = self._shapes
+        if shapes is None:
+            return pack_rows(rows, self._max_seqlen, lambda real: real, new_masks, self._pinned)
+        packed = pack_rows(
+            rows,
+            self._max_seqlen,
+            lambda real: shapes.around(real, tokens),
+            new_masks,
+            self._pinned,
+        )
+        shapes.used.add(Shape(tokens, len(packed.lengths), len(packed.labels)))
+        return packed
+
+
+def static_tokens(most_tokens: int, token_budget: int) -> int:
+    """Tokens of static micro-batches whose fullest holds `most_tokens`: up to a multiple of 256."""
+    return min(token_budget, _rounded_up(most_tokens, 256))
 
 
 class TrainLoader:
-    """The stream of global batches of exactly `global_batch` examples, as one rank sees it.
+    """The stream of global batches, as one rank sees it.
 
-    A background thread prepares the next few. `waited_s` is how long the loop has waited for data.
+    Of exactly `global_batch` examples each, or, with `tokens_per_step`, of as many as fill so many
+    tokens in micro-batches of `token_budget`. A background thread prepares the next few. `waited_s`
+    is how long the loop has waited for data.
     """
 
     def __init__(
@@ -65,46 +141,51 @@ class TrainLoader:
         seed: int,
         masking: Masking,
         rule: MaskingRule,
+        tokens_per_step: int | None = None,
+        static: bool = False,
     ) -> None:
         """`token_budget` is the most tokens of a micro-batch; `rule` draws the dynamic masks.
 
-        Raises SettingsError on a batch that cannot be dealt, ValueError where there is no example.
+        `static`: micro-batches are filled up to a few sizes, for compiled code. Raises SettingsError
+        on a batch that cannot be dealt, ValueError where there is no example.
         """
-        check_dealable(global_batch, world_size, token_budget, int(shards.manifest["seq_len"]))
+        seq_len = int(shards.manifest["seq_len"])
+        check_dealable(global_batch, world_size, token_budget, seq_len, tokens_per_step)
         self.waited_s = 0.0
         self._shards = shards
         self._global_batch = global_batch
+        self._num_bins = None if tokens_per_step is None else tokens_per_step // token_budget
         self._rank = rank
         self._world_size = world_size
         self._token_budget = token_budget
         self._seed = seed
         self._masking = masking
         self._rule = rule
+        self._packer = Packer(shards, static)
         self._order = ExampleOrder(shards.num_examples, seed)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="train-loader")
 
     def batches(
         self, first_position: int, skipped: Sequence[Sequence[int]] = ()
     ) -> Iterator[GlobalBatch]:
-        """Global batches from number `first_position` on, without an end.
+        """Global batches from the example at `first_position` on, without an end.
 
-        Numbers in the ranges [first, end) of `skipped` are passed over. What fails in the
-        background is raised here, at the batch that it concerns.
+        Examples in the ranges [first, end) of `skipped`, which are those of whole batches, are passed
+        over. What fails in the background is raised here, at the batch that it concerns.
         """
+        stream = self._stream(first_position, skipped)
         ahead: deque[Future[GlobalBatch]] = deque()
-        for position in itertools.count(first_position):
-            if is_skipped(position, skipped):
-                continue
-            ahead.append(self._pool.submit(self._prepare, position))
+        while True:
+            ahead.append(self._pool.submit(next, stream))
             if len(ahead) > BATCHES_AHEAD:
                 started = time.perf_counter()
                 batch = ahead.popleft().result()
                 self.waited_s += time.perf_counter() - started
                 yield batch
 
-    def example_ids(self, position: int) -> NDArray[np.int64]:
-        """(N,) numbers, in the train split, of the examples of a global batch, over all ranks."""
-        return self._order.examples(position * self._global_batch, self._global_batch)[1]
+    def example_ids(self, first: int, end: int) -> NDArray[np.int64]:
+        """(N,) numbers, in the train split, of the examples at [first, end) of the stream."""
+        return self._order.examples(first, end - first)[1]
 
     def close(self) -> None:
         """Drop what is prepared and wait for the background thread to end."""
@@ -121,52 +202,69 @@ class TrainLoader:
     ) -> None:
         self.close()
 
-    def _prepare(self, position: int) -> GlobalBatch:
-        first = position * self._global_batch
-        epochs, ids = self._order.examples(first, self._global_batch)
-        lengths = self._shards.lengths(ids)
-        dealt = deal(lengths, self._world_size, self._token_budget)
+    def _stream(self, position: int, skipped: Sequence[Sequence[int]]) -> Iterator[GlobalBatch]:
+        while True:
+            batch = self._prepare(passed_over(position, skipped))
+            yield batch
+            position = batch.end
+
+    def _deal(self, first: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Rows, Deal]:
+        """Epochs, ids and rows of the batch that begins at `first`, and who gets which."""
+        if self._num_bins is None:
+            epochs, ids = self._order.examples(first, self._global_batch)
+            rows = self._shards.rows(ids)
+            return epochs, ids, rows, deal(rows.lengths, self._world_size, self._token_budget)
+        tokens = self._num_bins * self._token_budget
+        totals = self._shards.manifest["splits"][self._shards.split]
+        count = 64 + int(1.1 * tokens * totals["rows"] / totals["tokens"])
+        while True:
+            epochs, ids = self._order.examples(first, count)
+            rows = self._shards.rows(ids)
+            if int(rows.lengths.sum()) > tokens:
+                break
+            count *= 2
+        taken = longest_prefix(rows.lengths, self._num_bins, self._token_budget)
+        rows = rows.take(np.arange(taken))
+        dealt = deal_prefix(rows.lengths, self._world_size, self._num_bins)
+        return epochs[:taken], ids[:taken], rows, dealt
+
+    def _prepare(self, first: int) -> GlobalBatch:
+        epochs, ids, rows, dealt = self._deal(first)
         mine = dealt[self._rank]
+        tokens = self._token_budget
+        if self._num_bins is None:
+            tokens = static_tokens(dealt.most_tokens, tokens)
+
+        def pack(places: NDArray[np.int64]) -> PackedBatch:
+            if self._masking is Masking.static:
+                return self._packer.pack(rows.take(places), tokens)
+            keys = dynamic_keys(self._seed, epochs[places], ids[places])
+            return self._packer.pack(rows.take(places), tokens, NewMasks(keys, self._rule))
+
         if self._masking is Masking.static:
-            examples = [self._shards.read(ids[places]) for places in mine]
-            total_masked = int(self._shards.masked_counts(ids).sum())
+            micro_batches = [pack(places) for places in mine]
+            total_masked = int(rows.masked_counts.sum())
         elif self._rule.unit is MaskingUnit.token:
-            examples = [self._masked_anew(epochs[places], ids[places]) for places in mine]
-            total_masked = int(num_masked(lengths, self._rule).sum())
+            micro_batches = [pack(places) for places in mine]
+            total_masked = int(num_masked(rows.lengths, self._rule).sum())
         else:
             # Whole words do not end where the rate does: the count is known only once the masks
             # are drawn. So every rank draws those of all ranks, which costs world_size times the
             # work in this thread and no communication.
-            of_rank = [
-                [self._masked_anew(epochs[places], ids[places]) for places in bins]
-                for bins in dealt
-            ]
-            examples = of_rank[self._rank]
-            total_masked = sum(len(e.masked_positions) for e in itertools.chain(*of_rank))
+            of_rank = [[pack(places) for places in bins] for bins in dealt]
+            micro_batches = of_rank[self._rank]
+            total_masked = sum(batch.num_masked for batch in itertools.chain(*of_rank))
         return GlobalBatch(
-            position=position,
-            micro_batches=[_packed(e, self._shards) for e in examples],
+            position=first,
+            micro_batches=micro_batches,
             dropout_seeds=[
                 keyed_hash("dropout", self._seed, first + int(places[0])) >> 1 for places in mine
             ],
-            num_sequences=self._global_batch,
+            num_sequences=len(rows),
             num_masked=total_masked,
-            num_tokens=int(lengths.sum()),
-            squared_lengths=int((lengths.astype(np.int64) ** 2).sum()),
-        )
-
-    def _masked_anew(self, epochs: NDArray[np.int64], ids: NDArray[np.int64]) -> Examples:
-        """The examples with masks that belong to (seed, epoch, example id)."""
-        examples = self._shards.read(ids)
-        keys = dynamic_keys(self._seed, epochs, ids)
-        positions, offsets, input_ids = mask_examples(
-            examples.input_ids, examples.offsets, keys, self._rule
-        )
-        return replace(
-            examples,
-            masked_positions=positions,
-            masked_offsets=offsets,
-            masked_input_ids=input_ids,
+            num_tokens=int(rows.lengths.sum()),
+            squared_lengths=int((rows.lengths**2).sum()),
+            num_shapes=self._packer.num_shapes,
         )
 
 
@@ -204,24 +302,31 @@ class EvalLoader:
         world_size: int,
         token_budget: int,
         max_examples: int | None,
+        static: bool = False,
     ) -> None:
-        """`max_examples` None: all. Raises ValueError where there is no held-out example."""
-        self._ids = ids = held_out_ids(shards.num_examples, max_examples)
+        """`max_examples` None: all. `static`: micro-batches all have one shape, for compiled code.
+
+        Raises ValueError where there is no held-out example."""
+        ids = held_out_ids(shards.num_examples, max_examples)
         if not len(ids):
             raise ValueError(
                 f"{shards.folder} holds no held-out example; raise heldout_fraction and run "
                 "data_prep.encode and data_prep.build again"
             )
-        lengths = shards.lengths(ids)
+        self._rows = shards.rows(ids)
+        lengths = self._rows.lengths
         if (longest := int(lengths.max())) > token_budget:
             raise ValueError(
                 f"engine.tokens_per_micro_batch={token_budget} cannot hold a held-out example of "
                 f"{longest} tokens; set engine.tokens_per_micro_batch={longest} or more"
             )
         self.num_sequences = len(ids)
-        self.num_masked = int(shards.masked_counts(ids).sum())
-        self._shards = shards
+        self.num_masked = int(self._rows.masked_counts.sum())
+        self._packer = Packer(shards, static)
         runs = _consecutive(lengths, token_budget)
+        ends = np.cumsum(lengths)
+        fullest = max(int(ends[end - 1] - ends[first] + lengths[first]) for first, end in runs)
+        self._tokens = static_tokens(fullest, token_budget)
         num_rounds = -(-len(runs) // world_size)
         self._mine = runs[rank::world_size]
         self._num_fillers = num_rounds - len(self._mine)
@@ -232,11 +337,12 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[HeldOutBatch]:
         for first, end in self._mine:
-            examples = self._shards.read(self._ids[first:end])
-            yield HeldOutBatch(_packed(examples, self._shards), is_counted=True)
+            yield HeldOutBatch(self._pack(first, end), is_counted=True)
         for _ in range(self._num_fillers):
-            examples = self._shards.read(np.arange(1))
-            yield HeldOutBatch(_packed(examples, self._shards), is_counted=False)
+            yield HeldOutBatch(self._pack(0, 1), is_counted=False)
+
+    def _pack(self, first: int, end: int) -> PackedBatch:
+        return self._packer.pack(self._rows.take(np.arange(first, end)), self._tokens)
 
 
 def _consecutive(lengths: NDArray[np.int64], token_budget: int) -> list[tuple[int, int]]:
@@ -248,9 +354,3 @@ def _consecutive(lengths: NDArray[np.int64], token_budget: int) -> list[tuple[in
         runs.append((first, end))
         first, before = end, int(ends[end - 1])
     return runs
-
-
-def _packed(examples: Examples, shards: Shards) -> PackedBatch:
-    """Packed and, for a GPU, in memory from which it copies while the loop goes on."""
-    batch = pack(examples, int(shards.manifest["seq_len"]))
-    return batch.pin_memory() if torch.cuda.is_available() else batch

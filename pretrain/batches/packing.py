@@ -9,17 +9,25 @@ Suffixes: T tokens of the packed row, N sequences, M masked positions.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from data_prep.shards import Examples
-
+from data_prep.masking import (
+    CompiledRule,
+    MaskingRule,
+    mask_example,
+    most_masked,
+    new_scratch,
+    num_masked,
+)
+from data_prep.shards import Examples, Rows, bounds, cut
 
 IGNORED = -100  # a label that counts nothing: torch's own number for it
 
@@ -42,9 +50,9 @@ class PackedBatch:
     loss, and no real token sees it.
     """
 
-    input_ids: Tensor  # (T,) int64, masks applied
-    position_ids: Tensor  # (T,) int64, 0 at each [CLS]
-    segment_ids: Tensor  # (T,) int64, 0 up to and with the first [SEP] of a sequence, then 1
+    input_ids: Tensor  # (T,) int32, masks applied
+    position_ids: Tensor  # (T,) int32, 0 at each [CLS]
+    segment_ids: Tensor  # (T,) int32, 0 up to and with the first [SEP] of a sequence, then 1
     cu_seqlens: Tensor  # (N + 1,) int32: sequence i is [cu_seqlens[i]:cu_seqlens[i + 1]]
     lengths: list[int]  # N lengths in tokens, on the host: no device is asked to cut a row
     cls_positions: Tensor  # (N,) int64, where each sequence begins; 0 for a slot of length 0
@@ -61,10 +69,6 @@ class PackedBatch:
         """The same batch on `device`; the copy runs asynchronously from pinned memory."""
         return self._with({k: v.to(device, non_blocking=True) for k, v in self._tensors().items()})
 
-    def pin_memory(self) -> PackedBatch:
-        """The same batch in page-locked memory, from which a GPU copies by itself. Needs CUDA."""
-        return self._with({name: value.pin_memory() for name, value in self._tensors().items()})
-
     def _tensors(self) -> dict[str, Tensor]:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
@@ -73,45 +77,80 @@ class PackedBatch:
         return dataclasses.replace(self, **tensors)
 
 
+@dataclass(frozen=True)
+class NewMasks:
+    """Masks to be drawn while packing, in place of those that the shards hold."""
+
+    keys: NDArray[np.uint64]  # (N, 2) of the sequences, as `dynamic_keys` makes them
+    rule: MaskingRule
+
+
 def pack(examples: Examples, max_seqlen: int, shape: Shape | None = None) -> PackedBatch:
     """Lay N examples end to end, in their order, with their masks applied, and fill up to `shape`.
 
     Raises ValueError on no example at all, on one without tokens (attention over zero keys is NaN)
     and where a shape is too small.
     """
-    lengths_N = np.diff(examples.offsets)
-    if not len(lengths_N):
+    return pack_rows(Rows.of(examples), max_seqlen, lambda real: shape or real)
+
+
+def pack_rows(
+    rows: Rows,
+    max_seqlen: int,
+    shape_of: Callable[[Shape], Shape],
+    new_masks: NewMasks | None = None,
+    pinned: bool = False,
+) -> PackedBatch:
+    """`pack` of rows of shards, read where they lie. `shape_of` says what real sizes are filled to.
+
+    `pinned`: in page-locked memory, from which a GPU copies while the host goes on; needs CUDA.
+    """
+    lengths_N = rows.lengths
+    if not len(rows):
         raise ValueError("a micro-batch needs one example at least; none was given")
-    if (lengths_N <= 0).any():
+    if lengths_N.min() < 1:
         raise ValueError(f"example {int(np.argmin(lengths_N))} of a micro-batch has no tokens")
-    real = Shape(int(lengths_N.sum()), len(lengths_N), len(examples.masked_positions))
-    shape = shape or real
-    all_lengths = np.array([*lengths_N, *filler_lengths(real, shape, max_seqlen)], np.int64)
-    offsets = np.concatenate([[0], np.cumsum(all_lengths)])
-    starts_T = np.repeat(offsets[:-1], all_lengths)
-    position_ids_T = np.arange(shape.tokens, dtype=np.int64) - starts_T
-    segment_a_lengths = _filled(examples.segment_a_lengths, shape.sequences, max_seqlen)
-    segment_ids_T = position_ids_T >= np.repeat(segment_a_lengths, all_lengths)
-    input_ids_T = _filled(examples.input_ids, shape.tokens, 0)
-    masked_indices = examples.masked_indices
-    labels_M = input_ids_T[masked_indices]
-    input_ids_T[masked_indices] = examples.masked_input_ids
+    room_N = rows.masked_counts if new_masks is None else most_masked(lengths_N, new_masks.rule)
+    real = Shape(int(lengths_N.sum()), len(rows), int(room_N.sum()))
+    shape = shape_of(real)
+    lengths = [*lengths_N.tolist(), *filler_lengths(real, shape, max_seqlen)]
+
+    def empty(size: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(size, dtype=dtype, pin_memory=pinned)
+
+    cu_seqlens = empty(len(lengths) + 1, torch.int32)
+    cu_seqlens[0] = 0
+    np.cumsum(lengths, out=cu_seqlens.numpy()[1:])
+    columns = [empty(shape.tokens, torch.int32) for _ in range(3)]
+    cls_positions, pair_labels = (empty(len(lengths), torch.int64) for _ in range(2))
+    masked_positions, labels = (empty(shape.masked, torch.int64) for _ in range(2))
+    outputs = (*columns, cls_positions, pair_labels, masked_positions, labels)
+    if new_masks is None:
+        drawn: tuple[Any, ...] = (False, *_NO_MASKS)
+    else:
+        rule = new_masks.rule
+        drawn = (True, new_masks.keys, num_masked(lengths_N, rule), rule.compiled)
+    masked = _pack(
+        *(rows.addresses, rows.like, rows.shards, rows.rows, cu_seqlens.numpy()),
+        *(*drawn, int(lengths_N.max())),
+        *(tensor.numpy() for tensor in outputs),
+    )
+    # where whole words are masked, only now it is known how many
+    slots = shape_of(replace(real, masked=masked)).masked
     return PackedBatch(
-        input_ids=torch.from_numpy(input_ids_T),
-        position_ids=torch.from_numpy(position_ids_T),
-        segment_ids=torch.from_numpy(segment_ids_T.astype(np.int64)),
-        cu_seqlens=torch.from_numpy(offsets.astype(np.int32)),
-        lengths=all_lengths.tolist(),
-        cls_positions=torch.from_numpy(np.where(all_lengths > 0, offsets[:-1], 0)),
-        masked_positions=torch.from_numpy(_filled(masked_indices, shape.masked, 0)),
-        labels=torch.from_numpy(_filled(labels_M, shape.masked, IGNORED)),
-        next_sentence_labels=torch.from_numpy(
-            _filled(examples.next_sentence_labels, shape.sequences, IGNORED)
-        ),
+        input_ids=columns[0],
+        position_ids=columns[1],
+        segment_ids=columns[2],
+        cu_seqlens=cu_seqlens,
+        lengths=lengths,
+        cls_positions=cls_positions,
+        masked_positions=masked_positions[:slots],
+        labels=labels[:slots],
+        next_sentence_labels=pair_labels,
         max_seqlen=max_seqlen,
         num_tokens=real.tokens,
         num_sequences=real.sequences,
-        num_masked=real.masked,
+        num_masked=masked,
     )
 
 
@@ -131,8 +170,87 @@ def filler_lengths(real: Shape, shape: Shape, max_seqlen: int) -> list[int]:
     return lengths + [0] * unused
 
 
-def _filled(values: NDArray[Any], size: int, filler: int) -> NDArray[np.int64]:
-    """(size,) int64: `values`, then `filler`."""
-    filled = np.full(size, filler, np.int64)
-    filled[: len(values)] = values
-    return filled
+_NO_MASKS = (
+    np.zeros((0, 2), np.uint64),
+    np.zeros(0, np.int64),
+    (
+        (0, 0),
+        0,
+        (False, np.zeros(0, np.bool_)),
+        0,
+        np.zeros(2, np.uint64),
+        np.zeros(0, np.int64),
+        0,
+    ),
+)
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _pack(
+    addresses: NDArray[np.int64],
+    like: NDArray[Any],
+    shards: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    cu_seqlens: NDArray[np.int32],
+    is_masked_anew: bool,
+    keys: NDArray[np.uint64],
+    quotas: NDArray[np.int64],
+    rule: CompiledRule,
+    longest: int,
+    input_ids: NDArray[np.int32],
+    position_ids: NDArray[np.int32],
+    segment_ids: NDArray[np.int32],
+    cls_positions: NDArray[np.int64],
+    pair_labels: NDArray[np.int64],
+    masked_positions: NDArray[np.int64],
+    labels: NDArray[np.int64],
+) -> int:
+    """Fill the columns of a packed row, filler included, in one pass; how many are masked."""
+    scratch = new_scratch(longest if is_masked_anew else 0)
+    new_positions, new_ids = scratch[0], scratch[1]
+    masked = 0
+    for i in range(len(rows)):
+        start, end, columns, row = cu_seqlens[i], cu_seqlens[i + 1], addresses[shards[i]], rows[i]
+        first, size = bounds(columns[1], row)
+        ids = cut(columns[0], first, size, like.dtype)
+        segment_a_length = np.int32(cut(columns[2], row, 1, np.uint16)[0])
+        out, positions, segments = (
+            input_ids[start:end],
+            position_ids[start:end],
+            segment_ids[start:end],
+        )
+        for j in range(size):
+            out[j] = ids[j]
+        for j in range(size):
+            positions[j] = j
+        for j in range(size):
+            segments[j] = np.int32(j) >= segment_a_length
+        cls_positions[i] = start
+        pair_labels[i] = cut(columns[3], row, 1, np.uint8)[0]
+        if is_masked_anew:
+            count = mask_example(ids, quotas[i], keys[i, 0], keys[i, 1], rule, scratch)
+            for j in range(count):
+                position = new_positions[j]
+                masked_positions[masked + j] = start + position
+                labels[masked + j] = ids[position]
+                out[position] = new_ids[j]
+        else:
+            first, count = bounds(columns[5], row)
+            stored_positions = cut(columns[4], first, count, np.uint16)
+            stored_ids = cut(columns[6], first, count, like.dtype)
+            for j in range(count):
+                position = np.int64(stored_positions[j])
+                masked_positions[masked + j] = start + position
+                labels[masked + j] = ids[position]
+                out[position] = stored_ids[j]
+        masked += count
+    for i in range(len(rows), len(cls_positions)):
+        start, end = cu_seqlens[i], cu_seqlens[i + 1]
+        cls_positions[i] = start if end > start else 0
+        pair_labels[i] = IGNORED
+        for j in range(start, end):
+            input_ids[j] = segment_ids[j] = 0
+            position_ids[j] = j - start
+    masked_positions[masked:] = 0
+    labels[masked:] = IGNORED
+    return masked

@@ -47,6 +47,7 @@ def optim_settings(**changes: Any) -> OptimSettings:
     values: dict[str, Any] = {
         "name": OptimizerName.adamw,
         "global_batch": BATCH_SIZE,
+        "tokens_per_step": None,
         "learning_rate": 3e-3,
         "betas": [0.9, 0.999],
         "eps": 1e-6,

@@ -62,6 +62,6 @@ def numbers_by_content(data: Path) -> dict[bytes, int]:
 
 def contents(batch: PackedBatch) -> list[bytes]:
     """The unmasked tokens of each sequence of a micro-batch."""
-    unmasked = batch.input_ids.clone()
+    unmasked = batch.input_ids.long()
     unmasked[batch.masked_positions] = batch.labels
     return [row.numpy().tobytes() for row in unmasked.split(batch.lengths)]

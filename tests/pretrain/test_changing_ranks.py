@@ -120,7 +120,7 @@ def test_ranks_and_stages_may_change_at_every_start_of_one_run(
     expected = seen_by(straight, 0, 1)
     order = ExampleOrder(num_examples, SEED)
     assert expected == {
-        p: sorted(order.examples(p * size, size)[1].tolist()) for p in range(last_step)
+        p: sorted(order.examples(p, size)[1].tolist()) for p in range(0, last_step * size, size)
     }
     positions = []
     for start, (ranks, _, _) in enumerate(chain):
@@ -128,7 +128,7 @@ def test_ranks_and_stages_may_change_at_every_start_of_one_run(
         complete = {p: numbers for p, numbers in seen.items() if len(numbers) == size}
         assert complete == {p: expected[p] for p in complete}, "the same examples, on any ranks"
         positions.append(set(complete))
-    assert set().union(*positions) == set(range(last_step))
+    assert set().union(*positions) == set(range(0, last_step * size, size))
     redone = [len(done & again) for done, again in itertools.pairwise(positions)]
     assert redone[1] == 0, "nothing is trained twice after a signal"
     assert max(redone) <= 4

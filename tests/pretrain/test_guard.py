@@ -37,7 +37,7 @@ SMALL = (
 
 
 def poison(factor: float, positions: Collection[int], kill_at_call: int = 0) -> Callable[..., None]:
-    """A hook: the MLM loss of these batches times `factor`; SIGKILL at the n-th training step."""
+    """A hook: the MLM loss of these batches, by number, times `factor`; SIGKILL at the n-th training step."""
 
     def hook(rank: int) -> None:
         train_step, forward = Engine.train_step, BertForPreTraining.forward
@@ -48,7 +48,7 @@ def poison(factor: float, positions: Collection[int], kill_at_call: int = 0) -> 
             calls += 1
             if calls == kill_at_call:
                 os.kill(os.getpid(), signal.SIGKILL)
-            now = factor if batch.position in positions else 1.0
+            now = factor if batch.position // 8 in positions else 1.0
             return train_step(self, batch, rate)
 
         def poisoned(self: BertForPreTraining, batch: Any) -> Any:
@@ -103,11 +103,11 @@ def test_a_loss_that_is_not_finite_skips_its_update_and_names_its_examples(
     status, output, events = run(sample_dir, tmp_path, poison(math.nan, [5]))
     assert status == 0, output
     (event,) = of_kind(events, "skipped_step")
-    assert (event["after"], event["position"]) == (5, 5)
+    assert (event["after"], event["position"]) == (5, 40)
     assert event["examples"] == examples_of(sample_dir, 5)
-    assert "skipped step: after=5 position=5 examples=8 of them" in output
+    assert "skipped step: after=5 position=40 examples=8 of them" in output
     assert steps(tmp_path) == list(range(1, 13))
-    assert last_state(tmp_path)["position"] == 13
+    assert (last_state(tmp_path)["position"], last_state(tmp_path)["skipped_steps"]) == (104, 1)
 
 
 @pytest.mark.distributed
@@ -116,9 +116,9 @@ def test_a_run_that_skips_and_skips_stops_with_a_report(sample_dir: Path, tmp_pa
     status, output, events = run(sample_dir, tmp_path, hook, "survival.max_skipped_steps=3")
     assert status == 1
     assert "3 updates in a row after step 5 were skipped (survival.max_skipped_steps)" in output
-    assert "batches 5 to 7, whose examples stand in runs/x/events.jsonl" in output
+    assert "examples 40 to 63 of the stream, whose numbers stand in runs/x/events.jsonl" in output
     assert "The last good checkpoint is step-00000004." in output
-    assert [event["position"] for event in of_kind(events, "skipped_step")] == [5, 6, 7]
+    assert [event["position"] for event in of_kind(events, "skipped_step")] == [40, 48, 56]
 
 
 @pytest.mark.distributed
@@ -164,7 +164,7 @@ def test_a_spike_is_logged_with_its_examples_and_the_run_goes_on(
     assert status == 0, output
     (event,) = of_kind(events, "spike")
     assert event["step"] == 7
-    assert event["positions"] == [6, 7]
+    assert event["positions"] == [48, 56]
     assert event["examples"] == examples_of(sample_dir, 6)
     assert event["loss"] > 10 * event["limit"]
     assert last_state(tmp_path)["skipped"] == []
@@ -176,7 +176,7 @@ def test_a_rewound_run_has_the_weights_of_one_that_never_saw_the_batch(
 ) -> None:
     def without_6(rank: int) -> None:
         batches = TrainLoader.batches
-        TrainLoader.batches = lambda self, first, _: batches(self, first, [(6, 7)])  # type: ignore[method-assign,assignment,misc]
+        TrainLoader.batches = lambda self, first, _: batches(self, first, [(48, 56)])  # type: ignore[method-assign,assignment,misc]
 
     status, output, _ = run(sample_dir, tmp_path / "without", without_6)
     assert status == 0, output
@@ -184,7 +184,7 @@ def test_a_rewound_run_has_the_weights_of_one_that_never_saw_the_batch(
     status, output, events = run(sample_dir, tmp_path / "rewound", poison(20, [6]), back)
     assert status == 0, output
     assert of_kind(events, "rewound")[0]["step"] == 4
-    assert last_state(tmp_path / "rewound")["skipped"] == [[6, 7]]
+    assert last_state(tmp_path / "rewound")["skipped"] == [[48, 56]]
     assert steps(tmp_path / "rewound") == list(range(1, 13))
     assert last_weights(tmp_path / "rewound") == last_weights(tmp_path / "without")
 
@@ -201,7 +201,7 @@ def test_a_run_killed_after_it_went_back_passes_over_the_same_batches(
     assert run(sample_dir, killed, poison(20, [6], call), back)[0] == -signal.SIGKILL
     status, output, _ = run(sample_dir, killed, poison(20, [6]), back)
     assert status == 0, output
-    assert last_state(killed)["skipped"] == [[6, 7]]
+    assert last_state(killed)["skipped"] == [[48, 56]]
     assert last_weights(killed) == last_weights(straight)
 
 
@@ -211,7 +211,7 @@ def test_a_run_that_spikes_whatever_it_passes_over_stops(sample_dir: Path, tmp_p
     status, output, events = run(sample_dir, tmp_path, poison(20, range(6, 99)), *more)
     assert status == 1
     assert "the loss has jumped 3 times since step 4" in output
-    assert [event["positions"] for event in of_kind(events, "spike")] == [[6, 7], [6, 8], [6, 9]]
+    assert [event["positions"] for event in of_kind(events, "spike")] == [[48, 56], [48, 64], [48, 72]]
 
 
 def test_checkpoints_between_two_records_are_refused_where_spikes_are_undone(

@@ -20,6 +20,7 @@ from pretrain.settings import OptimizerName, OptimSettings, Settings, TrustRatio
 OPTIM = OptimSettings(
     name=OptimizerName.bert_adam,
     global_batch=256,
+    tokens_per_step=None,
     learning_rate=1e-2,
     betas=[0.9, 0.999],
     eps=1e-6,

@@ -194,7 +194,7 @@ def test_both_phases_are_one_run_whatever_kills_it(arguments: list[str], tmp_pat
             assert event["data.seq_len"] == 64
     last = "runs/x/checkpoints/step-00000011"
     state = read_json(killed / last / "state.json")
-    assert (state["phase"], state["first_step"], state["position"]) == (2, 6, 5)
+    assert (state["phase"], state["first_step"], state["position"]) == (2, 6, 20)
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert checksum(killed / last / name) == checksum(straight / last / name)
     card = (straight / "runs/x/export/README.md").read_text()
@@ -233,7 +233,7 @@ def test_a_spike_in_the_second_phase_goes_back_to_its_beginning_and_no_further(
         batches = TrainLoader.batches
 
         def passed_over(self: TrainLoader, first: int, _: object) -> Any:
-            return batches(self, first, [(2, 3)] if self._global_batch == 4 else [])
+            return batches(self, first, [(8, 12)] if self._global_batch == 4 else [])
 
         TrainLoader.batches = passed_over  # type: ignore[assignment,method-assign]
 
@@ -243,7 +243,7 @@ def test_a_spike_in_the_second_phase_goes_back_to_its_beginning_and_no_further(
 
         def step(self: Engine, batch: Any, rate: float) -> Any:
             nonlocal factor
-            factor = 20.0 if (batch.num_sequences, batch.position) == (4, 2) else 1.0
+            factor = 20.0 if (batch.num_sequences, batch.position) == (4, 8) else 1.0
             return train_step(self, batch, rate)
 
         def poisoned(self: BertForPreTraining, batch: Any) -> Any:
