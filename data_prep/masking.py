@@ -158,7 +158,8 @@ def num_masked(lengths: NDArray[np.integer[Any]], rule: MaskingRule) -> NDArray[
     """
     rounded_N = np.rint(np.asarray(lengths, np.float64) * rule.rate).astype(np.int64)
     candidates_N = np.asarray(lengths, np.int64) - rule.num_special
-    return np.minimum(np.clip(rounded_N, 1, rule.most), candidates_N)
+    # three bounds, and not np.clip, which takes ten times as long for a batch's worth of lengths
+    return np.minimum(np.minimum(np.maximum(rounded_N, 1), rule.most), candidates_N)
 
 
 def most_masked(lengths: NDArray[np.integer[Any]], rule: MaskingRule) -> NDArray[np.int64]:

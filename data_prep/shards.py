@@ -309,7 +309,8 @@ class Shards:
                 f"{self.folder / self.split}, which holds 0 to {self.num_examples - 1}"
             )
         shards = np.searchsorted(self._first_example, examples, side="right") - 1
-        for shard in np.unique(shards[self._addresses[shards, 0] == 0]):
+        unmapped = shards[self._addresses[shards, 0] == 0]
+        for shard in np.unique(unmapped) if len(unmapped) else ():
             self._mapped[shard] = self._map_shard(shard)
             self._addresses[shard] = _addresses(self._mapped[shard])
         rows = examples - self._first_example[shards]

@@ -22,8 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_prep.masking import MaskingRule, dynamic_keys, num_masked
-from data_prep.objectives import MaskingUnit
+from data_prep.masking import MaskingRule, dynamic_keys
 from data_prep.shards import Rows, Shards
 from pretrain.batches.dealing import Deal, check_dealable, deal, deal_prefix, longest_prefix
 from pretrain.batches.order import ExampleOrder, keyed_hash
@@ -101,20 +100,28 @@ class Packer:
         """Static shapes used so far."""
         return 0 if self._shapes is None else len(self._shapes.used)
 
-    def pack(self, rows: Rows, tokens: int, new_masks: NewMasks | None = None) -> PackedBatch:
+    def pack(
+        self,
+        rows: Rows,
+        places: NDArray[np.int64],
+        tokens: int,
+        new_masks: NewMasks | None = None,
+    ) -> PackedBatch:
         """One micro-batch; `tokens` is the size that a static one is filled up to."""
         shapes = self._shapes
         if shapes is None:
-            return pack_rows(rows, self._max_seqlen, lambda real: real, new_masks, self._pinned)
-        packed = pack_rows(
-            rows,
-            self._max_seqlen,
-            lambda real: shapes.around(real, tokens),
-            new_masks,
-            self._pinned,
-        )
+            return pack_rows(rows, places, self._max_seqlen, _as_it_is, new_masks, self._pinned)
+
+        def around(real: Shape) -> Shape:
+            return shapes.around(real, tokens)
+
+        packed = pack_rows(rows, places, self._max_seqlen, around, new_masks, self._pinned)
         shapes.used.add(Shape(tokens, len(packed.lengths), len(packed.labels)))
         return packed
+
+
+def _as_it_is(real: Shape) -> Shape:
+    return real
 
 
 def static_tokens(most_tokens: int, token_budget: int) -> int:
@@ -235,25 +242,24 @@ class TrainLoader:
         if self._num_bins is None:
             tokens = static_tokens(dealt.most_tokens, tokens)
 
-        def pack(places: NDArray[np.int64]) -> PackedBatch:
-            if self._masking is Masking.static:
-                return self._packer.pack(rows.take(places), tokens)
-            keys = dynamic_keys(self._seed, epochs[places], ids[places])
-            return self._packer.pack(rows.take(places), tokens, NewMasks(keys, self._rule))
+        new_masks = None
+        if self._masking is Masking.dynamic:
+            keys = dynamic_keys(self._seed, epochs, ids)
+            new_masks = NewMasks(keys, rows.lengths, self._rule)
 
-        if self._masking is Masking.static:
-            micro_batches = [pack(places) for places in mine]
-            total_masked = int(rows.masked_counts.sum())
-        elif self._rule.unit is MaskingUnit.token:
-            micro_batches = [pack(places) for places in mine]
-            total_masked = int(num_masked(rows.lengths, self._rule).sum())
-        else:
+        def pack(places: NDArray[np.int64]) -> PackedBatch:
+            return self._packer.pack(rows, places, tokens, new_masks)
+
+        num_masked = int(rows.masked_counts.sum()) if new_masks is None else new_masks.total
+        if num_masked is None:
             # Whole words do not end where the rate does: the count is known only once the masks
             # are drawn. So every rank draws those of all ranks, which costs world_size times the
             # work in this thread and no communication.
             of_rank = [[pack(places) for places in bins] for bins in dealt]
             micro_batches = of_rank[self._rank]
-            total_masked = sum(batch.num_masked for batch in itertools.chain(*of_rank))
+            num_masked = sum(batch.num_masked for batch in itertools.chain(*of_rank))
+        else:
+            micro_batches = [pack(places) for places in mine]
         return GlobalBatch(
             position=first,
             micro_batches=micro_batches,
@@ -261,7 +267,7 @@ class TrainLoader:
                 keyed_hash("dropout", self._seed, first + int(places[0])) >> 1 for places in mine
             ],
             num_sequences=len(rows),
-            num_masked=total_masked,
+            num_masked=num_masked,
             num_tokens=int(rows.lengths.sum()),
             squared_lengths=int((rows.lengths**2).sum()),
             num_shapes=self._packer.num_shapes,
@@ -342,7 +348,7 @@ class EvalLoader:
             yield HeldOutBatch(self._pack(0, 1), is_counted=False)
 
     def _pack(self, first: int, end: int) -> PackedBatch:
-        return self._packer.pack(self._rows.take(np.arange(first, end)), self._tokens)
+        return self._packer.pack(self._rows, np.arange(first, end), self._tokens)
 
 
 def _consecutive(lengths: NDArray[np.int64], token_budget: int) -> list[tuple[int, int]]:

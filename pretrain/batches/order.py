@@ -9,6 +9,8 @@ memory.
 
 from __future__ import annotations
 
+import functools
+
 import numba
 import numpy as np
 import xxhash
@@ -43,16 +45,18 @@ class ExampleOrder:
         epochs, places = np.divmod(np.arange(first, first + count), self.num_examples)
         first_epoch = first // self.num_examples
         num_epochs = (first + count - 1) // self.num_examples - first_epoch + 1
-        keys = np.array(
-            [
-                [keyed_hash("order", self.seed, first_epoch + e, r) for r in range(ROUNDS)]
-                for e in range(num_epochs)
-            ],
-            dtype=np.uint64,
-        )
+        keys = _keys(self.seed, first_epoch, num_epochs)
         ids = np.empty(count, np.int64)
         _permute(places, epochs - first_epoch, keys, self._half_bits, self.num_examples, ids)
         return epochs, ids
+
+
+@functools.lru_cache(maxsize=8)
+def _keys(seed: int, first_epoch: int, num_epochs: int) -> NDArray[np.uint64]:
+    """(epochs, ROUNDS) keys of the permutations."""
+    epochs = range(first_epoch, first_epoch + num_epochs)
+    keys = [[keyed_hash("order", seed, epoch, r) for r in range(ROUNDS)] for epoch in epochs]
+    return np.array(keys, np.uint64)
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

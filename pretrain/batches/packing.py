@@ -27,6 +27,7 @@ from data_prep.masking import (
     new_scratch,
     num_masked,
 )
+from data_prep.objectives import MaskingUnit
 from data_prep.shards import Examples, Rows, bounds, cut
 
 IGNORED = -100  # a label that counts nothing: torch's own number for it
@@ -77,12 +78,18 @@ class PackedBatch:
         return dataclasses.replace(self, **tensors)
 
 
-@dataclass(frozen=True)
 class NewMasks:
     """Masks to be drawn while packing, in place of those that the shards hold."""
 
-    keys: NDArray[np.uint64]  # (N, 2) of the sequences, as `dynamic_keys` makes them
-    rule: MaskingRule
+    def __init__(
+        self, keys: NDArray[np.uint64], lengths: NDArray[np.int64], rule: MaskingRule
+    ) -> None:
+        """Of N sequences of (N,) lengths: (N, 2) keys, as `dynamic_keys` makes them."""
+        self.keys, self.rule = keys, rule
+        self.quotas = num_masked(lengths, rule)
+        is_exact = rule.unit is MaskingUnit.token  # of whole words, known only once they are drawn
+        self.most = self.quotas if is_exact else most_masked(lengths, rule)
+        self.total = int(self.quotas.sum()) if is_exact else None
 
 
 def pack(examples: Examples, max_seqlen: int, shape: Shape | None = None) -> PackedBatch:
@@ -91,66 +98,68 @@ def pack(examples: Examples, max_seqlen: int, shape: Shape | None = None) -> Pac
     Raises ValueError on no example at all, on one without tokens (attention over zero keys is NaN)
     and where a shape is too small.
     """
-    return pack_rows(Rows.of(examples), max_seqlen, lambda real: shape or real)
+    places = np.arange(len(examples))
+    return pack_rows(Rows.of(examples), places, max_seqlen, lambda real: shape or real)
 
 
 def pack_rows(
     rows: Rows,
+    places: NDArray[np.int64],
     max_seqlen: int,
     shape_of: Callable[[Shape], Shape],
     new_masks: NewMasks | None = None,
     pinned: bool = False,
 ) -> PackedBatch:
-    """`pack` of rows of shards, read where they lie. `shape_of` says what real sizes are filled to.
+    """`pack` of those of the rows that are at `places`, read where they lie.
 
-    `pinned`: in page-locked memory, from which a GPU copies while the host goes on; needs CUDA.
+    `shape_of` says what real sizes are filled to. `pinned`: in page-locked memory, from which a GPU
+    copies while the host goes on; needs CUDA.
     """
-    lengths_N = rows.lengths
-    if not len(rows):
+    lengths = rows.lengths[places].tolist()
+    if not lengths:
         raise ValueError("a micro-batch needs one example at least; none was given")
-    if lengths_N.min() < 1:
-        raise ValueError(f"example {int(np.argmin(lengths_N))} of a micro-batch has no tokens")
-    room_N = rows.masked_counts if new_masks is None else most_masked(lengths_N, new_masks.rule)
-    real = Shape(int(lengths_N.sum()), len(rows), int(room_N.sum()))
+    if min(lengths) < 1:
+        raise ValueError(f"example {lengths.index(min(lengths))} of a micro-batch has no tokens")
+    most = rows.masked_counts if new_masks is None else new_masks.most
+    real = Shape(sum(lengths), len(lengths), int(most[places].sum()))
     shape = shape_of(real)
-    lengths = [*lengths_N.tolist(), *filler_lengths(real, shape, max_seqlen)]
-
-    def empty(size: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(size, dtype=dtype, pin_memory=pinned)
-
-    cu_seqlens = empty(len(lengths) + 1, torch.int32)
-    cu_seqlens[0] = 0
-    np.cumsum(lengths, out=cu_seqlens.numpy()[1:])
-    columns = [empty(shape.tokens, torch.int32) for _ in range(3)]
-    cls_positions, pair_labels = (empty(len(lengths), torch.int64) for _ in range(2))
-    masked_positions, labels = (empty(shape.masked, torch.int64) for _ in range(2))
-    outputs = (*columns, cls_positions, pair_labels, masked_positions, labels)
+    longest = max(lengths)
+    lengths += filler_lengths(real, shape, max_seqlen)
+    # two pieces of memory for all columns
+    tokens, sequences, masked = shape.tokens, shape.sequences, shape.masked
+    of_32_bits = torch.empty(3 * tokens + sequences + 1, dtype=torch.int32, pin_memory=pinned)
+    of_64_bits = torch.empty(2 * (sequences + masked), dtype=torch.int64, pin_memory=pinned)
     if new_masks is None:
         drawn: tuple[Any, ...] = (False, *_NO_MASKS)
     else:
-        rule = new_masks.rule
-        drawn = (True, new_masks.keys, num_masked(lengths_N, rule), rule.compiled)
-    masked = _pack(
-        *(rows.addresses, rows.like, rows.shards, rows.rows, cu_seqlens.numpy()),
-        *(*drawn, int(lengths_N.max())),
-        *(tensor.numpy() for tensor in outputs),
+        drawn = (True, new_masks.keys, new_masks.quotas, new_masks.rule.compiled)
+    num_drawn = _pack(
+        *(rows.addresses, rows.like, rows.shards, rows.rows, places, *drawn, longest, max_seqlen),
+        *((tokens, sequences, masked), of_32_bits.numpy(), of_64_bits.numpy()),
     )
-    # where whole words are masked, only now it is known how many
-    slots = shape_of(replace(real, masked=masked)).masked
+    input_ids, position_ids, segment_ids, cu_seqlens = torch.split(of_32_bits, 
+        (tokens, tokens, tokens, sequences + 1)
+    )
+    cls_positions, pair_labels, masked_positions, labels = torch.split(of_64_bits, 
+        (sequences, sequences, masked, masked)
+    )
+    if num_drawn < real.masked:  # whole words: fewer than there was room for
+        slots = shape_of(replace(real, masked=num_drawn)).masked
+        masked_positions, labels = masked_positions[:slots], labels[:slots]
     return PackedBatch(
-        input_ids=columns[0],
-        position_ids=columns[1],
-        segment_ids=columns[2],
+        input_ids=input_ids,
+        position_ids=position_ids,
+        segment_ids=segment_ids,
         cu_seqlens=cu_seqlens,
         lengths=lengths,
         cls_positions=cls_positions,
-        masked_positions=masked_positions[:slots],
-        labels=labels[:slots],
+        masked_positions=masked_positions,
+        labels=labels,
         next_sentence_labels=pair_labels,
         max_seqlen=max_seqlen,
         num_tokens=real.tokens,
         num_sequences=real.sequences,
-        num_masked=masked,
+        num_masked=num_drawn,
     )
 
 
@@ -191,29 +200,35 @@ def _pack(
     like: NDArray[Any],
     shards: NDArray[np.int64],
     rows: NDArray[np.int64],
-    cu_seqlens: NDArray[np.int32],
+    places: NDArray[np.int64],
     is_masked_anew: bool,
     keys: NDArray[np.uint64],
     quotas: NDArray[np.int64],
     rule: CompiledRule,
     longest: int,
-    input_ids: NDArray[np.int32],
-    position_ids: NDArray[np.int32],
-    segment_ids: NDArray[np.int32],
-    cls_positions: NDArray[np.int64],
-    pair_labels: NDArray[np.int64],
-    masked_positions: NDArray[np.int64],
-    labels: NDArray[np.int64],
+    max_seqlen: int,
+    sizes: tuple[int, int, int],
+    of_32_bits: NDArray[np.int32],
+    of_64_bits: NDArray[np.int64],
 ) -> int:
     """Fill the columns of a packed row, filler included, in one pass; how many are masked."""
+    tokens, sequences, slots = sizes
+    input_ids, position_ids = of_32_bits[:tokens], of_32_bits[tokens : 2 * tokens]
+    segment_ids, cu_seqlens = of_32_bits[2 * tokens : 3 * tokens], of_32_bits[3 * tokens :]
+    cls_positions, pair_labels = of_64_bits[:sequences], of_64_bits[sequences : 2 * sequences]
+    masked_positions = of_64_bits[2 * sequences : 2 * sequences + slots]
+    labels = of_64_bits[2 * sequences + slots :]
     scratch = new_scratch(longest if is_masked_anew else 0)
     new_positions, new_ids = scratch[0], scratch[1]
-    masked = 0
-    for i in range(len(rows)):
-        start, end, columns, row = cu_seqlens[i], cu_seqlens[i + 1], addresses[shards[i]], rows[i]
+    start = masked = 0
+    cu_seqlens[0] = 0
+    for i in range(len(places)):
+        place = places[i]
+        columns, row = addresses[shards[place]], rows[place]
         first, size = bounds(columns[1], row)
         ids = cut(columns[0], first, size, like.dtype)
         segment_a_length = np.int32(cut(columns[2], row, 1, np.uint16)[0])
+        end = start + size
         out, positions, segments = (
             input_ids[start:end],
             position_ids[start:end],
@@ -228,7 +243,7 @@ def _pack(
         cls_positions[i] = start
         pair_labels[i] = cut(columns[3], row, 1, np.uint8)[0]
         if is_masked_anew:
-            count = mask_example(ids, quotas[i], keys[i, 0], keys[i, 1], rule, scratch)
+            count = mask_example(ids, quotas[place], keys[place, 0], keys[place, 1], rule, scratch)
             for j in range(count):
                 position = new_positions[j]
                 masked_positions[masked + j] = start + position
@@ -244,13 +259,15 @@ def _pack(
                 labels[masked + j] = ids[position]
                 out[position] = stored_ids[j]
         masked += count
-    for i in range(len(rows), len(cls_positions)):
-        start, end = cu_seqlens[i], cu_seqlens[i + 1]
+        start = cu_seqlens[i + 1] = end
+    for i in range(len(places), sequences):  # filler, then slots of length 0
+        end = min(start + max_seqlen, tokens)
         cls_positions[i] = start if end > start else 0
         pair_labels[i] = IGNORED
         for j in range(start, end):
             input_ids[j] = segment_ids[j] = 0
             position_ids[j] = j - start
+        start = cu_seqlens[i + 1] = end
     masked_positions[masked:] = 0
     labels[masked:] = IGNORED
     return masked

@@ -211,7 +211,11 @@ def test_a_run_that_spikes_whatever_it_passes_over_stops(sample_dir: Path, tmp_p
     status, output, events = run(sample_dir, tmp_path, poison(20, range(6, 99)), *more)
     assert status == 1
     assert "the loss has jumped 3 times since step 4" in output
-    assert [event["positions"] for event in of_kind(events, "spike")] == [[48, 56], [48, 64], [48, 72]]
+    assert [event["positions"] for event in of_kind(events, "spike")] == [
+        [48, 56],
+        [48, 64],
+        [48, 72],
+    ]
 
 
 def test_checkpoints_between_two_records_are_refused_where_spikes_are_undone(

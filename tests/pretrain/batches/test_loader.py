@@ -187,7 +187,9 @@ def test_starting_at_a_position_equals_reading_up_to_it(
 ) -> None:
     whole = take(make(1, 2, masking=masking), 20)
     for first in (0, 1, 7, 13):
-        for a, b in zip(take(make(1, 2, masking=masking), 5, first * BATCH), whole[first:], strict=False):
+        for a, b in zip(
+            take(make(1, 2, masking=masking), 5, first * BATCH), whole[first:], strict=False
+        ):
             assert_same(a, b)
 
 
