@@ -2,13 +2,17 @@
 
     python -m scripts.bench_loader [lengths=wikipedia] [examples=20000] [seconds=2] [rounds=3]
 
-Both draw the examples in random order from the same Arrow file. Ours: order, deal, read, mask,
-pack. Theirs: `datasets` with the special-token masks and segment ids prepared beforehand, and
-`DataCollatorForLanguageModeling`, padded to the longest of the batch. Only real tokens count.
+All draw the examples in random order from the same Arrow file. Ours: order, deal, read, mask, pack.
+NumPy alone: read, mask, pack, the same bits. Theirs: `datasets` with the special-token masks and
+segment ids prepared beforehand, and `DataCollatorForLanguageModeling`, padded to the longest of the
+batch. Only real tokens count. Then what a deal takes, and opening a corpus of 10,000 shards.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
+import statistics
 import sys
 import tempfile
 import time
@@ -20,12 +24,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_prep.masking import MaskingRule
-from data_prep.shards import Shards
+from data_prep.files import write_json
+from data_prep.masking import MaskingRule, dynamic_keys
+from data_prep.shards import Shards, read_shard
+from pretrain.batches.dealing import deal, longest_prefix
 from pretrain.batches.loader import TrainLoader
+from pretrain.batches.order import ExampleOrder
 from pretrain.settings import Masking
 from scripts.benchmark import arguments, in_turn, report
-from scripts.synthetic_shards import SPECIAL_IDS, open_synthetic_shards
+from scripts.numpy_loader import packed_columns
+from scripts.synthetic_shards import SPECIAL_IDS, draw_lengths, open_synthetic_shards
 
 VOCAB_SIZE = 30_522
 DEFAULTS: dict[str, str | int | float] = {
@@ -33,6 +41,7 @@ DEFAULTS: dict[str, str | int | float] = {
     "examples": 20_000,
     "global_batch": 256,
     "token_budget": 16_384,
+    "numpy_batch": 4_096,
     "hf_batch": 32,
     "seconds": 2.0,
     "rounds": 3,
@@ -52,10 +61,27 @@ def main() -> None:
                 "datasets + collator": _hugging_face(shards, int(given["hf_batch"]), seconds),
                 "ours, dynamic masks": _ours(shards, Masking.dynamic, batch, budget, seconds),
                 "ours, static masks": _ours(shards, Masking.static, batch, budget, seconds),
+                "NumPy alone, dynamic masks": _numpy(shards, int(given["numpy_batch"]), seconds),
             },
             int(given["rounds"]),
         )
-    report("loader", "real tokens/s/core", figures, "datasets + collator", {"settings": given})
+        deals = _deals(str(given["lengths"]))
+        opening = {"seconds_to_open_10000_shards": _opening(shards)}
+    ours, theirs = (
+        statistics.median(figures[variant])
+        for variant in ("ours, dynamic masks", "datasets + collator")
+    )
+    facts = {
+        "million_tokens_per_second_per_core": ours / 1e6,
+        "speedup_over_datasets": ours / theirs,
+        **deals,
+        **opening,
+    }
+    for what, number in (deals | opening).items():
+        print(f"{what.replace('_', ' '):<60}{number:12.4g}")
+    report(
+        "loader", "real tokens/s/core", figures, "datasets + collator", {**facts, "settings": given}
+    )
 
 
 def _rate(next_tokens: Callable[[], int], seconds: float) -> float:
@@ -69,25 +95,85 @@ def _rate(next_tokens: Callable[[], int], seconds: float) -> float:
 def _ours(
     shards: Shards, masking: Masking, global_batch: int, token_budget: int, seconds: float
 ) -> Callable[[], float]:
-    rule = MaskingRule.from_manifest(shards.manifest, vocab_path=None)
-
     def run() -> float:
-        loader = TrainLoader(
-            shards,
-            global_batch=global_batch,
-            rank=0,
-            world_size=1,
-            token_budget=token_budget,
-            seed=1,
-            masking=masking,
-            rule=rule,
-        )
-        with loader:
+        with _loader(shards, masking, global_batch, token_budget) as loader:
             stream = loader.batches(0)
             next(stream)
             return _rate(lambda: next(stream).num_tokens, seconds)
 
     return run
+
+
+def _loader(shards: Shards, masking: Masking, global_batch: int, token_budget: int) -> TrainLoader:
+    return TrainLoader(
+        shards,
+        global_batch=global_batch,
+        rank=0,
+        world_size=1,
+        token_budget=token_budget,
+        seed=1,
+        masking=masking,
+        rule=MaskingRule.from_manifest(shards.manifest, vocab_path=None),
+    )
+
+
+def _numpy(shards: Shards, batch_size: int, seconds: float) -> Callable[[], float]:
+    rule = MaskingRule.from_manifest(shards.manifest, vocab_path=None)
+    columns, _ = read_shard(next((shards.folder / shards.split).glob("*.arrow")))
+    order, places = ExampleOrder(len(columns), seed=1), itertools.count(0, batch_size)
+
+    def next_tokens() -> int:
+        epochs, ids = order.examples(next(places), batch_size)
+        keys = dynamic_keys(1, epochs, ids)
+        return len(packed_columns(columns, ids, keys, rule)["input_ids"])
+
+    return lambda: _rate(next_tokens, seconds)
+
+
+def _deals(name: str) -> dict[str, float]:
+    """Milliseconds of one deal, and of one search for a step of tokens; medians of five."""
+    rng, found = np.random.default_rng(1), {}
+    for size, num_ranks in ((256, 8), (4_096, 64), (65_536, 1_024)):
+        lengths = draw_lengths(name, size, rng)
+        took = _milliseconds(lambda n=lengths, r=num_ranks: deal(n, r, 16_384)[0])  # type: ignore[misc]
+        found[f"ms_to_deal_{size}_sequences"] = took
+    for num_bins in (8, 1_024):
+        lengths = draw_lengths(name, 90 * num_bins, rng)
+        took = _milliseconds(lambda n=lengths, b=num_bins: longest_prefix(n, b, 16_384))  # type: ignore[misc]
+        found[f"ms_to_fill_{num_bins}_bins_of_16384_tokens"] = took
+    return found
+
+
+def _milliseconds(work: Callable[[], object]) -> float:
+    """Of processor time; the first call compiles."""
+    took = []
+    for _ in range(6):
+        started = time.process_time()
+        work()
+        took.append(1e3 * (time.process_time() - started))
+    return statistics.median(took[1:])
+
+
+def _opening(shards: Shards) -> float:
+    """Seconds from a folder of 10,000 shards to a loader that is ready, a first batch not read.
+
+    All of them are one file under many names, with the few rows that it has: what counts is their number.
+    """
+    whole = shards.manifest["splits"]["train"]
+    with tempfile.TemporaryDirectory(dir=shards.folder) as name:
+        folder = Path(name)
+        (folder / "train").mkdir()
+        source = shards.folder / "train" / whole["shards"][0]["name"]
+        entries = []
+        for number in range(10_000):
+            entries.append(whole["shards"][0] | {"name": f"shard-{number:05d}.arrow"})
+            os.link(source, folder / "train" / entries[-1]["name"])
+        totals = {key: 10_000 * whole[key] for key in ("rows", "tokens")}
+        splits = {"train": {**totals, "shards": entries}}
+        write_json(folder / "manifest.json", shards.manifest | {"splits": splits})
+        started = time.perf_counter()
+        with _loader(Shards.open(folder, "train"), Masking.dynamic, 256, 16_384):
+            return time.perf_counter() - started
 
 
 def _hugging_face(shards: Shards, batch_size: int, seconds: float) -> Callable[[], float]:

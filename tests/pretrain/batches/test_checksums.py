@@ -32,7 +32,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
     return Shards.open(folder, "train")
 
 
-def checksums(shards: Shards, world_size: int, token_budget: int, masking: Masking) -> list[str]:
+def checksums(
+    shards: Shards, world_size: int, token_budget: int, masking: Masking, static: bool = False
+) -> list[str]:
     """Of the first six global batches, which are more than an epoch."""
     loaders = [
         TrainLoader(
@@ -44,6 +46,7 @@ def checksums(shards: Shards, world_size: int, token_budget: int, masking: Maski
             seed=1,
             masking=masking,
             rule=MaskingRule.from_manifest(shards.manifest, None),
+            static=static,
         )
         for rank in range(world_size)
     ]
@@ -62,6 +65,7 @@ def test_it_is_the_same_on_any_number_of_ranks_and_for_any_token_budget(
     assert len(set(alone)) == 6
     for world_size, token_budget in [(1, 2 * SEQ_LEN), (2, 3 * SEQ_LEN), (3, 2 * SEQ_LEN)]:
         assert checksums(shards, world_size, token_budget, masking) == alone
+    assert checksums(shards, 2, 3 * SEQ_LEN, masking, static=True) == alone
 
 
 def batch_of(*micro_batches: PackedBatch, position: int = 5) -> GlobalBatch:

@@ -15,20 +15,24 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_prep.configuration import SettingsError
-from data_prep.masking import MaskingRule
+from data_prep.masking import MaskingRule, dynamic_keys
 from data_prep.objectives import MaskingUnit
-from data_prep.shards import Shards
+from data_prep.shards import Shards, read_shard
 from pretrain.batches.loader import (
     BATCHES_AHEAD,
     EvalLoader,
     GlobalBatch,
     TrainLoader,
     held_out_ids,
+    passed_over,
 )
-from pretrain.batches.packing import PackedBatch
+from pretrain.batches.packing import NewMasks, PackedBatch, pack_rows
 from pretrain.settings import Masking
+from scripts.numpy_loader import packed_columns
 from scripts.synthetic_shards import write_synthetic_shards
 
 SEQ_LEN, VOCAB = 64, 5000
@@ -378,6 +382,126 @@ def test_a_batch_that_cannot_be_dealt_is_refused_at_once(make: Callable[..., Tra
         make(0, 9)
     with pytest.raises(SettingsError, match="tokens_per_micro_batch=64 or more"):
         make(token_budget=63)
+    with pytest.raises(SettingsError, match=r"set optim\.tokens_per_step=512, or null"):
+        make(0, 2, tokens_per_step=500)
+
+
+@pytest.mark.parametrize("masking", list(Masking))
+@pytest.mark.parametrize("budget", [2 * SEQ_LEN, 5 * SEQ_LEN + 9])
+def test_static_batches_hold_the_same_and_have_few_shapes(
+    make: Callable[..., TrainLoader], masking: Masking, budget: int
+) -> None:
+    changes: dict[str, Any] = {"masking": masking, "token_budget": budget, "global_batch": 20}
+    bare = take(make(1, 2, **changes), 30)
+    filled = take(make(1, 2, **changes, static=True), 30)
+    shapes = set()
+    for a, b in zip(bare, filled, strict=True):
+        for x, y in zip(a.micro_batches, b.micro_batches, strict=True):
+            for field in dataclasses.fields(x):
+                u, v = getattr(x, field.name), getattr(y, field.name)
+                same = torch.equal(u, v[: len(u)]) if isinstance(u, torch.Tensor) else True
+                assert same, field.name
+            shapes.add((len(y.input_ids), len(y.lengths), len(y.labels)))
+            assert len(y.input_ids) == min(budget, -(-x.num_tokens // 256) * 256)
+            assert len(y.lengths) % 16 == len(y.labels) % 64 == 0
+    assert (bare[-1].num_shapes, filled[-1].num_shapes) == (0, len(shapes))
+    assert len(shapes) <= 3
+
+
+TOKENS = 12 * 2 * SEQ_LEN  # a step of 12 bins
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_steps_of_tokens_have_the_same_examples_and_micro_batches_on_any_ranks(
+    make: Callable[..., TrainLoader], static: bool
+) -> None:
+    def stream(world_size: int) -> list[Any]:
+        loaders = [
+            make(rank, world_size, tokens_per_step=TOKENS, masking=Masking.dynamic, static=static)
+            for rank in range(world_size)
+        ]
+        steps = zip(*(take(loader, 12) for loader in loaders), strict=True)
+        return [
+            (
+                {(b.position, b.end, b.num_masked, b.num_tokens, b.squared_lengths) for b in step},
+                sorted(
+                    (seed, micro.input_ids.tolist(), micro.labels.tolist())
+                    for b in step
+                    for seed, micro in zip(b.dropout_seeds, b.micro_batches, strict=True)
+                ),
+            )
+            for step in steps
+        ]
+
+    alone = stream(1)
+    assert all(len(facts) == 1 and len(micro_batches) == 12 for facts, micro_batches in alone)
+    for world_size in (2, 3, 4, 12):
+        assert stream(world_size) == alone
+
+
+def test_steps_of_tokens_hold_each_example_once_an_epoch_and_are_nearly_full(
+    make: Callable[..., TrainLoader], shards: Shards
+) -> None:
+    batches = take(make(tokens_per_step=TOKENS), 12)
+    seen: list[int] = []
+    for batch in batches:
+        assert batch.position == len(seen)
+        seen += sorted(ids_of(shards, batch))
+        assert all(micro.num_tokens <= 2 * SEQ_LEN for micro in batch.micro_batches)
+        assert batch.num_tokens > 0.85 * TOKENS
+    assert len(seen) > 3 * NUM_TRAIN
+    counts = Counter(seen[: batches[-1].end])
+    assert set(counts.values()) <= {len(seen) // NUM_TRAIN, len(seen) // NUM_TRAIN + 1}
+    assert len({batch.num_sequences for batch in batches}) > 1
+
+
+def test_steps_of_tokens_go_on_from_any_of_their_positions(
+    make: Callable[..., TrainLoader],
+) -> None:
+    whole = take(make(tokens_per_step=TOKENS), 8)
+    again = take(make(tokens_per_step=TOKENS), 4, whole[4].position)
+    for a, b in zip(whole[4:], again, strict=True):
+        assert_same(a, b)
+    without = itertools.islice(
+        make(tokens_per_step=TOKENS).batches(0, [[whole[2].position, whole[2].end]]), 4
+    )
+    for a, b in zip([*whole[:2], *whole[3:5]], without, strict=True):
+        assert_same(a, b)
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9)), max_size=4), st.integers(0, 40))
+def test_the_place_behind_what_is_passed_over_is_the_first_that_is_in_no_range(
+    drawn: list[tuple[int, int]], position: int
+) -> None:
+    ranges = [[first, first + size] for first, size in drawn]
+    inside = {p for first, end in ranges for p in range(first, end)}
+    expected = next(p for p in itertools.count(position) if p not in inside)
+    assert passed_over(position, ranges) == expected
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_micro_batches_are_those_of_numpy_alone(shards: Shards, folder: Path, seed: int) -> None:
+    """A second program, without a line in common: the same bits. Masks of several rates and shares."""
+    changes = [{}, {"rate": 0.4, "mask_share": 0.3, "random_share": 0.6}, {"max_predictions": 3}]
+    rule = dataclasses.replace(
+        MaskingRule.from_manifest(shards.manifest, None), **changes[seed], special_ids=(0, 2, 3, 9)
+    )
+    columns, _ = read_shard(folder / "train" / "shard-00000.arrow")
+    numbers = np.random.default_rng(seed).integers(0, len(columns), 40)
+    keys = dynamic_keys(seed, numbers * 0 + 5, numbers)
+    rows = shards.rows(numbers)
+    new_masks = NewMasks(keys, rows.lengths, rule)
+    found = pack_rows(rows, np.arange(40), SEQ_LEN, lambda real: real, new_masks)
+    for name, expected in packed_columns(columns, numbers, keys, rule).items():
+        np.testing.assert_array_equal(getattr(found, name).numpy(), expected, strict=True)
+
+
+def test_static_evaluation_has_one_shape(folder: Path) -> None:
+    for rank in range(3):
+        batches = [item.batch for item in held_out(folder, rank, 3, token_budget=200, static=True)]
+        assert {(len(b.input_ids), len(b.lengths), len(b.labels)) for b in batches} == {
+            (200, 16, 64)
+        }
 
 
 def held_out(folder: Path, rank: int, world_size: int, **changed: Any) -> EvalLoader:
