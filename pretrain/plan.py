@@ -127,7 +127,8 @@ def load(typed: Sequence[str]) -> Settings:
     except SettingsError as error:
         batch = min(phase.settings.optim.global_batch for phase in phases_of(settings))
         nodes = batch // cluster.gpus_per_node
-        if batch >= ranks or nodes < 1:
+        of_tokens = any(p.settings.optim.tokens_per_step is not None for p in phases_of(settings))
+        if batch >= ranks or nodes < 1 or of_tokens:
             raise
         raise SettingsError(f"{error}, or cluster.nodes={nodes} or fewer") from error
     return settings

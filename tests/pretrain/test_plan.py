@@ -56,6 +56,20 @@ def test_micro_steps_are_those_that_it_takes_to_hold_the_tokens(
     assert micro_steps(settings, manifest, ranks) == needed
 
 
+def test_steps_of_tokens_are_planned_with_the_sequences_that_they_hold_on_the_average() -> None:
+    settings = dataclasses.replace(
+        BASE, optim=dataclasses.replace(BASE.optim, tokens_per_step=8 * 4096)
+    )
+    settings.engine = dataclasses.replace(BASE.engine, tokens_per_micro_batch=4096)
+    known = corpus()
+    found = plan(settings, known, 1, world_size=2, number=1)
+    steps, mean = settings.schedule.last_step or 0, known.lengths.mean
+    assert found.micro_steps == 4
+    assert found.sequences == pytest.approx(steps * 8 * 4096 / mean, rel=0.01)
+    assert 0.98 < found.fill < 1
+    assert f"{steps:,} steps of 32,768 tokens" in found.line()
+
+
 @given(
     each=st.lists(st.integers(8, 512), min_size=1, max_size=40),
     first=st.integers(0, 100), count=st.integers(0, 100), seed=st.integers(0, 2**32 - 1),

@@ -30,6 +30,7 @@ def test_the_defaults_of_every_model_pass() -> None:
         ("data.pairs=rtd", "data.pairs"),
         ("engine.tokens_per_micro_batch=100", "set engine.tokens_per_micro_batch=128 or more"),
         ("optim.global_batch=1", "set optim.global_batch=2 or more"),
+        ("optim.tokens_per_step=40000", "set optim.tokens_per_step=32768, or null"),
         ("optim.learning_rate=0", "must be above 0"),
         ("optim.betas=[0.9]", "it takes two numbers"),
         ("schedule.total_steps=0", "schedule.total_steps=0; it must be 1 or more"),
