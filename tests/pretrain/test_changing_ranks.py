@@ -158,6 +158,42 @@ def run(
         assert statuses == [0] * ranks, output
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_by_tokens_goes_on_with_other_ranks_over_the_same_examples(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    """1 rank, then 4, then 2, with dropout: micro-batches do not depend on the ranks, nor does it."""
+    last_step = 12
+    data = cut(sample_dir, tmp_path / "data", [31, 0, 22], [9, 2])
+    arguments = [
+        *RUN, f"data.dir={data}", f"schedule.total_steps={last_step}", "checkpoint.every_steps=4",
+        "optim.tokens_per_step=2048", "model.hidden_dropout_prob=0.1",
+    ]  # fmt: skip
+    chain: list[tuple[int, Callable[[int], None] | None]] = [
+        (1, Kill(6, "the training step", victims=(0,))),
+        (4, stopped_at(4)),
+        (2, None),
+    ]
+    straight, changed = tmp_path / "straight", tmp_path / "changed"
+    straight.mkdir(), changed.mkdir()
+    run(arguments, data, straight, 0, 1, 1, None)
+    for start, (ranks, end) in enumerate(chain):
+        run(arguments, data, changed, start, ranks, 1, end)
+    assert losses(changed) == pytest.approx(losses(straight), rel=1e-5)
+    expected, order = seen_by(straight, 0, 1), ExampleOrder(53, SEED)
+    for position, numbers in expected.items():
+        assert numbers == sorted(order.examples(position, len(numbers))[1].tolist())
+    assert len({len(numbers) for numbers in expected.values()}) > 1
+    last: set[int] = set()
+    for start, (ranks, _) in enumerate(chain):
+        seen = seen_by(changed, start, ranks)
+        complete = {p for p, numbers in seen.items() if len(numbers) == len(expected[p])}
+        assert all(seen[p] == expected[p] for p in complete)
+        last |= complete
+    assert last == set(expected)
+
+
 @pytest.mark.parametrize(
     ("ranks", "shards"),
     [(3, [47]), pytest.param(2, [0, 1, 40, 0, 6], marks=pytest.mark.slow)],

@@ -123,6 +123,18 @@ def test_a_checkpoint_says_in_which_phase_the_run_goes_on(
     assert (place.phase.number, place.is_beginning) == (number, is_beginning)
 
 
+def test_the_token_budget_belongs_to_the_identity_of_a_run_by_tokens_alone() -> None:
+    def of_run(*typed: str) -> dict[str, Any]:
+        manifests = [{"vocab_checksum": "v", "splits": {"train": {"shards": []}}}]
+        return identity(settings_of(*typed), manifests)
+
+    smaller = "engine.tokens_per_micro_batch=4096"
+    assert of_run() == of_run(smaller)
+    by_tokens = "optim.tokens_per_step=65536"
+    assert of_run(by_tokens) != of_run(by_tokens, smaller)
+    assert of_run(by_tokens) != of_run("optim.tokens_per_step=32768")
+
+
 def test_what_a_phase_changes_and_its_shards_belong_to_the_run_s_identity() -> None:
     def identity_of(checksum: str, *typed: str) -> dict[str, Any]:
         shards = [{"splits": {"train": {"shards": [{"checksum": c}]}}} for c in ("a", checksum)]
