@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import enum
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,7 @@ def compose(entry: str, schema: type[T], overrides: Sequence[str]) -> tuple[T, d
         }
         OmegaConf.set_struct(composed, False)
         del composed["hydra"]
+        _name_booleans(composed, schema)
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), composed))
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingsError(_explain(error, schema)) from error
@@ -99,6 +101,16 @@ def _typed(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     return repr(value)
+
+
+def _name_booleans(values: Any, schema: type) -> None:
+    """Make `true` and `false` the names that they are where the field is an enum (auto|true|false)."""
+    for name, kind in get_type_hints(schema).items():
+        if dataclasses.is_dataclass(kind) and name in values:
+            assert isinstance(kind, type)
+            _name_booleans(values[name], kind)
+        elif isinstance(kind, enum.EnumType) and isinstance(values.get(name), bool):
+            values[name] = str(values[name]).lower()
 
 
 def _last_of_each(overrides: Sequence[str]) -> list[str]:

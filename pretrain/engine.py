@@ -27,11 +27,12 @@ from torch import Tensor, nn
 
 from data_prep.configuration import SettingsError
 from pretrain import consolidated
+from pretrain.compiling import compile_parts, resolve_compile
 from pretrain.consolidated import MOMENTS, WEIGHT, Snapshot
 from pretrain.lamb import Lamb, Piece
 from pretrain.optimizers import build_optimizer, parameter_groups
 from pretrain.ranks import Ranks
-from pretrain.settings import EngineSettings, OptimSettings, Precision
+from pretrain.settings import Compile, EngineSettings, OptimSettings, Precision
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it guesses, and says so on stdout
@@ -101,6 +102,8 @@ class Engine:
         self._model = model
         model.activation_checkpointing = engine.activation_checkpointing
         model.to(ranks.device)
+        if resolve_compile(engine, ranks.device) is Compile.true:
+            compile_parts(model, self.precision, ranks.device)
         groups = parameter_groups(model, optim.weight_decay)
         self._optimizer = build_optimizer(groups, optim)
         self._parameters = dict(model.named_parameters())  # the tied matrix once

@@ -139,6 +139,7 @@ class BertForPreTraining(nn.Module):
             self.pooler = nn.Linear(settings.hidden_size, settings.hidden_size)
             self.pair_head = nn.Linear(settings.hidden_size, 2)
         self.mlm_head = MaskedTokenHead(settings, self.embeddings.word.weight, vocab_size)
+        self.token_sums = _sums  # the engine may have it compiled
         self.num_parameters = sum(p.numel() for p in self.parameters())  # the tied matrix once
 
     def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -149,7 +150,7 @@ class BertForPreTraining(nn.Module):
         masked position the MLM loss is 0 and still has a (zero) gradient for every parameter.
         """
         mlm_logits, pair_logits = self._padded_logits(batch)
-        mlm_loss, mlm_correct = _sums(mlm_logits, batch.labels)
+        mlm_loss, mlm_correct = self.token_sums(mlm_logits, batch.labels)
         if pair_logits is None:
             return mlm_loss, mlm_loss.new_zeros(()), mlm_correct, mlm_correct.new_zeros(())
         pair_loss, pair_correct = _sums(pair_logits, batch.next_sentence_labels)

@@ -18,7 +18,14 @@ from pretrain.settings import Carried, PhaseSettings, Settings, check
 # What a phase may change: the rest is the run's, or decides nothing
 _GROUPS = ("data", "optim", "schedule", "eval", "checkpoint", "monitor", "engine")
 _CARRIED = ("moments", "optimizer_step", "loss_scaler")
-_FIXED = ("data.dir", "data.pairs", "optim.name", "engine.zero_stage", "engine.precision")
+_FIXED = (
+    "data.dir",
+    "data.pairs",
+    "optim.name",
+    "engine.zero_stage",
+    "engine.precision",
+    "engine.compile",
+)
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,7 @@ def _help() -> str:
 def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, voice: Voice) -> int:
     """Train, and close the run on rank 0. Collective."""
     from pretrain.checkpoint import STATE_FILE
+    from pretrain.compiling import resolve_compile
     from pretrain.engine import resolve_precision
     from pretrain.forecast import forecast
     from pretrain.forecast import write as write_plan
@@ -165,6 +166,7 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
 
     found = preflight(ranks, settings)
     settings.engine.precision = resolve_precision(settings.engine, ranks.device)
+    settings.engine.compile = resolve_compile(settings.engine, ranks.device)
     phases, manifests = phases_of(settings), found.manifests
     run_folder = folder_of_run(settings)
     log = run_folder / "logs" / f"rank-{ranks.rank:05d}.log"

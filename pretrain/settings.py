@@ -32,6 +32,14 @@ class Precision(enum.Enum):
     fp16 = "fp16"  # half-precision weights, fp32 masters, dynamic loss scale; ZeRO 1 to 3, GPU
 
 
+class Compile(enum.Enum):
+    """Whether the layers run as compiled code."""
+
+    auto = "auto"  # true on a GPU that can, but for ZeRO 3; false on a CPU
+    true = "true"
+    false = "false"
+
+
 class Masking(enum.Enum):
     static = "static"  # the masks that `data_prep.build` wrote: the same in every epoch
     dynamic = "dynamic"  # drawn anew in every epoch by the same rule
@@ -187,6 +195,7 @@ class EngineSettings:
     activation_checkpointing: (
         bool  # layers keep their input alone and run again in the backward pass
     )
+    compile: Compile
     timeout_minutes: float  # a rank that makes no headway for so long ends the run
 
 
@@ -434,6 +443,11 @@ def _check_engine(settings: Settings) -> list[str]:
             f"engine.precision={engine.precision.name} with engine.zero_stage=0: DeepSpeed's "
             "optimizer for that pair makes a step on zero gradients at the start and scales "
             "wrongly; set engine.zero_stage=1 (one rank, too) or engine.precision=bf16_autocast"
+        ]
+    if engine.zero_stage == 3 and engine.compile is Compile.true:
+        return [
+            "engine.compile=true with engine.zero_stage=3: its hooks, which gather a layer's weights "
+            "before it runs, cannot be compiled; set engine.zero_stage=2 or engine.compile=false"
         ]
     return []
 

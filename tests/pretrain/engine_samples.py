@@ -17,7 +17,14 @@ from pretrain.batches.packing import pack
 from pretrain.engine import Engine, get_accelerator
 from pretrain.model import BertForPreTraining
 from pretrain.ranks import Ranks
-from pretrain.settings import EngineSettings, OptimizerName, OptimSettings, Precision, TrustRatio
+from pretrain.settings import (
+    Compile,
+    EngineSettings,
+    OptimizerName,
+    OptimSettings,
+    Precision,
+    TrustRatio,
+)
 
 VOCAB_SIZE, BATCH_SIZE, LONGEST = 90, 12, 24
 ONE_MICRO_STEP, MANY_MICRO_STEPS = 10_000, 48  # token budgets
@@ -67,6 +74,7 @@ def build_engine(
     model: Any = None,
     timeout_minutes: float = 1.0,
     activation_checkpointing: bool = False,
+    compile: Compile = Compile.false,
     **optim: Any,
 ) -> Engine:
     """An engine on the CPU, where DeepSpeed refuses fp16 unless the accelerator is made to allow it."""
@@ -75,7 +83,7 @@ def build_engine(
         supported = [torch.float32, torch.float16, torch.bfloat16]
         get_accelerator().supported_dtypes = lambda: supported
     settings = EngineSettings(
-        stage, precision, MANY_MICRO_STEPS, activation_checkpointing, timeout_minutes
+        stage, precision, MANY_MICRO_STEPS, activation_checkpointing, compile, timeout_minutes
     )
     model = build_model() if model is None else model
     return Engine(model, optim_settings(**optim), settings, ranks)

@@ -27,7 +27,7 @@ from data_prep.configuration import SettingsError
 from pretrain.engine import Engine, resolve_precision
 from pretrain.model import BertForPreTraining
 from pretrain.ranks import Ranks
-from pretrain.settings import EngineSettings, Precision
+from pretrain.settings import Compile, EngineSettings, Precision
 
 FP32, AUTOCAST = Precision.fp32, Precision.bf16_autocast
 BF16, FP16 = (
@@ -62,12 +62,12 @@ def test_auto_is_bf16_autocast_on_a_gpu_that_has_it_and_else_fp32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
-    settings = EngineSettings(1, asked, 512, False, 1.0)
+    settings = EngineSettings(1, asked, 512, False, Compile.auto, 1.0)
     assert resolve_precision(settings, torch.device(device)) is precision
 
 
 def test_fp16_without_a_gpu_is_refused_with_the_cure() -> None:
-    settings = EngineSettings(1, Precision.fp16, 512, False, 1.0)
+    settings = EngineSettings(1, Precision.fp16, 512, False, Compile.auto, 1.0)
     ranks = Ranks(0, 1, 0, torch.device("cpu"))
     with pytest.raises(SettingsError, match=r"fp16 needs a GPU; set engine\.precision=fp32"):
         Engine(build_model(), optim_settings(), settings, ranks)
