@@ -14,10 +14,10 @@ LABEL org.opencontainers.image.title="bert-pretraining" \
       org.opencontainers.image.description="Distributed BERT pretraining, from raw text to a Hugging Face model" \
       org.opencontainers.image.licenses="Apache-2.0"
 
-# git for the commit in a run's record; the rest for NCCL, which else takes TCP for InfiniBand.
+# git for the commit in a run's record, g++ for engine.compile; the rest for NCCL, which else takes TCP for InfiniBand.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends git ibverbs-providers libibverbs1 \
+    && apt-get install --yes --no-install-recommends g++ git ibverbs-providers libibverbs1 \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /opt/bert-pretraining

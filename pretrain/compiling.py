@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,6 +55,12 @@ def compile_parts(model: BertForPreTraining, precision: Precision, device: torch
     for layer in model.layers:
         layer.compile(fullgraph=one_graph, **how)
     model.token_sums = torch.compile(model.token_sums, fullgraph=True, **how)
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """In this context compiled parts run as they are: for a batch of a shape that comes up rarely."""
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _has_compiler() -> bool:

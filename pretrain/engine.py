@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from data_prep.configuration import SettingsError
 from pretrain import consolidated
-from pretrain.compiling import compile_parts, resolve_compile
+from pretrain.compiling import compile_parts, resolve_compile, uncompiled
 from pretrain.consolidated import MOMENTS, WEIGHT, Snapshot
 from pretrain.lamb import Lamb, Piece
 from pretrain.optimizers import build_optimizer, parameter_groups
@@ -229,7 +229,8 @@ class Engine:
         head = self._engine.module.mlm_head
         taking = head.register_forward_hook(lambda *call: seen.append(call[-1]))
         try:
-            self.evaluate_step(micro_batch)
+            with uncompiled():
+                self.evaluate_step(micro_batch)
         finally:
             taking.remove()
         return seen[0]

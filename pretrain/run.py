@@ -25,7 +25,7 @@ from pretrain.prepared import folder_of, manifest_of, prepare_sample
 from pretrain.ranks import environment_rank, environment_world_size
 from pretrain.run_folder import folder_of_run, identity, open_run_folder
 from pretrain.run_lock import RunLock
-from pretrain.settings import OnSpike, Settings
+from pretrain.settings import Compile, OnSpike, Settings
 from pretrain.speaking import Voice, speak_on_rank_0
 from pretrain.watchdog import Watchdog
 
@@ -337,7 +337,8 @@ def _train(
             monitor = Monitor(own, lasting)
             goodput = Goodput.read(run_folder) if ranks.rank == 0 else None
             try:
-                monitor.event(how, step=progress.step, ranks=ranks.world_size)
+                is_compiled = settings.engine.compile is Compile.true
+                monitor.event(how, step=progress.step, ranks=ranks.world_size, compiled=is_compiled)
                 if number > 1 and progress.step == progress.first_step:
                     facts = place.phase.facts()
                     monitor.event("phase", number=number, step=progress.step, **facts)

@@ -198,6 +198,7 @@ def kernels() -> dict[str, Any]:
     torch._inductor.runtime.triton_helpers.set_driver_to_gpu = lambda: None
     torch._inductor.config.compile_threads = 1
     torch._inductor.config.fx_graph_cache = False
+    torch._inductor.config.joint_graph_constant_folding = False  # on the device
     codes: list[str] = []
 
     def keep_code(lowering: Any) -> Any:
@@ -230,24 +231,23 @@ def kernels() -> dict[str, Any]:
     settings, _ = compose("config", Settings, ["+model=large"])
     settings.model.attention_probs_dropout_prob = 0.0
     tokens, masked, hidden = 8_192, 1_232, settings.model.hidden_size
+    torch.set_default_dtype(torch.bfloat16)
     with mode, torch.device("cuda"):
-        torch.set_default_dtype(torch.bfloat16)
         layer = Layer(settings.model).train()
-        batch = types.SimpleNamespace(max_seqlen=512)
-        ends = torch.zeros(49, dtype=torch.int32)
-        names, weights = zip(*layer.named_parameters(), strict=True)
-
-        def run_layer(x: torch.Tensor, ends: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-            batch.cu_seqlens = ends
-            given = dict(zip(names, weights, strict=True))
-            return torch.func.functional_call(layer, given, (x, batch))
-
-        def run_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            return _sums(logits, labels)[0]
-
         x = torch.zeros(tokens, hidden, requires_grad=True)
+        ends = torch.zeros(49, dtype=torch.int32)
         logits = torch.zeros(masked, 30_528, requires_grad=True)
         labels = torch.zeros(masked, dtype=torch.int64)
+    names, weights = zip(*layer.named_parameters(), strict=True)
+
+    def run_layer(x: torch.Tensor, ends: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        batch = types.SimpleNamespace(cu_seqlens=ends, max_seqlen=512)
+        return torch.func.functional_call(layer, dict(zip(names, weights, strict=True)), (x, batch))
+
+    def run_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return _sums(logits, labels)[0]
+
+    with mode:
         return {
             "layer": built(run_layer, x, ends, *weights),
             "loss": built(run_loss, logits, labels),

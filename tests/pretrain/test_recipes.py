@@ -64,6 +64,13 @@ def test_a_recipe_has_the_published_numbers_with_any_model(recipe: str, model: s
         assert everything[group][name] == number, key
 
 
+def test_every_recipe_says_its_dropout_of_attention_over_the_models_own() -> None:
+    for recipe in NUMBERS:
+        assert (
+            settings_of("model=tiny", f"recipe={recipe}").model.attention_probs_dropout_prob == 0.1
+        )
+
+
 def test_only_the_recipes_that_have_a_quirk_turn_it_on() -> None:
     schedules = {
         recipe: settings_of("model=base", f"recipe={recipe}").schedule for recipe in NUMBERS
