@@ -21,7 +21,7 @@ from pretrain.cluster import ClusterSettings, measured
 from pretrain.memory import GIB, Memory
 from pretrain.phases import phases_of
 from pretrain.plan import Plan, corpus_of, plan
-from pretrain.settings import EngineSettings, Precision, Settings
+from pretrain.settings import Compile, EngineSettings, Precision, Settings
 
 HOUR = 3600
 WIDTH = 98  # columns of the table
@@ -235,6 +235,7 @@ class Forecast:
         return (
             f"{parameters / 1e6:,.1f} M parameters, {self.ranks:,} rank(s){where}, "
             f"{self.engine.precision.name}, ZeRO {self.engine.zero_stage}"
+            f"{', compiled' if self.engine.compile is Compile.true else ''}"
         )
 
     def _table(self) -> list[str]:
