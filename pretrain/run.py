@@ -286,7 +286,7 @@ def _train(
         "rank": ranks.rank,
         "world_size": ranks.world_size,
         "token_budget": settings.engine.tokens_per_micro_batch,
-        "static": False,
+        "static": settings.engine.compile is Compile.true,
     }
     held_out = EvalLoader(
         Shards.open(folder, "heldout"), max_examples=settings.eval.max_examples, **cut

@@ -135,11 +135,13 @@ def training_step(precision: str, dropout: float) -> dict[str, Any]:
             **{
                 name: torch.zeros(size, dtype=torch.int64)
                 for name, size in {
-                    "input_ids": tokens, "position_ids": tokens, "segment_ids": tokens,
-                    "cls_positions": sequences, "masked_positions": masked, "labels": masked,
-                    "next_sentence_labels": sequences,
+                    "cls_positions": sequences, "next_sentence_labels": sequences,
+                    "masked_positions": masked, "labels": masked,
                 }.items()
             },
+            input_ids=torch.zeros(tokens, dtype=torch.int32),
+            position_ids=torch.zeros(tokens, dtype=torch.int32),
+            segment_ids=torch.zeros(tokens, dtype=torch.int32),
             cu_seqlens=torch.zeros(sequences + 1, dtype=torch.int32),
             lengths=[],  # nothing may look at them
             max_seqlen=512,

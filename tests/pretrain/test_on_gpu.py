@@ -16,7 +16,9 @@ from model_samples import random_batch, random_model, small_settings
 from step_outcomes import assert_near, outcome
 from torch import Tensor
 
+from data_prep.shards import Shards
 from pretrain.attention import attention, has_kernel
+from pretrain.batches.loader import EvalLoader
 from pretrain.batches.packing import PackedBatch
 from pretrain.compiling import compile_parts
 from pretrain.model import BertForPreTraining
@@ -53,6 +55,10 @@ def gpu_model(dropout: float = 0.0) -> BertForPreTraining:
 def random_qkv(seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(sum(LENGTHS), 3, 4, 64, generator=generator)
+
+
+def pinned(batch: PackedBatch) -> PackedBatch:
+    return batch._with({name: value.pin_memory() for name, value in batch._tensors().items()})
 
 
 def with_unused_slots(batch: PackedBatch) -> PackedBatch:
@@ -141,7 +147,7 @@ def test_a_static_shape_is_compiled_once_whatever_its_sequences() -> None:
 
 @pytest.mark.parametrize("is_compiled", [False, True])
 def test_the_host_waits_for_nothing_in_a_step(is_compiled: bool) -> None:
-    batch, model = random_batch(LENGTHS, 90, 0).pin_memory(), gpu_model(dropout=0.2)
+    batch, model = pinned(random_batch(LENGTHS, 90, 0)), gpu_model(dropout=0.2)
     if is_compiled:
         compile_parts(model, Precision.bf16_autocast, GPU)
     optimizer = build_optimizer(parameter_groups(model, 0.01), optim_settings())
@@ -153,14 +159,19 @@ def test_the_host_waits_for_nothing_in_a_step(is_compiled: bool) -> None:
         optimizer.step()
 
 
-def test_a_pinned_batch_is_copied_without_waiting_and_whole() -> None:
-    batch = random_batch(LENGTHS, 90, 0)
-    pinned = batch.pin_memory()
+def test_batches_lie_in_pinned_memory_and_are_copied_whole_without_waiting(
+    sample_dir: Path,
+) -> None:
+    shards = Shards.open(sample_dir / "len128", "heldout")
+    loader = EvalLoader(
+        shards, rank=0, world_size=1, token_budget=1_024, max_examples=20, static=True
+    )
+    batch = next(iter(loader)).batch
     with no_waiting():
-        copied = pinned.to(GPU)
+        copied = batch.to(GPU)
     for name, value in batch._tensors().items():
-        assert pinned._tensors()[name].is_pinned()
-        assert torch.equal(copied._tensors()[name].cpu(), value)
+        assert value.is_pinned(), name
+        assert torch.equal(copied._tensors()[name].cpu(), value), name
 
 
 def test_fp32_goes_without_the_kernel_to_the_numbers_of_the_cpu() -> None:
