@@ -48,9 +48,14 @@ class Layout:
     groups: dict[str, str]  # the label of the parameter group that each parameter is in
 
     @property
+    def num_parameters(self) -> int:
+        """Elements of all of them."""
+        return sum(map(math.prod, self.shapes.values()))
+
+    @property
     def state_bytes(self) -> int:
         """What a state takes, but for some kilobytes: fp32 weights and moments."""
-        return state_bytes(sum(map(math.prod, self.shapes.values())))
+        return state_bytes(self.num_parameters)
 
     def check(self, stored: Layout, folder: Path) -> None:
         """Raise SettingsError where the state in `folder` is not for this run."""

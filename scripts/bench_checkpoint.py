@@ -26,16 +26,15 @@ import torch
 from data_prep.configuration import compose
 from pretrain import ranks as ranks_module
 from pretrain.batches.loader import GlobalBatch
-from pretrain.batches.packing import pack
 from pretrain.engine import Engine
 from pretrain.guard import Progress
 from pretrain.model import BertForPreTraining
 from pretrain.saving import Saver
 from pretrain.settings import Settings
 from scripts.benchmark import Arguments, arguments, machine
-from scripts.synthetic_shards import open_synthetic_shards
+from scripts.synthetic_batch import VOCAB_SIZE, synthetic_batch
+from scripts.synthetic_shards import draw_lengths
 
-VOCAB_SIZE = 30_522
 DEFAULTS: Arguments = {
     "model": "base",
     "zero_stage": 1,
@@ -55,7 +54,8 @@ def main() -> None:
     model = BertForPreTraining(settings.model, VOCAB_SIZE, settings.data.pairs)
     model.initialize(torch.Generator().manual_seed(0))
     engine = Engine(model, settings.optim, settings.engine, ranks)
-    batch = _batch(int(given["sequences"]), ranks.world_size)
+    lengths = draw_lengths("wikipedia", int(given["sequences"]), np.random.default_rng(1))
+    batch = synthetic_batch(lengths, ranks.world_size)
     events: list[dict[str, Any]] = []
     folder = Path(ranks.broadcast(tempfile.mkdtemp(dir=str(given["folder"]) or None)))
     try:
@@ -84,21 +84,6 @@ def _settings(given: Arguments) -> Settings:
     overrides = [f"engine.{name}={given[name]}" for name in names]
     settings, _ = compose("config", Settings, [f"+model={given['model']}", *overrides])
     return settings
-
-
-def _batch(size: int, world_size: int) -> GlobalBatch:
-    with tempfile.TemporaryDirectory() as folder:
-        shards = open_synthetic_shards(Path(folder), "wikipedia", size, VOCAB_SIZE)
-        micro_batch = pack(shards.read(np.arange(size)), int(shards.manifest["seq_len"]))
-    return GlobalBatch(
-        position=0,
-        micro_batches=[micro_batch],
-        dropout_seeds=[0],
-        num_sequences=size * world_size,
-        num_masked=micro_batch.num_masked * world_size,
-        num_tokens=micro_batch.num_tokens * world_size,
-        squared_lengths=sum(length**2 for length in micro_batch.lengths) * world_size,
-    )
 
 
 def _step(engine: Engine, batch: GlobalBatch) -> float:

@@ -1,0 +1,156 @@
+"""What the engine costs over a plain loop, for each parameter and optimizer step.
+
+    python -m scripts.bench_engine [model=small] [optim=adamw] [rounds=7] [sequences=256]
+    torchrun --nproc-per-node 2 -m scripts.bench_engine
+
+The plain loop is torch's forward, backward, gradient clipping and fused optimizer, on one micro-batch of
+one short sequence: what is left after subtracting it is the engine's own work, and does not grow with the
+batch. Last comes its share of a step of `sequences` sequences, their time measured in the plain loop.
+With several ranks each has its own plain loop, so that the difference holds the collectives, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from data_prep.configuration import compose
+from pretrain import ranks as ranks_module
+from pretrain.batches.loader import GlobalBatch
+from pretrain.engine import Engine
+from pretrain.model import BertForPreTraining
+from pretrain.optimizers import build_optimizer, parameter_groups
+from pretrain.ranks import Ranks
+from pretrain.settings import Settings
+from scripts.benchmark import Arguments, arguments, in_turn, machine
+from scripts.synthetic_batch import VOCAB_SIZE, synthetic_batch
+from scripts.synthetic_shards import draw_lengths
+
+DEFAULTS: Arguments = {
+    "model": "small",
+    "optim": "adamw",
+    "precision": "fp32",
+    "lengths": "wikipedia",
+    "sequences": 256,  # of the step whose share is said
+    "measured": 8,  # sequences from which their time is taken
+    "rounds": 7,
+    "threads": 1,
+}
+STAGES = (0, 1, 2)
+
+
+def main() -> None:
+    given = arguments(sys.argv[1:], DEFAULTS)
+    torch.set_num_threads(int(given["threads"]))
+    ranks = ranks_module.start(timeout_minutes=10)
+    settings, _ = compose(
+        "config",
+        Settings,
+        [
+            f"+model={given['model']}",
+            f"optim={given['optim']}",
+            f"engine.precision={given['precision']}",
+        ],
+    )
+    lengths = draw_lengths(str(given["lengths"]), int(given["measured"]), np.random.default_rng(1))
+    short = synthetic_batch(np.array([8]), ranks.world_size)
+    real = synthetic_batch(lengths, ranks.world_size)
+    variants = {"plain loop": _plain_step(settings, short)}
+    for stage in STAGES:
+        variants[f"engine, ZeRO {stage}"] = _engine_step(settings, stage, short, ranks)
+    variants["plain loop, real batch"] = _plain_step(settings, real)
+    figures = in_turn(variants, int(given["rounds"]))
+    if ranks.rank == 0:
+        _report(given, settings, ranks, figures)
+    ranks.stop()
+
+
+def _model(settings: Settings) -> BertForPreTraining:
+    model = BertForPreTraining(settings.model, VOCAB_SIZE, settings.data.pairs)
+    model.initialize(torch.Generator().manual_seed(0))
+    return model
+
+
+def _plain_step(settings: Settings, batch: GlobalBatch) -> Callable[[], float]:
+    model = _model(settings)
+    optim = settings.optim
+    optimizer = build_optimizer(parameter_groups(model, optim.weight_decay), optim)
+    (micro_batch,) = batch.micro_batches
+
+    def step() -> float:
+        started = time.process_time()
+        mlm_loss, pair_loss, *_ = model(micro_batch)
+        (mlm_loss / batch.num_masked + pair_loss / batch.num_sequences).backward()
+        if optim.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), optim.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return time.process_time() - started
+
+    return step
+
+
+def _engine_step(
+    settings: Settings, stage: int, batch: GlobalBatch, ranks: Ranks
+) -> Callable[[], float]:
+    engine = Engine(
+        _model(settings),
+        settings.optim,
+        dataclasses.replace(settings.engine, zero_stage=stage),
+        ranks,
+    )
+
+    def step() -> float:
+        started = time.process_time()
+        engine.train_step(batch, 1e-4)
+        return time.process_time() - started
+
+    return step
+
+
+def _report(
+    given: Arguments, settings: Settings, ranks: Ranks, figures: dict[str, list[float]]
+) -> None:
+    count = sum(p.numel() for p in _model(settings).parameters())
+    *_, real = figures
+    plain, whole = (statistics.median(figures[name]) for name in ("plain loop", real))
+    step_s = whole + (whole - plain) * (int(given["sequences"]) / int(given["measured"]) - 1)
+    print(f"{count:,} parameters, {ranks.world_size} rank(s); ns a parameter, processor time")
+    print(f"{'':18}{'median':>9}{'lowest':>9}{'highest':>9}{'more':>9}{'of a step':>11}")
+    more, shares = {}, {}
+    for name, seconds in figures.items():
+        if name == real:
+            continue
+        cells = [1e9 * s / count for s in (statistics.median(seconds), min(seconds), max(seconds))]
+        extra = statistics.median(
+            one - base for one, base in zip(seconds, figures["plain loop"], strict=True)
+        )
+        more[name], shares[name] = 1e9 * extra / count, extra / step_s
+        print(
+            f"{name:18}"
+            + "".join(f"{cell:9.1f}" for cell in cells)
+            + f"{more[name]:9.1f}{shares[name]:11.2%}"
+        )
+    print(f"a step of {given['sequences']} sequences in the plain loop: {step_s:.2f} s")
+    record = {
+        "benchmark": "engine",
+        "settings": given,
+        "ranks": ranks.world_size,
+        "parameters": count,
+        "ns_per_parameter_and_step": more,
+        "share_of_step": shares,
+        "step_s": step_s,
+        "all_s": figures,
+    }
+    print(json.dumps(record | {"machine": machine()}))
+
+
+if __name__ == "__main__":
+    main()

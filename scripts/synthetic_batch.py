@@ -1,0 +1,39 @@
+"""A global batch of random tokens, the same micro-batch on every rank: for benchmarks of the engine."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.shards import Shards
+from pretrain.batches.loader import GlobalBatch
+from pretrain.batches.packing import pack
+from scripts.synthetic_shards import write_synthetic_shards
+
+VOCAB_SIZE = 30_522
+SEQ_LEN = 512
+
+
+def synthetic_batch(
+    lengths: NDArray[np.int64], world_size: int, micro_batches: int = 1
+) -> GlobalBatch:
+    """Each of a rank's micro-batches holds sequences of these lengths, 5 tokens or more each."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_synthetic_shards(
+            folder, {"train": [lengths]}, seq_len=SEQ_LEN, vocab_size=VOCAB_SIZE, seed=2
+        )
+        micro_batch = pack(Shards.open(folder, "train").read(np.arange(len(lengths))), SEQ_LEN)
+    copies = world_size * micro_batches
+    return GlobalBatch(
+        position=0,
+        micro_batches=[micro_batch] * micro_batches,
+        dropout_seeds=list(range(micro_batches)),
+        num_sequences=len(lengths) * copies,
+        num_masked=micro_batch.num_masked * copies,
+        num_tokens=micro_batch.num_tokens * copies,
+        squared_lengths=int(np.square(lengths).sum()) * copies,
+    )
