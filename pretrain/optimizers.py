@@ -14,11 +14,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.adamw import adamw
 
-from pretrain.lamb import Lamb
+from pretrain.lamb import ENDLESS_STEPS, Lamb
 from pretrain.settings import OptimizerName, OptimSettings
-
-# AdamW's bias correction 1 - beta ** step is exactly 1 here, and adding 1 does not change the number
-_ENDLESS_STEPS = 1e9
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -102,7 +99,7 @@ class BertAdam(Optimizer):
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [],
-                [torch.full((), _ENDLESS_STEPS, device=p.device) for p in params],
+                [torch.full((), ENDLESS_STEPS, device=p.device) for p in params],
                 fused=True,
                 amsgrad=False,
                 beta1=beta_1,

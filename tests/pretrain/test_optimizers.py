@@ -126,7 +126,7 @@ def named(name: OptimizerName) -> OptimSettings:
 def trained(optimizer: torch.optim.Optimizer, gradients: list[dict[Any, torch.Tensor]]) -> None:
     for step in gradients:
         for parameter, gradient in step.items():
-            parameter.grad = gradient
+            parameter.grad = gradient.clone()  # LAMB uses it up
         optimizer.step()
 
 
