@@ -48,6 +48,8 @@ bench: install
 	$(BIN)/python -m scripts.bench_prep
 	$(BIN)/python -m scripts.bench_loader
 	$(BIN)/python -m scripts.bench_step
+	$(BIN)/python -m scripts.bench_engine
+	$(BIN)/python -m scripts.bench_scaling
 	$(BIN)/python -m scripts.bench_checkpoint
 
 drill: install

@@ -73,7 +73,7 @@ def our_program(
         layer_bytes=LAYER_BYTES["fp32" if is_fp32 else "half"]
         + (AUTOCAST_BYTES if precision is Precision.bf16_autocast else 0),
         score_bytes=0,
-        sent_bytes=width * _sent(stage, micro_steps),
+        sent_bytes=width * _sent(stage, precision, micro_steps),
         update_bytes=UPDATE_BYTES[optimizer],
         is_sharded=stage > 0,
         overlap=0.0,
@@ -82,10 +82,12 @@ def our_program(
     )
 
 
-def _sent(stage: int, micro_steps: int) -> int:
-    """How often DeepSpeed sends all parameters one way in a step (0.19: counted on two ranks)."""
+def _sent(stage: int, precision: Precision, micro_steps: int) -> int:
+    """How often all parameters are sent one way in a step (scripts/bench_scaling.py counts it)."""
     if stage == 3:  # gathered and reduce-scattered with every micro-batch
         return 2 * micro_steps
+    if stage == 1 and precision is not Precision.bf16:  # reduce-scattered once, by pretrain/zero.py
+        return 2
     all_reduces = micro_steps if stage == 2 else 1
     return 2 * all_reduces + (1 if stage else 0)
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pretrain.cluster import ClusterSettings
 from pretrain.settings import EngineSettings, ModelSettings, Precision
 
-BUCKET = 500_000_000  # elements that DeepSpeed reserves to reduce gradients (its default)
 MASKED_SHARE = 0.16  # of the tokens, at most: 15 %, rounded up in short sequences
 GIB = 2**30
 
@@ -53,7 +52,9 @@ def states(
         return weights, 4 * n + 2 * n, optimizer, 0
     accumulated = 4 if precision is Precision.bf16 else width
     gradients = accumulated * (n if stage == 1 else part)
-    buffers = width * BUCKET
+    buffers = float(width * n)  # a copy of all gradients while they are reduced
+    if stage == 2:  # by eighths, kept until they are together
+        buffers = 2 * width * n / 8
     if stage == 3:  # DeepSpeed keeps up to a billion gathered parameters
         buffers += width * min(n, 1_000_000_000)
     return weights, gradients, optimizer, buffers
