@@ -1,4 +1,6 @@
-"""The only file that knows DeepSpeed: sharding, precision, clipping, the update, and its state.
+"""Sharding, precision, clipping, the update, and its state: what of DeepSpeed is used lies here.
+
+`pretrain/zero.py` replaces some of it; no other file knows DeepSpeed.
 
 The loss is exact. A micro-batch contributes its sum of losses over the global batch's counts, times
 the number of ranks, over which DeepSpeed averages: whatever the ranks, the micro-batches and the

@@ -13,7 +13,7 @@ from torch import Tensor
 from pretrain.norms import squared_norms
 
 
-class LeanZero(DeepSpeedZeroOptimizer):
+class LeanZero(DeepSpeedZeroOptimizer):  # type: ignore[misc]
     """DeepSpeed's optimizer of ZeRO 1 and 2, whose methods these replace; its state is not touched."""
 
     @classmethod

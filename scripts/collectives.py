@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,14 +31,12 @@ class Calls:
     one_way: int = 0  # bytes sent one way; an all-reduce counts twice
 
 
-@dataclass(eq=False)
-class Counted(TorchDispatchMode):
+class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is entered, this rank's collectives, by kind. A kind that it does not know raises."""
 
-    kinds: dict[str, Calls] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__init__()
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kinds: dict[str, Calls] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d":
