@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
+from pretrain.attention_dropout import attention_with_dropout, draws_attention
+
 if TYPE_CHECKING:
     from pretrain.batches.packing import PackedBatch
 
@@ -76,6 +78,8 @@ def _in_one_call(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout_p: fl
 def _by_sequence(qkv: Tensor, batch: PackedBatch, dropout_p: float) -> Tensor:
     """One call a sequence: (T, 3, H, K) to (T, H * K)."""
     lengths = [n for n in batch.lengths if n > 0]  # unused slots lie behind
+    if draws_attention(qkv, dropout_p):
+        return attention_with_dropout(qkv, lengths, dropout_p)
     blocks = [_one_sequence(block, dropout_p) for block in torch.split(qkv, lengths)]
     return torch.cat(blocks).flatten(1)
 

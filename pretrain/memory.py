@@ -70,8 +70,8 @@ def activation_bytes(
 ) -> float:
     """Bytes that autograd keeps of `tokens` tokens in sequences of `seq_len`, but for the logits.
 
-    On a GPU the kernel of attention keeps no scores. On a CPU with dropout on them it keeps three
-    numbers a score, and dropout keeps numbers where a GPU keeps bytes.
+    On a GPU the kernel of attention keeps no scores. On a CPU with dropout on them ours keeps two
+    numbers a score (torch's, in half precision, three), and dropout numbers where a GPU keeps bytes.
     """
     hidden, inner, heads = model.hidden_size, model.intermediate_size, model.num_attention_heads
     is_low = precision in (Precision.bf16, Precision.fp16)
@@ -83,7 +83,9 @@ def activation_bytes(
     )  # inputs of four products, q, k, v, attention, GELU
     layer += 2 * hidden * (stream + mask) + 4 * heads + 4 * stream
     if is_cpu and model.attention_probs_dropout_prob > 0:
-        layer += 12 * heads * seq_len + 4 * hidden - 4 * heads
+        is_ours = precision is Precision.fp32
+        layer += (8 if is_ours else 12) * heads * seq_len - 4 * heads
+        layer += 0 if is_ours else 4 * hidden
     rest: float = hidden * (stream + mask) + 2 * stream + 24  # embeddings, and the ids themselves
     rest += MASKED_SHARE * (hidden * (3 * product + stream) + 16)
     layers = model.num_hidden_layers

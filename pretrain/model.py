@@ -25,6 +25,7 @@ from data_prep.configuration import SettingsError
 from data_prep.objectives import Pairing
 from pretrain.attention import attention
 from pretrain.batches.packing import IGNORED, PackedBatch
+from pretrain.dropout import Dropout
 from pretrain.settings import ModelSettings
 
 _GELU_FORM = {"gelu": "none", "gelu_new": "tanh"}  # Hugging Face's name: torch's `approximate`
@@ -46,7 +47,7 @@ class Embeddings(nn.Module):
         self.position = nn.Embedding(settings.max_position_embeddings, hidden)
         self.segment = nn.Embedding(settings.type_vocab_size, hidden)
         self.norm = nn.LayerNorm(hidden, eps=settings.layer_norm_eps)
-        self.dropout = nn.Dropout(settings.hidden_dropout_prob)
+        self.dropout = Dropout(settings.hidden_dropout_prob)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Vectors of all tokens, (T, D)."""
@@ -69,7 +70,7 @@ class Layer(nn.Module):
         self.feed_forward_in = nn.Linear(hidden, settings.intermediate_size)
         self.feed_forward_out = nn.Linear(settings.intermediate_size, hidden)
         self.feed_forward_norm = nn.LayerNorm(hidden, eps=eps)
-        self.dropout = nn.Dropout(settings.hidden_dropout_prob)
+        self.dropout = Dropout(settings.hidden_dropout_prob)
 
     def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
         """(T, D) to (T, D)."""

@@ -18,6 +18,8 @@ from data_prep.configuration import compose
 from data_prep.objectives import Pairing
 from data_prep.shards import Examples
 from pretrain.batches.packing import Shape, pack
+from pretrain import attention_dropout, dropout
+from pretrain.dropout import draw_kept
 from pretrain.hf_weights import from_hugging_face, hugging_face_class, to_hugging_face
 from pretrain.model import BertForPreTraining, padded_vocab_size
 from pretrain.settings import ModelSettings, Settings
@@ -319,31 +321,23 @@ def test_dropout_is_at_the_places_of_the_paper_alone(monkeypatch: pytest.MonkeyP
     own = small_settings(hidden_dropout_prob=0.25, attention_probs_dropout_prob=0.5)
     model = random_model(own, 50, seed=9).train()
     batch = random_batch([9, 4, 7], 50, seed=9)
-    hidden: list[tuple[torch.Size, float]] = []
-    probabilities: list[float] = []
-    dropout, attend = F.dropout, F.scaled_dot_product_attention
+    dropped: list[tuple[tuple[int, ...], float]] = []
 
-    def record_dropout(x: Tensor, p: float, training: bool, inplace: bool = False) -> Tensor:
-        if training:
-            hidden.append((x.shape, p))
-        return dropout(x, p, training, inplace)
+    def record(like: Tensor, p: float) -> tuple[Tensor, float]:
+        dropped.append((tuple(like.shape), p))
+        return draw_kept(like, p)
 
-    def record_attention(*args: Tensor, dropout_p: float) -> Tensor:
-        probabilities.append(dropout_p)
-        return attend(*args, dropout_p=dropout_p)
-
-    monkeypatch.setattr(F, "dropout", record_dropout)
-    monkeypatch.setattr(F, "scaled_dot_product_attention", record_attention)
+    monkeypatch.setattr(dropout, "draw_kept", record)
+    monkeypatch.setattr(attention_dropout, "draw_kept", record)
     model(batch)
-    assert hidden == [(torch.Size([20, 32]), 0.25)] * (1 + 2 * 2)
-    assert probabilities == [0.5] * (2 * 3)
+    probabilities = [((4, length, length), 0.5) for length in (9, 4, 7)]
+    hidden = ((20, 32), 0.25)
+    assert dropped == [hidden, *(2 * [*probabilities, hidden, hidden])]
 
-    hidden.clear()
-    probabilities.clear()
+    dropped.clear()
     model.eval()
     assert torch.equal(model.logits(batch)[0], model.logits(batch)[0])
-    assert hidden == []
-    assert set(probabilities) == {0.0}
+    assert dropped == []
 
 
 def is_tied(model: BertForPreTraining) -> bool:
