@@ -1,186 +1,225 @@
-"""A training step of our packed model against `transformers`, padded to 512, on the same sequences.
+"""A training step of our packed model against stock `transformers`, and the step taken apart.
 
-    python -m scripts.bench_step [model=small] [lengths=wikipedia] [sequences=8] [rounds=3]
+    python -m scripts.bench_step [model=small] [lengths=wikipedia] [sequences=8] [dropout=0.1]
+        [device=auto] [precision=auto] [clock=processor] [threads=1] [rounds=3] [parts=1] [engine=1]
 
-A step is forward, backward and fused AdamW, in fp32 on the CPU, without the engine. Both models have
-the same sizes and see the same sequences. Only real tokens count, per second of processor time,
-which other processes hardly disturb. `GEMM share` is the arithmetic of real tokens (masked
-positions alone in the head) over what plain matrix products of the model's shapes reach in the same
-rounds: padding counts as waste.
+A step is forward, backward and fused AdamW. All variants have the same weights, sizes, precision and
+sequences, run in turn, and are timed only once their losses are found equal. lengths: wikipedia,
+books, or a number of tokens: at 128 neither side is padded. precision: fp32 or bf16 (autocast); auto
+is bf16 on CUDA. Only real tokens count. On a CPU time is that of the processor, which other
+processes hardly disturb, or clock=wall; on CUDA it is waited for.
+
+The share of the matrix-product peak is the model's arithmetic (pretrain.cost, real tokens, masked
+positions alone in the head) over what plain products of the model's shapes reach in the same rounds:
+padding counts as waste. parts=1 times the parts of our step alone; engine=1 the same step under
+DeepSpeed with ZeRO 1, on one rank.
 """
 
 from __future__ import annotations
 
+import atexit
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from data_prep.configuration import compose
+from pretrain import ranks as ranks_module
+from pretrain.batches.loader import GlobalBatch
 from pretrain.batches.packing import PackedBatch, pack
-from pretrain.model import BertForPreTraining
-from pretrain.optimizers import build_optimizer, parameter_groups
-from pretrain.settings import ModelSettings, OptimSettings, Settings
-from scripts.benchmark import arguments, in_turn, report
+from pretrain.cost import Lengths, flops
+from pretrain.engine import Engine
+from pretrain.settings import Settings
+from scripts.benchmark import Arguments, arguments, in_turn, report
+from scripts.step_parts import matrix_rate, parts, seconds_of_parts
+from scripts.step_variants import check_equal_losses, optimizer_of, packed_model, variants
 from scripts.synthetic_shards import open_synthetic_shards
 
 VOCAB_SIZE = 30_522
-WIDTH = 512
-DEFAULTS: dict[str, str | int | float] = {
+DEFAULTS: Arguments = {
     "model": "small",
     "lengths": "wikipedia",
     "sequences": 8,
     "dropout": 0.0,
+    "device": "auto",
+    "precision": "auto",
+    "clock": "processor",
     "threads": 1,
     "rounds": 3,
+    "parts": 1,
+    "engine": 1,
 }
+PRODUCTS = "matrix products"
+Stopwatch = Callable[[Callable[[], None]], float]
+UNDER_ENGINE = "ours, under the engine"
 
 
 def main() -> None:
     given = arguments(sys.argv[1:], DEFAULTS)
     torch.set_num_threads(int(given["threads"]))
-    settings = _settings(str(given["model"]), float(given["dropout"]))
-    with tempfile.TemporaryDirectory() as folder:
-        size = int(given["sequences"])
-        shards = open_synthetic_shards(Path(folder), str(given["lengths"]), size, VOCAB_SIZE)
-        batch = pack(shards.read(np.arange(size)), int(shards.manifest["seq_len"]))
-    figures = in_turn(
-        {
-            "transformers, padded": _padded_step(settings, batch),
-            "ours, packed": _packed_step(settings, batch),
-            "matrix products": lambda: _matrix_rate(settings.model),
-        },
-        int(given["rounds"]),
+    device = _device(str(given["device"]))
+    is_bf16 = _is_bf16(str(given["precision"]), device)
+    seconds = stopwatch(device, str(given["clock"]))
+    settings = _settings(str(given["model"]), float(given["dropout"]), is_bf16)
+    batch, width = _batch(str(given["lengths"]), int(given["sequences"]), device)
+    found = variants(settings, VOCAB_SIZE, batch, width, is_bf16)
+    losses = check_equal_losses(found, is_bf16)
+
+    steps: dict[str, Callable[[], None]] = {name: one.step for name, one in found.items()}
+    if int(given["engine"]):
+        steps[UNDER_ENGINE] = _step_under_engine(settings, batch)
+    sizes = settings.model
+    products, flop_of_products = matrix_rate(
+        sizes.hidden_size, sizes.intermediate_size, device, is_bf16
     )
-    peak = statistics.median(figures.pop("matrix products"))
-    flop_per_token = _flop(settings.model, batch) / batch.num_tokens
-    shares = {
-        name: statistics.median(rates) * flop_per_token / peak for name, rates in figures.items()
+    rates: dict[str, Callable[[], float]] = {
+        name: _rate(step, batch.num_tokens, seconds) for name, step in steps.items()
     }
-    facts = {
+    rates[PRODUCTS] = _rate(products, flop_of_products, seconds)
+    figures = in_turn(rates, int(given["rounds"]))
+    peak = statistics.median(figures.pop(PRODUCTS))
+
+    lengths = Lengths(
+        mean=batch.num_tokens / batch.num_sequences,
+        mean_square=float(np.mean(np.square(batch.lengths))),
+        masked=batch.num_masked / batch.num_sequences,
+    )
+    flop = flops(sizes, VOCAB_SIZE, lengths) * batch.num_sequences
+    medians = {name: statistics.median(values) for name, values in figures.items()}
+    shares = {name: rate * flop / batch.num_tokens / peak for name, rate in medians.items()}
+    ours = medians.get("ours, compiled", medians["ours"])
+    facts: dict[str, Any] = {
         "settings": given,
+        "device": _name(device),
         "real_tokens": batch.num_tokens,
-        "real_share_of_padded": batch.num_tokens / (WIDTH * batch.num_sequences),
-        "gemm_share": shares,
-        "gemm_gflop_s": peak / 1e9,
+        "real_share_of_padded": batch.num_tokens / (width * batch.num_sequences),
+        "losses": losses,
+        "sequences_per_second": {name: rate / lengths.mean for name, rate in medians.items()},
+        "shares_of_matmul_peak": shares,
+        "matmul_tflop_s": peak / 1e12,
+        "speedup_over_transformers": ours / medians[f"transformers, padded to {width}"],
+        "speedup_over_transformers_padded_to_longest": ours
+        / medians["transformers, padded to the longest"],
+        "share_of_matmul_peak": shares["ours, compiled" if "ours, compiled" in shares else "ours"],
     }
     for name, share in shares.items():
-        print(f"{name}: GEMM share {share:.0%}")
-    report("step", "real tokens/s/core", figures, "transformers, padded", facts)
+        print(f"{name}: {share:.0%} of the matrix-product peak ({peak / 1e12:.3g} TFLOP/s)")
+    if int(given["parts"]):
+        step_s = batch.num_tokens / medians["ours"]
+        facts["parts"] = _parts(settings, batch, is_bf16, seconds, int(given["rounds"]), step_s)
+        if UNDER_ENGINE in medians:
+            over = batch.num_tokens / medians[UNDER_ENGINE] - step_s
+            facts["parts"]["engine, beyond the plain step"] = _part(over, step_s)
+            parameters = sum(p.numel() for p in found["ours"].model.parameters())
+            facts["engine_ns_per_parameter"] = 1e9 * over / parameters
+        for name, part in facts["parts"].items():
+            print(f"{name:32}  {part['ms']:10.2f} ms  {part['share']:6.1%} of the step")
+    report("step", "real tokens/s", figures, f"transformers, padded to {width}", facts)
 
 
-def _settings(model: str, dropout: float) -> Settings:
-    probabilities = [
-        f"model.{name}_dropout_prob={dropout}" for name in ("hidden", "attention_probs")
+def stopwatch(device: torch.device, clock: str) -> Stopwatch:
+    """Seconds of a call: of the processor or of the wall; on CUDA of the wall, with all it began.
+
+    Raises SystemExit on another clock.
+    """
+    clocks = {"processor": time.process_time, "wall": time.perf_counter}
+    if clock not in clocks:
+        raise SystemExit(f"clock={clock} is not known; there are processor and wall")
+    now = time.perf_counter if device.type == "cuda" else clocks[clock]
+
+    def seconds(call: Callable[[], None]) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        started = now()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return now() - started
+
+    return seconds
+
+
+def _rate(call: Callable[[], None], amount: float, seconds: Stopwatch) -> Callable[[], float]:
+    return lambda: amount / seconds(call)
+
+
+def _parts(
+    settings: Settings,
+    batch: PackedBatch,
+    is_bf16: bool,
+    seconds: Stopwatch,
+    rounds: int,
+    step_s: float,
+) -> dict[str, dict[str, float]]:
+    model = packed_model(settings, VOCAB_SIZE).to(batch.input_ids.device)
+    found = parts(model, batch, optimizer_of(model, settings), is_bf16)
+    times = seconds_of_parts(found, seconds, rounds)
+    rest = step_s - sum(times.values())
+    return {name: _part(one, step_s) for name, one in (times | {"the rest": rest}).items()}
+
+
+def _part(seconds: float, step_s: float) -> dict[str, float]:
+    return {"ms": 1000 * seconds, "share": seconds / step_s}
+
+
+def _step_under_engine(settings: Settings, batch: PackedBatch) -> Callable[[], None]:
+    ranks = ranks_module.start(timeout_minutes=10)
+    atexit.register(ranks.stop)
+    engine = Engine(packed_model(settings, VOCAB_SIZE), settings.optim, settings.engine, ranks)
+    whole = GlobalBatch(
+        position=0,
+        micro_batches=[batch],
+        dropout_seeds=[0],
+        num_sequences=batch.num_sequences,
+        num_masked=batch.num_masked,
+        num_tokens=batch.num_tokens,
+        squared_lengths=sum(length**2 for length in batch.lengths),
+    )
+
+    def step() -> None:
+        engine.train_step(whole, settings.optim.learning_rate)
+
+    return step
+
+
+def _settings(model: str, dropout: float, is_bf16: bool) -> Settings:
+    overrides = [f"model.{name}_dropout_prob={dropout}" for name in ("hidden", "attention_probs")]
+    overrides += [
+        f"engine.precision={'bf16_autocast' if is_bf16 else 'fp32'}",
+        "engine.zero_stage=1",
     ]
-    settings, _ = compose("config", Settings, [f"+model={model}", *probabilities])
+    settings, _ = compose("config", Settings, [f"+model={model}", *overrides])
     return settings
 
 
-def _timed(step: Callable[[], None], num_tokens: int) -> Callable[[], float]:
-    def run() -> float:
-        started = time.process_time()
-        step()
-        return num_tokens / (time.process_time() - started)
-
-    return run
+def _batch(lengths: str, size: int, device: torch.device) -> tuple[PackedBatch, int]:
+    with tempfile.TemporaryDirectory() as folder:
+        shards = open_synthetic_shards(Path(folder), lengths, size, VOCAB_SIZE)
+        return pack(shards.read(np.arange(size))).to(device), int(shards.manifest["seq_len"])
 
 
-def _packed_step(settings: Settings, batch: PackedBatch) -> Callable[[], float]:
-    model = BertForPreTraining(settings.model, VOCAB_SIZE, settings.data.pairs)
-    model.initialize(torch.Generator().manual_seed(0))
-    optimizer = _optimizer(model, settings.optim)
-
-    def step() -> None:
-        mlm_loss, pair_loss, _, _ = model(batch)
-        (mlm_loss / batch.num_masked + pair_loss / batch.num_sequences).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return _timed(step, batch.num_tokens)
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("device=cuda: this machine has no GPU that torch can use")
+    return torch.device(name)
 
 
-def _padded_step(settings: Settings, batch: PackedBatch) -> Callable[[], float]:
-    import transformers
-
-    sizes = settings.model
-    config = transformers.BertConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=sizes.hidden_size,
-        num_hidden_layers=sizes.num_hidden_layers,
-        num_attention_heads=sizes.num_attention_heads,
-        intermediate_size=sizes.intermediate_size,
-        hidden_act=sizes.hidden_act,
-        hidden_dropout_prob=sizes.hidden_dropout_prob,
-        attention_probs_dropout_prob=sizes.attention_probs_dropout_prob,
-        max_position_embeddings=sizes.max_position_embeddings,
-        attn_implementation="sdpa",
-    )
-    model = transformers.BertForPreTraining(config).train()
-    optimizer = _optimizer(model, settings.optim)
-    inputs = _padded(batch)
-
-    def step() -> None:
-        model(**inputs).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return _timed(step, batch.num_tokens)
+def _is_bf16(precision: str, device: torch.device) -> bool:
+    if precision not in ("auto", "fp32", "bf16"):
+        raise SystemExit(f"precision={precision} is not known; there are auto, fp32 and bf16")
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
 
 
-def _optimizer(model: torch.nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
-    return build_optimizer(parameter_groups(model, settings.weight_decay), settings)
-
-
-def _padded(batch: PackedBatch) -> dict[str, Tensor]:
-    """The same batch as `transformers` takes it: (N, 512) rows, label -100 outside the masks."""
-    labels_T = torch.full_like(batch.input_ids, -100, dtype=torch.long)
-    labels_T[batch.masked_positions] = batch.labels
-    mask_T = torch.ones_like(batch.input_ids)
-
-    def rows(packed_T: Tensor, fill: int) -> Tensor:
-        padded = torch.full((batch.num_sequences, WIDTH), fill)
-        for row, sequence in zip(padded, torch.split(packed_T, batch.lengths), strict=True):
-            row[: len(sequence)] = sequence
-        return padded
-
-    return {
-        "input_ids": rows(batch.input_ids, 0),
-        "token_type_ids": rows(batch.segment_ids, 0),
-        "attention_mask": rows(mask_T, 0),
-        "labels": rows(labels_T, -100),
-        "next_sentence_label": batch.next_sentence_labels,
-    }
-
-
-def _flop(model: ModelSettings, batch: PackedBatch) -> float:
-    """Floating-point operations of forward and backward (twice the forward) on real tokens."""
-    hidden, inner, layers = model.hidden_size, model.intermediate_size, model.num_hidden_layers
-    dense = 2 * batch.num_tokens * layers * (4 * hidden**2 + 2 * hidden * inner)
-    attention = 4 * layers * hidden * sum(length**2 for length in batch.lengths)
-    head = 2 * batch.num_masked * (hidden * VOCAB_SIZE + hidden**2)
-    return 3.0 * (dense + attention + head)
-
-
-def _matrix_rate(model: ModelSettings) -> float:
-    """FLOP/s of (2048, H) x (H, n) for n = H, 3H and the feed-forward's width."""
-    hidden = model.hidden_size
-    shapes = [(hidden, width) for width in (hidden, 3 * hidden, model.intermediate_size)]
-    x = torch.ones(2048, hidden)
-    weights = [torch.ones(shape) for shape in shapes]
-    flop = sum(2 * 2048 * k * n for k, n in shapes)
-    repeats = max(1, int(2e10 / flop))
-    started = time.process_time()
-    for _ in range(repeats):
-        for weight in weights:
-            x @ weight
-    return flop * repeats / (time.process_time() - started)
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 `wikipedia`: 19 points of the cumulative histogram of Wikipedia's sequences at 512 tokens (Krell et
 al., "Efficient sequence packing without cross-contamination", arXiv 2107.02027), mean 256, 23 % at
-512. `books`: 10 % short targets, 84 % full, the rest ends of documents. `full`: 512 throughout.
+512. `books`: 10 % short targets, 84 % full, the rest ends of documents. `full`: 512 throughout; a number: so many
+tokens throughout.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ WIKIPEDIA = (
 
 def draw_lengths(name: str, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """(count,) lengths in tokens, 5 to 512. Raises ValueError on an unknown name."""
+    if name.isdigit() and 5 <= int(name) <= 512:
+        return np.full(count, int(name))
     if name == "full":
         return np.full(count, 512)
     if name == "books":
@@ -44,7 +47,13 @@ def draw_lengths(name: str, count: int, rng: np.random.Generator) -> NDArray[np.
         drawn = rng.random(count)
         lengths = np.interp(drawn, *WIKIPEDIA).round().astype(np.int64)
         return np.where(drawn < WIKIPEDIA[0][-1], lengths, 512)
-    raise ValueError(f"lengths={name} is not known; there are wikipedia, books and full")
+    raise ValueError(f"lengths={name} is not known; there are wikipedia, books, full, 5 to 512")
+
+
+def typical_lengths(name: str, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """(count,) lengths that divide the distribution evenly: a handful stands for all of it."""
+    drawn = np.sort(draw_lengths(name, 16 * count + 4096, rng))
+    return rng.permutation(drawn[((np.arange(count) + 0.5) / count * len(drawn)).astype(int)])
 
 
 def write_synthetic_shards(
@@ -91,9 +100,15 @@ def write_synthetic_shards(
 
 
 def open_synthetic_shards(folder: Path, name: str, count: int, vocab_size: int) -> Shards:
-    """Write one train shard of `count` examples at 512 tokens with these lengths, and open it."""
-    lengths = draw_lengths(name, count, np.random.default_rng(1))
-    write_synthetic_shards(folder, {"train": [lengths]}, seq_len=512, vocab_size=vocab_size, seed=2)
+    """Write one train shard of `count` examples with these lengths, and open it.
+
+    It is prepared for 512 tokens, where the lengths are all equal for so many.
+    """
+    lengths = typical_lengths(name, count, np.random.default_rng(1))
+    seq_len = int(name) if name.isdigit() else 512
+    write_synthetic_shards(
+        folder, {"train": [lengths]}, seq_len=seq_len, vocab_size=vocab_size, seed=2
+    )
     return Shards.open(folder, "train")
 
 
