@@ -1,11 +1,12 @@
 # make demo    from nothing to a trained, exported BERT in minutes
 # make test    the tests; make test-slow: those that take minutes; make check: format, lint, types, scripts
 # make drill   faults in a small run, one after the other, and what came of it
-# make bench   the benchmarks; make fix: format and mend what can be mended
+# make bench   the benchmarks, small, kept in docs/measurements.md; make bench-gpu: those of a GPU
+# make fix     format and mend what can be mended
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 BIN := .venv/bin
 
-.PHONY: demo test test-training test-data test-slow check fix bench drill install clean
+.PHONY: demo test test-training test-data test-slow check fix bench bench-gpu drill install clean
 .DEFAULT_GOAL := demo
 
 install: .venv/installed
@@ -45,12 +46,10 @@ fix: install
 	$(BIN)/ruff check --fix .
 
 bench: install
-	$(BIN)/python -m scripts.bench_prep
-	$(BIN)/python -m scripts.bench_loader
-	$(BIN)/python -m scripts.bench_step
-	$(BIN)/python -m scripts.bench_engine
-	$(BIN)/python -m scripts.bench_scaling
-	$(BIN)/python -m scripts.bench_checkpoint
+	$(BIN)/python -m scripts.keep_figures cpu
+
+bench-gpu: install
+	$(BIN)/python -m scripts.keep_figures gpu
 
 drill: install
 	$(BIN)/python -m scripts.drill

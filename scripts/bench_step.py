@@ -63,11 +63,11 @@ UNDER_ENGINE = "ours, under the engine"
 def main() -> None:
     given = arguments(sys.argv[1:], DEFAULTS)
     torch.set_num_threads(int(given["threads"]))
-    device = _device(str(given["device"]))
-    is_bf16 = _is_bf16(str(given["precision"]), device)
+    device = device_called(str(given["device"]))
+    is_bf16 = is_bf16_called(str(given["precision"]), device)
     seconds = stopwatch(device, str(given["clock"]))
     settings = _settings(str(given["model"]), float(given["dropout"]), is_bf16)
-    batch, width = _batch(str(given["lengths"]), int(given["sequences"]), device)
+    batch, width = batch_of(str(given["lengths"]), int(given["sequences"]), device)
     found = variants(settings, VOCAB_SIZE, batch, width, is_bf16)
     losses = check_equal_losses(found, is_bf16)
 
@@ -198,13 +198,15 @@ def _settings(model: str, dropout: float, is_bf16: bool) -> Settings:
     return settings
 
 
-def _batch(lengths: str, size: int, device: torch.device) -> tuple[PackedBatch, int]:
+def batch_of(lengths: str, size: int, device: torch.device) -> tuple[PackedBatch, int]:
+    """`size` sequences of these lengths on `device`, and the tokens for which they are prepared."""
     with tempfile.TemporaryDirectory() as folder:
         shards = open_synthetic_shards(Path(folder), lengths, size, VOCAB_SIZE)
         return pack(shards.read(np.arange(size))).to(device), int(shards.manifest["seq_len"])
 
 
-def _device(name: str) -> torch.device:
+def device_called(name: str) -> torch.device:
+    """cpu, cuda, or auto for what there is. Raises SystemExit on a GPU that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -212,7 +214,8 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _is_bf16(precision: str, device: torch.device) -> bool:
+def is_bf16_called(precision: str, device: torch.device) -> bool:
+    """fp32, bf16, or auto: bf16 on CUDA. Raises SystemExit on another word."""
     if precision not in ("auto", "fp32", "bf16"):
         raise SystemExit(f"precision={precision} is not known; there are auto, fp32 and bf16")
     return precision == "bf16" or (precision == "auto" and device.type == "cuda")

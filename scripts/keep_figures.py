@@ -1,0 +1,153 @@
+"""Run the benchmarks, and keep what each measured in docs/measurements.md, beside its command.
+
+    python -m scripts.keep_figures cpu|gpu [into=docs/measurements.md]
+
+The figures are those of the last line that a benchmark prints, JSON. They stand between two markers,
+one pair for each of cpu and gpu, and take the place of those that stood there; markers that are not
+there yet are added at the end. Status: 0; 1 where a benchmark failed, and the table says which; 2 for
+wrong arguments, and for `gpu` where there is none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from scripts.benchmark import Arguments, arguments
+
+DEFAULTS: Arguments = {"into": "docs/measurements.md"}
+# Small: each takes a minute or two of two cores.
+CPU = (
+    "bench_prep",
+    "bench_loader",
+    "bench_step",
+    "bench_step dropout=0.1",
+    "bench_step lengths=books parts=0 engine=0",
+    "bench_step lengths=128 sequences=32 parts=0 engine=0",
+    "bench_step model=base sequences=3 rounds=1 parts=0 engine=0",
+    "bench_engine",
+    "bench_scaling",
+    "bench_checkpoint model=small steps=3",
+)
+# First what fixes the bounds: the bare products, and the attention's kernel.
+GPU = (
+    "bench_matmul model=large",
+    *(
+        f"bench_step device=cuda precision=bf16 dropout={dropout} model={model} lengths={lengths} "
+        f"sequences={sequences} rounds=5"
+        for model in ("base", "large")
+        for lengths, sequences in (("128", 256), ("512", 64), ("wikipedia", 64))
+        for dropout in (0.0, 0.1)
+    ),
+    "bench_engine model=large",
+    "bench_scaling model=base ranks=1",
+    "bench_checkpoint model=large sequences=64",
+)
+# No figures of their own: how it was run, what was checked, each round
+NOT_KEPT = ("settings", "machine", "all", "all_s", "rows", "saves", "losses")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What one command measured; None: it failed."""
+
+    command: str
+    record: dict[str, Any] | None
+
+
+def main(argv: Sequence[str]) -> int:
+    which, *words = argv or [""]
+    if which not in ("cpu", "gpu"):
+        print(f"which benchmarks: cpu or gpu, not {which!r}", file=sys.stderr)
+        return 2
+    path = Path(str(arguments(words, DEFAULTS)["into"]))
+    if which == "gpu" and not _has_gpu():
+        print("the GPU benchmarks need a GPU that torch can use: there is none", file=sys.stderr)
+        return 2
+    load = os.getloadavg()[0]
+    kept = [run(f"python -m scripts.{words}") for words in (GPU if which == "gpu" else CPU)]
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    path.write_text(placed(text, which, table(which, kept, load)), encoding="utf-8")
+    return 0 if all(one.record for one in kept) else 1
+
+
+def run(command: str) -> Kept:
+    """Run it, pass on what it prints, and keep its last line."""
+    print(f"$ {command}", flush=True)
+    words = [sys.executable, *shlex.split(command)[1:]]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        last = ""
+        for line in process.stdout:
+            if line.strip():
+                last = line
+            if not line.startswith("{"):
+                print(line, end="", flush=True)
+    try:
+        record = json.loads(last) if process.returncode == 0 else None
+    except json.JSONDecodeError:
+        record = None
+    return Kept(command, record if isinstance(record, dict) else None)
+
+
+def figures(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The numbers of a record by name, those of a mapping by both names."""
+    for name, value in record.items():
+        if isinstance(value, Mapping) and name not in NOT_KEPT:
+            yield from ((f"{name}: {inner}", number) for inner, number in figures(value))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield name, value
+
+
+def table(which: str, kept: Sequence[Kept], load: float) -> str:
+    """Markdown: what machine, then a figure a line with its command."""
+    records = [one.record for one in kept if one.record]
+    facts = {"load before": f"{load:.1f}"} | next((r["machine"] for r in records), {})
+    devices = {r["device"] for r in records if "device" in r}
+    facts["device"] = ", ".join(sorted(devices)) or which
+    lines = [
+        f"## Figures of `make {'bench-gpu' if which == 'gpu' else 'bench'}`, {date.today()}",
+        "",
+        "; ".join(f"{name} {value}" for name, value in facts.items()) + ".",
+        "",
+        "| figure | value | command |",
+        "| --- | --- | --- |",
+    ]
+    for one in kept:
+        rows = list(figures(one.record)) if one.record else []
+        lines += [f"| {name} | {value:,.4g} | `{one.command}` |" for name, value in rows]
+        if not one.record:
+            lines.append(f"| failed | | `{one.command}` |")
+    return "\n".join(lines)
+
+
+def placed(text: str, which: str, block: str) -> str:
+    """`text` with `block` between the markers of `which`. Raises SystemExit where one is missing."""
+    begin, end = (f"<!-- {word} of the {which} figures -->" for word in ("begin", "end"))
+    if (begin in text) != (end in text):
+        raise SystemExit(
+            f"one of the markers {begin} and {end} is missing: put it back, or remove both"
+        )
+    before, _, rest = text.partition(begin)
+    after = rest.partition(end)[2] if rest else "\n"
+    if not rest and before:
+        before = before.rstrip("\n") + "\n\n"
+    return f"{before}{begin}\n\n{block}\n\n{end}{after}"
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

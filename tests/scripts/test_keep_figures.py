@@ -1,0 +1,73 @@
+"""Figures of benchmarks in a Markdown file: which, beside what, and where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scripts import keep_figures
+from scripts.keep_figures import Kept, figures, main, placed, table
+
+RECORD = {
+    "benchmark": "step",
+    "device": "cpu",
+    "speedup": 2.5,
+    "settings": {"rounds": 3},
+    "parts": {"heads": {"ms": 7.25}},
+    "all": {"ours": [1.0, 2.0]},
+    "machine": {"torch": "2.13"},
+}
+
+
+def test_figures_are_the_numbers_and_not_how_they_were_taken() -> None:
+    assert dict(figures(RECORD)) == {"speedup": 2.5, "parts: heads: ms": 7.25}
+
+
+def test_every_figure_stands_beside_its_command_and_a_failure_is_shown() -> None:
+    lines = table("cpu", [Kept("python -m a", RECORD), Kept("python -m b", None)], 0.5).split("\n")
+    assert "| speedup | 2.5 | `python -m a` |" in lines
+    assert "| failed | | `python -m b` |" in lines
+    assert "load before 0.5; torch 2.13; device cpu." in lines
+
+
+def test_new_figures_take_the_place_of_the_old_and_nothing_else_changes() -> None:
+    first = placed("# Notes\n", "cpu", "old")
+    both = placed(first, "gpu", "of a GPU")
+    assert placed(both, "cpu", "new") == both.replace("old", "new")
+    assert both.startswith("# Notes\n")
+    assert both.endswith("-->\n")
+
+
+def test_a_lost_marker_is_said_and_nothing_is_written_over() -> None:
+    text = placed("", "cpu", "old").replace("<!-- end of the cpu figures -->", "")
+    with pytest.raises(SystemExit, match="end of the cpu figures"):
+        placed(text, "cpu", "new")
+
+
+def test_a_benchmark_that_fails_costs_its_own_figures_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(command: str) -> Kept:
+        return Kept(command, None if "bad" in command else RECORD)
+
+    monkeypatch.setattr(keep_figures, "CPU", ("good", "bad"))
+    monkeypatch.setattr(keep_figures, "run", run)
+    path = tmp_path / "figures.md"
+    assert main(["cpu", f"into={path}"]) == 1
+    text = path.read_text(encoding="utf-8")
+    assert "| speedup | 2.5 | `python -m scripts.good` |" in text
+    assert "| failed | | `python -m scripts.bad` |" in text
+
+
+def test_the_last_line_that_is_printed_is_kept() -> None:
+    kept = keep_figures.run("python -c 'import json; print(1); print(json.dumps({\"a\": 2}))'")
+    assert kept.record == {"a": 2}
+
+
+def test_without_a_gpu_its_benchmarks_end_with_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keep_figures, "_has_gpu", lambda: False)
+    assert main(["gpu"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
