@@ -1,0 +1,143 @@
+"""The losses of a training of stock `transformers` and of ours, laid over each other.
+
+    python -m scripts.bench_curves data=FOLDER [model=tiny] [steps=200] [sequences=8]
+        [learning_rate=0.0005] [seed=1] [threads=1] [out=docs/curves_200_steps.png]
+
+`data` is a folder of shards with its manifest, as data_dir/len128. Both start from the same weights
+and see the same examples with the same masks, step by step: theirs padded to the shards' length,
+ours packed. fp32, no dropout, AdamW with a tenth of the steps to warm up and a linear decay. Sums are
+rounded in another order, and training lets that grow slowly: the largest difference of the losses is
+printed, relative to the loss.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from data_prep.configuration import compose
+from data_prep.shards import Shards
+from pretrain.batches.packing import pack
+from pretrain.settings import Settings
+from scripts.benchmark import Arguments, arguments, machine
+from scripts.step_variants import (
+    hugging_face_twin,
+    optimizer_of,
+    packed_loss,
+    packed_model,
+    padded,
+)
+
+DEFAULTS: Arguments = {
+    "data": "",
+    "model": "tiny",
+    "steps": 200,
+    "sequences": 8,
+    "learning_rate": 0.0005,
+    "seed": 1,
+    "threads": 1,
+    "out": "docs/curves_200_steps.png",
+}
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Losses of each step, tokens and pairs together, in nats."""
+
+    theirs: list[float]
+    ours: list[float]
+
+    @property
+    def differences(self) -> list[float]:
+        """Of each step, relative to the loss."""
+        return [abs(a - b) / abs(a) for a, b in zip(self.theirs, self.ours, strict=True)]
+
+
+def main() -> None:
+    given = arguments(sys.argv[1:], DEFAULTS)
+    if not given["data"]:
+        raise SystemExit("data=FOLDER is missing: a folder of shards, as data_dir/len128")
+    torch.set_num_threads(int(given["threads"]))
+    shards = Shards.open(Path(str(given["data"])), "train")
+    curves = train(
+        shards,
+        str(given["model"]),
+        int(given["steps"]),
+        int(given["sequences"]),
+        float(given["learning_rate"]),
+        int(given["seed"]),
+    )
+    draw(curves, Path(str(given["out"])))
+    largest = max(curves.differences)
+    print(f"losses of {given['steps']} steps: {curves.theirs[0]:.4f} to {curves.theirs[-1]:.4f}")
+    print(f"largest difference, relative to the loss: {largest:.2g}")
+    facts = {"largest_difference": largest, "first_difference": curves.differences[0]}
+    ends = {"first_loss": curves.theirs[0], "last_loss": curves.theirs[-1]}
+    settings = {name: value for name, value in given.items() if name not in ("data", "out")}
+    record = {"benchmark": "curves", **facts, **ends, "settings": settings, "machine": machine()}
+    print(json.dumps(record))
+
+
+def train(
+    shards: Shards, model: str, steps: int, sequences: int, learning_rate: float, seed: int
+) -> Curves:
+    """Both models side by side, step by step."""
+    overrides = [f"model.{name}_dropout_prob=0" for name in ("hidden", "attention_probs")]
+    settings, _ = compose(
+        "config",
+        Settings,
+        [
+            f"+model={model}",
+            *overrides,
+            f"run.seed={seed}",
+            f"data.pairs={shards.manifest['pairs']}",
+        ],
+    )
+    ours = packed_model(settings, int(shards.manifest["vocab_size"]))
+    theirs = hugging_face_twin(ours).train()
+    our_optimizer, their_optimizer = (optimizer_of(one, settings) for one in (ours, theirs))
+    width = int(shards.manifest["seq_len"])
+    rng = np.random.default_rng(seed)
+    curves = Curves([], [])
+    for step in range(steps):
+        batch = pack(shards.read(rng.integers(0, shards.num_examples, sequences)))
+        rate = learning_rate * min((step + 1) / max(1, steps // 10), 1 - step / steps)
+        for optimizer, loss, losses in (
+            (their_optimizer, theirs(**padded(batch, width)).loss, curves.theirs),
+            (our_optimizer, packed_loss(ours, batch), curves.ours),
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    return curves
+
+
+def draw(curves: Curves, path: Path) -> None:
+    """Both curves above, their difference below."""
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    steps = range(1, len(curves.ours) + 1)
+    above.plot(steps, curves.theirs, color="0.75", linewidth=6, label="transformers, padded")
+    above.plot(steps, curves.ours, color="black", linewidth=1.1, label="ours, packed")
+    above.set_ylabel("loss (nats)")
+    above.legend(frameon=False)
+    below.semilogy(steps, np.maximum(curves.differences, 1e-9), color="black", linewidth=1.1)
+    below.set_ylabel("difference / loss")
+    below.set_xlabel("step")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()

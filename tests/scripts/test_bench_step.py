@@ -1,0 +1,76 @@
+"""The step's benchmarks on a handful of tokens: what is compared is equal, or is not timed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.shards import Shards
+from scripts import bench_curves, bench_step, keep_figures
+from scripts.bench_step import batch_of
+from scripts.step_variants import Variant, check_equal_losses
+from scripts.synthetic_shards import typical_lengths, write_synthetic_shards
+
+ONES = [np.full(4, 40), np.array([5, 33, 60, 12])]
+
+
+@pytest.fixture
+def small_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_step, "VOCAB_SIZE", 500)
+
+
+def test_the_keys_that_are_promised_are_in_the_last_line(
+    small_vocabulary: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "model=tiny lengths=32 sequences=2 rounds=1 engine=0 device=cpu dropout=0.1"
+    monkeypatch.setattr(sys, "argv", ["bench_step", *words.split()])
+    bench_step.main()
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    kept = dict(keep_figures.figures(record))
+    for key in (
+        "speedup_over_transformers",
+        "speedup_over_transformers_padded_to_longest",
+        "share_of_matmul_peak",
+        "parts: attention: ms",
+        "parts: optimizer: share",
+    ):
+        assert kept[key] > 0
+
+
+def test_variants_with_another_loss_are_not_timed() -> None:
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    found = {
+        name: Variant(model, optimizer, lambda value=value: torch.tensor(value))
+        for name, value in (("one", 2.0), ("other", 2.0001))
+    }
+    with pytest.raises(SystemExit, match=r"other has the loss 2\.0001 and one 2"):
+        check_equal_losses(found, is_bf16=False)
+    assert check_equal_losses(found, is_bf16=True) == pytest.approx({"one": 2.0, "other": 2.0001})
+
+
+def test_at_a_fixed_length_neither_side_is_padded(small_vocabulary: None) -> None:
+    batch, width = batch_of("128", 3, torch.device("cpu"))
+    assert width == 128
+    assert batch.lengths == [128] * 3
+
+
+def test_a_handful_of_lengths_has_the_mean_of_the_distribution() -> None:
+    for count in (4, 8, 64):
+        mean = typical_lengths("wikipedia", count, np.random.default_rng(0)).mean()
+        assert abs(mean - 256) < 6
+
+
+def test_both_trainings_have_the_same_losses(tmp_path: Path) -> None:
+    write_synthetic_shards(tmp_path, {"train": ONES}, seq_len=64, vocab_size=300, seed=1)
+    shards = Shards.open(tmp_path, "train")
+    curves = bench_curves.train(shards, "tiny", steps=3, sequences=3, learning_rate=1e-3, seed=1)
+    assert len(set(curves.ours)) == 3
+    assert max(curves.differences) < 1e-5
+    bench_curves.draw(curves, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 5000
