@@ -1,0 +1,16 @@
+"""Fine-tune a BERT folder for a label or a number for one text or two.
+
+    python -m scripts.finetune_classification +task=sst2 model=runs/x/export [SETTING=VALUE ...]
+
+GLUE: cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, wnli; custom: your own csv, tsv or jsonl. conf/finetune.yaml has the settings.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from scripts.finetuning.run import main
+from scripts.finetuning.settings import Kind
+
+if __name__ == "__main__":
+    sys.exit(main(Kind.classification))

@@ -1,0 +1,16 @@
+"""Fine-tune a BERT folder for questions answered by a span of a text.
+
+    python -m scripts.finetune_qa +task=squad model=runs/x/export [SETTING=VALUE ...]
+
+squad: SQuAD 1.1; squad2: 2.0, with questions that have no answer. conf/finetune.yaml has the settings.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from scripts.finetuning.run import main
+from scripts.finetuning.settings import Kind
+
+if __name__ == "__main__":
+    sys.exit(main(Kind.qa))

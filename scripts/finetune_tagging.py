@@ -1,0 +1,16 @@
+"""Fine-tune a BERT folder for a tag for every word.
+
+    python -m scripts.finetune_tagging +task=wnut17 model=runs/x/export [SETTING=VALUE ...]
+
+wnut17: named entities; tags: your own CoNLL columns or jsonl. conf/finetune.yaml has the settings.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from scripts.finetuning.run import main
+from scripts.finetuning.settings import Kind
+
+if __name__ == "__main__":
+    sys.exit(main(Kind.tagging))

@@ -1,0 +1,1 @@
+"""Fine-tuning of a Hugging Face BERT with stock `transformers`: nothing of `pretrain` or `data_prep`."""

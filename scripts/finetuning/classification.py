@@ -1,0 +1,211 @@
+"""A label or a number for one text or two: GLUE, and any table with named columns."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+from sklearn import metrics
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from scripts.finetuning import rows
+from scripts.finetuning.job import DevSet, Features, Job, Notes, first_of
+from scripts.finetuning.rows import Broken, Row
+from scripts.finetuning.settings import InputError, Settings, TaskSettings
+
+MOST_LABELS = 1000
+Metric = Callable[[np.ndarray, np.ndarray], float]  # of predictions and what is right
+
+
+@dataclass(frozen=True)
+class Example:
+    place: str
+    text: str
+    pair: str | None
+    label: str  # as it stands in the data
+
+
+def prepare(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Job:
+    """The task's sets as features, all checked. Raises InputError."""
+    task, notes = settings.task, Notes()
+    train = list(_examples(task, "train", settings.max_train_examples, notes))
+    names = _label_names(task, train)
+    labels = list(dict.fromkeys(names.values()))
+    score = functools.partial(_score, task.metrics, task.is_regression)
+
+    def featured(examples: list[Example]) -> tuple[list[Features], np.ndarray]:
+        right = [
+            _number(x) if task.is_regression else _label_id(x, names, labels) for x in examples
+        ]
+        return _features(examples, right, tokenizer, settings.max_length, notes), np.array(right)
+
+    dev = []
+    for role in ("dev", "other_dev"):
+        if examples := list(_examples(task, role, settings.max_dev_examples, notes)):
+            features, right = featured(examples)
+            dev.append(DevSet(role, features, functools.partial(score, right=right)))
+    config: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
+    if not task.is_regression:
+        config = {
+            "id2label": dict(enumerate(labels)),
+            "label2id": {name: number for number, name in enumerate(labels)},
+            "problem_type": "single_label_classification",
+        }
+    return Job(
+        "BertForSequenceClassification",
+        config,
+        featured(train)[0],
+        dev,
+        DataCollatorWithPadding(tokenizer),
+        notes,
+    )
+
+
+def _examples(task: TaskSettings, role: str, most: int | None, notes: Notes) -> Iterator[Example]:
+    """Examples of one set. Rows without text are left out and counted."""
+    source = task.hub if task.folder is None else task
+    assert source is not None
+    columns = (source.text, source.text_pair, source.label)
+    place, num_read, num_kept = "", 0, 0
+    for row in first_of(_rows(task, role), most):
+        place, num_read = row.place, num_read + 1
+        if isinstance(row, Broken):
+            if not task.skip_broken:
+                raise InputError(
+                    f"{place}: {row.found} column(s), where the first line has {row.expected}; "
+                    "mend the row, or leave such rows out by task.skip_broken=true"
+                )
+            notes.add("row(s) with too few or too many columns left out", place)
+            continue
+        text, pair, label = (_cell(row, column) for column in columns)
+        assert text is not None
+        assert label is not None
+        if not text.strip() or (pair is not None and not pair.strip()):
+            notes.add("row(s) without text left out", place)
+            continue
+        num_kept += 1
+        yield Example(place, text, pair, label)
+    if num_read and not num_kept:
+        raise InputError(
+            f"{place}: no row up to here has text in {' and '.join(filter(None, columns[:2]))}; "
+            "is it the right column? task.text=COLUMN names another"
+        )
+    if not num_read and role != "other_dev":
+        raise InputError(f"the set {role!r} of {task.name} has no rows; give a file that has some")
+
+
+def _rows(task: TaskSettings, role: str) -> Iterator[Row | Broken]:
+    """The rows of one set; none where the task has no such set."""
+    if task.folder is None:
+        assert task.hub is not None
+        split = getattr(task.hub, role)
+        return iter(()) if split is None else rows.read_hub(task.hub, split)
+    name = getattr(task, role)
+    if name is None:
+        return iter(())
+    return rows.read_table(rows.path_of(task, name), header=task.header, quotes=task.quotes)
+
+
+def _cell(row: Row, column: str | None) -> str | None:
+    if column is None:
+        return None
+    if column not in row.values:
+        raise InputError(
+            f"{row.place}: there is no column {column!r}; there are "
+            f"{', '.join(map(repr, row.values))}. task.text, task.text_pair and task.label name them"
+        )
+    value = row.values[column]
+    return "" if value is None else str(value)
+
+
+def _label_names(task: TaskSettings, train: list[Example]) -> dict[str, str]:
+    """{what stands in the data: its name}, in the order of the label ids."""
+    if task.is_regression:
+        return {}
+    if task.labels is not None:
+        return task.labels
+    found = sorted({example.label for example in train})
+    if not 2 <= len(found) <= MOST_LABELS or (len(found) > 20 and 2 * len(found) > len(train)):
+        raise InputError(
+            f"{train[0].place}: the training set has {len(found):,} label(s) in "
+            f"{len(train):,} rows, such as {found[0]!r}; two to {MOST_LABELS:,} are wanted. "
+            "task.label=COLUMN names another column, task.is_regression=true takes numbers"
+        )
+    return {name: name for name in found}
+
+
+def _label_id(example: Example, names: dict[str, str], labels: list[str]) -> int:
+    name = names.get(example.label, example.label)  # the hub has the names themselves
+    if name not in labels:
+        raise InputError(
+            f"{example.place}: the label {example.label!r} is none of {', '.join(names)}; mend the "
+            "row, or name all labels: task.labels='{IN THE FILE: NAME, ...}'"
+        )
+    return labels.index(name)
+
+
+def _number(example: Example) -> float:
+    try:
+        number = float(example.label)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{example.place}: {example.label!r} is no number; mend the row")
+    return number
+
+
+def _features(
+    examples: list[Example],
+    right: list[int] | list[float],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    notes: Notes,
+) -> list[Features]:
+    if not examples:
+        return []
+    pairs = None if examples[0].pair is None else [example.pair for example in examples]
+    encoded = tokenizer(
+        [example.text for example in examples], pairs, truncation=True, max_length=max_length
+    )
+    for example, encoding in zip(examples, encoded.encodings, strict=True):
+        if encoding.overflowing:
+            notes.add(f"text(s) cut at {max_length} tokens", example.place)
+    return [
+        {"input_ids": ids, "token_type_ids": segments, "labels": label}
+        for ids, segments, label in zip(
+            encoded["input_ids"], encoded["token_type_ids"], right, strict=True
+        )
+    ]
+
+
+def _score(
+    names: list[str], is_regression: bool, logits: Any, right: np.ndarray
+) -> dict[str, float]:
+    predicted = np.squeeze(logits, -1) if is_regression else np.argmax(logits, -1)
+    return {name: 100 * float(METRICS[name](predicted, right)) for name in names}
+
+
+def _correlation(coefficient: Callable[..., Any]) -> Metric:
+    def correlation(predicted: np.ndarray, right: np.ndarray) -> float:
+        if np.ptp(predicted) == 0 or np.ptp(right) == 0:
+            return 0.0  # undefined: a constant tells nothing
+        return float(coefficient(predicted, right).statistic)
+
+    return correlation
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": lambda predicted, right: metrics.accuracy_score(right, predicted),
+    "f1": lambda predicted, right: metrics.f1_score(right, predicted, zero_division=0.0),
+    "macro_f1": lambda predicted, right: metrics.f1_score(
+        right, predicted, average="macro", zero_division=0.0
+    ),
+    "matthews": lambda predicted, right: metrics.matthews_corrcoef(right, predicted),
+    "pearson": _correlation(stats.pearsonr),
+    "spearman": _correlation(stats.spearmanr),
+}

@@ -1,0 +1,100 @@
+"""What a kind of task brings to the one way through: examples as features, a model, a score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from scripts.finetuning.settings import InputError
+
+T = TypeVar("T")
+Features = dict[
+    str, Any
+]  # input_ids, token_type_ids: list[int] of one length; what else the model takes
+
+
+@dataclass(frozen=True)
+class DevSet:
+    """A development set: its figures follow from the model's outputs for all its features."""
+
+    name: str
+    features: list[Features]
+    score: Callable[[Any], dict[str, float]]  # of logits as Trainer.predict gives them; in percent
+
+
+@dataclass
+class Notes:
+    """What was left out or cut: counted by its reason, with the first place."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, reason: str, place: str) -> None:
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        self.first.setdefault(reason, place)
+
+    def lines(self) -> list[str]:
+        return [
+            f"{n:,} {reason} (first: {self.first[reason]})" for reason, n in self.counts.items()
+        ]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task, read and checked."""
+
+    class_name: str  # of transformers
+    config: dict[str, Any]  # what the model's config gets
+    train: list[Features]
+    dev: list[DevSet]  # the first one chooses the best model
+    collate: Any
+    notes: Notes
+
+
+def first_of(examples: Iterable[T], most: int | None) -> Iterator[T]:
+    """The first `most`, or all."""
+    for number, example in enumerate(examples):
+        if number == most:
+            return
+        yield example
+
+
+def windows(size: int, room: int, stride: int) -> list[tuple[int, int]]:
+    """(start, end) of windows of at most `room` over `size` tokens, moving on by `stride`.
+
+    One window where all fits; else the last one ends with the text. `stride` is at most `room`.
+    """
+    stride = min(stride, room)
+    starts = [0]
+    while starts[-1] + room < size:
+        starts.append(starts[-1] + stride)
+    return [(start, min(start + room, size)) for start in starts]
+
+
+def best_windows(spans: list[tuple[int, int]], size: int) -> np.ndarray:
+    """(size,) For each token the window in which it has most context on its shorter side.
+
+    As google-research/bert: a hundredth of the window's length on top decides between equals.
+    """
+    position = np.arange(size)
+    context = [
+        np.where(
+            (position >= start) & (position < end),
+            np.minimum(position - start, end - 1 - position) + 0.01 * (end - start),
+            -1.0,
+        )
+        for start, end in spans
+    ]
+    return np.argmax(np.stack(context), axis=0) if spans and size else np.zeros(size, int)
+
+
+def check_length(max_length: int, positions: int) -> None:
+    """Raises InputError where the model has fewer positions than an example may have tokens."""
+    if max_length > positions:
+        raise InputError(
+            f"max_length={max_length}: the model has {positions} positions; "
+            f"add max_length={positions}"
+        )

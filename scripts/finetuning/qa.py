@@ -1,0 +1,236 @@
+"""Questions whose answer is a span of a text: SQuAD 1.1, and 2.0 with questions that have none."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from scripts.finetuning import rows, squad_score
+from scripts.finetuning.answers import Window, best_answers
+from scripts.finetuning.job import DevSet, Features, Job, Notes, best_windows, first_of, windows
+from scripts.finetuning.settings import InputError, Settings, TaskSettings
+
+
+@dataclass(frozen=True)
+class Question:
+    """`answers`: (text, first character); none where the text has no answer."""
+
+    place: str
+    id: str
+    text: str
+    context: str
+    answers: list[tuple[str, int]]
+
+
+def prepare(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Job:
+    """The task's sets as windows of features, all checked. Raises InputError."""
+    task, notes = settings.task, Notes()
+    assert task.max_question_length
+    assert task.stride
+    if settings.max_length < task.max_question_length + 8:
+        raise InputError(
+            f"max_length={settings.max_length} leaves no room for a text behind a question of "
+            f"task.max_question_length={task.max_question_length}; make one larger, or the other smaller"
+        )
+    cut = Windows(tokenizer, settings.max_length, task.stride, task.max_question_length)
+    train = []
+    for question in _kept(_questions(task, "train", settings.max_train_examples), notes):
+        train += cut.for_training(question, notes)
+    if not train:
+        raise InputError(
+            f"the training set of {task.name} has no usable question: {'; '.join(notes.lines())}"
+        )
+    dev = list(_questions(task, "dev", settings.max_dev_examples))
+    features: list[Features] = []
+    spans: list[Window] = []
+    for question in dev:
+        for feature, span in cut.for_answering(question, notes):
+            features.append(feature)
+            spans.append(span)
+    if not features:
+        raise InputError(f"the development set of {task.name} has no question with a text")
+    score = functools.partial(_score, task=task, windows=spans, questions=dev)
+    return Job(
+        "BertForQuestionAnswering",
+        {"has_no_answer": task.has_no_answer},
+        train,
+        [DevSet("dev", features, score)],
+        DataCollatorWithPadding(tokenizer),
+        notes,
+    )
+
+
+class Windows:
+    """Cuts a question and its text into windows of at most `max_length` tokens."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        stride: int,
+        longest_question: int,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.stride = stride
+        self.longest_question = longest_question
+        self._last: tuple[str, Any] = ("", None)  # questions of one text follow each other
+
+    def for_answering(self, question: Question, notes: Notes) -> list[tuple[Features, Window]]:
+        """Every window as features, and where its tokens lie in the text."""
+        asked = self.tokenizer(question.text, add_special_tokens=False, verbose=False)["input_ids"]
+        if len(asked) > self.longest_question:
+            notes.add(f"question(s) cut at {self.longest_question} tokens", question.place)
+            asked = asked[: self.longest_question]
+        ids, offsets = self._context(question.context)
+        spans = windows(len(ids), self.max_length - len(asked) - 3, self.stride)
+        best = best_windows(spans, len(ids))
+        head = [self.tokenizer.cls_token_id, *asked, self.tokenizer.sep_token_id]
+        found = []
+        for number, (start, end) in enumerate(spans):
+            features = {
+                "input_ids": [*head, *ids[start:end], self.tokenizer.sep_token_id],
+                "token_type_ids": [0] * len(head) + [1] * (end - start + 1),
+            }
+            window = Window(
+                question.id, len(head), offsets[start:end], best[start:end] == number, start
+            )
+            found.append((features, window))
+        return found
+
+    def for_training(self, question: Question, notes: Notes) -> Iterator[Features]:
+        """Every window, with the first answer's first and last token; 0 and 0 where it is not in it."""
+        for features, window in self.for_answering(question, notes):
+            first = last = 0
+            if question.answers:
+                text, begins = question.answers[0]
+                ends = begins + len(text)
+                starts_T, ends_T = window.offsets[:, 0], window.offsets[:, 1]
+                inside = np.flatnonzero((ends_T > begins) & (starts_T < ends))
+                is_whole = len(inside) and starts_T[0] <= begins and ends_T[-1] >= ends
+                if is_whole:
+                    first, last = (window.first_token + inside[[0, -1]]).tolist()
+            yield {**features, "start_positions": first, "end_positions": last}
+
+    def _context(self, context: str) -> tuple[list[int], np.ndarray]:
+        """Token ids (n), and (n, 2) characters from and to which each token goes."""
+        if self._last[0] != context or self._last[1] is None:
+            encoded = self.tokenizer(
+                context, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            )
+            offsets = np.array(encoded["offset_mapping"], np.int32).reshape(-1, 2)
+            self._last = (context, (encoded["input_ids"], offsets))
+        answer: tuple[list[int], np.ndarray] = self._last[1]
+        return answer
+
+
+def _questions(task: TaskSettings, role: str, most: int | None) -> Iterator[Question]:
+    if task.folder is None:
+        assert task.hub is not None
+        found = _from_hub(task, role)
+    else:
+        found = _from_file(task, role)
+    seen: set[str] = set()
+    for question in first_of(found, most):
+        if question.id in seen:
+            raise InputError(f"{question.place}: an earlier question has this id; give it another")
+        seen.add(question.id)
+        if not question.answers and not task.has_no_answer:
+            raise InputError(
+                f"{question.place} has no answer; for SQuAD 2.0 use +task=squad2, "
+                "or add task.has_no_answer=true"
+            )
+        yield question
+
+
+def _from_file(task: TaskSettings, role: str) -> Iterator[Question]:
+    """SQuAD's JSON: data, paragraphs, qas."""
+    path = rows.path_of(task, getattr(task, role))
+    where = f"{path}"
+    try:
+        for article in json.loads(rows.text_of(path))["data"]:
+            for number, paragraph in enumerate(article["paragraphs"], start=1):
+                where = f"{path}, {article.get('title', '')!r}, paragraph {number}"
+                context = paragraph["context"]
+                for asked in paragraph["qas"]:
+                    where = f"{path}, {article.get('title', '')!r}, paragraph {number}"
+                    where += f", question {asked.get('id')!r}"
+                    is_impossible = asked.get("is_impossible", False)
+                    answers = [] if is_impossible else asked["answers"]
+                    yield Question(
+                        where,
+                        asked["id"],
+                        asked["question"],
+                        context,
+                        [(answer["text"], answer["answer_start"]) for answer in answers],
+                    )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{where}: SQuAD's JSON has {error} here; mend the file") from error
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({error}); get it again") from error
+
+
+def _from_hub(task: TaskSettings, role: str) -> Iterator[Question]:
+    assert task.hub is not None
+    for row in rows.read_hub(task.hub, getattr(task.hub, role)):
+        values = row.values
+        texts, starts = values["answers"]["text"], values["answers"]["answer_start"]
+        yield Question(
+            f"{row.place}, question {values['id']!r}",
+            values["id"],
+            values["question"],
+            values["context"],
+            list(zip(texts, starts, strict=True)),
+        )
+
+
+def _kept(questions: Iterator[Question], notes: Notes) -> Iterator[Question]:
+    """Those that can be trained on; the others are counted."""
+    for question in questions:
+        if not question.text.strip() or not question.context.strip():
+            notes.add("question(s) without words or without a text left out", question.place)
+        elif any(
+            not text or question.context[start : start + len(text)] != text
+            for text, start in question.answers[:1]
+        ):
+            notes.add(
+                "question(s) whose answer is not where it is said to be left out", question.place
+            )
+        else:
+            yield question
+
+
+def _score(
+    logits: Any, *, task: TaskSettings, windows: list[Window], questions: list[Question]
+) -> dict[str, float]:
+    """Figures in percent, and with unanswerable questions the best thresholds (see squad_score)."""
+    assert task.n_best
+    assert task.max_answer_length
+    contexts = {question.id: question.context for question in questions}
+    right = {question.id: [text for text, _ in question.answers] for question in questions}
+    best = best_answers(*logits, windows, contexts, task.n_best, task.max_answer_length)
+    spans = {question: answers[0].text for question, answers in best.spans.items()}
+    if not task.has_no_answer:
+        return squad_score.summary(squad_score.scores_of(spans, right), right)
+    odds = best.null_odds
+    answers = {question: "" if odds[question] > 0 else text for question, text in spans.items()}
+    figures = squad_score.summary(squad_score.scores_of(answers, right), right)
+    return figures | _best(spans, right, odds)
+
+
+def _best(
+    spans: Mapping[str, str], right: Mapping[str, list[str]], odds: Mapping[str, float]
+) -> dict[str, float]:
+    scores = squad_score.scores_of(spans, right)
+    figures = {}
+    for place, name in enumerate(("exact", "f1")):
+        alone = {question: score[place] for question, score in scores.items()}
+        score, threshold = squad_score.best_threshold(alone, spans, right, odds)
+        figures |= {f"best_{name}": score, f"best_{name}_threshold": threshold}
+    return figures

@@ -1,0 +1,140 @@
+"""Rows of tables with named columns: tsv, csv, jsonl, or a data set of the hub; each knows its place."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.finetuning.settings import HubSettings, InputError, TaskSettings
+
+SEPARATORS = {".tsv": "\t", ".txt": "\t", ".csv": ","}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table."""
+
+    place: str  # file and line, for messages
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A row with too few or too many columns."""
+
+    place: str
+    found: int
+    expected: int
+
+
+def path_of(task: TaskSettings, name: str) -> Path:
+    """A file of a task. Raises InputError where it is not there."""
+    assert task.folder is not None
+    path = Path(task.folder) / name
+    if not path.is_file():
+        raise InputError(
+            f"there is no file {path}; task.folder=FOLDER says where the files of {task.name} lie"
+            + ("" if task.hub is None else ", task.folder=null takes them from the hub")
+        )
+    return path
+
+
+def text_of(path: Path) -> str:
+    """A file as text, without a byte order mark. Raises InputError where it is not UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 at byte {error.start:,}; convert it: iconv -f latin1 -t utf-8"
+        ) from error
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines, cut at line feeds alone: other separators of Unicode are part of a text."""
+    lines = text_of(path).split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    for number, line in enumerate(lines, start=1):
+        yield number, line.removesuffix("\r")
+
+
+def read_table(path: Path, *, header: bool, quotes: bool) -> Iterator[Row | Broken]:
+    """The rows of a file. Without a header columns are named "0", "1", ... Raises InputError."""
+    if path.suffix == ".jsonl":
+        yield from read_json_lines(path)
+        return
+    if path.suffix not in SEPARATORS:
+        raise InputError(f"{path}: the name must end in .jsonl, {', '.join(SEPARATORS)}; rename it")
+    records = _records(path, SEPARATORS[path.suffix], quotes)
+    names: list[str] | None = None
+    for number, record in records:
+        if names is None:
+            names = record if header else [str(column) for column in range(len(record))]
+            if header:
+                continue
+        if len(record) != len(names):
+            yield Broken(f"{path}, line {number}", len(record), len(names))
+        else:
+            yield Row(f"{path}, line {number}", dict(zip(names, record, strict=True)))
+
+
+def read_json_lines(path: Path) -> Iterator[Row]:
+    """An object a line. Raises InputError where a line is none."""
+    for number, line in lines_of(path):
+        if line.strip():
+            try:
+                values = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{path}, line {number} is no JSON: {error}") from error
+            if not isinstance(values, dict):
+                raise InputError(f"{path}, line {number} is no JSON object with named columns")
+            yield Row(f"{path}, line {number}", values)
+
+
+def read_hub(hub: HubSettings, split: str) -> Iterator[Row]:
+    """Rows of a split of a data set; labels that are numbers with names become the names.
+
+    Raises InputError where the hub does not give it.
+    """
+    import datasets
+
+    name = hub.dataset if hub.subset is None else f"{hub.dataset}/{hub.subset}"
+    try:
+        rows = datasets.load_dataset(hub.dataset, hub.subset, split=split, revision=hub.revision)
+    except Exception as error:
+        raise InputError(
+            f"the hub does not give {name}, split {split}: {' '.join(str(error).split())[:300]}; "
+            "without a network give the task's files: task.folder=FOLDER"
+        ) from error
+    named = {
+        column: feature
+        for column, feature in rows.features.items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
+    for number, values in enumerate(rows):
+        for column, feature in named.items():
+            if values[column] >= 0:
+                values[column] = feature.int2str(values[column])
+        yield Row(f"{name}, split {split}, row {number}", values)
+
+
+def _records(path: Path, separator: str, quotes: bool) -> Iterator[tuple[int, list[str]]]:
+    if not quotes:
+        for number, line in lines_of(path):
+            if line:
+                yield number, line.split(separator)
+        return
+    reader = csv.reader(text_of(path).splitlines(keepends=True), delimiter=separator, strict=True)
+    try:
+        for record in reader:
+            if record:
+                yield reader.line_num, record
+    except csv.Error as error:
+        raise InputError(
+            f"{path}, line {reader.line_num}: {error}; where quotes are plain characters, "
+            "add task.quotes=false"
+        ) from error

@@ -1,0 +1,163 @@
+"""The way through that all kinds of task have: check, read, a grid or not, seeds, a table, a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import itertools
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.finetuning import results
+from scripts.finetuning.job import Job, check_length
+from scripts.finetuning.models import checked, identity, load_tokenizer
+from scripts.finetuning.settings import CONF, InputError, Kind, Settings, as_dict, load, tasks
+from scripts.finetuning.trial import RESULT, Trial, run_trial, write_json
+
+TRIALS = "trials"
+MODEL = "model"
+# what decides no figure of a trial: where it goes, which others there are, how it is shown
+FREE = (
+    "out",
+    "seeds",
+    "first_seed",
+    "resume",
+    "wandb",
+    "project",
+    "grid",
+    "eval_batch_size",
+    "model",
+)
+
+
+def main(kind: Kind, argv: Sequence[str] | None = None) -> int:
+    """Fine-tune from the command line: 0, or 2 with a message where something cannot be used."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    module = f"scripts.finetune_{kind.name}"
+    if {"-h", "--help"} & set(arguments):
+        sys.stdout.write(_help(module, kind))
+        return 0
+    try:
+        finetune(load(arguments, kind))
+    except InputError as error:
+        sys.stderr.write(f"{module}: {error}\n")
+        return 2
+    return 0
+
+
+def finetune(settings: Settings) -> dict[str, Any]:
+    """All trials of a task: the content of results.json, which is also written and shown.
+
+    Raises InputError before anything is trained where model, data or settings cannot be used.
+    """
+    config = checked(settings.model_folder)
+    tokenizer = load_tokenizer(settings.model_folder)
+    check_length(settings.max_length, config["max_position_embeddings"])
+    started = time.monotonic()
+    kind = importlib.import_module(f"scripts.finetuning.{settings.task.kind.name}")
+    job: Job = kind.prepare(settings, tokenizer)
+    _say_what_was_read(settings, job, time.monotonic() - started)
+    out = settings.out_folder
+    if not settings.resume:
+        shutil.rmtree(out / TRIALS, ignore_errors=True)
+    fingerprint = _fingerprint(settings)
+
+    def outcome(trial: Trial) -> dict[str, Any]:
+        folder = out / TRIALS / trial.name
+        earlier = _earlier(folder, fingerprint)
+        if earlier is not None:
+            print(f"{trial.name}: done before")
+            return earlier
+        print(f"{trial.name}: {len(job.train):,} examples, {folder}", flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "fingerprint").write_text(fingerprint)
+        return run_trial(trial, settings, job, tokenizer, folder, fingerprint)
+
+    first = f"{job.dev[0].name}_{settings.task.metrics[0]}"
+    tried = [outcome(trial) for trial in _grid(settings)]
+    best = max(tried, key=lambda result: result["figures"][first])
+    chosen = Trial(**best["trial"])
+    runs = [best] + [
+        outcome(dataclasses.replace(chosen, seed=settings.first_seed + number))
+        for number in range(1, settings.seeds)
+    ]
+    summary = results.summary(settings, job, runs, tried)
+    write_json(out / "settings.json", as_dict(settings))
+    _keep_best_model(out, runs, first)
+    write_json(out / results.FILE, summary)
+    print(results.table([summary]))
+    print(f"results  {out / results.FILE}\nmodel    {out / MODEL}")
+    return summary
+
+
+def _grid(settings: Settings) -> list[Trial]:
+    grid = settings.grid
+    return [
+        Trial(batch_size, rate, epochs, settings.first_seed)
+        for batch_size, rate, epochs in itertools.product(
+            grid.batch_size or [settings.batch_size],
+            grid.learning_rate or [settings.learning_rate],
+            grid.epochs or [settings.epochs],
+        )
+    ]
+
+
+def _earlier(folder: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The result that lies there; None where there is none. Raises InputError on another one."""
+    mark = folder / "fingerprint"
+    if mark.is_file() and mark.read_text() != fingerprint:
+        raise InputError(
+            f"{folder} was made with another model, other data or settings; "
+            "give another out=, or resume=false to make it anew"
+        )
+    path = folder / RESULT
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def _fingerprint(settings: Settings) -> str:
+    """Of all that decides a trial's figures but the trial itself; data files by size and time."""
+    plain = {name: value for name, value in as_dict(settings).items() if name not in FREE}
+    for name in ("batch_size", "learning_rate", "epochs"):
+        del plain[name]  # in the trial's name
+    files = {}
+    if settings.task.folder is not None:
+        for role in ("train", "dev", "other_dev"):
+            if name := getattr(settings.task, role):
+                stat = os.stat(Path(settings.task.folder) / name)
+                files[role] = [stat.st_size, stat.st_mtime_ns]
+    text = json.dumps([plain, files, identity(settings.model_folder)], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _keep_best_model(out: Path, runs: list[dict[str, Any]], first: str) -> None:
+    """The best seed's model becomes out/model; the others' weights are not kept."""
+    best = max(runs, key=lambda result: result["figures"][first])
+    source = out / TRIALS / Trial(**best["trial"]).name / MODEL
+    target = out / MODEL
+    if source.is_dir():
+        temporary = out / f".{MODEL}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(source, temporary)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+
+
+def _say_what_was_read(settings: Settings, job: Job, seconds: float) -> None:
+    dev = ", ".join(f"{dev.name} {len(dev.features):,}" for dev in job.dev)
+    print(f"{settings.task.name}: train {len(job.train):,}, {dev} in {seconds:.1f} s")
+    for line in job.notes.lines():
+        print(f"  {line}")
+
+
+def _help(module: str, kind: Kind) -> str:
+    return (
+        f"python -m {module} +task=TASK model=FOLDER [SETTING=VALUE ...]\n\n"
+        f"tasks: {', '.join(tasks(kind))}\n\n{(CONF / 'finetune.yaml').read_text()}"
+    )
