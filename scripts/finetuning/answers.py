@@ -37,8 +37,8 @@ class Answers:
 
 
 def best_answers(
-    start_logits: np.ndarray,
-    end_logits: np.ndarray,
+    start_logits: Sequence[np.ndarray],
+    end_logits: Sequence[np.ndarray],
     windows: Sequence[Window],
     contexts: Mapping[str, str],
     n_best: int,
@@ -46,7 +46,7 @@ def best_answers(
 ) -> Answers:
     """Of every question in `contexts`; a question without a span is answered by "".
 
-    Logits are (windows, L) with anything behind a window's end. In each window the `n_best` starts
+    Logits are (L,) a window, with anything behind a window's end. In each window the `n_best` starts
     and ends are paired: an end not before its start, at most `max_answer_length` tokens, and the
     start in the window where it has most context. No answer scores as [CLS], the lowest of all
     windows (google-research/bert, run_squad.py).

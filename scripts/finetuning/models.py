@@ -21,7 +21,7 @@ from scripts.finetuning.settings import InputError, Start
 
 SAFE = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt*", "*.pkl", "*.h5", "*.msgpack")
-NEW = ("classifier.", "qa_outputs.", "bert.pooler.")  # what a pretrained folder may lack
+NEW = ("classifier.", "qa_outputs.", "bert.pooler.", "pooler.")  # what a pretrained folder may lack
 
 
 def checked(folder: Path) -> dict[str, Any]:

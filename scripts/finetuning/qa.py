@@ -39,7 +39,7 @@ def prepare(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Job:
             f"task.max_question_length={task.max_question_length}; make one larger, or the other smaller"
         )
     cut = Windows(tokenizer, settings.max_length, task.stride, task.max_question_length)
-    train = []
+    train: list[Features] = []
     for question in _kept(_questions(task, "train", settings.max_train_examples), notes):
         train += cut.for_training(question, notes)
     if not train:
@@ -214,7 +214,8 @@ def _score(
     assert task.max_answer_length
     contexts = {question.id: question.context for question in questions}
     right = {question.id: [text for text, _ in question.answers] for question in questions}
-    best = best_answers(*logits, windows, contexts, task.n_best, task.max_answer_length)
+    starts, ends = logits
+    best = best_answers(starts, ends, windows, contexts, task.n_best, task.max_answer_length)
     spans = {question: answers[0].text for question, answers in best.spans.items()}
     if not task.has_no_answer:
         return squad_score.summary(squad_score.scores_of(spans, right), right)
@@ -228,7 +229,7 @@ def _best(
     spans: Mapping[str, str], right: Mapping[str, list[str]], odds: Mapping[str, float]
 ) -> dict[str, float]:
     scores = squad_score.scores_of(spans, right)
-    figures = {}
+    figures: dict[str, float] = {}
     for place, name in enumerate(("exact", "f1")):
         alone = {question: score[place] for question, score in scores.items()}
         score, threshold = squad_score.best_threshold(alone, spans, right, odds)

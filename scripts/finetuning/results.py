@@ -30,7 +30,7 @@ def summary(
         "seeds": [{"seed": run["trial"]["seed"], **run["figures"]} for run in runs],
         "best_epochs": [run["best_epoch"] for run in runs],
         "chosen": {name: trial[name] for name in ("batch_size", "learning_rate", "epochs")},
-        "chosen_on_dev": f"{' and '.join(choices)}: figures of dev are a little too good",
+        "chosen_on_dev": f"{' and '.join(choices)}, so its figures are a little too good",
         "tried": [{**run["trial"], **run["figures"]} for run in tried] if len(tried) > 1 else [],
         "examples": {"train": len(job.train), **{dev.name: len(dev.features) for dev in job.dev}},
         "left_out_or_cut": job.notes.lines(),

@@ -243,7 +243,7 @@ def _faults(settings: Settings, kind: Kind | None) -> Iterator[str]:
         "max_dev_examples": settings.max_dev_examples, "task.stride": task.stride,
         "task.max_question_length": task.max_question_length,
         "task.max_answer_length": task.max_answer_length, "task.n_best": task.n_best,
-        **{"grid.batch_size": value for value in settings.grid.batch_size},
+        "grid.batch_size": min(settings.grid.batch_size, default=None),
     }  # fmt: skip
     for name, value in whole.items():
         if value is not None and value < 1:

@@ -209,7 +209,7 @@ def _tag_id(tag: str, names: list[str], place: str) -> int:
 
 
 def predicted_tags(
-    logits: np.ndarray, pieces: list[Piece], sizes: Sequence[int], names: Sequence[str]
+    logits: Sequence[np.ndarray], pieces: list[Piece], sizes: Sequence[int], names: Sequence[str]
 ) -> list[list[str]]:
     """IOB2 tags of every word of every sentence; a word without a piece is outside."""
     tags = [["O"] * size for size in sizes]

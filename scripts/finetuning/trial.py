@@ -44,13 +44,12 @@ class Trial:
         )
 
 
-class ScoringTrainer(Trainer):
+class ScoringTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     """Trainer, whose evaluation scores whole development sets: answers span several windows."""
 
     def __init__(self, job: Job, **how: Any) -> None:
         super().__init__(**how, eval_dataset=job.dev[0].features, data_collator=job.collate)
         self.job = job
-        self.history: list[dict[str, float]] = []  # figures of each evaluation
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Figures of all development sets, `eval_<set>_<metric>`."""
@@ -60,15 +59,16 @@ class ScoringTrainer(Trainer):
             output = self.evaluation_loop(loader, "Evaluation", prediction_loss_only=False)
             found = dev.score(output.predictions)
             figures |= {f"eval_{dev.name}_{name}": value for name, value in found.items()}
+            # each set has a progress bar of its own
+            self.callback_handler.on_predict(self.args, self.state, self.control, figures)
         self.log(figures)
-        self.history.append(figures)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, figures
         )
         return figures
 
 
-class _NotFinite(TrainerCallback):
+class _NotFinite(TrainerCallback):  # type: ignore[misc]
     """Ends a training whose loss is not a number: it would train on for nothing."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:

@@ -1,0 +1,304 @@
+"""What a BERT folder says of texts, by what its config.json says it is.
+
+    python -m scripts.predict model=DIR [TEXT ...] [--pair TEXT] [--file FILE] [--embed cls|mean] [--json]
+
+fine-tuned on labels: the class and all probabilities, or the number. On questions (TEXT is the question,
+the pair the text): the answer's span. On tags: a tag a word, words being separated by blanks. Pretrained:
+what stands for each [MASK], and whether the pair follows TEXT. --embed: a vector a text, of any of them.
+
+Without TEXT the lines of --file or of standard input are read; a TAB separates a line's text and pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from scripts.finetuning import rows
+from scripts.finetuning.answers import best_answers
+from scripts.finetuning.job import Features, Notes
+from scripts.finetuning.models import checked, load_model, load_tokenizer
+from scripts.finetuning.qa import Question, Windows
+from scripts.finetuning.settings import InputError, Start
+from scripts.finetuning.tagging import Pieces, predicted_tags
+
+BATCH = 32  # texts; questions and tags: windows
+WINDOW = 384  # most tokens of a window over a long text
+STRIDE = 128  # tokens by which windows move on
+LONGEST_QUESTION, LONGEST_ANSWER = 64, 30  # tokens
+N_BEST = 20  # starts and ends of a window that are tried
+MASKED = ("BertForPreTraining", "BertForMaskedLM")
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Input:
+    place: str
+    text: str
+    pair: str | None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in eval mode, with what belongs to it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    longest: int  # positions
+
+    @property
+    def window(self) -> int:
+        return min(WINDOW, self.longest)
+
+    def outputs(self, features: Sequence[Features]) -> Any:
+        """The model's answer to one padded batch."""
+        padded = self.tokenizer.pad(list(features), return_tensors="pt").to(self.model.device)
+        with torch.inference_mode():
+            return self.model(**padded)
+
+    def encoded(self, inputs: Sequence[Input]) -> list[Features]:
+        """Features of texts or pairs, cut where the model has no more positions; said on stderr."""
+        found = []
+        for one in inputs:
+            encoded = self.tokenizer(
+                one.text, one.pair, truncation=True, max_length=self.longest, verbose=False
+            )
+            if encoded.encodings[0].overflowing:
+                sys.stderr.write(f"{one.place}: cut at {self.longest} tokens\n")
+            found.append({name: encoded[name] for name in ("input_ids", "token_type_ids")})
+        return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Predict from the command line: 0, or 2 with a message where something cannot be used."""
+    try:
+        given = _arguments(sys.argv[1:] if argv is None else argv)
+        for record, line in predict(Path(given.model), _inputs(given), given.embed, given.top):
+            print(json.dumps(record, ensure_ascii=False) if given.json else line, flush=True)
+    except InputError as error:
+        sys.stderr.write(f"scripts.predict: {error}\n")
+        return 2
+    return 0
+
+
+def predict(
+    folder: Path, inputs: Iterable[Input], embed: str | None = None, top: int = 5
+) -> Iterator[tuple[Record, str]]:
+    """For each input what the model says, as a record and as a line. Raises InputError."""
+    config = checked(folder)
+    class_name = (config.get("architectures") or ["BertModel"])[0]
+    if embed is None and class_name not in (*SAY, *MASKED):
+        raise InputError(
+            f"{folder / 'config.json'}: a {class_name} says nothing of texts; use --embed, "
+            "or fine-tune it"
+        )
+    class_name = "BertModel" if embed else class_name
+    model, new = load_model(class_name, folder, Start.pretrained, {})
+    if new and not embed:
+        raise InputError(f"{folder} lacks the weights of {', '.join(new)}; write it again")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = Loaded(
+        model.to(device).eval(), load_tokenizer(folder), config["max_position_embeddings"]
+    )
+    stream = iter(inputs)
+    while batch := list(itertools.islice(stream, BATCH)):
+        if embed:
+            yield from _embedded(loaded, batch, embed)
+        elif class_name in MASKED:
+            yield from _filled(loaded, batch, top)
+        else:
+            yield from SAY[class_name](loaded, batch)
+
+
+def _classified(loaded: Loaded, inputs: list[Input]) -> Iterator[tuple[Record, str]]:
+    logits = loaded.outputs(loaded.encoded(inputs)).logits.float().cpu()
+    names = loaded.model.config.id2label
+    for one, logits_K in zip(inputs, logits, strict=True):
+        if len(logits_K) == 1:
+            number = logits_K.item()
+            yield _of(one) | {"number": number}, f"{number:.3f}\t{_shown(one)}"
+            continue
+        shares = {names[k]: share for k, share in enumerate(logits_K.softmax(-1).tolist())}
+        ranked = sorted(shares.items(), key=lambda item: -item[1])
+        line = "  ".join(f"{name} {share:.1%}" for name, share in ranked)
+        yield (
+            _of(one) | {"label": ranked[0][0], "probabilities": shares},
+            f"{line}\t{_shown(one)}",
+        )
+
+
+def _answered(loaded: Loaded, inputs: list[Input]) -> Iterator[tuple[Record, str]]:
+    cut = Windows(loaded.tokenizer, loaded.window, STRIDE, LONGEST_QUESTION)
+    features, windows, contexts = [], [], {}
+    for number, one in enumerate(inputs):
+        if one.pair is None or not one.pair.strip():
+            raise InputError(
+                f"{one.place}: a question without the text to find the answer in; add --pair TEXT, "
+                "or a TAB and the text behind the question"
+            )
+        contexts[str(number)] = one.pair
+        for feature, window in cut.for_answering(
+            Question(one.place, str(number), one.text, one.pair, []), Notes()
+        ):
+            features.append(feature)
+            windows.append(window)
+    starts: list[Any] = []
+    ends: list[Any] = []
+    for at in range(0, len(features), BATCH):
+        answer = loaded.outputs(features[at : at + BATCH])
+        starts += list(answer.start_logits.float().cpu().numpy())
+        ends += list(answer.end_logits.float().cpu().numpy())
+    best = best_answers(starts, ends, windows, contexts, N_BEST, LONGEST_ANSWER)
+    config = loaded.model.config
+    bound = getattr(config, "no_answer_threshold", 0.0)
+    for number, one in enumerate(inputs):
+        first, odds = best.spans[str(number)][0], best.null_odds[str(number)]
+        record = _of(one) | {
+            "answer": first.text, "start": first.start, "end": first.end, "probability": first.probability
+        }  # fmt: skip
+        line = f"{first.text}  ({first.probability:.1%}, characters {first.start} to {first.end})"
+        if getattr(config, "has_no_answer", False):
+            record |= {"has_answer": odds <= bound, "no_answer_odds": odds}
+            line = line if odds <= bound else f"no answer  (else: {line})"
+        yield record, f"{line}\t{one.text}"
+
+
+def _tagged(loaded: Loaded, inputs: list[Input]) -> Iterator[tuple[Record, str]]:
+    cut = Pieces(loaded.tokenizer, loaded.window, STRIDE)
+    sentences = [one.text.split() for one in inputs]
+    features, pieces = [], []
+    for number, words in enumerate(sentences):
+        for feature, piece in cut.of(words, number):
+            features.append(feature)
+            pieces.append(piece)
+    logits: list[Any] = []
+    for at in range(0, len(features), BATCH):
+        logits += list(loaded.outputs(features[at : at + BATCH]).logits.float().cpu().numpy())
+    names = [loaded.model.config.id2label[k] for k in range(len(loaded.model.config.id2label))]
+    sizes = [len(words) for words in sentences]
+    for one, words, tags in zip(
+        inputs, sentences, predicted_tags(logits, pieces, sizes, names), strict=True
+    ):
+        line = " ".join(
+            word if tag == "O" else f"{word}/{tag}" for word, tag in zip(words, tags, strict=True)
+        )
+        yield _of(one) | {"words": words, "tags": tags}, line
+
+
+def _filled(loaded: Loaded, inputs: list[Input], top: int) -> Iterator[tuple[Record, str]]:
+    """What stands for each [MASK], and of a pair whether B follows A."""
+    tokenizer = loaded.tokenizer
+    features = loaded.encoded(inputs)
+    answer = loaded.outputs(features)
+    logits = answer["prediction_logits"] if "prediction_logits" in answer else answer["logits"]
+    follows = answer.get("seq_relationship_logits")
+    for number, (one, feature) in enumerate(zip(inputs, features, strict=True)):
+        record, parts = _of(one), []
+        masks = [
+            place for place, token in enumerate(feature["input_ids"]) if token == tokenizer.mask_token_id
+        ]  # fmt: skip
+        if masks:
+            shares, ids = logits[number, masks].float().softmax(-1).topk(top)
+            record["fills"] = [
+                [
+                    {"token": token, "probability": share}
+                    for token, share in zip(tokenizer.convert_ids_to_tokens(k), p, strict=True)
+                ]
+                for k, p in zip(ids.tolist(), shares.tolist(), strict=True)
+            ]
+            parts += [
+                ", ".join(f"{fill['token']} {fill['probability']:.1%}" for fill in fills)
+                for fills in record["fills"]
+            ]
+        if one.pair is not None and follows is not None:
+            share = follows[number].float().softmax(-1)[0].item()  # 0: B follows A
+            record["follows"] = share
+            parts.append(f"B follows A {share:.1%}")
+        if not parts:
+            raise InputError(
+                f"{one.place}: a pretrained model fills {tokenizer.mask_token}, or (with an NSP head) says "
+                "whether a second text follows (--pair, or behind a TAB); --embed gives vectors"
+            )
+        yield record, "  |  ".join(parts) + f"\t{_shown(one)}"
+
+
+def _embedded(loaded: Loaded, inputs: list[Input], how: str) -> Iterator[tuple[Record, str]]:
+    """The last layer at [CLS], or its mean over all tokens of a text."""
+    features = loaded.encoded(inputs)
+    hidden_NLH: Tensor = loaded.outputs(features).last_hidden_state.float().cpu()
+    for one, feature, hidden_LH in zip(inputs, features, hidden_NLH, strict=True):
+        vector = hidden_LH[0] if how == "cls" else hidden_LH[: len(feature["input_ids"])].mean(0)
+        record = _of(one) | {"embedding": vector.tolist()}
+        yield record, json.dumps(record, ensure_ascii=False)
+
+
+SAY: dict[str, Callable[[Loaded, list[Input]], Iterator[tuple[Record, str]]]] = {
+    "BertForSequenceClassification": _classified,
+    "BertForQuestionAnswering": _answered,
+    "BertForTokenClassification": _tagged,
+}
+
+
+def _of(one: Input) -> Record:
+    return {"text": one.text} if one.pair is None else {"text": one.text, "pair": one.pair}
+
+
+def _shown(one: Input) -> str:
+    return one.text if one.pair is None else f"{one.text}\t{one.pair}"
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m scripts.predict",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("model", help="model=DIR, a Hugging Face folder")
+    parser.add_argument("text", nargs="*")
+    parser.add_argument("--pair", help="the second text of every TEXT")
+    parser.add_argument("--file", type=Path, help="a text a line; - is standard input")
+    parser.add_argument("--embed", choices=("cls", "mean"), help="vectors of the last layer")
+    parser.add_argument("--top", type=int, default=5, help="so many words for a [MASK]")
+    parser.add_argument("--json", action="store_true", help="an object a line")
+    given = parser.parse_args(argv)
+    given.model = given.model.removeprefix("model=")
+    return given
+
+
+def _inputs(given: argparse.Namespace) -> Iterator[Input]:
+    """The texts that were typed, else those of the file or of standard input; none may be empty."""
+    if given.text:
+        found: Iterable[tuple[str, str]] = (
+            (f"text {number}", text) for number, text in enumerate(given.text, start=1)
+        )
+    elif given.file is not None and str(given.file) != "-":
+        if not given.file.is_file():
+            raise InputError(f"there is no file {given.file}")
+        found = ((f"{given.file}, line {n}", line) for n, line in rows.lines_of(given.file))
+    else:
+        found = (
+            (f"line {number}", line.removesuffix("\n"))
+            for number, line in enumerate(sys.stdin, start=1)
+        )
+    for place, line in found:
+        text, tab, pair = line.partition("\t")
+        if not text.strip():
+            raise InputError(
+                f"{place} has no text; every line is one text, or two with a TAB between"
+            )
+        yield Input(place, text, pair if tab else given.pair)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
