@@ -83,7 +83,8 @@ def load_model(
     """
     checked(folder)
     model_class = getattr(transformers, class_name)
-    config = BertConfig.from_pretrained(folder, **changes)
+    config = BertConfig.from_pretrained(folder)
+    config.update(changes)
     if start is Start.random:
         return model_class(config), ["everything"]
     with quiet():

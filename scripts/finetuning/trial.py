@@ -47,6 +47,8 @@ class Trial:
 class ScoringTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     """Trainer, whose evaluation scores whole development sets: answers span several windows."""
 
+    control: Any
+
     def __init__(self, job: Job, **how: Any) -> None:
         super().__init__(**how, eval_dataset=job.dev[0].features, data_collator=job.collate)
         self.job = job

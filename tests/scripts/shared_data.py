@@ -1,0 +1,33 @@
+"""Files of ../shared/data, unpacked; tests that want one are skipped where it is not there."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def packed(name: str) -> Path:
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    return path
+
+
+def unpacked(name: str, target: Path) -> Path:
+    """The folder of an archive, such as glue/RTE."""
+    with tarfile.open(packed(f"{name}.tar.xz")) as archive:
+        archive.extractall(target, filter="data")
+    return next(
+        path for path in target.rglob("*") if path.is_dir() and path.name == Path(name).name
+    )
+
+
+def read_json(name: str) -> Any:
+    return json.loads(lzma.decompress(packed(f"{name}.xz").read_bytes()))
