@@ -66,6 +66,7 @@ class History:
     guesses: list[dict[str, Any]]  # of each evaluation, by sentence
     environment: dict[str, Any]
     owner_lives: bool
+    downstream: list[dict[str, Any]] = field(default_factory=list)  # fine-tuned checkpoints, by task
     stretches: list[Stretch] = field(default_factory=list)
 
     @classmethod
@@ -86,6 +87,7 @@ class History:
             readable_lines(folder / "guesses.jsonl"),
             read_json(environment) if environment.exists() else {},
             _lives(folder / OWNER_FILE),
+            readable_lines(folder / "downstream.jsonl"),
         )
         history.stretches = list(history._stretches())
         return history

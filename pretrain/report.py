@@ -215,6 +215,7 @@ def _sections(run: History, other: History | None) -> Iterator[tuple[str, list[t
             [("train/loss", "training"), ("eval/loss", "held-out")],
         )  # fmt: skip
     yield "Curves", curves
+    yield "Downstream", list(_downstream(run))
     yield "Updates", [
         *of_steps("Learning rate", "", [("optim/learning_rate", "learning rate")], from_zero=True),
         *of_steps("Gradient norm", "before clipping", [("optim/grad_norm", "gradient norm")],
@@ -238,6 +239,21 @@ def _sections(run: History, other: History | None) -> Iterator[tuple[str, list[t
 
 
 _LOOKS = (("#030405", "-", ""), (SECOND, "--", "o"))
+
+
+def _downstream(run: History) -> Iterator[tuple[Chart, str]]:
+    """What checkpoints reached when fine-tuned (scripts.evaluate_checkpoints), a chart a task."""
+    for task in dict.fromkeys(line["task"] for line in run.downstream):
+        points = [line for line in run.downstream if line["task"] == task]
+        steps = [line["step"] for line in points]
+        lines = [
+            Line(name, steps, [line["figures"][name]["mean"] for line in points], colour, style, "o")
+            for name, (colour, style, _) in zip(
+                points[-1]["figures"], (*_LOOKS, (THIRD, ":", "")), strict=False
+            )
+        ]
+        caption = _last_values(lines) + f"; {points[-1]['seeds']} seed(s)."
+        yield Chart(f"Fine-tuned on {task}", "step", "percent", lines), caption
 
 
 def _over_time(run: History) -> Iterator[tuple[Chart, str]]:

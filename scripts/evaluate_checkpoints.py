@@ -1,0 +1,124 @@
+"""What a run's checkpoints are worth downstream: each one is exported and fine-tuned.
+
+    python -m scripts.evaluate_checkpoints run=runs/x +task=sst2 [SETTING=VALUE ...]
+
+Settings are those of fine-tuning (conf/finetune.yaml). A line a checkpoint and task goes to
+runs/x/downstream.jsonl, which python -m pretrain.report draws. What is there is not done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.finetuning import results
+from scripts.finetuning.run import FREE, finetune
+from scripts.finetuning.settings import InputError, as_dict, load
+
+FILE = "downstream.jsonl"
+FOLDER = "downstream"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate from the command line: 0, or 2 with a message where something cannot be used."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    runs = [word.removeprefix("run=") for word in arguments if word.startswith("run=")]
+    typed = [word for word in arguments if not word.startswith("run=")]
+    try:
+        if not runs:
+            raise InputError("no run is named; add run=FOLDER, as in run=runs/x")
+        lines = evaluate(Path(runs[-1]), typed)
+    except InputError as error:
+        sys.stderr.write(f"scripts.evaluate_checkpoints: {error}\n")
+        return 2
+    for line in lines:
+        figures = "  ".join(
+            f"{name} {figure['mean']:.2f}" + ("" if figure["std"] is None else f" ± {figure['std']:.2f}")
+            for name, figure in line["figures"].items()
+        )  # fmt: skip
+        print(f"{line['task']}  step {line['step']:>9,}  {figures}")
+    return 0
+
+
+def evaluate(run: Path, typed: Sequence[str]) -> list[dict[str, Any]]:
+    """Fine-tune every whole checkpoint of `run`: this task's lines of the file, by step.
+
+    Raises InputError where there is no checkpoint, or one cannot be exported.
+    """
+    checkpoints = sorted(path.parent for path in run.glob("checkpoints/step-*/manifest.json"))
+    if not checkpoints:
+        raise InputError(f"{run}/checkpoints holds no checkpoint; train until the first is written")
+    task = load([*typed, f"model={run}"]).task.name
+    fingerprint = _fingerprint(typed, run)
+    lines = _lines(run / FILE)
+    done = {
+        line["step"]
+        for line in lines
+        if line["task"] == task and line["fingerprint"] == fingerprint
+    }
+    for checkpoint in checkpoints:
+        step = int(checkpoint.name.removeprefix("step-"))
+        if step in done:
+            continue
+        folder = run / FOLDER / f"{task}-{checkpoint.name}"
+        shutil.rmtree(folder, ignore_errors=True)
+        model = folder / "export"
+        _export(run, checkpoint, model)
+        summary = finetune(load([*typed, f"model={model}", f"out={folder}"]))
+        shutil.rmtree(model)
+        shutil.rmtree(folder / "trials")
+        shutil.rmtree(folder / "model")
+        lines = [line for line in lines if (line["task"], line["step"]) != (task, step)]
+        lines.append(
+            {
+                "step": step,
+                "task": task,
+                "figures": {name: summary["figures"][name] for name in summary["metrics"]},
+                "seeds": len(summary["seeds"]),
+                "results": str(folder.relative_to(run) / results.FILE),
+                "fingerprint": fingerprint,
+            }
+        )
+        lines.sort(key=lambda line: (line["task"], line["step"]))
+        _write(run / FILE, lines)
+    return [line for line in lines if line["task"] == task]
+
+
+def _fingerprint(typed: Sequence[str], run: Path) -> str:
+    """Of the settings that decide the figures."""
+    plain = as_dict(load([*typed, f"model={run}"]))
+    kept = {name: value for name, value in plain.items() if name not in FREE}
+    kept |= {name: plain[name] for name in ("seeds", "first_seed", "grid")}
+    return hashlib.blake2b(json.dumps(kept, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _export(run: Path, checkpoint: Path, target: Path) -> None:
+    """By its command: fine-tuning sees the folder that comes out, and nothing else."""
+    words = [f"run={run}", f"checkpoint={checkpoint}", f"target={target}"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "pretrain.export", *words], capture_output=True, text=True, check=False
+    )
+    if ended.returncode:
+        raise InputError(f"{checkpoint} cannot be exported: {ended.stderr.strip()[-500:]}")
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _write(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
