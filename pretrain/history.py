@@ -66,7 +66,9 @@ class History:
     guesses: list[dict[str, Any]]  # of each evaluation, by sentence
     environment: dict[str, Any]
     owner_lives: bool
-    downstream: list[dict[str, Any]] = field(default_factory=list)  # fine-tuned checkpoints, by task
+    downstream: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # fine-tuned checkpoints, by task
     stretches: list[Stretch] = field(default_factory=list)
 
     @classmethod

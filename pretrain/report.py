@@ -247,7 +247,9 @@ def _downstream(run: History) -> Iterator[tuple[Chart, str]]:
         points = [line for line in run.downstream if line["task"] == task]
         steps = [line["step"] for line in points]
         lines = [
-            Line(name, steps, [line["figures"][name]["mean"] for line in points], colour, style, "o")
+            Line(
+                name, steps, [line["figures"][name]["mean"] for line in points], colour, style, "o"
+            )
             for name, (colour, style, _) in zip(
                 points[-1]["figures"], (*_LOOKS, (THIRD, ":", "")), strict=False
             )

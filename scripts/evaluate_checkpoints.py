@@ -102,7 +102,10 @@ def _export(run: Path, checkpoint: Path, target: Path) -> None:
     """By its command: fine-tuning sees the folder that comes out, and nothing else."""
     words = [f"run={run}", f"checkpoint={checkpoint}", f"target={target}"]
     ended = subprocess.run(
-        [sys.executable, "-m", "pretrain.export", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pretrain.export", *words],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if ended.returncode:
         raise InputError(f"{checkpoint} cannot be exported: {ended.stderr.strip()[-500:]}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ import pytest
 
 from data_prep import settings as data_prep_settings
 from pretrain import run
+from scripts import predict
+from scripts.finetuning import settings as finetuning_settings
+from scripts.finetuning.settings import Kind
 
 PROJECT = Path(__file__).resolve().parents[1]
 README = (PROJECT / "README.md").read_text()
@@ -46,6 +50,15 @@ def test_the_settings_of_every_command_are_accepted(
     (tmp_path / "my_texts").mkdir()
     words = command.split()
     overrides = [word for word in words if re.match(r"\+?[\w.]+=", word)]
+    if "scripts.predict" in command:
+        predict._arguments(shlex.split(command)[3:])
+        return
+    if "scripts." in command:
+        kind = re.search(r"finetune_(\w+)", command)
+        named = [word for word in overrides if not word.startswith("run=")]
+        model = [] if kind else ["model=x"]
+        finetuning_settings.load([*named, *model], Kind[kind[1]] if kind else None)
+        return
     if "data_prep" in command:
         data_prep_settings.load(overrides)
         return
