@@ -80,3 +80,15 @@ def read(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"there is no {path}; it is written when a task's seeds are done")
     return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def combined(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One summary of several of the same task and settings, which have other seeds."""
+    seeds = [seed for one in summaries for seed in one["seeds"]]
+    return {
+        **summaries[0],
+        "seeds": seeds,
+        "figures": spread([{k: v for k, v in seed.items() if k != "seed"} for seed in seeds]),
+        "best_epochs": [epoch for one in summaries for epoch in one["best_epochs"]],
+        "seconds": [seconds for one in summaries for seconds in one["seconds"]],
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -57,6 +58,23 @@ def test_every_curve_that_has_figures_is_drawn(tmp_path: Path) -> None:
     found = page(killed_and_stopped(tmp_path / "x").folder)
     assert found.tags.count("svg") == 4  # MLM loss and accuracy, speed, goodput
     assert len(found.ids) == len(set(found.ids)), "two charts share an id"
+
+
+def test_fine_tuned_checkpoints_are_a_curve_a_task(tmp_path: Path) -> None:
+    folder = killed_and_stopped(tmp_path / "x").folder
+    lines = [
+        {
+            "step": step,
+            "task": "rte",
+            "figures": {"dev_accuracy": {"mean": 50.0 + step}},
+            "seeds": 2,
+        }
+        for step in (4, 8)
+    ]
+    (folder / "downstream.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    text = page(folder).text
+    assert "Fine-tuned on rte" in text
+    assert "dev_accuracy 58; 2 seed(s)." in text
 
 
 def test_text_from_data_and_settings_is_escaped(tmp_path: Path) -> None:
