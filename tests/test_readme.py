@@ -59,6 +59,10 @@ def test_the_settings_of_every_command_are_accepted(
         model = [] if kind else ["model=x"]
         finetuning_settings.load([*named, *model], Kind[kind[1]] if kind else None)
         return
+    if "slurm/finetune.sh" in command:
+        for task in re.findall(r"tasks=(\S+)", command)[0].split(","):
+            finetuning_settings.load([f"+task={task}", *re.findall(r"model=\S+", command)])
+        return
     if "data_prep" in command:
         data_prep_settings.load(overrides)
         return

@@ -64,7 +64,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             f"{folder} has no tokenizer: tokenizer.json and vocab.txt are missing; "
             "copy them from where the model came from"
         )
-    tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
     if len(tokenizer) > config["vocab_size"]:
         raise InputError(
             f"{folder}: the tokenizer has {len(tokenizer):,} entries and the model embeddings for "

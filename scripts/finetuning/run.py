@@ -81,8 +81,13 @@ def finetune(settings: Settings) -> dict[str, Any]:
         return run_trial(trial, settings, job, tokenizer, folder, fingerprint)
 
     first = f"{job.dev[0].name}_{settings.task.metrics[0]}"
-    tried = [outcome(trial) for trial in _grid(settings)]
-    best = max(tried, key=lambda result: result["figures"][first])
+    tried: list[dict[str, Any]] = []
+    for trial in _grid(settings):
+        tried.append(outcome(trial))
+        best = max(tried, key=lambda result: result["figures"][first])
+        for result in tried:  # a grid's models would fill a disk
+            if result is not best:
+                shutil.rmtree(_model_of(out, result), ignore_errors=True)
     chosen = Trial(**best["trial"])
     runs = [best] + [
         outcome(dataclasses.replace(chosen, seed=settings.first_seed + number))
@@ -137,16 +142,19 @@ def _fingerprint(settings: Settings) -> str:
 
 
 def _keep_best_model(out: Path, runs: list[dict[str, Any]], first: str) -> None:
-    """The best seed's model becomes out/model; the others' weights are not kept."""
-    best = max(runs, key=lambda result: result["figures"][first])
-    source = out / TRIALS / Trial(**best["trial"]).name / MODEL
-    target = out / MODEL
-    if source.is_dir():
-        temporary = out / f".{MODEL}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(source, temporary)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
+    """The best seed's model becomes out/model, as links to the trial's files."""
+    source = _model_of(out, max(runs, key=lambda result: result["figures"][first]))
+    if not source.is_dir():
+        raise InputError(f"{source} is gone, and it is the best model; resume=false trains anew")
+    temporary = out / f".{MODEL}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary, copy_function=os.link)
+    shutil.rmtree(out / MODEL, ignore_errors=True)
+    temporary.rename(out / MODEL)
+
+
+def _model_of(out: Path, result: dict[str, Any]) -> Path:
+    return out / TRIALS / Trial(**result["trial"]).name / MODEL
 
 
 def _say_what_was_read(settings: Settings, job: Job, seconds: float) -> None:

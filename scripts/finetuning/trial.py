@@ -103,6 +103,10 @@ def run_trial(
     trainer = _trainer(trial, settings, job, tokenizer, model, folder)
     with quiet():
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+    if settings.wandb:
+        import wandb
+
+        wandb.finish()  # or the next seed would go on in this one's run
     best = trainer.state.best_metric
     first = f"eval_{job.dev[0].name}_{settings.task.metrics[0]}"
     evaluations = [line for line in trainer.state.log_history if first in line]

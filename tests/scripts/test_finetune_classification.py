@@ -112,6 +112,7 @@ def test_results_of_other_settings_are_not_mixed_in(
     assert "resume=false" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_figures(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +151,8 @@ def test_the_grid_tries_all_with_one_seed_and_says_so(bert: Path, tmp_path: Path
         (1e-9, 1),
     ]
     assert results["chosen"]["learning_rate"] == 1e-2
+    kept = {path.parent.name for path in (tmp_path / "out/trials").glob("*/model")}
+    assert {name.split("-rate-")[1].split("-")[0] for name in kept} == {"0.01"}
     assert [one["seed"] for one in results["seeds"]] == [1, 2]
     assert "rate" in results["chosen_on_dev"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def arguments(folder: Path, bert: Path, task: str = "squad") -> list[str]:
     ]  # fmt: skip
 
 
+@functools.cache
 def right_answers(name: str) -> dict[str, list[str]]:
     return {
         asked["id"]: [answer["text"] for answer in asked["answers"]]
