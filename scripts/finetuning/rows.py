@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ def _records(path: Path, separator: str, quotes: bool) -> Iterator[tuple[int, li
             if line:
                 yield number, line.split(separator)
         return
-    reader = csv.reader(text_of(path).splitlines(keepends=True), delimiter=separator, strict=True)
+    reader = csv.reader(io.StringIO(text_of(path), newline=""), delimiter=separator, strict=True)
     try:
         for record in reader:
             if record:

@@ -57,6 +57,8 @@ def finetune(settings: Settings) -> dict[str, Any]:
 
     Raises InputError before anything is trained where model, data or settings cannot be used.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("fine-tuning is one process; several seeds or tasks: slurm/finetune.sh")
     config = checked(settings.model_folder)
     tokenizer = load_tokenizer(settings.model_folder)
     check_length(settings.max_length, config["max_position_embeddings"])
@@ -75,7 +77,7 @@ def finetune(settings: Settings) -> dict[str, Any]:
         if earlier is not None:
             print(f"{trial.name}: done before")
             return earlier
-        print(f"{trial.name}: {len(job.train):,} examples, {folder}", flush=True)
+        print(f"{trial.name}: in {folder}", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "fingerprint").write_text(fingerprint)
         return run_trial(trial, settings, job, tokenizer, folder, fingerprint)
@@ -159,7 +161,7 @@ def _model_of(out: Path, result: dict[str, Any]) -> Path:
 
 def _say_what_was_read(settings: Settings, job: Job, seconds: float) -> None:
     dev = ", ".join(f"{dev.name} {len(dev.features):,}" for dev in job.dev)
-    print(f"{settings.task.name}: train {len(job.train):,}, {dev} in {seconds:.1f} s")
+    print(f"{settings.task.name}: train {len(job.train):,}, {dev} inputs in {seconds:.1f} s")
     for line in job.notes.lines():
         print(f"  {line}")
 

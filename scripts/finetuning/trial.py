@@ -22,7 +22,7 @@ from transformers import (
 
 from scripts.finetuning.job import Job
 from scripts.finetuning.models import load_model, quiet
-from scripts.finetuning.settings import Precision, Settings
+from scripts.finetuning.settings import InputError, Precision, Settings
 
 RESULT = "result.json"
 
@@ -76,7 +76,7 @@ class _NotFinite(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         loss = (logs or {}).get("loss")
         if loss is not None and not math.isfinite(loss):
-            raise FloatingPointError(
+            raise InputError(
                 f"step {state.global_step}: the loss is {loss}; try a smaller learning_rate="
             )
 
@@ -175,6 +175,7 @@ def _trainer(
         metric_for_best_model=f"{job.dev[0].name}_{settings.task.metrics[0]}",
         greater_is_better=True,
         logging_steps=max(1, round(steps / 20)),
+        logging_nan_inf_filter=False,  # _NotFinite is to see them
         dataloader_pin_memory=on_gpu,
         report_to=["wandb"] if settings.wandb else [],
         project=settings.project,

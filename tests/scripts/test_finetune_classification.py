@@ -218,9 +218,9 @@ def test_a_data_set_of_the_hub_s_library_is_read_with_its_label_names(
 
 def test_jsonl_and_quoted_csv_are_read(prepared: Callable[..., Job]) -> None:
     jsonl = (
-        '{"words": "good\\u2028film", "mood": "positive"}\n{"words": "bad", "mood": "negative"}\n'
+        '{"words": "good\u2028film", "mood": "positive"}\n{"words": "bad", "mood": "negative"}\n'
     )
-    quoted = 'words,mood\n"good, ""great""\nfilm",positive\nbad,negative\n'
+    quoted = 'words,mood\n"good, ""great""\nfilm",positive\nbad\u2028,negative\n'
     job = prepared("task.train=a.jsonl", "task.dev=b.csv", a_jsonl=jsonl, b_csv=quoted)
     assert len(job.train) == len(job.dev[0].features) == 2
     assert len(job.dev[0].features[0]["input_ids"]) > 5
@@ -346,3 +346,11 @@ def test_fine_tuning_imports_neither_pretrain_nor_data_prep() -> None:
         text = path.read_text()
         assert "from pretrain" not in text, path
         assert "data_prep" not in text.replace("`data_prep`", ""), path
+
+
+def test_a_loss_that_is_no_number_ends_the_training(
+    bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*reviews(tmp_path), f"model={bert}", f"out={tmp_path / 'out'}", *QUICK]
+    assert main(Kind.classification, [*arguments, "learning_rate=1e38"]) == 2
+    assert "the loss is nan; try a smaller learning_rate=" in capsys.readouterr().err

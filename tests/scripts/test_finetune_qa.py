@@ -127,7 +127,7 @@ def test_the_best_span_is_decoded_with_its_case_and_by_the_window_of_most_contex
     spans = [Window("q", 2, offsets, seen, 0), Window("q", 2, offsets, ~seen, 0)]
     starts, ends = np.full((2, 9), -9.0), np.full((2, 9), -9.0)
     starts[0, 3], ends[0, 4] = 5.0, 4.0  # "Ships at"
-    starts[0, 0] = ends[0, 0] = 1.0
+    starts[1, 0] = ends[1, 0] = 1.0
     starts[1, 2] = ends[1, 4] = 99.0  # has less context: does not count
     starts[0, 2], ends[0, 2] = -99.0, 50.0  # the end lies before the start
     found = best_answers(starts, ends, spans, {"q": "The Ships at"}, n_best=2, max_answer_length=30)
