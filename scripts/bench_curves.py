@@ -107,7 +107,7 @@ def train(
     rng = np.random.default_rng(seed)
     curves = Curves([], [])
     for step in range(steps):
-        batch = pack(shards.read(rng.integers(0, shards.num_examples, sequences)))
+        batch = pack(shards.read(rng.integers(0, shards.num_examples, sequences)), width)
         rate = learning_rate * min((step + 1) / max(1, steps // 10), 1 - step / steps)
         for optimizer, loss, losses in (
             (their_optimizer, theirs(**padded(batch, width)).loss, curves.theirs),

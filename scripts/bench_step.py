@@ -202,7 +202,8 @@ def batch_of(lengths: str, size: int, device: torch.device) -> tuple[PackedBatch
     """`size` sequences of these lengths on `device`, and the tokens for which they are prepared."""
     with tempfile.TemporaryDirectory() as folder:
         shards = open_synthetic_shards(Path(folder), lengths, size, VOCAB_SIZE)
-        return pack(shards.read(np.arange(size))).to(device), int(shards.manifest["seq_len"])
+        width = int(shards.manifest["seq_len"])
+        return pack(shards.read(np.arange(size)), width).to(device), width
 
 
 def device_called(name: str) -> torch.device:

@@ -97,13 +97,19 @@ def train(settings: Settings, out: Path, steps: int) -> None:
     pairing = settings.data.pairs
     model = _model(settings, manifest).to(device).train()
     optimizer = _optimizer(model, settings)
-    cut = {"rank": 0, "world_size": 1, "token_budget": settings.engine.tokens_per_micro_batch}
+    cut: dict[str, Any] = {
+        "rank": 0,
+        "world_size": 1,
+        "token_budget": settings.engine.tokens_per_micro_batch,
+        "static": False,
+    }
     held_out = EvalLoader(
         Shards.open(folder, "heldout"), max_examples=settings.eval.max_examples, **cut
     )
     loader = TrainLoader(
         Shards.open(folder, "train"),
         global_batch=settings.optim.global_batch,
+        tokens_per_step=settings.optim.tokens_per_step,
         seed=order_seed(settings.run.seed, 1),
         masking=settings.data.masking,
         rule=MaskingRule.from_manifest(manifest, Path(settings.data.dir) / "vocab" / "vocab.txt"),

@@ -60,8 +60,8 @@ def parts(
 
     def heads() -> Tensor:
         logits = model.mlm_head(x[batch.masked_positions])
-        loss = F.cross_entropy(logits.float(), batch.labels, reduction="sum")
-        pooled = torch.tanh(model.pooler(x[batch.cu_seqlens[:-1]]))
+        loss, _ = model.token_sums(logits, batch.labels)
+        pooled = torch.tanh(model.pooler(x[batch.cls_positions]))
         pair_logits = model.pair_head(pooled).float()
         return loss + F.cross_entropy(pair_logits, batch.next_sentence_labels, reduction="sum")
 

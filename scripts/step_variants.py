@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.batches.packing import PackedBatch
+from pretrain.compiling import compile_parts
 from pretrain.hf_weights import to_hugging_face
 from pretrain.model import BertForPreTraining
 from pretrain.optimizers import build_optimizer, parameter_groups
-from pretrain.settings import ModelSettings, Settings
+from pretrain.settings import ModelSettings, Precision, Settings
 
 TOLERANCE = {False: 1e-5, True: 1e-2}  # of the losses, relative: fp32, bf16
 
@@ -80,7 +81,7 @@ def variants(
             found["transformers, flash attention"] = of_theirs(
                 lambda: theirs(**padded_to_width).loss, "flash_attention_2"
             )
-        found["ours, compiled"] = of_ours(compiled_twin(ours))
+        found["ours, compiled"] = of_ours(compiled_twin(ours, settings.engine.precision))
     return found
 
 
@@ -109,13 +110,12 @@ def packed_model(settings: Settings, vocab_size: int) -> BertForPreTraining:
     return model.train()
 
 
-def compiled_twin(model: BertForPreTraining) -> BertForPreTraining:
-    """The same weights once more, with compiled layers."""
+def compiled_twin(model: BertForPreTraining, precision: Precision) -> BertForPreTraining:
+    """The same weights once more, with the parts compiled that a run compiles."""
     twin = BertForPreTraining(model.settings, model.vocab_size, model.pairing)
     twin.load_weights(dict(model.named_parameters()))
     twin.to(next(model.parameters()).device)
-    for layer in twin.layers:
-        layer.compile(dynamic=False)
+    compile_parts(twin, precision, next(model.parameters()).device)
     return twin.train()
 
 

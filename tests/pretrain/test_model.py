@@ -17,8 +17,8 @@ from torch import Tensor
 from data_prep.configuration import compose
 from data_prep.objectives import Pairing
 from data_prep.shards import Examples
-from pretrain.batches.packing import Shape, pack
 from pretrain import attention_dropout, dropout
+from pretrain.batches.packing import Shape, pack
 from pretrain.dropout import draw_kept
 from pretrain.hf_weights import from_hugging_face, hugging_face_class, to_hugging_face
 from pretrain.model import BertForPreTraining, padded_vocab_size
