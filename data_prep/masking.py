@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 from data_prep import philox
 from data_prep.objectives import MaskingUnit, Pairing
 
-SPARE = 64  # random words for draws that are rejected: of an example, one in thousands has one
+SPARE = (
+    16  # random words for draws that are rejected: one in ten thousand and fewer, so never so many
+)
 # [CLS] and [SEP]; [MASK]; whether whole words, and which entries continue one; an example's most;
 # of 2**53, up to where a draw means [MASK] and a random entry; ids never drawn; V
 CompiledRule = tuple[
