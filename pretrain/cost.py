@@ -61,9 +61,16 @@ class Program:
 
 
 def our_program(
-    engine: EngineSettings, optimizer: OptimizerName, micro_steps: int, recomputes: bool
+    engine: EngineSettings,
+    optimizer: OptimizerName,
+    micro_steps: int,
+    recomputes: bool,
+    has_bf16: bool = True,
 ) -> Program:
-    """This project's: what pretrain.model and DeepSpeed do (collectives as counted a stage)."""
+    """This project's: what pretrain.model and DeepSpeed do (collectives as counted a stage).
+
+    `has_bf16`: the device does; one that does not has no flash kernel for all sequences either.
+    """
     precision, stage = engine.precision, engine.zero_stage
     is_low = precision in (Precision.bf16, Precision.fp16)
     is_fp32 = precision is Precision.fp32
@@ -78,7 +85,7 @@ def our_program(
         is_sharded=stage > 0,
         overlap=0.0,
         is_recomputing=recomputes,
-        calls_a_sequence=True,  # pretrain/attention.py
+        calls_a_sequence=is_fp32 or not has_bf16,  # pretrain/attention.py
     )
 
 

@@ -210,10 +210,14 @@ class Forecast:
             f"TFLOP/s; memory: {cluster.bandwidth_share:.0%} of {cluster.bandwidth_gb_s:,.4g} GB/s.",
             f"Links {cluster.link_gb_s:g} GB/s a GPU; network {cluster.network_share:.0%} of "
             f"{cluster.network_gb_s:g} GB/s a GPU; nothing is hidden behind computing.",
-            f"Attention is one call a sequence: {cluster.sequence_us:.3g} us of the host in each layer.",
             f"{cluster.usd_per_gpu_hour:g} USD and {cluster.watts_per_gpu:g} W a GPU. Training alone: "
             "evaluation, checkpoints and restarts come on top.",
         ]
+        if self._arithmetic == "fp32" or not cluster.has_bf16:
+            said.append(
+                f"Attention is one call a sequence: {cluster.sequence_us:.3g} us of the host in each "
+                "layer."
+            )
         return said
 
     def _tokens_a_rank(self, phase: PhaseForecast) -> int:
@@ -366,7 +370,9 @@ def forecast(settings: Settings, world_size: int | None = None) -> Forecast:
                 )
                 for how in (recomputes, not recomputes)
             )
-            program = cost.our_program(mine, own.optim.name, outline.micro_steps, recomputes)
+            program = cost.our_program(
+                mine, own.optim.name, outline.micro_steps, recomputes, cluster.has_bf16
+            )
             step = cost.step(
                 own.model, vocab_size, count, corpus.lengths, cluster, program,
                 outline.sequences_a_rank, outline.micro_steps, world_size,

@@ -1,11 +1,11 @@
 """The losses of a training of stock `transformers` and of ours, laid over each other.
 
     python -m scripts.bench_curves data=FOLDER [model=tiny] [steps=200] [sequences=8]
-        [learning_rate=0.0005] [seed=1] [threads=1] [out=docs/curves_200_steps.png]
+        [learning_rate=0.0005] [seed=1] [threads=1] [compile=1] [out=docs/curves_200_steps.png]
 
 `data` is a folder of shards with its manifest, as data_dir/len128. Both start from the same weights
 and see the same examples with the same masks, step by step: theirs padded to the shards' length,
-ours packed. fp32, no dropout, AdamW with a tenth of the steps to warm up and a linear decay. Sums are
+ours packed, and ours compiled in static shapes. fp32, no dropout, AdamW with a tenth of the steps to warm up and a linear decay. Sums are
 rounded in another order, and training lets that grow slowly: the largest difference of the losses is
 printed, relative to the loss.
 """
@@ -24,10 +24,11 @@ from matplotlib.figure import Figure
 
 from data_prep.configuration import compose
 from data_prep.shards import Shards
-from pretrain.batches.packing import pack
-from pretrain.settings import Settings
+from pretrain.batches.packing import Shape, pack
+from pretrain.settings import Precision, Settings
 from scripts.benchmark import Arguments, arguments, machine
 from scripts.step_variants import (
+    compiled_twin,
     hugging_face_twin,
     optimizer_of,
     packed_loss,
@@ -43,6 +44,7 @@ DEFAULTS: Arguments = {
     "learning_rate": 0.0005,
     "seed": 1,
     "threads": 1,
+    "compile": 1,
     "out": "docs/curves_200_steps.png",
 }
 
@@ -52,12 +54,11 @@ class Curves:
     """Losses of each step, tokens and pairs together, in nats."""
 
     theirs: list[float]
-    ours: list[float]
+    ours: dict[str, list[float]]  # packed, compiled
 
-    @property
-    def differences(self) -> list[float]:
+    def differences(self, name: str) -> list[float]:
         """Of each step, relative to the loss."""
-        return [abs(a - b) / abs(a) for a, b in zip(self.theirs, self.ours, strict=True)]
+        return [abs(a - b) / abs(a) for a, b in zip(self.theirs, self.ours[name], strict=True)]
 
 
 def main() -> None:
@@ -73,12 +74,14 @@ def main() -> None:
         int(given["sequences"]),
         float(given["learning_rate"]),
         int(given["seed"]),
+        bool(given["compile"]),
     )
     draw(curves, Path(str(given["out"])))
-    largest = max(curves.differences)
     print(f"losses of {given['steps']} steps: {curves.theirs[0]:.4f} to {curves.theirs[-1]:.4f}")
-    print(f"largest difference, relative to the loss: {largest:.2g}")
-    facts = {"largest_difference": largest, "first_difference": curves.differences[0]}
+    largest = {name: max(curves.differences(name)) for name in curves.ours}
+    for name, difference in largest.items():
+        print(f"{name}: largest difference, relative to the loss: {difference:.2g}")
+    facts = {"largest_difference": largest}
     ends = {"first_loss": curves.theirs[0], "last_loss": curves.theirs[-1]}
     settings = {name: value for name, value in given.items() if name not in ("data", "out")}
     record = {"benchmark": "curves", **facts, **ends, "settings": settings, "machine": machine()}
@@ -86,9 +89,15 @@ def main() -> None:
 
 
 def train(
-    shards: Shards, model: str, steps: int, sequences: int, learning_rate: float, seed: int
+    shards: Shards,
+    model: str,
+    steps: int,
+    sequences: int,
+    learning_rate: float,
+    seed: int,
+    is_compiled: bool,
 ) -> Curves:
-    """Both models side by side, step by step."""
+    """All models side by side, step by step."""
     overrides = [f"model.{name}_dropout_prob=0" for name in ("hidden", "attention_probs")]
     settings, _ = compose(
         "config",
@@ -100,39 +109,52 @@ def train(
             f"data.pairs={shards.manifest['pairs']}",
         ],
     )
-    ours = packed_model(settings, int(shards.manifest["vocab_size"]))
-    theirs = hugging_face_twin(ours).train()
-    our_optimizer, their_optimizer = (optimizer_of(one, settings) for one in (ours, theirs))
+    packed = packed_model(settings, int(shards.manifest["vocab_size"]))
+    theirs = hugging_face_twin(packed).train()
+    ours = {"packed": packed}
+    if is_compiled:
+        ours["compiled"] = compiled_twin(packed, Precision.fp32)
+    optimizers = {name: optimizer_of(one, settings) for name, one in ours.items()}
+    their_optimizer = optimizer_of(theirs, settings)
     width = int(shards.manifest["seq_len"])
+    # one for all steps, with room for the longest sequences
+    shape = Shape(sequences * width, 2 * sequences, sequences * -(-width // 4))
     rng = np.random.default_rng(seed)
-    curves = Curves([], [])
+    curves = Curves([], {name: [] for name in ours})
     for step in range(steps):
-        batch = pack(shards.read(rng.integers(0, shards.num_examples, sequences)), width)
+        examples = shards.read(rng.integers(0, shards.num_examples, sequences))
+        batch = pack(examples, width)
+        filled = pack(examples, width, shape)
         rate = learning_rate * min((step + 1) / max(1, steps // 10), 1 - step / steps)
-        for optimizer, loss, losses in (
-            (their_optimizer, theirs(**padded(batch, width)).loss, curves.theirs),
-            (our_optimizer, packed_loss(ours, batch), curves.ours),
-        ):
+        losses = [(their_optimizer, theirs(**padded(batch, width)).loss, curves.theirs)]
+        for name, one in ours.items():
+            loss = packed_loss(one, filled if name == "compiled" else batch)
+            losses.append((optimizers[name], loss, curves.ours[name]))
+        for optimizer, loss, into in losses:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            losses.append(loss.item())
+            into.append(loss.item())
     return curves
 
 
 def draw(curves: Curves, path: Path) -> None:
-    """Both curves above, their difference below."""
+    """The curves above, their differences to that of transformers below."""
     figure = Figure(figsize=(8, 6), layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    steps = range(1, len(curves.ours) + 1)
+    steps = range(1, len(curves.theirs) + 1)
     above.plot(steps, curves.theirs, color="0.75", linewidth=6, label="transformers, padded")
-    above.plot(steps, curves.ours, color="black", linewidth=1.1, label="ours, packed")
+    styles = {"packed": ("black", "-"), "compiled": ("#d55e00", ":")}
+    for name, losses in curves.ours.items():
+        color, line = styles[name]
+        above.plot(steps, losses, color=color, linestyle=line, linewidth=1.3, label=f"ours, {name}")
+        apart = np.maximum(curves.differences(name), 1e-9)
+        below.semilogy(steps, apart, color=color, linestyle=line, linewidth=1.1)
     above.set_ylabel("loss (nats)")
     above.legend(frameon=False)
-    below.semilogy(steps, np.maximum(curves.differences, 1e-9), color="black", linewidth=1.1)
     below.set_ylabel("difference / loss")
     below.set_xlabel("step")
     path.parent.mkdir(parents=True, exist_ok=True)
