@@ -47,9 +47,9 @@ from pretrain.run_folder import settings_of
 from pretrain.schedules import learning_rate
 from pretrain.settings import OptimizerName, Precision, Settings
 from scripts.benchmark import Arguments, arguments
+from scripts.step_variants import padded
 
 DEFAULTS: Arguments = {"run": "", "out": "", "steps": 0}
-IGNORED = -100
 FIGURES = ("eval/mlm_loss", "eval/nsp_loss", "eval/sop_loss")
 
 
@@ -163,33 +163,14 @@ def evaluate(
     return means(window.sums.tolist(), held_out.num_masked, held_out.num_sequences, "eval", pairing)
 
 
-def padded(batch: PackedBatch) -> dict[str, Tensor]:
-    """The batch's sequences as stock models take them: (N, longest), padded with id 0."""
-    lengths = batch.lengths[: batch.num_sequences]
-    ends = torch.tensor(lengths, device=batch.input_ids.device)
-    columns = torch.arange(max(lengths), device=ends.device)
-    is_real = columns < ends[:, None]
-    places = (ends.cumsum(0) - ends)[:, None] + columns
-    places = places.where(is_real, 0)
-    labels = torch.full_like(batch.input_ids, IGNORED)
-    labels[batch.masked_positions[: batch.num_masked]] = batch.labels[: batch.num_masked]
-    return {
-        "input_ids": batch.input_ids[places].where(is_real, 0),
-        "token_type_ids": batch.segment_ids[places].where(is_real, 0),
-        "attention_mask": is_real.long(),
-        "labels": labels[places].where(is_real, IGNORED),
-    }
-
-
 def _sums(model: nn.Module, batch: PackedBatch, pairing: Pairing) -> Tensor:
     """(4,): losses of tokens and pairs, right guesses of both, summed over the micro-batch."""
-    inputs = padded(batch)
-    labels = inputs.pop("labels").flatten()
+    inputs = padded(batch, max(batch.lengths))
+    labels, pair_labels = (inputs.pop(name) for name in ("labels", "next_sentence_label"))
     answer = model(**inputs)
     tokens = (answer.logits if pairing is Pairing.none else answer.prediction_logits).flatten(0, 1)
-    parts = [(tokens, labels)]
+    parts = [(tokens, labels.flatten())]
     if pairing is not Pairing.none:
-        pair_labels = batch.next_sentence_labels[: batch.num_sequences]
         parts.append((answer.seq_relationship_logits, pair_labels))
     losses = [F.cross_entropy(logits, to, reduction="sum") for logits, to in parts]
     right = [(logits.argmax(-1) == to).sum().to(losses[0]) for logits, to in parts]

@@ -177,7 +177,7 @@ def test_a_failure_requeues_after_a_checkpoint_alone_and_a_wrong_setting_never(
     shown = job.show()
     assert (shown["Restarts"], shown["ExitCode"]) == (str(restarts), f"{status}:0")
     assert len(calls()) == 2 * (1 + restarts)
-    assert job.log.count("failed with status 1 after a checkpoint; requeued") == restarts
+    assert job.log.count("failed with status 1 after a checkpoint; to be requeued") == restarts
 
 
 @pytest.mark.slurm

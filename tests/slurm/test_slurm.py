@@ -124,8 +124,11 @@ def test_a_job_requeues_itself_after_signals_preemption_and_lost_ranks_and_compl
 ) -> None:
     assert disturbed.state == "COMPLETED", disturbed.log
     assert disturbed.show()["Restarts"] == "5"
-    assert disturbed.log.count("saved before the last step; requeued to continue") == 3
-    assert len(re.findall("failed with status .* after a checkpoint; requeued", disturbed.log)) == 2
+    assert disturbed.log.count("saved before the last step; to be requeued to continue") == 3
+    assert (
+        len(re.findall("failed with status .* after a checkpoint; to be requeued", disturbed.log))
+        == 2
+    )
     assert "rank 3, which gives no sign of life" in disturbed.log
     stops = [e for e in _lines(folder / "runs/disturbed/events.jsonl") if e["event"] == "stopped"]
     assert [stop["signal"] for stop in stops] == ["SIGUSR1", "SIGUSR1", "SIGTERM"]
