@@ -23,6 +23,7 @@ from step_outcomes import assert_near, outcome
 
 from data_prep.configuration import SettingsError
 from pretrain import compiling
+from pretrain import dropout as dropout_module
 from pretrain.compiling import compile_parts, resolve_compile
 from pretrain.engine import Engine
 from pretrain.prepared import manifest_of
@@ -49,6 +50,7 @@ def trained(
 ) -> tuple[list[list[float]], list[float], int]:
     """Losses of three steps, of an evaluation, and the number of graphs. `backend` None: none."""
     compiling.BACKEND = backend or ""
+    dropout_module._MOST_THREADS = 0  # torch's draws, which compiled code has, in plain code too
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     engine = build_engine(
