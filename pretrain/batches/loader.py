@@ -180,7 +180,7 @@ class TrainLoader:
         Examples in the ranges [first, end) of `skipped`, which are those of whole batches, are passed
         over. What fails in the background is raised here, at the batch that it concerns.
         """
-        stream = self._stream(first_position, skipped)
+        stream = self.prepared(first_position, skipped)
         ahead: deque[Future[GlobalBatch]] = deque()
         while True:
             ahead.append(self._pool.submit(next, stream))
@@ -209,7 +209,10 @@ class TrainLoader:
     ) -> None:
         self.close()
 
-    def _stream(self, position: int, skipped: Sequence[Sequence[int]]) -> Iterator[GlobalBatch]:
+    def prepared(
+        self, position: int, skipped: Sequence[Sequence[int]] = ()
+    ) -> Iterator[GlobalBatch]:
+        """`batches`, each prepared when it is asked for, in the caller's own thread."""
         while True:
             batch = self._prepare(passed_over(position, skipped))
             yield batch

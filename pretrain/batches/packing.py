@@ -137,11 +137,11 @@ def pack_rows(
         *(rows.addresses, rows.like, rows.shards, rows.rows, places, *drawn, longest, max_seqlen),
         *((tokens, sequences, masked), of_32_bits.numpy(), of_64_bits.numpy()),
     )
-    input_ids, position_ids, segment_ids, cu_seqlens = torch.split(
-        of_32_bits, [tokens, tokens, tokens, sequences + 1]
+    input_ids, position_ids, segment_ids, cu_seqlens = of_32_bits.split_with_sizes(
+        [tokens, tokens, tokens, sequences + 1]
     )
-    cls_positions, pair_labels, masked_positions, labels = torch.split(
-        of_64_bits, [sequences, sequences, masked, masked]
+    cls_positions, pair_labels, masked_positions, labels = of_64_bits.split_with_sizes(
+        [sequences, sequences, masked, masked]
     )
     if num_drawn < real.masked:  # whole words: fewer than there was room for
         slots = shape_of(replace(real, masked=num_drawn)).masked
