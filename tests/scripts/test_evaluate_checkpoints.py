@@ -14,7 +14,6 @@ from scripts import evaluate_checkpoints, finetune_table
 REVIEWS = "words\tmood\n" + "the film was good\tpositive\nthe film was bad\tnegative\n" * 4
 
 
-@pytest.mark.slow
 def test_each_checkpoint_is_exported_and_fine_tuned_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,7 +112,6 @@ def test_results_of_other_settings_are_not_mixed_in(
     assert "resume=false" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_figures(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,7 +140,6 @@ def test_a_killed_training_goes_on_to_the_same_figures(
     assert weights[0] == weights[1]
 
 
-@pytest.mark.slow
 def test_the_grid_tries_all_with_one_seed_and_says_so(bert: Path, tmp_path: Path) -> None:
     grid = ["grid.learning_rate=[1e-2,1e-9]", "epochs=6", "seeds=2"]
     arguments = [*reviews(tmp_path / "data"), f"model={bert}", *QUICK, *grid]
