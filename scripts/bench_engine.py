@@ -15,8 +15,8 @@ import dataclasses
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ from pretrain.engine import Engine
 from pretrain.model import BertForPreTraining
 from pretrain.optimizers import build_optimizer, parameter_groups
 from pretrain.ranks import Ranks
-from pretrain.settings import Settings
+from pretrain.settings import Precision, Settings
+from scripts.bench_step import stopwatch
 from scripts.benchmark import Arguments, arguments, in_turn, machine
 from scripts.synthetic_batch import VOCAB_SIZE, synthetic_batch
 from scripts.synthetic_shards import draw_lengths
@@ -62,10 +63,14 @@ def main() -> None:
     lengths = draw_lengths(str(given["lengths"]), int(given["measured"]), np.random.default_rng(1))
     short = synthetic_batch(np.array([8]), ranks.world_size)
     real = synthetic_batch(lengths, ranks.world_size)
-    variants = {"plain loop": _plain_step(settings, short)}
+    seconds = stopwatch(ranks.device, "processor")
+    steps = {"plain loop": _plain_step(settings, short, ranks.device)}
     for stage in STAGES:
-        variants[f"engine, ZeRO {stage}"] = _engine_step(settings, stage, short, ranks)
-    variants["plain loop, real batch"] = _plain_step(settings, real)
+        steps[f"engine, ZeRO {stage}"] = _engine_step(settings, stage, short, ranks)
+    steps["plain loop, real batch"] = _plain_step(settings, real, ranks.device)
+    variants: dict[str, Callable[[], float]] = {
+        name: partial(seconds, step) for name, step in steps.items()
+    }
     figures = in_turn(variants, int(given["rounds"]))
     if ranks.rank == 0:
         _report(given, settings, ranks, figures)
@@ -78,28 +83,29 @@ def _model(settings: Settings) -> BertForPreTraining:
     return model
 
 
-def _plain_step(settings: Settings, batch: GlobalBatch) -> Callable[[], float]:
-    model = _model(settings)
+def _plain_step(settings: Settings, batch: GlobalBatch, device: torch.device) -> Callable[[], None]:
+    model = _model(settings).to(device)
     optim = settings.optim
     optimizer = build_optimizer(parameter_groups(model, optim.weight_decay), optim)
     (micro_batch,) = batch.micro_batches
 
-    def step() -> float:
-        started = time.process_time()
-        mlm_loss, pair_loss, *_ = model(micro_batch)
+    is_bf16 = settings.engine.precision is Precision.bf16_autocast
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
+            mlm_loss, pair_loss, *_ = model(micro_batch.to(device))
         (mlm_loss / batch.num_masked + pair_loss / batch.num_sequences).backward()
         if optim.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), optim.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        return time.process_time() - started
 
     return step
 
 
 def _engine_step(
     settings: Settings, stage: int, batch: GlobalBatch, ranks: Ranks
-) -> Callable[[], float]:
+) -> Callable[[], None]:
     engine = Engine(
         _model(settings),
         settings.optim,
@@ -107,10 +113,8 @@ def _engine_step(
         ranks,
     )
 
-    def step() -> float:
-        started = time.process_time()
+    def step() -> None:
         engine.train_step(batch, 1e-4)
-        return time.process_time() - started
 
     return step
 

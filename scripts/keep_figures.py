@@ -47,8 +47,7 @@ GPU = (
         for lengths, sequences in (("128", 256), ("512", 64), ("wikipedia", 64))
         for dropout in (0.0, 0.1)
     ),
-    "bench_engine model=large",
-    "bench_scaling model=base ranks=1",
+    "bench_engine model=large precision=bf16_autocast",
     "bench_checkpoint model=large sequences=64",
 )
 # No figures of their own: how it was run, what was checked, each round
@@ -69,11 +68,15 @@ def main(argv: Sequence[str]) -> int:
         print(f"which benchmarks: cpu or gpu, not {which!r}", file=sys.stderr)
         return 2
     path = Path(str(arguments(words, DEFAULTS)["into"]))
-    if which == "gpu" and not _has_gpu():
+    num_gpus = _num_gpus() if which == "gpu" else 0
+    if which == "gpu" and not num_gpus:
         print("the GPU benchmarks need a GPU that torch can use: there is none", file=sys.stderr)
         return 2
     load = os.getloadavg()[0]
-    kept = [run(f"python -m scripts.{words}") for words in (GPU if which == "gpu" else CPU)]
+    commands = GPU if which == "gpu" else CPU
+    if num_gpus > 1:
+        commands += (f"bench_scaling model=base precision=bf16_autocast ranks={num_gpus}",)
+    kept = [run(f"python -m scripts.{words}") for words in commands]
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     path.write_text(placed(text, which, table(which, kept, load)), encoding="utf-8")
     return 0 if all(one.record for one in kept) else 1
@@ -143,10 +146,10 @@ def placed(text: str, which: str, block: str) -> str:
     return f"{before}{begin}\n\n{block}\n\n{end}{after}"
 
 
-def _has_gpu() -> bool:
+def _num_gpus() -> int:
     import torch
 
-    return torch.cuda.is_available()
+    return torch.cuda.device_count()
 
 
 if __name__ == "__main__":

@@ -68,6 +68,6 @@ def test_the_last_line_that_is_printed_is_kept() -> None:
 def test_without_a_gpu_its_benchmarks_end_with_one_sentence(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keep_figures, "_has_gpu", lambda: False)
+    monkeypatch.setattr(keep_figures, "_num_gpus", lambda: 0)
     assert main(["gpu"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
