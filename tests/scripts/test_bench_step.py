@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from scripts.step_variants import Variant, check_equal_losses
 from scripts.synthetic_shards import typical_lengths, write_synthetic_shards
 
 ONES = [np.full(4, 40), np.array([5, 33, 60, 12])]
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="compiles C++ with g++")
 
 
 @pytest.fixture
@@ -66,11 +68,19 @@ def test_a_handful_of_lengths_has_the_mean_of_the_distribution() -> None:
         assert abs(mean - 256) < 6
 
 
-def test_both_trainings_have_the_same_losses(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "is_compiled", [False, pytest.param(True, marks=[pytest.mark.slow, needs_compiler])]
+)
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+def test_all_trainings_have_the_same_losses(is_compiled: bool, tmp_path: Path) -> None:
     write_synthetic_shards(tmp_path, {"train": ONES}, seq_len=64, vocab_size=300, seed=1)
     shards = Shards.open(tmp_path, "train")
-    curves = bench_curves.train(shards, "tiny", steps=3, sequences=3, learning_rate=1e-3, seed=1)
-    assert len(set(curves.ours)) == 3
-    assert max(curves.differences) < 1e-5
+    curves = bench_curves.train(
+        shards, "tiny", steps=3, sequences=3, learning_rate=1e-3, seed=1, is_compiled=is_compiled
+    )
+    assert list(curves.ours) == ["packed", "compiled"][: 1 + is_compiled]
+    for name, losses in curves.ours.items():
+        assert len(set(losses)) == 3
+        assert max(curves.differences(name)) < 1e-5
     bench_curves.draw(curves, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 5000
