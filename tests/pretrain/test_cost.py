@@ -167,6 +167,15 @@ def test_a_step_takes_longer_with_more_work_and_slower_hardware() -> None:
     assert took(OURS, bandwidth_gb_s=1000) > base
     assert took(OURS, gpus=1024) > base
     assert took(dataclasses.replace(OURS, is_recomputing=True)) > 1.2 * base
-    assert took(OURS, sequence_us=800) > 2 * base  # the host asks too slowly
+    assert took(OURS, call_us=2000) > 2 * base  # the host asks too slowly
     assert took(dataclasses.replace(OURS, overlap=1.0), gpus=1024) < took(OURS, gpus=1024)
-    assert math.isclose(took(OURS, call_us=0, sequence_us=0), base, rel_tol=0.5)
+    assert math.isclose(took(OURS, call_us=0), base, rel_tol=0.5)
+
+
+def test_the_host_asks_for_each_sequence_where_there_is_no_kernel_for_all() -> None:
+    large = settings_of("+model=large")
+    fp32 = dataclasses.replace(large.engine, precision=Precision.fp32)
+    assert took(OURS, sequence_us=800) == took(OURS)
+    for engine, has_bf16 in ((large.engine, False), (fp32, True)):
+        program = our_program(engine, OptimizerName.lamb, 1, False, has_bf16)
+        assert took(program, sequence_us=8000) > 2 * took(program, sequence_us=0)
