@@ -51,7 +51,16 @@ GPU = (
     "bench_checkpoint model=large sequences=64",
 )
 # No figures of their own: how it was run, what was checked, each round
-NOT_KEPT = ("settings", "machine", "all", "all_s", "rows", "saves", "losses")
+NOT_KEPT = (
+    "settings",
+    "sequences_per_second",
+    "machine",
+    "all",
+    "all_s",
+    "rows",
+    "saves",
+    "losses",
+)
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,7 @@ def figures(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def table(which: str, kept: Sequence[Kept], load: float) -> str:
-    """Markdown: what machine, then a figure a line with its command."""
+    """Markdown: what machine, then a row a command with all its figures."""
     records = [one.record for one in kept if one.record]
     facts = {"load before": f"{load:.1f}"} | next((r["machine"] for r in records), {})
     devices = {r["device"] for r in records if "device" in r}
@@ -121,14 +130,12 @@ def table(which: str, kept: Sequence[Kept], load: float) -> str:
         "",
         "; ".join(f"{name} {value}" for name, value in facts.items()) + ".",
         "",
-        "| figure | value | command |",
-        "| --- | --- | --- |",
+        "| command | figures |",
+        "| --- | --- |",
     ]
     for one in kept:
-        rows = list(figures(one.record)) if one.record else []
-        lines += [f"| {name} | {value:,.4g} | `{one.command}` |" for name, value in rows]
-        if not one.record:
-            lines.append(f"| failed | | `{one.command}` |")
+        found = [f"{name} {value:,.4g}" for name, value in figures(one.record or {})]
+        lines.append(f"| `{one.command}` | {'<br>'.join(found) or 'failed'} |")
     return "\n".join(lines)
 
 
