@@ -271,7 +271,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--embed", choices=("cls", "mean"), help="vectors of the last layer")
     parser.add_argument("--top", type=int, default=5, help="so many words for a [MASK]")
     parser.add_argument("--json", action="store_true", help="an object a line")
-    given = parser.parse_args(argv)
+    given = parser.parse_intermixed_args(argv)  # texts may stand behind options
     given.model = given.model.removeprefix("model=")
     return given
 

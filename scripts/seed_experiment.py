@@ -1,15 +1,17 @@
 """Does the pretraining help, and does next sentence prediction? Pretrained and random starts, fine-tuned.
 
     python -m scripts.seed_experiment nsp=FOLDER none=FOLDER glue=FOLDER squad=FOLDER wnut=FOLDER
-        out=FOLDER [steps=4000] [seeds=3] [examples=2000] [SETTING=VALUE ...]
+        out=FOLDER [seeds=3] [examples=4000] [questions=1000] [SETTING=VALUE ...]
 
-nsp=, none=     data_dirs of one corpus, built with pairs=nsp and pairs=none (same documents, vocab, tokens)
-glue=           holds SST-2/, RTE/ and MRPC/; squad= train= and dev= of SQuAD 1.1; wnut= the three of WNUT-17
+nsp=, none=     data_dirs of one corpus (same documents, vocab, tokens), built with pairs=nsp and pairs=none, each
+                at 32 and at 128 tokens
+glue=           holds SST-2/, RTE/, MRPC/ and STS-B/; squad= train= and dev= of SQuAD 1.1; wnut= the three of WNUT-17
 runs=           where the two pretrainings lie, as nsp and none; out/runs without it
-SETTING=VALUE   of pretrain.run, for both: +model=base, data.seq_len=512, ...
-model settings are those of a laptop: see PRETRAINING below
+rates=          of fine-tuning, 1e-4,5e-4 for a tiny model: the first seed tries all, the best on the development
+                set is kept, for each start and task its own. With +model=base give the paper's: 2e-5,3e-5,5e-5
+SETTING=VALUE   of pretrain.run, for both, over +model=tiny recipe=laptop: +model=base, recipe=paper, ...
 
-Three starts (nsp, none, random: the sizes of nsp with fresh weights) are fine-tuned on five tasks with
+Three starts (nsp, none, random: the sizes of nsp with fresh weights) are fine-tuned on six tasks with
 `seeds` seeds each. Whatever ends this, the same command goes on: pretraining from its checkpoint,
 fine-tuning with the seed that is missing. starts=random,nsp or tasks=rte,mrpc do a part. out/ gets
 experiment.md (the table, and every command), experiment.json, experiment.png and .svg.
@@ -30,30 +32,28 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from data_prep.configuration import SettingsError
+from data_prep.configuration import SettingsError, compose
 from data_prep.files import read_json, write_json
 from pretrain.monitor import readable_lines
+from pretrain.settings import Settings
 from scripts.benchmark import Arguments, arguments
 
 DEFAULTS: Arguments = {
     "nsp": "", "none": "", "glue": "", "squad": "", "wnut": "", "out": "", "runs": "",
     "train": "train-v1.1.json", "dev": "dev-v1.1.json",  # SQuAD's files
-    "starts": "random,none,nsp", "tasks": "sst2,rte,mrpc,squad,wnut17",
-    "steps": 4000, "seeds": 3, "examples": 2000, "dev_examples": 1000,
-    "epochs": 3, "rate": 1e-4, "batch": 16, "length": 128,
+    "starts": "random,none,nsp", "tasks": "sst2,rte,mrpc,stsb,squad,wnut17",
+    "seeds": 3, "examples": 4000, "dev_examples": 1000,
+    "questions": 1000, "dev_questions": 1000,  # each is read in some four windows
+    "epochs": 4, "rates": "1e-4,5e-4", "batch": 16,
+    "length": 128,
 }  # fmt: skip
-# of both pretrainings, and what is typed over it: a small model for some hours of one core
-PRETRAINING = (
-    "+model=small", "data.seq_len=128", "data.masking=dynamic", "optim.global_batch=32",
-    "optim.learning_rate=1e-3", "schedule.warmup_steps=400", "model.hidden_dropout_prob=0",
-    "model.attention_probs_dropout_prob=0", "engine.zero_stage=0",
-    "engine.tokens_per_micro_batch=4096", "eval.every_steps=250", "eval.max_examples=1000",
-    "checkpoint.every_steps=250",
-)  # fmt: skip
+PRETRAINING = ("+model=tiny", "recipe=laptop")  # of both, and what is typed over it
+# script, argument, and the folder below it
 TASKS = {
     "sst2": ("classification", "glue", "SST-2"),
     "rte": ("classification", "glue", "RTE"),
     "mrpc": ("classification", "glue", "MRPC"),
+    "stsb": ("classification", "glue", "STS-B"),
     "squad": ("qa", "squad", ""),
     "wnut17": ("tagging", "wnut", ""),
 }
@@ -105,6 +105,11 @@ class Experiment:
         ]
         if wrong:
             raise SettingsError("; ".join(wrong) + " (--help says what each is)")
+        for name in self.needed_runs():
+            try:  # also where it has ended: a misspelt word would change nothing then
+                compose("config", Settings, self.pretraining(name)[2:])
+            except SettingsError as error:
+                raise SettingsError(f"{error} (--help says what else can be given)") from error
 
     def needed_runs(self) -> list[str]:
         """Pretrainings that the starts need; a random start takes the sizes of nsp's export."""
@@ -118,8 +123,7 @@ class Experiment:
         """The command that pretrains `name`, nsp or none."""
         return [
             "-m", "pretrain.run", *PRETRAINING, f"data.dir={self.given[name]}", f"data.pairs={name}",
-            f"schedule.total_steps={self.given['steps']}", *self.overrides, f"run.dir={self.runs}",
-            f"run.name={name}",
+            *self.overrides, f"run.dir={self.runs}", f"run.name={name}",
         ]  # fmt: skip
 
     def export(self, start: str) -> Path:
@@ -132,14 +136,15 @@ class Experiment:
         """The command that fine-tunes from `start` on `task`, all seeds."""
         kind, folder, below = TASKS[task]
         given = self.given
+        what = "questions" if kind == "qa" else "examples"
         words = [
             "-m", f"scripts.finetune_{kind}", f"+task={task}", f"model={self.export(start)}",
             f"start={'random' if start == 'random' else 'pretrained'}", f"seeds={given['seeds']}",
             f"task.folder={Path(str(given[folder])) / below}", f"epochs={given['epochs']}",
-            f"learning_rate={given['rate']}", f"batch_size={given['batch']}",
+            f"grid.learning_rate=[{given['rates']}]", f"batch_size={given['batch']}",
             # no longer than the pretraining's sequences: later positions were never trained
-            f"max_length={given['length']}", f"max_train_examples={given['examples']}",
-            f"max_dev_examples={given['dev_examples']}",
+            f"max_length={given['length']}", f"max_train_examples={given[what]}",
+            f"max_dev_examples={given[f'dev_{what}']}",
             f"out={self.results(start, task).parent}",
         ]  # fmt: skip
         if kind == "qa":
@@ -172,7 +177,7 @@ def _run_once(words: list[str], made: Path) -> None:
 
 
 def figures(experiment: Experiment) -> dict[str, dict[str, dict[str, Any]]]:
-    """{task and figure: {start: results.json's mean and std, and each seed}}."""
+    """{task and figure: {start: results.json's mean and std, each seed, the rate that was chosen}}."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for task in experiment.tasks:
         for start in experiment.starts:
@@ -180,12 +185,13 @@ def figures(experiment: Experiment) -> dict[str, dict[str, dict[str, Any]]]:
             for name in result["metrics"]:
                 each = [seed[name] for seed in result["seeds"]]
                 row = found.setdefault(f"{task} {name}", {})
-                row[start] = {**result["figures"][name], "each": each}
+                rate = result["chosen"]["learning_rate"]
+                row[start] = {**result["figures"][name], "each": each, "rate": rate}
     return found
 
 
 def table(experiment: Experiment, found: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Markdown: a line a figure, in percent, mean ± standard deviation over the seeds."""
+    """Markdown: a line a figure, in percent, mean ± standard deviation over the seeds; the rates."""
     starts = experiment.starts
     lines = [
         f"| | {' | '.join(STARTS[start][0] for start in starts)} |",
@@ -198,12 +204,17 @@ def table(experiment: Experiment, found: dict[str, dict[str, dict[str, Any]]]) -
             for start in starts
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    rates = {
+        name.split()[0]: ", ".join(f"{row[start]['rate']:g}" for start in starts)
+        for name, row in found.items()
+    }
+    lines += ["", f"Rates: {'; '.join(f'{task} {each}' for task, each in rates.items())}."]
     return "\n".join(lines)
 
 
 def draw(experiment: Experiment, found: dict[str, dict[str, dict[str, Any]]]) -> Figure:
     """Held-out losses of the pretrainings, and the tasks' first figures as bars with every seed."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(12, 4), layout="constrained")
     FigureCanvasAgg(figure)
     curves: Axes
     bars: Axes
@@ -216,6 +227,9 @@ def draw(experiment: Experiment, found: dict[str, dict[str, dict[str, Any]]]) ->
         curves.plot(
             *zip(*points, strict=True), marker=".", color=STARTS[name][1], label=STARTS[name][0]
         )
+        for event in readable_lines(experiment.runs / name / "events.jsonl"):
+            if event["event"] == "phase":  # longer sequences from here on
+                curves.axvline(event["step"], color="0.8", linestyle=":")
     curves.set(xlabel="steps", ylabel="held-out MLM loss, nats", title="Pretraining")
     first = {name.split()[0]: row for name, row in reversed(found.items())}
     names = [task for task in experiment.tasks if task in first]
@@ -235,7 +249,7 @@ def draw(experiment: Experiment, found: dict[str, dict[str, dict[str, Any]]]) ->
     labels = [
         next(n for n in found if n.split()[0] == task).replace(" ", "\n", 1) for task in names
     ]
-    bars.set_xticks(range(len(names)), labels)
+    bars.set_xticks(range(len(names)), labels, fontsize="small")
     bars.set(ylim=(0, 110), ylabel="%", title=f"Fine-tuned, {experiment.given['seeds']} seeds each")
     for axes in (curves, bars):
         axes.legend(fontsize="small", loc="upper right", ncols=1 if axes is curves else 3)

@@ -14,7 +14,7 @@ from sklearn import metrics
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from scripts.finetuning import rows
-from scripts.finetuning.job import DevSet, Features, Job, Notes, first_of
+from scripts.finetuning.job import DevSet, Features, Job, Notes, sample_of
 from scripts.finetuning.rows import Broken, Row
 from scripts.finetuning.settings import InputError, Settings, TaskSettings
 
@@ -33,7 +33,7 @@ class Example:
 def prepare(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Job:
     """The task's sets as features, all checked. Raises InputError."""
     task, notes = settings.task, Notes()
-    train = list(_examples(task, "train", settings.max_train_examples, notes))
+    train = list(_examples(task, "train", notes))
     names = _label_names(task, train)
     labels = list(dict.fromkeys(names.values()))
     score = functools.partial(_score, task.metrics, task.is_regression)
@@ -46,7 +46,7 @@ def prepare(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Job:
 
     dev = []
     for role in ("dev", "other_dev"):
-        if examples := list(_examples(task, role, settings.max_dev_examples, notes)):
+        if examples := sample_of(_examples(task, role, notes), settings.max_dev_examples):
             features, right = featured(examples)
             dev.append(DevSet(role, features, functools.partial(score, right=right)))
     config: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
@@ -59,20 +59,20 @@ def prepare(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Job:
     return Job(
         "BertForSequenceClassification",
         config,
-        featured(train)[0],
+        featured(sample_of(train, settings.max_train_examples))[0],
         dev,
         DataCollatorWithPadding(tokenizer),
         notes,
     )
 
 
-def _examples(task: TaskSettings, role: str, most: int | None, notes: Notes) -> Iterator[Example]:
+def _examples(task: TaskSettings, role: str, notes: Notes) -> Iterator[Example]:
     """Examples of one set. Rows without text are left out and counted."""
     source = task.hub if task.folder is None else task
     assert source is not None
     columns = (source.text, source.text_pair, source.label)
     place, num_read, num_kept = "", 0, 0
-    for row in first_of(_rows(task, role), most):
+    for row in _rows(task, role):
         place, num_read = row.place, num_read + 1
         if isinstance(row, Broken):
             if not task.skip_broken:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -54,12 +54,16 @@ class Job:
     notes: Notes
 
 
-def first_of(examples: Iterable[T], most: int | None) -> Iterator[T]:
-    """The first `most`, or all."""
-    for number, example in enumerate(examples):
-        if number == most:
-            return
-        yield example
+def sample_of(examples: Iterable[T], most: int | None) -> list[T]:
+    """All, or `most` of them drawn without replacement: the same ones for every seed, in their order.
+
+    Not the first ones: files are sorted by source (STS-B, SQuAD).
+    """
+    found = list(examples)
+    if most is None or most >= len(found):
+        return found
+    chosen = np.random.default_rng(0).choice(len(found), most, replace=False)
+    return [found[i] for i in sorted(chosen)]
 
 
 def windows(size: int, room: int, stride: int) -> list[tuple[int, int]]:

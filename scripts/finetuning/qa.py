@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from scripts.finetuning import rows, squad_score
 from scripts.finetuning.answers import Window, best_answers
-from scripts.finetuning.job import DevSet, Features, Job, Notes, best_windows, first_of, windows
+from scripts.finetuning.job import DevSet, Features, Job, Notes, best_windows, sample_of, windows
 from scripts.finetuning.settings import InputError, Settings, TaskSettings
 
 
@@ -40,13 +40,14 @@ def prepare(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Job:
         )
     cut = Windows(tokenizer, settings.max_length, task.stride, task.max_question_length)
     train: list[Features] = []
-    for question in _kept(_questions(task, "train", settings.max_train_examples), notes):
+    asked = sample_of(_questions(task, "train"), settings.max_train_examples)
+    for question in _kept(asked, notes):
         train += cut.for_training(question, notes)
     if not train:
         raise InputError(
             f"the training set of {task.name} has no usable question: {'; '.join(notes.lines())}"
         )
-    dev = list(_questions(task, "dev", settings.max_dev_examples))
+    dev = sample_of(_questions(task, "dev"), settings.max_dev_examples)
     features: list[Features] = []
     spans: list[Window] = []
     for question in dev:
@@ -130,14 +131,14 @@ class Windows:
         return answer
 
 
-def _questions(task: TaskSettings, role: str, most: int | None) -> Iterator[Question]:
+def _questions(task: TaskSettings, role: str) -> Iterator[Question]:
     if task.folder is None:
         assert task.hub is not None
         found = _from_hub(task, role)
     else:
         found = _from_file(task, role)
     seen: set[str] = set()
-    for question in first_of(found, most):
+    for question in found:
         if question.id in seen:
             raise InputError(f"{question.place}: an earlier question has this id; give it another")
         seen.add(question.id)
@@ -190,7 +191,7 @@ def _from_hub(task: TaskSettings, role: str) -> Iterator[Question]:
         )
 
 
-def _kept(questions: Iterator[Question], notes: Notes) -> Iterator[Question]:
+def _kept(questions: Iterable[Question], notes: Notes) -> Iterator[Question]:
     """Those that can be trained on; the others are counted."""
     for question in questions:
         if not question.text.strip() or not question.context.strip():

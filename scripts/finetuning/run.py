@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import importlib
 import itertools
@@ -11,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +81,9 @@ def finetune(settings: Settings) -> dict[str, Any]:
             return earlier
         print(f"{trial.name}: in {folder}", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "fingerprint").write_text(fingerprint)
-        return run_trial(trial, settings, job, tokenizer, folder, fingerprint)
+        with _alone_in(folder):
+            (folder / "fingerprint").write_text(fingerprint)
+            return run_trial(trial, settings, job, tokenizer, folder, fingerprint)
 
     first = f"{job.dev[0].name}_{settings.task.metrics[0]}"
     tried: list[dict[str, Any]] = []
@@ -114,6 +117,19 @@ def _grid(settings: Settings) -> list[Trial]:
             grid.epochs or [settings.epochs],
         )
     ]
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Raises InputError where another process trains in `folder`; its end frees it, even by a kill."""
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another process is training in {folder}; let it end, or give another out="
+            ) from None
+        yield
 
 
 def _earlier(folder: Path, fingerprint: str) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from seqeval import metrics
 from transformers import DataCollatorForTokenClassification, PreTrainedTokenizerBase
 
 from scripts.finetuning import rows
-from scripts.finetuning.job import DevSet, Features, Job, Notes, best_windows, first_of, windows
+from scripts.finetuning.job import DevSet, Features, Job, Notes, best_windows, sample_of, windows
 from scripts.finetuning.settings import InputError, Settings, TaskSettings
 
 IGNORED = -100  # label of tokens that are not the first piece of a word
@@ -39,7 +39,7 @@ class Piece:
 def prepare(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Job:
     """The task's sets as windows of features, all checked. Raises InputError."""
     task, notes = settings.task, Notes()
-    train = list(first_of(_sentences(task, "train"), settings.max_train_examples))
+    train = list(_sentences(task, "train"))
     types = sorted({tag[2:] for sentence in train for tag in sentence.tags if tag != "O"})
     if not types:
         raise InputError(
@@ -65,7 +65,7 @@ def prepare(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Job:
     dev = []
     for role in ("dev", "other_dev"):
         if getattr(task, role) is not None:
-            sentences = list(first_of(_sentences(task, role), settings.max_dev_examples))
+            sentences = sample_of(_sentences(task, role), settings.max_dev_examples)
             features, pieces = featured(sentences)
             score = functools.partial(_score, names=names, pieces=pieces, sentences=sentences)
             dev.append(DevSet(role, features, score))
@@ -74,7 +74,8 @@ def prepare(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Job:
         "label2id": {name: number for number, name in enumerate(names)},
     }
     collate = DataCollatorForTokenClassification(tokenizer)
-    return Job("BertForTokenClassification", config, featured(train)[0], dev, collate, notes)
+    sample = sample_of(train, settings.max_train_examples)
+    return Job("BertForTokenClassification", config, featured(sample)[0], dev, collate, notes)
 
 
 class Pieces:

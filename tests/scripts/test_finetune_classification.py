@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from shared_data import unpacked
 from tiny_bert import tiny_bert
 
 from scripts.finetuning import classification, models
-from scripts.finetuning.job import Job, Notes
+from scripts.finetuning.job import Job, Notes, sample_of
 from scripts.finetuning.run import finetune, main
 from scripts.finetuning.settings import InputError, Kind, load, tasks
 
@@ -112,6 +113,19 @@ def test_results_of_other_settings_are_not_mixed_in(
     assert "resume=false" in capsys.readouterr().err
 
 
+def test_a_folder_in_which_another_process_trains_is_refused(
+    bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*reviews(tmp_path), f"model={bert}", f"out={tmp_path / 'out'}", *QUICK]
+    trial = tmp_path / "out/trials/batch-16-rate-0.01-epochs-10-seed-1"
+    trial.mkdir(parents=True)
+    with (trial / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert main(Kind.classification, arguments) == 2
+    assert f"another process is training in {trial}" in capsys.readouterr().err
+    assert main(Kind.classification, arguments) == 0
+
+
 def test_a_killed_training_goes_on_to_the_same_figures(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,24 +185,45 @@ def test_every_task_has_settings_that_hold(task: str) -> None:
 @pytest.mark.parametrize(
     ("task", "folder", "rows", "first"),
     [
-        ("sst2", "SST-2", (67_349, 872), 1), ("cola", "CoLA", (8_551, 1_043), 1),
-        ("mrpc", "MRPC", (3_668, 408), 1), ("rte", "RTE", (2_490, 277), 1),
-        ("stsb", "STS-B", (5_749, 1_500), 5.0),
+        ("sst2", "SST-2", (67_349, 872), "1"), ("cola", "CoLA", (8_551, 1_043), "1"),
+        ("mrpc", "MRPC", (3_668, 408), "1"), ("rte", "RTE", (2_490, 277), "not_entailment"),
+        ("stsb", "STS-B", (5_749, 1_500), "5.000"),
     ],
 )  # fmt: skip
 def test_the_files_of_glue_are_read_whole(
-    bert: Path, tmp_path: Path, task: str, folder: str, rows: tuple[int, int], first: float
+    bert: Path, tmp_path: Path, task: str, folder: str, rows: tuple[int, int], first: str
 ) -> None:
     files = unpacked(f"glue/{folder}", tmp_path)
     settings = load([f"+task={task}", f"task.folder={files}", f"model={bert}", "max_length=64"])
-    sizes = [
-        sum(1 for _ in classification._examples(settings.task, role, None, Notes()))
-        for role in ("train", "dev")
-    ]
-    assert tuple(sizes) == rows
-    settings.max_train_examples = settings.max_dev_examples = 3
+    train, dev = (
+        list(classification._examples(settings.task, role, Notes())) for role in ("train", "dev")
+    )
+    assert (len(train), len(dev)) == rows
+    assert train[0].label == first
+    settings.max_train_examples = settings.max_dev_examples = 50
     job = classification.prepare(settings, models.load_tokenizer(bert))
-    assert job.train[0]["labels"] == first
+    labels = {example["labels"] for example in job.train}
+    assert (0 <= min(labels) < max(labels) <= 5) if task == "stsb" else labels == {0, 1}
+
+
+def test_a_sample_is_drawn_from_the_whole_file_and_is_the_same_at_each_call() -> None:
+    sample = sample_of(iter(range(10_000)), 100)
+    assert len(set(sample)) == 100
+    assert sample == sorted(sample) == sample_of(range(10_000), 100)
+    assert 4_000 < sum(sample) / 100 < 6_000
+    assert sample_of("abc", None) == sample_of("abc", 3) == sample_of("abc", 4) == ["a", "b", "c"]
+
+
+def test_labels_are_those_of_the_whole_training_set_also_where_it_is_sampled(
+    prepared: Callable[..., Job],
+) -> None:
+    rows = [f"word,{mood}" for mood in "abcd"]
+    job = prepared(
+        "task.train=a.csv", "task.dev=b.csv", "max_train_examples=2", "max_dev_examples=3",
+        a_csv="\n".join(["words,mood", *rows, ""]), b_csv="\n".join(["words,mood", *rows, ""]),
+    )  # fmt: skip
+    assert list(job.config["label2id"]) == ["a", "b", "c", "d"]
+    assert (len(job.train), len(job.dev[0].features)) == (2, 3)
 
 
 def test_a_data_set_of_the_hub_s_library_is_read_with_its_label_names(

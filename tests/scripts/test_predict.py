@@ -108,6 +108,14 @@ def test_a_pretrained_model_fills_every_mask_and_tells_whether_b_follows_a(
     assert record["fills"][0][0]["token"] == tokenizer.convert_ids_to_tokens(best)
 
 
+def test_texts_may_stand_before_options_and_behind_them(
+    bert: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = said(capsys, f"model={bert}", "a good film", "--embed", "mean")
+    assert said(capsys, f"model={bert}", "--embed", "mean", "a good film") == before
+    assert said(capsys, "--embed", "mean", f"model={bert}", "a good film") == before
+
+
 @pytest.mark.parametrize("how", ["cls", "mean"])
 def test_vectors_do_not_depend_on_the_batch(
     bert: Path, how: str, capsys: pytest.CaptureFixture[str]

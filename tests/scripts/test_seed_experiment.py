@@ -11,6 +11,7 @@ import pytest
 
 from data_prep.files import read_json, write_json
 from pretrain.run import load
+from scripts.finetuning.settings import load as load_finetuning
 from scripts.seed_experiment import DEFAULTS, PRETRAINING, STARTS, TASKS, Experiment, main
 
 
@@ -31,6 +32,7 @@ def finished(out: Path) -> list[str]:
                 "dev_first": {"mean": 60.0 + number, "std": 1.5},
                 "dev_second": {"mean": 50.0, "std": None},
             },
+            "chosen": {"batch_size": 16, "learning_rate": (number + 1) * 1e-4, "epochs": 4.0},
             "seeds": [{"seed": 1, "dev_first": 61.0, "dev_second": 50.0}],
         }
         write_json(out / "finetune" / f"{start}-{task}" / "results.json", result)
@@ -46,11 +48,12 @@ def test_what_is_finished_is_only_written_up(
     text = (out / "experiment.md").read_text()
     assert "| sst2 dev_first | 60.0 ± 1.5 | 61.0 ± 1.5 | 62.0 ± 1.5 |" in text
     assert "| sst2 dev_second | 50.0 | 50.0 | 50.0 |" in text
+    assert "Rates: sst2 0.0001, 0.0002, 0.0003; rte 0.0001, 0.0002, 0.0003;" in text
     facts = read_json(out / "experiment.json")
-    assert len(facts["commands"]) == 2 + 3 * 5
+    assert len(facts["commands"]) == 2 + 3 * len(TASKS)
     assert all(command in text for command in facts["commands"])
     assert (out / "experiment.png").stat().st_size > 10_000
-    assert capsys.readouterr().out.count("done before") == 2 + 3 * 5
+    assert capsys.readouterr().out.count("done before") == 2 + 3 * len(TASKS)
 
 
 def test_a_command_that_fails_is_named_and_ends_it(
@@ -76,12 +79,25 @@ def test_what_is_not_given_or_not_there_is_named(
     assert "none=" not in error
 
 
+def test_a_misspelt_argument_is_named_though_all_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*finished(tmp_path / "out"), "question=5"]) == 2
+    assert "question" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("start", ["random", "none", "nsp"])
+def test_every_start_tries_all_rates_on_every_task(tmp_path: Path, task: str, start: str) -> None:
+    given = {**DEFAULTS, "out": str(tmp_path), "rates": "3e-5,2e-5"}
+    [_, _, *typed] = Experiment(given, []).finetuning(start, task)
+    assert load_finetuning(typed).grid.learning_rate == [3e-5, 2e-5]
+
+
 @pytest.mark.parametrize("name", ["nsp", "none"])
 def test_the_pretrainings_settings_are_accepted(tmp_path: Path, name: str) -> None:
     given = {**DEFAULTS, "out": str(tmp_path), "nsp": "a", "none": "b"}
-    [_, _, *typed] = Experiment(given, ["+model=tiny", "schedule.total_steps=900"]).pretraining(
-        name
-    )
+    [_, _, *typed] = Experiment(given, ["+model=tiny", "phases=[]"]).pretraining(name)
     assert typed[: len(PRETRAINING)] == list(PRETRAINING)
     settings, _ = load(typed, world_size=1)
-    assert (settings.data.pairs.name, settings.schedule.total_steps) == (name, 900)
+    assert (settings.data.pairs.name, settings.phases) == (name, [])

@@ -1,0 +1,93 @@
+"""What the words alone tell of a task: the floor that an encoder has to leave.
+
+    python -m scripts.bag_of_words +task=sst2 model=runs/x/export [SETTING=VALUE ...]
+
+Arguments, sets and figures are those of scripts.finetune_classification; of the model only the tokenizer is
+read. Logistic regression, or ridge regression for a number, on which WordPieces a text has, each text of a
+pair for itself. Of five strengths of regularisation the best on the development set is kept, as fine-tuning
+keeps the best epoch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from scripts.finetuning import classification
+from scripts.finetuning.job import Features
+from scripts.finetuning.models import load_tokenizer
+from scripts.finetuning.settings import InputError, Kind, Settings, load
+
+STRENGTHS = (100.0, 30.0, 10.0, 3.0, 1.0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the figures: 0, or 2 with a message where something cannot be used."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(arguments):
+        sys.stdout.write(__doc__ or "")
+        return 0
+    try:
+        settings = load(arguments, Kind.classification)
+        strength, figures = bag_of_words(settings)
+    except InputError as error:
+        sys.stderr.write(f"scripts.bag_of_words: {error}\n")
+        return 2
+    shown = "  ".join(f"{name} {figure:.1f}" for name, figure in figures.items())
+    print(f"{settings.task.name}  {shown}  (regularisation {strength:g}, chosen on dev)")
+    return 0
+
+
+def bag_of_words(settings: Settings) -> tuple[float, dict[str, float]]:
+    """The strength that is best on the development set, and its figures in percent on every set.
+
+    Raises InputError as scripts.finetuning.classification.prepare does.
+    """
+    tokenizer = load_tokenizer(settings.model_folder)
+    job = classification.prepare(settings, tokenizer)
+    train = _which_words(job.train, len(tokenizer))
+    labels = np.array([example["labels"] for example in job.train])
+    tried: list[tuple[float, dict[str, float]]] = []
+    for strength in STRENGTHS:
+        if settings.task.is_regression:
+            model: Any = Ridge(alpha=strength).fit(train, labels)
+        else:
+            model = LogisticRegression(C=1 / strength, max_iter=2000).fit(train, labels)
+        figures: dict[str, float] = {}
+        for dev in job.dev:
+            words = _which_words(dev.features, len(tokenizer))
+            outputs = _logits(model, words, len(job.config.get("id2label", ())))
+            figures |= {f"{dev.name}_{name}": x for name, x in dev.score(outputs).items()}
+        tried.append((strength, figures))
+    first = f"dev_{settings.task.metrics[0]}"
+    return max(tried, key=lambda one: one[1][first])
+
+
+def _which_words(examples: list[Features], vocab_size: int) -> sparse.csr_matrix:
+    """(examples, 2 * vocab_size), 1 where a text, or the second one, has the WordPiece."""
+    rows, columns = [], []
+    for row, example in enumerate(examples):
+        ids = np.array(example["input_ids"]) + vocab_size * np.array(example["token_type_ids"])
+        found = np.unique(ids)
+        rows.append(np.full(found.size, row))
+        columns.append(found)
+    places = np.concatenate(rows), np.concatenate(columns)
+    return sparse.csr_matrix((np.ones(places[0].size), places), (len(examples), 2 * vocab_size))
+
+
+def _logits(model: Any, words: sparse.csr_matrix, num_labels: int) -> np.ndarray:
+    """(examples, labels), or (examples, 1) for a number: what a fine-tuned model gives."""
+    if num_labels == 0:
+        return np.asarray(model.predict(words))[:, None]
+    logits = np.full((words.shape[0], num_labels), -np.inf)  # a label that the sample does not have
+    logits[:, model.classes_] = model.predict_log_proba(words)
+    return logits
+
+
+if __name__ == "__main__":
+    sys.exit(main())
