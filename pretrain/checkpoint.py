@@ -77,14 +77,18 @@ def newest_whole(run_folder: Path) -> Path | None:
 
 
 def load_checkpoint(
-    path: Path, engine: Engine, ranks: Ranks, forget: Collection[str] = ()
+    path: Path,
+    engine: Engine,
+    ranks: Ranks,
+    forget: Collection[str] = (),
+    tiles: int | None = None,
 ) -> dict[str, Any]:
     """Put the engine into the state of the checkpoint at `path`; the `state` it was saved with.
 
-    `forget` is as in Engine.load. Collective; every rank reads `path`. Raises SettingsError where it
-    does not fit this run.
+    `forget` and `tiles` are as in Engine.load. Collective; every rank reads `path`. Raises
+    SettingsError where it does not fit this run.
     """
-    engine.load(path, forget)
+    engine.load(path, forget, tiles)
     ranks.barrier()  # no rank starts a step, or removes a checkpoint, while another still reads
     state: dict[str, Any] = read_json(path / STATE_FILE)
     return state

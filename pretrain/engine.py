@@ -1,6 +1,7 @@
-"""Sharding, precision, clipping, the update, and its state: what of DeepSpeed is used lies here.
+"""A model under DeepSpeed: forward, backward, clipping, the update, and its state on the disk.
 
-`pretrain/zero.py` replaces some of it; no other file knows DeepSpeed.
+How DeepSpeed starts is in `deepspeed_start.py`, what it lays where in `sharded_state.py`, and what is
+done otherwise than its ZeRO 1 and 2 in `zero.py`; no other file knows it.
 
 The loss is exact. A micro-batch contributes its sum of losses over the global batch's counts, times
 the number of ranks, over which DeepSpeed averages: whatever the ranks, the micro-batches and the
@@ -13,38 +14,29 @@ safetensors, written by rank 0. It fits any ZeRO stage and any number of ranks.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import math
-import os
-import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from data_prep.configuration import SettingsError
 from pretrain import consolidated
 from pretrain.compiling import compile_parts, resolve_compile, uncompiled
 from pretrain.consolidated import MOMENTS, WEIGHT, Snapshot
-from pretrain.lamb import Lamb, Piece
+from pretrain.deepspeed_start import (
+    DeepSpeedZeroOptimizer,
+    deepspeed_config,
+    resolve_precision,
+    start_deepspeed,
+)
+from pretrain.lamb import Lamb
 from pretrain.optimizers import build_optimizer, parameter_groups
 from pretrain.ranks import Ranks
 from pretrain.settings import Compile, EngineSettings, OptimSettings, Precision
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it guesses, and says so on stdout
-import deepspeed
-import deepspeed.ops
-from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
-from deepspeed.utils import groups as process_groups
-from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
-
+from pretrain.sharded_state import GROUPS, ShardedState
 from pretrain.zero import LeanZero
 
 if TYPE_CHECKING:
@@ -52,13 +44,7 @@ if TYPE_CHECKING:
     from pretrain.batches.packing import PackedBatch
     from pretrain.model import BertForPreTraining
 
-if not torch.cuda.is_available():
-    deepspeed.ops.__compatible_ops__ = {}  # else it compiles C++ for an inference op (2 minutes)
-deepspeed.utils.logger.setLevel("ERROR")
-# torch has new names for collectives that DeepSpeed calls by the old ones
-warnings.filterwarnings("ignore", category=FutureWarning, module="torch|deepspeed")
-
-_GROUPS = ("decayed", "not decayed")  # in the order of `parameter_groups`
+_POSITION_TABLE = "embeddings.position.weight"
 _LOSS_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -71,25 +57,6 @@ class StepResult:
     # (4,) float64 on the device, this rank's: losses of tokens and pairs, right guesses of both
     sums: Tensor
     loss_scale: float  # with which the next batch is scaled; 1 but in fp16
-
-
-def resolve_precision(settings: EngineSettings, device: torch.device) -> Precision:
-    """`auto` as what it stands for on this hardware; any other precision as it is.
-
-    Raises SettingsError where the hardware does not have it: before a model is built.
-    """
-    precision = settings.precision
-    if precision is Precision.auto:
-        is_cuda = device.type == "cuda"
-        has_bf16 = is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = Precision.bf16_autocast if has_bf16 else Precision.fp32
-    if precision is Precision.fp16 and not get_accelerator().is_fp16_supported():
-        raise SettingsError(
-            "engine.precision=fp16 needs a GPU; set engine.precision=fp32 on this machine"
-        )
-    low = precision in (Precision.bf16, Precision.fp16)
-    assert settings.zero_stage > 0 or not low, "settings.check refuses this"
-    return precision
 
 
 class Engine:
@@ -111,23 +78,25 @@ class Engine:
             compile_parts(model, self.precision, ranks.device)
         groups = parameter_groups(model, optim.weight_decay)
         self._optimizer = build_optimizer(groups, optim)
-        self._parameters = dict(model.named_parameters())  # the tied matrix once
-        name_of = {parameter: name for name, parameter in self._parameters.items()}
+        parameters = dict(model.named_parameters())  # the tied matrix once
+        name_of = {parameter: name for name, parameter in parameters.items()}
         self._layout = consolidated.Layout(
             optimizer=optim.name.name,
-            shapes={name: list(p.shape) for name, p in self._parameters.items()},
+            shapes={name: list(p.shape) for name, p in parameters.items()},
             groups={
                 name_of[parameter]: label
-                for label, group in zip(_GROUPS, groups, strict=True)
+                for label, group in zip(GROUPS, groups, strict=True)
                 for parameter in group["params"]
             },
         )
         low = self.precision in (Precision.bf16, Precision.fp16)
-        initial = {n: p.detach().cpu().clone() for n, p in self._parameters.items()} if low else {}
+        initial = {n: p.detach().cpu().clone() for n, p in parameters.items()} if low else {}
         config = deepspeed_config(
             self.precision, self._stage, self._max_grad_norm, self._layout.num_parameters
         )
-        self._engine = _initialize(model, self._optimizer, config, ranks, engine.timeout_minutes)
+        self._engine = start_deepspeed(
+            model, self._optimizer, config, ranks, engine.timeout_minutes
+        )
         self._is_finite = True
         if self._stage == 0:
             self._engine.clip_fp32_gradients = self._clip
@@ -135,13 +104,15 @@ class Engine:
         elif isinstance(self._engine.optimizer, DeepSpeedZeroOptimizer):
             LeanZero.take_over(self._engine.optimizer)
         self._new_loss_scaler = self._loss_scaler()
-        self._make_optimizer_state()
+        self._state = ShardedState(
+            self._engine, self._optimizer, self._stage, parameters, self._layout, ranks
+        )
         for name, value in initial.items():  # DeepSpeed's masters have been through 16 bits
-            self._put(WEIGHT, name, value)
+            self._state.put(WEIGHT, name, value)
         if isinstance(self._optimizer, Lamb):
             is_sharded = self._stage > 0 and ranks.world_size > 1
             self._optimizer.attach(
-                self._pieces(), torch.distributed.all_reduce if is_sharded else None
+                self._state.pieces(), torch.distributed.all_reduce if is_sharded else None
             )
 
     @property
@@ -214,7 +185,7 @@ class Engine:
         # what ZeRO 3 leaves tied up in hooks no collector sees; emptied, it holds nothing
         for optimizer in (self._engine.optimizer, self._optimizer):
             vars(optimizer).clear()
-        for parameter in self._parameters.values():
+        for parameter in self._state.parameters.values():
             vars(parameter).clear()
             parameter.grad = None
             parameter.data = torch.empty(0, device=self.ranks.device)
@@ -247,7 +218,7 @@ class Engine:
 
     def full_weights(self) -> dict[str, Tensor]:
         """The fp32 master weights by parameter name, on the CPU of rank 0; {} elsewhere."""
-        return self._gather(WEIGHT, self._parameters)
+        return self._state.gather(WEIGHT, self._state.parameters)
 
     def new_snapshot(self) -> Snapshot | None:
         """Memory for `take`, on rank 0; None elsewhere. Raises RuntimeError where there is none."""
@@ -261,30 +232,33 @@ class Engine:
         It overwrites what was there. When this returns, training may go on.
         """
         for key in (WEIGHT, *MOMENTS):
-            for name in self._parameters:
-                whole = self._whole(key, name)
+            for name in self._state.parameters:
+                whole = self._state.whole(key, name)
                 if snapshot is not None:
                     snapshot.tensors[key][name].copy_(whole, non_blocking=True)
         if snapshot is None:
             return
         if self.ranks.device.type == "cuda":  # the copies wait in its queue until here
             torch.cuda.current_stream().synchronize()
-        snapshot.optimizer_step = int(self._optimizer.state[self._flat_tensors()[0]]["step"])
+        snapshot.optimizer_step = int(self._optimizer.state[self._state.flat_tensors()[0]]["step"])
         snapshot.loss_scaler = self._loss_scaler() or None
 
-    def load(self, folder: Path, forget: Collection[str] = ()) -> None:
+    def load(self, folder: Path, forget: Collection[str] = (), tiles: int | None = None) -> None:
         """Continue from what a snapshot wrote, on any ZeRO stage, number of ranks and precision.
 
         But for what to `forget` of moments, optimizer_step and loss_scaler, which become those of a
-        new engine. Every rank reads `folder`. Raises SettingsError unless optimizer, names, shapes and
-        parameter groups are those of this run.
+        new engine. The first `tiles` rows of the position table, moments and all, are repeated over
+        the rest of it; None: it stays. Every rank reads `folder`. Raises SettingsError unless
+        optimizer, names, shapes and parameter groups are those of this run.
         """
         step, scaler = consolidated.read_small(folder, self._layout)
         for key, name, value in consolidated.read_tensors(folder):
+            if name == _POSITION_TABLE and tiles is not None:
+                value = value[torch.arange(len(value)) % tiles]
             is_forgotten = key != WEIGHT and "moments" in forget
-            self._put(key, name, torch.zeros_like(value) if is_forgotten else value)
-        self._refresh_working_weights()
-        for flat in self._flat_tensors():
+            self._state.put(key, name, torch.zeros_like(value) if is_forgotten else value)
+        self._state.refresh_working_weights()
+        for flat in self._state.flat_tensors():
             self._optimizer.state[flat]["step"].fill_(0 if "optimizer_step" in forget else step)
         self._set_loss_scaler(self._new_loss_scaler if "loss_scaler" in forget else scaler or {})
 
@@ -305,204 +279,16 @@ class Engine:
 
     def _clip(self) -> None:
         """Clip at ZeRO 0, where DeepSpeed keeps no norm and would write NaN into the weights."""
-        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        gradients = [p.grad for p in self._state.parameters.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self._engine._global_grad_norm = norm
         self._is_finite = bool(torch.isfinite(norm))
         if self._is_finite:
-            parameters = self._parameters.values()
+            parameters = self._state.parameters.values()
             torch.nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
         else:  # optimizers pass over parameters that have no gradient
             self._engine.zero_grad()
 
-    def _flat_tensors(self) -> list[Tensor]:
-        """What the optimizer really updates on this rank: whole parameters, or flat shards."""
-        if self._stage == 3:
-            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
-        return [p for group in self._optimizer.param_groups for p in group["params"]]
-
-    def _make_optimizer_state(self) -> None:
-        """Step 0 and zero moments now and not in the first step: there is state to save or load.
-
-        It also makes up for a fault of DeepSpeed, which links moments to parameters after the first
-        group's first step, when the second group has none yet.
-        """
-        is_fused = self._optimizer.defaults.get("fused")
-        for flat in self._flat_tensors():
-            state = self._optimizer.state[flat]
-            state["step"] = torch.zeros((), device=flat.device if is_fused else "cpu")
-            for key in MOMENTS:
-                state[key] = torch.zeros_like(flat, requires_grad=False)
-        if self._stage in (1, 2):
-            self._engine.optimizer._hp_optimizer_states_linked = False
-            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
-
-    def _piece(self, key: str, name: str) -> tuple[int, Tensor]:
-        """This rank's part of a master weight or moment: its first element's index, a 1-D view."""
-        parameter = self._parameters[name]
-        if self._stage == 0:
-            whole = parameter if key == WEIGHT else self._optimizer.state[parameter][key]
-            return 0, whole.data.view(-1)
-        if self._stage == 3:
-            if key == WEIGHT:
-                padded = safe_get_local_fp32_param(parameter).data
-            else:
-                padded = safe_get_local_optimizer_state(parameter, key)
-            start = self.ranks.rank * padded.numel()
-            return start, padded[: max(0, math.prod(self._layout.shapes[name]) - start)]
-        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
-        if mapping is None:
-            return 0, torch.empty(0, device=self.ranks.device)
-        piece = mapping.get_hp_fragment(None if key == WEIGHT else key)
-        return mapping.lp_fragment_address.start, piece.data
-
-    def _pieces(self) -> dict[Tensor, list[Piece]]:
-        """What each flat tensor holds, of the parameters of its own group alone.
-
-        Found by the memory in which a parameter's piece lies. Raises RuntimeError unless the ranks
-        together hold every parameter once: norms of its pieces would not be its own.
-        """
-        pieces: dict[Tensor, list[Piece]] = {flat: [] for flat in self._flat_tensors()}
-        for flat, names in zip(pieces, self._names_of_flat_tensors(), strict=True):
-            for name in names:
-                view = self._piece(WEIGHT, name)[1]
-                start = (view.data_ptr() - flat.data_ptr()) // flat.element_size()
-                is_inside = view.numel() > 0 and 0 <= start <= flat.numel() - view.numel()
-                pieces[flat].append(
-                    Piece(name, start, view.numel()) if is_inside else Piece(name, 0, 0)
-                )
-        held = dict.fromkeys(self._parameters, 0.0)
-        for piece in itertools.chain(*pieces.values()):
-            held[piece.name] += piece.numel
-        copies = self.ranks.world_size if self._stage == 0 else 1
-        totals = self.ranks.sum(list(held.values()))
-        for (name, shape), total in zip(self._layout.shapes.items(), totals, strict=True):
-            if total != math.prod(shape) * copies:
-                raise RuntimeError(
-                    f"the ranks hold {total:.0f} of the {math.prod(shape) * copies} elements of "
-                    f"{name}, and LAMB needs each once: this version of DeepSpeed shards in a way "
-                    "that is not known; install the one in pyproject.toml"
-                )
-        return pieces
-
-    def _names_of_flat_tensors(self) -> list[list[str]]:
-        """The parameters of each flat tensor, in an order that all ranks share."""
-        if self._stage == 0:
-            name_of = {id(parameter): name for name, parameter in self._parameters.items()}
-            return [[name_of[id(flat)]] for flat in self._flat_tensors()]
-        if self._stage == 3:
-            name_of = {id(parameter): name for name, parameter in self._parameters.items()}
-            return [[name_of[id(p)] for p in group] for group in self._engine.optimizer.fp16_groups]
-        groups = self._layout.groups
-        return [[name for name in groups if groups[name] == label] for label in _GROUPS]
-
-    def _put(self, key: str, name: str, value: Tensor) -> None:
-        start, piece = self._piece(key, name)
-        piece.copy_(value.reshape(-1)[start : start + piece.numel()])
-
-    def _gather(self, key: str, names: Iterable[str]) -> dict[str, Tensor]:
-        """Whole tensors, {parameter: value}, on the CPU of rank 0; one at a time elsewhere."""
-        gathered = {}
-        for name in names:
-            whole = self._whole(key, name)
-            if self.ranks.rank == 0:
-                gathered[name] = whole.to("cpu", copy=True)
-        return gathered
-
-    def _whole(self, key: str, name: str) -> Tensor:
-        """A whole tensor on rank 0's device; elsewhere only its shape means something.
-
-        Where one rank holds all of it, it is the live one: to be copied before the next step.
-        """
-        shape = self._layout.shapes[name]
-        start, piece = self._piece(key, name)
-        if self._stage == 0 or self.ranks.world_size == 1:
-            return piece.view(shape)
-        whole = torch.zeros(math.prod(shape), dtype=torch.float32, device=self.ranks.device)
-        whole[start : start + piece.numel()] = piece
-        # sums of bit patterns: one rank's, and zeros from the others
-        torch.distributed.reduce(whole.view(torch.int32), dst=0)
-        return whole.view(shape)
-
-    def _refresh_working_weights(self) -> None:
-        """Copy the masters into the weights that the forward pass reads."""
-        if self._stage in (1, 2):
-            self._engine.optimizer.update_lp_params()
-        elif self._stage == 3:
-            for name, parameter in self._parameters.items():
-                master = self._gather(WEIGHT, [name])
-                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                    if self.ranks.rank == 0:
-                        parameter.data.copy_(master[name])
-
 
 def _as_sums(outputs: Iterable[Tensor]) -> Tensor:
     return torch.stack([value.detach().double() for value in outputs])
-
-
-def deepspeed_config(
-    precision: Precision, stage: int, max_grad_norm: float, num_parameters: int
-) -> dict[str, Any]:
-    """The configuration of `deepspeed.initialize`: all that this project sets, and nothing else."""
-    # ZeRO 2 is there to save memory: it reduces by eighths. DeepSpeed's default is 5e8
-    bucket = -(-num_parameters // 8) if stage == 2 else num_parameters
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,  # for its own counters; batches come from outside
-        "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,
-        "gradient_clipping": max_grad_norm,
-        "zero_optimization": {
-            "stage": stage,
-            "reduce_bucket_size": bucket,
-            # else ZeRO 1 and 2 copy each gradient once more; ZeRO 3 has its own buffer
-            "contiguous_gradients": stage == 3,
-        },
-        # it waits for the device before and after each micro-batch
-        "timers": {"throughput": {"enabled": False}},
-        "zero_allow_untested_optimizer": True,  # BertAdam is elementwise; LAMB is told its pieces
-    }
-    if precision is Precision.bf16:
-        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
-        config["data_types"] = {"grad_accum_dtype": "fp32"}
-    elif precision is Precision.bf16_autocast:
-        # no module is safe: gradients are reduced in fp32, in which they were made
-        config["torch_autocast"] = {
-            "enabled": True,
-            "dtype": "bfloat16",
-            "lower_precision_safe_modules": [],
-        }
-    elif precision is Precision.fp16:
-        config["fp16"] = {
-            "enabled": True,
-            "loss_scale": 0,  # dynamic
-            "initial_scale_power": 16,
-            "loss_scale_window": 1000,
-            "hysteresis": 1,  # halved at every overflow
-            "min_loss_scale": 1,
-        }
-    return config
-
-
-def _initialize(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    config: dict[str, Any],
-    ranks: Ranks,
-    timeout_minutes: float,
-) -> Any:
-    """deepspeed.initialize, on the process group that exists, and silent."""
-    os.environ["LOCAL_RANK"] = str(ranks.device.index or 0)  # it takes its device from here
-    timeout = timedelta(minutes=timeout_minutes)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        deepspeed.init_distributed(
-            torch.distributed.get_backend(),
-            auto_mpi_discovery=False,
-            verbose=False,
-            timeout=timeout,
-        )
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    # stages 0 to 2 use a group of DeepSpeed's own, which it makes without our time-out
-    torch.distributed.distributed_c10d._set_pg_timeout(
-        timeout, process_groups._get_data_parallel_group()
-    )
-    return engine

@@ -26,6 +26,7 @@ from torch import Tensor
 from data_prep.configuration import SettingsError
 from data_prep.files import flush_to_disk, read_json, whole_or_absent, write_json
 from data_prep.objectives import Pairing
+from pretrain.arguments import asks_for_help, named_words
 from pretrain.checkpoint import newest_whole
 from pretrain.guesses import Guesses, MaskedSentences, packed
 from pretrain.hf_weights import from_hugging_face, hugging_face_class, to_hugging_face
@@ -37,6 +38,7 @@ from pretrain.prepared import folder_of
 from pretrain.run_folder import settings_of
 from pretrain.settings import ModelSettings
 
+ARGUMENTS = {"run": "FOLDER", "checkpoint": "FOLDER", "target": "FOLDER"}
 TOKENIZER_FILES = (
     "vocab.txt",
     "tokenizer.json",
@@ -226,29 +228,19 @@ def export_run(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export from the command line: 0, or 2 with a message where the arguments are wrong."""
+    typed = sys.argv[1:] if argv is None else argv
+    if asks_for_help(typed):
+        sys.stdout.write(__doc__ or "")
+        return 0
     try:
-        arguments = _arguments(sys.argv[1:] if argv is None else argv)
-        run_folder = arguments.pop("run")
-        sys.stdout.write(f"export  {export_run(run_folder, **arguments)}\n")
+        words = named_words(typed, ARGUMENTS, needed=["run"])
+        folders = {name: Path(value) for name, value in words.items()}
+        run_folder = folders.pop("run")
+        sys.stdout.write(f"export  {export_run(run_folder, **folders)}\n")
     except SettingsError as error:
         sys.stderr.write(f"pretrain.export: {error}\n")
         return 2
     return 0
-
-
-def _arguments(argv: Sequence[str]) -> dict[str, Path]:
-    arguments = {}
-    for argument in argv:
-        key, is_pair, value = argument.partition("=")
-        if key not in ("run", "checkpoint", "target") or not is_pair or not value:
-            raise SettingsError(
-                f"{argument!r} is no argument; there are run=FOLDER, checkpoint=FOLDER and "
-                "target=FOLDER, as in run=runs/x"
-            )
-        arguments[key] = Path(value)
-    if "run" not in arguments:
-        raise SettingsError("no run is named; add run=FOLDER, as in run=runs/x")
-    return arguments
 
 
 def _held_out(metrics: Path, step: int) -> dict[str, float]:

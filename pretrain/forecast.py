@@ -403,7 +403,7 @@ def forecast(settings: Settings, world_size: int | None = None) -> Forecast:
                     recomputing,
                 )
                 for stage in range(4)
-                if stage > 0 or not is_low  # settings.check refuses it
+                if stage > 0 or not is_low  # settings_check.check refuses it
             }  # fmt: skip
     return Forecast(settings, cluster, engine, found, recomputes, budgets)
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from data_prep.configuration import SettingsError
 from pretrain.schedules import is_over
-from pretrain.settings import Carried, PhaseSettings, Settings, check
+from pretrain.settings import Carried, PhaseSettings, Positions, Settings
+from pretrain.settings_check import check
 
 # What a phase may change: the rest is the run's, or decides nothing
 _GROUPS = ("data", "optim", "schedule", "eval", "checkpoint", "monitor", "engine")
@@ -35,11 +36,18 @@ class Phase:
     number: int  # from 1
     settings: Settings  # the run's, with this phase's changes
     policy: PhaseSettings | None = None  # None: the first
+    length_before: int = 0  # data.seq_len of the phase before
 
     @property
     def forgets(self) -> tuple[str, ...]:
         """What does not come over from the phase before, of the names in _CARRIED."""
         return tuple(n for n in _CARRIED if getattr(self.policy, n, None) is Carried.reset)
+
+    @property
+    def tiles(self) -> int | None:
+        """How many rows of the position table are repeated over the rest of it; None: it stays."""
+        is_tiled = self.policy is not None and self.policy.positions is Positions.tiled
+        return self.length_before if is_tiled else None
 
     def facts(self) -> dict[str, Any]:
         """What it changes and takes over, for the record."""
@@ -49,7 +57,8 @@ class Phase:
             for group, changed in self.policy.changes.items()
             for name, value in changed.items()
         }
-        return {**{n: getattr(self.policy, n).name for n in _CARRIED}, **changes}
+        names = (*_CARRIED, "positions")
+        return {**{n: getattr(self.policy, n).name for n in names}, **changes}
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,11 @@ class Place:
     def forgets(self) -> tuple[str, ...]:
         """What of the checkpoint does not come over."""
         return self.phase.forgets if self.is_beginning else ()
+
+    @property
+    def tiles(self) -> int | None:
+        """Of the checkpoint's position table, as in Phase."""
+        return self.phase.tiles if self.is_beginning else None
 
 
 def phases_of(settings: Settings) -> list[Phase]:
@@ -86,18 +100,25 @@ def phases_of(settings: Settings) -> list[Phase]:
         except OmegaConfBaseException as error:
             raise SettingsError(f"phase {number}: {str(error).splitlines()[0]}") from error
         assert isinstance(changed_settings, Settings)
-        phases.append(Phase(number, changed_settings, further))
+        before = phases[-1].settings.data.seq_len
+        phases.append(Phase(number, changed_settings, further, before))
     return phases
 
 
 def check_phases(settings: Settings, world_size: int) -> None:
-    """`settings.check` of every phase. Raises SettingsError naming the phase."""
+    """`settings_check.check` of every phase. Raises SettingsError naming the phase."""
     check(settings, world_size)
     for phase in phases_of(settings)[1:]:
         try:
             check(phase.settings, world_size)
         except SettingsError as error:
             raise SettingsError(f"phase {phase.number}: {error}") from error
+        if phase.tiles is not None and phase.settings.data.seq_len <= phase.tiles:
+            raise SettingsError(
+                f"phase {phase.number}: positions=tiled fills the rows that the phase before did not "
+                f"train, and with data.seq_len={phase.settings.data.seq_len} after {phase.tiles} "
+                "there are none; take positions=kept there, or phases=[] for the first phase alone"
+            )
 
 
 def place_of(phases: Sequence[Phase], state: dict[str, Any] | None) -> Place:

@@ -7,12 +7,15 @@ its number, and refuse wrong settings, before the seconds that takes.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from pretrain.roll_call import call_the_roll, hosts_of, seat_of
 
@@ -137,6 +140,20 @@ def start(timeout_minutes: float) -> Ranks:
     return Ranks(place.rank, place.world_size, place.local_rank, device)
 
 
+def end_process(status: int) -> NoReturn:
+    """End this process with what is registered for its exit done and its output written.
+
+    Python's own end takes the interpreter down, while threads of torch may still hold tensors: those
+    of a process group live on after `stop`, for DeepSpeed keeps it. One that drops a tensor then ends
+    the process by SIGABRT, a finished run among them (pytorch/pytorch issues 38228 and 190489).
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):  # `| head` has read enough
+            stream.flush()
+    os._exit(status)
+
+
 def _store(place: Place, limit: timedelta) -> Store:
     """What the ranks share before they are a group: rank 0's, or the one that torchrun has.
 
@@ -157,6 +174,11 @@ def _store(place: Place, limit: timedelta) -> Store:
             multi_tenant=True,
         )
     except DistNetworkError as error:
+        if "EADDRINUSE" in str(error):
+            raise RuntimeError(
+                f"port {port} of {os.uname().nodename}, at which the ranks were to meet, is another "
+                "program's; give a free one (MASTER_PORT, or deepspeed --master_port)"
+            ) from None
         raise RuntimeError(
             f"rank {place.rank} on {os.uname().nodename} does not reach rank 0 at {host}:{port} "
             f"(MASTER_ADDR, MASTER_PORT; engine.timeout_minutes={limit.total_seconds() / 60:g}): {error}"

@@ -22,11 +22,13 @@ from markupsafe import Markup
 from data_prep.configuration import SettingsError, as_dict
 from data_prep.files import whole_or_absent
 from data_prep.objectives import Pairing
+from pretrain.arguments import asks_for_help, named_words
 from pretrain.expectation import curve_for
 from pretrain.history import History, State, moment
 from pretrain.outcome import Compared, compare
 from pretrain.report_plots import SECOND, THIRD, Band, Chart, Line, draw
 
+ARGUMENTS = {"run": "FOLDER", "other": "FOLDER", "target": "FILE"}
 TEMPLATE = "report.html"
 MOST_EVENTS = 200  # shown; the file has all
 QUIET_EVENTS = ("checkpoint", "lost")  # too many to be listed, or said in the table of starts
@@ -47,11 +49,15 @@ RESULTS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a report: 0, or 2 with a message where the arguments are wrong."""
+    typed = sys.argv[1:] if argv is None else argv
+    if asks_for_help(typed):
+        sys.stdout.write(__doc__ or "")
+        return 0
     try:
-        arguments = _arguments(sys.argv[1:] if argv is None else argv)
-        run = History.read(arguments["run"])
-        other = History.read(arguments["other"]) if "other" in arguments else None
-        target = arguments.get("target", arguments["run"] / "report.html")
+        words = named_words(typed, ARGUMENTS, needed=["run"])
+        run = History.read(Path(words["run"]))
+        other = History.read(Path(words["other"])) if "other" in words else None
+        target = Path(words.get("target", f"{words['run']}/report.html"))
         with whole_or_absent(target) as temporary:
             temporary.write_text(page(run, other), encoding="utf-8")
     except SettingsError as error:
@@ -415,21 +421,6 @@ def _other_name(run: History, other: History) -> str:
 def _span(seconds: float) -> str:
     """3:02:10, or 2 days, 3:02:10."""
     return str(timedelta(seconds=round(seconds)))
-
-
-def _arguments(argv: Sequence[str]) -> dict[str, Path]:
-    arguments = {}
-    for argument in argv:
-        key, is_pair, value = argument.partition("=")
-        if key not in ("run", "other", "target") or not is_pair or not value:
-            raise SettingsError(
-                f"{argument!r} is no argument; there are run=FOLDER, other=FOLDER and target=FILE, "
-                "as in run=runs/x"
-            )
-        arguments[key] = Path(value)
-    if "run" not in arguments:
-        raise SettingsError("no run is named; add run=FOLDER, as in run=runs/x")
-    return arguments
 
 
 if __name__ == "__main__":

@@ -11,30 +11,24 @@ import contextlib
 import gc
 import itertools
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from data_prep.configuration import SettingsError, as_dict, as_yaml, choices, compose
-from data_prep.files import checksum, read_json
-from pretrain import batch_job, initial, survival
-from pretrain.phases import Phase, Place, check_phases, phases_of, place_of
+from data_prep.configuration import SettingsError, as_yaml, choices, compose
+from pretrain import initial, survival
+from pretrain.phases import check_phases, phases_of
 from pretrain.prepared import folder_of, manifest_of, prepare_sample
-from pretrain.ranks import environment_rank, environment_world_size
+from pretrain.ranks import end_process, environment_rank, environment_world_size
 from pretrain.run_folder import folder_of_run, identity, open_run_folder
 from pretrain.run_lock import RunLock
-from pretrain.settings import Compile, OnSpike, Settings
+from pretrain.settings import Settings
 from pretrain.speaking import Voice, speak_on_rank_0
 from pretrain.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from pretrain.guard import Progress
-    from pretrain.model import BertForPreTraining
-    from pretrain.monitor import Sink
     from pretrain.ranks import Ranks
-    from pretrain.wandb_sink import Wandb
 
 T = TypeVar("T")
 
@@ -156,12 +150,12 @@ def _help() -> str:
 
 def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, voice: Voice) -> int:
     """Train, and close the run on rank 0. Collective."""
-    from pretrain.checkpoint import STATE_FILE
     from pretrain.compiling import resolve_compile
-    from pretrain.engine import resolve_precision
+    from pretrain.deepspeed_start import resolve_precision
     from pretrain.forecast import forecast
     from pretrain.forecast import write as write_plan
     from pretrain.monitor import Monitor
+    from pretrain.phase_run import RunContext, place_in, train_phase
     from pretrain.preflight import preflight
 
     found = preflight(ranks, settings)
@@ -202,19 +196,17 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
                 "planning"
             )  # with the lengths of all examples, now that shards are sound
             _on_rank_0(ranks, plan_run)
-            lasting: list[Wandb] = []
-            held.callback(lambda: Monitor([*lasting]).close())
+            context = RunContext(
+                run_folder, phases, manifests, run_identity, origin, ranks, stop, watchdog
+            )
+            held.callback(lambda: Monitor([*context.lasting]).close())
             while True:
-                state = None if checkpoint is None else read_json(checkpoint / STATE_FILE)
-                place = place_of(phases, state)
-                finished = _train(
-                    place, phases, manifests, run_identity, run_folder, checkpoint, origin, ranks,
-                    stop, watchdog, lasting,
-                )  # fmt: skip
+                place = place_in(context, checkpoint)
+                finished = train_phase(context, place, checkpoint)
                 if not finished or place.phase is phases[-1]:
                     break
                 gc.collect()  # the phase's engine, before the next one's is built
-                checkpoint = _newest(run_folder, ranks, watchdog)
+                checkpoint = context.newest_checkpoint()
         if ranks.rank == 0 and finished:
             from pretrain.closing import close_run
             from pretrain.outcome import plan_and_outcome
@@ -222,191 +214,10 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
             close_run(run_folder, place.phase.settings, manifests[-1])
             print("\n".join(["", *plan_and_outcome(run_folder, settings)]))
             if settings.log.artifact:
-                for sink in lasting:
+                for sink in context.lasting:
                     sink.artifact(run_folder / "export")
         ranks.barrier()
     return 0
-
-
-def _train(
-    place: Place,
-    phases: Sequence[Phase],
-    manifests: Sequence[dict[str, Any]],
-    run_identity: dict[str, Any],
-    run_folder: Path,
-    checkpoint: Path | None,
-    origin: initial.Origin | None,
-    ranks: Ranks,
-    stop: survival.StopRequest,
-    watchdog: Watchdog,
-    lasting: list[Wandb],
-) -> bool:
-    """Build all, continue from `checkpoint` or begin with `origin`'s weights if there is one, train a
-    phase. Whether it finished.
-
-    `lasting` takes the sinks that go on into the next phase.
-    """
-    import torch
-
-    from data_prep.masking import MaskingRule
-    from data_prep.shards import Shards
-    from pretrain.batches.loader import EvalLoader, TrainLoader
-    from pretrain.checkpoint import STATE_FILE, load_checkpoint
-    from pretrain.closing import frequency_baseline
-    from pretrain.engine import Engine
-    from pretrain.expectation import Expectation
-    from pretrain.export import load_tokenizer
-    from pretrain.guard import Guard, Progress, Rewind, rewound
-    from pretrain.guesses import MaskedSentences
-    from pretrain.model import BertForPreTraining, padded_vocab_size
-    from pretrain.monitor import Monitor
-    from pretrain.plan import order_seed
-    from pretrain.rehearsal import rehearse
-    from pretrain.saving import Saver
-    from pretrain.throughput import Goodput, Meter
-    from pretrain.train import Run, train
-    from pretrain.wandb_sink import Wandb
-
-    settings, number = place.phase.settings, place.phase.number
-    manifest = manifests[number - 1]
-    watchdog.reach("building the model")
-    model = BertForPreTraining(settings.model, manifest["vocab_size"], settings.data.pairs)
-    vocab_rows = padded_vocab_size(manifest["vocab_size"], settings.model)
-    model.initialize(torch.Generator().manual_seed(settings.run.seed))
-    if checkpoint is None and origin is not None:
-        watchdog.reach(f"reading the weights in {origin.folder}")
-        _start_from(origin, model, settings, manifest, run_identity, run_folder, ranks)
-    engine = Engine(model, settings.optim, settings.engine, ranks)
-    if settings.survival.rehearse:  # later phases, too: theirs may come days from now
-        for phase in phases[number - 1 :]:
-            watchdog.reach(f"the rehearsal of phase {phase.number}")
-            rehearse(engine, phase, manifests[phase.number - 1])
-    folder = folder_of(settings.data)
-    cut: dict[str, Any] = {
-        "rank": ranks.rank,
-        "world_size": ranks.world_size,
-        "token_budget": settings.engine.tokens_per_micro_batch,
-        "static": settings.engine.compile is Compile.true,
-    }
-    held_out = EvalLoader(
-        Shards.open(folder, "heldout"), max_examples=settings.eval.max_examples, **cut
-    )
-    loader = TrainLoader(
-        Shards.open(folder, "train"),
-        global_batch=settings.optim.global_batch,
-        tokens_per_step=settings.optim.tokens_per_step,
-        seed=order_seed(settings.run.seed, number),
-        masking=settings.data.masking,
-        rule=MaskingRule.from_manifest(manifest, Path(settings.data.dir) / "vocab" / "vocab.txt"),
-        **cut,
-    )
-    sentences = None
-    if settings.monitor.sentences:
-        tokenizer = load_tokenizer(Path(settings.data.dir) / "vocab")
-        longest = settings.model.max_position_embeddings
-        sentences = MaskedSentences(settings.monitor.sentences, tokenizer, longest)
-
-    def tell(kind: str, **facts: Any) -> None:
-        monitor.event(kind, **facts)  # that of the stretch which is being trained
-
-    def load(path: Path) -> Progress:
-        watchdog.reach("loading a checkpoint")
-        here = place_of(phases, read_json(path / STATE_FILE))
-        if here.phase is not place.phase:
-            raise RuntimeError(
-                f"{path}, the newest whole checkpoint, is of phase {here.phase.number}, and phase "
-                f"{number} cannot go back to it; start again: the same command goes on from there"
-            )
-        return Progress.at(here, load_checkpoint(path, engine, ranks, here.forgets))
-
-    progress = Progress() if checkpoint is None else load(checkpoint)
-    how = "started" if checkpoint is None else "resumed"
-    if settings.log.wandb and ranks.rank == 0 and not lasting:
-        name, config = str(settings.run.name), _origins(phases, run_folder)
-        lasting.append(Wandb(run_folder, name, settings.log, config, progress.step))
-    expectation = None
-    if ranks.rank == 0 and number == 1:
-        expectation = Expectation(
-            settings, run_folder, lambda: frequency_baseline(settings, manifest)
-        )
-    finished = None
-    saver = Saver(run_folder, engine, ranks, settings.checkpoint, run_identity, tell)
-    with loader, saver:
-        while finished is None:
-            own = _sinks(settings, run_folder, progress) if ranks.rank == 0 else []
-            monitor = Monitor(own, lasting)
-            goodput = Goodput.read(run_folder) if ranks.rank == 0 else None
-            try:
-                is_compiled = settings.engine.compile is Compile.true
-                monitor.event(how, step=progress.step, ranks=ranks.world_size, compiled=is_compiled)
-                if number > 1 and progress.step == progress.first_step:
-                    facts = place.phase.facts()
-                    monitor.event("phase", number=number, step=progress.step, **facts)
-                if checkpoint is None and settings.survival.on_spike is OnSpike.rewind:
-                    saver.save(progress)  # so that there is always one to go back to
-                batches = loader.batches(progress.position, progress.skipped)
-                guard = Guard(settings, run_folder, loader, monitor, saver)
-                run = Run(
-                    settings, engine, ranks, monitor, progress, guard, batches, held_out, saver,
-                    stop, watchdog, Meter(settings, vocab_rows, ranks, goodput), sentences,
-                    expectation,
-                )  # fmt: skip
-                finished = train(run)
-                if finished:
-                    monitor.event("finished", phase=number, step=progress.step)
-            except Rewind as rewind:
-                saver.settle()
-                checkpoint = _newest(run_folder, ranks, watchdog)
-                progress = rewound(load(checkpoint), rewind, settings.survival.max_rewinds)
-                how = "rewound"
-            finally:
-                monitor.close()
-    engine.close()  # not after an exception: the process ends
-    return finished
-
-
-def _start_from(
-    origin: initial.Origin,
-    model: BertForPreTraining,
-    settings: Settings,
-    manifest: dict[str, Any],
-    run_identity: dict[str, Any],
-    run_folder: Path,
-    ranks: Ranks,
-) -> None:
-    """Give `model` the weights of run.init_from, on every rank. Collective.
-
-    Raises SettingsError on all where a rank cannot read them, or they are not those of such a model.
-    """
-    from data_prep.wordpiece import read_vocab
-    from pretrain.monitor import append_event
-
-    tokens = read_vocab(Path(settings.data.dir) / "vocab" / "vocab.txt")
-    fault = None
-    try:
-        weights, facts = origin.weights(model, tokens, manifest["lowercase"])
-        model.load_weights(weights)
-    except SettingsError as error:
-        fault = str(error)
-    if faults := sorted({said for said in ranks.gather(fault) if said}):
-        raise SettingsError("\n".join(faults))
-    if ranks.rank == 0:
-        begun_from = run_identity[initial.IDENTITY]
-        append_event(run_folder, "init_from", {**begun_from, **facts})
-        said = initial.summary(begun_from, facts)
-        logger.info("%s", said)
-        print(said, file=sys.stderr)
-
-
-def _newest(run_folder: Path, ranks: Ranks, watchdog: Watchdog) -> Path:
-    """The newest whole checkpoint, from which training goes on. Collective."""
-    from pretrain.checkpoint import newest_whole
-
-    watchdog.reach("looking for a checkpoint")
-    newest = ranks.broadcast(newest_whole(run_folder) if ranks.rank == 0 else None)
-    if newest is None:
-        raise RuntimeError(f"{run_folder} has no whole checkpoint to go on from")
-    return newest
 
 
 def _check_shards(folder: Path, ranks: Ranks) -> None:
@@ -441,29 +252,5 @@ def _on_rank_0(ranks: Ranks, decide: Callable[[], T]) -> T:
     return cast(T, decided)
 
 
-def _origins(phases: Sequence[Phase], run_folder: Path) -> dict[str, Any]:
-    """All that a run came from, for wandb: settings, plan, data, code and machine."""
-    manifests = [folder_of(phase.settings.data) / "manifest.json" for phase in phases]
-    return {
-        **as_dict(phases[0].settings),
-        "plan": read_json(run_folder / "plan.json"),
-        "manifests": {str(path): checksum(path) for path in manifests},
-        "environment": read_json(run_folder / "environment.json"),
-    }
-
-
-def _sinks(settings: Settings, run_folder: Path, progress: Progress) -> list[Sink]:
-    from pretrain.monitor import JsonLines, Screen
-
-    in_phase = settings.schedule.last_step
-    sinks: list[Sink] = [
-        JsonLines(run_folder, progress.step),
-        Screen(progress.step, None if in_phase is None else progress.first_step + in_phase),
-    ]
-    if path := os.environ.get(batch_job.VARIABLE):
-        sinks.append(batch_job.BatchJob(Path(path)))
-    return sinks
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -63,7 +63,11 @@ def identity(
         "data (checksum of the vocabulary)": manifests[0]["vocab_checksum"],
         "data (training shards)": _together(manifests[0]["splits"]["train"]["shards"]),
         "phases": [
-            {**phase, "changes": {g: v for g, v in phase["changes"].items() if g in _DECIDING}}
+            {
+                # earlier versions kept the positions always, and did not say so
+                **{n: v for n, v in phase.items() if (n, v) != ("positions", "kept")},
+                "changes": {g: v for g, v in phase["changes"].items() if g in _DECIDING},
+            }
             for phase in everything["phases"]
         ],
         **{

@@ -1,6 +1,8 @@
 """All runs at a glance: what each does, how far it is, how fast, and how long it still takes.
 
-python -m pretrain.runs [dir=runs]
+    python -m pretrain.runs [dir=runs]
+
+dir=FOLDER is the run.dir of the runs.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from data_prep.configuration import SettingsError
+from pretrain.arguments import asks_for_help, named_words
 from pretrain.history import History, State, run_folders
 
 HEAD = (
@@ -21,10 +24,13 @@ HEAD = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table: 0, or 2 with a message where the arguments are wrong."""
+    typed = sys.argv[1:] if argv is None else argv
+    if asks_for_help(typed):
+        sys.stdout.write(__doc__ or "")
+        return 0
     try:
-        rows = [
-            _row(folder) for folder in run_folders(_parent(sys.argv[1:] if argv is None else argv))
-        ]
+        parent = Path(named_words(typed, {"dir": "FOLDER"}).get("dir", "runs"))
+        rows = [_row(folder) for folder in run_folders(parent)]
     except SettingsError as error:
         sys.stderr.write(f"pretrain.runs: {error}\n")
         return 2
@@ -82,18 +88,6 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-
-
-def _parent(argv: Sequence[str]) -> Path:
-    parent = Path("runs")
-    for argument in argv:
-        key, _, value = argument.partition("=")
-        if key != "dir" or not value:
-            raise SettingsError(
-                f"{argument!r} is no argument; there is dir=FOLDER, the run.dir of the runs"
-            )
-        parent = Path(value)
-    return parent
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.configuration import SettingsError
+from pretrain.arguments import asks_for_help, named_words
 from pretrain.copies import CHECKSUM, Copy, NotTrainedError, Origin, find_origin, json_lines
 from pretrain.phases import check_phases, phases_of
 from pretrain.run_folder import settings_of
@@ -43,6 +44,8 @@ Exit status: 0 all is equal that must be, 1 something differs or a copy failed, 
 """
 
 FEWEST_STEPS = 3
+ARGUMENTS = {"run": "FOLDER", "steps": "N", "ranks": "N", "other_ranks": "M", "keep": "true"}
+LEAST = {"steps": FEWEST_STEPS, "ranks": 1, "other_ranks": 0}
 LOSS_TOLERANCE = 1e-4  # nats, between numbers of ranks, in fp32 without dropout
 
 
@@ -303,7 +306,7 @@ def _times(count: int) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Verify from the command line: see HELP for the exit status."""
     arguments = sys.argv[1:] if argv is None else argv
-    if "--help" in arguments or "-h" in arguments:
+    if asks_for_help(arguments):
         sys.stdout.write(HELP)
         return 0
     started = time.monotonic()
@@ -330,25 +333,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments(argv: Sequence[str]) -> dict[str, Any]:
     """Raises SettingsError on an argument that is none, or has a wrong value."""
-    arguments: dict[str, Any] = {}
-    least = {"steps": FEWEST_STEPS, "ranks": 1, "other_ranks": 0}
-    for argument in argv:
-        key, _, value = argument.partition("=")
-        if key == "run" and value:
-            arguments[key] = Path(value)
-        elif key == "keep" and value in ("true", "false"):
-            arguments[key] = value == "true"
-        elif key in least and value.isdecimal() and int(value) >= least[key]:
-            arguments[key] = int(value)
-        elif key in least:
-            raise SettingsError(f"{argument!r}; {key}= takes a number of {least[key]} or more")
-        else:
-            raise SettingsError(
-                f"{argument!r} is no argument; there are run=FOLDER, steps=, ranks=, other_ranks= "
-                "and keep=true, as in run=runs/x; --help says more"
-            )
-    if "run" not in arguments:
-        raise SettingsError("no run is named; add run=FOLDER, as in run=runs/x")
+    words = named_words(argv, ARGUMENTS, needed=["run"])
+    arguments: dict[str, Any] = {"run": Path(words.pop("run"))}
+    if "keep" in words:
+        keep = words.pop("keep")
+        if keep not in ("true", "false"):
+            raise SettingsError(f"keep={keep}; it takes true or false")
+        arguments["keep"] = keep == "true"
+    for name, value in words.items():
+        if not value.isdecimal() or int(value) < LEAST[name]:
+            raise SettingsError(f"{name}={value}; it takes a number of {LEAST[name]} or more")
+        arguments[name] = int(value)
     return arguments
 
 

@@ -55,6 +55,7 @@ class Wandb:
         self._folder = run_folder
         self._log, self._name, self._config = log, name, config
         self._first_step = first_step
+        self._is_given_up = False
         self._earlier = readable_lines(run_folder / "events.jsonl")
         self._queue: queue.SimpleQueue[Row | Callable[[Any], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
@@ -76,11 +77,13 @@ class Wandb:
         self._queue.put(lambda run: run.log_artifact(str(folder), name=name, type="model"))
 
     def close(self) -> None:
-        """Wait until wandb has it all, or has had its time to start, to end and to work between."""
+        """Wait until wandb has it all, or has had its time to start, to end, to be forgotten and to work."""
         self._queue.put(None)
-        self._thread.join(2 * self._log.timeout_s + _WORK_S)
+        self._thread.join(3 * self._log.timeout_s + _WORK_S)
         if self._thread.is_alive():
             logger.warning("wandb has not ended in time. %s", self._cure())
+            self._is_given_up = True
+            _forget_wandb(self._log.timeout_s)
 
     def _work(self) -> None:
         """All that is done with wandb. Whatever goes wrong is said once, and training goes on."""
@@ -93,8 +96,10 @@ class Wandb:
             if not run.offline and _has_given_up(Path(run.settings.log_internal)):
                 logger.warning("wandb's server has not taken all figures. %s", self._cure())
         except Exception as error:  # noqa: BLE001  of wandb's many kinds none may end a run
+            if self._is_given_up:  # and said
+                return
             logger.warning("wandb has failed (%s). %s", _in_a_line(error), self._cure())
-            _forget_wandb()
+            _forget_wandb(self._log.timeout_s)
 
     def _start(self) -> Any:
         """A wandb run: online where there is a key and a server that answers, else offline.
@@ -104,7 +109,6 @@ class Wandb:
         os.environ.setdefault(
             "WANDB_ERROR_REPORTING", "false"
         )  # it would wait for wandb's own site
-        import wandb
 
         try:
             mode = _mode()
@@ -116,7 +120,7 @@ class Wandb:
                 _in_a_line(error),
                 self._cure(),
             )
-            wandb.teardown()  # its service takes the run's id for used
+            _forget_wandb(self._log.timeout_s)  # its service takes the run's id for used
         return self._init("offline")
 
     def _init(self, mode: Literal["online", "offline"]) -> Any:
@@ -285,12 +289,21 @@ def _words(guesses: Guesses) -> list[str]:
     return [f"{word} {probability:.1%}" for word, probability in guesses]
 
 
-def _forget_wandb() -> None:
-    """Leave nothing to wandb's own exit handler, which would fail again, with a stack on the terminal."""
+def _forget_wandb(timeout_s: float) -> None:
+    """Leave nothing to wandb's own exit handler, which would fail again, with a stack on the terminal.
+
+    wandb lets go of its service at once, then waits for its end without bound: one that hangs is left
+    behind, and ends with this process.
+    """
     import wandb
 
-    with contextlib.suppress(Exception):
-        wandb.teardown()
+    def tear_down() -> None:
+        with contextlib.suppress(Exception):
+            wandb.teardown()
+
+    thread = threading.Thread(target=tear_down, name="wandb-teardown", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
 
 
 def _has_given_up(log: Path) -> bool:

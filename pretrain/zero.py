@@ -7,9 +7,9 @@ does for half the bytes, and asks the device three times a step whether the norm
 from __future__ import annotations
 
 import torch
-from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer, GradPartitionBufferGroup
 from torch import Tensor
 
+from pretrain.deepspeed_start import DeepSpeedZeroOptimizer, GradPartitionBufferGroup
 from pretrain.norms import squared_norms
 
 

@@ -150,3 +150,4 @@ def _report(
 
 if __name__ == "__main__":
     main()
+    ranks_module.end_process(0)

@@ -153,3 +153,4 @@ def _report(given: Arguments, rows: list[dict[str, Any]]) -> None:
 
 if __name__ == "__main__":
     main()
+    ranks_module.end_process(0)

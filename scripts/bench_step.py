@@ -228,3 +228,4 @@ def _name(device: torch.device) -> str:
 
 if __name__ == "__main__":
     main()
+    ranks_module.end_process(0)

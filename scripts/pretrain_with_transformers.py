@@ -1,6 +1,7 @@
 """A run of ours once more, trained by stock transformers: the same data, order, masks and first weights.
 
     python -m scripts.pretrain_with_transformers run=runs/x [out=runs/x-transformers] [steps=N]
+        [checkpoint=runs/x/checkpoints/step-00006000]
 
 What is trained is `transformers.BertForPreTraining` (without pairs BertForMaskedLM) on padded batches,
 by torch's AdamW, at the rates of the run's schedule. Shards, order of examples, masks and weights at
@@ -10,7 +11,8 @@ differ by rounding, with dropout by its masks. out/ gets what a run's folder hol
     python -m pretrain.report run=runs/x other=runs/x-transformers
 
 lays them beside each other. A table of the held-out losses comes last, with the largest difference.
-steps=N: the first N steps of the run's schedule. Status 2: wrong arguments, or a run that stock parts
+steps=N: up to step N of the run's schedule. checkpoint=: from there on, with its weights and moments,
+to see a later part of the run without the hours before it. Status 2: wrong arguments, or a run that stock parts
 do not train (LAMB, 16 bits, a budget of hours); of several phases the first is trained.
 """
 
@@ -29,27 +31,28 @@ import transformers
 from torch import Tensor, nn
 
 from data_prep.configuration import SettingsError
-from data_prep.masking import MaskingRule
+from data_prep.files import read_json
 from data_prep.objectives import Pairing
-from data_prep.shards import Shards
 from data_prep.wordpiece import read_vocab
 from pretrain import initial
-from pretrain.batches.loader import EvalLoader, TrainLoader
-from pretrain.batches.packing import PackedBatch
+from pretrain.batches.loader import EvalLoader
+from pretrain.batches.packing import IGNORED, PackedBatch
+from pretrain.checkpoint import STATE_FILE, find_fault
+from pretrain.consolidated import ENGINE_FILE, MOMENTS, WEIGHT, read_tensors
 from pretrain.evaluate import means
 from pretrain.export import model_config
 from pretrain.hf_weights import hugging_face_class, to_hugging_face
+from pretrain.loaders import open_loaders
 from pretrain.model import BertForPreTraining
 from pretrain.monitor import JsonLines, readable_lines
-from pretrain.plan import order_seed
-from pretrain.prepared import folder_of, manifest_of
+from pretrain.prepared import manifest_of
 from pretrain.run_folder import settings_of
 from pretrain.schedules import learning_rate
 from pretrain.settings import OptimizerName, Precision, Settings
 from scripts.benchmark import Arguments, arguments
 from scripts.step_variants import padded
 
-DEFAULTS: Arguments = {"run": "", "out": "", "steps": 0}
+DEFAULTS: Arguments = {"run": "", "out": "", "steps": 0, "checkpoint": ""}
 FIGURES = ("eval/mlm_loss", "eval/nsp_loss", "eval/sop_loss")
 
 
@@ -68,7 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.mkdir(parents=True, exist_ok=True)
         for name in ("config.yaml", "environment.json"):
             shutil.copyfile(run / name, out / name)
-        train(settings, out, min(int(typed["steps"]) or last, last))
+        begin = Path(str(typed["checkpoint"])) if typed["checkpoint"] else None
+        steps = min(int(typed["steps"]) or last, last)
+        if begin is not None:
+            _check_checkpoint(begin, steps)
+        train(settings, out, steps, begin)
         print("\n".join(compared(run, out)))
     except SettingsError as error:
         print(f"pretrain_with_transformers: {error}", file=sys.stderr)
@@ -90,39 +97,42 @@ def _check(settings: Settings, out: Path) -> None:
         raise SettingsError("\n".join(wrong))
 
 
-def train(settings: Settings, out: Path, steps: int) -> None:
-    """Train so many steps; figures by our names go to out/metrics.jsonl."""
+def _check_checkpoint(checkpoint: Path, steps: int) -> None:
+    """Raise SettingsError unless it is whole and before step `steps`."""
+    if fault := find_fault(checkpoint):
+        raise SettingsError(f"checkpoint={checkpoint} is no whole checkpoint: {fault}")
+    state = read_json(checkpoint / STATE_FILE)
+    if state["step"] >= steps:
+        raise SettingsError(
+            f"checkpoint={checkpoint} is of step {state['step']}, and training would end at step "
+            f"{steps}; give an earlier checkpoint or a later steps="
+        )
+
+
+def train(settings: Settings, out: Path, steps: int, begin: Path | None = None) -> None:
+    """Train up to step `steps`, from a checkpoint of the run or from its first weights.
+
+    Figures by our names go to out/metrics.jsonl.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    manifest, folder = manifest_of(settings.data), folder_of(settings.data)
-    pairing = settings.data.pairs
+    manifest, pairing = manifest_of(settings.data), settings.data.pairs
     model = _model(settings, manifest).to(device).train()
     optimizer = _optimizer(model, settings)
-    cut: dict[str, Any] = {
-        "rank": 0,
-        "world_size": 1,
-        "token_budget": settings.engine.tokens_per_micro_batch,
-        "static": False,
-    }
-    held_out = EvalLoader(
-        Shards.open(folder, "heldout"), max_examples=settings.eval.max_examples, **cut
-    )
-    loader = TrainLoader(
-        Shards.open(folder, "train"),
-        global_batch=settings.optim.global_batch,
-        tokens_per_step=settings.optim.tokens_per_step,
-        seed=order_seed(settings.run.seed, 1),
-        masking=settings.data.masking,
-        rule=MaskingRule.from_manifest(manifest, Path(settings.data.dir) / "vocab" / "vocab.txt"),
-        **cut,
-    )
+    step_before, position = 0, 0
+    if begin is not None:
+        state = read_json(begin / STATE_FILE)
+        step_before, position = state["step"], state["position"]
+        _continue(model, optimizer, settings, manifest, begin)
+    loader, held_out = open_loaders(settings, 1, manifest, rank=0, world_size=1, static=False)
     lines = JsonLines(out, 0)
     lines.event(
-        "started", {"step": 0, "ranks": 1, "by": f"transformers {transformers.__version__}"}
+        "started",
+        {"step": step_before, "ranks": 1, "by": f"transformers {transformers.__version__}"},
     )
     torch.manual_seed(settings.run.seed)  # noqa: TID251  dropout's
     window = _Window()
     with loader:
-        for step, batch in enumerate(loader.batches(0), start=1):
+        for step, batch in enumerate(loader.batches(position), start=step_before + 1):
             rate = learning_rate(step - 1, settings.schedule, settings.optim.learning_rate)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -169,7 +179,8 @@ def _sums(model: nn.Module, batch: PackedBatch, pairing: Pairing) -> Tensor:
     labels, pair_labels = (inputs.pop(name) for name in ("labels", "next_sentence_label"))
     answer = model(**inputs)
     tokens = (answer.logits if pairing is Pairing.none else answer.prediction_logits).flatten(0, 1)
-    parts = [(tokens, labels.flatten())]
+    masked = labels.flatten() != IGNORED  # the other rows add nothing to the loss but time
+    parts = [(tokens[masked], labels.flatten()[masked])]
     if pairing is not Pairing.none:
         parts.append((answer.seq_relationship_logits, pair_labels))
     losses = [F.cross_entropy(logits, to, reduction="sum") for logits, to in parts]
@@ -241,6 +252,29 @@ def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
         betas=(beta_1, beta_2),
         eps=optim.eps,
     )
+
+
+def _continue(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    settings: Settings,
+    manifest: dict[str, Any],
+    checkpoint: Path,
+) -> None:
+    """Put weights, moments and optimizer step of one of our checkpoints into stock parts."""
+    ours: dict[str, dict[str, Tensor]] = {WEIGHT: {}, **{key: {} for key in MOMENTS}}
+    for key, name, value in read_tensors(checkpoint):
+        ours[key][name] = value
+    shape = (settings.model, manifest["vocab_size"], settings.data.pairs)
+    theirs = {key: to_hugging_face(values, *shape) for key, values in ours.items()}
+    taken = read_json(checkpoint / ENGINE_FILE)["optimizer_step"]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():  # tied ones once
+            parameter.copy_(theirs[WEIGHT][name])
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(taken)),
+                **{key: theirs[key][name].to(parameter.device, copy=True) for key in MOMENTS},
+            }
 
 
 def compared(run: Path, out: Path) -> Iterator[str]:

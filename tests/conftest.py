@@ -24,6 +24,14 @@ hypothesis.settings.register_profile("project", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("project")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device, and torch sees none")
+
+
 @pytest.fixture(scope="session")
 def sample_dirs(
     sample_dir: Path, tmp_path_factory: pytest.TempPathFactory

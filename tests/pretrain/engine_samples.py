@@ -14,7 +14,8 @@ from data_prep.shards import Examples
 from pretrain.batches.dealing import deal
 from pretrain.batches.loader import GlobalBatch
 from pretrain.batches.packing import pack
-from pretrain.engine import Engine, get_accelerator
+from pretrain.deepspeed_start import get_accelerator
+from pretrain.engine import Engine
 from pretrain.model import BertForPreTraining
 from pretrain.ranks import Ranks
 from pretrain.settings import (

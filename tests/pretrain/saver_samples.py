@@ -57,7 +57,7 @@ class FileEngine:
         if snapshot is not None:
             snapshot.number = self.number
 
-    def load(self, folder: Path, forget: Any = ()) -> None:
+    def load(self, folder: Path, forget: Any = (), tiles: int | None = None) -> None:
         self.number = int((folder / "model.safetensors").read_text().split()[1])
 
 

@@ -27,7 +27,8 @@ from saver_samples import ALONE, FileEngine, saver_of
 from data_prep.configuration import SettingsError
 from data_prep.files import read_json, write_json
 from pretrain.checkpoint import find_fault, load_checkpoint, newest_whole, path_of
-from pretrain.engine import Engine, deepspeed
+from pretrain.deepspeed_start import GatheredParameters
+from pretrain.engine import Engine
 from pretrain.guard import Progress
 from pretrain.ranks import Ranks
 from pretrain.saving import NotSavedError
@@ -331,9 +332,9 @@ def live_and_saved(ranks: Ranks, folder: Path, stage: int) -> Any:
     engine = build_engine(ranks, stage)
     continue_training(engine, 0, 2)
     save_state(engine, folder)
-    parameters = list(engine._parameters.values())
-    with deepspeed.zero.GatheredParameters(parameters, enabled=stage == 3):
-        live = {name: p.detach().clone() for name, p in engine._parameters.items()}
+    parameters = list(engine._state.parameters.values())
+    with GatheredParameters(parameters, enabled=stage == 3):
+        live = {name: p.detach().clone() for name, p in engine._state.parameters.items()}
     return live, engine.full_weights()
 
 

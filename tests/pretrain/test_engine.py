@@ -24,7 +24,8 @@ from engine_samples import (
 from ranks_harness import run_ranks
 
 from data_prep.configuration import SettingsError
-from pretrain.engine import Engine, resolve_precision
+from pretrain.deepspeed_start import resolve_precision
+from pretrain.engine import Engine
 from pretrain.model import BertForPreTraining
 from pretrain.ranks import Ranks
 from pretrain.settings import Compile, EngineSettings, Precision

@@ -126,7 +126,7 @@ def first_gradient(ranks: Ranks, stage: int, token_budget: int) -> dict[str, tor
 
 
 def moment(engine: Engine) -> dict[str, torch.Tensor]:
-    return engine._gather("exp_avg", engine._parameters)
+    return engine._state.gather("exp_avg", engine._state.parameters)
 
 
 @pytest.mark.parametrize(

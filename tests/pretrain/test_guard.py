@@ -17,7 +17,8 @@ from data_prep.files import checksum, read_json
 from data_prep.shards import Shards
 from pretrain.batches.loader import TrainLoader
 from pretrain.batches.order import ExampleOrder
-from pretrain.engine import Engine, get_accelerator
+from pretrain.deepspeed_start import get_accelerator
+from pretrain.engine import Engine
 from pretrain.guard import spike_limit
 from pretrain.model import BertForPreTraining
 

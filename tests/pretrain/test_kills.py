@@ -19,7 +19,7 @@ from small_corpus import cut
 
 from data_prep.files import checksum, read_json
 from pretrain.checkpoint import find_fault
-from pretrain.engine import get_accelerator
+from pretrain.deepspeed_start import get_accelerator
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(900)]
 

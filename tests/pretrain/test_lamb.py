@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from data_prep.configuration import SettingsError, compose
 from data_prep.objectives import Pairing
 from pretrain.batches.loader import GlobalBatch
-from pretrain.engine import Engine
 from pretrain.lamb import layer_means
 from pretrain.model import BertForPreTraining
 from pretrain.optimizers import build_optimizer, parameter_groups
 from pretrain.ranks import Ranks
-from pretrain.settings import OptimSettings, Precision, Settings, TrustRatio, check
+from pretrain.settings import OptimSettings, Precision, Settings, TrustRatio
+from pretrain.settings_check import check
+from pretrain.sharded_state import ShardedState
 
 Arrays = dict[str, NDArray[np.float64]]
 STEPS, ROWS = 12, 4  # rows: each rank brings the gradients of ROWS / ranks of them
@@ -261,13 +262,13 @@ def test_a_resumed_run_with_lamb_is_bit_equal_to_one_that_went_on(
 
 def lose_a_piece(ranks: Ranks) -> str:
     """What the engine says of a DeepSpeed that gives a rank less than its part."""
-    whole = Engine._piece
+    whole = ShardedState._piece
 
-    def short(self: Engine, key: str, name: str) -> tuple[int, Tensor]:
+    def short(self: ShardedState, key: str, name: str) -> tuple[int, Tensor]:
         start, piece = whole(self, key, name)
         return start, piece[:-1] if name == "embeddings.word.weight" else piece
 
-    Engine._piece = short  # type: ignore[method-assign]
+    ShardedState._piece = short  # type: ignore[method-assign]
     try:
         build_engine(ranks, 1, **vars(optim_of("lamb")))
     except RuntimeError as error:

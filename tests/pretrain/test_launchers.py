@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,10 +21,21 @@ PROJECT = Path(__file__).resolve().parents[2]
     [
         (["{python}", "-m", "pretrain.run"], 1),
         (
-            ["{python}", "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "pretrain.run"],
+            [
+                "{python}",
+                "-m",
+                "torch.distributed.run",
+                "--nproc-per-node=2",
+                "--master-port={port}",
+                "-m",
+                "pretrain.run",
+            ],
             2,
         ),
-        (["{bin}/deepspeed", "--num_gpus=2", "--module", "pretrain.run"], 2),
+        (
+            ["{bin}/deepspeed", "--num_gpus=2", "--master_port={port}", "--module", "pretrain.run"],
+            2,
+        ),
     ],
     ids=["bare", "torchrun", "deepspeed"],
 )
@@ -31,7 +43,12 @@ def test_a_run_starts_and_ends_under_every_launcher(
     sample_dir: Path, tmp_path: Path, launcher: list[str], ranks: int
 ) -> None:
     bin_folder = Path(sys.executable).parent
-    command = [word.format(python=sys.executable, bin=bin_folder) for word in launcher]
+    with (
+        socket.socket() as free
+    ):  # two at once, each with the launcher's own port, are in each other's way
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [word.format(python=sys.executable, bin=bin_folder, port=port) for word in launcher]
     environment = {
         **os.environ,
         "PYTHONPATH": str(PROJECT),
@@ -57,7 +74,8 @@ def test_a_run_starts_and_ends_under_every_launcher(
         timeout=280,
         check=False,
     )
-    assert answer.returncode == 0, answer.stdout + answer.stderr
+    logs = "".join(path.read_text() for path in (tmp_path / "runs/x/logs").glob("*"))
+    assert answer.returncode == 0, answer.stdout + answer.stderr + logs
     lines = (tmp_path / "runs/x/metrics.jsonl").read_bytes().splitlines()
     assert [orjson.loads(line)["step"] for line in lines] == [1, 2, 3, 3]
     assert len(list((tmp_path / "runs/x/logs").iterdir())) == ranks

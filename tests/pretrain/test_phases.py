@@ -106,6 +106,26 @@ def test_a_change_that_no_phase_can_make_is_refused(changes: str, message: str) 
         load(["+model=base", typed], world_size=1)
 
 
+def longer(positions: str, seq_len: int = 256) -> str:
+    kept = "moments: kept, optimizer_step: kept, loss_scaler: kept"
+    return f"phases=[{{changes: {{data: {{seq_len: {seq_len}}}}}, {kept}, positions: {positions}}}]"
+
+
+def test_tiled_positions_after_a_phase_that_was_no_shorter_are_refused() -> None:
+    with pytest.raises(SettingsError, match=r"phase 2: positions=tiled .*seq_len=128 after 128"):
+        load(["+model=base", "data.seq_len=128", longer("tiled", 128)], world_size=1)
+
+
+def test_positions_are_tiled_where_the_longer_phase_begins_and_never_again() -> None:
+    tiled = phases_of(settings_of("data.seq_len=128", "schedule.total_steps=9", longer("tiled")))
+    end = {"step": 9, "first_step": 0, "phase": 1, "elapsed_s": 0.0}
+    later = {"step": 10, "first_step": 9, "phase": 2, "elapsed_s": 0.0}
+    places = [place_of(tiled, state) for state in (None, end, later)]
+    assert [place.tiles for place in places] == [None, 128, None]
+    kept = phases_of(settings_of("data.seq_len=128", "schedule.total_steps=9", longer("kept")))
+    assert place_of(kept, end).tiles is None
+
+
 @pytest.mark.parametrize(
     ("state", "number", "is_beginning"),
     [
@@ -148,6 +168,8 @@ def test_what_a_phase_changes_and_its_shards_belong_to_the_run_s_identity() -> N
     phase += " optimizer_step: kept, loss_scaler: kept}]"
     assert identity_of("b", phase % (256, 5)) == identity_of("b", phase % (256, 6))
     assert identity_of("b", phase % (256, 5)) != identity_of("b", phase % (512, 5))
+    assert identity_of("b", phase % (256, 5)) == identity_of("b", longer("kept"))
+    assert identity_of("b", phase % (256, 5)) != identity_of("b", longer("tiled"))
 
 
 def killed_at(call: int | None) -> Callable[[int], None]:
@@ -291,8 +313,8 @@ def carried(ranks: Ranks, folder: Path, stage: int, forget: tuple[str, ...], is_
     if not is_fresh:  # as where a run goes back to the beginning of its phase
         other.train_step(global_batch(3, ranks.rank, ranks.world_size), 1e-3)
     other.load(folder, forget)
-    steps = {float(other._optimizer.state[flat]["step"]) for flat in other._flat_tensors()}
-    moments = other._gather("exp_avg", other._parameters)
+    steps = {float(other._optimizer.state[flat]["step"]) for flat in other._state.flat_tensors()}
+    moments = other._state.gather("exp_avg", other._state.parameters)
     is_same = all(torch.equal(value, weights[n]) for n, value in other.full_weights().items())
     return is_same, any(m.any() for m in moments.values()), steps
 
@@ -310,6 +332,35 @@ def test_a_phase_takes_over_weights_always_and_the_rest_as_told(
     assert forgotten == (True, False, {0.0})
     restarted = run_ranks(carried, 2, forget=("optimizer_step",), **arguments)[0]
     assert restarted == (True, True, {0.0}), "as NVIDIA does"
+
+
+def tiled_tables(ranks: Ranks, folder: Path, stage: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Position table and its first moment as saved, and as loaded with `tiles`=3, on rank 0."""
+    engine = build_engine(ranks, stage)
+    engine.train_step(global_batch(0, ranks.rank, ranks.world_size), 1e-3)
+    save_state(engine, folder)
+    ranks.barrier()
+    name = "embeddings.position.weight"
+    both = []
+    other = build_engine(ranks, stage)
+    for key in ("weight", "exp_avg"):
+        other.load(folder)
+        saved = other._state.gather(key, [name])
+        other.load(folder, tiles=3)
+        both.append((saved.get(name), other._state.gather(key, [name]).get(name)))
+    return both
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", [1, 3])
+def test_tiled_positions_are_the_trained_rows_end_to_end_with_their_moments(
+    stage: int, tmp_path: Path
+) -> None:
+    for saved, tiled in run_ranks(tiled_tables, 2, folder=tmp_path, stage=stage)[0]:
+        assert saved.any()
+        assert len(saved) > 6
+        for row in range(len(saved)):
+            assert torch.equal(tiled[row], saved[row % 3])
 
 
 def scales(ranks: Ranks, folder: Path) -> list[float]:
@@ -333,7 +384,7 @@ def left_over(ranks: Ranks, stage: int) -> int:
     """How many of an engine's tensors are still there after it was closed."""
     engine = build_engine(ranks, stage)
     engine.train_step(global_batch(0, ranks.rank, ranks.world_size), 1e-3)
-    tensors = [*engine._flat_tensors(), *engine._parameters.values()]
+    tensors = [*engine._state.flat_tensors(), *engine._state.parameters.values()]
     watched = [weakref.ref(tensor) for tensor in tensors]
     engine.close()
     del engine, tensors

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 from ranks_harness import run_ranks
@@ -127,6 +129,18 @@ def test_scontrol_is_asked_where_it_is_there(
     assert ranks._first_host("a") == "a-x"
 
 
+def test_a_taken_port_is_named_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        cure = rf"port {port} of .* is another program's; give a free one .MASTER_PORT"
+        with pytest.raises(RuntimeError, match=cure):
+            ranks._store(Place(0, 2, 0), timedelta(seconds=5))
+
+
 def test_a_single_process_starts_inside_a_batch_shell_and_exports_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -139,6 +153,28 @@ def test_a_single_process_starts_inside_a_batch_shell_and_exports_nothing(
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[0] == "0 1 [1.5] True x False"
+
+
+ENDING = """
+import atexit, sys, threading, torch
+from pretrain.ranks import end_process
+
+def work():
+    while True:
+        torch.ones(9).sum().item()
+
+atexit.register(print, "exit handlers have run")
+for _ in range(2):
+    threading.Thread(target=work, daemon=True).start()
+for _ in range(1_000):  # until both are in torch's own code
+    torch.ones(9).sum()
+end_process(3)
+"""
+
+
+def test_a_process_ends_with_its_status_though_threads_are_inside_torch() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "exit handlers have run\n"), done.stderr
 
 
 def talk(ranks: Ranks) -> tuple[list[float], bool, bool, bool, object]:

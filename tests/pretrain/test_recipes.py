@@ -1,4 +1,4 @@
-"""Published recipes: their numbers, with any model, and wherever they are typed."""
+"""Recipes, published ones and our own: their numbers, with any model, and wherever they are typed."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ NUMBERS: dict[str, dict[str, Any]] = {
         "data.masking": "dynamic", "data.pairs": "none", "schedule.total_steps": 500_000,
         "schedule.warmup_steps": 30_000, "schedule.decay_from_step_0": False,
     },
+    "laptop": {
+        "optim.name": "adamw", "optim.global_batch": 64, "optim.learning_rate": 1e-3,
+        "optim.betas": [0.9, 0.98], "data.seq_len": 32, "data.masking": "dynamic",
+        "schedule.total_steps": 20_000, "schedule.stop_step": 16_000, "schedule.warmup_steps": 500,
+    },
 }  # fmt: skip
 
 
@@ -57,15 +62,15 @@ def test_every_recipe_has_its_numbers_here() -> None:
 
 @pytest.mark.parametrize("recipe", sorted(NUMBERS))
 @pytest.mark.parametrize("model", choices("model"))
-def test_a_recipe_has_the_published_numbers_with_any_model(recipe: str, model: str) -> None:
+def test_a_recipe_has_its_numbers_with_any_model(recipe: str, model: str) -> None:
     everything = as_dict(settings_of(f"+model={model}", f"+recipe={recipe}"))
     for key, number in NUMBERS[recipe].items():
         group, name = key.split(".")
         assert everything[group][name] == number, key
 
 
-def test_every_recipe_says_its_dropout_of_attention_over_the_models_own() -> None:
-    for recipe in NUMBERS:
+def test_every_published_recipe_says_its_dropout_of_attention_over_the_models_own() -> None:
+    for recipe in set(NUMBERS) - {"laptop"}:
         assert (
             settings_of("model=tiny", f"recipe={recipe}").model.attention_probs_dropout_prob == 0.1
         )
@@ -77,7 +82,7 @@ def test_only_the_recipes_that_have_a_quirk_turn_it_on() -> None:
     }
     assert {recipe for recipe, s in schedules.items() if s.count_from_1} == {"nvidia_lamb"}
     assert {recipe for recipe, s in schedules.items() if s.power != 1} == {"nvidia_lamb"}
-    from_step_0 = {"paper", "nvidia_lamb", "mlperf"}
+    from_step_0 = {"paper", "nvidia_lamb", "mlperf", "laptop"}
     assert {recipe for recipe, s in schedules.items() if s.decay_from_step_0} == from_step_0
 
 

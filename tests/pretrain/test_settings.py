@@ -7,7 +7,8 @@ import re
 import pytest
 
 from data_prep.configuration import SettingsError, compose
-from pretrain.settings import Settings, check
+from pretrain.settings import Settings
+from pretrain.settings_check import check
 
 
 def settings_of(*overrides: str) -> Settings:

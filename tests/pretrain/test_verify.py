@@ -270,9 +270,9 @@ def test_the_ranks_are_those_of_the_last_start_where_they_fit(
         (["run=nowhere"], "nowhere/config.yaml is missing; run= takes the folder of a run"),
         ([], "no run is named; add run=FOLDER"),
         (["run=x", "step=3"], "'step=3' is no argument; there are run=FOLDER"),
-        (["run=x", "steps=2"], "'steps=2'; steps= takes a number of 3 or more"),
-        (["run=x", "ranks=two"], "'ranks=two'; ranks= takes a number of 1 or more"),
-        (["run=x", "keep=maybe"], "'keep=maybe' is no argument"),
+        (["run=x", "steps=2"], "steps=2; it takes a number of 3 or more"),
+        (["run=x", "ranks=two"], "ranks=two; it takes a number of 1 or more"),
+        (["run=x", "keep=maybe"], "keep=maybe; it takes true or false"),
     ],
 )
 def test_wrong_arguments_are_one_message_and_status_2(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -149,14 +150,28 @@ def test_a_server_that_does_not_start_the_run_holds_nothing_up(
 
 
 @pytest.mark.slow
-def test_a_signal_that_ends_wandbs_own_process_as_well_leaves_one_line(starts: Starts) -> None:
-    start = starts._start(0, 20, 20, "hold")  # `scancel --signal=TERM` reaches all processes
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_wandbs_own_process_ended_by_a_signal_or_hanging_leaves_one_line(
+    starts: Starts, number: signal.Signals
+) -> None:
+    start = starts._start(0, 20, 1, "hold")  # `scancel --signal=TERM` reaches all processes
+    assert start.stdin is not None
+    assert start.stdout is not None
     while starts.last_step() == 0:
         assert start.poll() is None, start.communicate()[0]
-    for child in psutil.Process(start.pid).children(recursive=True):
-        child.kill()
-    output = start.communicate(timeout=LIMIT_S)[0]
-    assert start.returncode == 0, output
+    children = psutil.Process(start.pid).children(recursive=True)
+    for child in children:
+        child.send_signal(number)
+    start.stdin.close()
+    try:
+        returncode = start.wait(timeout=LIMIT_S)
+    finally:
+        for child in children:  # they hold the pipe
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    with start.stdout:
+        output = start.stdout.read()
+    assert returncode == 0, output
     assert_training_went_on(starts, output)
     assert "Traceback" not in output
 

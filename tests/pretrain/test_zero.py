@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ranks_harness import run_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretrain.engine import get_accelerator
+from pretrain.deepspeed_start import get_accelerator
 from pretrain.norms import squared_norms
 from pretrain.ranks import Ranks
 from pretrain.settings import Precision
@@ -63,7 +63,7 @@ def collectives_of_a_step(ranks: Ranks, stage: int, token_budget: int) -> tuple[
     batch = global_batch(0, ranks.rank, ranks.world_size, token_budget)
     with Counted() as counted:
         engine.train_step(batch, 1e-3)
-    size = sum(p.numel() for p in engine._parameters.values())
+    size = sum(p.numel() for p in engine._state.parameters.values())
     return len(batch.micro_batches), counted.kinds, size
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,31 +21,66 @@ from scripts.pretrain_with_transformers import main
 STEPS = 6
 
 
-def test_stock_transformers_has_our_losses_step_by_step_and_the_report_takes_both(
-    sample_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def run(sample_dir: Path, tmp_path: Path) -> Path:
+    """A run of ours, with a checkpoint in its middle."""
     cut(sample_dir, tmp_path / "corpus", [40], [16])
     command = (
         "+model=tiny model.hidden_size=32 model.intermediate_size=64 model.hidden_dropout_prob=0 "
         f"data.dir={tmp_path}/corpus data.seq_len=128 data.masking=dynamic optim.global_batch=8 "
         f"optim.learning_rate=3e-3 schedule.total_steps={STEPS} schedule.warmup_steps=2 "
         "engine.tokens_per_micro_batch=512 engine.zero_stage=0 survival.rehearse=false "
-        "checkpoint.every_steps=100 monitor.every_steps=1 monitor.sentences=[] eval.every_steps=3 "
+        "checkpoint.every_steps=3 monitor.every_steps=1 monitor.sentences=[] eval.every_steps=3 "
         f"run.name=ours run.dir={tmp_path}"
     ).split()
     statuses, output = pretrain_run(command, tmp_path)
     assert statuses == [0], output
-    assert main([f"run={tmp_path}/ours", f"out={tmp_path}/stock"]) == 0
-    ours, stock = (readable_lines(tmp_path / name / "metrics.jsonl") for name in ("ours", "stock"))
-    assert [line["step"] for line in ours] == [line["step"] for line in stock]
+    return tmp_path / "ours"
+
+
+def same_figures(one: Path, other: Path, steps: Sequence[int]) -> int:
+    """How many figures of these steps two runs have in common; all are equal but for rounding."""
+    by_step = [
+        [line for line in readable_lines(run / "metrics.jsonl") if line["step"] in steps]
+        for run in (one, other)
+    ]
+    assert len(by_step[0]) == len(by_step[1]) >= len(steps)
     compared = 0
-    for one, other in zip(ours, stock, strict=True):
-        for name in {*one} & {*other} - {"time"}:
+    for ours, stock in zip(*by_step, strict=True):
+        for name in {*ours} & {*stock} - {"time"}:
             if not name.startswith("perf/"):
-                assert one[name] == pytest.approx(other[name], abs=1e-4), (one["step"], name)
+                assert ours[name] == pytest.approx(stock[name], abs=1e-4), (ours["step"], name)
                 compared += 1
-    assert compared > 7 * STEPS
+    return compared
+
+
+def test_stock_transformers_has_our_losses_step_by_step_and_the_report_takes_both(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"run={run}", f"out={tmp_path}/stock"]) == 0
+    assert same_figures(run, tmp_path / "stock", range(1, STEPS + 1)) > 7 * STEPS
     assert "largest difference 0.0000 nats" in capsys.readouterr().out
-    assert main([f"run={tmp_path}/ours", f"out={tmp_path}/stock"]) == 2
+    assert main([f"run={run}", f"out={tmp_path}/stock"]) == 2
     assert "holds figures already" in capsys.readouterr().err
-    assert report([f"run={tmp_path}/ours", f"other={tmp_path}/stock"]) == 0
+    assert report([f"run={run}", f"other={tmp_path}/stock"]) == 0
+
+
+def test_stock_transformers_goes_on_from_a_checkpoint_of_ours(run: Path, tmp_path: Path) -> None:
+    checkpoint = run / "checkpoints/step-00000003"
+    assert main([f"run={run}", f"out={tmp_path}/stock", f"checkpoint={checkpoint}"]) == 0
+    assert same_figures(run, tmp_path / "stock", range(4, STEPS + 1)) > 7 * 3
+
+
+def test_a_checkpoint_that_is_not_whole_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"run={run}", f"checkpoint={tmp_path}"]) == 2
+    assert "is no whole checkpoint: manifest.json is missing" in capsys.readouterr().err
+
+
+def test_a_checkpoint_behind_the_last_step_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = run / "checkpoints/step-00000003"
+    assert main([f"run={run}", f"checkpoint={checkpoint}", "steps=2"]) == 2
+    assert "is of step 3, and training would end at step 2" in capsys.readouterr().err

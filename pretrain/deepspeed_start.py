@@ -1,0 +1,128 @@
+"""How DeepSpeed is started: quiet, on this machine's device, with no setting that is not needed.
+
+No other file imports DeepSpeed, which looks for its device while it is imported: they take from here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import nn
+
+from data_prep.configuration import SettingsError
+from pretrain.ranks import Ranks
+from pretrain.settings import EngineSettings, Precision
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it guesses, and says so on stdout
+import deepspeed
+import deepspeed.ops
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero import GatheredParameters
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer, GradPartitionBufferGroup
+from deepspeed.utils import groups as process_groups
+from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+if not torch.cuda.is_available():
+    deepspeed.ops.__compatible_ops__ = {}  # else it compiles C++ for an inference op (2 minutes)
+deepspeed.utils.logger.setLevel("ERROR")
+# torch has new names for collectives that DeepSpeed calls by the old ones
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch|deepspeed")
+
+__all__ = [
+    "DeepSpeedZeroOptimizer", "GatheredParameters", "GradPartitionBufferGroup", "deepspeed_config",
+    "get_accelerator", "resolve_precision", "safe_get_local_fp32_param",
+    "safe_get_local_optimizer_state", "start_deepspeed",
+]  # fmt: skip
+
+
+def resolve_precision(settings: EngineSettings, device: torch.device) -> Precision:
+    """`auto` as what it stands for on this hardware; any other precision as it is.
+
+    Raises SettingsError where the hardware does not have it: before a model is built.
+    """
+    precision = settings.precision
+    if precision is Precision.auto:
+        is_cuda = device.type == "cuda"
+        has_bf16 = is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = Precision.bf16_autocast if has_bf16 else Precision.fp32
+    if precision is Precision.fp16 and not get_accelerator().is_fp16_supported():
+        raise SettingsError(
+            "engine.precision=fp16 needs a GPU; set engine.precision=fp32 on this machine"
+        )
+    low = precision in (Precision.bf16, Precision.fp16)
+    assert settings.zero_stage > 0 or not low, "settings_check.check refuses this"
+    return precision
+
+
+def deepspeed_config(
+    precision: Precision, stage: int, max_grad_norm: float, num_parameters: int
+) -> dict[str, Any]:
+    """The configuration of `deepspeed.initialize`: all that this project sets, and nothing else."""
+    # ZeRO 2 is there to save memory: it reduces by eighths. DeepSpeed's default is 5e8
+    bucket = -(-num_parameters // 8) if stage == 2 else num_parameters
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,  # for its own counters; batches come from outside
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": max_grad_norm,
+        "zero_optimization": {
+            "stage": stage,
+            "reduce_bucket_size": bucket,
+            # else ZeRO 1 and 2 copy each gradient once more; ZeRO 3 has its own buffer
+            "contiguous_gradients": stage == 3,
+        },
+        # it waits for the device before and after each micro-batch
+        "timers": {"throughput": {"enabled": False}},
+        "zero_allow_untested_optimizer": True,  # BertAdam is elementwise; LAMB is told its pieces
+    }
+    if precision is Precision.bf16:
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    elif precision is Precision.bf16_autocast:
+        # no module is safe: gradients are reduced in fp32, in which they were made
+        config["torch_autocast"] = {
+            "enabled": True,
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        }
+    elif precision is Precision.fp16:
+        config["fp16"] = {
+            "enabled": True,
+            "loss_scale": 0,  # dynamic
+            "initial_scale_power": 16,
+            "loss_scale_window": 1000,
+            "hysteresis": 1,  # halved at every overflow
+            "min_loss_scale": 1,
+        }
+    return config
+
+
+def start_deepspeed(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: dict[str, Any],
+    ranks: Ranks,
+    timeout_minutes: float,
+) -> Any:
+    """deepspeed.initialize, on the process group that exists, and silent."""
+    os.environ["LOCAL_RANK"] = str(ranks.device.index or 0)  # it takes its device from here
+    timeout = timedelta(minutes=timeout_minutes)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        deepspeed.init_distributed(
+            torch.distributed.get_backend(),
+            auto_mpi_discovery=False,
+            verbose=False,
+            timeout=timeout,
+        )
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    # stages 0 to 2 use a group of DeepSpeed's own, which it makes without our time-out
+    torch.distributed.distributed_c10d._set_pg_timeout(
+        timeout, process_groups._get_data_parallel_group()
+    )
+    return engine

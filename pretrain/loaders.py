@@ -1,0 +1,49 @@
+"""The loaders of a phase, opened as its settings say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data_prep.masking import MaskingRule
+from data_prep.shards import Shards
+from pretrain.batches.loader import EvalLoader, TrainLoader
+from pretrain.plan import order_seed
+from pretrain.prepared import folder_of
+from pretrain.settings import Settings
+
+
+def open_loaders(
+    settings: Settings,
+    phase: int,
+    manifest: dict[str, Any],
+    *,
+    rank: int,
+    world_size: int,
+    static: bool,
+) -> tuple[TrainLoader, EvalLoader]:
+    """Training and held-out examples of phase number `phase`, for this rank; the first is to be closed.
+
+    `static`: micro-batches have few shapes, for compiled code. Raises SettingsError where a shard is
+    not what the manifest says.
+    """
+    data, folder = settings.data, folder_of(settings.data)
+    cut: dict[str, Any] = {
+        "rank": rank,
+        "world_size": world_size,
+        "token_budget": settings.engine.tokens_per_micro_batch,
+        "static": static,
+    }
+    held_out = EvalLoader(
+        Shards.open(folder, "heldout"), max_examples=settings.eval.max_examples, **cut
+    )
+    train = TrainLoader(
+        Shards.open(folder, "train"),
+        global_batch=settings.optim.global_batch,
+        tokens_per_step=settings.optim.tokens_per_step,
+        seed=order_seed(settings.run.seed, phase),
+        masking=data.masking,
+        rule=MaskingRule.from_manifest(manifest, Path(data.dir) / "vocab" / "vocab.txt"),
+        **cut,
+    )
+    return train, held_out
