@@ -12,7 +12,8 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -140,13 +141,18 @@ def start(timeout_minutes: float) -> Ranks:
     return Ranks(place.rank, place.world_size, place.local_rank, device)
 
 
-def end_process(status: int) -> NoReturn:
-    """End this process with what is registered for its exit done and its output written.
+def exit_with(main: Callable[[], int | None]) -> NoReturn:
+    """Run `main` and end this process with its status, None being 0; 1 after an exception, printed.
 
-    Python's own end takes the interpreter down, while threads of torch may still hold tensors: those
+    What is registered for the exit is done and all output written. Python's own end takes the interpreter down, while threads of torch may still hold tensors: those
     of a process group live on after `stop`, for DeepSpeed keeps it. One that drops a tensor then ends
     the process by SIGABRT, a finished run among them (pytorch/pytorch issues 38228 and 190489).
     """
+    try:
+        status = main() or 0
+    except Exception:  # noqa: BLE001  it ends here
+        traceback.print_exc()
+        status = 1
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(BrokenPipeError):  # `| head` has read enough

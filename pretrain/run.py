@@ -20,12 +20,12 @@ from data_prep.configuration import SettingsError, as_yaml, choices, compose
 from pretrain import initial, survival
 from pretrain.phases import check_phases, phases_of
 from pretrain.prepared import folder_of, manifest_of, prepare_sample
-from pretrain.ranks import end_process, environment_rank, environment_world_size
+from pretrain.ranks import environment_rank, environment_world_size, exit_with
 from pretrain.run_folder import folder_of_run, identity, open_run_folder
 from pretrain.run_lock import RunLock
 from pretrain.settings import Settings
 from pretrain.speaking import Voice, speak_on_rank_0
-from pretrain.watchdog import Watchdog
+from pretrain.watchdog import Watchdog, forget
 
 if TYPE_CHECKING:
     from pretrain.ranks import Ranks
@@ -168,6 +168,7 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, vo
 
         def open_folder() -> tuple[Path | None, dict[str, Any], initial.Origin | None]:
             held.enter_context(RunLock(run_folder))
+            forget(run_folder)
             voice.log_to(log)  # a broken checkpoint that is passed over is named there
             begun_from, origin = initial.begin(settings, run_folder)
             now = identity(settings, manifests, begun_from)
@@ -253,4 +254,4 @@ def _on_rank_0(ranks: Ranks, decide: Callable[[], T]) -> T:
 
 
 if __name__ == "__main__":
-    end_process(main())
+    exit_with(main)

@@ -16,6 +16,7 @@ import contextlib
 import faulthandler
 import logging
 import os
+import shutil
 import threading
 import time
 import traceback
@@ -28,6 +29,7 @@ from typing import IO
 import orjson
 
 FOLDER = "heartbeats"
+_TOLD = "told"  # in that folder, once a rank has said on the terminal who waits for whom
 MOST_BETWEEN_BEATS_S = 5.0
 SILENT_BEATS = 3  # so many missed mean that a rank is stopped or dead
 
@@ -50,6 +52,11 @@ class Beat:
     place: Place
     is_leaving: bool  # it ends by itself: it beats no more, but was no cause
     process: str  # its number and host
+
+
+def forget(run_folder: Path) -> None:
+    """Remove what an earlier start left. On rank 0, before any rank watches."""
+    shutil.rmtree(run_folder / FOLDER, ignore_errors=True)
 
 
 class Watchdog:
@@ -128,7 +135,7 @@ class Watchdog:
             faulthandler.dump_traceback_later(backstop_s, exit=True, file=self._file)
 
     def _report(self, why: str, if_waiting: bool = False) -> None:
-        """Say who waits for whom, in the log and, for all ranks once, on the terminal.
+        """Say who waits for whom, in the log and, the first of all ranks, on the terminal.
 
         With `if_waiting` only where one does: not where the same error ends all ranks.
         """
@@ -139,9 +146,26 @@ class Watchdog:
         if if_waiting and not silent and len({place.number for place in places.values()}) == 1:
             return
         line = f"{why}; {_who_waits_for_whom(places, {r: beats.get(r) for r in silent})}"
-        logger.critical("%s", line)
-        if 0 < self._rank == min(places):  # rank 0, which else speaks, is among the silent
-            self._tell(line)
+        if self._is_first_to_tell():
+            logger.critical("%s", line)
+            if self._rank > 0:  # rank 0's log is on the terminal already
+                self._tell(line)
+        else:
+            logger.info("%s", line)
+
+    def _is_first_to_tell(self) -> bool:
+        """Whether no other rank has told yet.
+
+        The first is the one to believe: with its end srun wakes a stopped rank (SIGCONT), to end it
+        as well, and whoever listens later hears that one again.
+        """
+        try:
+            (self._folder / _TOLD).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        except OSError as error:  # better twice than never
+            logger.warning("%s cannot be written: %s", self._folder / _TOLD, error)
+        return True
 
     def _listen(self) -> tuple[dict[int, Beat], list[int]]:
         """The last beats, and the ranks that give none for a while: by their count, not by clocks."""

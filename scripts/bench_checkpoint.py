@@ -149,5 +149,4 @@ def _report(
 
 
 if __name__ == "__main__":
-    main()
-    ranks_module.end_process(0)
+    ranks_module.exit_with(main)

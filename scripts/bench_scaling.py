@@ -152,5 +152,4 @@ def _report(given: Arguments, rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
-    ranks_module.end_process(0)
+    ranks_module.exit_with(main)

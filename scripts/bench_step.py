@@ -227,5 +227,4 @@ def _name(device: torch.device) -> str:
 
 
 if __name__ == "__main__":
-    main()
-    ranks_module.end_process(0)
+    ranks_module.exit_with(main)

@@ -18,7 +18,7 @@ from typing import Any
 from pretrain import run
 from pretrain.batches.loader import GlobalBatch, TrainLoader
 from pretrain.engine import Engine, StepResult
-from pretrain.ranks import end_process
+from pretrain.ranks import exit_with
 from scripts.drill import BATCH, FULL_BATCHES, NAN_BATCH, SLOW_BATCH
 
 LARGEST_FILE = 200_000  # bytes: metrics and logs, but no weights
@@ -97,4 +97,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    end_process(main(sys.argv[1:]))
+    exit_with(lambda: main(sys.argv[1:]))

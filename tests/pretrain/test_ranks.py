@@ -157,24 +157,36 @@ def test_a_single_process_starts_inside_a_batch_shell_and_exports_nothing(
 
 ENDING = """
 import atexit, sys, threading, torch
-from pretrain.ranks import end_process
+from pretrain.ranks import exit_with
 
 def work():
     while True:
         torch.ones(9).sum().item()
 
 atexit.register(print, "exit handlers have run")
-for _ in range(2):
-    threading.Thread(target=work, daemon=True).start()
-for _ in range(1_000):  # until both are in torch's own code
-    torch.ones(9).sum()
-end_process(3)
+
+def main():
+    for _ in range(2):
+        threading.Thread(target=work, daemon=True).start()
+    for _ in range(1_000):  # until both are in torch's own code
+        torch.ones(9).sum()
+    %s
+
+exit_with(main)
 """
 
 
-def test_a_process_ends_with_its_status_though_threads_are_inside_torch() -> None:
-    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (3, "exit handlers have run\n"), done.stderr
+@pytest.mark.parametrize(
+    ("end", "status", "said"),
+    [("return 3", 3, ""), ("raise OSError('the disk')", 1, "OSError: the disk\n")],
+    ids=["returns", "raises"],
+)
+def test_a_process_ends_with_its_status_though_threads_are_inside_torch(
+    end: str, status: int, said: str
+) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING % end], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (status, "exit handlers have run\n"), done.stderr
+    assert done.stderr.endswith(said)
 
 
 def talk(ranks: Ranks) -> tuple[list[float], bool, bool, bool, object]:

@@ -16,21 +16,27 @@ from run_in_fork import pretrain_run
 from pretrain.engine import Engine
 from pretrain.ranks import Ranks
 from pretrain.speaking import Voice
-from pretrain.watchdog import Watchdog
+from pretrain.watchdog import Watchdog, forget
 
 pytestmark = pytest.mark.distributed
 
 LIMIT_S = 3.0
 
 
-def work(ranks: Ranks, folder: Path, trouble: Callable[[int], None], silent_rank: int) -> None:
+def work(
+    ranks: Ranks,
+    folder: Path,
+    trouble: Callable[[int], None],
+    silent_rank: int,
+    limit_s: float = LIMIT_S,
+) -> None:
     """Five steps; in the fourth one rank gets into trouble while it reads."""
     log = folder / "logs" / f"rank-{ranks.rank}.log"
     voice = Voice(0)
     voice.log_to(log)
     told = (folder / f"told-{ranks.rank}").write_text
     with Watchdog(
-        folder, log, ranks.rank, ranks.world_size, LIMIT_S, lambda line: told(line) and None
+        folder, log, ranks.rank, ranks.world_size, limit_s, lambda line: told(line) and None
     ) as watchdog:
         for step in range(5):
             watchdog.reach("reading", step)
@@ -86,6 +92,30 @@ def test_a_stopped_rank_is_named_and_the_other_ends_with_its_stacks(tmp_path: Pa
 def test_where_rank_0_is_silent_another_one_tells_the_terminal(tmp_path: Path) -> None:
     logs(tmp_path, stop, silent_rank=0)
     assert "waiting for rank 0, which gives no sign of life" in (tmp_path / "told-1").read_text()
+
+
+def rank_1_gives_up_first(ranks: Ranks, folder: Path) -> None:
+    work(ranks, folder, stop, silent_rank=2, limit_s=LIMIT_S * (1 if ranks.rank == 1 else 3))
+
+
+def test_the_first_rank_to_give_up_tells_the_terminal_and_the_others_their_logs(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(RuntimeError, match=r"exit code|had not ended"):
+        run_ranks(rank_1_gives_up_first, 3, folder=tmp_path)
+    told = "waiting for rank 2, which gives no sign of life"
+    assert told in (tmp_path / "told-1").read_text()
+    later = (tmp_path / "logs/rank-0.log").read_text()
+    assert told in later
+    assert "CRITICAL" not in later
+
+
+def test_what_an_earlier_start_told_does_not_keep_a_later_one_from_telling(tmp_path: Path) -> None:
+    for _ in range(2):
+        (tmp_path / "told-1").unlink(missing_ok=True)
+        forget(tmp_path)
+        logs(tmp_path, stop, silent_rank=0)
+        assert (tmp_path / "told-1").exists()
 
 
 def test_a_killed_rank_is_named_as_soon_as_the_connection_breaks(tmp_path: Path) -> None:
