@@ -12,11 +12,12 @@ BIN := .venv/bin
 install: .venv/installed
 
 # DS_BUILD_OPS=0: nothing is compiled at installation; client optimizers need none of DeepSpeed's ops.
+# --use-pep517: pip before 23.1, which Debian 12 and Python 3.11 bring, else runs setup.py, and seqeval's fails.
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
 	  { echo "Python 3.11 or 3.12 is needed; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 -e '.[dev]' -c constraints.txt
 	touch $@
 
 demo: install
