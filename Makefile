@@ -1,7 +1,7 @@
 # make demo    from nothing to a trained, exported BERT in minutes
 # make test    the tests; make test-slow: those that take minutes; make check: format, lint, types, scripts
 # make drill   faults in a small run, one after the other, and what came of it
-# make bench   the benchmarks, small, kept in docs/measurements.md; make bench-gpu: those of a GPU
+# make bench   the benchmarks, small, kept in docs/log.md; make bench-gpu: those of a GPU
 # make fix     format and mend what can be mended
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 BIN := .venv/bin

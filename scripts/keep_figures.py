@@ -1,6 +1,6 @@
-"""Run the benchmarks, and keep what each measured in docs/measurements.md, beside its command.
+"""Run the benchmarks, and keep what each measured in docs/log.md, beside its command.
 
-    python -m scripts.keep_figures cpu|gpu [into=docs/measurements.md]
+    python -m scripts.keep_figures cpu|gpu [into=docs/log.md]
 
 The figures are those of the last line that a benchmark prints, JSON. They stand between two markers,
 one pair for each of cpu and gpu, and take the place of those that stood there; markers that are not
@@ -23,7 +23,7 @@ from typing import Any
 
 from scripts.benchmark import Arguments, arguments
 
-DEFAULTS: Arguments = {"into": "docs/measurements.md"}
+DEFAULTS: Arguments = {"into": "docs/log.md"}
 # Small: each takes a minute or two of two cores.
 CPU = (
     "bench_prep",
