@@ -102,8 +102,8 @@ def test_a_folder_of_text_files_becomes_a_model_by_the_commands_shown(
         )
 
 
-def test_every_test_that_the_design_names_exists() -> None:
-    named = set(re.findall(r"`(test_\w+)`", (PROJECT / "docs/design.md").read_text()))
+def test_every_test_that_the_guarantees_name_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (PROJECT / "docs/guarantees.md").read_text()))
     there = {
         name
         for path in (PROJECT / "tests").rglob("test_*.py")
@@ -114,10 +114,10 @@ def test_every_test_that_the_design_names_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    ("heading", "num_rows"), [("Pitfalls of peers", 52), ("Events, and the test", 16)]
+    ("heading", "num_rows"), [("Pitfalls in other projects", 52), ("Events during a run", 16)]
 )
-def test_every_row_of_the_design_s_tables_of_tests_names_one(heading: str, num_rows: int) -> None:
-    section = (PROJECT / "docs/design.md").read_text().split(f"\n## {heading}")[1]
+def test_every_guarantee_names_a_test(heading: str, num_rows: int) -> None:
+    section = (PROJECT / "docs/guarantees.md").read_text().split(f"\n## {heading}")[1]
     rows = re.findall(r"^\|.*\|$", section.split("\n## ")[0], re.M)[2:]
     assert len(rows) >= num_rows
     assert all(re.search(r"`test_\w+`", row.split("|")[3]) for row in rows)
