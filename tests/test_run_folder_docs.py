@@ -1,0 +1,139 @@
+"""docs/run-folder.md names every file, metric and event that runs write."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_in_fork import pretrain_run
+
+from pretrain import history, monitor, report
+from pretrain.batches.loader import GlobalBatch
+from pretrain.engine import Engine, StepResult
+from pretrain.monitor import readable_lines
+
+PROJECT = Path(__file__).resolve().parents[1]
+PAGE = (PROJECT / "docs" / "run-folder.md").read_text(encoding="utf-8")
+# First cells of the tables: `train/loss`, ...
+NAMES = {
+    name
+    for line in PAGE.splitlines()
+    if line.startswith("| `")
+    for name in re.findall(r"`([^`]+)`", line.split("|")[1])
+}
+METRICS = {name for name in NAMES if re.match(r"(train|eval|optim|data|perf|band)/", name)}
+SOURCES = "".join(path.read_text() for path in sorted((PROJECT / "pretrain").rglob("*.py")))
+
+SMALL = (
+    "+model=tiny", "model.hidden_size=32", "model.intermediate_size=64", "optim.global_batch=8",
+    "engine.tokens_per_micro_batch=512", "schedule.total_steps=6", "eval.every_steps=3",
+    "eval.max_examples=8", "checkpoint.every_steps=2", "monitor.every_steps=1", "run.name=x",
+)  # fmt: skip
+
+
+def kill_at_the_fifth_step(rank: int) -> None:
+    train_step, calls = Engine.train_step, 0
+
+    def killed(self: Engine, *args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return train_step(self, *args)
+
+    Engine.train_step = killed  # type: ignore[method-assign]
+
+
+def skip_the_first_batch(rank: int) -> None:
+    train_step = Engine.train_step
+
+    def skipped(self: Engine, batch: GlobalBatch, rate: float) -> StepResult:
+        result = train_step(self, batch, rate)
+        return dataclasses.replace(result, applied=False) if batch.position == 0 else result
+
+    Engine.train_step = skipped  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="module")
+def runs(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A run with LAMB that was killed and went on, and one by the clock that skips its first batch."""
+    lamb, clock = tmp_path_factory.mktemp("lamb"), tmp_path_factory.mktemp("clock")
+    small = [*SMALL, f"data.dir={sample_dir}"]
+    options = [*small, "optim=lamb", "monitor.batch_checksums=true", "monitor.peak_tflops=1"]
+    assert pretrain_run(options, lamb, hook=kill_at_the_fifth_step)[0] == [-signal.SIGKILL]
+    by_clock = [*small, "schedule.budget_hours=0.0001"]
+    for where, arguments, hook in ((lamb, options, None), (clock, by_clock, skip_the_first_batch)):
+        statuses, output = pretrain_run(arguments, where, hook=hook)
+        assert statuses == [0], output
+    return [where / "runs" / "x" for where in (lamb, clock)]
+
+
+def general(name: str) -> str:
+    """As the page writes it: layer 0 and step 1,000 stand for all."""
+    return re.sub(r"\d{8}", "00001000", re.sub(r"layer_\d\d", "layer_00", name))
+
+
+def test_every_metric_that_runs_record_is_on_the_page(runs: list[Path]) -> None:
+    lines = [line for run in runs for line in readable_lines(run / "metrics.jsonl")]
+    recorded = {general(name) for line in lines for name in line} - {"step", "time"}
+    assert {
+        "train/loss",
+        "eval/loss",
+        "optim/trust_ratio/layer_00",
+        "perf/training_hours",
+    } <= recorded
+    assert recorded - METRICS == set()
+
+
+def test_every_metric_that_is_shown_is_on_the_page() -> None:
+    shown = {*monitor.SHOWN, *(name for name, *_ in report.RESULTS)}
+    assert shown - METRICS == set()
+
+
+def test_every_metric_on_the_page_occurs_in_the_code() -> None:
+    assert [
+        name for name in sorted(METRICS) if name not in SOURCES and _last(name) not in SOURCES
+    ] == []
+
+
+def _last(name: str) -> str:
+    return f"/{name.rpartition('/')[2]}"
+
+
+def test_every_event_of_a_run_is_on_the_page_with_its_fields(runs: list[Path]) -> None:
+    events = [event for run in runs for event in readable_lines(run / "events.jsonl")]
+    assert {"lost", "resumed", "skipped_step", "finished"} <= {event["event"] for event in events}
+    for event in events:
+        row = _row(event["event"])
+        fields = set(event) - {"time", "event"}
+        assert fields - set(re.findall(r"`([^`]+)`", row)) == set(), event["event"]
+
+
+def _row(event: str) -> str:
+    return next(line for line in PAGE.splitlines() if line.startswith(f"| `{event}` |"))
+
+
+def test_every_kind_of_event_that_the_code_names_is_on_the_page() -> None:
+    named = set(re.findall(r'(?:event|tell)\(\s*"(\w+)"', SOURCES))
+    named |= set(re.findall(r'append_event\([\w.]+, "(\w+)"', SOURCES))
+    named |= {*history.BEGINNINGS, *monitor.SHOWN_EVENTS, *report.QUIET_EVENTS}
+    assert {"preflight", "spike", "checkpoint_failed", "started"} <= named
+    assert named - NAMES == set()
+
+
+def test_every_file_of_a_run_folder_is_on_the_page(runs: list[Path]) -> None:
+    written = {
+        general(str(path.relative_to(run)))
+        for run in runs
+        for path in run.rglob("*")
+        if path.is_file()
+    }
+    known = NAMES | {
+        f"{folder}{file}" for folder in NAMES if folder.endswith("/") for file in NAMES
+    }
+    assert written - known == set()
