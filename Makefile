@@ -1,8 +1,10 @@
-# make demo    from nothing to a trained, exported BERT in minutes
-# make test    the tests; make test-slow: those that take minutes; make check: format, lint, types, scripts
-# make drill   faults in a small run, one after the other, and what came of it
-# make bench   the benchmarks, small, kept in docs/log.md; make bench-gpu: those of a GPU
-# make fix     format and mend what can be mended
+# make demo    install, then train and export a tiny BERT in minutes
+# make test    run the fast tests; make test-slow: run those that take minutes
+# make check   check format, lint, types and scripts
+# make fix     format the code, and fix what ruff can fix
+# make bench   run small benchmarks and write the results to docs/log.md; make bench-gpu: on a GPU
+# make drill   inject faults into a small run, one after another, and report how it recovers
+# make clean   remove the environment and all caches
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 BIN := .venv/bin
 
@@ -11,8 +13,9 @@ BIN := .venv/bin
 
 install: .venv/installed
 
-# DS_BUILD_OPS=0: nothing is compiled at installation; client optimizers need none of DeepSpeed's ops.
-# --use-pep517: pip before 23.1, which Debian 12 and Python 3.11 bring, else runs setup.py, and seqeval's fails.
+# DS_BUILD_OPS=0: compile nothing during installation; our optimizers need none of DeepSpeed's ops.
+# --use-pep517: without it, pip before 23.1 (Debian 12, Python 3.11) runs seqeval's setup.py, which
+# fails.
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
 	  { echo "Python 3.11 or 3.12 is needed; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
@@ -23,7 +26,7 @@ install: .venv/installed
 demo: install
 	$(BIN)/python -m pretrain.run +model=tiny run.name=demo
 
-# Two at a time, for most tests keep one core busy; what each printed comes whole when it ends
+# Two halves in parallel, since most tests keep one core busy; each prints its output when it ends
 test: install
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-training test-data
 

@@ -1,15 +1,17 @@
 #!/bin/bash
-# Submits all data_prep jobs, text to shards, as job arrays that wait for each other, and ends. In the
-# repository's root:
+# Submits all data_prep jobs, from text to shards, as job arrays that wait for each other, and ends.
+# In the repository's root, on a machine that can submit jobs, or with sbatch:
 #
-#   bash slurm/data_prep.sh                                             # Wikipedia and BookCorpus, 128 and 512
-#   bash slurm/data_prep.sh data_dir=data/novels +source=books source.path=FOLDER seq_len=128 array_size=4
+#   bash slurm/data_prep.sh                       # Wikipedia and BookCorpus, 128 and 512 tokens
+#   bash slurm/data_prep.sh data_dir=data/novels +source=books source.path=FOLDER seq_len=128 \
+#       array_size=4
 #
-# where jobs are submitted, or by sbatch. Settings replace those below; with +source= or seq_len= there
-# is that one alone. An array has array_size= elements (or ARRAY_SIZE, else 8); their sizes are those
-# of slurm/data_prep_array.sh, which SBATCH_PARTITION, SBATCH_TIMELIMIT and the like replace. Behind
-# each array the same job once more does what an element has left, and writes the manifest; where that
-# fails, all that waits for it is cancelled. The same command again does what is missing.
+# Settings replace those below; +source= or seq_len= chooses a single source or length. An array has
+# array_size= elements (or ARRAY_SIZE, by default 8). Their resources are those in
+# slurm/data_prep_array.sh; SBATCH_PARTITION, SBATCH_TIMELIMIT and similar variables replace them.
+# After each array the same job runs once more: it does what the elements left undone and writes the
+# manifest. If that fails, everything that waits for it is cancelled. The same command again does
+# what is missing.
 #SBATCH --job-name=data-prep
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -23,7 +25,7 @@ if [ ! -f slurm/data_prep_array.sh ]; then
     exit 2
 fi
 set -euo pipefail
-for variable in "${!SLURM_@}"; do # an outer job's, such as SLURM_ARRAY_TASK_ID, are not these jobs'
+for variable in "${!SLURM_@}"; do # variables of an outer job, as SLURM_ARRAY_TASK_ID
     [ "$variable" = SLURM_CONF ] || unset "$variable"
 done
 
@@ -37,7 +39,8 @@ for override in "$@"; do
     esac
 done
 
-submit() { # submit AFTER NAME OPTION... -- JOB OVERRIDE...: prints the number; AFTER: a dependency or none
+# submit AFTER NAME OPTION... -- JOB OVERRIDE...: prints the job's number; AFTER: a dependency or ''
+submit() {
     local after=$1 name=$2 options=()
     shift 2
     while [ "$1" != -- ]; do options+=("$1") && shift; done
@@ -45,16 +48,19 @@ submit() { # submit AFTER NAME OPTION... -- JOB OVERRIDE...: prints the number; 
         "${options[@]}" slurm/data_prep_array.sh "$2" data_dir=data/wikibooks "${@:3}" | cut -d ';' -f 1
 }
 
-single() { # single AFTER NAME JOB OVERRIDE...: sets `last` to its number
+# single AFTER NAME JOB OVERRIDE...: submits one job and sets `last` to its number
+single() {
     last=$(submit "$1" "$2" --output=logs/%x-%j.out -- "${@:3}")
     echo "$2: job $last"
 }
 
-shared() { # shared AFTER NAME JOB OVERRIDE...: an array, and behind it the job alone
+# shared AFTER NAME JOB OVERRIDE...: submits an array, and after it the job alone
+shared() {
     local array
     array=$(submit "$1" "$2" --array="1-$size" -- "${@:3}")
     echo "$2: job $array, an array of $size"
-    single "${1:+$1,}afterany:$array" "$2" "${@:3}" # not afterany alone: a cancelled array has ended, too
+    # not afterany alone, because a cancelled array has ended too
+    single "${1:+$1,}afterany:$array" "$2" "${@:3}"
 }
 
 collected=afterok
@@ -69,4 +75,4 @@ for seq_len in "${lengths[@]}"; do
     shared "$encoded" "build-$seq_len" build seq_len="$seq_len" "$@"
     single "afterok:$last" "audit-$seq_len" audit seq_len="$seq_len" "$@"
 done
-echo "look at them: squeue --me; python -m data_prep.status data_dir=$data_dir"
+echo "to follow the jobs: squeue --me; python -m data_prep.status data_dir=$data_dir"

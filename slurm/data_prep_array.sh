@@ -1,12 +1,13 @@
 #!/bin/bash
-# One data_prep job: as an array, each element does its share of the tasks; alone, it does all that
-# is left and writes the manifest.
+# Runs one data_prep job. As an array, each element does its share of the tasks. Alone, the job does
+# all that is left and writes the manifest.
 #
 #   sbatch --array=1-8 slurm/data_prep_array.sh encode data_dir=data/mine
 #   sbatch slurm/data_prep_array.sh encode data_dir=data/mine
 #
-# slurm/data_prep.sh submits all jobs so, executor=slurm one. What is done is skipped, after a
-# requeue, too. SBATCH_PARTITION, SBATCH_TIMELIMIT and the like replace the lines below.
+# slurm/data_prep.sh submits all jobs in this way, executor=slurm a single one. Finished tasks are
+# skipped, also after a requeue. SBATCH_PARTITION, SBATCH_TIMELIMIT and similar variables replace
+# the lines below.
 #SBATCH --job-name=data-prep-array
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -28,6 +29,8 @@ share=()
 set -- "$1" num_workers="$SLURM_CPUS_PER_TASK" "${@:2}" executor=local "${share[@]}"
 echo "$(date '+%F %T') data_prep.$1 ${*:2}"
 containerize "${@:2}"
-[ "${#srun_options[@]}" -eq 0 ] || # pyxis is a part of srun
-    python=(srun --ntasks=1 --export=ALL --cpus-per-task="$SLURM_CPUS_PER_TASK" "${srun_options[@]}" "${python[@]}")
+if [ "${#srun_options[@]}" -gt 0 ]; then # pyxis is a part of srun
+    python=(srun --ntasks=1 --export=ALL --cpus-per-task="$SLURM_CPUS_PER_TASK"
+        "${srun_options[@]}" "${python[@]}")
+fi
 exec "${python[@]}" -u -m "data_prep.$1" "${@:2}"

@@ -1,13 +1,16 @@
 #!/bin/bash
-# Fine-tunes one model on a list of tasks with several seeds: an array with an element a task and seed,
-# behind it a job that prints one table. In the repository's root:
+# Fine-tunes one model on several tasks with several seeds: an array with one element per task and
+# seed, and after it a job that prints one table. In the repository's root, on a machine that can
+# submit jobs, or with sbatch:
 #
-#   bash slurm/finetune.sh model=runs/first/export tasks=sst2,rte,wnut17 seeds=3 out=runs/finetune/first
-#   bash slurm/finetune.sh model=... tasks=rte,mrpc epochs=4 rte:task.folder=glue/RTE mrpc:task.folder=glue/MRPC
+#   bash slurm/finetune.sh model=runs/first/export tasks=sst2,rte,wnut17 seeds=3 \
+#       out=runs/finetune/first
+#   bash slurm/finetune.sh model=... tasks=rte,mrpc epochs=4 rte:task.folder=glue/RTE \
+#       mrpc:task.folder=glue/MRPC
 #
-# where jobs are submitted, or by sbatch. Settings go to every task, those with a task's name and a
-# colon to that one. The same command again submits those that failed alone. The sizes of an element
-# are those of slurm/finetune_array.sh, which SBATCH_PARTITION, SBATCH_TIMELIMIT and the like replace.
+# Settings apply to every task; a setting with a task's name and a colon applies to that task. The
+# same command again submits only the members that failed. The resources of an element are those in
+# slurm/finetune_array.sh; SBATCH_PARTITION, SBATCH_TIMELIMIT and similar variables replace them.
 #SBATCH --job-name=finetune
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -21,7 +24,7 @@ if [ ! -f slurm/finetune_array.sh ]; then
     exit 2
 fi
 set -euo pipefail
-for variable in "${!SLURM_@}"; do # an outer job's, such as SLURM_ARRAY_TASK_ID, are not these jobs'
+for variable in "${!SLURM_@}"; do # variables of an outer job, as SLURM_ARRAY_TASK_ID
     [ "$variable" = SLURM_CONF ] || unset "$variable"
 done
 

@@ -1,11 +1,12 @@
 #!/bin/bash
-# One member of slurm/finetune.sh's array: a task and a seed, the line of OUT/members with the element's
-# number. Alone, it prints the table of all members.
+# Runs one member of the array of slurm/finetune.sh: the task and seed in the line of OUT/members
+# with the element's number. Alone, it prints the table of all members.
 #
 #   sbatch --array=1-6 slurm/finetune_array.sh out=OUT SETTING=VALUE ... TASK:SETTING=VALUE ...
 #   sbatch slurm/finetune_array.sh out=OUT
 #
-# A requeued member goes on from its last epoch. SBATCH_PARTITION and the like replace the lines below.
+# A requeued member continues from its last epoch. SBATCH_PARTITION and similar variables replace
+# the lines below.
 #SBATCH --job-name=finetune-array
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -35,12 +36,14 @@ if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
         case ${word%%:*} in
             *=*) words+=("$word") ;;
             "$task") words+=("${word#*:}") ;;
-        esac # else it is another task's
+        esac # otherwise it is a setting of another task
     done
 fi
 echo "$(date '+%F %T') $module ${words[*]}"
 containerize "${words[@]}"
-[ "${#srun_options[@]}" -eq 0 ] || # pyxis is a part of srun
-    python=(srun --ntasks=1 --export=ALL --cpus-per-task="$SLURM_CPUS_PER_TASK" "${srun_options[@]}" "${python[@]}")
+if [ "${#srun_options[@]}" -gt 0 ]; then # pyxis is a part of srun
+    python=(srun --ntasks=1 --export=ALL --cpus-per-task="$SLURM_CPUS_PER_TASK"
+        "${srun_options[@]}" "${python[@]}")
+fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}
 exec "${python[@]}" -u -m "$module" "${words[@]}"

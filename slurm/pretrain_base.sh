@@ -1,11 +1,11 @@
 #!/bin/bash
-# BERT-base on one node of eight GPUs, 512 tokens. In the repository's root:
+# Trains BERT-base on one node with eight GPUs, 512 tokens. In the repository's root:
 #
-#   sbatch slurm/pretrain_base.sh run.name=x optim.learning_rate=2e-4     # settings replace those below
-#   sbatch --nodes=2 --partition=gpu slurm/pretrain_base.sh               # so do sbatch's options
+#   sbatch slurm/pretrain_base.sh run.name=x optim.learning_rate=2e-4  # settings replace those below
+#   sbatch --nodes=2 --partition=gpu slurm/pretrain_base.sh            # so do options of sbatch
 #
-# From elsewhere: sbatch --chdir=REPOSITORY REPOSITORY/slurm/pretrain_base.sh. Slurm ends a job
-# without a word where there is no folder logs/.
+# From another folder: sbatch --chdir=REPOSITORY REPOSITORY/slurm/pretrain_base.sh. If the folder
+# logs/ is missing, Slurm ends the job without a message.
 #SBATCH --job-name=pretrain-base
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8
@@ -17,7 +17,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=logs/%x-%j.out
-# One task a GPU; all of a node's memory; five minutes before the end to save a checkpoint.
+# One task per GPU; all memory of a node; a signal five minutes before the end, to save.
 
 if [ -z "${SLURM_JOB_ID:-}" ] || [ ! -f slurm/job.inc ]; then
     echo "submit this job by sbatch in the repository's root or with sbatch --chdir=REPOSITORY" >&2

@@ -1,11 +1,11 @@
 #!/bin/bash
-# BERT-large on four nodes of eight GPUs each, 512 tokens. In the repository's root:
+# Trains BERT-large on four nodes with eight GPUs each, 512 tokens. In the repository's root:
 #
-#   sbatch slurm/pretrain_large.sh run.name=x optim.learning_rate=2e-4     # settings replace those below
-#   sbatch --nodes=2 --partition=gpu slurm/pretrain_large.sh               # so do sbatch's options
+#   sbatch slurm/pretrain_large.sh run.name=x optim.learning_rate=2e-4  # settings replace those below
+#   sbatch --nodes=2 --partition=gpu slurm/pretrain_large.sh            # so do options of sbatch
 #
-# From elsewhere: sbatch --chdir=REPOSITORY REPOSITORY/slurm/pretrain_large.sh. Slurm ends a job
-# without a word where there is no folder logs/.
+# From another folder: sbatch --chdir=REPOSITORY REPOSITORY/slurm/pretrain_large.sh. If the folder
+# logs/ is missing, Slurm ends the job without a message.
 #SBATCH --job-name=pretrain-large
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=8
@@ -17,7 +17,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=logs/%x-%j.out
-# One task a GPU; all of a node's memory; five minutes before the end to save a checkpoint.
+# One task per GPU; all memory of a node; a signal five minutes before the end, to save.
 
 if [ -z "${SLURM_JOB_ID:-}" ] || [ ! -f slurm/job.inc ]; then
     echo "submit this job by sbatch in the repository's root or with sbatch --chdir=REPOSITORY" >&2
