@@ -4,11 +4,12 @@
 # make fix     format the code, and fix what ruff can fix
 # make bench   run small benchmarks and write the results to docs/log.md; make bench-gpu: on a GPU
 # make drill   inject faults into a small run, one after another, and report how it recovers
+# make docs    build the documentation as a site with search, in build/site/html
 # make clean   remove the environment and all caches
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 BIN := .venv/bin
 
-.PHONY: demo test test-training test-data test-slow check fix bench bench-gpu drill install clean
+.PHONY: demo test test-training test-data test-slow check fix bench bench-gpu docs drill install clean
 .DEFAULT_GOAL := demo
 
 install: .venv/installed
@@ -55,8 +56,16 @@ bench: install
 bench-gpu: install
 	$(BIN)/python -m scripts.keep_figures gpu
 
+# A broken link, anchor or image fails
+docs: .venv/installed-docs
+	$(BIN)/python -m scripts.build_site
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt
+	touch $@
+
 drill: install
 	$(BIN)/python -m scripts.drill
 
 clean:
-	rm -rf .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
