@@ -68,4 +68,4 @@ drill: install
 	$(BIN)/python -m scripts.drill
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache

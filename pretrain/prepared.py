@@ -38,7 +38,7 @@ def manifest_of(data: DataSettings) -> dict[str, Any]:
             f"there are no shards of {data.seq_len} tokens in {data.dir} (no {path}); "
             + (f"set data.seq_len={lengths[0]}, which is there, or " if lengths else "")
             + f"make them: python -m data_prep.build data_dir={data.dir} seq_len={data.seq_len}"
-            + ("" if lengths else " (after the jobs before it: README, 'Your own data')")
+            + ("" if lengths else " (after the jobs before it: docs/data.md)")
         )
     manifest: dict[str, Any] = read_json(path)
     build = f"python -m data_prep.build data_dir={data.dir} seq_len={data.seq_len}"

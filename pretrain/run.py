@@ -48,7 +48,7 @@ example: torchrun --nproc-per-node 8 -m pretrain.run +model=base data=wikibooks_
 MOST_FAULTS = 10  # shown; all are counted
 
 SAMPLE_LINE = (
-    "data: the embedded sample corpus; for real data prepare your own (README, 'Your own data') and "
+    "data: the embedded sample corpus; for real data prepare your own (docs/data.md) and "
     "give data=wikibooks_128 or data.dir=FOLDER"
 )
 
