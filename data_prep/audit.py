@@ -24,11 +24,11 @@ from data_prep.audit_examples import shown_examples
 from data_prep.audit_page import write_page
 from data_prep.audit_shortcut import audit_shortcut
 from data_prep.audit_tables import CORPUS, REPEATED, REPEATED_EXAMPLES, SHARDS, table_rows
-from data_prep.files import checksum, read_json, write_json
+from data_prep.core.files import checksum, read_json, write_json
+from data_prep.core.objectives import Pairing
+from data_prep.core.settings import DataPrepSettings, start
 from data_prep.masking import MaskingRule
-from data_prep.objectives import Pairing
 from data_prep.pairs import LOSSES, label_fault
-from data_prep.settings import DataPrepSettings, start
 from data_prep.tokens import TokenStore
 from data_prep.wordpiece import read_vocab
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_prep.files import whole_or_absent
-from data_prep.objectives import Pairing
+from data_prep.core.files import whole_or_absent
+from data_prep.core.objectives import Pairing
 
 Report = dict[str, Any]
 

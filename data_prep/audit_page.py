@@ -10,8 +10,8 @@ from typing import Any
 
 from data_prep.audit_plots import draw, dropped_by_reason
 from data_prep.audit_tables import CORPUS, REPEATED, REPEATED_EXAMPLES, SHARDS, table_rows
-from data_prep.files import whole_or_absent
-from data_prep.objectives import Pairing
+from data_prep.core.files import whole_or_absent
+from data_prep.core.objectives import Pairing
 
 Report = dict[str, Any]
 

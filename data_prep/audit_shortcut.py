@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.settings import AuditSettings
+from data_prep.core.settings import AuditSettings
 from data_prep.shards import Examples, Shards
 
 SAMPLE = 5_000  # examples to learn from, and as many others to judge by

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import duplicates
-from data_prep.configuration import as_dict
+from data_prep.core.config import as_dict
+from data_prep.core.files import read_json, write_json
+from data_prep.core.settings import DataPrepSettings, SourceSettings, require_source, start
 from data_prep.documents import (
     SCHEMA_VERSION,
     Damage,
@@ -33,9 +35,7 @@ from data_prep.documents import (
     write_part,
 )
 from data_prep.engine import TaskEntry, fingerprint, run_tasks
-from data_prep.files import read_json, write_json
 from data_prep.language import language_of
-from data_prep.settings import DataPrepSettings, SourceSettings, require_source, start
 from data_prep.signatures import SignatureWriter, signatures_path
 from data_prep.sources import Plan, module_of
 

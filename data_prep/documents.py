@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.files import checksum, read_json, whole_or_absent
+from data_prep.core.files import checksum, read_json, whole_or_absent
 
 SCHEMA_VERSION = 1
 DOCUMENT_COLUMNS = ("id", "title", "text")

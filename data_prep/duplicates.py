@@ -25,9 +25,9 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
+from data_prep.core.files import checksum, read_json, whole_or_absent, write_json
+from data_prep.core.settings import DataPrepSettings, Duplicates
 from data_prep.documents import Part
-from data_prep.files import checksum, read_json, whole_or_absent, write_json
-from data_prep.settings import DataPrepSettings, Duplicates
 from data_prep.signatures import (
     BANDS,
     VALUES,

@@ -39,8 +39,8 @@ from typing import Any
 import orjson
 import xxhash
 
-from data_prep.files import read_json, write_json
-from data_prep.settings import DataPrepSettings, Executor, ShareDone
+from data_prep.core.files import read_json, write_json
+from data_prep.core.settings import DataPrepSettings, Executor, ShareDone
 
 Task = Callable[[int], dict[str, int]]
 

@@ -16,7 +16,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.configuration import SettingsError
+from data_prep.core.config import SettingsError
+from data_prep.core.settings import DataPrepSettings
 from data_prep.engine import (
     Plan,
     Task,
@@ -27,7 +28,6 @@ from data_prep.engine import (
     run_one,
     unfinished,
 )
-from data_prep.settings import DataPrepSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 2.0  # between two looks at the records and at the queue

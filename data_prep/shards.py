@@ -3,7 +3,7 @@
 A shard is an Arrow IPC stream file, uncompressed, with one record batch: it is memory-mapped
 without a copy, has the same bytes when written twice, and opens with `datasets` and pyarrow alone.
 A row is one example, `[CLS] A [SEP] B [SEP]`, unmasked and unpadded, with its static mask beside
-it. What the pairs are, the manifest says (`pairs`, see data_prep/objectives.py). Without pairs the
+it. What the pairs are, the manifest says (`pairs`, see data_prep/core/objectives.py). Without pairs the
 row is `[CLS] text [SEP]` in the same columns: all of it is segment A, `next_sentence_label` is 0
 and `document_b` is `document_a`. The manifest of the folder, written last, names every shard with its size and checksum.
 
@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.files import checksum, read_json, whole_or_absent
+from data_prep.core.files import checksum, read_json, whole_or_absent
 
 SCHEMA_VERSION = 2
 SPLITS = ("train", "heldout")

@@ -28,8 +28,8 @@ import rensa
 import xxhash
 from numpy.typing import NDArray
 
+from data_prep.core.files import whole_or_absent
 from data_prep.documents import Document, read_part
-from data_prep.files import whole_or_absent
 
 SCHEMA_VERSION = 1
 SHINGLE_WORDS = 5

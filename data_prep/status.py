@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.configuration import choices
-from data_prep.files import checksum, read_json
-from data_prep.settings import DataPrepSettings, start
+from data_prep.core.config import choices
+from data_prep.core.files import checksum, read_json
+from data_prep.core.settings import DataPrepSettings, start
 
 LONG = 5  # times the longest finished task: what runs so long on another host may be dead
 SHOWN = 10  # notes of a stage

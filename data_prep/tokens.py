@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.files import checksum, read_json, whole_or_absent
+from data_prep.core.files import checksum, read_json, whole_or_absent
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "heldout")

@@ -21,7 +21,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers.models import WordPiece
 from tokenizers.trainers import WordPieceTrainer
 
-from data_prep.files import read_json, whole_or_absent, write_json
+from data_prep.core.files import read_json, whole_or_absent, write_json
 
 SPECIAL_TOKENS = {
     "pad": "[PAD]",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from data_prep.configuration import SettingsError
+from data_prep.core.config import SettingsError
 
 
 def asks_for_help(argv: Sequence[str]) -> bool:

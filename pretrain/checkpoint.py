@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.files import checksum, flush_to_disk, read_json, write_json
+from data_prep.core.files import checksum, flush_to_disk, read_json, write_json
 
 if TYPE_CHECKING:
     from pretrain.consolidated import Snapshot

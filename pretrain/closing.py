@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from data_prep.objectives import Pairing
+from data_prep.core.objectives import Pairing
 from data_prep.shards import Shards, read_token_counts
 from pretrain.batches.loader import held_out_ids
 from pretrain.evaluate import frequency_loss

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from data_prep.configuration import SettingsError
+from data_prep.core.config import SettingsError
 from pretrain.settings import Compile, EngineSettings, Precision
 
 if TYPE_CHECKING:

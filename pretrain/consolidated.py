@@ -22,8 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_prep.configuration import SettingsError
-from data_prep.files import read_json, write_json
+from data_prep.core.config import SettingsError
+from data_prep.core.files import read_json, write_json
 
 SCHEMA_VERSION = 1
 MODEL_FILE, OPTIMIZER_FILE, ENGINE_FILE = (
@@ -128,7 +128,7 @@ class Snapshot:
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
-    """Write a safetensors file; the checksum (as `data_prep.files.checksum`) that it must have.
+    """Write a safetensors file; the checksum (as `data_prep.core.files.checksum`) that it must have.
 
     It is that of the tensors in memory, and not of what the disk gives back: what goes wrong on the
     way is found when the file is read. Python's lock is free meanwhile, so that training goes on.

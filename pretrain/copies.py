@@ -20,8 +20,8 @@ from typing import Any
 
 import orjson
 
-from data_prep.configuration import SettingsError, as_dict, as_overrides
-from data_prep.files import read_json
+from data_prep.core.config import SettingsError, as_dict, as_overrides
+from data_prep.core.files import read_json
 from pretrain.checkpoint import MANIFEST_FILE, STATE_FILE, find_fault
 from pretrain.launching import POLL_S, launch
 from pretrain.phases import Phase, place_of

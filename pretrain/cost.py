@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from data_prep.objectives import Pairing
+from data_prep.core.objectives import Pairing
 from pretrain.cluster import ClusterSettings
 from pretrain.settings import EngineSettings, ModelSettings, OptimizerName, Precision
 

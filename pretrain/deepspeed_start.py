@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_prep.configuration import SettingsError
+from data_prep.core.config import SettingsError
 from pretrain.ranks import Ranks
 from pretrain.settings import EngineSettings, Precision
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_prep.objectives import Pairing
+from data_prep.core.objectives import Pairing
 from pretrain.batches.loader import EvalLoader
 from pretrain.engine import Engine
 from pretrain.ranks import Ranks

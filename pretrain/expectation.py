@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.files import read_json
-from data_prep.objectives import Pairing
+from data_prep.core.files import read_json
+from data_prep.core.objectives import Pairing
 from pretrain.monitor import readable_lines
 from pretrain.settings import Settings
 

@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from data_prep.configuration import SettingsError
-from data_prep.files import flush_to_disk, read_json, whole_or_absent, write_json
-from data_prep.objectives import Pairing
+from data_prep.core.config import SettingsError
+from data_prep.core.files import flush_to_disk, read_json, whole_or_absent, write_json
+from data_prep.core.objectives import Pairing
 from pretrain.arguments import asks_for_help, named_words
 from pretrain.checkpoint import newest_whole
 from pretrain.guesses import Guesses, MaskedSentences, packed

@@ -14,8 +14,8 @@ from typing import Any
 
 import orjson
 
-from data_prep.configuration import SettingsError
-from data_prep.files import whole_or_absent, write_json
+from data_prep.core.config import SettingsError
+from data_prep.core.files import whole_or_absent, write_json
 from pretrain import cost, memory
 from pretrain.cluster import ClusterSettings, measured
 from pretrain.memory import GIB, Memory

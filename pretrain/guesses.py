@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from data_prep.configuration import SettingsError
+from data_prep.core.config import SettingsError
 from pretrain.batches.packing import PackedBatch
 
 if TYPE_CHECKING:

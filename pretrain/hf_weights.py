@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from data_prep.configuration import SettingsError
-from data_prep.objectives import Pairing
+from data_prep.core.config import SettingsError
+from data_prep.core.objectives import Pairing
 from pretrain.model import padded_vocab_size
 from pretrain.settings import ModelSettings
 

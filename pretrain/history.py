@@ -16,8 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_prep.configuration import SettingsError
-from data_prep.files import read_json
+from data_prep.core.config import SettingsError
+from data_prep.core.files import read_json
 from pretrain.monitor import readable_lines
 from pretrain.phases import Phase, phases_of
 from pretrain.run_folder import settings_of

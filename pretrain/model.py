@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from data_prep.configuration import SettingsError
-from data_prep.objectives import Pairing
+from data_prep.core.config import SettingsError
+from data_prep.core.objectives import Pairing
 from pretrain.attention import attention
 from pretrain.batches.packing import IGNORED, PackedBatch
 from pretrain.dropout import Dropout

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.configuration import as_dict
-from data_prep.objectives import Pairing
+from data_prep.core.config import as_dict
+from data_prep.core.objectives import Pairing
 from pretrain.hf_weights import hugging_face_class
 from pretrain.phases import phases_of
 from pretrain.settings import Settings

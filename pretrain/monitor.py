@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
-from data_prep.files import whole_or_absent
+from data_prep.core.files import whole_or_absent
 
 if TYPE_CHECKING:
     from pretrain.guesses import Guesses

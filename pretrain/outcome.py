@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from data_prep.files import read_json
+from data_prep.core.files import read_json
 from pretrain.phases import phases_of
 from pretrain.plan import corpus_of, order_seed, tokens_between
 from pretrain.settings import Settings

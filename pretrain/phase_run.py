@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from data_prep.configuration import SettingsError, as_dict
-from data_prep.files import checksum, read_json
+from data_prep.core.config import SettingsError, as_dict
+from data_prep.core.files import checksum, read_json
 from data_prep.wordpiece import read_vocab
 from pretrain import batch_job, initial
 from pretrain.checkpoint import STATE_FILE, load_checkpoint, newest_whole

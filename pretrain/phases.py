@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.configuration import SettingsError
+from data_prep.core.config import SettingsError
 from pretrain.schedules import is_over
 from pretrain.settings import Carried, PhaseSettings, Positions, Settings
 from pretrain.settings_check import check

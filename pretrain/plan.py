@@ -18,8 +18,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from data_prep.configuration import SettingsError, as_yaml, choices
-from data_prep.files import read_json
+from data_prep.core.config import SettingsError, as_yaml, choices
+from data_prep.core.files import read_json
 from pretrain.cost import Lengths
 from pretrain.phases import check_phases, phases_of
 from pretrain.settings import Padding, Settings

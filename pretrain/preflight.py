@@ -21,9 +21,9 @@ import torch
 
 import data_prep
 import pretrain
-from data_prep.configuration import SettingsError, as_dict
-from data_prep.files import checksum
-from data_prep.objectives import Pairing
+from data_prep.core.config import SettingsError, as_dict
+from data_prep.core.files import checksum
+from data_prep.core.objectives import Pairing
 from pretrain.consolidated import state_bytes
 from pretrain.model import BertForPreTraining
 from pretrain.monitor import append_event

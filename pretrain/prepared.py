@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_prep.configuration import SettingsError
-from data_prep.files import checksum, read_json
+from data_prep.core.config import SettingsError
+from data_prep.core.files import checksum, read_json
 from pretrain.settings import DataSettings
 
 # The sample is small: a small vocabulary, one document in twelve held out so that the held-out
@@ -71,8 +71,8 @@ def manifest_of(data: DataSettings) -> dict[str, Any]:
 def prepare_sample(data: DataSettings) -> None:
     """Make the sample corpus through the jobs of data_prep, each of which skips what is done."""
     from data_prep import build, collect, encode, vocab
-    from data_prep.configuration import compose
-    from data_prep.settings import DataPrepSettings
+    from data_prep.core.config import compose
+    from data_prep.core.settings import DataPrepSettings
 
     settings, _ = compose(
         "data_prep",

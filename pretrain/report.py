@@ -19,9 +19,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from data_prep.configuration import SettingsError, as_dict
-from data_prep.files import whole_or_absent
-from data_prep.objectives import Pairing
+from data_prep.core.config import SettingsError, as_dict
+from data_prep.core.files import whole_or_absent
+from data_prep.core.objectives import Pairing
 from pretrain.arguments import asks_for_help, named_words
 from pretrain.expectation import curve_for
 from pretrain.history import History, State, moment

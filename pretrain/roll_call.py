@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from data_prep.configuration import SettingsError
+from data_prep.core.config import SettingsError
 from pretrain.watchdog import ranks_in_words
 
 if TYPE_CHECKING:

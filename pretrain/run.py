@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from data_prep.configuration import SettingsError, as_yaml, choices, compose
+from data_prep.core.config import SettingsError, as_yaml, choices, compose
 from pretrain import initial, survival
 from pretrain.phases import check_phases, phases_of
 from pretrain.prepared import folder_of, manifest_of, prepare_sample

@@ -12,8 +12,8 @@ from typing import Any
 
 import xxhash
 
-from data_prep.configuration import SettingsError, as_dict, as_overrides, as_yaml, compose
-from data_prep.files import read_json, whole_or_absent, write_json
+from data_prep.core.config import SettingsError, as_dict, as_overrides, as_yaml, compose
+from data_prep.core.files import read_json, whole_or_absent, write_json
 from pretrain.initial import IDENTITY
 from pretrain.phases import phases_of
 from pretrain.settings import Resume, Settings

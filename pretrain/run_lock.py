@@ -23,8 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from data_prep.configuration import SettingsError
-from data_prep.files import read_json, write_json
+from data_prep.core.config import SettingsError
+from data_prep.core.files import read_json, write_json
 
 LOCK_FILE, OWNER_FILE = "run.lock", "owner.json"
 BEAT_S = 5.0

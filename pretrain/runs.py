@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from data_prep.configuration import SettingsError
+from data_prep.core.config import SettingsError
 from pretrain.arguments import asks_for_help, named_words
 from pretrain.history import History, State, run_folders
 

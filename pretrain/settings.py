@@ -10,7 +10,7 @@ import enum
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.objectives import Pairing
+from data_prep.core.objectives import Pairing
 from pretrain.cluster import ClusterSettings
 
 

@@ -5,8 +5,8 @@ Neither Hydra nor torch is imported: a wrong setting is refused within a second.
 
 from __future__ import annotations
 
-from data_prep.configuration import SettingsError
-from data_prep.objectives import Pairing
+from data_prep.core.config import SettingsError
+from data_prep.core.objectives import Pairing
 from pretrain.batches.dealing import check_dealable
 from pretrain.settings import (
     Compile,

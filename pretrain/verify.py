@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.configuration import SettingsError
+from data_prep.core.config import SettingsError
 from pretrain.arguments import asks_for_help, named_words
 from pretrain.copies import CHECKSUM, Copy, NotTrainedError, Origin, find_origin, json_lines
 from pretrain.phases import check_phases, phases_of

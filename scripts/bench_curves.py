@@ -22,7 +22,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from data_prep.configuration import compose
+from data_prep.core.config import compose
 from data_prep.shards import Shards
 from pretrain.batches.packing import Shape, pack
 from pretrain.settings import Precision, Settings

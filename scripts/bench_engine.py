@@ -21,7 +21,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from data_prep.configuration import compose
+from data_prep.core.config import compose
 from pretrain import ranks as ranks_module
 from pretrain.batches.loader import GlobalBatch
 from pretrain.engine import Engine

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_prep.files import write_json
+from data_prep.core.files import write_json
 from data_prep.masking import MaskingRule, dynamic_keys
 from data_prep.shards import Shards, read_shard
 from pretrain.batches.dealing import deal, longest_prefix

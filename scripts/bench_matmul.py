@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from data_prep.configuration import compose
+from data_prep.core.config import compose
 from pretrain.attention import attention
 from pretrain.batches.packing import PackedBatch
 from pretrain.settings import ModelSettings, Settings

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_prep.configuration import compose
+from data_prep.core.config import compose
 from pretrain import cost
 from pretrain import ranks as ranks_module
 from pretrain.cluster import measured

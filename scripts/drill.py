@@ -34,7 +34,7 @@ from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from data_prep.configuration import SettingsError
+from data_prep.core.config import SettingsError
 from pretrain.checkpoint import STATE_FILE
 from pretrain.launching import RUN, Launched, launch
 from pretrain.prepared import folder_of, manifest_of, prepare_sample

@@ -33,9 +33,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from data_prep.configuration import SettingsError
-from data_prep.files import write_json
-from data_prep.objectives import Pairing
+from data_prep.core.config import SettingsError
+from data_prep.core.files import write_json
+from data_prep.core.objectives import Pairing
 from pretrain.launching import Launched, launch
 from pretrain.prepared import manifest_of
 from pretrain.run import load

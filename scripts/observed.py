@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from data_prep.files import read_json
+from data_prep.core.files import read_json
 from pretrain.launching import Launched
 
 T = TypeVar("T")

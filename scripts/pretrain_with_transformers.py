@@ -30,9 +30,9 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from data_prep.configuration import SettingsError
-from data_prep.files import read_json
-from data_prep.objectives import Pairing
+from data_prep.core.config import SettingsError
+from data_prep.core.files import read_json
+from data_prep.core.objectives import Pairing
 from data_prep.wordpiece import read_vocab
 from pretrain import initial
 from pretrain.batches.loader import EvalLoader

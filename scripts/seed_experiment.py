@@ -32,8 +32,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from data_prep.configuration import SettingsError, compose
-from data_prep.files import read_json, write_json
+from data_prep.core.config import SettingsError, compose
+from data_prep.core.files import read_json, write_json
 from pretrain.monitor import readable_lines
 from pretrain.settings import Settings
 from scripts.benchmark import Arguments, arguments

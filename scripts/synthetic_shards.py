@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.files import checksum, write_json
+from data_prep.core.files import checksum, write_json
 from data_prep.masking import MaskingRule, mask_examples, static_keys
 from data_prep.shards import SCHEMA_VERSION, Examples, Shards, write_shard
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from data_prep.objectives import Pairing
+from data_prep.core.objectives import Pairing
 
 # tests/pretrain, without an __init__.py, must not be taken for the package of that name
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from data_prep.core.settings import SourceKind, SourceSettings
 from data_prep.documents import Damage, Document, Reject
-from data_prep.settings import SourceKind, SourceSettings
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_prep.core.settings import SourceSettings
 from data_prep.documents import Document, Reject
-from data_prep.settings import SourceSettings
 from data_prep.sources import Plan
 from data_prep.sources.books import body_of
 from data_prep.sources.gutenberg import title_of

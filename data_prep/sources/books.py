@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_prep.cleaning import clean_paragraphs, join_wrapped, split_lines
+from data_prep.core.settings import SourceSettings
 from data_prep.documents import Damage, Document, Reject
-from data_prep.settings import SourceSettings
 from data_prep.sources import Plan, gutenberg
 from data_prep.sources.folders import plan_files, read_file
 

@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from data_prep.configuration import SettingsError
+from data_prep.core.config import SettingsError
+from data_prep.core.settings import SourceSettings
 from data_prep.documents import Damage
-from data_prep.settings import SourceSettings
 from data_prep.sources import Plan, cut_by_size
 
 

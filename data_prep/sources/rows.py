@@ -16,8 +16,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.configuration import SettingsError
-from data_prep.settings import SourceSettings
+from data_prep.core.config import SettingsError
+from data_prep.core.settings import SourceSettings
 from data_prep.sources import Plan
 from data_prep.sources.folders import list_files
 

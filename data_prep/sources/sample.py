@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.cleaning import clean_line, clean_paragraphs
+from data_prep.core.settings import SourceSettings
 from data_prep.documents import Document, Reject
-from data_prep.settings import SourceSettings
 from data_prep.sources import Plan, cut_by_size
 from data_prep.sources.folders import list_files
 

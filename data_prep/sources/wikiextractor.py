@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.cleaning import clean_paragraphs, remove_hollows, split_lines
+from data_prep.core.settings import SourceSettings
 from data_prep.documents import Damage, Document, Reject
-from data_prep.settings import SourceSettings
 from data_prep.sources import Plan
 from data_prep.sources.articles import article
 from data_prep.sources.folders import plan_files, read_file

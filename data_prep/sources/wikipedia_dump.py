@@ -18,9 +18,9 @@ from typing import Any
 from lxml import etree
 from mwparserfromhell.parser import ParserError
 
-from data_prep.configuration import SettingsError
+from data_prep.core.config import SettingsError
+from data_prep.core.settings import SourceSettings
 from data_prep.documents import Damage, Document, Reject
-from data_prep.settings import SourceSettings
 from data_prep.sources import Plan
 from data_prep.sources.articles import article
 from data_prep.sources.folders import list_files, stat_of

@@ -15,7 +15,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.configuration import SettingsError
+from data_prep.core.config import SettingsError
 
 
 def check_dealable(

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_prep.core.objectives import MaskingUnit
 from data_prep.masking import (
     CompiledRule,
     MaskingRule,
@@ -27,7 +28,6 @@ from data_prep.masking import (
     new_scratch,
     num_masked,
 )
-from data_prep.objectives import MaskingUnit
 from data_prep.shards import Examples, Rows, bounds, cut
 
 IGNORED = -100  # a label that counts nothing: torch's own number for it

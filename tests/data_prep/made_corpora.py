@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import engine
-from data_prep.files import checksum, write_json
+from data_prep.core.files import checksum, write_json
 from data_prep.tokens import TokenStore, write_part
 
 SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}

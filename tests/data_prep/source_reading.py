@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data_prep.core.settings import SourceKind, SourceSettings
 from data_prep.documents import Document, Reject
-from data_prep.settings import SourceKind, SourceSettings
 from data_prep.sources import module_of
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"

@@ -7,9 +7,9 @@ import pytest
 from made_corpora import SPECIAL_IDS, random_documents, run_inline, write_corpus
 
 from data_prep import audit, build, engine
-from data_prep.files import checksum, read_json, write_json
-from data_prep.objectives import Pairing
-from data_prep.settings import load
+from data_prep.core.files import checksum, read_json, write_json
+from data_prep.core.objectives import Pairing
+from data_prep.core.settings import load
 from data_prep.shards import Examples, Shards, read_shard, write_shard
 
 

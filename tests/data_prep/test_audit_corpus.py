@@ -3,8 +3,8 @@ import pytest
 from made_corpora import SPECIAL_IDS, random_documents, write_corpus
 
 from data_prep import audit_corpus
-from data_prep.objectives import Pairing
-from data_prep.settings import load
+from data_prep.core.objectives import Pairing
+from data_prep.core.settings import load
 
 BOUNDS = load(["data_dir=any"]).audit
 

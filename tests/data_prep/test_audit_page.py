@@ -12,8 +12,8 @@ from made_corpora import random_documents, run_inline, write_corpus
 from data_prep import audit, audit_page, build, engine
 from data_prep.audit_card import card
 from data_prep.audit_plots import draw
-from data_prep.files import read_json, write_json
-from data_prep.settings import load
+from data_prep.core.files import read_json, write_json
+from data_prep.core.settings import load
 from data_prep.shards import Shards
 
 PLOTS = ("lengths_64", "document_tokens", "sources", "labels_and_masks", "dropped")

@@ -8,7 +8,7 @@ from made_corpora import random_documents, run_inline, write_corpus
 
 from data_prep import build, engine
 from data_prep.audit_shortcut import audit_shortcut
-from data_prep.settings import load
+from data_prep.core.settings import load
 from data_prep.shards import Examples, Shards
 
 BOUNDS = load(["data_dir=any"]).audit

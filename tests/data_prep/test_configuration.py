@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from data_prep import audit, build, collect, encode, status, vocab
-from data_prep.configuration import CONF, SettingsError, as_dict, choices, compose
+from data_prep.core.config import CONF, SettingsError, as_dict, choices, compose
 from pretrain.settings import Precision, Settings
 
 

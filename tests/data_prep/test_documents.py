@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep import documents
+from data_prep.core.files import checksum, write_json
 from data_prep.documents import (
     Document,
     Reject,
@@ -20,7 +21,6 @@ from data_prep.documents import (
     repeated_ids,
     write_part,
 )
-from data_prep.files import checksum, write_json
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.files import checksum, read_json, remove_abandoned, whole_or_absent, write_json
+from data_prep.core.files import checksum, read_json, remove_abandoned, whole_or_absent, write_json
 
 
 def test_a_writer_that_fails_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep import collect
-from data_prep.configuration import SettingsError
+from data_prep.core.config import SettingsError
+from data_prep.core.settings import load
 from data_prep.documents import list_parts, read_part
 from data_prep.language import language_of
-from data_prep.settings import load
 from data_prep.sources import gutenberg
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep import philox
+from data_prep.core.objectives import MaskingUnit
 from data_prep.masking import MaskingRule, dynamic_keys, mask_examples, num_masked, static_keys
-from data_prep.objectives import MaskingUnit
 
 V = 1000
 RULE = MaskingRule(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from made_corpora import distinct_documents, open_store, random_documents
 
 from data_prep import philox
-from data_prep.objectives import Pairing
+from data_prep.core.objectives import Pairing
 from data_prep.pairs import PairRule, Pairs, make_pairs, split_long_sentences
 
 CLS, SEP = 2, 3

@@ -11,9 +11,9 @@ import pytest
 from source_reading import read_all, reasons, source_of, texts
 
 from data_prep import collect
-from data_prep.configuration import SettingsError
+from data_prep.core.config import SettingsError
+from data_prep.core.settings import load, require_source
 from data_prep.documents import Document, Reject
-from data_prep.settings import load, require_source
 from data_prep.sources import module_of, rows
 
 

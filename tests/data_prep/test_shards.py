@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.files import checksum, write_json
+from data_prep.core.files import checksum, write_json
 from data_prep.shards import SCHEMA_VERSION, Examples, Shards, read_shard, verify, write_shard
 
 

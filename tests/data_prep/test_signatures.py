@@ -14,8 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data_prep import signatures
+from data_prep.core.files import checksum
 from data_prep.documents import Document, write_part
-from data_prep.files import checksum
 from data_prep.signatures import (
     SEED,
     SHINGLE_WORDS,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from source_reading import source_of
 
-from data_prep.configuration import SettingsError
+from data_prep.core.config import SettingsError
 from data_prep.sources import books, cut_by_size
 
 

@@ -10,8 +10,8 @@ import pytest
 import test_task_engine
 
 from data_prep import status
-from data_prep.files import checksum, write_json
-from data_prep.settings import load
+from data_prep.core.files import checksum, write_json
+from data_prep.core.settings import load
 
 NOW = 1_000_000.0
 PARTS = {"parts": [{"name": "part-00000.parquet", "checksum": "a"}]}

@@ -9,9 +9,9 @@ from pathlib import Path
 import made_tasks
 import pytest
 
+from data_prep.core.files import read_json
+from data_prep.core.settings import load
 from data_prep.engine import TaskEntry, fingerprint, run_tasks
-from data_prep.files import read_json
-from data_prep.settings import load
 
 Task = functools.partial[dict[str, int]]
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from model_samples import small_settings
 
-from data_prep.objectives import Pairing
+from data_prep.core.objectives import Pairing
 from data_prep.shards import Examples
 from pretrain.batches.dealing import deal
 from pretrain.batches.loader import GlobalBatch

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep.objectives import Pairing
+from data_prep.core.objectives import Pairing
 from pretrain.batches.packing import PackedBatch
 from pretrain.model import BertForPreTraining
 from pretrain.settings import ModelSettings

@@ -117,8 +117,8 @@ def training_step(precision: str, dropout: float) -> dict[str, Any]:
     """Forward, backward and update of the product's own parts, with engine.py's losses."""
     import torch
 
-    from data_prep.configuration import compose
-    from data_prep.objectives import Pairing
+    from data_prep.core.config import compose
+    from data_prep.core.objectives import Pairing
     from pretrain.batches.packing import PackedBatch
     from pretrain.model import BertForPreTraining
     from pretrain.optimizers import build_optimizer, parameter_groups
@@ -183,7 +183,7 @@ def kernels() -> dict[str, Any]:
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
-    from data_prep.configuration import compose
+    from data_prep.core.config import compose
     from pretrain.model import Layer, _sums
     from pretrain.settings import Settings
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from data_prep.configuration import SettingsError
+from data_prep.core.config import SettingsError
 from pretrain import export, report, runs
 from pretrain.arguments import named_words
 

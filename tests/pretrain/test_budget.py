@@ -18,7 +18,7 @@ from run_in_fork import pretrain_run
 from test_guard import poison
 
 import pretrain.phase_run
-from data_prep.files import checksum, read_json
+from data_prep.core.files import checksum, read_json
 from pretrain.clock import TrainingClock
 from pretrain.engine import Engine
 from pretrain.ranks import Ranks

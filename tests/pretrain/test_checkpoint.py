@@ -24,8 +24,8 @@ from ranks_harness import run_ranks
 from safetensors.torch import load_file
 from saver_samples import ALONE, FileEngine, saver_of
 
-from data_prep.configuration import SettingsError
-from data_prep.files import read_json, write_json
+from data_prep.core.config import SettingsError
+from data_prep.core.files import read_json, write_json
 from pretrain.checkpoint import find_fault, load_checkpoint, newest_whole, path_of
 from pretrain.deepspeed_start import GatheredParameters
 from pretrain.engine import Engine

@@ -21,7 +21,7 @@ from model_samples import random_batch, random_model, small_settings
 from ranks_harness import run_ranks
 from step_outcomes import assert_near, outcome
 
-from data_prep.configuration import SettingsError
+from data_prep.core.config import SettingsError
 from pretrain import compiling
 from pretrain import dropout as dropout_module
 from pretrain.compiling import compile_parts, resolve_compile

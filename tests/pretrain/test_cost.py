@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from data_prep.configuration import compose
-from data_prep.objectives import Pairing
+from data_prep.core.config import compose
+from data_prep.core.objectives import Pairing
 from pretrain.cluster import ClusterSettings
 from pretrain.cost import (
     Lengths,

@@ -23,7 +23,7 @@ from engine_samples import (
 )
 from ranks_harness import run_ranks
 
-from data_prep.configuration import SettingsError
+from data_prep.core.config import SettingsError
 from pretrain.deepspeed_start import resolve_precision
 from pretrain.engine import Engine
 from pretrain.model import BertForPreTraining

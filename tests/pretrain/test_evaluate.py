@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from data_prep.objectives import Pairing
+from data_prep.core.objectives import Pairing
 from pretrain.evaluate import frequency_loss, means
 
 

@@ -20,7 +20,7 @@ from engine_samples import (
 )
 from ranks_harness import run_ranks
 
-from data_prep.objectives import Pairing
+from data_prep.core.objectives import Pairing
 from pretrain.engine import Engine
 from pretrain.optimizers import parameter_groups
 from pretrain.ranks import Ranks

@@ -10,8 +10,8 @@ from typing import Any
 import orjson
 import pytest
 
-from data_prep.configuration import compose
-from data_prep.files import write_json
+from data_prep.core.config import compose
+from data_prep.core.files import write_json
 from pretrain.expectation import CURVES, RECENT, Expectation, curve_for
 from pretrain.monitor import JsonLines, Monitor
 from pretrain.settings import Settings

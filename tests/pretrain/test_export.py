@@ -14,9 +14,9 @@ from model_samples import random_batch, random_model, small_settings
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_prep.configuration import SettingsError, as_yaml, compose
-from data_prep.files import read_json, write_json
-from data_prep.objectives import Pairing
+from data_prep.core.config import SettingsError, as_yaml, compose
+from data_prep.core.files import read_json, write_json
+from data_prep.core.objectives import Pairing
 from data_prep.wordpiece import save_tokenizer
 from pretrain.checkpoint import MANIFEST_FILE
 from pretrain.export import check_export, export, export_run, fill_masks, load_exported, main
@@ -353,7 +353,7 @@ def test_the_card_says_what_was_trained_on_what(exported: Path) -> None:
 @pytest.fixture
 def run_folder(tmp_path: Path, vocab_folder: Path, model: BertForPreTraining) -> Path:
     """A run of 20 steps with checkpoints at 10 and 20, as pretrain.run leaves one."""
-    from data_prep.files import checksum
+    from data_prep.core.files import checksum
 
     data_dir = tmp_path / "corpus"
     save_tokenizer(data_dir / "vocab", TOKENS, lowercase=True)

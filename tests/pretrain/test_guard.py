@@ -13,7 +13,7 @@ import orjson
 import pytest
 from run_in_fork import pretrain_run
 
-from data_prep.files import checksum, read_json
+from data_prep.core.files import checksum, read_json
 from data_prep.shards import Shards
 from pretrain.batches.loader import TrainLoader
 from pretrain.batches.order import ExampleOrder

@@ -7,8 +7,8 @@ import torch
 from model_samples import random_model, small_settings
 from torch import Tensor
 
-from data_prep.configuration import SettingsError
-from data_prep.objectives import Pairing
+from data_prep.core.config import SettingsError
+from data_prep.core.objectives import Pairing
 from pretrain.hf_weights import from_hugging_face, to_hugging_face
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from made_history import BEGAN, MadeRun, killed_and_stopped
 
-from data_prep.configuration import SettingsError
-from data_prep.files import write_json
+from data_prep.core.config import SettingsError
+from data_prep.core.files import write_json
 from pretrain import runs
 from pretrain.history import History, State
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from run_in_fork import pretrain_run
 
-from data_prep.files import read_json
-from data_prep.objectives import Pairing
+from data_prep.core.files import read_json
+from data_prep.core.objectives import Pairing
 
 pytestmark = pytest.mark.distributed
 

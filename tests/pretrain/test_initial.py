@@ -15,9 +15,9 @@ from small_corpus import cut
 from test_export import TOKENS, card
 from torch import Tensor
 
-from data_prep.configuration import SettingsError
-from data_prep.files import read_json, write_json
-from data_prep.objectives import Pairing
+from data_prep.core.config import SettingsError
+from data_prep.core.files import read_json, write_json
+from data_prep.core.objectives import Pairing
 from data_prep.wordpiece import save_tokenizer
 from pretrain import initial, run
 from pretrain.export import export

@@ -17,7 +17,7 @@ from killing import Kill
 from run_in_fork import pretrain_run
 from small_corpus import cut
 
-from data_prep.files import checksum, read_json
+from data_prep.core.files import checksum, read_json
 from pretrain.checkpoint import find_fault
 from pretrain.deepspeed_start import get_accelerator
 

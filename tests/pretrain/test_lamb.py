@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from ranks_harness import run_ranks
 from torch import Tensor, nn
 
-from data_prep.configuration import SettingsError, compose
-from data_prep.objectives import Pairing
+from data_prep.core.config import SettingsError, compose
+from data_prep.core.objectives import Pairing
 from pretrain.batches.loader import GlobalBatch
 from pretrain.lamb import layer_means
 from pretrain.model import BertForPreTraining

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from model_samples import padded, random_batch, random_model, small_settings
 from torch import Tensor
 
-from data_prep.configuration import compose
-from data_prep.objectives import Pairing
+from data_prep.core.config import compose
+from data_prep.core.objectives import Pairing
 from data_prep.shards import Examples
 from pretrain import attention_dropout, dropout
 from pretrain.batches.packing import Shape, pack

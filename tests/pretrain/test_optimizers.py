@@ -11,8 +11,8 @@ import torch
 from model_samples import random_batch, random_model, small_settings
 from numpy.typing import NDArray
 
-from data_prep.configuration import compose
-from data_prep.objectives import Pairing
+from data_prep.core.config import compose
+from data_prep.core.objectives import Pairing
 from pretrain.model import BertForPreTraining
 from pretrain.optimizers import BertAdam, build_optimizer, parameter_groups
 from pretrain.settings import OptimizerName, OptimSettings, Settings, TrustRatio

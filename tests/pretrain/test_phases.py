@@ -20,9 +20,9 @@ from ranks_harness import run_ranks
 from run_in_fork import pretrain_run
 from test_schedules import google
 
-from data_prep.configuration import SettingsError, compose
-from data_prep.files import checksum, read_json
-from data_prep.objectives import Pairing
+from data_prep.core.config import SettingsError, compose
+from data_prep.core.files import checksum, read_json
+from data_prep.core.objectives import Pairing
 from pretrain.batches.loader import TrainLoader
 from pretrain.engine import Engine
 from pretrain.model import BertForPreTraining

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_in_fork import pretrain_run
 
-from data_prep.configuration import SettingsError, as_dict, as_overrides, choices, compose
-from data_prep.files import read_json
+from data_prep.core.config import SettingsError, as_dict, as_overrides, choices, compose
+from data_prep.core.files import read_json
 from pretrain.batches.order import ExampleOrder
 from pretrain.cost import Lengths
 from pretrain.forecast import forecast

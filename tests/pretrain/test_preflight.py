@@ -15,8 +15,8 @@ import torch
 from ranks_harness import run_ranks
 from run_in_fork import pretrain_run
 
-from data_prep.configuration import SettingsError
-from data_prep.files import read_json, write_json
+from data_prep.core.config import SettingsError
+from data_prep.core.files import read_json, write_json
 from pretrain import preflight as preflight_module
 from pretrain import run
 from pretrain.preflight import Difference, explain, preflight, summary

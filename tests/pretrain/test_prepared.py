@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.configuration import SettingsError
-from data_prep.files import checksum, read_json, write_json
-from data_prep.objectives import Pairing
+from data_prep.core.config import SettingsError
+from data_prep.core.files import checksum, read_json, write_json
+from data_prep.core.objectives import Pairing
 from pretrain.prepared import manifest_of
 from pretrain.settings import DataSettings, Masking
 

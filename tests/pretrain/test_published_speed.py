@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from data_prep.configuration import compose
-from data_prep.objectives import Pairing
+from data_prep.core.config import compose
+from data_prep.core.objectives import Pairing
 from pretrain.cluster import ClusterSettings
 from pretrain.cost import Lengths, Program, parameters, step
 from pretrain.settings import ModelSettings, Settings

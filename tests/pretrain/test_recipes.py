@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.configuration import as_dict, choices
+from data_prep.core.config import as_dict, choices
 from pretrain.run import load
 from pretrain.settings import Settings
 

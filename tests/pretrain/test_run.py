@@ -18,8 +18,8 @@ import pytest
 from run_in_fork import pretrain_run
 from wandb_files import history, records
 
-from data_prep.files import checksum, read_json
-from data_prep.objectives import Pairing
+from data_prep.core.files import checksum, read_json
+from data_prep.core.objectives import Pairing
 from pretrain import expectation
 from pretrain.consolidated import Snapshot
 from pretrain.engine import Engine

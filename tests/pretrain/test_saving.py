@@ -15,7 +15,7 @@ from ranks_harness import run_ranks
 from safetensors.torch import load_file, save_file
 from saver_samples import FileEngine, saver_of
 
-from data_prep.files import checksum, read_json
+from data_prep.core.files import checksum, read_json
 from pretrain import consolidated, saving
 from pretrain.checkpoint import newest_whole, path_of
 from pretrain.consolidated import Layout, Snapshot

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.configuration import compose
+from data_prep.core.config import compose
 from pretrain.schedules import is_over, learning_rate
 from pretrain.settings import ScheduleSettings, Settings
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from data_prep.configuration import SettingsError, compose
+from data_prep.core.config import SettingsError, compose
 from pretrain.settings import Settings
 from pretrain.settings_check import check
 

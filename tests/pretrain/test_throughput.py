@@ -8,7 +8,7 @@ import orjson
 import pytest
 import torch
 
-from data_prep.configuration import compose
+from data_prep.core.config import compose
 from pretrain.settings import Precision, Settings
 from pretrain.throughput import Goodput, Work, known_peak, model_flop, peak_tflops
 

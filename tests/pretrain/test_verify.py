@@ -16,8 +16,8 @@ import run_in_fork
 from run_in_fork import Hook, pretrain_run
 
 import pretrain.copies
-from data_prep.configuration import SettingsError, as_dict, as_overrides
-from data_prep.files import checksum
+from data_prep.core.config import SettingsError, as_dict, as_overrides
+from data_prep.core.files import checksum
 from pretrain import consolidated, verify
 from pretrain.batches.loader import TrainLoader
 from pretrain.copies import NEVER, find_origin, json_lines, steps_left

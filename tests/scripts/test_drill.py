@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.files import write_json
+from data_prep.core.files import write_json
 from pretrain.run import load
 from scripts import drill
 from scripts.drill import RANKS, SIZES, STEPS, Drill, Outcome, Seen, table

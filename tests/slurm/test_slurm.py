@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.files import read_json
+from data_prep.core.files import read_json
 from pretrain.checkpoint import newest_whole
 
 SCRIPT = "slurm/pretrain_large.sh"

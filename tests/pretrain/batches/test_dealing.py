@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.configuration import SettingsError
+from data_prep.core.config import SettingsError
 from pretrain.batches.dealing import _first, check_dealable, deal, deal_prefix, longest_prefix
 from scripts.synthetic_shards import draw_lengths
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.configuration import CONF, SettingsError, as_yaml, choices, compose
-from data_prep.files import remove_abandoned
+from data_prep.core.config import CONF, SettingsError, as_yaml, choices, compose
+from data_prep.core.files import remove_abandoned
+from data_prep.core.objectives import MaskingUnit, Pairing
 from data_prep.language import known_languages
-from data_prep.objectives import MaskingUnit, Pairing
 
 
 class SourceKind(enum.Enum):
