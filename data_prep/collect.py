@@ -18,10 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep import duplicates
 from data_prep.core.config import as_dict
 from data_prep.core.files import read_json, write_json
 from data_prep.core.settings import DataPrepSettings, SourceSettings, require_source, start
+from data_prep.dedup import duplicates
+from data_prep.dedup.signatures import SignatureWriter, signatures_path
 from data_prep.documents import (
     SCHEMA_VERSION,
     Damage,
@@ -36,7 +37,6 @@ from data_prep.documents import (
 )
 from data_prep.engine import TaskEntry, fingerprint, run_tasks
 from data_prep.language import language_of
-from data_prep.signatures import SignatureWriter, signatures_path
 from data_prep.sources import Plan, module_of
 
 

@@ -23,10 +23,10 @@ import tokenizers
 import xxhash
 from numpy.typing import NDArray
 
-from data_prep import duplicates
 from data_prep.accelerated import COMPARED, AcceleratedEncoder
 from data_prep.core.files import read_json, write_json
 from data_prep.core.settings import DataPrepSettings, start
+from data_prep.dedup import duplicates
 from data_prep.documents import Document, Part, list_parts, read_part
 from data_prep.engine import TaskEntry, fingerprint, run_tasks
 from data_prep.sentences import split_paragraph

@@ -16,12 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import collect, duplicates, encode, vocab
+from data_prep import collect, encode, vocab
 from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.settings import load
+from data_prep.dedup import duplicates
+from data_prep.dedup.duplicates import FEWEST_CHARACTERS, LEAST_EQUAL
+from data_prep.dedup.signatures import BANDS, Signatures, shingles, signature, signatures_path
 from data_prep.documents import Document, Part, describe_part, list_parts, write_part
-from data_prep.duplicates import FEWEST_CHARACTERS, LEAST_EQUAL
-from data_prep.signatures import BANDS, Signatures, shingles, signature, signatures_path
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

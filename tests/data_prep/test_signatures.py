@@ -13,10 +13,9 @@ import rensa
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data_prep import signatures
 from data_prep.core.files import checksum
-from data_prep.documents import Document, write_part
-from data_prep.signatures import (
+from data_prep.dedup import signatures
+from data_prep.dedup.signatures import (
     SEED,
     SHINGLE_WORDS,
     VALUES,
@@ -26,6 +25,7 @@ from data_prep.signatures import (
     signatures_path,
     write_signatures,
 )
+from data_prep.documents import Document, write_part
 
 MASK = 2**64 - 1
 WORDS = "sea whale ship captain harpoon storm white leg mast boat line deck sail crew oil".split()

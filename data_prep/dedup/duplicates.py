@@ -27,8 +27,7 @@ from numpy.typing import NDArray
 
 from data_prep.core.files import checksum, read_json, whole_or_absent, write_json
 from data_prep.core.settings import DataPrepSettings, Duplicates
-from data_prep.documents import Part
-from data_prep.signatures import (
+from data_prep.dedup.signatures import (
     BANDS,
     VALUES,
     Signatures,
@@ -36,6 +35,7 @@ from data_prep.signatures import (
     open_signatures,
     write_signatures,
 )
+from data_prep.documents import Part
 
 SCHEMA_VERSION = 1  # of duplicates.json and duplicates.parquet
 # Equal values that make two signatures near: a Jaccard similarity of 0.7, where the bands find one
