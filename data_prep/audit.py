@@ -27,8 +27,8 @@ from data_prep.audit_tables import CORPUS, REPEATED, REPEATED_EXAMPLES, SHARDS, 
 from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.objectives import Pairing
 from data_prep.core.settings import DataPrepSettings, start
-from data_prep.masking import MaskingRule
-from data_prep.pairs import LOSSES, label_fault
+from data_prep.examples.masking import MaskingRule
+from data_prep.examples.pairs import LOSSES, label_fault
 from data_prep.tokens import TokenStore
 from data_prep.wordpiece import read_vocab
 

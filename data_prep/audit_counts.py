@@ -13,7 +13,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from data_prep.core.objectives import MaskingUnit, Pairing
-from data_prep.masking import MaskingRule, num_masked
+from data_prep.examples.masking import MaskingRule, num_masked
 from data_prep.shards import Examples
 
 # What is counted in every shard, and summed.

@@ -20,7 +20,7 @@ from data_prep.core.config import as_dict
 from data_prep.core.files import checksum, read_json, whole_or_absent, write_json
 from data_prep.core.objectives import Pairing
 from data_prep.core.settings import DataPrepSettings, start
-from data_prep.pairs import LOSSES, label_fault
+from data_prep.examples.pairs import LOSSES, label_fault
 
 # What of the settings decides the bytes; the rest (workers, bounds of the audit, ...) does not.
 DECISIVE = ("seed", "seq_len", "pairs", "copies", "short_seq_prob", "masking")
@@ -45,7 +45,7 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     is_built = former.is_file() and manifest.items() <= read_json(former).items()
     if not is_built and settings.share_of[0] == 1:  # each share would read the whole store
         _refuse_unfit(data_dir, settings)
-    from data_prep.examples import build_shard  # late: it loads the kernels
+    from data_prep.examples.build_shard import build_shard  # late: it loads the kernels
 
     # One fingerprint for all: every shard has its random partners from the whole store
     common = engine.fingerprint(manifest)

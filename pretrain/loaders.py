@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_prep.masking import MaskingRule
+from data_prep.examples.masking import MaskingRule
 from data_prep.shards import Shards
 from pretrain.batches.loader import EvalLoader, TrainLoader
 from pretrain.plan import order_seed

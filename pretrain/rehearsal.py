@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_prep.masking import MaskingRule, num_masked
+from data_prep.examples.masking import MaskingRule, num_masked
 from data_prep.shards import Examples
 from pretrain.batches.packing import PackedBatch, pack
 from pretrain.engine import Engine

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.masking import MaskingRule, num_masked
-from data_prep.philox import MASK
+from data_prep.examples.masking import MaskingRule, num_masked
+from data_prep.examples.philox import MASK
 from data_prep.shards import Examples
 
 Columns = dict[str, NDArray[Any]]

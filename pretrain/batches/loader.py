@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_prep.masking import MaskingRule, dynamic_keys
+from data_prep.examples.masking import MaskingRule, dynamic_keys
 from data_prep.shards import Rows, Shards
 from pretrain.batches.dealing import Deal, check_dealable, deal, deal_prefix, longest_prefix
 from pretrain.batches.order import ExampleOrder, keyed_hash

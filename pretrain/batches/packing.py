@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_prep.core.objectives import MaskingUnit
-from data_prep.masking import (
+from data_prep.examples.masking import (
     CompiledRule,
     MaskingRule,
     mask_example,

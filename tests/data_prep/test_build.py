@@ -11,9 +11,9 @@ from data_prep import build, engine
 from data_prep.core.files import read_json, write_json
 from data_prep.core.objectives import Pairing
 from data_prep.core.settings import DataPrepSettings, ShareDone, load
-from data_prep.examples import build_shard
-from data_prep.masking import MaskingRule, mask_examples, static_keys
-from data_prep.pairs import label_fault
+from data_prep.examples.build_shard import build_shard
+from data_prep.examples.masking import MaskingRule, mask_examples, static_keys
+from data_prep.examples.pairs import label_fault
 from data_prep.shards import Shards, read_shard, read_token_counts, verify
 from data_prep.tokens import read_manifest
 

@@ -7,9 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import philox
 from data_prep.core.objectives import MaskingUnit
-from data_prep.masking import MaskingRule, dynamic_keys, mask_examples, num_masked, static_keys
+from data_prep.examples import philox
+from data_prep.examples.masking import (
+    MaskingRule,
+    dynamic_keys,
+    mask_examples,
+    num_masked,
+    static_keys,
+)
 
 V = 1000
 RULE = MaskingRule(

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_corpora import distinct_documents, open_store, random_documents
 
-from data_prep import philox
 from data_prep.core.objectives import Pairing
-from data_prep.pairs import PairRule, Pairs, make_pairs, split_long_sentences
+from data_prep.examples import philox
+from data_prep.examples.pairs import PairRule, Pairs, make_pairs, split_long_sentences
 
 CLS, SEP = 2, 3
 RULE = PairRule(Pairing.nsp, seq_len=32, short_seq_prob=0.1, seed=12345, copy=0)

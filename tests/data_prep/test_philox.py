@@ -2,7 +2,7 @@ import numba
 import numpy as np
 import pytest
 
-from data_prep import philox
+from data_prep.examples import philox
 
 
 def block(counter: list[int], key: list[int]) -> str:

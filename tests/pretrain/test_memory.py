@@ -10,7 +10,7 @@ import torch
 
 from data_prep.core.config import compose
 from data_prep.core.objectives import MaskingUnit, Pairing
-from data_prep.masking import MaskingRule
+from data_prep.examples.masking import MaskingRule
 from pretrain.cluster import ClusterSettings
 from pretrain.cost import parameters
 from pretrain.memory import GIB, activation_bytes, largest_budget, logit_bytes, memory, states

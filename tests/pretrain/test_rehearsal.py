@@ -10,7 +10,7 @@ from engine_samples import MANY_MICRO_STEPS, build_engine, build_model, global_b
 from ranks_harness import run_ranks
 from run_in_fork import pretrain_run
 
-from data_prep.masking import MaskingRule
+from data_prep.examples.masking import MaskingRule
 from pretrain.model import BertForPreTraining
 from pretrain.ranks import Ranks
 from pretrain.rehearsal import fake_batch

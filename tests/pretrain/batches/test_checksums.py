@@ -12,7 +12,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.masking import MaskingRule
+from data_prep.examples.masking import MaskingRule
 from data_prep.shards import Examples, Shards
 from pretrain.batches.checksums import batch_checksum, together
 from pretrain.batches.loader import GlobalBatch, TrainLoader

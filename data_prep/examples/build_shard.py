@@ -14,8 +14,8 @@ import numpy as np
 import orjson
 
 from data_prep.core.objectives import MaskingUnit, Pairing
-from data_prep.masking import MaskingRule, mask_examples, static_keys
-from data_prep.pairs import LOSSES, PairRule, Pairs, make_pairs
+from data_prep.examples.masking import MaskingRule, mask_examples, static_keys
+from data_prep.examples.pairs import LOSSES, PairRule, Pairs, make_pairs
 from data_prep.shards import Examples, shard_name, write_shard
 from data_prep.tokens import TokenPart, TokenStore
 

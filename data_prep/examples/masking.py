@@ -21,8 +21,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep import philox
 from data_prep.core.objectives import MaskingUnit, Pairing
+from data_prep.examples import philox
 
 SPARE = (
     16  # random words for draws that are rejected: one in ten thousand and fewer, so never so many
