@@ -35,7 +35,7 @@ from data_prep.documents import (
     repeated_ids,
     write_part,
 )
-from data_prep.engine import TaskEntry, fingerprint, run_tasks
+from data_prep.executors.run import TaskEntry, fingerprint, run_tasks
 from data_prep.language import language_of
 from data_prep.sources import Plan, module_of
 

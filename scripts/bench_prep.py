@@ -30,12 +30,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from data_prep import accelerated, build, collect, encode, engine, vocab
+from data_prep import accelerated, build, collect, encode, vocab
 from data_prep.core.settings import DataPrepSettings, load, require_source
 from data_prep.documents import Document, list_parts, read_part
 from data_prep.examples.build_shard import make_examples
 from data_prep.examples.masking import MaskingRule
 from data_prep.examples.pairs import PairRule
+from data_prep.executors import run as engine
 from data_prep.sentences import split_paragraph
 from data_prep.sources import sample
 from data_prep.tokens import SPLITS, TokenStore
@@ -238,7 +239,7 @@ def _run_here(
     task: engine.Task,
     settings: DataPrepSettings,
 ) -> dict[str, int]:
-    """In place of data_prep.engine.run_tasks: all tasks one after another in this process."""
+    """In place of data_prep.executors.run.run_tasks: all tasks one after another in this process."""
     total: Counter[str] = Counter()
     for index in range(len(tasks)):
         total.update(task(index))

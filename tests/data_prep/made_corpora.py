@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep import engine
 from data_prep.core.files import checksum, write_json
+from data_prep.executors import run
 from data_prep.tokens import TokenStore, write_part
 
 SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
@@ -91,7 +91,7 @@ def _write_part(path: Path, documents: Sequence[Document]) -> dict[str, int | st
     )
 
 
-def run_inline(plan: engine.Plan, todo: Iterable[int], num_workers: int) -> dict[int, str]:
+def run_inline(plan: run.Plan, todo: Iterable[int], num_workers: int) -> dict[int, str]:
     """Stands for engine._run_processes where the processes are not what is tested: 1 s a task."""
     for index in todo:
         entry = plan.entries[index]
@@ -100,5 +100,5 @@ def run_inline(plan: engine.Plan, todo: Iterable[int], num_workers: int) -> dict
             "counts": plan.task(index),
             "sizes": [path.stat().st_size for path in entry.outputs],
         }
-        write_json(engine.record_path(plan.log_dir, "finished", entry.name), record)
+        write_json(run.record_path(plan.log_dir, "finished", entry.name), record)
     return {}

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from made_corpora import random_documents, run_inline, write_corpus
 
-from data_prep import audit, audit_page, build, engine
+from data_prep import audit, audit_page, build
 from data_prep.audit_card import card
 from data_prep.audit_plots import draw
 from data_prep.core.files import read_json, write_json
 from data_prep.core.settings import load
+from data_prep.executors import run
 from data_prep.shards import Shards
 
 PLOTS = ("lengths_64", "document_tokens", "sources", "labels_and_masks", "dropped")
@@ -35,7 +36,7 @@ def audited(tmp_path_factory) -> Path:
         },
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "_run_processes", run_inline)
+        patch.setattr(run, "_run_processes", run_inline)
         build.run(load([f"data_dir={data_dir}", "seq_len=64"]))
     vocab = data_dir / "vocab" / "vocab.txt"
     vocab.write_text(

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 from made_corpora import random_documents, run_inline, write_corpus
 
-from data_prep import build, engine
+from data_prep import build
 from data_prep.audit_shortcut import audit_shortcut
 from data_prep.core.settings import load
+from data_prep.executors import run
 from data_prep.shards import Examples, Shards
 
 BOUNDS = load(["data_dir=any"]).audit
 
 
 def build_corpus(data_dir: Path, documents, monkeypatch) -> Shards:
-    monkeypatch.setattr(engine, "_run_processes", run_inline)
+    monkeypatch.setattr(run, "_run_processes", run_inline)
     write_corpus(data_dir, [documents], [documents[:5]])
     build.run(load([f"data_dir={data_dir}", "seq_len=64"]))
     return Shards.open(data_dir / "len64", "train")

@@ -16,7 +16,7 @@ from data_prep import audit, collect, encode, vocab
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum
 from data_prep.core.settings import ShareDone, load
-from data_prep.engine import TaskEntry, run_tasks
+from data_prep.executors.run import TaskEntry, run_tasks
 
 ROOT = Path(__file__).parents[2]
 HAS_RAY = importlib.util.find_spec("ray") is not None

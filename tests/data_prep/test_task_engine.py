@@ -11,7 +11,7 @@ import pytest
 
 from data_prep.core.files import read_json
 from data_prep.core.settings import load
-from data_prep.engine import TaskEntry, fingerprint, run_tasks
+from data_prep.executors.run import TaskEntry, fingerprint, run_tasks
 
 Task = functools.partial[dict[str, int]]
 

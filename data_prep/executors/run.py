@@ -154,9 +154,9 @@ def _run(plan: Plan, todo: Sequence[int], settings: DataPrepSettings) -> dict[in
     """Run the tasks of `todo`; return what went wrong, by index."""
     if settings.executor is Executor.local:
         return _run_processes(plan, todo, settings.workers)
-    from data_prep import executors
+    from data_prep.executors import ray
 
-    run = {Executor.slurm: executors.run_on_slurm, Executor.ray: executors.run_on_ray}
+    run = {Executor.slurm: ray.run_on_slurm, Executor.ray: ray.run_on_ray}
     return run[settings.executor](plan, todo, settings)
 
 

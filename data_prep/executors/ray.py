@@ -18,7 +18,7 @@ from pathlib import Path
 
 from data_prep.core.config import SettingsError
 from data_prep.core.settings import DataPrepSettings
-from data_prep.engine import (
+from data_prep.executors.run import (
     Plan,
     Task,
     TaskEntry,
@@ -29,7 +29,7 @@ from data_prep.engine import (
     unfinished,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 2.0  # between two looks at the records and at the queue
 
 
