@@ -17,18 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import shards
-from data_prep.audit_card import write_card
-from data_prep.audit_corpus import audit_corpus
-from data_prep.audit_counts import BROKEN, Counts, content_hashes, count, shares
-from data_prep.audit_examples import shown_examples
-from data_prep.audit_page import write_page
-from data_prep.audit_shortcut import audit_shortcut
-from data_prep.audit_tables import CORPUS, REPEATED, REPEATED_EXAMPLES, SHARDS, table_rows
 from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.objectives import Pairing
 from data_prep.core.settings import DataPrepSettings, start
 from data_prep.examples.masking import MaskingRule
 from data_prep.examples.pairs import LOSSES, label_fault
+from data_prep.quality.corpus import audit_corpus
+from data_prep.quality.counts import BROKEN, Counts, content_hashes, count, shares
+from data_prep.quality.dataset_card import write_card
+from data_prep.quality.page import write_page
+from data_prep.quality.samples import shown_examples
+from data_prep.quality.shortcut import audit_shortcut
+from data_prep.quality.tables import CORPUS, REPEATED, REPEATED_EXAMPLES, SHARDS, table_rows
 from data_prep.tokens import TokenStore
 from data_prep.wordpiece import read_vocab
 

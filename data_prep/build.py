@@ -140,7 +140,7 @@ def summary(manifest: dict[str, Any]) -> str:
 
 def _refuse_unfit(data_dir: Path, settings: DataPrepSettings) -> None:
     """What the audit would say of the token store is said before a shard of it is written."""
-    from data_prep.audit_corpus import audit_corpus  # late: it loads a kernel
+    from data_prep.quality.corpus import audit_corpus  # late: it loads a kernel
 
     _, faults = audit_corpus(data_dir, settings.pairs, settings.audit)
     if faults:

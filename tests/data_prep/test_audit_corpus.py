@@ -2,16 +2,16 @@ import numpy as np
 import pytest
 from made_corpora import SPECIAL_IDS, random_documents, write_corpus
 
-from data_prep import audit_corpus
 from data_prep.core.objectives import Pairing
 from data_prep.core.settings import load
+from data_prep.quality import corpus
 
 BOUNDS = load(["data_dir=any"]).audit
 
 
 def faults_of(tmp_path, train, heldout=(), pairing=Pairing.nsp) -> list[str]:
     write_corpus(tmp_path, train, heldout)
-    return audit_corpus.audit_corpus(tmp_path, pairing, BOUNDS)[1]
+    return corpus.audit_corpus(tmp_path, pairing, BOUNDS)[1]
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_unknown_tokens_are_refused(tmp_path, documents) -> None:
 def test_the_figures_are_those_of_a_naive_count(tmp_path, documents) -> None:
     parts, heldout = [documents[:60], documents[60:] + documents[:10]], [documents[:3]]
     write_corpus(tmp_path, parts, heldout)
-    figures, _ = audit_corpus.audit_corpus(tmp_path, Pairing.nsp, BOUNDS)
+    figures, _ = corpus.audit_corpus(tmp_path, Pairing.nsp, BOUNDS)
     whole = [document for part in parts for document in part]
     sentences = [tuple(sentence) for document in whole for sentence in document]
     train = figures["splits"]["train"]
@@ -71,6 +71,6 @@ def test_the_figures_are_those_of_a_naive_count(tmp_path, documents) -> None:
 def test_a_sample_of_the_sentences_gives_the_share_of_all(tmp_path, monkeypatch) -> None:
     documents = random_documents(np.random.default_rng(2), 2_000)
     write_corpus(tmp_path, [documents + documents[:600]])
-    monkeypatch.setattr(audit_corpus, "MOST_HASHES", 8_000)
-    figures, _ = audit_corpus.audit_corpus(tmp_path, Pairing.nsp, BOUNDS)
+    monkeypatch.setattr(corpus, "MOST_HASHES", 8_000)
+    figures, _ = corpus.audit_corpus(tmp_path, Pairing.nsp, BOUNDS)
     assert figures["splits"]["train"]["repeated_sentences_share"] == pytest.approx(0.23, abs=0.02)

@@ -7,9 +7,9 @@ import pytest
 from made_corpora import random_documents, run_inline, write_corpus
 
 from data_prep import build
-from data_prep.audit_shortcut import audit_shortcut
 from data_prep.core.settings import load
 from data_prep.executors import run
+from data_prep.quality.shortcut import audit_shortcut
 from data_prep.shards import Examples, Shards
 
 BOUNDS = load(["data_dir=any"]).audit

@@ -8,10 +8,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from data_prep.audit_plots import draw, dropped_by_reason
-from data_prep.audit_tables import CORPUS, REPEATED, REPEATED_EXAMPLES, SHARDS, table_rows
 from data_prep.core.files import whole_or_absent
 from data_prep.core.objectives import Pairing
+from data_prep.quality.plots import draw, dropped_by_reason
+from data_prep.quality.tables import CORPUS, REPEATED, REPEATED_EXAMPLES, SHARDS, table_rows
 
 Report = dict[str, Any]
 
