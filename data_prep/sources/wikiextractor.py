@@ -17,8 +17,8 @@ from data_prep.cleaning import clean_paragraphs, remove_hollows, split_lines
 from data_prep.core.settings import SourceSettings
 from data_prep.documents import Damage, Document, Reject
 from data_prep.sources import Plan
-from data_prep.sources.articles import article
-from data_prep.sources.folders import plan_files, read_file
+from data_prep.sources.text_files import plan_files, read_file
+from data_prep.sources.wikipedia_articles import article
 
 _OPEN = re.compile(r'<doc id="([^"]*)" url="[^"]*" title="(.*)">\s*$')
 

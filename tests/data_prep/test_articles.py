@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from data_prep.sources.articles import lists_meanings
+from data_prep.sources.wikipedia_articles import lists_meanings
 
 PARAGRAPH = "It has been known for a long time, and much has been written about it. " * 5
 

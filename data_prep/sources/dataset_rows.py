@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from data_prep.core.config import SettingsError
 from data_prep.core.settings import SourceSettings
 from data_prep.sources import Plan
-from data_prep.sources.folders import list_files
+from data_prep.sources.text_files import list_files
 
 _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
 _COLUMN_OVERHEAD = 16  # bytes a row of ids and offsets, next to the text; for the cut alone
