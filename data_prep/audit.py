@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep import shards
 from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.objectives import Pairing
 from data_prep.core.settings import DataPrepSettings, start
@@ -29,7 +28,8 @@ from data_prep.quality.page import write_page
 from data_prep.quality.samples import shown_examples
 from data_prep.quality.shortcut import audit_shortcut
 from data_prep.quality.tables import CORPUS, REPEATED, REPEATED_EXAMPLES, SHARDS, table_rows
-from data_prep.tokens import TokenStore
+from data_prep.stores import shards
+from data_prep.stores.tokens import TokenStore
 from data_prep.wordpiece import read_vocab
 
 SHOWN_WORDS = 100  # of an example on the terminal; audit.json has all

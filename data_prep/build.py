@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep import shards, tokens
 from data_prep.core.config import as_dict
 from data_prep.core.files import checksum, read_json, whole_or_absent, write_json
 from data_prep.core.objectives import Pairing
 from data_prep.core.settings import DataPrepSettings, start
 from data_prep.examples.pairs import LOSSES, label_fault
 from data_prep.executors import run as engine
+from data_prep.stores import shards, tokens
 
 # What of the settings decides the bytes; the rest (workers, bounds of the audit, ...) does not.
 DECISIVE = ("seed", "seq_len", "pairs", "copies", "short_seq_prob", "masking")

@@ -23,7 +23,10 @@ from data_prep.core.files import read_json, write_json
 from data_prep.core.settings import DataPrepSettings, SourceSettings, require_source, start
 from data_prep.dedup import duplicates
 from data_prep.dedup.signatures import SignatureWriter, signatures_path
-from data_prep.documents import (
+from data_prep.executors.run import TaskEntry, fingerprint, run_tasks
+from data_prep.language import language_of
+from data_prep.sources import Plan, module_of
+from data_prep.stores.documents import (
     SCHEMA_VERSION,
     Damage,
     Document,
@@ -35,9 +38,6 @@ from data_prep.documents import (
     repeated_ids,
     write_part,
 )
-from data_prep.executors.run import TaskEntry, fingerprint, run_tasks
-from data_prep.language import language_of
-from data_prep.sources import Plan, module_of
 
 
 def run(settings: DataPrepSettings) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.settings import DataPrepSettings, start
 from data_prep.dedup import duplicates
-from data_prep.documents import Part, list_parts, read_part
+from data_prep.stores.documents import Part, list_parts, read_part
 from data_prep.wordpiece import (
     TOKENIZER_FILES,
     add_words,

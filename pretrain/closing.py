@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 
 from data_prep.core.objectives import Pairing
-from data_prep.shards import Shards, read_token_counts
+from data_prep.stores.shards import Shards, read_token_counts
 from pretrain.batches.loader import held_out_ids
 from pretrain.evaluate import frequency_loss
 from pretrain.prepared import folder_of

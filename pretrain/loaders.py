@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.examples.masking import MaskingRule
-from data_prep.shards import Shards
+from data_prep.stores.shards import Shards
 from pretrain.batches.loader import EvalLoader, TrainLoader
 from pretrain.plan import order_seed
 from pretrain.prepared import folder_of

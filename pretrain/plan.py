@@ -139,7 +139,7 @@ def corpus_of(settings: Settings) -> Corpus:
     data, assumed = settings.data, settings.plan
     folder = Path(data.dir) / f"len{data.seq_len}"
     if (folder / "manifest.json").exists():
-        from data_prep.shards import Shards
+        from data_prep.stores.shards import Shards
 
         manifest: dict[str, Any] = read_json(folder / "manifest.json")
         train = manifest["splits"]["train"]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from data_prep.examples.masking import MaskingRule, num_masked
-from data_prep.shards import Examples
+from data_prep.stores.shards import Examples
 from pretrain.batches.packing import PackedBatch, pack
 from pretrain.engine import Engine
 from pretrain.phases import Phase

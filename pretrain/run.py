@@ -227,7 +227,7 @@ def _check_shards(folder: Path, ranks: Ranks) -> None:
     Batches take their examples from all over the shards, so that the first ones would touch nearly
     every shard anyway; and what is read now, the memory holds when training starts.
     """
-    from data_prep.shards import verify
+    from data_prep.stores.shards import verify
 
     faults = list(itertools.chain(*ranks.gather(verify(folder, ranks.rank, ranks.world_size))))
     if faults:

@@ -23,7 +23,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from data_prep.core.config import compose
-from data_prep.shards import Shards
+from data_prep.stores.shards import Shards
 from pretrain.batches.packing import Shape, pack
 from pretrain.settings import Precision, Settings
 from scripts.benchmark import Arguments, arguments, machine

@@ -27,7 +27,7 @@ import torch
 
 from data_prep.core.files import write_json
 from data_prep.examples.masking import MaskingRule, dynamic_keys
-from data_prep.shards import Shards, read_shard
+from data_prep.stores.shards import Shards, read_shard
 from pretrain.batches.dealing import deal, longest_prefix
 from pretrain.batches.loader import TrainLoader
 from pretrain.batches.order import ExampleOrder

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from data_prep.examples.masking import MaskingRule, num_masked
 from data_prep.examples.philox import MASK
-from data_prep.shards import Examples
+from data_prep.stores.shards import Examples
 
 Columns = dict[str, NDArray[Any]]
 GROUP = 1024  # sequences that are masked side by side: their random words fit the cache

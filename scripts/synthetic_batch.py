@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.shards import Shards
+from data_prep.stores.shards import Shards
 from pretrain.batches.loader import GlobalBatch
 from pretrain.batches.packing import pack
 from scripts.synthetic_shards import write_synthetic_shards

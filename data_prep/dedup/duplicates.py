@@ -35,7 +35,7 @@ from data_prep.dedup.signatures import (
     open_signatures,
     write_signatures,
 )
-from data_prep.documents import Part
+from data_prep.stores.documents import Part
 
 SCHEMA_VERSION = 1  # of duplicates.json and duplicates.parquet
 # Equal values that make two signatures near: a Jaccard similarity of 0.7, where the bands find one

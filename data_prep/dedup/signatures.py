@@ -29,7 +29,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from data_prep.core.files import whole_or_absent
-from data_prep.documents import Document, read_part
+from data_prep.stores.documents import Document, read_part
 
 SCHEMA_VERSION = 1
 SHINGLE_WORDS = 5

@@ -16,8 +16,8 @@ import orjson
 from data_prep.core.objectives import MaskingUnit, Pairing
 from data_prep.examples.masking import MaskingRule, mask_examples, static_keys
 from data_prep.examples.pairs import LOSSES, PairRule, Pairs, make_pairs
-from data_prep.shards import Examples, shard_name, write_shard
-from data_prep.tokens import TokenPart, TokenStore
+from data_prep.stores.shards import Examples, shard_name, write_shard
+from data_prep.stores.tokens import TokenPart, TokenStore
 
 
 def build_shard(

@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 
 from data_prep.core.objectives import Pairing
 from data_prep.examples import philox
-from data_prep.tokens import TokenStore
+from data_prep.stores.tokens import TokenStore
 
 LOSSES = ("truncated_tokens", "long_sentences", "unpaired_documents")  # of Pairs, and of manifests
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from data_prep.core.files import read_json
 from data_prep.core.objectives import Pairing
 from data_prep.core.settings import AuditSettings
-from data_prep.tokens import SPLITS, TokenStore
+from data_prep.stores.tokens import SPLITS, TokenStore
 
 MOST_HASHES = 1 << 24  # sentences compared: of a larger store a sample, all copies of each
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from data_prep.core.objectives import MaskingUnit, Pairing
 from data_prep.examples.masking import MaskingRule, num_masked
-from data_prep.shards import Examples
+from data_prep.stores.shards import Examples
 
 # What is counted in every shard, and summed.
 Counts = dict[str, int]

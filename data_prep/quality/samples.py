@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.shards import Shards
-from data_prep.tokens import TokenStore
+from data_prep.stores.shards import Shards
+from data_prep.stores.tokens import TokenStore
 
 SHOWN = 5
 

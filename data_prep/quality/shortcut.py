@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.core.settings import AuditSettings
-from data_prep.shards import Examples, Shards
+from data_prep.stores.shards import Examples, Shards
 
 SAMPLE = 5_000  # examples to learn from, and as many others to judge by
 LEAST = 500  # examples to judge by: with fewer, chance would judge

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from data_prep.core.settings import SourceKind, SourceSettings
-from data_prep.documents import Damage, Document, Reject
+from data_prep.stores.documents import Damage, Document, Reject
 
 
 @dataclass(frozen=True)

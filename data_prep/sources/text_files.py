@@ -8,8 +8,8 @@ from pathlib import Path
 
 from data_prep.core.config import SettingsError
 from data_prep.core.settings import SourceSettings
-from data_prep.documents import Damage
 from data_prep.sources import Plan, cut_by_size
+from data_prep.stores.documents import Damage
 
 
 def plan_files(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from data_prep.core.settings import SourceSettings
-from data_prep.documents import Document, Reject
+from data_prep.stores.documents import Document, Reject
 from data_prep.wikitext import is_disambiguation
 
 # "Clone may refer to:", "Fraile is Spanish for friar and may refer to", "CNO is an initialism. It

@@ -20,10 +20,10 @@ from mwparserfromhell.parser import ParserError
 
 from data_prep.core.config import SettingsError
 from data_prep.core.settings import SourceSettings
-from data_prep.documents import Damage, Document, Reject
 from data_prep.sources import Plan
 from data_prep.sources.text_files import list_files, stat_of
 from data_prep.sources.wikipedia_articles import article
+from data_prep.stores.documents import Damage, Document, Reject
 from data_prep.wikitext import HIDDEN_NAMESPACES, is_disambiguation, is_redirect, to_text
 
 _DUMP_NAME = re.compile(r".+\.xml(?:-p\d+p\d+)?(?:[-.].*(?:bz2|xz))?")

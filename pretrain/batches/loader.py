@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_prep.examples.masking import MaskingRule, dynamic_keys
-from data_prep.shards import Rows, Shards
+from data_prep.stores.shards import Rows, Shards
 from pretrain.batches.dealing import Deal, check_dealable, deal, deal_prefix, longest_prefix
 from pretrain.batches.order import ExampleOrder, keyed_hash
 from pretrain.batches.packing import NewMasks, PackedBatch, Shape, pack_rows

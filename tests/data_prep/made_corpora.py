@@ -9,7 +9,7 @@ import numpy as np
 
 from data_prep.core.files import checksum, write_json
 from data_prep.executors import run
-from data_prep.tokens import TokenStore, write_part
+from data_prep.stores.tokens import TokenStore, write_part
 
 SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 FIRST_TEXT_ID = 5

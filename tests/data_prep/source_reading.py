@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.core.settings import SourceKind, SourceSettings
-from data_prep.documents import Document, Reject
 from data_prep.sources import module_of
+from data_prep.stores.documents import Document, Reject
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 

@@ -11,7 +11,7 @@ from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.objectives import Pairing
 from data_prep.core.settings import load
 from data_prep.executors import run
-from data_prep.shards import Examples, Shards, read_shard, write_shard
+from data_prep.stores.shards import Examples, Shards, read_shard, write_shard
 
 
 @pytest.fixture(scope="module")

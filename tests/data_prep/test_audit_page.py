@@ -16,7 +16,7 @@ from data_prep.executors import run
 from data_prep.quality import page as audit_page
 from data_prep.quality.dataset_card import card
 from data_prep.quality.plots import draw
-from data_prep.shards import Shards
+from data_prep.stores.shards import Shards
 
 PLOTS = ("lengths_64", "document_tokens", "sources", "labels_and_masks", "dropped")
 

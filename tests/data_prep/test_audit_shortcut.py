@@ -10,7 +10,7 @@ from data_prep import build
 from data_prep.core.settings import load
 from data_prep.executors import run
 from data_prep.quality.shortcut import audit_shortcut
-from data_prep.shards import Examples, Shards
+from data_prep.stores.shards import Examples, Shards
 
 BOUNDS = load(["data_dir=any"]).audit
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from source_reading import SHARED, read_all, reasons, source_of, texts
 
-from data_prep.documents import Damage
 from data_prep.sources import books
+from data_prep.stores.documents import Damage
 
 STORY = "She said “no”. It was the café’s end.\n\nThey all went home — at last."
 

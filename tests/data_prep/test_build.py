@@ -15,8 +15,8 @@ from data_prep.examples.build_shard import build_shard
 from data_prep.examples.masking import MaskingRule, mask_examples, static_keys
 from data_prep.examples.pairs import label_fault
 from data_prep.executors import run
-from data_prep.shards import Shards, read_shard, read_token_counts, verify
-from data_prep.tokens import read_manifest
+from data_prep.stores.shards import Shards, read_shard, read_token_counts, verify
+from data_prep.stores.tokens import read_manifest
 
 HELDOUT_FROM = 700  # the ids of held-out documents; those of train documents lie below
 

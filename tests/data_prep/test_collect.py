@@ -16,7 +16,7 @@ from data_prep import collect
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json
 from data_prep.core.settings import DataPrepSettings, load, start
-from data_prep.documents import list_parts, read_part
+from data_prep.stores.documents import list_parts, read_part
 
 ROOT = Path(__file__).parents[2]
 ANY_TEXT = ["source.min_characters=null", "source.language=null"]

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import documents
 from data_prep.core.files import checksum, write_json
-from data_prep.documents import (
+from data_prep.stores import documents
+from data_prep.stores.documents import (
     Document,
     Reject,
     describe_part,

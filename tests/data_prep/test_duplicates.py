@@ -22,7 +22,7 @@ from data_prep.core.settings import load
 from data_prep.dedup import duplicates
 from data_prep.dedup.duplicates import FEWEST_CHARACTERS, LEAST_EQUAL
 from data_prep.dedup.signatures import BANDS, Signatures, shingles, signature, signatures_path
-from data_prep.documents import Document, Part, describe_part, list_parts, write_part
+from data_prep.stores.documents import Document, Part, describe_part, list_parts, write_part
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.core.files import checksum, write_json
-from data_prep.shards import SCHEMA_VERSION, Examples, Shards, read_shard, verify, write_shard
+from data_prep.stores.shards import (
+    SCHEMA_VERSION,
+    Examples,
+    Shards,
+    read_shard,
+    verify,
+    write_shard,
+)
 
 
 def make_examples(size: int, seed: int, dtype: type = np.uint16) -> Examples:
@@ -164,7 +171,7 @@ def test_a_slice_of_a_record_batch_is_read_by_its_own_offsets(tmp_path: Path) ->
     write_shard(tmp_path / "a", examples, {})
     with pa.memory_map(str(tmp_path / "a")) as file, pa.ipc.open_stream(file) as reader:
         batch = reader.read_next_batch().slice(10, 5)
-    from data_prep.shards import _list_views
+    from data_prep.stores.shards import _list_views
 
     offsets, ids = _list_views(batch.column("input_ids"))
     found = [ids[offsets[i] : offsets[i + 1]].tolist() for i in range(5)]

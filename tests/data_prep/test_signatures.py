@@ -25,7 +25,7 @@ from data_prep.dedup.signatures import (
     signatures_path,
     write_signatures,
 )
-from data_prep.documents import Document, write_part
+from data_prep.stores.documents import Document, write_part
 
 MASK = 2**64 - 1
 WORDS = "sea whale ship captain harpoon storm white leg mast boat line deck sail crew oil".split()

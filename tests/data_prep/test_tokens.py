@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.core.files import write_json
-from data_prep.tokens import SCHEMA_VERSION, TokenPart, TokenStore, token_dtype, write_part
+from data_prep.stores.tokens import SCHEMA_VERSION, TokenPart, TokenStore, token_dtype, write_part
 
 Documents = list[list[list[int]]]  # documents of sentences of ids
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from source_reading import read_all, reasons, source_of, texts
 
-from data_prep.documents import Document
 from data_prep.sources import wikiextractor
+from data_prep.stores.documents import Document
 
 
 def _doc(id: str, title: str, *lines: str) -> str:

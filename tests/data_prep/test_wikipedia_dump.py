@@ -19,8 +19,8 @@ from data_prep import collect
 from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json
 from data_prep.core.settings import SourceKind, SourceSettings
-from data_prep.documents import Damage, Document, Reject, list_parts, read_part
 from data_prep.sources import wikipedia_dump
+from data_prep.stores.documents import Damage, Document, Reject, list_parts, read_part
 from data_prep.wikitext import is_disambiguation, to_text
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"

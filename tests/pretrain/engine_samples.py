@@ -10,7 +10,7 @@ import torch
 from model_samples import small_settings
 
 from data_prep.core.objectives import Pairing
-from data_prep.shards import Examples
+from data_prep.stores.shards import Examples
 from pretrain.batches.dealing import deal
 from pretrain.batches.loader import GlobalBatch
 from pretrain.batches.packing import pack

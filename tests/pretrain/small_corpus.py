@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.core.files import checksum, write_json
-from data_prep.shards import Examples, Shards, write_shard
+from data_prep.stores.shards import Examples, Shards, write_shard
 from pretrain.batches.packing import PackedBatch
 
 SEQ_LEN = 128

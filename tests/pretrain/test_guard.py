@@ -14,7 +14,7 @@ import pytest
 from run_in_fork import pretrain_run
 
 from data_prep.core.files import checksum, read_json
-from data_prep.shards import Shards
+from data_prep.stores.shards import Shards
 from pretrain.batches.loader import TrainLoader
 from pretrain.batches.order import ExampleOrder
 from pretrain.deepspeed_start import get_accelerator

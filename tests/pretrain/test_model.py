@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data_prep.core.config import compose
 from data_prep.core.objectives import Pairing
-from data_prep.shards import Examples
+from data_prep.stores.shards import Examples
 from pretrain import attention_dropout, dropout
 from pretrain.batches.packing import Shape, pack
 from pretrain.dropout import draw_kept

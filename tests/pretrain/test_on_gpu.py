@@ -16,7 +16,7 @@ from model_samples import random_batch, random_model, small_settings
 from step_outcomes import assert_near, outcome
 from torch import Tensor
 
-from data_prep.shards import Shards
+from data_prep.stores.shards import Shards
 from pretrain.attention import attention, has_kernel
 from pretrain.batches.loader import EvalLoader
 from pretrain.batches.packing import PackedBatch

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.shards import Shards
+from data_prep.stores.shards import Shards
 from scripts import bench_curves, bench_step, keep_figures
 from scripts.bench_step import batch_of
 from scripts.step_variants import Variant, check_equal_losses

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.examples.masking import MaskingRule
-from data_prep.shards import Examples, Shards
+from data_prep.stores.shards import Examples, Shards
 from pretrain.batches.checksums import batch_checksum, together
 from pretrain.batches.loader import GlobalBatch, TrainLoader
 from pretrain.batches.packing import PackedBatch, pack

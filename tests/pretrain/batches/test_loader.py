@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from data_prep.core.config import SettingsError
 from data_prep.core.objectives import MaskingUnit
 from data_prep.examples.masking import MaskingRule, dynamic_keys
-from data_prep.shards import Shards, read_shard
+from data_prep.stores.shards import Shards, read_shard
 from pretrain.batches.loader import (
     BATCHES_AHEAD,
     EvalLoader,

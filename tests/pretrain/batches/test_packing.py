@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import DTypeLike
 
-from data_prep.shards import Examples
+from data_prep.stores.shards import Examples
 from pretrain.batches.packing import IGNORED, PackedBatch, Shape, pack
 
 CLS, SEP, MASK, VOCAB, LONGEST = 2, 3, 4, 50_000, 27

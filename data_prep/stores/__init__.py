@@ -1,0 +1,4 @@
+"""The three formats on disk (documents, tokens, shards): writers, readers, manifests.
+
+Imports core.
+"""
