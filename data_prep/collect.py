@@ -24,7 +24,6 @@ from data_prep.core.settings import DataPrepSettings, SourceSettings, require_so
 from data_prep.dedup import duplicates
 from data_prep.dedup.signatures import SignatureWriter, signatures_path
 from data_prep.executors.run import TaskEntry, fingerprint, run_tasks
-from data_prep.language import language_of
 from data_prep.sources import Plan, module_of
 from data_prep.stores.documents import (
     SCHEMA_VERSION,
@@ -38,6 +37,7 @@ from data_prep.stores.documents import (
     repeated_ids,
     write_part,
 )
+from data_prep.text.language import language_of
 
 
 def run(settings: DataPrepSettings) -> dict[str, Any]:

@@ -28,9 +28,9 @@ from data_prep.core.files import read_json, write_json
 from data_prep.core.settings import DataPrepSettings, start
 from data_prep.dedup import duplicates
 from data_prep.executors.run import TaskEntry, fingerprint, run_tasks
-from data_prep.sentences import split_paragraph
 from data_prep.stores.documents import Document, Part, list_parts, read_part
 from data_prep.stores.tokens import SCHEMA_VERSION, SPLITS, token_dtype, write_part
+from data_prep.text.sentences import split_paragraph
 from data_prep.vocab import read_vocab_store
 from data_prep.wordpiece import Encoder
 

@@ -36,10 +36,10 @@ from data_prep.examples.build_shard import make_examples
 from data_prep.examples.masking import MaskingRule
 from data_prep.examples.pairs import PairRule
 from data_prep.executors import run as engine
-from data_prep.sentences import split_paragraph
 from data_prep.sources import sample
 from data_prep.stores.documents import Document, list_parts, read_part
 from data_prep.stores.tokens import SPLITS, TokenStore
+from data_prep.text.sentences import split_paragraph
 from data_prep.vocab import read_vocab_store
 from scripts.benchmark import arguments, in_turn, report
 from scripts.published_prep import PublishedTokenizer, prepare

@@ -16,7 +16,7 @@ from pathlib import Path
 from data_prep.core.config import CONF, SettingsError, as_yaml, choices, compose
 from data_prep.core.files import remove_abandoned
 from data_prep.core.objectives import MaskingUnit, Pairing
-from data_prep.language import known_languages
+from data_prep.text.language import known_languages
 
 
 class SourceKind(enum.Enum):

@@ -12,11 +12,12 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data_prep.cleaning import clean_paragraphs, join_wrapped, split_lines
 from data_prep.core.settings import SourceSettings
-from data_prep.sources import Plan, gutenberg
+from data_prep.sources import Plan
 from data_prep.sources.text_files import plan_files, read_file
 from data_prep.stores.documents import Damage, Document, Reject
+from data_prep.text import gutenberg
+from data_prep.text.cleaning import clean_paragraphs, join_wrapped, split_lines
 
 _HTML = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|!--|html|head|title|meta|body|center|h1|\?xml)",

@@ -15,11 +15,11 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.cleaning import clean_line, clean_paragraphs
 from data_prep.core.settings import SourceSettings
 from data_prep.sources import Plan, cut_by_size
 from data_prep.sources.text_files import list_files
 from data_prep.stores.documents import Document, Reject
+from data_prep.text.cleaning import clean_line, clean_paragraphs
 
 # Tests have docstrings about tests; what else is installed beside the library is not the library's.
 _NOT_THE_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}

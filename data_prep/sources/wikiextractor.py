@@ -13,12 +13,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.cleaning import clean_paragraphs, remove_hollows, split_lines
 from data_prep.core.settings import SourceSettings
 from data_prep.sources import Plan
 from data_prep.sources.text_files import plan_files, read_file
 from data_prep.sources.wikipedia_articles import article
 from data_prep.stores.documents import Damage, Document, Reject
+from data_prep.text.cleaning import clean_paragraphs, remove_hollows, split_lines
 
 _OPEN = re.compile(r'<doc id="([^"]*)" url="[^"]*" title="(.*)">\s*$')
 

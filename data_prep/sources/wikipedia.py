@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.cleaning import clean_paragraphs, split_lines
 from data_prep.core.settings import SourceSettings
 from data_prep.sources import Plan
 from data_prep.sources.dataset_rows import plan_rows, read_rows
 from data_prep.sources.wikipedia_articles import article
 from data_prep.stores.documents import Document, Reject
+from data_prep.text.cleaning import clean_paragraphs, split_lines
 
 _COLUMNS = ("id", "title", "text")
 

@@ -6,7 +6,7 @@ import re
 
 from data_prep.core.settings import SourceSettings
 from data_prep.stores.documents import Document, Reject
-from data_prep.wikitext import is_disambiguation
+from data_prep.text.wikitext import is_disambiguation
 
 # "Clone may refer to:", "Fraile is Spanish for friar and may refer to", "CNO is an initialism. It
 # can mean:", "Durham commonly refers to:", "A may refer to the following places in Bavaria:".

@@ -24,7 +24,7 @@ from data_prep.sources import Plan
 from data_prep.sources.text_files import list_files, stat_of
 from data_prep.sources.wikipedia_articles import article
 from data_prep.stores.documents import Damage, Document, Reject
-from data_prep.wikitext import HIDDEN_NAMESPACES, is_disambiguation, is_redirect, to_text
+from data_prep.text.wikitext import HIDDEN_NAMESPACES, is_disambiguation, is_redirect, to_text
 
 _DUMP_NAME = re.compile(r".+\.xml(?:-p\d+p\d+)?(?:[-.].*(?:bz2|xz))?")
 _CHUNK = 1 << 18  # bytes of XML

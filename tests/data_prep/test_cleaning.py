@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.cleaning import clean_line, clean_paragraphs, join_wrapped, split_lines
+from data_prep.text.cleaning import clean_line, clean_paragraphs, join_wrapped, split_lines
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\f", "\v", "\x85", "\u2028", "\u2029"])

@@ -16,9 +16,9 @@ from data_prep import encode, vocab, wordpiece
 from data_prep.accelerated import AcceleratedEncoder
 from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.settings import load
-from data_prep.sentences import split_paragraph
 from data_prep.stores.documents import Document, describe_part, list_parts, write_part
 from data_prep.stores.tokens import TokenStore
+from data_prep.text.sentences import split_paragraph
 from data_prep.wordpiece import Encoder
 
 TEXTS = {

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from data_prep import collect
 from data_prep.core.config import SettingsError
 from data_prep.core.settings import load
-from data_prep.language import language_of
-from data_prep.sources import gutenberg
 from data_prep.stores.documents import list_parts, read_part
+from data_prep.text import gutenberg
+from data_prep.text.language import language_of
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.sentences import split_paragraph
+from data_prep.text.sentences import split_paragraph
 
 SPLITS = Path(__file__).resolve().parents[3] / "shared" / "data" / "sentence_splits.jsonl"
 

@@ -21,7 +21,7 @@ from data_prep.core.files import read_json
 from data_prep.core.settings import SourceKind, SourceSettings
 from data_prep.sources import wikipedia_dump
 from data_prep.stores.documents import Damage, Document, Reject, list_parts, read_part
-from data_prep.wikitext import is_disambiguation, to_text
+from data_prep.text.wikitext import is_disambiguation, to_text
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 

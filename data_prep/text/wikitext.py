@@ -22,8 +22,8 @@ from mwparserfromhell.nodes import (
 )
 from mwparserfromhell.wikicode import Wikicode
 
-from data_prep.cleaning import clean_paragraphs, remove_hollows, split_lines
-from data_prep.templates import shown_text
+from data_prep.text.cleaning import clean_paragraphs, remove_hollows, split_lines
+from data_prep.text.wiki_templates import shown_text
 
 # MediaWiki knows the English names in every language; a dump's header names the others.
 HIDDEN_NAMESPACES = frozenset({"file", "image", "media", "category"})
