@@ -30,7 +30,7 @@ from data_prep.quality.shortcut import audit_shortcut
 from data_prep.quality.tables import CORPUS, REPEATED, REPEATED_EXAMPLES, SHARDS, table_rows
 from data_prep.stores import shards
 from data_prep.stores.tokens import TokenStore
-from data_prep.wordpiece import read_vocab
+from data_prep.tokenizer.wordpiece import read_vocab
 
 SHOWN_WORDS = 100  # of an example on the terminal; audit.json has all
 

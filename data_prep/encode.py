@@ -23,7 +23,6 @@ import tokenizers
 import xxhash
 from numpy.typing import NDArray
 
-from data_prep.accelerated import COMPARED, AcceleratedEncoder
 from data_prep.core.files import read_json, write_json
 from data_prep.core.settings import DataPrepSettings, start
 from data_prep.dedup import duplicates
@@ -31,8 +30,9 @@ from data_prep.executors.run import TaskEntry, fingerprint, run_tasks
 from data_prep.stores.documents import Document, Part, list_parts, read_part
 from data_prep.stores.tokens import SCHEMA_VERSION, SPLITS, token_dtype, write_part
 from data_prep.text.sentences import split_paragraph
+from data_prep.tokenizer.fast_wordpiece import COMPARED, AcceleratedEncoder
+from data_prep.tokenizer.wordpiece import Encoder
 from data_prep.vocab import read_vocab_store
-from data_prep.wordpiece import Encoder
 
 FEWEST_DOCUMENTS = 2  # of a split: a random next segment comes from another document
 MOST_UNKNOWN = 0.05  # of the tokens; 0.0002 for English text and its own vocabulary

@@ -22,7 +22,7 @@ from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.settings import DataPrepSettings, start
 from data_prep.dedup import duplicates
 from data_prep.stores.documents import Part, list_parts, read_part
-from data_prep.wordpiece import (
+from data_prep.tokenizer.wordpiece import (
     TOKENIZER_FILES,
     add_words,
     check_casing,

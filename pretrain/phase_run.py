@@ -14,7 +14,7 @@ import torch
 
 from data_prep.core.config import SettingsError, as_dict
 from data_prep.core.files import checksum, read_json
-from data_prep.wordpiece import read_vocab
+from data_prep.tokenizer.wordpiece import read_vocab
 from pretrain import batch_job, initial
 from pretrain.checkpoint import STATE_FILE, load_checkpoint, newest_whole
 from pretrain.closing import frequency_baseline

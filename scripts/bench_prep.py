@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from data_prep import accelerated, build, collect, encode, vocab
+from data_prep import build, collect, encode, vocab
 from data_prep.core.settings import DataPrepSettings, load, require_source
 from data_prep.examples.build_shard import make_examples
 from data_prep.examples.masking import MaskingRule
@@ -40,6 +40,7 @@ from data_prep.sources import sample
 from data_prep.stores.documents import Document, list_parts, read_part
 from data_prep.stores.tokens import SPLITS, TokenStore
 from data_prep.text.sentences import split_paragraph
+from data_prep.tokenizer import fast_wordpiece
 from data_prep.vocab import read_vocab_store
 from scripts.benchmark import arguments, in_turn, report
 from scripts.published_prep import PublishedTokenizer, prepare
@@ -90,7 +91,7 @@ def main() -> None:
     facts = {
         **rates,
         "speedup_over_published_algorithm": round(theirs / ours, 2),
-        "nanotoken": accelerated.INSTALLED,
+        "nanotoken": fast_wordpiece.INSTALLED,
         "text_bytes": corpus.num_bytes,
         "settings": given,
     }
@@ -164,7 +165,7 @@ class Corpus:
         return lambda: [self._split(paragraphs) for paragraphs in self.paragraphs]
 
     def _wordpiece(self) -> Callable[[], object]:
-        encoder = accelerated.AcceleratedEncoder(self.tokens, self.lowercase)
+        encoder = fast_wordpiece.AcceleratedEncoder(self.tokens, self.lowercase)
         return lambda: [encoder.encode(sentences) for sentences in self.sentences]
 
     def _pairs(self) -> Callable[[], object]:

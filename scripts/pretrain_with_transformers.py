@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json
 from data_prep.core.objectives import Pairing
-from data_prep.wordpiece import read_vocab
+from data_prep.tokenizer.wordpiece import read_vocab
 from pretrain import initial
 from pretrain.batches.loader import EvalLoader
 from pretrain.batches.packing import IGNORED, PackedBatch

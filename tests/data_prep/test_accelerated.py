@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import accelerated
-from data_prep.accelerated import AcceleratedEncoder
-from data_prep.wordpiece import SPECIAL_TOKENS, Encoder, read_vocab, train_vocab
+from data_prep.tokenizer import fast_wordpiece
+from data_prep.tokenizer.fast_wordpiece import AcceleratedEncoder
+from data_prep.tokenizer.wordpiece import SPECIAL_TOKENS, Encoder, read_vocab, train_vocab
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 RELEASED = {True: "bert-base-uncased-vocab.txt", False: "bert-base-cased-vocab.txt"}
@@ -18,7 +18,7 @@ TEXT = [line.strip() for topic in pydoc_data.topics.topics.values() for line in 
 
 casings = pytest.mark.parametrize("lowercase", [True, False], ids=["uncased", "cased"])
 installed = pytest.mark.skipif(
-    not accelerated.INSTALLED, reason="nanotoken is not installed: pip install -e '.[fast]'"
+    not fast_wordpiece.INSTALLED, reason="nanotoken is not installed: pip install -e '.[fast]'"
 )
 
 
@@ -96,7 +96,7 @@ def test_a_special_token_written_in_the_text_stays_text(lowercase: bool) -> None
 def test_an_accelerator_of_other_rules_is_refused_within_the_sentences_compared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(accelerated, "COMPARED", 3)
+    monkeypatch.setattr(fast_wordpiece, "COMPARED", 3)
     encoder = AcceleratedEncoder(vocab(True), True)
     encoder._accelerator = unchecked(False)._accelerator  # that of cased text, another vocabulary
     alike, other = [[""], ["The list", "É", "It is"]]
@@ -123,7 +123,7 @@ def test_the_same_ids_cut_elsewhere_are_refused() -> None:
 def test_only_the_first_sentences_are_compared_though_they_come_in_several_documents(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(accelerated, "COMPARED", 3)
+    monkeypatch.setattr(fast_wordpiece, "COMPARED", 3)
     encoder, met = AcceleratedEncoder(vocab(True), True), []
     encode = Encoder.encode
     monkeypatch.setattr(Encoder, "encode", lambda self, s: met.extend(s) or encode(self, s))
@@ -134,7 +134,7 @@ def test_only_the_first_sentences_are_compared_though_they_come_in_several_docum
 
 
 def test_without_nanotoken_the_ids_are_those_of_tokenizers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accelerated, "INSTALLED", False)
+    monkeypatch.setattr(fast_wordpiece, "INSTALLED", False)
     encoder = AcceleratedEncoder(vocab(True), True)
     assert encoder._accelerator is None
     assert_same(encoder, definition(True), TEXT)

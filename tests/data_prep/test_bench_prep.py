@@ -6,7 +6,7 @@ import pytest
 
 from data_prep import collect
 from data_prep.executors.run import run_tasks
-from data_prep.wordpiece import SPECIAL_TOKENS, Encoder
+from data_prep.tokenizer.wordpiece import SPECIAL_TOKENS, Encoder
 from scripts import bench_prep
 from scripts.published_prep import PublishedTokenizer, prepare
 

@@ -12,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from data_prep import encode, vocab, wordpiece
-from data_prep.accelerated import AcceleratedEncoder
+from data_prep import encode, vocab
 from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.settings import load
 from data_prep.stores.documents import Document, describe_part, list_parts, write_part
 from data_prep.stores.tokens import TokenStore
 from data_prep.text.sentences import split_paragraph
-from data_prep.wordpiece import Encoder
+from data_prep.tokenizer import wordpiece
+from data_prep.tokenizer.fast_wordpiece import AcceleratedEncoder
+from data_prep.tokenizer.wordpiece import Encoder
 
 TEXTS = {
     name.replace("/", "-"): "\n".join(line.strip() for line in text.splitlines() if line.strip())

@@ -9,7 +9,7 @@ from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.settings import load
 from data_prep.stores.documents import Document, describe_part, list_parts, write_part
-from data_prep.wordpiece import TOKENIZER_FILES, read_vocab
+from data_prep.tokenizer.wordpiece import TOKENIZER_FILES, read_vocab
 
 TEXTS = list(pydoc_data.topics.topics.values())
 SPECIAL = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"

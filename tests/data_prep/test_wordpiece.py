@@ -16,8 +16,8 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer, BertTokenizerFast
 from transformers.models.bert.tokenization_bert_legacy import BasicTokenizer, WordpieceTokenizer
 
-from data_prep import wordpiece
-from data_prep.wordpiece import (
+from data_prep.tokenizer import wordpiece
+from data_prep.tokenizer.wordpiece import (
     SPECIAL_TOKENS,
     TOKENIZER_FILES,
     Encoder,
@@ -200,7 +200,7 @@ def test_training_twice_gives_the_same_entries_whatever_the_threads_and_batches(
 ) -> None:
     program = """if True:
         import pydoc_data.topics, sys
-        from data_prep.wordpiece import train_vocab
+        from data_prep.tokenizer.wordpiece import train_vocab
         texts = [line.strip() for t in pydoc_data.topics.topics.values() for line in t.splitlines()]
         size = int(sys.argv[2])
         batches = lambda: (texts[first:first + size] for first in range(0, len(texts), size))

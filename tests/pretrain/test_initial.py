@@ -18,7 +18,7 @@ from torch import Tensor
 from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json, write_json
 from data_prep.core.objectives import Pairing
-from data_prep.wordpiece import save_tokenizer
+from data_prep.tokenizer.wordpiece import save_tokenizer
 from pretrain import initial, run
 from pretrain.export import export
 from pretrain.initial import Origin, find

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.wordpiece import MOST_WORDS, Encoder, make_tokenizer
+from data_prep.tokenizer.wordpiece import MOST_WORDS, Encoder, make_tokenizer
 
 try:
     import nanotoken
