@@ -22,7 +22,7 @@ import orjson
 
 from data_prep.core.config import SettingsError, as_dict, as_overrides
 from data_prep.core.files import read_json
-from pretrain.checkpoint import MANIFEST_FILE, STATE_FILE, find_fault
+from pretrain.checkpoint.files import MANIFEST_FILE, STATE_FILE, find_fault
 from pretrain.launching import POLL_S, launch
 from pretrain.phases import Phase, place_of
 from pretrain.settings import OnFailure, OnSpike, Resume, Settings

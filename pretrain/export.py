@@ -27,7 +27,7 @@ from data_prep.core.config import SettingsError
 from data_prep.core.files import flush_to_disk, read_json, whole_or_absent, write_json
 from data_prep.core.objectives import Pairing
 from pretrain.arguments import asks_for_help, named_words
-from pretrain.checkpoint import newest_whole
+from pretrain.checkpoint.files import newest_whole
 from pretrain.guesses import Guesses, MaskedSentences, packed
 from pretrain.hf_weights import from_hugging_face, hugging_face_class, to_hugging_face
 from pretrain.model import BertForPreTraining

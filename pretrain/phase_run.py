@@ -16,7 +16,8 @@ from data_prep.core.config import SettingsError, as_dict
 from data_prep.core.files import checksum, read_json
 from data_prep.tokenizer.wordpiece import read_vocab
 from pretrain import batch_job, initial
-from pretrain.checkpoint import STATE_FILE, load_checkpoint, newest_whole
+from pretrain.checkpoint.files import STATE_FILE, load_checkpoint, newest_whole
+from pretrain.checkpoint.saver import Saver
 from pretrain.closing import frequency_baseline
 from pretrain.engine import Engine
 from pretrain.expectation import Expectation
@@ -30,7 +31,6 @@ from pretrain.phases import Phase, Place, place_of
 from pretrain.prepared import folder_of
 from pretrain.ranks import Ranks
 from pretrain.rehearsal import rehearse
-from pretrain.saving import Saver
 from pretrain.settings import Compile, OnSpike, Settings
 from pretrain.survival import StopRequest
 from pretrain.throughput import Goodput, Meter

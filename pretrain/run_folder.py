@@ -94,7 +94,7 @@ def open_run_folder(folder: Path, settings: Settings, now: dict[str, Any]) -> Pa
     what is found, where all checkpoints are broken and where the newest belongs to a run with other
     settings or data.
     """
-    from pretrain.checkpoint import find_fault, newest_whole
+    from pretrain.checkpoint.files import find_fault, newest_whole
 
     newest = newest_whole(folder)
     saved = sorted((folder / "checkpoints").glob("step-*"))

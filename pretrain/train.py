@@ -10,6 +10,7 @@ import torch
 
 from pretrain.batches.checksums import batch_checksum, together
 from pretrain.batches.loader import EvalLoader, GlobalBatch
+from pretrain.checkpoint.saver import Saver
 from pretrain.clock import TrainingClock
 from pretrain.engine import Engine
 from pretrain.evaluate import evaluate, means
@@ -19,7 +20,6 @@ from pretrain.guesses import MaskedSentences
 from pretrain.lamb import layer_means
 from pretrain.monitor import Monitor
 from pretrain.ranks import Ranks
-from pretrain.saving import Saver
 from pretrain.schedules import is_over, learning_rate
 from pretrain.settings import Precision, Settings
 from pretrain.survival import StopRequest

@@ -35,7 +35,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from data_prep.core.config import SettingsError
-from pretrain.checkpoint import STATE_FILE
+from pretrain.checkpoint.files import STATE_FILE
 from pretrain.launching import RUN, Launched, launch
 from pretrain.prepared import folder_of, manifest_of, prepare_sample
 from pretrain.run import SAMPLE_LINE, load

@@ -37,7 +37,7 @@ from data_prep.tokenizer.wordpiece import read_vocab
 from pretrain import initial
 from pretrain.batches.loader import EvalLoader
 from pretrain.batches.packing import IGNORED, PackedBatch
-from pretrain.checkpoint import STATE_FILE, find_fault
+from pretrain.checkpoint.files import STATE_FILE, find_fault
 from pretrain.consolidated import ENGINE_FILE, MOMENTS, WEIGHT, read_tensors
 from pretrain.evaluate import means
 from pretrain.export import model_config

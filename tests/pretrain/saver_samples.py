@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pretrain.saving import Saver
+from pretrain.checkpoint.saver import Saver
 from pretrain.settings import CheckpointSettings, OnFailure
 
 

@@ -26,12 +26,12 @@ from saver_samples import ALONE, FileEngine, saver_of
 
 from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json, write_json
-from pretrain.checkpoint import find_fault, load_checkpoint, newest_whole, path_of
+from pretrain.checkpoint.files import find_fault, load_checkpoint, newest_whole, path_of
+from pretrain.checkpoint.saver import NotSavedError
 from pretrain.deepspeed_start import GatheredParameters
 from pretrain.engine import Engine
 from pretrain.guard import Progress
 from pretrain.ranks import Ranks
-from pretrain.saving import NotSavedError
 from pretrain.settings import OptimizerName, Precision
 
 FP32, AUTOCAST = Precision.fp32, Precision.bf16_autocast
@@ -196,7 +196,7 @@ def test_a_kill_later_in_a_save_leaves_a_whole_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     save(tmp_path, 10)
-    monkeypatch.setattr(f"pretrain.checkpoint.{moment}", lambda *_: die())
+    monkeypatch.setattr(f"pretrain.checkpoint.files.{moment}", lambda *_: die())
     process = multiprocessing.get_context("fork").Process(target=save, args=(tmp_path, 20, 1))
     process.start()
     process.join(30)

@@ -18,7 +18,7 @@ from data_prep.core.config import SettingsError, as_yaml, compose
 from data_prep.core.files import read_json, write_json
 from data_prep.core.objectives import Pairing
 from data_prep.tokenizer.wordpiece import save_tokenizer
-from pretrain.checkpoint import MANIFEST_FILE
+from pretrain.checkpoint.files import MANIFEST_FILE
 from pretrain.export import check_export, export, export_run, fill_masks, load_exported, main
 from pretrain.model import BertForPreTraining
 from pretrain.settings import Settings

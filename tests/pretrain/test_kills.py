@@ -18,7 +18,7 @@ from run_in_fork import pretrain_run
 from small_corpus import cut
 
 from data_prep.core.files import checksum, read_json
-from pretrain.checkpoint import find_fault
+from pretrain.checkpoint.files import find_fault
 from pretrain.deepspeed_start import get_accelerator
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(900)]

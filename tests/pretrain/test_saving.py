@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 from saver_samples import FileEngine, saver_of
 
 from data_prep.core.files import checksum, read_json
-from pretrain import consolidated, saving
-from pretrain.checkpoint import newest_whole, path_of
+from pretrain import consolidated
+from pretrain.checkpoint import saver as saving
+from pretrain.checkpoint.files import newest_whole, path_of
+from pretrain.checkpoint.saver import NotSavedError
 from pretrain.consolidated import Layout, Snapshot
 from pretrain.guard import Progress
 from pretrain.ranks import Ranks
-from pretrain.saving import NotSavedError
 from pretrain.settings import OnFailure, OptimizerName
 
 pytestmark = pytest.mark.distributed

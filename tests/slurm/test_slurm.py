@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from data_prep.core.files import read_json
-from pretrain.checkpoint import newest_whole
+from pretrain.checkpoint.files import newest_whole
 
 SCRIPT = "slurm/pretrain_large.sh"
 TINY = [

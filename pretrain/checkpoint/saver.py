@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pretrain.checkpoint import make_room, path_of, temporary_of, write_checkpoint
+from pretrain.checkpoint.files import make_room, path_of, temporary_of, write_checkpoint
 from pretrain.settings import CheckpointSettings, OnFailure
 
 if TYPE_CHECKING:

@@ -1,0 +1,4 @@
+"""Save, find, verify and resume checkpoints.
+
+Imports planning, engine and what they may import.
+"""
