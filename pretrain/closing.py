@@ -11,9 +11,9 @@ import orjson
 from data_prep.core.objectives import Pairing
 from data_prep.stores.shards import Shards, read_token_counts
 from pretrain.batches.loader import held_out_ids
+from pretrain.config.settings import Settings
 from pretrain.evaluate import frequency_loss
 from pretrain.prepared import folder_of
-from pretrain.settings import Settings
 
 
 def close_run(run_folder: Path, settings: Settings, manifest: dict[str, Any]) -> None:

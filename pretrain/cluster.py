@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pretrain.settings import ModelSettings
+    from pretrain.config.settings import ModelSettings
 
 
 @dataclass

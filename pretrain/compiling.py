@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from data_prep.core.config import SettingsError
-from pretrain.settings import Compile, EngineSettings, Precision
+from pretrain.config.settings import Compile, EngineSettings, Precision
 
 if TYPE_CHECKING:
     from pretrain.model import BertForPreTraining

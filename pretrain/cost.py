@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from data_prep.core.objectives import Pairing
 from pretrain.cluster import ClusterSettings
-from pretrain.settings import EngineSettings, ModelSettings, OptimizerName, Precision
+from pretrain.config.settings import EngineSettings, ModelSettings, OptimizerName, Precision
 
 # Bytes of one token and layer, a unit of the hidden size, read and written outside matrix products:
 # forward and backward passes of attention, GELU (4 units wide), two dropouts, sums and LayerNorms, the

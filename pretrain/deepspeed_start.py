@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from data_prep.core.config import SettingsError
+from pretrain.config.settings import EngineSettings, Precision
 from pretrain.ranks import Ranks
-from pretrain.settings import EngineSettings, Precision
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it guesses, and says so on stdout

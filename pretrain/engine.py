@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pretrain import consolidated
 from pretrain.compiling import compile_parts, resolve_compile, uncompiled
+from pretrain.config.settings import Compile, EngineSettings, OptimSettings, Precision
 from pretrain.consolidated import MOMENTS, WEIGHT, Snapshot
 from pretrain.deepspeed_start import (
     DeepSpeedZeroOptimizer,
@@ -35,7 +36,6 @@ from pretrain.deepspeed_start import (
 from pretrain.lamb import Lamb
 from pretrain.optimizers import build_optimizer, parameter_groups
 from pretrain.ranks import Ranks
-from pretrain.settings import Compile, EngineSettings, OptimSettings, Precision
 from pretrain.sharded_state import GROUPS, ShardedState
 from pretrain.zero import LeanZero
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from data_prep.core.files import read_json
 from data_prep.core.objectives import Pairing
+from pretrain.config.settings import Settings
 from pretrain.monitor import readable_lines
-from pretrain.settings import Settings
 
 if TYPE_CHECKING:
     from pretrain.monitor import Monitor

@@ -26,17 +26,17 @@ from torch import Tensor
 from data_prep.core.config import SettingsError
 from data_prep.core.files import flush_to_disk, read_json, whole_or_absent, write_json
 from data_prep.core.objectives import Pairing
-from pretrain.arguments import asks_for_help, named_words
 from pretrain.checkpoint.files import newest_whole
+from pretrain.config.arguments import asks_for_help, named_words
+from pretrain.config.phases import phases_of
+from pretrain.config.settings import ModelSettings
 from pretrain.guesses import Guesses, MaskedSentences, packed
 from pretrain.hf_weights import from_hugging_face, hugging_face_class, to_hugging_face
 from pretrain.model import BertForPreTraining
 from pretrain.model_card import model_card
 from pretrain.monitor import readable_lines
-from pretrain.phases import phases_of
 from pretrain.prepared import folder_of
 from pretrain.run_folder import settings_of
-from pretrain.settings import ModelSettings
 
 ARGUMENTS = {"run": "FOLDER", "checkpoint": "FOLDER", "target": "FOLDER"}
 TOKENIZER_FILES = (

@@ -18,10 +18,10 @@ from data_prep.core.config import SettingsError
 from data_prep.core.files import whole_or_absent, write_json
 from pretrain import cost, memory
 from pretrain.cluster import ClusterSettings, measured
+from pretrain.config.phases import phases_of
+from pretrain.config.settings import Compile, EngineSettings, Precision, Settings
 from pretrain.memory import GIB, Memory
-from pretrain.phases import phases_of
 from pretrain.plan import Plan, corpus_of, plan
-from pretrain.settings import Compile, EngineSettings, Precision, Settings
 
 HOUR = 3600
 WIDTH = 98  # columns of the table

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from pretrain.batches.loader import GlobalBatch, TrainLoader, passed_over
 from pretrain.checkpoint.saver import NotSavedError
-from pretrain.settings import OnSpike, Precision, Settings
+from pretrain.config.settings import OnSpike, Precision, Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pretrain.checkpoint.saver import Saver
+    from pretrain.config.phases import Place
     from pretrain.monitor import Monitor
-    from pretrain.phases import Place
 
 # A loss that hardly moves has next to no spread: below this share of it nothing is a jump
 LEAST_SPREAD = 0.01

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from data_prep.core.config import SettingsError
 from data_prep.core.objectives import Pairing
+from pretrain.config.settings import ModelSettings
 from pretrain.model import padded_vocab_size
-from pretrain.settings import ModelSettings
 
 # our module -> theirs, `.weight` (and `.bias`) to be added
 _MODULES = {

@@ -18,11 +18,11 @@ from typing import Any
 
 from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json
+from pretrain.config.phases import Phase, phases_of
+from pretrain.config.settings import Settings
 from pretrain.monitor import readable_lines
-from pretrain.phases import Phase, phases_of
 from pretrain.run_folder import settings_of
 from pretrain.run_lock import OWNER_FILE, WATCH_S
-from pretrain.settings import Settings
 
 BEGINNINGS = ("started", "resumed", "rewound")
 

@@ -18,7 +18,7 @@ from data_prep.core.config import SettingsError, as_dict, choices, compose
 from data_prep.core.files import checksum, read_json
 from data_prep.tokenizer.wordpiece import make_tokenizer, read_vocab
 from pretrain.checkpoint.files import STATE_FILE, find_fault, newest_whole
-from pretrain.settings import ModelSettings, Settings
+from pretrain.config.settings import ModelSettings, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from pretrain.config.settings import TrustRatio
 from pretrain.norms import squared_norms
-from pretrain.settings import TrustRatio
 
 # AdamW's bias correction 1 - beta ** step is exactly 1 here, and adding 1 does not change the number
 ENDLESS_STEPS = 1e9

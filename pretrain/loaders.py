@@ -8,9 +8,9 @@ from typing import Any
 from data_prep.examples.masking import MaskingRule
 from data_prep.stores.shards import Shards
 from pretrain.batches.loader import EvalLoader, TrainLoader
+from pretrain.config.settings import Settings
 from pretrain.plan import order_seed
 from pretrain.prepared import folder_of
-from pretrain.settings import Settings
 
 
 def open_loaders(

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.cluster import ClusterSettings
+from pretrain.config.settings import ModelSettings
 from pretrain.cost import LAYER_BYTES
-from pretrain.settings import ModelSettings
 
 SECONDS = 0.06  # that a measurement goes on for, at least
 ROWS = 1024  # tokens of the micro-batch that is measured

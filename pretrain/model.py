@@ -25,8 +25,8 @@ from data_prep.core.config import SettingsError
 from data_prep.core.objectives import Pairing
 from pretrain.attention import attention
 from pretrain.batches.packing import IGNORED, PackedBatch
+from pretrain.config.settings import ModelSettings
 from pretrain.dropout import Dropout
-from pretrain.settings import ModelSettings
 
 _GELU_FORM = {"gelu": "none", "gelu_new": "tanh"}  # Hugging Face's name: torch's `approximate`
 

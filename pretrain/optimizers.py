@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.adamw import adamw
 
+from pretrain.config.settings import OptimizerName, OptimSettings
 from pretrain.lamb import ENDLESS_STEPS, Lamb
-from pretrain.settings import OptimizerName, OptimSettings
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

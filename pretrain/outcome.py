@@ -10,9 +10,9 @@ from typing import Any
 import orjson
 
 from data_prep.core.files import read_json
-from pretrain.phases import phases_of
+from pretrain.config.phases import phases_of
+from pretrain.config.settings import Settings
 from pretrain.plan import corpus_of, order_seed, tokens_between
-from pretrain.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from pretrain import batch_job, initial
 from pretrain.checkpoint.files import STATE_FILE, load_checkpoint, newest_whole
 from pretrain.checkpoint.saver import Saver
 from pretrain.closing import frequency_baseline
+from pretrain.config.phases import Phase, Place, place_of
+from pretrain.config.settings import Compile, OnSpike, Settings
 from pretrain.engine import Engine
 from pretrain.expectation import Expectation
 from pretrain.export import load_tokenizer
@@ -27,11 +29,9 @@ from pretrain.guesses import MaskedSentences
 from pretrain.loaders import open_loaders
 from pretrain.model import BertForPreTraining, padded_vocab_size
 from pretrain.monitor import JsonLines, Monitor, Screen, Sink, append_event
-from pretrain.phases import Phase, Place, place_of
 from pretrain.prepared import folder_of
 from pretrain.ranks import Ranks
 from pretrain.rehearsal import rehearse
-from pretrain.settings import Compile, OnSpike, Settings
 from pretrain.survival import StopRequest
 from pretrain.throughput import Goodput, Meter
 from pretrain.train import Run, train

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from data_prep.core.config import SettingsError, as_yaml, choices
 from data_prep.core.files import read_json
+from pretrain.config.phases import check_phases, phases_of
+from pretrain.config.settings import Padding, Settings
 from pretrain.cost import Lengths
-from pretrain.phases import check_phases, phases_of
-from pretrain.settings import Padding, Settings
 
 HELP = """\
 python -m pretrain.plan +model={model} [cluster={cluster}] [GROUP=NAME ...] [SETTING=VALUE ...] [json=true]

@@ -24,15 +24,15 @@ import pretrain
 from data_prep.core.config import SettingsError, as_dict
 from data_prep.core.files import checksum
 from data_prep.core.objectives import Pairing
+from pretrain.config.phases import phases_of
+from pretrain.config.settings import DataSettings, ModelSettings, Settings
 from pretrain.consolidated import state_bytes
 from pretrain.model import BertForPreTraining
 from pretrain.monitor import append_event
-from pretrain.phases import phases_of
 from pretrain.prepared import folder_of, manifest_of
 from pretrain.ranks import Ranks
 from pretrain.roll_call import Seat, seat_of, some_of
 from pretrain.run_folder import package_versions
-from pretrain.settings import DataSettings, ModelSettings, Settings
 
 PACKAGES = ("torch", "deepspeed", "numpy", "numba")
 MOST_SHOWN = 3  # of what differs on a rank; all are counted

@@ -10,7 +10,7 @@ from typing import Any
 
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json
-from pretrain.settings import DataSettings
+from pretrain.config.settings import DataSettings
 
 # The sample is small: a small vocabulary, one document in twelve held out so that the held-out
 # figures rest on some ten thousand masked tokens, and several passes, each with other pairs, or next

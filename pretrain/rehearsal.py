@@ -15,8 +15,8 @@ import torch
 from data_prep.examples.masking import MaskingRule, num_masked
 from data_prep.stores.shards import Examples
 from pretrain.batches.packing import PackedBatch, pack
+from pretrain.config.phases import Phase
 from pretrain.engine import Engine
-from pretrain.phases import Phase
 from pretrain.plan import micro_steps
 
 PARTS = 4  # the sizes tried: quarters of the whole

@@ -22,7 +22,7 @@ from markupsafe import Markup
 from data_prep.core.config import SettingsError, as_dict
 from data_prep.core.files import whole_or_absent
 from data_prep.core.objectives import Pairing
-from pretrain.arguments import asks_for_help, named_words
+from pretrain.config.arguments import asks_for_help, named_words
 from pretrain.expectation import curve_for
 from pretrain.history import History, State, moment
 from pretrain.outcome import Compared, compare

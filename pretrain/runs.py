@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from data_prep.core.config import SettingsError
-from pretrain.arguments import asks_for_help, named_words
+from pretrain.config.arguments import asks_for_help, named_words
 from pretrain.history import History, State, run_folders
 
 HEAD = (

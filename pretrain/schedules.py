@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pretrain.settings import ScheduleSettings
+from pretrain.config.settings import ScheduleSettings
 
 
 def learning_rate(

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pretrain.config.settings import ModelSettings, Precision, Settings
 from pretrain.cost import Lengths, flops
 from pretrain.monitor import readable_lines
-from pretrain.settings import ModelSettings, Precision, Settings
 
 if TYPE_CHECKING:
     from pretrain.batches.loader import GlobalBatch

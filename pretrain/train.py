@@ -12,6 +12,7 @@ from pretrain.batches.checksums import batch_checksum, together
 from pretrain.batches.loader import EvalLoader, GlobalBatch
 from pretrain.checkpoint.saver import Saver
 from pretrain.clock import TrainingClock
+from pretrain.config.settings import Precision, Settings
 from pretrain.engine import Engine
 from pretrain.evaluate import evaluate, means
 from pretrain.expectation import Expectation
@@ -21,7 +22,6 @@ from pretrain.lamb import layer_means
 from pretrain.monitor import Monitor
 from pretrain.ranks import Ranks
 from pretrain.schedules import is_over, learning_rate
-from pretrain.settings import Precision, Settings
 from pretrain.survival import StopRequest
 from pretrain.throughput import Meter, Work
 from pretrain.watchdog import Watchdog

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import orjson
 
+from pretrain.config.settings import LogSettings
 from pretrain.monitor import readable_lines
-from pretrain.settings import LogSettings
 
 if TYPE_CHECKING:
     from pretrain.guesses import Guesses

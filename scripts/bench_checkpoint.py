@@ -27,10 +27,10 @@ from data_prep.core.config import compose
 from pretrain import ranks as ranks_module
 from pretrain.batches.loader import GlobalBatch
 from pretrain.checkpoint.saver import Saver
+from pretrain.config.settings import Settings
 from pretrain.engine import Engine
 from pretrain.guard import Progress
 from pretrain.model import BertForPreTraining
-from pretrain.settings import Settings
 from scripts.benchmark import Arguments, arguments, machine
 from scripts.synthetic_batch import VOCAB_SIZE, synthetic_batch
 from scripts.synthetic_shards import draw_lengths

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from data_prep.core.config import compose
 from data_prep.stores.shards import Shards
 from pretrain.batches.packing import Shape, pack
-from pretrain.settings import Precision, Settings
+from pretrain.config.settings import Precision, Settings
 from scripts.benchmark import Arguments, arguments, machine
 from scripts.step_variants import (
     compiled_twin,

@@ -31,7 +31,7 @@ from data_prep.stores.shards import Shards, read_shard
 from pretrain.batches.dealing import deal, longest_prefix
 from pretrain.batches.loader import TrainLoader
 from pretrain.batches.order import ExampleOrder
-from pretrain.settings import Masking
+from pretrain.config.settings import Masking
 from scripts.benchmark import arguments, in_turn, report
 from scripts.numpy_loader import packed_columns
 from scripts.synthetic_shards import SPECIAL_IDS, draw_lengths, open_synthetic_shards

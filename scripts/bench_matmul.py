@@ -20,7 +20,7 @@ import torch
 from data_prep.core.config import compose
 from pretrain.attention import attention
 from pretrain.batches.packing import PackedBatch
-from pretrain.settings import ModelSettings, Settings
+from pretrain.config.settings import ModelSettings, Settings
 from scripts.bench_step import (
     VOCAB_SIZE,
     Stopwatch,

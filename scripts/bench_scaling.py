@@ -25,10 +25,10 @@ from data_prep.core.config import compose
 from pretrain import cost
 from pretrain import ranks as ranks_module
 from pretrain.cluster import measured
+from pretrain.config.settings import Settings
 from pretrain.engine import Engine
 from pretrain.model import BertForPreTraining
 from pretrain.ranks import Ranks
-from pretrain.settings import Settings
 from scripts.benchmark import Arguments, arguments, machine
 from scripts.collectives import Counted
 from scripts.synthetic_batch import VOCAB_SIZE, synthetic_batch

@@ -33,9 +33,9 @@ from data_prep.core.config import compose
 from pretrain import ranks as ranks_module
 from pretrain.batches.loader import GlobalBatch
 from pretrain.batches.packing import PackedBatch, pack
+from pretrain.config.settings import Settings
 from pretrain.cost import Lengths, flops
 from pretrain.engine import Engine
-from pretrain.settings import Settings
 from scripts.benchmark import Arguments, arguments, in_turn, report
 from scripts.step_parts import matrix_rate, parts, seconds_of_parts
 from scripts.step_variants import check_equal_losses, optimizer_of, packed_model, variants

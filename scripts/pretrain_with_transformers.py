@@ -38,6 +38,7 @@ from pretrain import initial
 from pretrain.batches.loader import EvalLoader
 from pretrain.batches.packing import IGNORED, PackedBatch
 from pretrain.checkpoint.files import STATE_FILE, find_fault
+from pretrain.config.settings import OptimizerName, Precision, Settings
 from pretrain.consolidated import ENGINE_FILE, MOMENTS, WEIGHT, read_tensors
 from pretrain.evaluate import means
 from pretrain.export import model_config
@@ -48,7 +49,6 @@ from pretrain.monitor import JsonLines, readable_lines
 from pretrain.prepared import manifest_of
 from pretrain.run_folder import settings_of
 from pretrain.schedules import learning_rate
-from pretrain.settings import OptimizerName, Precision, Settings
 from scripts.benchmark import Arguments, arguments
 from scripts.step_variants import padded
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from pretrain.batches.packing import PackedBatch
 from pretrain.compiling import compile_parts
+from pretrain.config.settings import ModelSettings, Precision, Settings
 from pretrain.hf_weights import to_hugging_face
 from pretrain.model import BertForPreTraining
 from pretrain.optimizers import build_optimizer, parameter_groups
-from pretrain.settings import ModelSettings, Precision, Settings
 
 TOLERANCE = {False: 1e-5, True: 1e-2}  # of the losses, relative: fp32, bf16
 

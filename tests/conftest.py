@@ -37,8 +37,8 @@ def sample_dirs(
     sample_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Pairing], Path]:
     """The sample corpus by its pairing; each is made when first asked for."""
+    from pretrain.config.settings import DataSettings, Masking
     from pretrain.prepared import prepare_sample
-    from pretrain.settings import DataSettings, Masking
 
     @functools.cache
     def of(pairing: Pairing) -> Path:
@@ -55,8 +55,8 @@ def sample_dirs(
 @pytest.fixture(scope="session")
 def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample corpus, prepared at 128 tokens by the jobs themselves."""
+    from pretrain.config.settings import DataSettings, Masking
     from pretrain.prepared import prepare_sample
-    from pretrain.settings import DataSettings, Masking
 
     folder = tmp_path_factory.mktemp("sample") / "sample"
     prepare_sample(

@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from pretrain.config.settings import LogSettings
 from pretrain.monitor import JsonLines, Monitor
-from pretrain.settings import LogSettings
 from pretrain.wandb_sink import Wandb
 
 

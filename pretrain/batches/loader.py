@@ -27,7 +27,7 @@ from data_prep.stores.shards import Rows, Shards
 from pretrain.batches.dealing import Deal, check_dealable, deal, deal_prefix, longest_prefix
 from pretrain.batches.order import ExampleOrder, keyed_hash
 from pretrain.batches.packing import NewMasks, PackedBatch, Shape, pack_rows
-from pretrain.settings import Masking
+from pretrain.config.settings import Masking
 
 BATCHES_AHEAD = 3
 

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pretrain.checkpoint.files import make_room, path_of, temporary_of, write_checkpoint
-from pretrain.settings import CheckpointSettings, OnFailure
+from pretrain.config.settings import CheckpointSettings, OnFailure
 
 if TYPE_CHECKING:
     from pretrain.engine import Engine

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from data_prep import audit, build, collect, encode, status, vocab
 from data_prep.core.config import CONF, SettingsError, as_dict, choices, compose
-from pretrain.settings import Precision, Settings
+from pretrain.config.settings import Precision, Settings
 
 
 def test_the_last_of_several_overrides_of_one_key_holds() -> None:

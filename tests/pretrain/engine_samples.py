@@ -14,11 +14,7 @@ from data_prep.stores.shards import Examples
 from pretrain.batches.dealing import deal
 from pretrain.batches.loader import GlobalBatch
 from pretrain.batches.packing import pack
-from pretrain.deepspeed_start import get_accelerator
-from pretrain.engine import Engine
-from pretrain.model import BertForPreTraining
-from pretrain.ranks import Ranks
-from pretrain.settings import (
+from pretrain.config.settings import (
     Compile,
     EngineSettings,
     OptimizerName,
@@ -26,6 +22,10 @@ from pretrain.settings import (
     Precision,
     TrustRatio,
 )
+from pretrain.deepspeed_start import get_accelerator
+from pretrain.engine import Engine
+from pretrain.model import BertForPreTraining
+from pretrain.ranks import Ranks
 
 VOCAB_SIZE, BATCH_SIZE, LONGEST = 90, 12, 24
 ONE_MICRO_STEP, MANY_MICRO_STEPS = 10_000, 48  # token budgets

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from data_prep.core.config import as_yaml, compose
-from pretrain.settings import Settings
+from pretrain.config.settings import Settings
 
 BEGAN = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from data_prep.core.objectives import Pairing
 from pretrain.batches.packing import PackedBatch
+from pretrain.config.settings import ModelSettings
 from pretrain.model import BertForPreTraining
-from pretrain.settings import ModelSettings
 
 
 def small_settings(**changes: object) -> ModelSettings:

@@ -120,9 +120,9 @@ def training_step(precision: str, dropout: float) -> dict[str, Any]:
     from data_prep.core.config import compose
     from data_prep.core.objectives import Pairing
     from pretrain.batches.packing import PackedBatch
+    from pretrain.config.settings import Settings
     from pretrain.model import BertForPreTraining
     from pretrain.optimizers import build_optimizer, parameter_groups
-    from pretrain.settings import Settings
 
     settings, _ = compose("config", Settings, ["+model=large"])
     settings.model.attention_probs_dropout_prob = dropout
@@ -184,8 +184,8 @@ def kernels() -> dict[str, Any]:
     from triton.runtime import driver
 
     from data_prep.core.config import compose
+    from pretrain.config.settings import Settings
     from pretrain.model import Layer, _sums
-    from pretrain.settings import Settings
 
     class Driver:
         utils = None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint.saver import Saver
-from pretrain.settings import CheckpointSettings, OnFailure
+from pretrain.config.settings import CheckpointSettings, OnFailure
 
 
 class Alone:

@@ -11,12 +11,12 @@ from engine_samples import MANY_MICRO_STEPS, VOCAB_SIZE, build_engine, build_mod
 from model_samples import random_batch, random_model, small_settings
 from ranks_harness import run_ranks
 
+from pretrain.config.settings import Precision
 from pretrain.model import BertForPreTraining
 from pretrain.prepared import manifest_of
 from pretrain.ranks import Ranks
 from pretrain.run import load
 from pretrain.run_folder import identity
-from pretrain.settings import Precision
 
 FP32, AUTOCAST, BF16 = Precision.fp32, Precision.bf16_autocast, Precision.bf16
 

@@ -4,7 +4,7 @@ import pytest
 
 from data_prep.core.config import SettingsError
 from pretrain import export, report, runs
-from pretrain.arguments import named_words
+from pretrain.config.arguments import named_words
 
 KNOWN = {"run": "FOLDER", "steps": "N", "target": "FILE"}
 

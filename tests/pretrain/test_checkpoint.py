@@ -28,11 +28,11 @@ from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json, write_json
 from pretrain.checkpoint.files import find_fault, load_checkpoint, newest_whole, path_of
 from pretrain.checkpoint.saver import NotSavedError
+from pretrain.config.settings import OptimizerName, Precision
 from pretrain.deepspeed_start import GatheredParameters
 from pretrain.engine import Engine
 from pretrain.guard import Progress
 from pretrain.ranks import Ranks
-from pretrain.settings import OptimizerName, Precision
 
 FP32, AUTOCAST = Precision.fp32, Precision.bf16_autocast
 BF16, FP16 = (

@@ -25,12 +25,12 @@ from data_prep.core.config import SettingsError
 from pretrain import compiling
 from pretrain import dropout as dropout_module
 from pretrain.compiling import compile_parts, resolve_compile
+from pretrain.config.settings import Compile, EngineSettings, Precision
 from pretrain.engine import Engine
 from pretrain.prepared import manifest_of
 from pretrain.ranks import Ranks
 from pretrain.run import load
 from pretrain.run_folder import identity
-from pretrain.settings import Compile, EngineSettings, Precision
 
 FP32, AUTOCAST, BF16 = Precision.fp32, Precision.bf16_autocast, Precision.bf16
 CAPTURED = "aot_eager"  # graphs are captured, and run as torch would have run them

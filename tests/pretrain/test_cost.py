@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from data_prep.core.config import compose
 from data_prep.core.objectives import Pairing
 from pretrain.cluster import ClusterSettings
+from pretrain.config.settings import ModelSettings, OptimizerName, Precision, Settings
 from pretrain.cost import (
     Lengths,
     Program,
@@ -25,7 +26,6 @@ from pretrain.cost import (
     step,
 )
 from pretrain.model import BertForPreTraining
-from pretrain.settings import ModelSettings, OptimizerName, Precision, Settings
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from step_outcomes import assert_near, outcome
 
 from pretrain import attention, compiling
 from pretrain.compiling import compile_parts
-from pretrain.settings import Precision
+from pretrain.config.settings import Precision
 
 LENGTHS, OTHER_LENGTHS = [5, 9, 30, 1, 17], [20, 1, 1, 33, 7]  # as many tokens
 GPU = torch.device("cuda")

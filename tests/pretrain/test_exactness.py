@@ -21,11 +21,11 @@ from engine_samples import (
 from ranks_harness import run_ranks
 
 from data_prep.core.objectives import Pairing
+from pretrain.config.settings import OptimizerName, Precision, ScheduleSettings
 from pretrain.engine import Engine
 from pretrain.optimizers import parameter_groups
 from pretrain.ranks import Ranks
 from pretrain.schedules import learning_rate
-from pretrain.settings import OptimizerName, Precision, ScheduleSettings
 
 pytestmark = pytest.mark.distributed
 

@@ -20,12 +20,12 @@ from data_prep.core.files import read_json, write_json
 from data_prep.core.objectives import Pairing
 from data_prep.tokenizer.wordpiece import save_tokenizer
 from pretrain import initial, run
+from pretrain.config.settings import Settings
 from pretrain.export import export
 from pretrain.initial import Origin, find
 from pretrain.model import BertForPreTraining
 from pretrain.model_card import model_card
 from pretrain.monitor import readable_lines
-from pretrain.settings import Settings
 
 transformers = pytest.importorskip("transformers")
 

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from data_prep.core.config import SettingsError, compose
 from data_prep.core.objectives import Pairing
 from pretrain.batches.loader import GlobalBatch
+from pretrain.config.checks import check
+from pretrain.config.settings import OptimSettings, Precision, Settings, TrustRatio
 from pretrain.lamb import layer_means
 from pretrain.model import BertForPreTraining
 from pretrain.optimizers import build_optimizer, parameter_groups
 from pretrain.ranks import Ranks
-from pretrain.settings import OptimSettings, Precision, Settings, TrustRatio
-from pretrain.settings_check import check
 from pretrain.sharded_state import ShardedState
 
 Arrays = dict[str, NDArray[np.float64]]

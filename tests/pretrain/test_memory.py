@@ -12,11 +12,11 @@ from data_prep.core.config import compose
 from data_prep.core.objectives import MaskingUnit, Pairing
 from data_prep.examples.masking import MaskingRule
 from pretrain.cluster import ClusterSettings
+from pretrain.config.settings import Precision, Settings
 from pretrain.cost import parameters
 from pretrain.memory import GIB, activation_bytes, largest_budget, logit_bytes, memory, states
 from pretrain.model import BertForPreTraining
 from pretrain.rehearsal import fake_batch
-from pretrain.settings import Precision, Settings
 
 TOKENS, VOCAB = 1024, 1024
 RULE = MaskingRule(

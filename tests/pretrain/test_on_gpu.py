@@ -21,9 +21,9 @@ from pretrain.attention import attention, has_kernel
 from pretrain.batches.loader import EvalLoader
 from pretrain.batches.packing import PackedBatch
 from pretrain.compiling import compile_parts
+from pretrain.config.settings import Precision
 from pretrain.model import BertForPreTraining
 from pretrain.optimizers import build_optimizer, parameter_groups
-from pretrain.settings import Precision
 
 pytestmark = [
     pytest.mark.gpu,

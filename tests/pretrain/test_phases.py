@@ -24,15 +24,15 @@ from data_prep.core.config import SettingsError, compose
 from data_prep.core.files import checksum, read_json
 from data_prep.core.objectives import Pairing
 from pretrain.batches.loader import TrainLoader
+from pretrain.config.phases import phases_of, place_of
+from pretrain.config.settings import DataSettings, Masking, Precision, Settings
 from pretrain.engine import Engine
 from pretrain.model import BertForPreTraining
-from pretrain.phases import phases_of, place_of
 from pretrain.prepared import prepare_sample
 from pretrain.ranks import Ranks
 from pretrain.run import load
 from pretrain.run_folder import identity
 from pretrain.schedules import learning_rate
-from pretrain.settings import DataSettings, Masking, Precision, Settings
 
 STEPS = (6, 5)  # of the first and the second phase
 SECOND = (

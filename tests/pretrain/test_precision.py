@@ -14,8 +14,8 @@ import pytest
 from engine_samples import MANY_MICRO_STEPS, build_engine, global_batch
 from ranks_harness import run_ranks
 
+from pretrain.config.settings import Precision
 from pretrain.ranks import Ranks
-from pretrain.settings import Precision
 
 STEPS, BATCHES = (
     50,

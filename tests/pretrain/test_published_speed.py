@@ -18,8 +18,8 @@ import pytest
 from data_prep.core.config import compose
 from data_prep.core.objectives import Pairing
 from pretrain.cluster import ClusterSettings
+from pretrain.config.settings import ModelSettings, Settings
 from pretrain.cost import Lengths, Program, parameters, step
-from pretrain.settings import ModelSettings, Settings
 
 TOLERANCE = 0.15
 VOCAB = 30_522

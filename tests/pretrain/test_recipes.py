@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from data_prep.core.config import as_dict, choices
+from pretrain.config.settings import Settings
 from pretrain.run import load
-from pretrain.settings import Settings
 
 NUMBERS: dict[str, dict[str, Any]] = {
     "paper": {

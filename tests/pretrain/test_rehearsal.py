@@ -11,10 +11,10 @@ from ranks_harness import run_ranks
 from run_in_fork import pretrain_run
 
 from data_prep.examples.masking import MaskingRule
+from pretrain.config.settings import OptimizerName, Precision, TrustRatio
 from pretrain.model import BertForPreTraining
 from pretrain.ranks import Ranks
 from pretrain.rehearsal import fake_batch
-from pretrain.settings import OptimizerName, Precision, TrustRatio
 
 FP32, AUTOCAST, BF16, FP16 = (
     Precision.fp32,

@@ -20,10 +20,10 @@ from pretrain import consolidated
 from pretrain.checkpoint import saver as saving
 from pretrain.checkpoint.files import newest_whole, path_of
 from pretrain.checkpoint.saver import NotSavedError
+from pretrain.config.settings import OnFailure, OptimizerName
 from pretrain.consolidated import Layout, Snapshot
 from pretrain.guard import Progress
 from pretrain.ranks import Ranks
-from pretrain.settings import OnFailure, OptimizerName
 
 pytestmark = pytest.mark.distributed
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.core.config import compose
+from pretrain.config.settings import ScheduleSettings, Settings
 from pretrain.schedules import is_over, learning_rate
-from pretrain.settings import ScheduleSettings, Settings
 
 
 def schedule_of(name: str = "linear", **changes: Any) -> ScheduleSettings:

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from data_prep.core.config import SettingsError, compose
-from pretrain.settings import Settings
-from pretrain.settings_check import check
+from pretrain.config.checks import check
+from pretrain.config.settings import Settings
 
 
 def settings_of(*overrides: str) -> Settings:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data_prep.core.config import compose
-from pretrain.settings import Precision, Settings
+from pretrain.config.settings import Precision, Settings
 from pretrain.throughput import Goodput, Work, known_peak, model_flop, peak_tflops
 
 

@@ -20,10 +20,10 @@ from data_prep.core.config import SettingsError, as_dict, as_overrides
 from data_prep.core.files import checksum
 from pretrain import consolidated, verify
 from pretrain.batches.loader import TrainLoader
+from pretrain.config.phases import phases_of
 from pretrain.copies import NEVER, find_origin, json_lines, steps_left
 from pretrain.engine import Engine
 from pretrain.launching import Launched
-from pretrain.phases import phases_of
 from pretrain.run import load
 from pretrain.run_folder import settings_of
 

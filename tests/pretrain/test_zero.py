@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from ranks_harness import run_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pretrain.config.settings import Precision
 from pretrain.deepspeed_start import get_accelerator
 from pretrain.norms import squared_norms
 from pretrain.ranks import Ranks
-from pretrain.settings import Precision
 from scripts.collectives import Calls, Counted
 
 FP32, AUTOCAST, BF16 = Precision.fp32, Precision.bf16_autocast, Precision.bf16

@@ -17,7 +17,7 @@ from data_prep.stores.shards import Examples, Shards
 from pretrain.batches.checksums import batch_checksum, together
 from pretrain.batches.loader import GlobalBatch, TrainLoader
 from pretrain.batches.packing import PackedBatch, pack
-from pretrain.settings import Masking
+from pretrain.config.settings import Masking
 from scripts.synthetic_shards import write_synthetic_shards
 
 SEQ_LEN, BATCH = 64, 7

@@ -31,7 +31,7 @@ from pretrain.batches.loader import (
     passed_over,
 )
 from pretrain.batches.packing import NewMasks, PackedBatch, pack_rows
-from pretrain.settings import Masking
+from pretrain.config.settings import Masking
 from scripts.numpy_loader import packed_columns
 from scripts.synthetic_shards import write_synthetic_shards
 

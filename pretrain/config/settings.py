@@ -1,7 +1,7 @@
 """What a pretraining run is: typed settings.
 
 The values live in conf/, with a comment on each line; here are their types, and nothing has a
-default twice. What may stand beside what: pretrain/settings_check.py.
+default twice. What may stand beside what: pretrain/config/checks.py.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.core.config import SettingsError
+from pretrain.config.checks import check
+from pretrain.config.settings import Carried, PhaseSettings, Positions, Settings
 from pretrain.schedules import is_over
-from pretrain.settings import Carried, PhaseSettings, Positions, Settings
-from pretrain.settings_check import check
 
 # What a phase may change: the rest is the run's, or decides nothing
 _GROUPS = ("data", "optim", "schedule", "eval", "checkpoint", "monitor", "engine")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from data_prep.core.config import SettingsError
 from data_prep.core.objectives import Pairing
 from pretrain.batches.dealing import check_dealable
-from pretrain.settings import (
+from pretrain.config.settings import (
     Compile,
     OnSpike,
     OptimizerName,
