@@ -21,7 +21,7 @@ from torch.nn.attention.varlen import varlen_attn
 from pretrain.attention_dropout import attention_with_dropout, draws_attention
 
 if TYPE_CHECKING:
-    from pretrain.batches.packing import PackedBatch
+    from pretrain.data.packing import PackedBatch
 
 
 def attention(qkv: Tensor, batch: PackedBatch, dropout_p: float) -> Tensor:

@@ -40,8 +40,8 @@ from pretrain.sharded_state import GROUPS, ShardedState
 from pretrain.zero import LeanZero
 
 if TYPE_CHECKING:
-    from pretrain.batches.loader import GlobalBatch
-    from pretrain.batches.packing import PackedBatch
+    from pretrain.data.packing import PackedBatch
+    from pretrain.data.train_loader import GlobalBatch
     from pretrain.model import BertForPreTraining
 
 _POSITION_TABLE = "embeddings.position.weight"

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_prep.core.objectives import Pairing
-from pretrain.batches.loader import EvalLoader
+from pretrain.data.train_loader import EvalLoader
 from pretrain.engine import Engine
 from pretrain.ranks import Ranks
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pretrain.batches.loader import GlobalBatch, TrainLoader, passed_over
 from pretrain.checkpoint.saver import NotSavedError
 from pretrain.config.settings import OnSpike, Precision, Settings
+from pretrain.data.train_loader import GlobalBatch, TrainLoader, passed_over
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data_prep.core.config import SettingsError
-from pretrain.batches.packing import PackedBatch
+from pretrain.data.packing import PackedBatch
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -21,15 +21,15 @@ from pretrain.checkpoint.saver import Saver
 from pretrain.closing import frequency_baseline
 from pretrain.config.phases import Phase, Place, place_of
 from pretrain.config.settings import Compile, OnSpike, Settings
+from pretrain.data.corpus import folder_of
+from pretrain.data.open_loaders import open_loaders
 from pretrain.engine import Engine
 from pretrain.expectation import Expectation
 from pretrain.export import load_tokenizer
 from pretrain.guard import Guard, Progress, Rewind, rewound
 from pretrain.guesses import MaskedSentences
-from pretrain.loaders import open_loaders
 from pretrain.model import BertForPreTraining, padded_vocab_size
 from pretrain.monitor import JsonLines, Monitor, Screen, Sink, append_event
-from pretrain.prepared import folder_of
 from pretrain.ranks import Ranks
 from pretrain.rehearsal import rehearse
 from pretrain.survival import StopRequest

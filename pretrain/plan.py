@@ -220,7 +220,7 @@ def tokens_between(corpus: Corpus, first: int, end: int, seed: int) -> int:
 
 
 def _tokens_before(each: NDArray[np.uint16], end: int, seed: int) -> int:
-    from pretrain.batches.order import ExampleOrder
+    from pretrain.data.shuffle import ExampleOrder
 
     order = ExampleOrder(len(each), seed)
     whole_epochs, rest = divmod(end, len(each))

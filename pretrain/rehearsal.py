@@ -14,8 +14,8 @@ import torch
 
 from data_prep.examples.masking import MaskingRule, num_masked
 from data_prep.stores.shards import Examples
-from pretrain.batches.packing import PackedBatch, pack
 from pretrain.config.phases import Phase
+from pretrain.data.packing import PackedBatch, pack
 from pretrain.engine import Engine
 from pretrain.plan import micro_steps
 

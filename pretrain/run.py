@@ -20,7 +20,7 @@ from data_prep.core.config import SettingsError, as_yaml, choices, compose
 from pretrain import initial, survival
 from pretrain.config.phases import check_phases, phases_of
 from pretrain.config.settings import Settings
-from pretrain.prepared import folder_of, manifest_of, prepare_sample
+from pretrain.data.corpus import folder_of, manifest_of, prepare_sample
 from pretrain.ranks import environment_rank, environment_world_size, exit_with
 from pretrain.run_folder import folder_of_run, identity, open_run_folder
 from pretrain.run_lock import RunLock

@@ -18,7 +18,7 @@ from pretrain.cost import Lengths, flops
 from pretrain.monitor import readable_lines
 
 if TYPE_CHECKING:
-    from pretrain.batches.loader import GlobalBatch
+    from pretrain.data.train_loader import GlobalBatch
     from pretrain.ranks import Ranks
 
 # Dense matrix products of 16-bit numbers with fp32 sums, TFLOP/s, from the vendors' data sheets. The

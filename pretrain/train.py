@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from pretrain.batches.checksums import batch_checksum, together
-from pretrain.batches.loader import EvalLoader, GlobalBatch
 from pretrain.checkpoint.saver import Saver
 from pretrain.clock import TrainingClock
 from pretrain.config.settings import Precision, Settings
+from pretrain.data.checksums import batch_checksum, together
+from pretrain.data.train_loader import EvalLoader, GlobalBatch
 from pretrain.engine import Engine
 from pretrain.evaluate import evaluate, means
 from pretrain.expectation import Expectation

@@ -25,9 +25,9 @@ import torch
 
 from data_prep.core.config import compose
 from pretrain import ranks as ranks_module
-from pretrain.batches.loader import GlobalBatch
 from pretrain.checkpoint.saver import Saver
 from pretrain.config.settings import Settings
+from pretrain.data.train_loader import GlobalBatch
 from pretrain.engine import Engine
 from pretrain.guard import Progress
 from pretrain.model import BertForPreTraining

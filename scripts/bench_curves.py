@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 
 from data_prep.core.config import compose
 from data_prep.stores.shards import Shards
-from pretrain.batches.packing import Shape, pack
 from pretrain.config.settings import Precision, Settings
+from pretrain.data.packing import Shape, pack
 from scripts.benchmark import Arguments, arguments, machine
 from scripts.step_variants import (
     compiled_twin,

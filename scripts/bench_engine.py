@@ -23,8 +23,8 @@ import torch
 
 from data_prep.core.config import compose
 from pretrain import ranks as ranks_module
-from pretrain.batches.loader import GlobalBatch
 from pretrain.config.settings import Precision, Settings
+from pretrain.data.train_loader import GlobalBatch
 from pretrain.engine import Engine
 from pretrain.model import BertForPreTraining
 from pretrain.optimizers import build_optimizer, parameter_groups

@@ -28,10 +28,10 @@ import torch
 from data_prep.core.files import write_json
 from data_prep.examples.masking import MaskingRule, dynamic_keys
 from data_prep.stores.shards import Shards, read_shard
-from pretrain.batches.dealing import deal, longest_prefix
-from pretrain.batches.loader import TrainLoader
-from pretrain.batches.order import ExampleOrder
 from pretrain.config.settings import Masking
+from pretrain.data.balancing import deal, longest_prefix
+from pretrain.data.shuffle import ExampleOrder
+from pretrain.data.train_loader import TrainLoader
 from scripts.benchmark import arguments, in_turn, report
 from scripts.numpy_loader import packed_columns
 from scripts.synthetic_shards import SPECIAL_IDS, draw_lengths, open_synthetic_shards

@@ -19,8 +19,8 @@ import torch
 
 from data_prep.core.config import compose
 from pretrain.attention import attention
-from pretrain.batches.packing import PackedBatch
 from pretrain.config.settings import ModelSettings, Settings
+from pretrain.data.packing import PackedBatch
 from scripts.bench_step import (
     VOCAB_SIZE,
     Stopwatch,

@@ -31,10 +31,10 @@ import torch
 
 from data_prep.core.config import compose
 from pretrain import ranks as ranks_module
-from pretrain.batches.loader import GlobalBatch
-from pretrain.batches.packing import PackedBatch, pack
 from pretrain.config.settings import Settings
 from pretrain.cost import Lengths, flops
+from pretrain.data.packing import PackedBatch, pack
+from pretrain.data.train_loader import GlobalBatch
 from pretrain.engine import Engine
 from scripts.benchmark import Arguments, arguments, in_turn, report
 from scripts.step_parts import matrix_rate, parts, seconds_of_parts

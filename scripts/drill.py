@@ -37,8 +37,8 @@ from pathlib import Path
 from data_prep.core.config import SettingsError
 from pretrain.checkpoint.files import STATE_FILE
 from pretrain.config.settings import Settings
+from pretrain.data.corpus import folder_of, manifest_of, prepare_sample
 from pretrain.launching import RUN, Launched, launch
-from pretrain.prepared import folder_of, manifest_of, prepare_sample
 from pretrain.run import SAMPLE_LINE, load
 from scripts.observed import NotSeenError, Observed, until
 

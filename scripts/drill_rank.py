@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain import run
-from pretrain.batches.loader import GlobalBatch, TrainLoader
+from pretrain.data.train_loader import GlobalBatch, TrainLoader
 from pretrain.engine import Engine, StepResult
 from pretrain.ranks import exit_with
 from scripts.drill import BATCH, FULL_BATCHES, NAN_BATCH, SLOW_BATCH

@@ -1,4 +1,4 @@
-"""What pretrain.batches does to a micro-batch, in NumPy alone: read, mask, pack, with the same bits.
+"""What pretrain.data does to a micro-batch, in NumPy alone: read, mask, pack, with the same bits.
 
 For comparison: what vectorised NumPy reaches (scripts.bench_loader), and a second program that the
 compiled one must agree with (tests). Masks of tokens only; whole words have no such form.

@@ -35,18 +35,18 @@ from data_prep.core.files import read_json
 from data_prep.core.objectives import Pairing
 from data_prep.tokenizer.wordpiece import read_vocab
 from pretrain import initial
-from pretrain.batches.loader import EvalLoader
-from pretrain.batches.packing import IGNORED, PackedBatch
 from pretrain.checkpoint.files import STATE_FILE, find_fault
 from pretrain.config.settings import OptimizerName, Precision, Settings
 from pretrain.consolidated import ENGINE_FILE, MOMENTS, WEIGHT, read_tensors
+from pretrain.data.corpus import manifest_of
+from pretrain.data.open_loaders import open_loaders
+from pretrain.data.packing import IGNORED, PackedBatch
+from pretrain.data.train_loader import EvalLoader
 from pretrain.evaluate import means
 from pretrain.export import model_config
 from pretrain.hf_weights import hugging_face_class, to_hugging_face
-from pretrain.loaders import open_loaders
 from pretrain.model import BertForPreTraining
 from pretrain.monitor import JsonLines, readable_lines
-from pretrain.prepared import manifest_of
 from pretrain.run_folder import settings_of
 from pretrain.schedules import learning_rate
 from scripts.benchmark import Arguments, arguments

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.attention import attention
-from pretrain.batches.packing import PackedBatch
+from pretrain.data.packing import PackedBatch
 from pretrain.model import BertForPreTraining, Layer
 from scripts.benchmark import in_turn
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.batches.packing import PackedBatch
 from pretrain.compiling import compile_parts
 from pretrain.config.settings import ModelSettings, Precision, Settings
+from pretrain.data.packing import PackedBatch
 from pretrain.hf_weights import to_hugging_face
 from pretrain.model import BertForPreTraining
 from pretrain.optimizers import build_optimizer, parameter_groups

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.stores.shards import Shards
-from pretrain.batches.loader import GlobalBatch
-from pretrain.batches.packing import pack
+from pretrain.data.packing import pack
+from pretrain.data.train_loader import GlobalBatch
 from scripts.synthetic_shards import write_synthetic_shards
 
 VOCAB_SIZE = 30_522

@@ -38,7 +38,7 @@ def sample_dirs(
 ) -> Callable[[Pairing], Path]:
     """The sample corpus by its pairing; each is made when first asked for."""
     from pretrain.config.settings import DataSettings, Masking
-    from pretrain.prepared import prepare_sample
+    from pretrain.data.corpus import prepare_sample
 
     @functools.cache
     def of(pairing: Pairing) -> Path:
@@ -56,7 +56,7 @@ def sample_dirs(
 def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample corpus, prepared at 128 tokens by the jobs themselves."""
     from pretrain.config.settings import DataSettings, Masking
-    from pretrain.prepared import prepare_sample
+    from pretrain.data.corpus import prepare_sample
 
     folder = tmp_path_factory.mktemp("sample") / "sample"
     prepare_sample(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from data_prep.core.config import SettingsError
 from data_prep.core.objectives import Pairing
-from pretrain.batches.dealing import check_dealable
 from pretrain.config.settings import (
     Compile,
     OnSpike,
@@ -18,6 +17,7 @@ from pretrain.config.settings import (
     Settings,
     TrustRatio,
 )
+from pretrain.data.balancing import check_dealable
 
 
 def check(settings: Settings, world_size: int) -> None:

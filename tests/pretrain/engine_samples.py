@@ -11,9 +11,6 @@ from model_samples import small_settings
 
 from data_prep.core.objectives import Pairing
 from data_prep.stores.shards import Examples
-from pretrain.batches.dealing import deal
-from pretrain.batches.loader import GlobalBatch
-from pretrain.batches.packing import pack
 from pretrain.config.settings import (
     Compile,
     EngineSettings,
@@ -22,6 +19,9 @@ from pretrain.config.settings import (
     Precision,
     TrustRatio,
 )
+from pretrain.data.balancing import deal
+from pretrain.data.packing import pack
+from pretrain.data.train_loader import GlobalBatch
 from pretrain.deepspeed_start import get_accelerator
 from pretrain.engine import Engine
 from pretrain.model import BertForPreTraining

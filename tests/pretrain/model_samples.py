@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from data_prep.core.objectives import Pairing
-from pretrain.batches.packing import PackedBatch
 from pretrain.config.settings import ModelSettings
+from pretrain.data.packing import PackedBatch
 from pretrain.model import BertForPreTraining
 
 

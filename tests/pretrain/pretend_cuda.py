@@ -119,8 +119,8 @@ def training_step(precision: str, dropout: float) -> dict[str, Any]:
 
     from data_prep.core.config import compose
     from data_prep.core.objectives import Pairing
-    from pretrain.batches.packing import PackedBatch
     from pretrain.config.settings import Settings
+    from pretrain.data.packing import PackedBatch
     from pretrain.model import BertForPreTraining
     from pretrain.optimizers import build_optimizer, parameter_groups
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from data_prep.core.files import checksum, write_json
 from data_prep.stores.shards import Examples, Shards, write_shard
-from pretrain.batches.packing import PackedBatch
+from pretrain.data.packing import PackedBatch
 
 SEQ_LEN = 128
 

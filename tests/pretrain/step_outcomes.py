@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pretrain.batches.packing import PackedBatch
+from pretrain.data.packing import PackedBatch
 from pretrain.model import BertForPreTraining
 
 Outcome = tuple[Tensor, list[Tensor]]

@@ -12,8 +12,8 @@ from model_samples import random_batch, random_model, small_settings
 from ranks_harness import run_ranks
 
 from pretrain.config.settings import Precision
+from pretrain.data.corpus import manifest_of
 from pretrain.model import BertForPreTraining
-from pretrain.prepared import manifest_of
 from pretrain.ranks import Ranks
 from pretrain.run import load
 from pretrain.run_folder import identity

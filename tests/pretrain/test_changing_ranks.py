@@ -16,8 +16,8 @@ from killing import Kill
 from run_in_fork import pretrain_run
 from small_corpus import contents, cut, numbers_by_content
 
-from pretrain.batches.loader import GlobalBatch
-from pretrain.batches.order import ExampleOrder
+from pretrain.data.shuffle import ExampleOrder
+from pretrain.data.train_loader import GlobalBatch
 from pretrain.engine import Engine
 
 pytestmark = pytest.mark.distributed

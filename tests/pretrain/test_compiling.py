@@ -26,8 +26,8 @@ from pretrain import compiling
 from pretrain import dropout as dropout_module
 from pretrain.compiling import compile_parts, resolve_compile
 from pretrain.config.settings import Compile, EngineSettings, Precision
+from pretrain.data.corpus import manifest_of
 from pretrain.engine import Engine
-from pretrain.prepared import manifest_of
 from pretrain.ranks import Ranks
 from pretrain.run import load
 from pretrain.run_folder import identity

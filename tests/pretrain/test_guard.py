@@ -15,8 +15,8 @@ from run_in_fork import pretrain_run
 
 from data_prep.core.files import checksum, read_json
 from data_prep.stores.shards import Shards
-from pretrain.batches.loader import TrainLoader
-from pretrain.batches.order import ExampleOrder
+from pretrain.data.shuffle import ExampleOrder
+from pretrain.data.train_loader import TrainLoader
 from pretrain.deepspeed_start import get_accelerator
 from pretrain.engine import Engine
 from pretrain.guard import spike_limit

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from data_prep.core.config import SettingsError, compose
 from data_prep.core.objectives import Pairing
-from pretrain.batches.loader import GlobalBatch
 from pretrain.config.checks import check
 from pretrain.config.settings import OptimSettings, Precision, Settings, TrustRatio
+from pretrain.data.train_loader import GlobalBatch
 from pretrain.lamb import layer_means
 from pretrain.model import BertForPreTraining
 from pretrain.optimizers import build_optimizer, parameter_groups

@@ -18,8 +18,8 @@ from data_prep.core.config import compose
 from data_prep.core.objectives import Pairing
 from data_prep.stores.shards import Examples
 from pretrain import attention_dropout, dropout
-from pretrain.batches.packing import Shape, pack
 from pretrain.config.settings import ModelSettings, Settings
+from pretrain.data.packing import Shape, pack
 from pretrain.dropout import draw_kept
 from pretrain.hf_weights import from_hugging_face, hugging_face_class, to_hugging_face
 from pretrain.model import BertForPreTraining, padded_vocab_size

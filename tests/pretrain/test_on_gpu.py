@@ -18,10 +18,10 @@ from torch import Tensor
 
 from data_prep.stores.shards import Shards
 from pretrain.attention import attention, has_kernel
-from pretrain.batches.loader import EvalLoader
-from pretrain.batches.packing import PackedBatch
 from pretrain.compiling import compile_parts
 from pretrain.config.settings import Precision
+from pretrain.data.packing import PackedBatch
+from pretrain.data.train_loader import EvalLoader
 from pretrain.model import BertForPreTraining
 from pretrain.optimizers import build_optimizer, parameter_groups
 

@@ -23,12 +23,12 @@ from test_schedules import google
 from data_prep.core.config import SettingsError, compose
 from data_prep.core.files import checksum, read_json
 from data_prep.core.objectives import Pairing
-from pretrain.batches.loader import TrainLoader
 from pretrain.config.phases import phases_of, place_of
 from pretrain.config.settings import DataSettings, Masking, Precision, Settings
+from pretrain.data.corpus import prepare_sample
+from pretrain.data.train_loader import TrainLoader
 from pretrain.engine import Engine
 from pretrain.model import BertForPreTraining
-from pretrain.prepared import prepare_sample
 from pretrain.ranks import Ranks
 from pretrain.run import load
 from pretrain.run_folder import identity

@@ -12,7 +12,7 @@ from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.objectives import Pairing
 from pretrain.config.settings import DataSettings, Masking
-from pretrain.prepared import manifest_of
+from pretrain.data.corpus import manifest_of
 
 
 def corpus(folder: Path, rows: int = 5) -> DataSettings:

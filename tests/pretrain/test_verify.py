@@ -19,9 +19,9 @@ import pretrain.copies
 from data_prep.core.config import SettingsError, as_dict, as_overrides
 from data_prep.core.files import checksum
 from pretrain import consolidated, verify
-from pretrain.batches.loader import TrainLoader
 from pretrain.config.phases import phases_of
 from pretrain.copies import NEVER, find_origin, json_lines, steps_left
+from pretrain.data.train_loader import TrainLoader
 from pretrain.engine import Engine
 from pretrain.launching import Launched
 from pretrain.run import load

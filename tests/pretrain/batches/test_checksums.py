@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from data_prep.examples.masking import MaskingRule
 from data_prep.stores.shards import Examples, Shards
-from pretrain.batches.checksums import batch_checksum, together
-from pretrain.batches.loader import GlobalBatch, TrainLoader
-from pretrain.batches.packing import PackedBatch, pack
 from pretrain.config.settings import Masking
+from pretrain.data.checksums import batch_checksum, together
+from pretrain.data.packing import PackedBatch, pack
+from pretrain.data.train_loader import GlobalBatch, TrainLoader
 from scripts.synthetic_shards import write_synthetic_shards
 
 SEQ_LEN, BATCH = 64, 7

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.core.config import SettingsError
-from pretrain.batches.dealing import _first, check_dealable, deal, deal_prefix, longest_prefix
+from pretrain.data.balancing import _first, check_dealable, deal, deal_prefix, longest_prefix
 from scripts.synthetic_shards import draw_lengths
 
 LONGEST = 64

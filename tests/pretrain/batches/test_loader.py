@@ -22,7 +22,9 @@ from data_prep.core.config import SettingsError
 from data_prep.core.objectives import MaskingUnit
 from data_prep.examples.masking import MaskingRule, dynamic_keys
 from data_prep.stores.shards import Shards, read_shard
-from pretrain.batches.loader import (
+from pretrain.config.settings import Masking
+from pretrain.data.packing import NewMasks, PackedBatch, pack_rows
+from pretrain.data.train_loader import (
     BATCHES_AHEAD,
     EvalLoader,
     GlobalBatch,
@@ -30,8 +32,6 @@ from pretrain.batches.loader import (
     held_out_ids,
     passed_over,
 )
-from pretrain.batches.packing import NewMasks, PackedBatch, pack_rows
-from pretrain.config.settings import Masking
 from scripts.numpy_loader import packed_columns
 from scripts.synthetic_shards import write_synthetic_shards
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.batches.order import ExampleOrder
+from pretrain.data.shuffle import ExampleOrder
 
 SIZES = st.one_of(
     st.integers(1, 300),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import DTypeLike
 
 from data_prep.stores.shards import Examples
-from pretrain.batches.packing import IGNORED, PackedBatch, Shape, pack
+from pretrain.data.packing import IGNORED, PackedBatch, Shape, pack
 
 CLS, SEP, MASK, VOCAB, LONGEST = 2, 3, 4, 50_000, 27
 

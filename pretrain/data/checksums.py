@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 
 if TYPE_CHECKING:
-    from pretrain.batches.loader import GlobalBatch
+    from pretrain.data.train_loader import GlobalBatch
 
 _MODULUS = 2**128
 

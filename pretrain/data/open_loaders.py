@@ -7,10 +7,10 @@ from typing import Any
 
 from data_prep.examples.masking import MaskingRule
 from data_prep.stores.shards import Shards
-from pretrain.batches.loader import EvalLoader, TrainLoader
 from pretrain.config.settings import Settings
+from pretrain.data.corpus import folder_of
+from pretrain.data.train_loader import EvalLoader, TrainLoader
 from pretrain.plan import order_seed
-from pretrain.prepared import folder_of
 
 
 def open_loaders(

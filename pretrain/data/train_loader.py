@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from data_prep.examples.masking import MaskingRule, dynamic_keys
 from data_prep.stores.shards import Rows, Shards
-from pretrain.batches.dealing import Deal, check_dealable, deal, deal_prefix, longest_prefix
-from pretrain.batches.order import ExampleOrder, keyed_hash
-from pretrain.batches.packing import NewMasks, PackedBatch, Shape, pack_rows
 from pretrain.config.settings import Masking
+from pretrain.data.balancing import Deal, check_dealable, deal, deal_prefix, longest_prefix
+from pretrain.data.packing import NewMasks, PackedBatch, Shape, pack_rows
+from pretrain.data.shuffle import ExampleOrder, keyed_hash
 
 BATCHES_AHEAD = 3
 
