@@ -16,7 +16,7 @@ from torch import nn
 
 from data_prep.core.config import SettingsError
 from pretrain.config.settings import EngineSettings, Precision
-from pretrain.ranks import Ranks
+from pretrain.distributed.ranks import Ranks
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it guesses, and says so on stdout

@@ -33,9 +33,9 @@ from pretrain.deepspeed_start import (
     resolve_precision,
     start_deepspeed,
 )
+from pretrain.distributed.ranks import Ranks
 from pretrain.lamb import Lamb
 from pretrain.optimizers import build_optimizer, parameter_groups
-from pretrain.ranks import Ranks
 from pretrain.sharded_state import GROUPS, ShardedState
 from pretrain.zero import LeanZero
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from pretrain.ranks import VARIABLES
+from pretrain.distributed.ranks import VARIABLES
 
 RUN = ("-m", "pretrain.run")
 POLL_S = 0.05

@@ -23,6 +23,9 @@ from pretrain.config.phases import Phase, Place, place_of
 from pretrain.config.settings import Compile, OnSpike, Settings
 from pretrain.data.corpus import folder_of
 from pretrain.data.open_loaders import open_loaders
+from pretrain.distributed.ranks import Ranks
+from pretrain.distributed.signals import StopRequest
+from pretrain.distributed.watchdog import Watchdog
 from pretrain.engine import Engine
 from pretrain.expectation import Expectation
 from pretrain.export import load_tokenizer
@@ -30,13 +33,10 @@ from pretrain.guard import Guard, Progress, Rewind, rewound
 from pretrain.guesses import MaskedSentences
 from pretrain.model import BertForPreTraining, padded_vocab_size
 from pretrain.monitor import JsonLines, Monitor, Screen, Sink, append_event
-from pretrain.ranks import Ranks
 from pretrain.rehearsal import rehearse
-from pretrain.survival import StopRequest
 from pretrain.throughput import Goodput, Meter
 from pretrain.train import Run, train
 from pretrain.wandb_sink import Wandb
-from pretrain.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 

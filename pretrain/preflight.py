@@ -28,10 +28,10 @@ from pretrain.config.phases import phases_of
 from pretrain.config.settings import DataSettings, ModelSettings, Settings
 from pretrain.consolidated import state_bytes
 from pretrain.data.corpus import folder_of, manifest_of
+from pretrain.distributed.ranks import Ranks
+from pretrain.distributed.rendezvous import Seat, seat_of, some_of
 from pretrain.model import BertForPreTraining
 from pretrain.monitor import append_event
-from pretrain.ranks import Ranks
-from pretrain.roll_call import Seat, seat_of, some_of
 from pretrain.run_folder import package_versions
 
 PACKAGES = ("torch", "deepspeed", "numpy", "numba")

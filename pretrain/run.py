@@ -17,18 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from data_prep.core.config import SettingsError, as_yaml, choices, compose
-from pretrain import initial, survival
+from pretrain import initial
 from pretrain.config.phases import check_phases, phases_of
 from pretrain.config.settings import Settings
 from pretrain.data.corpus import folder_of, manifest_of, prepare_sample
-from pretrain.ranks import environment_rank, environment_world_size, exit_with
+from pretrain.distributed import signals
+from pretrain.distributed.rank_logs import Voice, speak_on_rank_0
+from pretrain.distributed.ranks import environment_rank, environment_world_size, exit_with
+from pretrain.distributed.watchdog import Watchdog, forget
 from pretrain.run_folder import folder_of_run, identity, open_run_folder
 from pretrain.run_lock import RunLock
-from pretrain.speaking import Voice, speak_on_rank_0
-from pretrain.watchdog import Watchdog, forget
 
 if TYPE_CHECKING:
-    from pretrain.ranks import Ranks
+    from pretrain.distributed.ranks import Ranks
 
 T = TypeVar("T")
 
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [
         a for a in (sys.argv[1:] if argv is None else argv) if not a.startswith("--local_rank")
     ]
-    stop = survival.StopRequest.install()  # before torch is imported, which takes seconds
+    stop = signals.StopRequest.install()  # before torch is imported, which takes seconds
     with speak_on_rank_0(environment_rank()) as voice:
         try:
             if "--help" in arguments or "-h" in arguments:
@@ -110,7 +111,7 @@ def load(overrides: Sequence[str], world_size: int) -> tuple[Settings, bool]:
     return settings, chosen["data"] == "sample" and ("data" in typed or "data.dir" not in typed)
 
 
-def _run(settings: Settings, on_sample: bool, stop: survival.StopRequest, voice: Voice) -> int:
+def _run(settings: Settings, on_sample: bool, stop: signals.StopRequest, voice: Voice) -> int:
     """One run, from checked settings to the last table."""
     is_main = environment_rank() == 0
     if on_sample:
@@ -130,7 +131,7 @@ def _run(settings: Settings, on_sample: bool, stop: survival.StopRequest, voice:
                 raise  # else the preflight names this rank
     if is_main:  # refused before torch is imported
         initial.begin(settings, folder_of_run(settings))
-    from pretrain import ranks as ranks_module
+    from pretrain.distributed import ranks as ranks_module
 
     ranks = ranks_module.start(settings.engine.timeout_minutes)
     ranks.barrier()
@@ -148,7 +149,7 @@ def _help() -> str:
     return HELP.format(**{group: "|".join(choices(group)) for group in groups})
 
 
-def _with_ranks(settings: Settings, ranks: Ranks, stop: survival.StopRequest, voice: Voice) -> int:
+def _with_ranks(settings: Settings, ranks: Ranks, stop: signals.StopRequest, voice: Voice) -> int:
     """Train, and close the run on rank 0. Collective."""
     from pretrain.compiling import resolve_compile
     from pretrain.deepspeed_start import resolve_precision

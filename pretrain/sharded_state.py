@@ -20,8 +20,8 @@ from pretrain.deepspeed_start import (
     safe_get_local_fp32_param,
     safe_get_local_optimizer_state,
 )
+from pretrain.distributed.ranks import Ranks
 from pretrain.lamb import Piece
-from pretrain.ranks import Ranks
 
 GROUPS = ("decayed", "not decayed")  # in the order of `parameter_groups`
 

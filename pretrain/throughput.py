@@ -19,7 +19,7 @@ from pretrain.monitor import readable_lines
 
 if TYPE_CHECKING:
     from pretrain.data.train_loader import GlobalBatch
-    from pretrain.ranks import Ranks
+    from pretrain.distributed.ranks import Ranks
 
 # Dense matrix products of 16-bit numbers with fp32 sums, TFLOP/s, from the vendors' data sheets. The
 # first pattern that is found in the device's name counts.

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 import torch
 
 from pretrain.checkpoint.saver import Saver
-from pretrain.clock import TrainingClock
 from pretrain.config.settings import Precision, Settings
 from pretrain.data.checksums import batch_checksum, together
 from pretrain.data.train_loader import EvalLoader, GlobalBatch
+from pretrain.distributed.clock import TrainingClock
+from pretrain.distributed.ranks import Ranks
+from pretrain.distributed.signals import StopRequest
+from pretrain.distributed.watchdog import Watchdog
 from pretrain.engine import Engine
 from pretrain.evaluate import evaluate, means
 from pretrain.expectation import Expectation
@@ -20,11 +23,8 @@ from pretrain.guard import Guard, Progress
 from pretrain.guesses import MaskedSentences
 from pretrain.lamb import layer_means
 from pretrain.monitor import Monitor
-from pretrain.ranks import Ranks
 from pretrain.schedules import is_over, learning_rate
-from pretrain.survival import StopRequest
 from pretrain.throughput import Meter, Work
-from pretrain.watchdog import Watchdog
 
 GUESSES = 3  # of each masked sentence
 

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 
 from data_prep.core.config import compose
-from pretrain import ranks as ranks_module
 from pretrain.checkpoint.saver import Saver
 from pretrain.config.settings import Settings
 from pretrain.data.train_loader import GlobalBatch
+from pretrain.distributed import ranks as ranks_module
 from pretrain.engine import Engine
 from pretrain.guard import Progress
 from pretrain.model import BertForPreTraining

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 
 from data_prep.core.config import compose
-from pretrain import ranks as ranks_module
 from pretrain.config.settings import Precision, Settings
 from pretrain.data.train_loader import GlobalBatch
+from pretrain.distributed import ranks as ranks_module
+from pretrain.distributed.ranks import Ranks
 from pretrain.engine import Engine
 from pretrain.model import BertForPreTraining
 from pretrain.optimizers import build_optimizer, parameter_groups
-from pretrain.ranks import Ranks
 from scripts.bench_step import stopwatch
 from scripts.benchmark import Arguments, arguments, in_turn, machine
 from scripts.synthetic_batch import VOCAB_SIZE, synthetic_batch

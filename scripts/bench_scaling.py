@@ -23,12 +23,12 @@ import torch
 
 from data_prep.core.config import compose
 from pretrain import cost
-from pretrain import ranks as ranks_module
 from pretrain.cluster import measured
 from pretrain.config.settings import Settings
+from pretrain.distributed import ranks as ranks_module
+from pretrain.distributed.ranks import Ranks
 from pretrain.engine import Engine
 from pretrain.model import BertForPreTraining
-from pretrain.ranks import Ranks
 from scripts.benchmark import Arguments, arguments, machine
 from scripts.collectives import Counted
 from scripts.synthetic_batch import VOCAB_SIZE, synthetic_batch

@@ -30,11 +30,11 @@ import numpy as np
 import torch
 
 from data_prep.core.config import compose
-from pretrain import ranks as ranks_module
 from pretrain.config.settings import Settings
 from pretrain.cost import Lengths, flops
 from pretrain.data.packing import PackedBatch, pack
 from pretrain.data.train_loader import GlobalBatch
+from pretrain.distributed import ranks as ranks_module
 from pretrain.engine import Engine
 from scripts.benchmark import Arguments, arguments, in_turn, report
 from scripts.step_parts import matrix_rate, parts, seconds_of_parts

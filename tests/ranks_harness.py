@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from pretrain.ranks import Ranks
+from pretrain.distributed.ranks import Ranks
 
 # Imported once and not in every rank: DeepSpeed through our engine, which keeps it quiet, and what
 # DeepSpeed itself imports late (inductor, by way of Muon; experts, by way of its configuration).

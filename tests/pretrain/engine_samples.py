@@ -23,9 +23,9 @@ from pretrain.data.balancing import deal
 from pretrain.data.packing import pack
 from pretrain.data.train_loader import GlobalBatch
 from pretrain.deepspeed_start import get_accelerator
+from pretrain.distributed.ranks import Ranks
 from pretrain.engine import Engine
 from pretrain.model import BertForPreTraining
-from pretrain.ranks import Ranks
 
 VOCAB_SIZE, BATCH_SIZE, LONGEST = 90, 12, 24
 ONE_MICRO_STEP, MANY_MICRO_STEPS = 10_000, 48  # token budgets

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.watchdog import Watchdog
+from pretrain.distributed.watchdog import Watchdog
 
 PIDS = "pids"  # in the current folder: how a rank finds the others
 UNFINISHED = re.compile(r"/\.step-(\d+)\.")

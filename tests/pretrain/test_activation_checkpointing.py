@@ -13,8 +13,8 @@ from ranks_harness import run_ranks
 
 from pretrain.config.settings import Precision
 from pretrain.data.corpus import manifest_of
+from pretrain.distributed.ranks import Ranks
 from pretrain.model import BertForPreTraining
-from pretrain.ranks import Ranks
 from pretrain.run import load
 from pretrain.run_folder import identity
 

@@ -19,9 +19,9 @@ from test_guard import poison
 
 import pretrain.phase_run
 from data_prep.core.files import checksum, read_json
-from pretrain.clock import TrainingClock
+from pretrain.distributed.clock import TrainingClock
+from pretrain.distributed.ranks import Ranks
 from pretrain.engine import Engine
-from pretrain.ranks import Ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -30,9 +30,9 @@ from pretrain.checkpoint.files import find_fault, load_checkpoint, newest_whole,
 from pretrain.checkpoint.saver import NotSavedError
 from pretrain.config.settings import OptimizerName, Precision
 from pretrain.deepspeed_start import GatheredParameters
+from pretrain.distributed.ranks import Ranks
 from pretrain.engine import Engine
 from pretrain.guard import Progress
-from pretrain.ranks import Ranks
 
 FP32, AUTOCAST = Precision.fp32, Precision.bf16_autocast
 BF16, FP16 = (

@@ -20,10 +20,10 @@ from data_prep.core.objectives import Pairing
 from pretrain.config.checks import check
 from pretrain.config.settings import OptimSettings, Precision, Settings, TrustRatio
 from pretrain.data.train_loader import GlobalBatch
+from pretrain.distributed.ranks import Ranks
 from pretrain.lamb import layer_means
 from pretrain.model import BertForPreTraining
 from pretrain.optimizers import build_optimizer, parameter_groups
-from pretrain.ranks import Ranks
 from pretrain.sharded_state import ShardedState
 
 Arrays = dict[str, NDArray[np.float64]]

@@ -27,9 +27,9 @@ from pretrain.config.phases import phases_of, place_of
 from pretrain.config.settings import DataSettings, Masking, Precision, Settings
 from pretrain.data.corpus import prepare_sample
 from pretrain.data.train_loader import TrainLoader
+from pretrain.distributed.ranks import Ranks
 from pretrain.engine import Engine
 from pretrain.model import BertForPreTraining
-from pretrain.ranks import Ranks
 from pretrain.run import load
 from pretrain.run_folder import identity
 from pretrain.schedules import learning_rate

@@ -15,7 +15,7 @@ from engine_samples import MANY_MICRO_STEPS, build_engine, global_batch
 from ranks_harness import run_ranks
 
 from pretrain.config.settings import Precision
-from pretrain.ranks import Ranks
+from pretrain.distributed.ranks import Ranks
 
 STEPS, BATCHES = (
     50,

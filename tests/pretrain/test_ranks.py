@@ -8,8 +8,8 @@ from datetime import timedelta
 import pytest
 from ranks_harness import run_ranks
 
-from pretrain import ranks
-from pretrain.ranks import Place, Ranks, environment_rank, environment_world_size
+from pretrain.distributed import ranks
+from pretrain.distributed.ranks import Place, Ranks, environment_rank, environment_world_size
 
 TORCHRUN = {
     "RANK": "5",
@@ -157,7 +157,7 @@ def test_a_single_process_starts_inside_a_batch_shell_and_exports_nothing(
 
 ENDING = """
 import atexit, sys, threading, torch
-from pretrain.ranks import exit_with
+from pretrain.distributed.ranks import exit_with
 
 def work():
     while True:

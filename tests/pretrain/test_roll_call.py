@@ -16,9 +16,9 @@ import torch
 from ranks_harness import run_ranks
 from run_in_fork import _free_port
 
-from pretrain import ranks as ranks_module
-from pretrain.ranks import Ranks
-from pretrain.roll_call import Seat, call_the_roll, check_seats
+from pretrain.distributed import ranks as ranks_module
+from pretrain.distributed.ranks import Ranks
+from pretrain.distributed.rendezvous import Seat, call_the_roll, check_seats
 
 A100, H100 = "NVIDIA A100-SXM4-80GB, 79 GiB", "NVIDIA H100 80GB HBM3, 79 GiB"
 

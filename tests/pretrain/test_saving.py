@@ -22,8 +22,8 @@ from pretrain.checkpoint.files import newest_whole, path_of
 from pretrain.checkpoint.saver import NotSavedError
 from pretrain.config.settings import OnFailure, OptimizerName
 from pretrain.consolidated import Layout, Snapshot
+from pretrain.distributed.ranks import Ranks
 from pretrain.guard import Progress
-from pretrain.ranks import Ranks
 
 pytestmark = pytest.mark.distributed
 

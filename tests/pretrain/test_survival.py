@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pretrain.survival import StopRequest
+from pretrain.distributed.signals import StopRequest
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_the_first_signal_gives_the_name(stop: StopRequest) -> None:
 
 def test_handlers_and_rank_are_there_before_torch_is_imported() -> None:
     code = (
-        "import sys; from pretrain.survival import StopRequest; from pretrain import ranks; "
+        "import sys; from pretrain.distributed.signals import StopRequest; from pretrain import ranks; "
         "StopRequest.install(); ranks.environment_rank(); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,10 +13,10 @@ import pytest
 from ranks_harness import run_ranks
 from run_in_fork import pretrain_run
 
+from pretrain.distributed.rank_logs import Voice
+from pretrain.distributed.ranks import Ranks
+from pretrain.distributed.watchdog import Watchdog, forget
 from pretrain.engine import Engine
-from pretrain.ranks import Ranks
-from pretrain.speaking import Voice
-from pretrain.watchdog import Watchdog, forget
 
 pytestmark = pytest.mark.distributed
 

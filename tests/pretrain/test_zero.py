@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.config.settings import Precision
 from pretrain.deepspeed_start import get_accelerator
+from pretrain.distributed.ranks import Ranks
 from pretrain.norms import squared_norms
-from pretrain.ranks import Ranks
 from scripts.collectives import Calls, Counted
 
 FP32, AUTOCAST, BF16 = Precision.fp32, Precision.bf16_autocast, Precision.bf16
@@ -105,7 +105,7 @@ def test_a_long_tensor_s_norm_has_more_digits_than_torch_s_in_fp32() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_on_a_gpu_a_step_waits_once(stage: int) -> None:
-    from pretrain import ranks as ranks_module
+    from pretrain.distributed import ranks as ranks_module
 
     ranks = ranks_module.start(1.0)
     try:

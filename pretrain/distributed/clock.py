@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pretrain.ranks import Ranks
+from pretrain.distributed.ranks import Ranks
 
 
 class TrainingClock:

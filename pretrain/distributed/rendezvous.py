@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from data_prep.core.config import SettingsError
-from pretrain.watchdog import ranks_in_words
+from pretrain.distributed.watchdog import ranks_in_words
 
 if TYPE_CHECKING:
     import torch

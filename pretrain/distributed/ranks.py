@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from pretrain.roll_call import call_the_roll, hosts_of, seat_of
+from pretrain.distributed.rendezvous import call_the_roll, hosts_of, seat_of
 
 if TYPE_CHECKING:
     import torch
