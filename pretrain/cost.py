@@ -93,7 +93,9 @@ def _sent(stage: int, precision: Precision, micro_steps: int) -> int:
     """How often all parameters are sent one way in a step (scripts/bench_scaling.py counts it)."""
     if stage == 3:  # gathered and reduce-scattered with every micro-batch
         return 2 * micro_steps
-    if stage == 1 and precision is not Precision.bf16:  # reduce-scattered once, by pretrain/zero.py
+    if (
+        stage == 1 and precision is not Precision.bf16
+    ):  # reduce-scattered once, by pretrain/engine/zero1.py
         return 2
     all_reduces = micro_steps if stage == 2 else 1
     return 2 * all_reduces + (1 if stage else 0)

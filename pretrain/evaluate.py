@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from data_prep.core.objectives import Pairing
 from pretrain.data.train_loader import EvalLoader
 from pretrain.distributed.ranks import Ranks
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 
 
 def means(

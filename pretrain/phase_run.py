@@ -26,7 +26,7 @@ from pretrain.data.open_loaders import open_loaders
 from pretrain.distributed.ranks import Ranks
 from pretrain.distributed.signals import StopRequest
 from pretrain.distributed.watchdog import Watchdog
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 from pretrain.expectation import Expectation
 from pretrain.export import load_tokenizer
 from pretrain.guard import Guard, Progress, Rewind, rewound

@@ -26,10 +26,10 @@ from data_prep.core.files import checksum
 from data_prep.core.objectives import Pairing
 from pretrain.config.phases import phases_of
 from pretrain.config.settings import DataSettings, ModelSettings, Settings
-from pretrain.consolidated import state_bytes
 from pretrain.data.corpus import folder_of, manifest_of
 from pretrain.distributed.ranks import Ranks
 from pretrain.distributed.rendezvous import Seat, seat_of, some_of
+from pretrain.engine.snapshot import state_bytes
 from pretrain.model import BertForPreTraining
 from pretrain.monitor import append_event
 from pretrain.run_folder import package_versions

@@ -16,7 +16,7 @@ from pretrain.distributed.clock import TrainingClock
 from pretrain.distributed.ranks import Ranks
 from pretrain.distributed.signals import StopRequest
 from pretrain.distributed.watchdog import Watchdog
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 from pretrain.evaluate import evaluate, means
 from pretrain.expectation import Expectation
 from pretrain.guard import Guard, Progress

@@ -28,7 +28,7 @@ from pretrain.checkpoint.saver import Saver
 from pretrain.config.settings import Settings
 from pretrain.data.train_loader import GlobalBatch
 from pretrain.distributed import ranks as ranks_module
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 from pretrain.guard import Progress
 from pretrain.model import BertForPreTraining
 from scripts.benchmark import Arguments, arguments, machine

@@ -26,7 +26,7 @@ from pretrain.config.settings import Precision, Settings
 from pretrain.data.train_loader import GlobalBatch
 from pretrain.distributed import ranks as ranks_module
 from pretrain.distributed.ranks import Ranks
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 from pretrain.model import BertForPreTraining
 from pretrain.optimizers import build_optimizer, parameter_groups
 from scripts.bench_step import stopwatch

@@ -27,7 +27,7 @@ from pretrain.cluster import measured
 from pretrain.config.settings import Settings
 from pretrain.distributed import ranks as ranks_module
 from pretrain.distributed.ranks import Ranks
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 from pretrain.model import BertForPreTraining
 from scripts.benchmark import Arguments, arguments, machine
 from scripts.collectives import Counted

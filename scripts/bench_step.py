@@ -35,7 +35,7 @@ from pretrain.cost import Lengths, flops
 from pretrain.data.packing import PackedBatch, pack
 from pretrain.data.train_loader import GlobalBatch
 from pretrain.distributed import ranks as ranks_module
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 from scripts.benchmark import Arguments, arguments, in_turn, report
 from scripts.step_parts import matrix_rate, parts, seconds_of_parts
 from scripts.step_variants import check_equal_losses, optimizer_of, packed_model, variants

@@ -18,7 +18,7 @@ from typing import Any
 from pretrain import run
 from pretrain.data.train_loader import GlobalBatch, TrainLoader
 from pretrain.distributed.ranks import exit_with
-from pretrain.engine import Engine, StepResult
+from pretrain.engine.engine import Engine, StepResult
 from scripts.drill import BATCH, FULL_BATCHES, NAN_BATCH, SLOW_BATCH
 
 LARGEST_FILE = 200_000  # bytes: metrics and logs, but no weights

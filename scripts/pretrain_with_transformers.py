@@ -37,11 +37,11 @@ from data_prep.tokenizer.wordpiece import read_vocab
 from pretrain import initial
 from pretrain.checkpoint.files import STATE_FILE, find_fault
 from pretrain.config.settings import OptimizerName, Precision, Settings
-from pretrain.consolidated import ENGINE_FILE, MOMENTS, WEIGHT, read_tensors
 from pretrain.data.corpus import manifest_of
 from pretrain.data.open_loaders import open_loaders
 from pretrain.data.packing import IGNORED, PackedBatch
 from pretrain.data.train_loader import EvalLoader
+from pretrain.engine.snapshot import ENGINE_FILE, MOMENTS, WEIGHT, read_tensors
 from pretrain.evaluate import means
 from pretrain.export import model_config
 from pretrain.hf_weights import hugging_face_class, to_hugging_face

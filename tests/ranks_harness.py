@@ -27,7 +27,7 @@ from pretrain.distributed.ranks import Ranks
 # Imported once and not in every rank: DeepSpeed through our engine, which keeps it quiet, and what
 # DeepSpeed itself imports late (inductor, by way of Muon; experts, by way of its configuration).
 for module in (
-    "pretrain.engine",
+    "pretrain.engine.engine",
     "deepspeed.runtime.zero.muon.muon_optimizer",
     "deepspeed.module_inject.auto_ep_layer",
 ):

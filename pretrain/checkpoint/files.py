@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from data_prep.core.files import checksum, flush_to_disk, read_json, write_json
 
 if TYPE_CHECKING:
-    from pretrain.consolidated import Snapshot
     from pretrain.distributed.ranks import Ranks
-    from pretrain.engine import Engine
+    from pretrain.engine.engine import Engine
+    from pretrain.engine.snapshot import Snapshot
 
 SCHEMA_VERSION = 1
 STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"

@@ -23,7 +23,7 @@ from pretrain.config.settings import CheckpointSettings, OnFailure
 
 if TYPE_CHECKING:
     from pretrain.distributed.ranks import Ranks
-    from pretrain.engine import Engine
+    from pretrain.engine.engine import Engine
     from pretrain.guard import Progress
 
 # An exception ends the run: so long rank 0 waits for the checkpoint that is being written, rather

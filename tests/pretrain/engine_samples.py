@@ -22,9 +22,9 @@ from pretrain.config.settings import (
 from pretrain.data.balancing import deal
 from pretrain.data.packing import pack
 from pretrain.data.train_loader import GlobalBatch
-from pretrain.deepspeed_start import get_accelerator
 from pretrain.distributed.ranks import Ranks
-from pretrain.engine import Engine
+from pretrain.engine.deepspeed_setup import get_accelerator
+from pretrain.engine.engine import Engine
 from pretrain.model import BertForPreTraining
 
 VOCAB_SIZE, BATCH_SIZE, LONGEST = 90, 12, 24

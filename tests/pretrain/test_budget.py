@@ -21,7 +21,7 @@ import pretrain.phase_run
 from data_prep.core.files import checksum, read_json
 from pretrain.distributed.clock import TrainingClock
 from pretrain.distributed.ranks import Ranks
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 
 pytestmark = pytest.mark.distributed
 

@@ -18,7 +18,7 @@ from small_corpus import contents, cut, numbers_by_content
 
 from pretrain.data.shuffle import ExampleOrder
 from pretrain.data.train_loader import GlobalBatch
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 
 pytestmark = pytest.mark.distributed
 

@@ -29,9 +29,9 @@ from data_prep.core.files import read_json, write_json
 from pretrain.checkpoint.files import find_fault, load_checkpoint, newest_whole, path_of
 from pretrain.checkpoint.saver import NotSavedError
 from pretrain.config.settings import OptimizerName, Precision
-from pretrain.deepspeed_start import GatheredParameters
 from pretrain.distributed.ranks import Ranks
-from pretrain.engine import Engine
+from pretrain.engine.deepspeed_setup import GatheredParameters
+from pretrain.engine.engine import Engine
 from pretrain.guard import Progress
 
 FP32, AUTOCAST = Precision.fp32, Precision.bf16_autocast

@@ -28,7 +28,7 @@ from pretrain.compiling import compile_parts, resolve_compile
 from pretrain.config.settings import Compile, EngineSettings, Precision
 from pretrain.data.corpus import manifest_of
 from pretrain.distributed.ranks import Ranks
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 from pretrain.run import load
 from pretrain.run_folder import identity
 

@@ -25,9 +25,9 @@ from ranks_harness import run_ranks
 
 from data_prep.core.config import SettingsError
 from pretrain.config.settings import Compile, EngineSettings, Precision
-from pretrain.deepspeed_start import resolve_precision
 from pretrain.distributed.ranks import Ranks
-from pretrain.engine import Engine
+from pretrain.engine.deepspeed_setup import resolve_precision
+from pretrain.engine.engine import Engine
 from pretrain.model import BertForPreTraining
 
 FP32, AUTOCAST = Precision.fp32, Precision.bf16_autocast

@@ -23,7 +23,7 @@ from ranks_harness import run_ranks
 from data_prep.core.objectives import Pairing
 from pretrain.config.settings import OptimizerName, Precision, ScheduleSettings
 from pretrain.distributed.ranks import Ranks
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 from pretrain.optimizers import parameter_groups
 from pretrain.schedules import learning_rate
 

@@ -17,8 +17,8 @@ from data_prep.core.files import checksum, read_json
 from data_prep.stores.shards import Shards
 from pretrain.data.shuffle import ExampleOrder
 from pretrain.data.train_loader import TrainLoader
-from pretrain.deepspeed_start import get_accelerator
-from pretrain.engine import Engine
+from pretrain.engine.deepspeed_setup import get_accelerator
+from pretrain.engine.engine import Engine
 from pretrain.guard import spike_limit
 from pretrain.model import BertForPreTraining
 

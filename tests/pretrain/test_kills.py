@@ -19,7 +19,7 @@ from small_corpus import cut
 
 from data_prep.core.files import checksum, read_json
 from pretrain.checkpoint.files import find_fault
-from pretrain.deepspeed_start import get_accelerator
+from pretrain.engine.deepspeed_setup import get_accelerator
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(900)]
 

@@ -21,10 +21,10 @@ from pretrain.config.checks import check
 from pretrain.config.settings import OptimSettings, Precision, Settings, TrustRatio
 from pretrain.data.train_loader import GlobalBatch
 from pretrain.distributed.ranks import Ranks
+from pretrain.engine.sharded_state import ShardedState
 from pretrain.lamb import layer_means
 from pretrain.model import BertForPreTraining
 from pretrain.optimizers import build_optimizer, parameter_groups
-from pretrain.sharded_state import ShardedState
 
 Arrays = dict[str, NDArray[np.float64]]
 STEPS, ROWS = 12, 4  # rows: each rank brings the gradients of ROWS / ranks of them

@@ -28,7 +28,7 @@ from pretrain.config.settings import DataSettings, Masking, Precision, Settings
 from pretrain.data.corpus import prepare_sample
 from pretrain.data.train_loader import TrainLoader
 from pretrain.distributed.ranks import Ranks
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 from pretrain.model import BertForPreTraining
 from pretrain.run import load
 from pretrain.run_folder import identity

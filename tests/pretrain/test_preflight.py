@@ -126,7 +126,7 @@ def a_wrong_sum(ranks: Ranks, settings: Settings) -> None:
         ),
         (
             another_checkout,
-            r"rank 2 on \S+ has pretrain/engine.py of checksum \w+ \(rank 0 has of checksum \w+\); "
+            r"rank 2 on \S+ has pretrain/engine/engine.py of checksum \w+ \(rank 0 has of checksum \w+\); "
             "bring the project's folder on that node up to date",
         ),
         (

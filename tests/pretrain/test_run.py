@@ -21,8 +21,8 @@ from wandb_files import history, records
 from data_prep.core.files import checksum, read_json
 from data_prep.core.objectives import Pairing
 from pretrain import expectation
-from pretrain.consolidated import Snapshot
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
+from pretrain.engine.snapshot import Snapshot
 from pretrain.export import fill_masks
 
 pytestmark = pytest.mark.distributed

@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from saver_samples import FileEngine, saver_of
 
 from data_prep.core.files import checksum, read_json
-from pretrain import consolidated
 from pretrain.checkpoint import saver as saving
 from pretrain.checkpoint.files import newest_whole, path_of
 from pretrain.checkpoint.saver import NotSavedError
 from pretrain.config.settings import OnFailure, OptimizerName
-from pretrain.consolidated import Layout, Snapshot
 from pretrain.distributed.ranks import Ranks
+from pretrain.engine import snapshot
+from pretrain.engine.snapshot import Layout, Snapshot
 from pretrain.guard import Progress
 
 pytestmark = pytest.mark.distributed
@@ -229,7 +229,7 @@ def test_the_checksum_of_a_file_is_known_without_reading_it_again(tmp_path: Path
     shapes = {"b.weight": (3, 5), "a.bias": (7,), "c.one": (1, 1)}
     tensors = {name: torch.randn(shape, generator=rng) for name, shape in shapes.items()}
     path = tmp_path / "model.safetensors"
-    assert consolidated._write_tensors(path, tensors) == checksum(path)
+    assert snapshot._write_tensors(path, tensors) == checksum(path)
 
 
 def test_what_is_damaged_on_its_way_to_the_disk_is_found(
@@ -238,9 +238,9 @@ def test_what_is_damaged_on_its_way_to_the_disk_is_found(
     def damaged(tensors: dict[str, torch.Tensor], path: Path) -> None:
         save_file({**tensors, "w": tensors["w"] + 1}, path)
 
-    monkeypatch.setattr(consolidated, "save_file", damaged)
+    monkeypatch.setattr(snapshot, "save_file", damaged)
     path = tmp_path / "model.safetensors"
-    expected = consolidated._write_tensors(path, {"w": torch.ones(4)})
+    expected = snapshot._write_tensors(path, {"w": torch.ones(4)})
     assert load_file(path)["w"].tolist() == [2, 2, 2, 2]
     assert checksum(path) != expected
 

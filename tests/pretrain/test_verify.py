@@ -18,11 +18,12 @@ from run_in_fork import Hook, pretrain_run
 import pretrain.copies
 from data_prep.core.config import SettingsError, as_dict, as_overrides
 from data_prep.core.files import checksum
-from pretrain import consolidated, verify
+from pretrain import verify
 from pretrain.config.phases import phases_of
 from pretrain.copies import NEVER, find_origin, json_lines, steps_left
 from pretrain.data.train_loader import TrainLoader
-from pretrain.engine import Engine
+from pretrain.engine import snapshot
+from pretrain.engine.engine import Engine
 from pretrain.launching import Launched
 from pretrain.run import load
 from pretrain.run_folder import settings_of
@@ -139,25 +140,25 @@ def lose_the_position(rank: int) -> None:
 
 def lose_a_moment(rank: int) -> None:
     """A start that continues has the second moments a little wrong."""
-    read = consolidated.read_tensors
+    read = snapshot.read_tensors
 
     def wrong(folder: Path) -> Any:
         for key, name, tensor in read(folder):
             yield key, name, tensor * (1 + 1e-5) if key == "exp_avg_sq" else tensor
 
-    consolidated.read_tensors = wrong
+    snapshot.read_tensors = wrong
 
 
 def change_what_is_saved(rank: int) -> None:
     """One weight of the killed copy's last checkpoint is another."""
-    write = consolidated.Snapshot.write
+    write = snapshot.Snapshot.write
 
-    def wrong(self: consolidated.Snapshot, folder: Path) -> dict[str, str]:
+    def wrong(self: snapshot.Snapshot, folder: Path) -> dict[str, str]:
         if "killed" in str(folder) and "step-00000008" in str(folder):
-            next(iter(self.tensors[consolidated.WEIGHT].values())).view(-1)[0] += 1e-3
+            next(iter(self.tensors[snapshot.WEIGHT].values())).view(-1)[0] += 1e-3
         return write(self, folder)
 
-    consolidated.Snapshot.write = wrong  # type: ignore[method-assign]
+    snapshot.Snapshot.write = wrong  # type: ignore[method-assign]
 
 
 def seed_by_ranks(rank: int) -> None:

@@ -16,7 +16,7 @@ from run_in_fork import pretrain_run
 from pretrain.distributed.rank_logs import Voice
 from pretrain.distributed.ranks import Ranks
 from pretrain.distributed.watchdog import Watchdog, forget
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 
 pytestmark = pytest.mark.distributed
 

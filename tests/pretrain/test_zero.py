@@ -13,8 +13,8 @@ from ranks_harness import run_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.config.settings import Precision
-from pretrain.deepspeed_start import get_accelerator
 from pretrain.distributed.ranks import Ranks
+from pretrain.engine.deepspeed_setup import get_accelerator
 from pretrain.norms import squared_norms
 from scripts.collectives import Calls, Counted
 

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.consolidated import MOMENTS, WEIGHT, Layout
-from pretrain.deepspeed_start import (
+from pretrain.distributed.ranks import Ranks
+from pretrain.engine.deepspeed_setup import (
     GatheredParameters,
     safe_get_local_fp32_param,
     safe_get_local_optimizer_state,
 )
-from pretrain.distributed.ranks import Ranks
+from pretrain.engine.snapshot import MOMENTS, WEIGHT, Layout
 from pretrain.lamb import Piece
 
 GROUPS = ("decayed", "not decayed")  # in the order of `parameter_groups`

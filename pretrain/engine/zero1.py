@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pretrain.deepspeed_start import DeepSpeedZeroOptimizer, GradPartitionBufferGroup
+from pretrain.engine.deepspeed_setup import DeepSpeedZeroOptimizer, GradPartitionBufferGroup
 from pretrain.norms import squared_norms
 
 

@@ -23,21 +23,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pretrain import consolidated
 from pretrain.compiling import compile_parts, resolve_compile, uncompiled
 from pretrain.config.settings import Compile, EngineSettings, OptimSettings, Precision
-from pretrain.consolidated import MOMENTS, WEIGHT, Snapshot
-from pretrain.deepspeed_start import (
+from pretrain.distributed.ranks import Ranks
+from pretrain.engine import snapshot as consolidated
+from pretrain.engine.deepspeed_setup import (
     DeepSpeedZeroOptimizer,
     deepspeed_config,
     resolve_precision,
     start_deepspeed,
 )
-from pretrain.distributed.ranks import Ranks
+from pretrain.engine.sharded_state import GROUPS, ShardedState
+from pretrain.engine.snapshot import MOMENTS, WEIGHT, Snapshot
+from pretrain.engine.zero1 import LeanZero
 from pretrain.lamb import Lamb
 from pretrain.optimizers import build_optimizer, parameter_groups
-from pretrain.sharded_state import GROUPS, ShardedState
-from pretrain.zero import LeanZero
 
 if TYPE_CHECKING:
     from pretrain.data.packing import PackedBatch
