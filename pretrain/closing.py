@@ -19,7 +19,7 @@ from pretrain.evaluate import frequency_loss
 def close_run(run_folder: Path, settings: Settings, manifest: dict[str, Any]) -> None:
     """Export the last checkpoint of a finished run and print what came of it."""
     from pretrain.export import export_run, fill_masks
-    from pretrain.hf_weights import hugging_face_class
+    from pretrain.huggingface.weights import hugging_face_class
 
     export = export_run(run_folder)
     figures = last_evaluation(run_folder / "metrics.jsonl")

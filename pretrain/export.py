@@ -32,9 +32,9 @@ from pretrain.config.phases import phases_of
 from pretrain.config.settings import ModelSettings
 from pretrain.data.corpus import folder_of
 from pretrain.guesses import Guesses, MaskedSentences, packed
-from pretrain.hf_weights import from_hugging_face, hugging_face_class, to_hugging_face
+from pretrain.huggingface.model_card import model_card
+from pretrain.huggingface.weights import from_hugging_face, hugging_face_class, to_hugging_face
 from pretrain.model import BertForPreTraining
-from pretrain.model_card import model_card
 from pretrain.monitor import readable_lines
 from pretrain.run_folder import settings_of
 

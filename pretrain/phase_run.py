@@ -15,7 +15,7 @@ import torch
 from data_prep.core.config import SettingsError, as_dict
 from data_prep.core.files import checksum, read_json
 from data_prep.tokenizer.wordpiece import read_vocab
-from pretrain import batch_job, initial
+from pretrain import batch_job
 from pretrain.checkpoint.files import STATE_FILE, load_checkpoint, newest_whole
 from pretrain.checkpoint.saver import Saver
 from pretrain.closing import frequency_baseline
@@ -31,6 +31,7 @@ from pretrain.expectation import Expectation
 from pretrain.export import load_tokenizer
 from pretrain.guard import Guard, Progress, Rewind, rewound
 from pretrain.guesses import MaskedSentences
+from pretrain.huggingface import init_from
 from pretrain.model import BertForPreTraining, padded_vocab_size
 from pretrain.monitor import JsonLines, Monitor, Screen, Sink, append_event
 from pretrain.rehearsal import rehearse
@@ -49,7 +50,7 @@ class RunContext:
     phases: Sequence[Phase]
     manifests: Sequence[dict[str, Any]]  # of each phase's data
     identity: dict[str, Any]
-    origin: initial.Origin | None  # where the weights of the first phase come from; None: drawn
+    origin: init_from.Origin | None  # where the weights of the first phase come from; None: drawn
     ranks: Ranks
     stop: StopRequest
     watchdog: Watchdog
@@ -173,7 +174,7 @@ def _masked_sentences(settings: Settings) -> MaskedSentences | None:
 
 
 def _start_from(
-    origin: initial.Origin,
+    origin: init_from.Origin,
     model: BertForPreTraining,
     settings: Settings,
     manifest: dict[str, Any],
@@ -193,9 +194,9 @@ def _start_from(
     if faults := sorted({said for said in context.ranks.gather(fault) if said}):
         raise SettingsError("\n".join(faults))
     if context.ranks.rank == 0:
-        begun_from = context.identity[initial.IDENTITY]
+        begun_from = context.identity[init_from.IDENTITY]
         append_event(context.folder, "init_from", {**begun_from, **facts})
-        said = initial.summary(begun_from, facts)
+        said = init_from.summary(begun_from, facts)
         logger.info("%s", said)
         print(said, file=sys.stderr)
 

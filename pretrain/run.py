@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from data_prep.core.config import SettingsError, as_yaml, choices, compose
-from pretrain import initial
 from pretrain.config.phases import check_phases, phases_of
 from pretrain.config.settings import Settings
 from pretrain.data.corpus import folder_of, manifest_of, prepare_sample
@@ -25,6 +24,7 @@ from pretrain.distributed import signals
 from pretrain.distributed.rank_logs import Voice, speak_on_rank_0
 from pretrain.distributed.ranks import environment_rank, environment_world_size, exit_with
 from pretrain.distributed.watchdog import Watchdog, forget
+from pretrain.huggingface import init_from
 from pretrain.run_folder import folder_of_run, identity, open_run_folder
 from pretrain.run_lock import RunLock
 
@@ -130,7 +130,7 @@ def _run(settings: Settings, on_sample: bool, stop: signals.StopRequest, voice: 
             if is_main or stop.requested:
                 raise  # else the preflight names this rank
     if is_main:  # refused before torch is imported
-        initial.begin(settings, folder_of_run(settings))
+        init_from.begin(settings, folder_of_run(settings))
     from pretrain.distributed import ranks as ranks_module
 
     ranks = ranks_module.start(settings.engine.timeout_minutes)
@@ -167,11 +167,11 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: signals.StopRequest, voi
     log = run_folder / "logs" / f"rank-{ranks.rank:05d}.log"
     with contextlib.ExitStack() as held:
 
-        def open_folder() -> tuple[Path | None, dict[str, Any], initial.Origin | None]:
+        def open_folder() -> tuple[Path | None, dict[str, Any], init_from.Origin | None]:
             held.enter_context(RunLock(run_folder))
             forget(run_folder)
             voice.log_to(log)  # a broken checkpoint that is passed over is named there
-            begun_from, origin = initial.begin(settings, run_folder)
+            begun_from, origin = init_from.begin(settings, run_folder)
             now = identity(settings, manifests, begun_from)
             return open_run_folder(run_folder, settings, now), now, origin
 

@@ -16,7 +16,7 @@ from data_prep.core.config import SettingsError, as_dict, as_overrides, as_yaml,
 from data_prep.core.files import read_json, whole_or_absent, write_json
 from pretrain.config.phases import phases_of
 from pretrain.config.settings import Resume, Settings
-from pretrain.initial import IDENTITY
+from pretrain.huggingface.init_from import IDENTITY
 
 PACKAGES = (
     "torch",

@@ -34,7 +34,6 @@ from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json
 from data_prep.core.objectives import Pairing
 from data_prep.tokenizer.wordpiece import read_vocab
-from pretrain import initial
 from pretrain.checkpoint.files import STATE_FILE, find_fault
 from pretrain.config.settings import OptimizerName, Precision, Settings
 from pretrain.data.corpus import manifest_of
@@ -44,7 +43,8 @@ from pretrain.data.train_loader import EvalLoader
 from pretrain.engine.snapshot import ENGINE_FILE, MOMENTS, WEIGHT, read_tensors
 from pretrain.evaluate import means
 from pretrain.export import model_config
-from pretrain.hf_weights import hugging_face_class, to_hugging_face
+from pretrain.huggingface import init_from
+from pretrain.huggingface.weights import hugging_face_class, to_hugging_face
 from pretrain.model import BertForPreTraining
 from pretrain.monitor import JsonLines, readable_lines
 from pretrain.run_folder import settings_of
@@ -222,7 +222,7 @@ def _model(settings: Settings, manifest: dict[str, Any]) -> nn.Module:
     ours.initialize(torch.Generator().manual_seed(settings.run.seed))
     if settings.run.init_from is not None:
         tokens = read_vocab(Path(settings.data.dir) / "vocab" / "vocab.txt")
-        origin = initial.find(settings.run.init_from)
+        origin = init_from.find(settings.run.init_from)
         ours.load_weights(origin.weights(ours, tokens, manifest["lowercase"])[0])
     state = {name: parameter.detach().clone() for name, parameter in ours.named_parameters()}
     config = transformers.BertConfig(**model_config(settings.model, vocab_size, pairing))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pretrain.compiling import compile_parts
 from pretrain.config.settings import ModelSettings, Precision, Settings
 from pretrain.data.packing import PackedBatch
-from pretrain.hf_weights import to_hugging_face
+from pretrain.huggingface.weights import to_hugging_face
 from pretrain.model import BertForPreTraining
 from pretrain.optimizers import build_optimizer, parameter_groups
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data_prep.core.config import SettingsError
 from data_prep.core.objectives import Pairing
-from pretrain.hf_weights import from_hugging_face, to_hugging_face
+from pretrain.huggingface.weights import from_hugging_face, to_hugging_face
 
 
 def weights(seed: int = 0) -> dict[str, Tensor]:

@@ -19,12 +19,13 @@ from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json, write_json
 from data_prep.core.objectives import Pairing
 from data_prep.tokenizer.wordpiece import save_tokenizer
-from pretrain import initial, run
+from pretrain import run
 from pretrain.config.settings import Settings
 from pretrain.export import export
-from pretrain.initial import Origin, find
+from pretrain.huggingface import init_from
+from pretrain.huggingface.init_from import Origin, find
+from pretrain.huggingface.model_card import model_card
 from pretrain.model import BertForPreTraining
-from pretrain.model_card import model_card
 from pretrain.monitor import readable_lines
 
 transformers = pytest.importorskip("transformers")
@@ -125,7 +126,7 @@ def test_heads_that_are_absent_are_new_and_those_without_a_place_are_left_out_an
     assert len(facts["left_out"]) == len(left_out)
     for parameter, value in state(model).items():
         assert torch.equal(value, before[parameter]) == (parameter in facts["new"]), parameter
-    said = initial.summary({"checksum": "0"}, facts)
+    said = init_from.summary({"checksum": "0"}, facts)
     assert all(absent in said for absent in [*facts["new"], *facts["left_out"]])
 
 

@@ -21,7 +21,7 @@ from pretrain import attention_dropout, dropout
 from pretrain.config.settings import ModelSettings, Settings
 from pretrain.data.packing import Shape, pack
 from pretrain.dropout import draw_kept
-from pretrain.hf_weights import from_hugging_face, hugging_face_class, to_hugging_face
+from pretrain.huggingface.weights import from_hugging_face, hugging_face_class, to_hugging_face
 from pretrain.model import BertForPreTraining, padded_vocab_size
 
 

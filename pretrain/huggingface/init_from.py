@@ -118,7 +118,7 @@ class Origin:
         """
         import torch
 
-        from pretrain.hf_weights import starting_weights
+        from pretrain.huggingface.weights import starting_weights
 
         state = self._read()
         dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})

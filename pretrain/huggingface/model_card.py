@@ -10,7 +10,7 @@ from data_prep.core.config import as_dict
 from data_prep.core.objectives import Pairing
 from pretrain.config.phases import phases_of
 from pretrain.config.settings import Settings
-from pretrain.hf_weights import hugging_face_class
+from pretrain.huggingface.weights import hugging_face_class
 
 CARD = """\
 ---
