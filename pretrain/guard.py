@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pretrain.checkpoint.saver import Saver
     from pretrain.config.phases import Place
-    from pretrain.monitor import Monitor
+    from pretrain.metrics.monitor import Monitor
 
 # A loss that hardly moves has next to no spread: below this share of it nothing is a jump
 LEAST_SPREAD = 0.01

@@ -15,7 +15,6 @@ import torch
 from data_prep.core.config import SettingsError, as_dict
 from data_prep.core.files import checksum, read_json
 from data_prep.tokenizer.wordpiece import read_vocab
-from pretrain import batch_job
 from pretrain.checkpoint.files import STATE_FILE, load_checkpoint, newest_whole
 from pretrain.checkpoint.saver import Saver
 from pretrain.closing import frequency_baseline
@@ -27,17 +26,18 @@ from pretrain.distributed.ranks import Ranks
 from pretrain.distributed.signals import StopRequest
 from pretrain.distributed.watchdog import Watchdog
 from pretrain.engine.engine import Engine
-from pretrain.expectation import Expectation
 from pretrain.export import load_tokenizer
 from pretrain.guard import Guard, Progress, Rewind, rewound
 from pretrain.guesses import MaskedSentences
 from pretrain.huggingface import init_from
+from pretrain.metrics import slurm_status
+from pretrain.metrics.monitor import JsonLines, Monitor, Screen, Sink, append_event
+from pretrain.metrics.reference_curves import Expectation
+from pretrain.metrics.throughput import Goodput, Meter
+from pretrain.metrics.wandb_sink import Wandb
 from pretrain.model import BertForPreTraining, padded_vocab_size
-from pretrain.monitor import JsonLines, Monitor, Screen, Sink, append_event
 from pretrain.rehearsal import rehearse
-from pretrain.throughput import Goodput, Meter
 from pretrain.train import Run, train
-from pretrain.wandb_sink import Wandb
 
 logger = logging.getLogger(__name__)
 
@@ -218,6 +218,6 @@ def _sinks(settings: Settings, run_folder: Path, progress: Progress) -> list[Sin
         JsonLines(run_folder, progress.step),
         Screen(progress.step, None if in_phase is None else progress.first_step + in_phase),
     ]
-    if path := os.environ.get(batch_job.VARIABLE):
-        sinks.append(batch_job.BatchJob(Path(path)))
+    if path := os.environ.get(slurm_status.VARIABLE):
+        sinks.append(slurm_status.BatchJob(Path(path)))
     return sinks

@@ -30,8 +30,8 @@ from pretrain.data.corpus import folder_of, manifest_of
 from pretrain.distributed.ranks import Ranks
 from pretrain.distributed.rendezvous import Seat, seat_of, some_of
 from pretrain.engine.snapshot import state_bytes
+from pretrain.metrics.monitor import append_event
 from pretrain.model import BertForPreTraining
-from pretrain.monitor import append_event
 from pretrain.run_folder import package_versions
 
 PACKAGES = ("torch", "deepspeed", "numpy", "numba")

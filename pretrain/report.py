@@ -23,8 +23,8 @@ from data_prep.core.config import SettingsError, as_dict
 from data_prep.core.files import whole_or_absent
 from data_prep.core.objectives import Pairing
 from pretrain.config.arguments import asks_for_help, named_words
-from pretrain.expectation import curve_for
 from pretrain.history import History, State, moment
+from pretrain.metrics.reference_curves import curve_for
 from pretrain.outcome import Compared, compare
 from pretrain.report_plots import SECOND, THIRD, Band, Chart, Line, draw
 

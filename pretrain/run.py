@@ -155,7 +155,7 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: signals.StopRequest, voi
     from pretrain.engine.deepspeed_setup import resolve_precision
     from pretrain.forecast import forecast
     from pretrain.forecast import write as write_plan
-    from pretrain.monitor import Monitor
+    from pretrain.metrics.monitor import Monitor
     from pretrain.phase_run import RunContext, place_in, train_phase
     from pretrain.preflight import preflight
 

@@ -18,13 +18,13 @@ from pretrain.distributed.signals import StopRequest
 from pretrain.distributed.watchdog import Watchdog
 from pretrain.engine.engine import Engine
 from pretrain.evaluate import evaluate, means
-from pretrain.expectation import Expectation
 from pretrain.guard import Guard, Progress
 from pretrain.guesses import MaskedSentences
 from pretrain.lamb import layer_means
-from pretrain.monitor import Monitor
+from pretrain.metrics.monitor import Monitor
+from pretrain.metrics.reference_curves import Expectation
+from pretrain.metrics.throughput import Meter, Work
 from pretrain.schedules import is_over, learning_rate
-from pretrain.throughput import Meter, Work
 
 GUESSES = 3  # of each masked sentence
 

@@ -13,8 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pretrain.config.settings import LogSettings
-from pretrain.monitor import JsonLines, Monitor
-from pretrain.wandb_sink import Wandb
+from pretrain.metrics.monitor import JsonLines, Monitor
+from pretrain.metrics.wandb_sink import Wandb
 
 
 def start(folder: Path, first_step: int, last_step: int, timeout_s: float, ending: str) -> None:

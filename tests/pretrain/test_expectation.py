@@ -13,8 +13,8 @@ import pytest
 from data_prep.core.config import compose
 from data_prep.core.files import write_json
 from pretrain.config.settings import Settings
-from pretrain.expectation import CURVES, RECENT, Expectation, curve_for
-from pretrain.monitor import JsonLines, Monitor
+from pretrain.metrics.monitor import JsonLines, Monitor
+from pretrain.metrics.reference_curves import CURVES, RECENT, Expectation, curve_for
 
 BASE = ("+model=base", "+recipe=paper")
 

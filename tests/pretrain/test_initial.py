@@ -25,8 +25,8 @@ from pretrain.export import export
 from pretrain.huggingface import init_from
 from pretrain.huggingface.init_from import Origin, find
 from pretrain.huggingface.model_card import model_card
+from pretrain.metrics.monitor import readable_lines
 from pretrain.model import BertForPreTraining
-from pretrain.monitor import readable_lines
 
 transformers = pytest.importorskip("transformers")
 

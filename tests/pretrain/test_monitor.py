@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 import pytest
 
-from pretrain.monitor import JsonLines, Monitor, Screen, readable_lines
+from pretrain.metrics.monitor import JsonLines, Monitor, Screen, readable_lines
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -20,10 +20,10 @@ from wandb_files import history, records
 
 from data_prep.core.files import checksum, read_json
 from data_prep.core.objectives import Pairing
-from pretrain import expectation
 from pretrain.engine.engine import Engine
 from pretrain.engine.snapshot import Snapshot
 from pretrain.export import fill_masks
+from pretrain.metrics import reference_curves
 
 pytestmark = pytest.mark.distributed
 
@@ -604,7 +604,7 @@ def test_wandb_has_every_chart_and_each_step_once_over_kills_in_both_phases(
 
     def watched(rank: int) -> None:
         no_key(rank)
-        expectation.PLATEAU_STEPS, expectation.RECENT = 2, 2
+        reference_curves.PLATEAU_STEPS, reference_curves.RECENT = 2, 2
 
     for call in (3, 5, 8):
 

@@ -10,7 +10,7 @@ import torch
 
 from data_prep.core.config import compose
 from pretrain.config.settings import Precision, Settings
-from pretrain.throughput import Goodput, Work, known_peak, model_flop, peak_tflops
+from pretrain.metrics.throughput import Goodput, Work, known_peak, model_flop, peak_tflops
 
 
 @pytest.mark.parametrize(

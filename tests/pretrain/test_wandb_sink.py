@@ -18,7 +18,7 @@ import psutil
 import pytest
 from wandb_stand_in import StandIn
 
-from pretrain.wandb_sink import earlier_files
+from pretrain.metrics.wandb_sink import earlier_files
 
 START = Path(__file__).parents[1] / "wandb_start.py"
 KEY = "a" * 32 + "5ec2e75e"  # of the form of a real one
@@ -195,7 +195,7 @@ def assert_training_went_on(starts: Starts, output: str) -> None:
     lines = (starts.folder / "metrics.jsonl").read_bytes().splitlines()
     assert len(lines) == 20 + 2
     assert orjson.loads(lines[-1])["eval/loss"] == 2 / 20
-    warnings = [line for line in output.splitlines() if "pretrain.wandb_sink" in line]
+    warnings = [line for line in output.splitlines() if "pretrain.metrics.wandb_sink" in line]
     assert len(warnings) == 1, output
     assert "wandb sync" in warnings[0]
     assert KEY not in output

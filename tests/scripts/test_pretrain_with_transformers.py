@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).parents[1] / "pretrain"))
 from run_in_fork import pretrain_run
 from small_corpus import cut
 
-from pretrain.monitor import readable_lines
+from pretrain.metrics.monitor import readable_lines
 from pretrain.report import main as report
 
 pytest.importorskip("transformers")

@@ -15,7 +15,7 @@ import torch
 
 from pretrain.config.settings import ModelSettings, Precision, Settings
 from pretrain.cost import Lengths, flops
-from pretrain.monitor import readable_lines
+from pretrain.metrics.monitor import readable_lines
 
 if TYPE_CHECKING:
     from pretrain.data.train_loader import GlobalBatch

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 from data_prep.core.files import read_json
 from data_prep.core.objectives import Pairing
 from pretrain.config.settings import Settings
-from pretrain.monitor import readable_lines
+from pretrain.metrics.monitor import readable_lines
 
 if TYPE_CHECKING:
-    from pretrain.monitor import Monitor
+    from pretrain.metrics.monitor import Monitor
 
 logger = logging.getLogger(__name__)
 
