@@ -67,7 +67,7 @@ def our_program(
     recomputes: bool,
     has_bf16: bool = True,
 ) -> Program:
-    """This project's: what pretrain.model and DeepSpeed do (collectives as counted a stage).
+    """This project's: what pretrain.model.bert and DeepSpeed do (collectives as counted a stage).
 
     `has_bf16`: the device does; one that does not has no flash kernel for all sequences either.
     """
@@ -85,7 +85,7 @@ def our_program(
         is_sharded=stage > 0,
         overlap=0.0,
         is_recomputing=recomputes,
-        calls_a_sequence=is_fp32 or not has_bf16,  # pretrain/attention.py
+        calls_a_sequence=is_fp32 or not has_bf16,  # pretrain/model/attention.py
     )
 
 

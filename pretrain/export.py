@@ -31,11 +31,11 @@ from pretrain.config.arguments import asks_for_help, named_words
 from pretrain.config.phases import phases_of
 from pretrain.config.settings import ModelSettings
 from pretrain.data.corpus import folder_of
-from pretrain.guesses import Guesses, MaskedSentences, packed
 from pretrain.huggingface.model_card import model_card
 from pretrain.huggingface.weights import from_hugging_face, hugging_face_class, to_hugging_face
 from pretrain.metrics.monitor import readable_lines
-from pretrain.model import BertForPreTraining
+from pretrain.model.bert import BertForPreTraining
+from pretrain.model.fill_mask import Guesses, MaskedSentences, packed
 from pretrain.run_folder import settings_of
 
 ARGUMENTS = {"run": "FOLDER", "checkpoint": "FOLDER", "target": "FOLDER"}

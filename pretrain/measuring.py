@@ -97,8 +97,8 @@ def _layer_work(model: ModelSettings, device: torch.device) -> Callable[[], obje
 
 
 def _attention(model: ModelSettings, device: torch.device) -> Callable[[], object]:
-    """The attention of one sequence in one layer, forward and backward, as pretrain.attention has it."""
-    from pretrain.attention import _one_sequence
+    """The attention of one sequence in one layer, forward and backward, as pretrain.model.attention has it."""
+    from pretrain.model.attention import _one_sequence
 
     heads = model.num_attention_heads
     shape = (SEQUENCE, 3, heads, model.hidden_size // heads)

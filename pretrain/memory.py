@@ -1,6 +1,6 @@
 """What a rank's memory holds, by part, and which token budgets fit it.
 
-Activations are counted by what autograd keeps of pretrain.model; states by what DeepSpeed 0.19 allocates
+Activations are counted by what autograd keeps of pretrain.model.bert; states by what DeepSpeed 0.19 allocates
 for a ZeRO stage. All bytes are of one rank, at the moment when a full micro-batch's backward pass begins.
 """
 

@@ -28,14 +28,14 @@ from pretrain.distributed.watchdog import Watchdog
 from pretrain.engine.engine import Engine
 from pretrain.export import load_tokenizer
 from pretrain.guard import Guard, Progress, Rewind, rewound
-from pretrain.guesses import MaskedSentences
 from pretrain.huggingface import init_from
 from pretrain.metrics import slurm_status
 from pretrain.metrics.monitor import JsonLines, Monitor, Screen, Sink, append_event
 from pretrain.metrics.reference_curves import Expectation
 from pretrain.metrics.throughput import Goodput, Meter
 from pretrain.metrics.wandb_sink import Wandb
-from pretrain.model import BertForPreTraining, padded_vocab_size
+from pretrain.model.bert import BertForPreTraining, padded_vocab_size
+from pretrain.model.fill_mask import MaskedSentences
 from pretrain.rehearsal import rehearse
 from pretrain.train import Run, train
 

@@ -31,7 +31,7 @@ from pretrain.distributed.ranks import Ranks
 from pretrain.distributed.rendezvous import Seat, seat_of, some_of
 from pretrain.engine.snapshot import state_bytes
 from pretrain.metrics.monitor import append_event
-from pretrain.model import BertForPreTraining
+from pretrain.model.bert import BertForPreTraining
 from pretrain.run_folder import package_versions
 
 PACKAGES = ("torch", "deepspeed", "numpy", "numba")

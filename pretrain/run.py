@@ -151,11 +151,11 @@ def _help() -> str:
 
 def _with_ranks(settings: Settings, ranks: Ranks, stop: signals.StopRequest, voice: Voice) -> int:
     """Train, and close the run on rank 0. Collective."""
-    from pretrain.compiling import resolve_compile
     from pretrain.engine.deepspeed_setup import resolve_precision
     from pretrain.forecast import forecast
     from pretrain.forecast import write as write_plan
     from pretrain.metrics.monitor import Monitor
+    from pretrain.model.compile import resolve_compile
     from pretrain.phase_run import RunContext, place_in, train_phase
     from pretrain.preflight import preflight
 

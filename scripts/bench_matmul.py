@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from data_prep.core.config import compose
-from pretrain.attention import attention
 from pretrain.config.settings import ModelSettings, Settings
 from pretrain.data.packing import PackedBatch
+from pretrain.model.attention import attention
 from scripts.bench_step import (
     VOCAB_SIZE,
     Stopwatch,

@@ -28,7 +28,7 @@ from pretrain.config.settings import Settings
 from pretrain.distributed import ranks as ranks_module
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine.engine import Engine
-from pretrain.model import BertForPreTraining
+from pretrain.model.bert import BertForPreTraining
 from scripts.benchmark import Arguments, arguments, machine
 from scripts.collectives import Counted
 from scripts.synthetic_batch import VOCAB_SIZE, synthetic_batch

@@ -46,7 +46,7 @@ from pretrain.export import model_config
 from pretrain.huggingface import init_from
 from pretrain.huggingface.weights import hugging_face_class, to_hugging_face
 from pretrain.metrics.monitor import JsonLines, readable_lines
-from pretrain.model import BertForPreTraining
+from pretrain.model.bert import BertForPreTraining
 from pretrain.run_folder import settings_of
 from pretrain.schedules import learning_rate
 from scripts.benchmark import Arguments, arguments

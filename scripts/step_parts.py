@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.attention import attention
 from pretrain.data.packing import PackedBatch
-from pretrain.model import BertForPreTraining, Layer
+from pretrain.model.attention import attention
+from pretrain.model.bert import BertForPreTraining, Layer
 from scripts.benchmark import in_turn
 
 Part = Callable[[], None]

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pretrain.compiling import compile_parts, resolve_compile, uncompiled
 from pretrain.config.settings import Compile, EngineSettings, OptimSettings, Precision
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine import snapshot as consolidated
@@ -37,12 +36,13 @@ from pretrain.engine.sharded_state import GROUPS, ShardedState
 from pretrain.engine.snapshot import MOMENTS, WEIGHT, Snapshot
 from pretrain.engine.zero1 import LeanZero
 from pretrain.lamb import Lamb
+from pretrain.model.compile import compile_parts, resolve_compile, uncompiled
 from pretrain.optimizers import build_optimizer, parameter_groups
 
 if TYPE_CHECKING:
     from pretrain.data.packing import PackedBatch
     from pretrain.data.train_loader import GlobalBatch
-    from pretrain.model import BertForPreTraining
+    from pretrain.model.bert import BertForPreTraining
 
 _POSITION_TABLE = "embeddings.position.weight"
 _LOSS_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")

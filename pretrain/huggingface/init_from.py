@@ -23,7 +23,7 @@ from pretrain.config.settings import ModelSettings, Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pretrain.model import BertForPreTraining
+    from pretrain.model.bert import BertForPreTraining
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack")

@@ -17,7 +17,7 @@ from torch import Tensor
 from data_prep.core.config import SettingsError
 from data_prep.core.objectives import Pairing
 from pretrain.config.settings import ModelSettings
-from pretrain.model import padded_vocab_size
+from pretrain.model.bert import padded_vocab_size
 
 # our module -> theirs, `.weight` (and `.bias`) to be added
 _MODULES = {

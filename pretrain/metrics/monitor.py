@@ -20,7 +20,7 @@ import orjson
 from data_prep.core.files import whole_or_absent
 
 if TYPE_CHECKING:
-    from pretrain.guesses import Guesses
+    from pretrain.model.fill_mask import Guesses
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pretrain.guesses import Guesses
+    from pretrain.model.fill_mask import Guesses
 
 VARIABLE = "BERT_JOB_FILE"  # set by slurm/job.inc
 SAID = {"checkpoint": "saved", "stopped": "stopped"}  # by event

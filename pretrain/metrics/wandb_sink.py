@@ -32,7 +32,7 @@ from pretrain.config.settings import LogSettings
 from pretrain.metrics.monitor import readable_lines
 
 if TYPE_CHECKING:
-    from pretrain.guesses import Guesses
+    from pretrain.model.fill_mask import Guesses
 
 logger = logging.getLogger(__name__)
 

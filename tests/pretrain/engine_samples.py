@@ -25,7 +25,7 @@ from pretrain.data.train_loader import GlobalBatch
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine.deepspeed_setup import get_accelerator
 from pretrain.engine.engine import Engine
-from pretrain.model import BertForPreTraining
+from pretrain.model.bert import BertForPreTraining
 
 VOCAB_SIZE, BATCH_SIZE, LONGEST = 90, 12, 24
 ONE_MICRO_STEP, MANY_MICRO_STEPS = 10_000, 48  # token budgets

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain import attention
+from pretrain.model import attention
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor
 from data_prep.core.objectives import Pairing
 from pretrain.config.settings import ModelSettings
 from pretrain.data.packing import PackedBatch
-from pretrain.model import BertForPreTraining
+from pretrain.model.bert import BertForPreTraining
 
 
 def small_settings(**changes: object) -> ModelSettings:

@@ -121,7 +121,7 @@ def training_step(precision: str, dropout: float) -> dict[str, Any]:
     from data_prep.core.objectives import Pairing
     from pretrain.config.settings import Settings
     from pretrain.data.packing import PackedBatch
-    from pretrain.model import BertForPreTraining
+    from pretrain.model.bert import BertForPreTraining
     from pretrain.optimizers import build_optimizer, parameter_groups
 
     settings, _ = compose("config", Settings, ["+model=large"])
@@ -185,7 +185,7 @@ def kernels() -> dict[str, Any]:
 
     from data_prep.core.config import compose
     from pretrain.config.settings import Settings
-    from pretrain.model import Layer, _sums
+    from pretrain.model.bert import Layer, _sums
 
     class Driver:
         utils = None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pretrain.data.packing import PackedBatch
-from pretrain.model import BertForPreTraining
+from pretrain.model.bert import BertForPreTraining
 
 Outcome = tuple[Tensor, list[Tensor]]
 

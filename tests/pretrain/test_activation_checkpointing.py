@@ -14,7 +14,7 @@ from ranks_harness import run_ranks
 from pretrain.config.settings import Precision
 from pretrain.data.corpus import manifest_of
 from pretrain.distributed.ranks import Ranks
-from pretrain.model import BertForPreTraining
+from pretrain.model.bert import BertForPreTraining
 from pretrain.run import load
 from pretrain.run_folder import identity
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from model_samples import random_batch
 from torch import Tensor
 
-from pretrain.attention import attention
+from pretrain.model.attention import attention
 
 
 def naive(qkv: Tensor, lengths: list[int]) -> Tensor:

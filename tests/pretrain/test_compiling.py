@@ -22,13 +22,13 @@ from ranks_harness import run_ranks
 from step_outcomes import assert_near, outcome
 
 from data_prep.core.config import SettingsError
-from pretrain import compiling
-from pretrain import dropout as dropout_module
-from pretrain.compiling import compile_parts, resolve_compile
 from pretrain.config.settings import Compile, EngineSettings, Precision
 from pretrain.data.corpus import manifest_of
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine.engine import Engine
+from pretrain.model import compile as compiling
+from pretrain.model import cpu_dropout as dropout_module
+from pretrain.model.compile import compile_parts, resolve_compile
 from pretrain.run import load
 from pretrain.run_folder import identity
 

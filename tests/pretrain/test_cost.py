@@ -25,7 +25,7 @@ from pretrain.cost import (
     parameters,
     step,
 )
-from pretrain.model import BertForPreTraining
+from pretrain.model.bert import BertForPreTraining
 
 
 @functools.cache

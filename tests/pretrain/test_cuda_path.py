@@ -18,9 +18,9 @@ from flash_reference import flash_on_the_cpu
 from model_samples import random_batch, random_model, small_settings
 from step_outcomes import assert_near, outcome
 
-from pretrain import attention, compiling
-from pretrain.compiling import compile_parts
 from pretrain.config.settings import Precision
+from pretrain.model import attention, compile
+from pretrain.model.compile import compile_parts
 
 LENGTHS, OTHER_LENGTHS = [5, 9, 30, 1, 17], [20, 1, 1, 33, 7]  # as many tokens
 GPU = torch.device("cuda")
@@ -39,7 +39,7 @@ def test_the_call_of_a_gpu_gives_the_numbers_of_one_call_a_sequence() -> None:
 def test_compiled_it_is_one_graph_for_all_layers_and_all_batches_of_a_shape(
     dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    monkeypatch.setattr(compile, "BACKEND", "aot_eager")
     model = random_model(
         small_settings(num_hidden_layers=3, attention_probs_dropout_prob=dropout), 90, seed=0
     )

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain import attention_dropout
-from pretrain.attention_dropout import attention_with_dropout
-from pretrain.dropout import Dropout, draw_kept, draws_lanes
+from pretrain.model import cpu_attention
+from pretrain.model.cpu_attention import attention_with_dropout
+from pretrain.model.cpu_dropout import Dropout, draw_kept, draws_lanes
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +98,7 @@ def test_attention_and_its_gradient_are_those_of_the_formula_with_the_drawn_elem
         drawn.append(kept.clone() * scale)  # it is used as a buffer
         return kept, scale
 
-    monkeypatch.setattr(attention_dropout, "draw_kept", record)
+    monkeypatch.setattr(cpu_attention, "draw_kept", record)
     lengths = [5, 1, 0, 7]  # 0: a slot without a sequence
     qkv = torch.randn(13, 3, 2, 4, dtype=torch.float64, requires_grad=True)
     out = attention_with_dropout(qkv, lengths, 0.25)

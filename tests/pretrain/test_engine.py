@@ -28,7 +28,7 @@ from pretrain.config.settings import Compile, EngineSettings, Precision
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine.deepspeed_setup import resolve_precision
 from pretrain.engine.engine import Engine
-from pretrain.model import BertForPreTraining
+from pretrain.model.bert import BertForPreTraining
 
 FP32, AUTOCAST = Precision.fp32, Precision.bf16_autocast
 BF16, FP16 = (

@@ -21,7 +21,7 @@ from data_prep.tokenizer.wordpiece import save_tokenizer
 from pretrain.checkpoint.files import MANIFEST_FILE
 from pretrain.config.settings import Settings
 from pretrain.export import check_export, export, export_run, fill_masks, load_exported, main
-from pretrain.model import BertForPreTraining
+from pretrain.model.bert import BertForPreTraining
 
 WORDS = "the a cat dog mouse sat ran ate on in mat house garden and . ,".split()
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s"]

@@ -20,7 +20,7 @@ from pretrain.data.train_loader import TrainLoader
 from pretrain.engine.deepspeed_setup import get_accelerator
 from pretrain.engine.engine import Engine
 from pretrain.guard import spike_limit
-from pretrain.model import BertForPreTraining
+from pretrain.model.bert import BertForPreTraining
 
 SMALL = (
     "+model=tiny",

@@ -26,7 +26,7 @@ from pretrain.huggingface import init_from
 from pretrain.huggingface.init_from import Origin, find
 from pretrain.huggingface.model_card import model_card
 from pretrain.metrics.monitor import readable_lines
-from pretrain.model import BertForPreTraining
+from pretrain.model.bert import BertForPreTraining
 
 transformers = pytest.importorskip("transformers")
 

@@ -23,7 +23,7 @@ from pretrain.data.train_loader import GlobalBatch
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine.sharded_state import ShardedState
 from pretrain.lamb import layer_means
-from pretrain.model import BertForPreTraining
+from pretrain.model.bert import BertForPreTraining
 from pretrain.optimizers import build_optimizer, parameter_groups
 
 Arrays = dict[str, NDArray[np.float64]]

@@ -15,7 +15,7 @@ from pretrain.cluster import ClusterSettings
 from pretrain.config.settings import Precision, Settings
 from pretrain.cost import parameters
 from pretrain.memory import GIB, activation_bytes, largest_budget, logit_bytes, memory, states
-from pretrain.model import BertForPreTraining
+from pretrain.model.bert import BertForPreTraining
 from pretrain.rehearsal import fake_batch
 
 TOKENS, VOCAB = 1024, 1024

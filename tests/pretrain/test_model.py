@@ -17,12 +17,12 @@ from torch import Tensor
 from data_prep.core.config import compose
 from data_prep.core.objectives import Pairing
 from data_prep.stores.shards import Examples
-from pretrain import attention_dropout, dropout
 from pretrain.config.settings import ModelSettings, Settings
 from pretrain.data.packing import Shape, pack
-from pretrain.dropout import draw_kept
 from pretrain.huggingface.weights import from_hugging_face, hugging_face_class, to_hugging_face
-from pretrain.model import BertForPreTraining, padded_vocab_size
+from pretrain.model import cpu_attention, cpu_dropout
+from pretrain.model.bert import BertForPreTraining, padded_vocab_size
+from pretrain.model.cpu_dropout import draw_kept
 
 
 def relative_difference(ours: Tensor, theirs: Tensor, floor: float = 1e-3) -> float:
@@ -327,8 +327,8 @@ def test_dropout_is_at_the_places_of_the_paper_alone(monkeypatch: pytest.MonkeyP
         dropped.append((tuple(like.shape), p))
         return draw_kept(like, p)
 
-    monkeypatch.setattr(dropout, "draw_kept", record)
-    monkeypatch.setattr(attention_dropout, "draw_kept", record)
+    monkeypatch.setattr(cpu_dropout, "draw_kept", record)
+    monkeypatch.setattr(cpu_attention, "draw_kept", record)
     model(batch)
     probabilities = [((4, length, length), 0.5) for length in (9, 4, 7)]
     hidden = ((20, 32), 0.25)

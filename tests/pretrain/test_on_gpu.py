@@ -17,12 +17,12 @@ from step_outcomes import assert_near, outcome
 from torch import Tensor
 
 from data_prep.stores.shards import Shards
-from pretrain.attention import attention, has_kernel
-from pretrain.compiling import compile_parts
 from pretrain.config.settings import Precision
 from pretrain.data.packing import PackedBatch
 from pretrain.data.train_loader import EvalLoader
-from pretrain.model import BertForPreTraining
+from pretrain.model.attention import attention, has_kernel
+from pretrain.model.bert import BertForPreTraining
+from pretrain.model.compile import compile_parts
 from pretrain.optimizers import build_optimizer, parameter_groups
 
 pytestmark = [

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from data_prep.core.config import compose
 from data_prep.core.objectives import Pairing
 from pretrain.config.settings import OptimizerName, OptimSettings, Settings, TrustRatio
-from pretrain.model import BertForPreTraining
+from pretrain.model.bert import BertForPreTraining
 from pretrain.optimizers import BertAdam, build_optimizer, parameter_groups
 
 OPTIM = OptimSettings(

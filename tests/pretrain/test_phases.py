@@ -29,7 +29,7 @@ from pretrain.data.corpus import prepare_sample
 from pretrain.data.train_loader import TrainLoader
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine.engine import Engine
-from pretrain.model import BertForPreTraining
+from pretrain.model.bert import BertForPreTraining
 from pretrain.run import load
 from pretrain.run_folder import identity
 from pretrain.schedules import learning_rate

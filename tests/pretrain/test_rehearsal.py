@@ -13,7 +13,7 @@ from run_in_fork import pretrain_run
 from data_prep.examples.masking import MaskingRule
 from pretrain.config.settings import OptimizerName, Precision, TrustRatio
 from pretrain.distributed.ranks import Ranks
-from pretrain.model import BertForPreTraining
+from pretrain.model.bert import BertForPreTraining
 from pretrain.rehearsal import fake_batch
 
 FP32, AUTOCAST, BF16, FP16 = (

@@ -19,7 +19,7 @@ from data_prep.core.config import SettingsError
 from pretrain.config.settings import Compile, EngineSettings, Precision
 
 if TYPE_CHECKING:
-    from pretrain.model import BertForPreTraining
+    from pretrain.model.bert import BertForPreTraining
 
 BACKEND = "inductor"
 MOST_SHAPES = 64  # of micro-batches, training and evaluation apart; a run has about ten

@@ -23,10 +23,10 @@ from torch.utils.checkpoint import checkpoint
 
 from data_prep.core.config import SettingsError
 from data_prep.core.objectives import Pairing
-from pretrain.attention import attention
 from pretrain.config.settings import ModelSettings
 from pretrain.data.packing import IGNORED, PackedBatch
-from pretrain.dropout import Dropout
+from pretrain.model.attention import attention
+from pretrain.model.cpu_dropout import Dropout
 
 _GELU_FORM = {"gelu": "none", "gelu_new": "tanh"}  # Hugging Face's name: torch's `approximate`
 

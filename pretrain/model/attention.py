@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from pretrain.attention_dropout import attention_with_dropout, draws_attention
+from pretrain.model.cpu_attention import attention_with_dropout, draws_attention
 
 if TYPE_CHECKING:
     from pretrain.data.packing import PackedBatch

@@ -1,7 +1,7 @@
 """Attention with dropout on a CPU, where torch's fast kernel has none.
 
 Products of matrices, softmax between, a sequence at a time and all heads of it together; the kept
-elements are drawn as in pretrain.dropout. With P = softmax(S), B = P where kept and else 0, and c
+elements are drawn as in pretrain.model.cpu_dropout. With P = softmax(S), B = P where kept and else 0, and c
 the scale of what is kept, the output is O = c B V, and the gradients are
 
     dV = c B' dO,    dS = B (c dO V') - P delta,    delta = rowsum(dO O)
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pretrain.dropout import draw_kept, draws_lanes
+from pretrain.model.cpu_dropout import draw_kept, draws_lanes
 
 
 def draws_attention(qkv: Tensor, dropout_p: float) -> bool:
@@ -27,7 +27,7 @@ def draws_attention(qkv: Tensor, dropout_p: float) -> bool:
 
 
 def attention_with_dropout(qkv: Tensor, lengths: list[int], dropout_p: float) -> Tensor:
-    """As pretrain.attention: (T, 3, H, K) to (T, H * K). Keeps two numbers a score."""
+    """As pretrain.model.attention: (T, 3, H, K) to (T, H * K). Keeps two numbers a score."""
     return _Attention.apply(qkv, lengths, dropout_p)  # type: ignore[no-any-return, no-untyped-call]
 
 
