@@ -19,12 +19,12 @@ from pretrain.distributed.watchdog import Watchdog
 from pretrain.engine.engine import Engine
 from pretrain.evaluate import evaluate, means
 from pretrain.guard import Guard, Progress
-from pretrain.lamb import layer_means
 from pretrain.metrics.monitor import Monitor
 from pretrain.metrics.reference_curves import Expectation
 from pretrain.metrics.throughput import Meter, Work
 from pretrain.model.fill_mask import MaskedSentences
-from pretrain.schedules import is_over, learning_rate
+from pretrain.optim.lamb import layer_means
+from pretrain.optim.schedules import is_over, learning_rate
 
 GUESSES = 3  # of each masked sentence
 

@@ -28,7 +28,7 @@ from pretrain.distributed import ranks as ranks_module
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine.engine import Engine
 from pretrain.model.bert import BertForPreTraining
-from pretrain.optimizers import build_optimizer, parameter_groups
+from pretrain.optim.optimizers import build_optimizer, parameter_groups
 from scripts.bench_step import stopwatch
 from scripts.benchmark import Arguments, arguments, in_turn, machine
 from scripts.synthetic_batch import VOCAB_SIZE, synthetic_batch

@@ -18,7 +18,7 @@ from pretrain.data.packing import PackedBatch
 from pretrain.huggingface.weights import to_hugging_face
 from pretrain.model.bert import BertForPreTraining
 from pretrain.model.compile import compile_parts
-from pretrain.optimizers import build_optimizer, parameter_groups
+from pretrain.optim.optimizers import build_optimizer, parameter_groups
 
 TOLERANCE = {False: 1e-5, True: 1e-2}  # of the losses, relative: fp32, bf16
 

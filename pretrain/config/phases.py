@@ -14,7 +14,7 @@ from typing import Any
 from data_prep.core.config import SettingsError
 from pretrain.config.checks import check
 from pretrain.config.settings import Carried, PhaseSettings, Positions, Settings
-from pretrain.schedules import is_over
+from pretrain.optim.schedules import is_over
 
 # What a phase may change: the rest is the run's, or decides nothing
 _GROUPS = ("data", "optim", "schedule", "eval", "checkpoint", "monitor", "engine")

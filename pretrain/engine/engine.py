@@ -35,9 +35,9 @@ from pretrain.engine.deepspeed_setup import (
 from pretrain.engine.sharded_state import GROUPS, ShardedState
 from pretrain.engine.snapshot import MOMENTS, WEIGHT, Snapshot
 from pretrain.engine.zero1 import LeanZero
-from pretrain.lamb import Lamb
 from pretrain.model.compile import compile_parts, resolve_compile, uncompiled
-from pretrain.optimizers import build_optimizer, parameter_groups
+from pretrain.optim.lamb import Lamb
+from pretrain.optim.optimizers import build_optimizer, parameter_groups
 
 if TYPE_CHECKING:
     from pretrain.data.packing import PackedBatch

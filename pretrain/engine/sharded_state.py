@@ -21,7 +21,7 @@ from pretrain.engine.deepspeed_setup import (
     safe_get_local_optimizer_state,
 )
 from pretrain.engine.snapshot import MOMENTS, WEIGHT, Layout
-from pretrain.lamb import Piece
+from pretrain.optim.lamb import Piece
 
 GROUPS = ("decayed", "not decayed")  # in the order of `parameter_groups`
 

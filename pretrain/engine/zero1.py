@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pretrain.engine.deepspeed_setup import DeepSpeedZeroOptimizer, GradPartitionBufferGroup
-from pretrain.norms import squared_norms
+from pretrain.optim.norms import squared_norms
 
 
 class LeanZero(DeepSpeedZeroOptimizer):  # type: ignore[misc]

@@ -122,7 +122,7 @@ def training_step(precision: str, dropout: float) -> dict[str, Any]:
     from pretrain.config.settings import Settings
     from pretrain.data.packing import PackedBatch
     from pretrain.model.bert import BertForPreTraining
-    from pretrain.optimizers import build_optimizer, parameter_groups
+    from pretrain.optim.optimizers import build_optimizer, parameter_groups
 
     settings, _ = compose("config", Settings, ["+model=large"])
     settings.model.attention_probs_dropout_prob = dropout

@@ -24,8 +24,8 @@ from data_prep.core.objectives import Pairing
 from pretrain.config.settings import OptimizerName, Precision, ScheduleSettings
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine.engine import Engine
-from pretrain.optimizers import parameter_groups
-from pretrain.schedules import learning_rate
+from pretrain.optim.optimizers import parameter_groups
+from pretrain.optim.schedules import learning_rate
 
 pytestmark = pytest.mark.distributed
 

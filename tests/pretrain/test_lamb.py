@@ -22,9 +22,9 @@ from pretrain.config.settings import OptimSettings, Precision, Settings, TrustRa
 from pretrain.data.train_loader import GlobalBatch
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine.sharded_state import ShardedState
-from pretrain.lamb import layer_means
 from pretrain.model.bert import BertForPreTraining
-from pretrain.optimizers import build_optimizer, parameter_groups
+from pretrain.optim.lamb import layer_means
+from pretrain.optim.optimizers import build_optimizer, parameter_groups
 
 Arrays = dict[str, NDArray[np.float64]]
 STEPS, ROWS = 12, 4  # rows: each rank brings the gradients of ROWS / ranks of them

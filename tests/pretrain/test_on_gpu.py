@@ -23,7 +23,7 @@ from pretrain.data.train_loader import EvalLoader
 from pretrain.model.attention import attention, has_kernel
 from pretrain.model.bert import BertForPreTraining
 from pretrain.model.compile import compile_parts
-from pretrain.optimizers import build_optimizer, parameter_groups
+from pretrain.optim.optimizers import build_optimizer, parameter_groups
 
 pytestmark = [
     pytest.mark.gpu,

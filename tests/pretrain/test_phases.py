@@ -30,9 +30,9 @@ from pretrain.data.train_loader import TrainLoader
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine.engine import Engine
 from pretrain.model.bert import BertForPreTraining
+from pretrain.optim.schedules import learning_rate
 from pretrain.run import load
 from pretrain.run_folder import identity
-from pretrain.schedules import learning_rate
 
 STEPS = (6, 5)  # of the first and the second phase
 SECOND = (

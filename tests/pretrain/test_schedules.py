@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data_prep.core.config import compose
 from pretrain.config.settings import ScheduleSettings, Settings
-from pretrain.schedules import is_over, learning_rate
+from pretrain.optim.schedules import is_over, learning_rate
 
 
 def schedule_of(name: str = "linear", **changes: Any) -> ScheduleSettings:

@@ -15,7 +15,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.adamw import adamw
 
 from pretrain.config.settings import OptimizerName, OptimSettings
-from pretrain.lamb import ENDLESS_STEPS, Lamb
+from pretrain.optim.lamb import ENDLESS_STEPS, Lamb
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from pretrain.config.settings import TrustRatio
-from pretrain.norms import squared_norms
+from pretrain.optim.norms import squared_norms
 
 # AdamW's bias correction 1 - beta ** step is exactly 1 here, and adding 1 does not change the number
 ENDLESS_STEPS = 1e9
