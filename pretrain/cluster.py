@@ -41,6 +41,6 @@ def measured(cluster: ClusterSettings, model: ModelSettings, vocab_size: int) ->
     """`cluster` as it is, or, where its rates are left open (conf/cluster/local.yaml), measured here."""
     if any(cluster.peak_tflops.values()):
         return cluster
-    from pretrain.measuring import measure
+    from pretrain.planning.calibrate import measure
 
     return measure(cluster, model, vocab_size)

@@ -22,7 +22,7 @@ from data_prep.core.config import SettingsError, as_yaml, choices
 from data_prep.core.files import read_json
 from pretrain.config.phases import check_phases, phases_of
 from pretrain.config.settings import Padding, Settings
-from pretrain.cost import Lengths
+from pretrain.planning.step_time import Lengths
 
 HELP = """\
 python -m pretrain.plan +model={model} [cluster={cluster}] [GROUP=NAME ...] [SETTING=VALUE ...] [json=true]
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--cfg" in arguments:
             print(as_yaml(settings), end="")
             return 0
-        from pretrain.forecast import forecast
+        from pretrain.planning.estimate import forecast
 
         found = forecast(settings)
     except SettingsError as error:

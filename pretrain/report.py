@@ -25,7 +25,7 @@ from data_prep.core.objectives import Pairing
 from pretrain.config.arguments import asks_for_help, named_words
 from pretrain.history import History, State, moment
 from pretrain.metrics.reference_curves import curve_for
-from pretrain.outcome import Compared, compare
+from pretrain.planning.plan_vs_actual import Compared, compare
 from pretrain.report_plots import SECOND, THIRD, Band, Chart, Line, draw
 
 ARGUMENTS = {"run": "FOLDER", "other": "FOLDER", "target": "FILE"}

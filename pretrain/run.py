@@ -152,11 +152,11 @@ def _help() -> str:
 def _with_ranks(settings: Settings, ranks: Ranks, stop: signals.StopRequest, voice: Voice) -> int:
     """Train, and close the run on rank 0. Collective."""
     from pretrain.engine.deepspeed_setup import resolve_precision
-    from pretrain.forecast import forecast
-    from pretrain.forecast import write as write_plan
     from pretrain.metrics.monitor import Monitor
     from pretrain.model.compile import resolve_compile
     from pretrain.phase_run import RunContext, place_in, train_phase
+    from pretrain.planning.estimate import forecast
+    from pretrain.planning.estimate import write as write_plan
     from pretrain.preflight import preflight
 
     found = preflight(ranks, settings)
@@ -211,7 +211,7 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: signals.StopRequest, voi
                 checkpoint = context.newest_checkpoint()
         if ranks.rank == 0 and finished:
             from pretrain.closing import close_run
-            from pretrain.outcome import plan_and_outcome
+            from pretrain.planning.plan_vs_actual import plan_and_outcome
 
             close_run(run_folder, place.phase.settings, manifests[-1])
             print("\n".join(["", *plan_and_outcome(run_folder, settings)]))

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 
 from data_prep.core.config import compose
-from pretrain import cost
 from pretrain.cluster import measured
 from pretrain.config.settings import Settings
 from pretrain.distributed import ranks as ranks_module
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine.engine import Engine
 from pretrain.model.bert import BertForPreTraining
+from pretrain.planning import step_time
 from scripts.benchmark import Arguments, arguments, machine
 from scripts.collectives import Counted
 from scripts.synthetic_batch import VOCAB_SIZE, synthetic_batch
@@ -102,15 +102,15 @@ def _row(
         measured(settings.cluster, settings.model, VOCAB_SIZE), gpus_per_node=ranks.world_size
     )
     masked = batch.num_masked / batch.num_sequences
-    of_lengths = cost.Lengths(lengths.mean(), np.square(lengths).mean(), masked)
-    parameters = cost.parameters(settings.model, VOCAB_SIZE, settings.data.pairs)
-    program = cost.our_program(
+    of_lengths = step_time.Lengths(lengths.mean(), np.square(lengths).mean(), masked)
+    parameters = step_time.parameters(settings.model, VOCAB_SIZE, settings.data.pairs)
+    program = step_time.our_program(
         dataclasses.replace(own, precision=engine.precision),
         settings.optim.name,
         micro_batches,
         recomputes=False,
     )
-    step = cost.step(
+    step = step_time.step(
         settings.model, VOCAB_SIZE, parameters, of_lengths, cluster, program,
         len(lengths) * micro_batches, micro_batches, ranks.world_size,
     )  # fmt: skip

@@ -9,7 +9,7 @@ books, or a number of tokens: at 128 neither side is padded. precision: fp32 or 
 is bf16 on CUDA. Only real tokens count. On a CPU time is that of the processor, which other
 processes hardly disturb, or clock=wall; on CUDA it is waited for.
 
-The share of the matrix-product peak is the model's arithmetic (pretrain.cost, real tokens, masked
+The share of the matrix-product peak is the model's arithmetic (pretrain.planning.step_time, real tokens, masked
 positions alone in the head) over what plain products of the model's shapes reach in the same rounds:
 padding counts as waste. parts=1 times the parts of our step alone; engine=1 the same step under
 DeepSpeed with ZeRO 1, on one rank.
@@ -31,11 +31,11 @@ import torch
 
 from data_prep.core.config import compose
 from pretrain.config.settings import Settings
-from pretrain.cost import Lengths, flops
 from pretrain.data.packing import PackedBatch, pack
 from pretrain.data.train_loader import GlobalBatch
 from pretrain.distributed import ranks as ranks_module
 from pretrain.engine.engine import Engine
+from pretrain.planning.step_time import Lengths, flops
 from scripts.benchmark import Arguments, arguments, in_turn, report
 from scripts.step_parts import matrix_rate, parts, seconds_of_parts
 from scripts.step_variants import check_equal_losses, optimizer_of, packed_model, variants

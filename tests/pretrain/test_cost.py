@@ -16,7 +16,8 @@ from data_prep.core.config import compose
 from data_prep.core.objectives import Pairing
 from pretrain.cluster import ClusterSettings
 from pretrain.config.settings import ModelSettings, OptimizerName, Precision, Settings
-from pretrain.cost import (
+from pretrain.model.bert import BertForPreTraining
+from pretrain.planning.step_time import (
     Lengths,
     Program,
     communication_s,
@@ -25,7 +26,6 @@ from pretrain.cost import (
     parameters,
     step,
 )
-from pretrain.model.bert import BertForPreTraining
 
 
 @functools.cache

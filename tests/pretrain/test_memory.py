@@ -13,9 +13,16 @@ from data_prep.core.objectives import MaskingUnit, Pairing
 from data_prep.examples.masking import MaskingRule
 from pretrain.cluster import ClusterSettings
 from pretrain.config.settings import Precision, Settings
-from pretrain.cost import parameters
-from pretrain.memory import GIB, activation_bytes, largest_budget, logit_bytes, memory, states
 from pretrain.model.bert import BertForPreTraining
+from pretrain.planning.memory import (
+    GIB,
+    activation_bytes,
+    largest_budget,
+    logit_bytes,
+    memory,
+    states,
+)
+from pretrain.planning.step_time import parameters
 from pretrain.rehearsal import fake_batch
 
 TOKENS, VOCAB = 1024, 1024

@@ -16,10 +16,10 @@ from run_in_fork import pretrain_run
 from data_prep.core.config import SettingsError, as_dict, as_overrides, choices, compose
 from data_prep.core.files import read_json
 from pretrain.config.settings import Settings
-from pretrain.cost import Lengths
 from pretrain.data.shuffle import ExampleOrder
-from pretrain.forecast import forecast
 from pretrain.plan import Corpus, clusters, load, main, micro_steps, plan, tokens_between
+from pretrain.planning.estimate import forecast
+from pretrain.planning.step_time import Lengths
 
 BASE = compose("config", Settings, ["+model=base"])[0]
 LARGE = ("+model=large", "recipe=nvidia_lamb", "cluster=dgx_a100", "data.dir=nowhere")

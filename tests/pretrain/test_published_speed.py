@@ -19,7 +19,7 @@ from data_prep.core.config import compose
 from data_prep.core.objectives import Pairing
 from pretrain.cluster import ClusterSettings
 from pretrain.config.settings import ModelSettings, Settings
-from pretrain.cost import Lengths, Program, parameters, step
+from pretrain.planning.step_time import Lengths, Program, parameters, step
 
 TOLERANCE = 0.15
 VOCAB = 30_522

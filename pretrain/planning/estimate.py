@@ -16,12 +16,12 @@ import orjson
 
 from data_prep.core.config import SettingsError
 from data_prep.core.files import whole_or_absent, write_json
-from pretrain import cost, memory
 from pretrain.cluster import ClusterSettings, measured
 from pretrain.config.phases import phases_of
 from pretrain.config.settings import Compile, EngineSettings, Precision, Settings
-from pretrain.memory import GIB, Memory
 from pretrain.plan import Plan, corpus_of, plan
+from pretrain.planning import memory, step_time
+from pretrain.planning.memory import GIB, Memory
 
 HOUR = 3600
 WIDTH = 98  # columns of the table
@@ -40,7 +40,7 @@ class PhaseForecast:
     flops: float  # of the phase, or of a step where the clock ends it
     memory: Memory | None
     other_memory: Memory | None  # with recomputation instead of without, or the other way round
-    step: cost.Step | None
+    step: step_time.Step | None
 
     @property
     def steps(self) -> int | None:
@@ -97,7 +97,7 @@ class Forecast:
 
     @property
     def _arithmetic(self) -> str:
-        return cost.our_program(self.engine, self.settings.optim.name, 1, False).arithmetic
+        return step_time.our_program(self.engine, self.settings.optim.name, 1, False).arithmetic
 
     def as_dict(self) -> dict[str, Any]:
         """For machines: plain numbers, seconds and bytes."""
@@ -350,7 +350,7 @@ def forecast(settings: Settings, world_size: int | None = None) -> Forecast:
     phases = phases_of(settings)
     corpora = [corpus_of(phase.settings) for phase in phases]
     vocab_size, pairs = corpora[0].vocab_size, settings.data.pairs
-    count = cost.parameters(settings.model, vocab_size, pairs)
+    count = step_time.parameters(settings.model, vocab_size, pairs)
     if cluster is not None:
         cluster = measured(cluster, settings.model, vocab_size)
     if world_size is None:
@@ -370,14 +370,14 @@ def forecast(settings: Settings, world_size: int | None = None) -> Forecast:
                 )
                 for how in (recomputes, not recomputes)
             )
-            program = cost.our_program(
+            program = step_time.our_program(
                 mine, own.optim.name, outline.micro_steps, recomputes, cluster.has_bf16
             )
-            step = cost.step(
+            step = step_time.step(
                 own.model, vocab_size, count, corpus.lengths, cluster, program,
                 outline.sequences_a_rank, outline.micro_steps, world_size,
             )  # fmt: skip
-        flops = outline.sequences * cost.flops(own.model, vocab_size, corpus.lengths)
+        flops = outline.sequences * step_time.flops(own.model, vocab_size, corpus.lengths)
         found.append(
             PhaseForecast(
                 phase.number,

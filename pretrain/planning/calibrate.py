@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from pretrain.cluster import ClusterSettings
 from pretrain.config.settings import ModelSettings
-from pretrain.cost import LAYER_BYTES
+from pretrain.planning.step_time import LAYER_BYTES
 
 SECONDS = 0.06  # that a measurement goes on for, at least
 ROWS = 1024  # tokens of the micro-batch that is measured
