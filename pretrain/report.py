@@ -26,7 +26,7 @@ from pretrain.config.arguments import asks_for_help, named_words
 from pretrain.history import History, State, moment
 from pretrain.metrics.reference_curves import curve_for
 from pretrain.planning.plan_vs_actual import Compared, compare
-from pretrain.report_plots import SECOND, THIRD, Band, Chart, Line, draw
+from pretrain.reporting.plots import SECOND, THIRD, Band, Chart, Line, draw
 
 ARGUMENTS = {"run": "FOLDER", "other": "FOLDER", "target": "FILE"}
 TEMPLATE = "report.html"
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def page(run: History, other: History | None = None) -> str:
     """The whole page about `run`, set beside `other`."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(Path(__file__).parent / "reporting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
