@@ -36,7 +36,7 @@ from pretrain.huggingface.weights import from_hugging_face, hugging_face_class, 
 from pretrain.metrics.monitor import readable_lines
 from pretrain.model.bert import BertForPreTraining
 from pretrain.model.fill_mask import Guesses, MaskedSentences, packed
-from pretrain.run_folder import settings_of
+from pretrain.run_folder.folder import settings_of
 
 ARGUMENTS = {"run": "FOLDER", "checkpoint": "FOLDER", "target": "FOLDER"}
 TOKENIZER_FILES = (

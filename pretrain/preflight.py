@@ -32,7 +32,7 @@ from pretrain.distributed.rendezvous import Seat, seat_of, some_of
 from pretrain.engine.snapshot import state_bytes
 from pretrain.metrics.monitor import append_event
 from pretrain.model.bert import BertForPreTraining
-from pretrain.run_folder import package_versions
+from pretrain.run_folder.folder import package_versions
 
 PACKAGES = ("torch", "deepspeed", "numpy", "numba")
 MOST_SHOWN = 3  # of what differs on a rank; all are counted

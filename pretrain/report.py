@@ -23,10 +23,10 @@ from data_prep.core.config import SettingsError, as_dict
 from data_prep.core.files import whole_or_absent
 from data_prep.core.objectives import Pairing
 from pretrain.config.arguments import asks_for_help, named_words
-from pretrain.history import History, State, moment
 from pretrain.metrics.reference_curves import curve_for
 from pretrain.planning.plan_vs_actual import Compared, compare
 from pretrain.reporting.plots import SECOND, THIRD, Band, Chart, Line, draw
+from pretrain.run_folder.history import History, State, moment
 
 ARGUMENTS = {"run": "FOLDER", "other": "FOLDER", "target": "FILE"}
 TEMPLATE = "report.html"

@@ -25,8 +25,8 @@ from pretrain.distributed.rank_logs import Voice, speak_on_rank_0
 from pretrain.distributed.ranks import environment_rank, environment_world_size, exit_with
 from pretrain.distributed.watchdog import Watchdog, forget
 from pretrain.huggingface import init_from
-from pretrain.run_folder import folder_of_run, identity, open_run_folder
-from pretrain.run_lock import RunLock
+from pretrain.run_folder.folder import folder_of_run, identity, open_run_folder
+from pretrain.run_folder.lock import RunLock
 
 if TYPE_CHECKING:
     from pretrain.distributed.ranks import Ranks

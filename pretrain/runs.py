@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data_prep.core.config import SettingsError
 from pretrain.config.arguments import asks_for_help, named_words
-from pretrain.history import History, State, run_folders
+from pretrain.run_folder.history import History, State, run_folders
 
 HEAD = (
     "run", "state", "step", "of", "starts", "MLM", "NSP/SOP", "held-out MLM", "tokens/s", "goodput",

@@ -48,7 +48,7 @@ from pretrain.huggingface.weights import hugging_face_class, to_hugging_face
 from pretrain.metrics.monitor import JsonLines, readable_lines
 from pretrain.model.bert import BertForPreTraining
 from pretrain.optim.schedules import learning_rate
-from pretrain.run_folder import settings_of
+from pretrain.run_folder.folder import settings_of
 from scripts.benchmark import Arguments, arguments
 from scripts.step_variants import padded
 

@@ -348,7 +348,7 @@ def _checkpoint(folder: Path) -> Origin:
 
 def _checkpoint_vocabulary(folder: Path, wanted: str) -> list[str]:
     """From the run's data or its export, by its checksum."""
-    from pretrain.run_folder import settings_of
+    from pretrain.run_folder.folder import settings_of
 
     run = folder.absolute().parent.parent
     places = [run / "export" / "vocab.txt"]

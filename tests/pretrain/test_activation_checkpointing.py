@@ -16,7 +16,7 @@ from pretrain.data.corpus import manifest_of
 from pretrain.distributed.ranks import Ranks
 from pretrain.model.bert import BertForPreTraining
 from pretrain.run import load
-from pretrain.run_folder import identity
+from pretrain.run_folder.folder import identity
 
 FP32, AUTOCAST, BF16 = Precision.fp32, Precision.bf16_autocast, Precision.bf16
 

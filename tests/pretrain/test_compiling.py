@@ -30,7 +30,7 @@ from pretrain.model import compile as compiling
 from pretrain.model import cpu_dropout as dropout_module
 from pretrain.model.compile import compile_parts, resolve_compile
 from pretrain.run import load
-from pretrain.run_folder import identity
+from pretrain.run_folder.folder import identity
 
 FP32, AUTOCAST, BF16 = Precision.fp32, Precision.bf16_autocast, Precision.bf16
 CAPTURED = "aot_eager"  # graphs are captured, and run as torch would have run them

@@ -12,7 +12,7 @@ from made_history import BEGAN, MadeRun, killed_and_stopped
 from data_prep.core.config import SettingsError
 from data_prep.core.files import write_json
 from pretrain import runs
-from pretrain.history import History, State
+from pretrain.run_folder.history import History, State
 
 
 def test_every_stretch_says_what_it_made_lost_and_how_it_ended(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from pretrain.engine.engine import Engine
 from pretrain.model.bert import BertForPreTraining
 from pretrain.optim.schedules import learning_rate
 from pretrain.run import load
-from pretrain.run_folder import identity
+from pretrain.run_folder.folder import identity
 
 STEPS = (6, 5)  # of the first and the second phase
 SECOND = (

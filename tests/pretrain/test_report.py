@@ -15,7 +15,7 @@ from matplotlib.image import imread
 from run_in_fork import pretrain_run
 
 from pretrain import report
-from pretrain.history import History
+from pretrain.run_folder.history import History
 
 
 class Reader(HTMLParser):

@@ -16,7 +16,7 @@ from run_in_fork import pretrain_run
 
 from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json, write_json
-from pretrain.run_lock import RunLock
+from pretrain.run_folder.lock import RunLock
 
 BEAT_S, WATCH_S = 0.05, 1.0
 

@@ -26,7 +26,7 @@ from pretrain.engine import snapshot
 from pretrain.engine.engine import Engine
 from pretrain.launching import Launched
 from pretrain.run import load
-from pretrain.run_folder import settings_of
+from pretrain.run_folder.folder import settings_of
 
 pytestmark = pytest.mark.distributed
 

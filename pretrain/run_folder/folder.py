@@ -167,7 +167,7 @@ def _together(shards: list[dict[str, Any]]) -> str:
 
 def environment() -> dict[str, Any]:
     """Versions, commit and hardware, for the record."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     return {
         "python": platform.python_version(),
         "packages": package_versions(PACKAGES),
