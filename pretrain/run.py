@@ -154,10 +154,10 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: signals.StopRequest, voi
     from pretrain.engine.deepspeed_setup import resolve_precision
     from pretrain.metrics.monitor import Monitor
     from pretrain.model.compile import resolve_compile
-    from pretrain.phase_run import RunContext, place_in, train_phase
     from pretrain.planning.estimate import forecast
     from pretrain.planning.estimate import write as write_plan
-    from pretrain.preflight import preflight
+    from pretrain.training.phase import RunContext, place_in, train_phase
+    from pretrain.training.preflight import preflight
 
     found = preflight(ranks, settings)
     settings.engine.precision = resolve_precision(settings.engine, ranks.device)
@@ -210,8 +210,8 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: signals.StopRequest, voi
                 gc.collect()  # the phase's engine, before the next one's is built
                 checkpoint = context.newest_checkpoint()
         if ranks.rank == 0 and finished:
-            from pretrain.closing import close_run
             from pretrain.planning.plan_vs_actual import plan_and_outcome
+            from pretrain.training.summary import close_run
 
             close_run(run_folder, place.phase.settings, manifests[-1])
             print("\n".join(["", *plan_and_outcome(run_folder, settings)]))

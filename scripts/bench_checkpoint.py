@@ -29,8 +29,8 @@ from pretrain.config.settings import Settings
 from pretrain.data.train_loader import GlobalBatch
 from pretrain.distributed import ranks as ranks_module
 from pretrain.engine.engine import Engine
-from pretrain.guard import Progress
 from pretrain.model.bert import BertForPreTraining
+from pretrain.training.anomalies import Progress
 from scripts.benchmark import Arguments, arguments, machine
 from scripts.synthetic_batch import VOCAB_SIZE, synthetic_batch
 from scripts.synthetic_shards import draw_lengths

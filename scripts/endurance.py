@@ -191,7 +191,7 @@ class Panel:
 
 def panels(settings: Settings, manifest: dict[str, Any]) -> list[Panel]:
     """MLM, held out and in training; the loss and accuracy of the pairs where there are any."""
-    from pretrain.closing import frequency_baseline
+    from pretrain.training.summary import frequency_baseline
 
     frequency = frequency_baseline(settings, manifest)
     shown = [

@@ -41,7 +41,6 @@ from pretrain.data.open_loaders import open_loaders
 from pretrain.data.packing import IGNORED, PackedBatch
 from pretrain.data.train_loader import EvalLoader
 from pretrain.engine.snapshot import ENGINE_FILE, MOMENTS, WEIGHT, read_tensors
-from pretrain.evaluate import means
 from pretrain.export import model_config
 from pretrain.huggingface import init_from
 from pretrain.huggingface.weights import hugging_face_class, to_hugging_face
@@ -49,6 +48,7 @@ from pretrain.metrics.monitor import JsonLines, readable_lines
 from pretrain.model.bert import BertForPreTraining
 from pretrain.optim.schedules import learning_rate
 from pretrain.run_folder.folder import settings_of
+from pretrain.training.evaluation import means
 from scripts.benchmark import Arguments, arguments
 from scripts.step_variants import padded
 

@@ -24,7 +24,7 @@ from pretrain.config.settings import CheckpointSettings, OnFailure
 if TYPE_CHECKING:
     from pretrain.distributed.ranks import Ranks
     from pretrain.engine.engine import Engine
-    from pretrain.guard import Progress
+    from pretrain.training.anomalies import Progress
 
 # An exception ends the run: so long rank 0 waits for the checkpoint that is being written, rather
 # than lose it. Launchers give a rank as long between SIGTERM and SIGKILL.

@@ -17,7 +17,7 @@ from ranks_harness import run_ranks
 from run_in_fork import pretrain_run
 from test_guard import poison
 
-import pretrain.phase_run
+import pretrain.training.phase
 from data_prep.core.files import checksum, read_json
 from pretrain.distributed.clock import TrainingClock
 from pretrain.distributed.ranks import Ranks
@@ -60,8 +60,8 @@ def clocked(kill_at_call: int | None = None) -> Callable[[int], None]:
 
     def hook(rank: int) -> None:
         times = itertools.count(0.0, STEP_S * (1 + 9 * rank))
-        train: Any = functools.partial(pretrain.phase_run.train, now=lambda: next(times))
-        pretrain.phase_run.train = train
+        train: Any = functools.partial(pretrain.training.phase.train, now=lambda: next(times))
+        pretrain.training.phase.train = train
         train_step, calls = Engine.train_step, itertools.count(1)
 
         def killed(self: Engine, *args: Any) -> Any:

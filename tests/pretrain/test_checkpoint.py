@@ -32,7 +32,7 @@ from pretrain.config.settings import OptimizerName, Precision
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine.deepspeed_setup import GatheredParameters
 from pretrain.engine.engine import Engine
-from pretrain.guard import Progress
+from pretrain.training.anomalies import Progress
 
 FP32, AUTOCAST = Precision.fp32, Precision.bf16_autocast
 BF16, FP16 = (

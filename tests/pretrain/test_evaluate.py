@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_prep.core.objectives import Pairing
-from pretrain.evaluate import frequency_loss, means
+from pretrain.training.evaluation import frequency_loss, means
 
 
 def test_means_divide_each_sum_by_its_own_count() -> None:

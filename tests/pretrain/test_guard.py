@@ -19,8 +19,8 @@ from pretrain.data.shuffle import ExampleOrder
 from pretrain.data.train_loader import TrainLoader
 from pretrain.engine.deepspeed_setup import get_accelerator
 from pretrain.engine.engine import Engine
-from pretrain.guard import spike_limit
 from pretrain.model.bert import BertForPreTraining
+from pretrain.training.anomalies import spike_limit
 
 SMALL = (
     "+model=tiny",

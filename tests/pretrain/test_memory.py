@@ -23,7 +23,7 @@ from pretrain.planning.memory import (
     states,
 )
 from pretrain.planning.step_time import parameters
-from pretrain.rehearsal import fake_batch
+from pretrain.training.memory_probe import fake_batch
 
 TOKENS, VOCAB = 1024, 1024
 RULE = MaskingRule(

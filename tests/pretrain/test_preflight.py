@@ -17,12 +17,12 @@ from run_in_fork import pretrain_run
 
 from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json, write_json
-from pretrain import preflight as preflight_module
 from pretrain import run
 from pretrain.config.settings import Settings
 from pretrain.distributed.ranks import Ranks
 from pretrain.distributed.rendezvous import Seat
-from pretrain.preflight import Difference, explain, preflight, summary
+from pretrain.training import preflight as preflight_module
+from pretrain.training.preflight import Difference, explain, preflight, summary
 
 SMALL = (
     "+model=tiny", "model.hidden_size=32", "optim.global_batch=8", "run.name=x", "eval.max_examples=8",

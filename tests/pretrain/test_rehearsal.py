@@ -14,7 +14,7 @@ from data_prep.examples.masking import MaskingRule
 from pretrain.config.settings import OptimizerName, Precision, TrustRatio
 from pretrain.distributed.ranks import Ranks
 from pretrain.model.bert import BertForPreTraining
-from pretrain.rehearsal import fake_batch
+from pretrain.training.memory_probe import fake_batch
 
 FP32, AUTOCAST, BF16, FP16 = (
     Precision.fp32,

@@ -23,7 +23,7 @@ from pretrain.config.settings import OnFailure, OptimizerName
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine import snapshot
 from pretrain.engine.snapshot import Layout, Snapshot
-from pretrain.guard import Progress
+from pretrain.training.anomalies import Progress
 
 pytestmark = pytest.mark.distributed
 

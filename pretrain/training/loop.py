@@ -17,14 +17,14 @@ from pretrain.distributed.ranks import Ranks
 from pretrain.distributed.signals import StopRequest
 from pretrain.distributed.watchdog import Watchdog
 from pretrain.engine.engine import Engine
-from pretrain.evaluate import evaluate, means
-from pretrain.guard import Guard, Progress
 from pretrain.metrics.monitor import Monitor
 from pretrain.metrics.reference_curves import Expectation
 from pretrain.metrics.throughput import Meter, Work
 from pretrain.model.fill_mask import MaskedSentences
 from pretrain.optim.lamb import layer_means
 from pretrain.optim.schedules import is_over, learning_rate
+from pretrain.training.anomalies import Guard, Progress
+from pretrain.training.evaluation import evaluate, means
 
 GUESSES = 3  # of each masked sentence
 

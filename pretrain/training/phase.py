@@ -17,7 +17,6 @@ from data_prep.core.files import checksum, read_json
 from data_prep.tokenizer.wordpiece import read_vocab
 from pretrain.checkpoint.files import STATE_FILE, load_checkpoint, newest_whole
 from pretrain.checkpoint.saver import Saver
-from pretrain.closing import frequency_baseline
 from pretrain.config.phases import Phase, Place, place_of
 from pretrain.config.settings import Compile, OnSpike, Settings
 from pretrain.data.corpus import folder_of
@@ -27,7 +26,6 @@ from pretrain.distributed.signals import StopRequest
 from pretrain.distributed.watchdog import Watchdog
 from pretrain.engine.engine import Engine
 from pretrain.export import load_tokenizer
-from pretrain.guard import Guard, Progress, Rewind, rewound
 from pretrain.huggingface import init_from
 from pretrain.metrics import slurm_status
 from pretrain.metrics.monitor import JsonLines, Monitor, Screen, Sink, append_event
@@ -36,8 +34,10 @@ from pretrain.metrics.throughput import Goodput, Meter
 from pretrain.metrics.wandb_sink import Wandb
 from pretrain.model.bert import BertForPreTraining, padded_vocab_size
 from pretrain.model.fill_mask import MaskedSentences
-from pretrain.rehearsal import rehearse
-from pretrain.train import Run, train
+from pretrain.training.anomalies import Guard, Progress, Rewind, rewound
+from pretrain.training.loop import Run, train
+from pretrain.training.memory_probe import rehearse
+from pretrain.training.summary import frequency_baseline
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from data_prep.stores.shards import Shards, read_token_counts
 from pretrain.config.settings import Settings
 from pretrain.data.corpus import folder_of
 from pretrain.data.train_loader import held_out_ids
-from pretrain.evaluate import frequency_loss
+from pretrain.training.evaluation import frequency_loss
 
 
 def close_run(run_folder: Path, settings: Settings, manifest: dict[str, Any]) -> None:
