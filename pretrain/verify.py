@@ -24,8 +24,15 @@ from data_prep.core.config import SettingsError
 from pretrain.config.arguments import asks_for_help, named_words
 from pretrain.config.phases import check_phases, phases_of
 from pretrain.config.settings import Precision, Settings
-from pretrain.copies import CHECKSUM, Copy, NotTrainedError, Origin, find_origin, json_lines
 from pretrain.run_folder.folder import settings_of
+from pretrain.verification.replica import (
+    CHECKSUM,
+    Copy,
+    NotTrainedError,
+    Origin,
+    find_origin,
+    json_lines,
+)
 
 HELP = """\
 python -m pretrain.verify run=FOLDER [steps=8] [ranks=N] [other_ranks=M] [keep=true]

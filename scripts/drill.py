@@ -38,8 +38,8 @@ from data_prep.core.config import SettingsError
 from pretrain.checkpoint.files import STATE_FILE
 from pretrain.config.settings import Settings
 from pretrain.data.corpus import folder_of, manifest_of, prepare_sample
-from pretrain.launching import RUN, Launched, launch
 from pretrain.run import SAMPLE_LINE, load
+from pretrain.verification.launcher import RUN, Launched, launch
 from scripts.observed import NotSeenError, Observed, until
 
 STEPS, EVERY, RANKS, BATCH = 40, 10, 2, 16

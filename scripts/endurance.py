@@ -38,8 +38,8 @@ from data_prep.core.files import write_json
 from data_prep.core.objectives import Pairing
 from pretrain.config.settings import Settings
 from pretrain.data.corpus import manifest_of
-from pretrain.launching import Launched, launch
 from pretrain.run import load
+from pretrain.verification.launcher import Launched, launch
 from scripts.benchmark import Arguments, arguments
 from scripts.observed import NotSeenError, Observed, until
 

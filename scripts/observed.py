@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import orjson
 
 from data_prep.core.files import read_json
-from pretrain.launching import Launched
+from pretrain.verification.launcher import Launched
 
 T = TypeVar("T")
 

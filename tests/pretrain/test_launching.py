@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.launching import Launched, launch
+from pretrain.verification.launcher import Launched, launch
 
 SAY = "import os; print(os.environ.get('RANK'), os.environ.get('WORLD_SIZE'), flush=True)"
 WAIT = "import signal; print('waits', flush=True); signal.pause()"

@@ -15,18 +15,18 @@ import pytest
 import run_in_fork
 from run_in_fork import Hook, pretrain_run
 
-import pretrain.copies
+import pretrain.verification.replica
 from data_prep.core.config import SettingsError, as_dict, as_overrides
 from data_prep.core.files import checksum
 from pretrain import verify
 from pretrain.config.phases import phases_of
-from pretrain.copies import NEVER, find_origin, json_lines, steps_left
 from pretrain.data.train_loader import TrainLoader
 from pretrain.engine import snapshot
 from pretrain.engine.engine import Engine
-from pretrain.launching import Launched
 from pretrain.run import load
 from pretrain.run_folder.folder import settings_of
+from pretrain.verification.launcher import Launched
+from pretrain.verification.replica import NEVER, find_origin, json_lines, steps_left
 
 pytestmark = pytest.mark.distributed
 
@@ -102,7 +102,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 def verified(run: Path, hook: Hook = lambda rank: None, **arguments: Any) -> tuple[bool, str]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain.copies, "launch", forking(hook))
+        patch.setattr(pretrain.verification.replica, "launch", forking(hook))
         return verify.verify_run(run, **arguments)
 
 

@@ -25,7 +25,7 @@ from data_prep.core.files import read_json
 from pretrain.checkpoint.files import MANIFEST_FILE, STATE_FILE, find_fault
 from pretrain.config.phases import Phase, place_of
 from pretrain.config.settings import OnFailure, OnSpike, Resume, Settings
-from pretrain.launching import POLL_S, launch
+from pretrain.verification.launcher import POLL_S, launch
 
 CHECKSUM = "data/batch"
 NEVER = 10**9  # steps
