@@ -31,9 +31,9 @@ from pretrain.distributed import ranks as ranks_module
 from pretrain.engine.engine import Engine
 from pretrain.model.bert import BertForPreTraining
 from pretrain.training.anomalies import Progress
+from scripts.baselines.synthetic_batch import VOCAB_SIZE, synthetic_batch
+from scripts.baselines.synthetic_shards import draw_lengths
 from scripts.benchmark import Arguments, arguments, machine
-from scripts.synthetic_batch import VOCAB_SIZE, synthetic_batch
-from scripts.synthetic_shards import draw_lengths
 
 DEFAULTS: Arguments = {
     "model": "base",

@@ -26,8 +26,7 @@ from data_prep.core.config import compose
 from data_prep.stores.shards import Shards
 from pretrain.config.settings import Precision, Settings
 from pretrain.data.packing import Shape, pack
-from scripts.benchmark import Arguments, arguments, machine
-from scripts.step_variants import (
+from scripts.baselines.transformers_step import (
     compiled_twin,
     hugging_face_twin,
     optimizer_of,
@@ -35,6 +34,7 @@ from scripts.step_variants import (
     packed_model,
     padded,
 )
+from scripts.benchmark import Arguments, arguments, machine
 
 DEFAULTS: Arguments = {
     "data": "",

@@ -29,10 +29,10 @@ from pretrain.distributed.ranks import Ranks
 from pretrain.engine.engine import Engine
 from pretrain.model.bert import BertForPreTraining
 from pretrain.optim.optimizers import build_optimizer, parameter_groups
+from scripts.baselines.synthetic_batch import VOCAB_SIZE, synthetic_batch
+from scripts.baselines.synthetic_shards import draw_lengths
 from scripts.bench_step import stopwatch
 from scripts.benchmark import Arguments, arguments, in_turn, machine
-from scripts.synthetic_batch import VOCAB_SIZE, synthetic_batch
-from scripts.synthetic_shards import draw_lengths
 
 DEFAULTS: Arguments = {
     "model": "small",

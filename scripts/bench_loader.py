@@ -32,9 +32,9 @@ from pretrain.config.settings import Masking
 from pretrain.data.balancing import deal, longest_prefix
 from pretrain.data.shuffle import ExampleOrder
 from pretrain.data.train_loader import TrainLoader
+from scripts.baselines.numpy_loader import packed_columns
+from scripts.baselines.synthetic_shards import SPECIAL_IDS, draw_lengths, open_synthetic_shards
 from scripts.benchmark import arguments, in_turn, report
-from scripts.numpy_loader import packed_columns
-from scripts.synthetic_shards import SPECIAL_IDS, draw_lengths, open_synthetic_shards
 
 VOCAB_SIZE = 30_522
 DEFAULTS: dict[str, str | int | float] = {

@@ -21,6 +21,7 @@ from data_prep.core.config import compose
 from pretrain.config.settings import ModelSettings, Settings
 from pretrain.data.packing import PackedBatch
 from pretrain.model.attention import attention
+from scripts.baselines.synthetic_shards import typical_lengths
 from scripts.bench_step import (
     VOCAB_SIZE,
     Stopwatch,
@@ -30,7 +31,6 @@ from scripts.bench_step import (
     stopwatch,
 )
 from scripts.benchmark import Arguments, arguments, in_turn, machine
-from scripts.synthetic_shards import typical_lengths
 
 DEFAULTS: Arguments = {
     "model": "large",

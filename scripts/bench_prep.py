@@ -42,8 +42,8 @@ from data_prep.stores.tokens import SPLITS, TokenStore
 from data_prep.text.sentences import split_paragraph
 from data_prep.tokenizer import fast_wordpiece
 from data_prep.vocab import read_vocab_store
+from scripts.baselines.google_prep import PublishedTokenizer, prepare
 from scripts.benchmark import arguments, in_turn, report
-from scripts.published_prep import PublishedTokenizer, prepare
 
 DEFAULTS: dict[str, str | int | float] = {
     "path": "",

@@ -29,10 +29,10 @@ from pretrain.distributed.ranks import Ranks
 from pretrain.engine.engine import Engine
 from pretrain.model.bert import BertForPreTraining
 from pretrain.planning import step_time
+from scripts.baselines.collectives import Counted
+from scripts.baselines.synthetic_batch import VOCAB_SIZE, synthetic_batch
+from scripts.baselines.synthetic_shards import draw_lengths
 from scripts.benchmark import Arguments, arguments, machine
-from scripts.collectives import Counted
-from scripts.synthetic_batch import VOCAB_SIZE, synthetic_batch
-from scripts.synthetic_shards import draw_lengths
 
 DEFAULTS: Arguments = {
     "model": "tiny",

@@ -36,10 +36,15 @@ from pretrain.data.train_loader import GlobalBatch
 from pretrain.distributed import ranks as ranks_module
 from pretrain.engine.engine import Engine
 from pretrain.planning.step_time import Lengths, flops
+from scripts.baselines.synthetic_shards import open_synthetic_shards
+from scripts.baselines.transformers_step import (
+    check_equal_losses,
+    optimizer_of,
+    packed_model,
+    variants,
+)
 from scripts.benchmark import Arguments, arguments, in_turn, report
 from scripts.step_parts import matrix_rate, parts, seconds_of_parts
-from scripts.step_variants import check_equal_losses, optimizer_of, packed_model, variants
-from scripts.synthetic_shards import open_synthetic_shards
 
 VOCAB_SIZE = 30_522
 DEFAULTS: Arguments = {

@@ -8,7 +8,7 @@ from data_prep import collect
 from data_prep.executors.run import run_tasks
 from data_prep.tokenizer.wordpiece import SPECIAL_TOKENS, Encoder
 from scripts import bench_prep
-from scripts.published_prep import PublishedTokenizer, prepare
+from scripts.baselines.google_prep import PublishedTokenizer, prepare
 
 TOKENS = [*SPECIAL_TOKENS.values(), *"abcdefgh", *(f"##{letter}" for letter in "abcdefgh"), "."]
 

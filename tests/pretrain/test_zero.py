@@ -16,7 +16,7 @@ from pretrain.config.settings import Precision
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine.deepspeed_setup import get_accelerator
 from pretrain.optim.norms import squared_norms
-from scripts.collectives import Calls, Counted
+from scripts.baselines.collectives import Calls, Counted
 
 FP32, AUTOCAST, BF16 = Precision.fp32, Precision.bf16_autocast, Precision.bf16
 

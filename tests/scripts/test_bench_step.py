@@ -13,9 +13,9 @@ import torch
 
 from data_prep.stores.shards import Shards
 from scripts import bench_curves, bench_step, keep_figures
+from scripts.baselines.synthetic_shards import typical_lengths, write_synthetic_shards
+from scripts.baselines.transformers_step import Variant, check_equal_losses
 from scripts.bench_step import batch_of
-from scripts.step_variants import Variant, check_equal_losses
-from scripts.synthetic_shards import typical_lengths, write_synthetic_shards
 
 ONES = [np.full(4, 40), np.array([5, 33, 60, 12])]
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="compiles C++ with g++")

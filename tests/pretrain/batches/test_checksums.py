@@ -18,7 +18,7 @@ from pretrain.config.settings import Masking
 from pretrain.data.checksums import batch_checksum, together
 from pretrain.data.packing import PackedBatch, pack
 from pretrain.data.train_loader import GlobalBatch, TrainLoader
-from scripts.synthetic_shards import write_synthetic_shards
+from scripts.baselines.synthetic_shards import write_synthetic_shards
 
 SEQ_LEN, BATCH = 64, 7
 

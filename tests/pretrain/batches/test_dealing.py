@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data_prep.core.config import SettingsError
 from pretrain.data.balancing import _first, check_dealable, deal, deal_prefix, longest_prefix
-from scripts.synthetic_shards import draw_lengths
+from scripts.baselines.synthetic_shards import draw_lengths
 
 LONGEST = 64
 DEALABLE = st.tuples(

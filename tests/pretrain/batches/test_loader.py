@@ -32,8 +32,8 @@ from pretrain.data.train_loader import (
     held_out_ids,
     passed_over,
 )
-from scripts.numpy_loader import packed_columns
-from scripts.synthetic_shards import write_synthetic_shards
+from scripts.baselines.numpy_loader import packed_columns
+from scripts.baselines.synthetic_shards import write_synthetic_shards
 
 SEQ_LEN, VOCAB = 64, 5000
 NUM_TRAIN, NUM_HELDOUT = 50, 23

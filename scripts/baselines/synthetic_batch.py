@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from data_prep.stores.shards import Shards
 from pretrain.data.packing import pack
 from pretrain.data.train_loader import GlobalBatch
-from scripts.synthetic_shards import write_synthetic_shards
+from scripts.baselines.synthetic_shards import write_synthetic_shards
 
 VOCAB_SIZE = 30_522
 SEQ_LEN = 512

@@ -1,0 +1,1 @@
+"""What benchmarks and tests measure against: methods of peers, synthetic data."""
