@@ -51,10 +51,10 @@ fix: install
 	$(BIN)/ruff check --fix .
 
 bench: install
-	$(BIN)/python -m scripts.keep_figures cpu
+	$(BIN)/python -m scripts.bench.record cpu
 
 bench-gpu: install
-	$(BIN)/python -m scripts.keep_figures gpu
+	$(BIN)/python -m scripts.bench.record gpu
 
 # A broken link, anchor or image fails
 docs: .venv/installed-docs

@@ -40,7 +40,7 @@ from pretrain.config.settings import Settings
 from pretrain.data.corpus import manifest_of
 from pretrain.run import load
 from pretrain.verification.launcher import Launched, launch
-from scripts.benchmark import Arguments, arguments
+from scripts.bench.harness import Arguments, arguments
 from scripts.observed import NotSeenError, Observed, until
 
 DEFAULTS: Arguments = {

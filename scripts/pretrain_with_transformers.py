@@ -50,7 +50,7 @@ from pretrain.optim.schedules import learning_rate
 from pretrain.run_folder.folder import settings_of
 from pretrain.training.evaluation import means
 from scripts.baselines.transformers_step import padded
-from scripts.benchmark import Arguments, arguments
+from scripts.bench.harness import Arguments, arguments
 
 DEFAULTS: Arguments = {"run": "", "out": "", "steps": 0, "checkpoint": ""}
 FIGURES = ("eval/mlm_loss", "eval/nsp_loss", "eval/sop_loss")

@@ -36,7 +36,7 @@ from data_prep.core.config import SettingsError, compose
 from data_prep.core.files import read_json, write_json
 from pretrain.config.settings import Settings
 from pretrain.metrics.monitor import readable_lines
-from scripts.benchmark import Arguments, arguments
+from scripts.bench.harness import Arguments, arguments
 
 DEFAULTS: Arguments = {
     "nsp": "", "none": "", "glue": "", "squad": "", "wnut": "", "out": "", "runs": "",

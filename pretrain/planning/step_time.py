@@ -90,7 +90,7 @@ def our_program(
 
 
 def _sent(stage: int, precision: Precision, micro_steps: int) -> int:
-    """How often all parameters are sent one way in a step (scripts/bench_scaling.py counts it)."""
+    """How often all parameters are sent one way in a step (scripts/bench/scaling.py counts it)."""
     if stage == 3:  # gathered and reduce-scattered with every micro-batch
         return 2 * micro_steps
     if (

@@ -1,6 +1,6 @@
 """What pretrain.data does to a micro-batch, in NumPy alone: read, mask, pack, with the same bits.
 
-For comparison: what vectorised NumPy reaches (scripts.bench_loader), and a second program that the
+For comparison: what vectorised NumPy reaches (scripts.bench.loader), and a second program that the
 compiled one must agree with (tests). Masks of tokens only; whole words have no such form.
 
 Suffixes: N sequences, T tokens of the packed row, M masked positions; R of a group of sequences.

@@ -7,8 +7,8 @@ import pytest
 from data_prep import collect
 from data_prep.executors.run import run_tasks
 from data_prep.tokenizer.wordpiece import SPECIAL_TOKENS, Encoder
-from scripts import bench_prep
 from scripts.baselines.google_prep import PublishedTokenizer, prepare
+from scripts.bench import prep
 
 TOKENS = [*SPECIAL_TOKENS.values(), *"abcdefgh", *(f"##{letter}" for letter in "abcdefgh"), "."]
 
@@ -52,11 +52,11 @@ def test_the_benchmark_ends_with_one_line_of_json_that_has_every_rate(
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     words = ["megabytes=0.2", "vocab_size=2000", "heldout_fraction=0.3", "rounds=1"]
     monkeypatch.setattr(sys, "argv", ["bench_prep", *words])
-    bench_prep.main()
+    prep.main()
     *table, last = capsys.readouterr().out.splitlines()
-    assert len(table) == 1 + len(bench_prep.STAGES)
+    assert len(table) == 1 + len(prep.STAGES)
     record = json.loads(last)
-    assert all(record[key] > 0 for key in bench_prep.STAGES.values())
+    assert all(record[key] > 0 for key in prep.STAGES.values())
     ours, theirs = record["median"]["all stages"], record["median"]["published algorithm"]
     assert record["speedup_over_published_algorithm"] == pytest.approx(ours / theirs, abs=0.01)
     assert collect.run_tasks is run_tasks  # the jobs have their processes back

@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from data_prep.stores.shards import Shards
-from scripts import bench_curves, bench_step, keep_figures
 from scripts.baselines.synthetic_shards import typical_lengths, write_synthetic_shards
 from scripts.baselines.transformers_step import Variant, check_equal_losses
-from scripts.bench_step import batch_of
+from scripts.bench import curves as bench_curves
+from scripts.bench import record as keep_figures
+from scripts.bench import step
+from scripts.bench.step import batch_of
 
 ONES = [np.full(4, 40), np.array([5, 33, 60, 12])]
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="compiles C++ with g++")
@@ -23,7 +25,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="compile
 
 @pytest.fixture
 def small_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_step, "VOCAB_SIZE", 500)
+    monkeypatch.setattr(step, "VOCAB_SIZE", 500)
 
 
 def test_the_keys_that_are_promised_are_in_the_last_line(
@@ -31,7 +33,7 @@ def test_the_keys_that_are_promised_are_in_the_last_line(
 ) -> None:
     words = "model=tiny lengths=32 sequences=2 rounds=1 engine=0 device=cpu dropout=0.1"
     monkeypatch.setattr(sys, "argv", ["bench_step", *words.split()])
-    bench_step.main()
+    step.main()
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     kept = dict(keep_figures.figures(record))
     for key in (

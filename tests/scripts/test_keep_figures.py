@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts import keep_figures
-from scripts.keep_figures import Kept, figures, main, placed, table
+from scripts.bench import record
+from scripts.bench.record import Kept, figures, main, placed, table
 
 RECORD = {
     "benchmark": "step",
@@ -51,8 +51,8 @@ def test_a_benchmark_that_fails_costs_its_own_figures_alone(
     def run(command: str) -> Kept:
         return Kept(command, None if "bad" in command else RECORD)
 
-    monkeypatch.setattr(keep_figures, "CPU", ("good", "bad"))
-    monkeypatch.setattr(keep_figures, "run", run)
+    monkeypatch.setattr(record, "CPU", ("good", "bad"))
+    monkeypatch.setattr(record, "run", run)
     path = tmp_path / "figures.md"
     assert main(["cpu", f"into={path}"]) == 1
     text = path.read_text(encoding="utf-8")
@@ -61,13 +61,13 @@ def test_a_benchmark_that_fails_costs_its_own_figures_alone(
 
 
 def test_the_last_line_that_is_printed_is_kept() -> None:
-    kept = keep_figures.run("python -c 'import json; print(1); print(json.dumps({\"a\": 2}))'")
+    kept = record.run("python -c 'import json; print(1); print(json.dumps({\"a\": 2}))'")
     assert kept.record == {"a": 2}
 
 
 def test_without_a_gpu_its_benchmarks_end_with_one_sentence(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keep_figures, "_num_gpus", lambda: 0)
+    monkeypatch.setattr(record, "_num_gpus", lambda: 0)
     assert main(["gpu"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

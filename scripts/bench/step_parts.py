@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pretrain.data.packing import PackedBatch
 from pretrain.model.attention import attention
 from pretrain.model.bert import BertForPreTraining, Layer
-from scripts.benchmark import in_turn
+from scripts.bench.harness import in_turn
 
 Part = Callable[[], None]
 

@@ -1,6 +1,6 @@
 """A training step of our packed model against stock `transformers`, and the step taken apart.
 
-    python -m scripts.bench_step [model=small] [lengths=wikipedia] [sequences=8] [dropout=0.1]
+    python -m scripts.bench.step [model=small] [lengths=wikipedia] [sequences=8] [dropout=0.1]
         [device=auto] [precision=auto] [clock=processor] [threads=1] [rounds=3] [parts=1] [engine=1]
 
 A step is forward, backward and fused AdamW. All variants have the same weights, sizes, precision and
@@ -43,8 +43,8 @@ from scripts.baselines.transformers_step import (
     packed_model,
     variants,
 )
-from scripts.benchmark import Arguments, arguments, in_turn, report
-from scripts.step_parts import matrix_rate, parts, seconds_of_parts
+from scripts.bench.harness import Arguments, arguments, in_turn, report
+from scripts.bench.step_parts import matrix_rate, parts, seconds_of_parts
 
 VOCAB_SIZE = 30_522
 DEFAULTS: Arguments = {

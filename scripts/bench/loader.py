@@ -1,6 +1,6 @@
 """Tokens a second of one core: our loader against Hugging Face's collator, on the same shard.
 
-    python -m scripts.bench_loader [lengths=wikipedia] [examples=20000] [seconds=2] [rounds=3]
+    python -m scripts.bench.loader [lengths=wikipedia] [examples=20000] [seconds=2] [rounds=3]
 
 All draw the examples in random order from the same Arrow file. Ours: order, deal, read, mask, pack, in
 one thread; "handed over" as a run has it, in the background, the time of the waiting thread counted too.
@@ -34,7 +34,7 @@ from pretrain.data.shuffle import ExampleOrder
 from pretrain.data.train_loader import TrainLoader
 from scripts.baselines.numpy_loader import packed_columns
 from scripts.baselines.synthetic_shards import SPECIAL_IDS, draw_lengths, open_synthetic_shards
-from scripts.benchmark import arguments, in_turn, report
+from scripts.bench.harness import arguments, in_turn, report
 
 VOCAB_SIZE = 30_522
 DEFAULTS: dict[str, str | int | float] = {

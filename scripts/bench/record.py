@@ -1,6 +1,6 @@
 """Run the benchmarks, and keep what each measured in docs/log.md, beside its command.
 
-    python -m scripts.keep_figures cpu|gpu [into=docs/log.md]
+    python -m scripts.bench.record cpu|gpu [into=docs/log.md]
 
 The figures are those of the last line that a benchmark prints, JSON. They stand between two markers,
 one pair for each of cpu and gpu, and take the place of those that stood there; markers that are not
@@ -21,7 +21,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from scripts.benchmark import Arguments, arguments
+from scripts.bench.harness import Arguments, arguments
 
 DEFAULTS: Arguments = {"into": "docs/log.md"}
 # Small: each takes a minute or two of two cores.

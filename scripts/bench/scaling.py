@@ -1,6 +1,6 @@
 """What the ranks of a step send each other, how long it takes, and what the plan says of both.
 
-    python -m scripts.bench_scaling [model=tiny] [ranks=2,4] [stages=0,1,2] [micro_batches=1,4]
+    python -m scripts.bench.scaling [model=tiny] [ranks=2,4] [stages=0,1,2] [micro_batches=1,4]
 
 Starts itself under torchrun for each number of ranks (gloo, on this machine: its cores are shared). The
 plan's rates are measured by all ranks at once, as they compute. Bytes are those of whole tensors; `sent`
@@ -32,7 +32,7 @@ from pretrain.planning import step_time
 from scripts.baselines.collectives import Counted
 from scripts.baselines.synthetic_batch import VOCAB_SIZE, synthetic_batch
 from scripts.baselines.synthetic_shards import draw_lengths
-from scripts.benchmark import Arguments, arguments, machine
+from scripts.bench.harness import Arguments, arguments, machine
 
 DEFAULTS: Arguments = {
     "model": "tiny",
@@ -54,7 +54,7 @@ def main() -> None:
     for count in str(given["ranks"]).split(","):
         command = ["torch.distributed.run", "--standalone", "--nproc-per-node", count]
         done = subprocess.run(
-            [sys.executable, "-m", *command, "-m", "scripts.bench_scaling", *sys.argv[1:]],
+            [sys.executable, "-m", *command, "-m", "scripts.bench.scaling", *sys.argv[1:]],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             check=True,

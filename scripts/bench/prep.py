@@ -1,6 +1,6 @@
 """Megabytes of text a second of one core: every stage of data preparation, and what others do.
 
-    python -m scripts.bench_prep [path=FOLDER] [megabytes=1.5] [vocab_file=FILE] [rounds=3]
+    python -m scripts.bench.prep [path=FOLDER] [megabytes=1.5] [vocab_file=FILE] [rounds=3]
 
 `path` is a folder of .txt files, of which the first in the order of their names are taken, up to
 `megabytes`; without it the text is what lies inside CPython, pydoc's topics, then docstrings.
@@ -43,7 +43,7 @@ from data_prep.text.sentences import split_paragraph
 from data_prep.tokenizer import fast_wordpiece
 from data_prep.vocab import read_vocab_store
 from scripts.baselines.google_prep import PublishedTokenizer, prepare
-from scripts.benchmark import arguments, in_turn, report
+from scripts.bench.harness import arguments, in_turn, report
 
 DEFAULTS: dict[str, str | int | float] = {
     "path": "",

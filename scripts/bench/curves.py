@@ -1,6 +1,6 @@
 """The losses of a training of stock `transformers` and of ours, laid over each other.
 
-    python -m scripts.bench_curves data=FOLDER [model=tiny] [steps=200] [sequences=8]
+    python -m scripts.bench.curves data=FOLDER [model=tiny] [steps=200] [sequences=8]
         [learning_rate=0.0005] [seed=1] [threads=1] [compile=1] [out=docs/curves_200_steps.png]
 
 `data` is a folder of shards with its manifest, as data_dir/len128. Both start from the same weights
@@ -34,7 +34,7 @@ from scripts.baselines.transformers_step import (
     packed_model,
     padded,
 )
-from scripts.benchmark import Arguments, arguments, machine
+from scripts.bench.harness import Arguments, arguments, machine
 
 DEFAULTS: Arguments = {
     "data": "",

@@ -1,7 +1,7 @@
 """What saving a checkpoint costs: how long training stands still, and how steps slow down meanwhile.
 
-    python -m scripts.bench_checkpoint [model=base] [zero_stage=1] [folder=FOLDER] [step_ms=0]
-    torchrun --nproc-per-node 8 -m scripts.bench_checkpoint sequences=64
+    python -m scripts.bench.checkpoint [model=base] [zero_stage=1] [folder=FOLDER] [step_ms=0]
+    torchrun --nproc-per-node 8 -m scripts.bench.checkpoint sequences=64
 
 Trains on made-up micro-batches, saves twice in the background (the first save meets memory that is
 new to the file system), and once as a run without a background would: waiting. The share is that of
@@ -33,7 +33,7 @@ from pretrain.model.bert import BertForPreTraining
 from pretrain.training.anomalies import Progress
 from scripts.baselines.synthetic_batch import VOCAB_SIZE, synthetic_batch
 from scripts.baselines.synthetic_shards import draw_lengths
-from scripts.benchmark import Arguments, arguments, machine
+from scripts.bench.harness import Arguments, arguments, machine
 
 DEFAULTS: Arguments = {
     "model": "base",

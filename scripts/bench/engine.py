@@ -1,7 +1,7 @@
 """What the engine costs over a plain loop, for each parameter and optimizer step.
 
-    python -m scripts.bench_engine [model=small] [optim=adamw] [rounds=7] [sequences=256]
-    torchrun --nproc-per-node 2 -m scripts.bench_engine
+    python -m scripts.bench.engine [model=small] [optim=adamw] [rounds=7] [sequences=256]
+    torchrun --nproc-per-node 2 -m scripts.bench.engine
 
 The plain loop is torch's forward, backward, gradient clipping and fused optimizer, on one micro-batch of
 one short sequence: what is left after subtracting it is the engine's own work, and does not grow with the
@@ -31,8 +31,8 @@ from pretrain.model.bert import BertForPreTraining
 from pretrain.optim.optimizers import build_optimizer, parameter_groups
 from scripts.baselines.synthetic_batch import VOCAB_SIZE, synthetic_batch
 from scripts.baselines.synthetic_shards import draw_lengths
-from scripts.bench_step import stopwatch
-from scripts.benchmark import Arguments, arguments, in_turn, machine
+from scripts.bench.harness import Arguments, arguments, in_turn, machine
+from scripts.bench.step import stopwatch
 
 DEFAULTS: Arguments = {
     "model": "small",

@@ -1,6 +1,6 @@
 """What bounds a step: the model's bare matrix products, shape by shape, and its attention alone.
 
-    python -m scripts.bench_matmul [model=large] [tokens=16384] [masked=2457] [lengths=wikipedia]
+    python -m scripts.bench.matmul [model=large] [tokens=16384] [masked=2457] [lengths=wikipedia]
         [device=auto] [precision=auto] [threads=1] [rounds=5]
 
 Each shape forward and for both gradients; attention forward and backward over sequences of these
@@ -22,7 +22,8 @@ from pretrain.config.settings import ModelSettings, Settings
 from pretrain.data.packing import PackedBatch
 from pretrain.model.attention import attention
 from scripts.baselines.synthetic_shards import typical_lengths
-from scripts.bench_step import (
+from scripts.bench.harness import Arguments, arguments, in_turn, machine
+from scripts.bench.step import (
     VOCAB_SIZE,
     Stopwatch,
     batch_of,
@@ -30,7 +31,6 @@ from scripts.bench_step import (
     is_bf16_called,
     stopwatch,
 )
-from scripts.benchmark import Arguments, arguments, in_turn, machine
 
 DEFAULTS: Arguments = {
     "model": "large",

@@ -1,0 +1,1 @@
+"""Benchmarks, each `python -m scripts.bench.<name>`."""
