@@ -40,7 +40,7 @@ from pretrain.config.settings import Settings
 from pretrain.data.corpus import folder_of, manifest_of, prepare_sample
 from pretrain.run import SAMPLE_LINE, load
 from pretrain.verification.launcher import RUN, Launched, launch
-from scripts.observed import NotSeenError, Observed, until
+from scripts.drills.run_watcher import NotSeenError, Observed, until
 
 STEPS, EVERY, RANKS, BATCH = 40, 10, 2, 16
 KILLED_AT = 17  # or a step later
@@ -54,7 +54,7 @@ RHYTHM = (
 )  # fmt: skip
 PASSED_ON = ("data", "model", "optim", "engine")
 HANG_MINUTES = 0.6  # of which a start, too, takes a part: on a busy machine most
-# where scripts.drill_rank acts: global batches, by the positions of their first examples
+# where scripts.drills.faulty_rank acts: global batches, by the positions of their first examples
 NAN_BATCH = 17 * BATCH
 FULL_BATCHES = (18 * BATCH, 29 * BATCH)  # nothing large is written from the first to the second
 SLOW_BATCH = 15 * BATCH  # and on
@@ -93,7 +93,7 @@ class Run(Observed):
         self, fault: str | None = None, environment: Mapping[str, str] | None = None
     ) -> Launched:
         """The command, with one of drill_rank's faults in it where one is named."""
-        program = RUN if fault is None else ("-m", "scripts.drill_rank", fault)
+        program = RUN if fault is None else ("-m", "scripts.drills.faulty_rank", fault)
         environment = {**(environment or {}), "DRILL_INJECTED": str(self.injected)}
         return launch(self.overrides, RANKS, self.output, program, environment)
 

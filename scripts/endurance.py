@@ -41,7 +41,7 @@ from pretrain.data.corpus import manifest_of
 from pretrain.run import load
 from pretrain.verification.launcher import Launched, launch
 from scripts.bench.harness import Arguments, arguments
-from scripts.observed import NotSeenError, Observed, until
+from scripts.drills.run_watcher import NotSeenError, Observed, until
 
 DEFAULTS: Arguments = {
     "steps": 2000, "kills": 10, "ranks": 2, "other_ranks": 1, "seed": 1, "out": "",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.verification.launcher import launch
-from scripts.observed import NotSeenError, Observed, until
+from scripts.drills.run_watcher import NotSeenError, Observed, until
 
 LINES = b'{"step":1,"train/loss":2.5,"perf/tokens_per_second":9}\n{"step":2,"train/loss":2.25}\n'
 

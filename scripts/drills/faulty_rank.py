@@ -1,6 +1,6 @@
 """One rank of a run that has a fault inside: `pretrain.run` itself has no place for faults.
 
-    python -m scripts.drill_rank nan|without|small_disk|slow_disk OVERRIDES...
+    python -m scripts.drills.faulty_rank nan|without|small_disk|slow_disk OVERRIDES...
 
 Where DRILL_INJECTED names a file, it is made at the moment of the fault.
 """

@@ -1,0 +1,1 @@
+"""Faults injected into a small run, and what is expected of each."""
