@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from scripts.finetuning import rows
-from scripts.finetuning.answers import best_answers
+from scripts.finetuning import tables
 from scripts.finetuning.job import Features, Notes
 from scripts.finetuning.models import checked, load_model, load_tokenizer
 from scripts.finetuning.qa import Question, Windows
 from scripts.finetuning.settings import InputError, Start
+from scripts.finetuning.span_decoding import best_answers
 from scripts.finetuning.tagging import Pieces, predicted_tags
 
 BATCH = 32  # texts; questions and tags: windows
@@ -285,7 +285,7 @@ def _inputs(given: argparse.Namespace) -> Iterator[Input]:
     elif given.file is not None and str(given.file) != "-":
         if not given.file.is_file():
             raise InputError(f"there is no file {given.file}")
-        found = ((f"{given.file}, line {n}", line) for n, line in rows.lines_of(given.file))
+        found = ((f"{given.file}, line {n}", line) for n, line in tables.lines_of(given.file))
     else:
         found = (
             (f"line {number}", line.removesuffix("\n"))

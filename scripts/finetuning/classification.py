@@ -13,10 +13,10 @@ from scipy import stats
 from sklearn import metrics
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from scripts.finetuning import rows
+from scripts.finetuning import tables
 from scripts.finetuning.job import DevSet, Features, Job, Notes, sample_of
-from scripts.finetuning.rows import Broken, Row
 from scripts.finetuning.settings import InputError, Settings, TaskSettings
+from scripts.finetuning.tables import Broken, Row
 
 MOST_LABELS = 1000
 Metric = Callable[[np.ndarray, np.ndarray], float]  # of predictions and what is right
@@ -104,11 +104,11 @@ def _rows(task: TaskSettings, role: str) -> Iterator[Row | Broken]:
     if task.folder is None:
         assert task.hub is not None
         split = getattr(task.hub, role)
-        return iter(()) if split is None else rows.read_hub(task.hub, split)
+        return iter(()) if split is None else tables.read_hub(task.hub, split)
     name = getattr(task, role)
     if name is None:
         return iter(())
-    return rows.read_table(rows.path_of(task, name), header=task.header, quotes=task.quotes)
+    return tables.read_table(tables.path_of(task, name), header=task.header, quotes=task.quotes)
 
 
 def _cell(row: Row, column: str | None) -> str | None:

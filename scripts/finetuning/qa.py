@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from scripts.finetuning import rows, squad_score
-from scripts.finetuning.answers import Window, best_answers
+from scripts.finetuning import squad_metrics, tables
 from scripts.finetuning.job import DevSet, Features, Job, Notes, best_windows, sample_of, windows
 from scripts.finetuning.settings import InputError, Settings, TaskSettings
+from scripts.finetuning.span_decoding import Window, best_answers
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,10 @@ def _questions(task: TaskSettings, role: str) -> Iterator[Question]:
 
 def _from_file(task: TaskSettings, role: str) -> Iterator[Question]:
     """SQuAD's JSON: data, paragraphs, qas."""
-    path = rows.path_of(task, getattr(task, role))
+    path = tables.path_of(task, getattr(task, role))
     where = f"{path}"
     try:
-        for article in json.loads(rows.text_of(path))["data"]:
+        for article in json.loads(tables.text_of(path))["data"]:
             for number, paragraph in enumerate(article["paragraphs"], start=1):
                 where = f"{path}, {article.get('title', '')!r}, paragraph {number}"
                 context = paragraph["context"]
@@ -179,7 +179,7 @@ def _from_file(task: TaskSettings, role: str) -> Iterator[Question]:
 
 def _from_hub(task: TaskSettings, role: str) -> Iterator[Question]:
     assert task.hub is not None
-    for row in rows.read_hub(task.hub, getattr(task.hub, role)):
+    for row in tables.read_hub(task.hub, getattr(task.hub, role)):
         values = row.values
         texts, starts = values["answers"]["text"], values["answers"]["answer_start"]
         yield Question(
@@ -219,20 +219,20 @@ def _score(
     best = best_answers(starts, ends, windows, contexts, task.n_best, task.max_answer_length)
     spans = {question: answers[0].text for question, answers in best.spans.items()}
     if not task.has_no_answer:
-        return squad_score.summary(squad_score.scores_of(spans, right), right)
+        return squad_metrics.summary(squad_metrics.scores_of(spans, right), right)
     odds = best.null_odds
     answers = {question: "" if odds[question] > 0 else text for question, text in spans.items()}
-    figures = squad_score.summary(squad_score.scores_of(answers, right), right)
+    figures = squad_metrics.summary(squad_metrics.scores_of(answers, right), right)
     return figures | _best(spans, right, odds)
 
 
 def _best(
     spans: Mapping[str, str], right: Mapping[str, list[str]], odds: Mapping[str, float]
 ) -> dict[str, float]:
-    scores = squad_score.scores_of(spans, right)
+    scores = squad_metrics.scores_of(spans, right)
     figures: dict[str, float] = {}
     for place, name in enumerate(("exact", "f1")):
         alone = {question: score[place] for question, score in scores.items()}
-        score, threshold = squad_score.best_threshold(alone, spans, right, odds)
+        score, threshold = squad_metrics.best_threshold(alone, spans, right, odds)
         figures |= {f"best_{name}": score, f"best_{name}_threshold": threshold}
     return figures

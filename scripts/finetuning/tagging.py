@@ -12,7 +12,7 @@ import numpy as np
 from seqeval import metrics
 from transformers import DataCollatorForTokenClassification, PreTrainedTokenizerBase
 
-from scripts.finetuning import rows
+from scripts.finetuning import tables
 from scripts.finetuning.job import DevSet, Features, Job, Notes, best_windows, sample_of, windows
 from scripts.finetuning.settings import InputError, Settings, TaskSettings
 
@@ -144,7 +144,7 @@ def iob2(tags: Sequence[str], place: str) -> list[str]:
 
 
 def _sentences(task: TaskSettings, role: str) -> Iterator[Sentence]:
-    path = rows.path_of(task, getattr(task, role))
+    path = tables.path_of(task, getattr(task, role))
     found = 0
     read = _from_json(path) if path.suffix == ".jsonl" else _from_columns(task, path)
     for place, words, tags in read:
@@ -161,7 +161,7 @@ def _from_columns(task: TaskSettings, path: Any) -> Iterator[tuple[str, list[str
     words: list[str] = []
     tags: list[str] = []
     began = 1
-    for number, line in [*rows.lines_of(path), (0, "")]:
+    for number, line in [*tables.lines_of(path), (0, "")]:
         columns = line.split("\t") if "\t" in line else [part for part in line.split(" ") if part]
         if not line.strip() or columns[0] == DOCUMENT:
             if words:
@@ -186,7 +186,7 @@ def _from_columns(task: TaskSettings, path: Any) -> Iterator[tuple[str, list[str
 
 
 def _from_json(path: Any) -> Iterator[tuple[str, list[str], list[str]]]:
-    for row in rows.read_json_lines(path):
+    for row in tables.read_json_lines(path):
         words, tags = row.values.get("tokens"), row.values.get("tags")
         if not isinstance(words, list) or not isinstance(tags, list):
             raise InputError(
