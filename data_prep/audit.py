@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.core.files import checksum, read_json, write_json
+from data_prep.core.job import start
 from data_prep.core.objectives import Pairing
-from data_prep.core.settings import DataPrepSettings, start
+from data_prep.core.settings import DataPrepSettings
 from data_prep.examples.masking import MaskingRule
 from data_prep.examples.pairs import LOSSES, label_fault
 from data_prep.quality.corpus import audit_corpus
@@ -28,9 +29,9 @@ from data_prep.quality.page import write_page
 from data_prep.quality.samples import shown_examples
 from data_prep.quality.shortcut import audit_shortcut
 from data_prep.quality.tables import CORPUS, REPEATED, REPEATED_EXAMPLES, SHARDS, table_rows
-from data_prep.stores import shards
+from data_prep.stores import shard_reader, shards
 from data_prep.stores.tokens import TokenStore
-from data_prep.tokenizer.wordpiece import read_vocab
+from data_prep.tokenizer.vocab_file import read_vocab
 
 SHOWN_WORDS = 100  # of an example on the terminal; audit.json has all
 
@@ -65,7 +66,7 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
             figures, split_faults = _audit_split(folder, split, manifest, rule, settings)
             report["splits"][split] = figures
             faults += split_faults
-        train = shards.Shards.open(folder, "train")
+        train = shard_reader.Shards.open(folder, "train")
         if pairing.label_1:
             report["shortcut"], shortcut_faults = audit_shortcut(train, settings.audit)
             faults += shortcut_faults

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from data_prep.core.config import as_dict
 from data_prep.core.files import checksum, read_json, whole_or_absent, write_json
+from data_prep.core.job import start
 from data_prep.core.objectives import Pairing
-from data_prep.core.settings import DataPrepSettings, start
+from data_prep.core.settings import DataPrepSettings
 from data_prep.examples.pairs import LOSSES, label_fault
 from data_prep.executors import run as engine
+from data_prep.executors import tasks as tasks_module
 from data_prep.stores import shards, tokens
 
 # What of the settings decides the bytes; the rest (workers, bounds of the audit, ...) does not.
@@ -49,9 +51,9 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     from data_prep.examples.build_shard import build_shard  # late: it loads the kernels
 
     # One fingerprint for all: every shard has its random partners from the whole store
-    common = engine.fingerprint(manifest)
+    common = tasks_module.fingerprint(manifest)
     entries = [
-        engine.TaskEntry(f"{split}-{path.stem}", common, (path,))
+        tasks_module.TaskEntry(f"{split}-{path.stem}", common, (path,))
         for index, (split, _, _) in enumerate(tasks)
         for path in [folder / split / shards.shard_name(tasks, index)]
     ]

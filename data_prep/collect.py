@@ -20,11 +20,13 @@ from typing import Any
 
 from data_prep.core.config import as_dict
 from data_prep.core.files import read_json, write_json
-from data_prep.core.settings import DataPrepSettings, SourceSettings, require_source, start
+from data_prep.core.job import require_source, start
+from data_prep.core.settings import DataPrepSettings, SourceSettings
 from data_prep.dedup import duplicates
 from data_prep.dedup.signatures import SignatureWriter, signatures_path
-from data_prep.executors.run import TaskEntry, fingerprint, run_tasks
-from data_prep.sources import Plan, module_of
+from data_prep.executors.run import run_tasks
+from data_prep.executors.tasks import TaskEntry, fingerprint
+from data_prep.sources import SourcePlan, module_of
 from data_prep.stores.documents import (
     SCHEMA_VERSION,
     Damage,
@@ -186,7 +188,7 @@ def _identity(source: SourceSettings, characters_per_part: int) -> dict[str, Any
 
 
 def _manifest(
-    folder: Path, name: str, identity: dict[str, Any], plan: Plan, counts: dict[str, int]
+    folder: Path, name: str, identity: dict[str, Any], plan: SourcePlan, counts: dict[str, int]
 ) -> dict[str, Any]:
     parts = [read_json(_entry_path(folder, index)) for index in range(len(plan.tasks))]
     paths = [folder / part["name"] for part in parts]

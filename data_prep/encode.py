@@ -24,10 +24,12 @@ import xxhash
 from numpy.typing import NDArray
 
 from data_prep.core.files import read_json, write_json
-from data_prep.core.settings import DataPrepSettings, start
+from data_prep.core.job import start
+from data_prep.core.settings import DataPrepSettings
 from data_prep.dedup import duplicates
-from data_prep.executors.run import TaskEntry, fingerprint, run_tasks
-from data_prep.stores.documents import Document, Part, list_parts, read_part
+from data_prep.executors.run import run_tasks
+from data_prep.executors.tasks import TaskEntry, fingerprint
+from data_prep.stores.documents import Document, DocumentPart, list_parts, read_part
 from data_prep.stores.tokens import SCHEMA_VERSION, SPLITS, token_dtype, write_part
 from data_prep.text.sentences import split_paragraph
 from data_prep.tokenizer.fast_wordpiece import COMPARED, AcceleratedEncoder
@@ -140,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return start(job, argv)
 
 
-def task_name(part: Part) -> str:
+def task_name(part: DocumentPart) -> str:
     """books-00003 of documents/books/part-00003.parquet."""
     return f"{part.source}-{Path(part.name).stem.removeprefix('part-')}"
 
@@ -200,7 +202,7 @@ class Split:
 
 def _encode_part(
     data_dir: Path,
-    parts: Sequence[Part],
+    parts: Sequence[DocumentPart],
     left_out: dict[str, Any],
     tokens: Sequence[str],
     lowercase: bool,

@@ -18,7 +18,8 @@ from typing import Any
 
 from data_prep.core.config import choices
 from data_prep.core.files import checksum, read_json
-from data_prep.core.settings import DataPrepSettings, start
+from data_prep.core.job import start
+from data_prep.core.settings import DataPrepSettings
 
 LONG = 5  # times the longest finished task: what runs so long on another host may be dead
 SHOWN = 10  # notes of a stage

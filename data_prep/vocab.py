@@ -19,18 +19,13 @@ import xxhash
 
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json, write_json
-from data_prep.core.settings import DataPrepSettings, start
+from data_prep.core.job import start
+from data_prep.core.settings import DataPrepSettings
 from data_prep.dedup import duplicates
-from data_prep.stores.documents import Part, list_parts, read_part
-from data_prep.tokenizer.wordpiece import (
-    TOKENIZER_FILES,
-    add_words,
-    check_casing,
-    read_vocab,
-    save_tokenizer,
-    special_ids,
-    train_vocab,
-)
+from data_prep.stores.documents import DocumentPart, list_parts, read_part
+from data_prep.tokenizer.hf_files import TOKENIZER_FILES, save_tokenizer
+from data_prep.tokenizer.training import add_words, train_vocab
+from data_prep.tokenizer.vocab_file import check_casing, read_vocab, special_ids
 
 SCHEMA_VERSION = 1
 BATCH_CHARACTERS = 1_000_000  # of paragraphs handed to the trainer at once
@@ -132,7 +127,7 @@ def read_vocab_store(data_dir: Path) -> tuple[list[str], dict[str, Any]]:
 
 
 def _identity(
-    settings: DataPrepSettings, parts: Sequence[Part], left_out: dict[str, Any]
+    settings: DataPrepSettings, parts: Sequence[DocumentPart], left_out: dict[str, Any]
 ) -> dict[str, Any]:
     """What decides on the bytes of the vocabulary."""
     identity: dict[str, Any] = {
@@ -188,7 +183,7 @@ def _released(path: Path, settings: DataPrepSettings) -> tuple[list[str], list[s
     return [*tokens, *added], added
 
 
-def _sample(parts: Sequence[Part], most_characters: int) -> list[Part]:
+def _sample(parts: Sequence[DocumentPart], most_characters: int) -> list[DocumentPart]:
     """Parts in their order, as many as hold `most_characters`, drawn by a hash of their names; at
     least one.
     """
@@ -203,7 +198,7 @@ def _sample(parts: Sequence[Part], most_characters: int) -> list[Part]:
 
 
 def _batches(
-    data_dir: Path, parts: Sequence[Part], left_out: dict[str, Any]
+    data_dir: Path, parts: Sequence[DocumentPart], left_out: dict[str, Any]
 ) -> Iterator[list[str]]:
     """The paragraphs of the parts' documents but duplicates, about a million characters at once."""
     batch: list[str] = []

@@ -1,1 +1,4 @@
-"""Shards to a trained, exported BERT."""
+"""Shards to a trained, exported BERT: the files here are commands, each folder is one part.
+
+Commands may import every part, and parts of data_prep; a part states what it may import.
+"""

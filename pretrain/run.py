@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from data_prep.core.config import SettingsError, as_yaml, choices, compose
-from pretrain.config.phases import check_phases, phases_of
+from data_prep.core.config import SettingsError, as_yaml, choices
+from pretrain.checkpoint.identity import identity
+from pretrain.config.load import folder_of_run
+from pretrain.config.phases import phases_of
 from pretrain.config.settings import Settings
 from pretrain.data.corpus import folder_of, manifest_of, prepare_sample
 from pretrain.distributed import signals
@@ -25,15 +26,15 @@ from pretrain.distributed.rank_logs import Voice, speak_on_rank_0
 from pretrain.distributed.ranks import environment_rank, environment_world_size, exit_with
 from pretrain.distributed.watchdog import Watchdog, forget
 from pretrain.huggingface import init_from
-from pretrain.run_folder.folder import folder_of_run, identity, open_run_folder
+from pretrain.run_folder.folder import open_run_folder
 from pretrain.run_folder.lock import RunLock
 
 if TYPE_CHECKING:
     from pretrain.distributed.ranks import Ranks
+from pretrain.config.load import load
 
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
 
 HELP = """\
 python -m pretrain.run +model={model} [GROUP=NAME ...] [SETTING=VALUE ...]
@@ -89,26 +90,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                     file=sys.stderr,
                 )
             return 130
-
-
-def load(overrides: Sequence[str], world_size: int) -> tuple[Settings, bool]:
-    """Checked settings from what was typed, and whether they ask for the sample corpus.
-
-    They do where data=sample was typed or neither data= nor data.dir= was: whoever names a folder
-    of their own and mistypes it is told so, and does not train on the sample. Raises SettingsError,
-    listing the models where none is named.
-    """
-    typed = {override.split("=", 1)[0].lstrip("+") for override in overrides}
-    if "model" not in typed:
-        raise SettingsError(
-            f"no model is named; add +model= and one of {', '.join(choices('model'))}"
-        )
-    settings, chosen = compose("config", Settings, overrides)
-    if settings.run.name is None:
-        corpus = Path(settings.data.dir).name
-        settings.run.name = f"{chosen['model']}-{corpus}-{settings.data.seq_len}"
-    check_phases(settings, world_size)
-    return settings, chosen["data"] == "sample" and ("data" in typed or "data.dir" not in typed)
 
 
 def _run(settings: Settings, on_sample: bool, stop: signals.StopRequest, voice: Voice) -> int:
@@ -167,7 +148,7 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: signals.StopRequest, voi
     log = run_folder / "logs" / f"rank-{ranks.rank:05d}.log"
     with contextlib.ExitStack() as held:
 
-        def open_folder() -> tuple[Path | None, dict[str, Any], init_from.Origin | None]:
+        def open_folder() -> tuple[Path | None, dict[str, Any], init_from.InitWeights | None]:
             held.enter_context(RunLock(run_folder))
             forget(run_folder)
             voice.log_to(log)  # a broken checkpoint that is passed over is named there

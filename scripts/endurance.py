@@ -36,9 +36,9 @@ from matplotlib.figure import Figure
 from data_prep.core.config import SettingsError
 from data_prep.core.files import write_json
 from data_prep.core.objectives import Pairing
+from pretrain.config.load import load
 from pretrain.config.settings import Settings
 from pretrain.data.corpus import manifest_of
-from pretrain.run import load
 from pretrain.verification.launcher import Launched, launch
 from scripts.bench.harness import Arguments, arguments
 from scripts.drills.run_watcher import NotSeenError, Observed, until
@@ -191,7 +191,7 @@ class Panel:
 
 def panels(settings: Settings, manifest: dict[str, Any]) -> list[Panel]:
     """MLM, held out and in training; the loss and accuracy of the pairs where there are any."""
-    from pretrain.training.summary import frequency_baseline
+    from pretrain.training.evaluation import frequency_baseline
 
     frequency = frequency_baseline(settings, manifest)
     shown = [

@@ -33,21 +33,22 @@ from torch import Tensor, nn
 from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json
 from data_prep.core.objectives import Pairing
-from data_prep.tokenizer.wordpiece import read_vocab
+from data_prep.tokenizer.vocab_file import read_vocab
 from pretrain.checkpoint.files import STATE_FILE, find_fault
+from pretrain.config.load import settings_of
 from pretrain.config.settings import OptimizerName, Precision, Settings
 from pretrain.data.corpus import manifest_of
+from pretrain.data.eval_loader import EvalLoader
 from pretrain.data.open_loaders import open_loaders
 from pretrain.data.packing import IGNORED, PackedBatch
-from pretrain.data.train_loader import EvalLoader
 from pretrain.engine.snapshot import ENGINE_FILE, MOMENTS, WEIGHT, read_tensors
-from pretrain.export import model_config
 from pretrain.huggingface import init_from
+from pretrain.huggingface.export import model_config
 from pretrain.huggingface.weights import hugging_face_class, to_hugging_face
-from pretrain.metrics.monitor import JsonLines, readable_lines
+from pretrain.metrics.monitor import JsonLines
 from pretrain.model.bert import BertForPreTraining
 from pretrain.optim.schedules import learning_rate
-from pretrain.run_folder.folder import settings_of
+from pretrain.run_folder.jsonl import readable_lines
 from pretrain.training.evaluation import means
 from scripts.baselines.transformers_step import padded
 from scripts.bench.harness import Arguments, arguments

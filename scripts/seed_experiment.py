@@ -35,7 +35,7 @@ from matplotlib.figure import Figure
 from data_prep.core.config import SettingsError, compose
 from data_prep.core.files import read_json, write_json
 from pretrain.config.settings import Settings
-from pretrain.metrics.monitor import readable_lines
+from pretrain.run_folder.jsonl import readable_lines
 from scripts.bench.harness import Arguments, arguments
 
 DEFAULTS: Arguments = {

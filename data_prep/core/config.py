@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+PROJECT = Path(__file__).resolve().parents[2]  # the checkout
+CONF = PROJECT / "conf"
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
 """Exact and near duplicates across all sources, by MinHash.
 
-Imports core, text and stores.
+May import: data_prep.core, data_prep.stores.
 """

@@ -12,44 +12,36 @@ when that has changed.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numba
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
-from numpy.typing import NDArray
 
 from data_prep.core.files import checksum, read_json, whole_or_absent, write_json
 from data_prep.core.settings import DataPrepSettings, Duplicates
-from data_prep.dedup.signatures import (
-    BANDS,
-    VALUES,
-    Signatures,
-    identity,
-    open_signatures,
-    write_signatures,
+from data_prep.dedup.matching import (
+    FEWEST_CHARACTERS,
+    LEAST_EQUAL,
+    ROWS_AT_ONCE,
+    Corpus,
+    compare,
+    group,
 )
-from data_prep.stores.documents import Part
+from data_prep.dedup.signatures import (
+    identity,
+)
+from data_prep.stores.documents import DocumentPart
 
 SCHEMA_VERSION = 1  # of duplicates.json and duplicates.parquet
-# Equal values that make two signatures near: a Jaccard similarity of 0.7, where the bands find one
-# pair in two; below are pages of one pattern, above editions of one text.
-LEAST_EQUAL = 79  # of VALUES, 112
-FEWEST_CHARACTERS = 200  # of a near duplicate: stubs that differ in a name alone are not copies
-ROWS_AT_ONCE = 1 << 16  # of signatures compared: 29 MB
-# Documents kept out of one chain of similar ones that others are compared with: bounds the work on
-# a million pages of one pattern. What would be compared with a later one is kept.
-MOST_KEPT = 10_000
 LARGEST_SHOWN = 10  # groups in duplicates.json
 
 
-def left_out(settings: DataPrepSettings, parts: Sequence[Part]) -> dict[str, dict[str, Any]]:
+def left_out(
+    settings: DataPrepSettings, parts: Sequence[DocumentPart]
+) -> dict[str, dict[str, Any]]:
     """Of each part, as "source/name", that holds dropped documents: how many, a checksum of their ids.
 
     Nothing where settings.duplicates is keep. Documents are compared anew where they have changed.
@@ -60,7 +52,9 @@ def left_out(settings: DataPrepSettings, parts: Sequence[Part]) -> dict[str, dic
     return {name: entry for name, entry in entries.items() if entry["documents"]}
 
 
-def dropped_ids(data_dir: Path, part: Part, left_out: dict[str, dict[str, Any]]) -> frozenset[str]:
+def dropped_ids(
+    data_dir: Path, part: DocumentPart, left_out: dict[str, dict[str, Any]]
+) -> frozenset[str]:
     """The ids of the documents that are dropped from one part.
 
     Raises RuntimeError where they are others than `left_out` says: found anew since.
@@ -77,7 +71,7 @@ def dropped_ids(data_dir: Path, part: Part, left_out: dict[str, dict[str, Any]])
     return frozenset(ids)
 
 
-def find(data_dir: Path, parts: Sequence[Part]) -> dict[str, Any]:
+def find(data_dir: Path, parts: Sequence[DocumentPart]) -> dict[str, Any]:
     """What duplicates.json says of these parts, computed first where it is not of them."""
     wanted = {
         "schema_version": SCHEMA_VERSION,
@@ -91,7 +85,7 @@ def find(data_dir: Path, parts: Sequence[Part]) -> dict[str, Any]:
         record: dict[str, Any] = read_json(path)
         if record.get("made_from") == wanted and record["checksum"] == checksum(table_path):
             return record
-    dropped = _compare(_Corpus(parts))
+    dropped = compare(Corpus(parts))
     with whole_or_absent(table_path) as temporary:
         pq.write_table(dropped, temporary, compression="zstd", row_group_size=ROWS_AT_ONCE)
     record = {
@@ -107,181 +101,7 @@ def _table_path(data_dir: Path) -> Path:
     return data_dir / "documents" / "duplicates.parquet"
 
 
-class _Corpus:
-    """The signatures of all documents. A document is known by its number, over all parts."""
-
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self.parts = parts
-        self._mapped = [_signatures_of(part) for part in parts]
-        self.first = np.cumsum([0, *(len(mapped.ids) for mapped in self._mapped)])  # (P + 1,)
-        self.num_documents = int(self.first[-1])
-        # A cluster and a union are numbered by int32
-        if self.num_documents >= 2**31:
-            raise ValueError(
-                f"{self.num_documents:,} documents; at most 2,147,483,647 are compared"
-            )
-        self.characters = np.concatenate(
-            [np.zeros(0, np.uint32), *(mapped.characters for mapped in self._mapped)]
-        )
-
-    def keys(self, band: int | None) -> NDArray[np.uint64]:
-        """(N,) a hash of each document's band, or the half of its exact hash for None."""
-        keys = np.empty(self.num_documents, np.uint64)
-        for mapped, (start, end) in zip(self._mapped, itertools.pairwise(self.first), strict=True):
-            if band is None:
-                keys[start:end] = mapped.exact[:, 0]
-            else:
-                _hash_rows(mapped.bands[band], keys[start:end])
-        return keys
-
-    def rows(self, documents_N: NDArray[np.int32]) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
-        """(N, VALUES) signatures and (N, 2) exact hashes of these documents."""
-        values = np.empty((len(documents_N), BANDS, VALUES // BANDS), np.uint32)
-        exact = np.empty((len(documents_N), 2), np.uint64)
-        for places, mapped, rows in self._located(documents_N):
-            exact[places] = mapped.exact[rows]
-            for band, column in enumerate(mapped.bands):
-                values[places, band] = column[rows]
-        return values.reshape(-1, VALUES), exact
-
-    def strings(self, documents_N: NDArray[np.int32]) -> dict[str, Any]:
-        """Source, part, id and title of these documents, as (N,) arrow arrays."""
-        chunks: dict[str, list[Any]] = {"source": [], "part": [], "id": [], "title": []}
-        order: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
-        for places, mapped, rows, part in self._located_parts(documents_N):
-            chunks["source"].append(pa.repeat(part.source, len(rows)))
-            chunks["part"].append(pa.repeat(part.name, len(rows)))
-            chunks["id"].append(mapped.ids.take(pa.array(rows)))
-            chunks["title"].append(mapped.titles.take(pa.array(rows)))
-            order.append(places)
-        back = pa.array(np.argsort(np.concatenate(order)))
-        return {
-            name: pa.chunked_array(arrays, pa.string()).take(back).combine_chunks()
-            for name, arrays in chunks.items()
-        }
-
-    def _located_parts(
-        self, documents_N: NDArray[np.int32]
-    ) -> Iterator[tuple[NDArray[np.int64], Signatures, NDArray[np.int64], Part]]:
-        """Of each part that has some of the documents: their places in documents_N, their rows."""
-        order = np.argsort(documents_N, kind="stable")
-        bounds = np.searchsorted(documents_N[order], self.first)
-        for number in np.flatnonzero(np.diff(bounds)).tolist():
-            places = order[bounds[number] : bounds[number + 1]]
-            rows = documents_N[places] - self.first[number]
-            yield places, self._mapped[number], rows, self.parts[number]
-
-    def _located(
-        self, documents_N: NDArray[np.int32]
-    ) -> Iterator[tuple[NDArray[np.int64], Signatures, NDArray[np.int64]]]:
-        for places, mapped, rows, _ in self._located_parts(documents_N):
-            yield places, mapped, rows
-
-
-def _signatures_of(part: Part) -> Signatures:
-    """Those that collect left beside the part; written now where they are missing or of another make."""
-    signatures = open_signatures(part.path, part.checksum)
-    if signatures is None:
-        write_signatures(part.path, part.checksum)
-        signatures = open_signatures(part.path, part.checksum)
-    assert signatures is not None
-    return signatures
-
-
-def _compare(corpus: _Corpus) -> Any:
-    """The table of dropped documents."""
-    cluster = _clusters(corpus)
-    sizes = np.bincount(cluster, minlength=1)
-    members = np.flatnonzero(sizes[cluster] > 1).astype(np.int32)
-    order = np.lexsort((members, -corpus.characters[members].astype(np.int64), cluster[members]))
-    members = members[order]  # a cluster's one after the other, each by falling length
-    kept, equal = _keep(corpus, members, cluster[members])
-    is_dropped = kept != members
-    dropped, kept, equal = members[is_dropped], kept[is_dropped], equal[is_dropped]
-    order = np.argsort(dropped, kind="stable")
-    dropped, kept, equal = dropped[order], kept[order], equal[order]
-    copies = np.bincount(kept, minlength=1)[kept] if len(kept) else np.zeros(0, np.int64)
-    names, kept_names = corpus.strings(dropped), corpus.strings(kept)
-    is_exact = equal > VALUES
-    return pa.table(
-        {
-            **names,
-            "characters": pa.array(corpus.characters[dropped]),
-            "kept": pc.binary_join_element_wise(kept_names["source"], kept_names["id"], "/"),
-            "kept_title": kept_names["title"],
-            "kind": pa.array(np.where(is_exact, "exact", "near"), pa.string()),
-            "similarity": pa.array(np.minimum(equal, VALUES) / VALUES, pa.float32()),
-            "copies": pa.array(copies + 1, pa.int64()),
-        }
-    )
-
-
-def _clusters(corpus: _Corpus) -> NDArray[np.int32]:
-    """(N,) a number for each document; copies have one number, and so have copies of copies."""
-    parent = np.arange(corpus.num_documents, dtype=np.int32)
-    everything = np.arange(corpus.num_documents, dtype=np.int32)
-    long_enough = np.flatnonzero(corpus.characters >= FEWEST_CHARACTERS).astype(np.int32)
-    for band in (None, *range(BANDS)):
-        documents = everything if band is None else long_enough
-        keys = corpus.keys(band)[documents]
-        order = np.argsort(keys, kind="stable")
-        keys, ordered = keys[order], documents[order]
-        del order
-        again = np.flatnonzero(keys[1:] == keys[:-1]) + 1  # in its run, but not the first
-        starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else again
-        firsts = ordered[starts[np.searchsorted(starts, again, side="right") - 1]]
-        del keys
-        # A run may hold two groups: who does not agree with the first may with the one before
-        for others in (firsts, ordered[again - 1]):
-            _unite_copies(corpus, parent, ordered[again], others, is_exact=band is None)
-    _roots(parent)
-    return parent
-
-
-def _unite_copies(
-    corpus: _Corpus,
-    parent: NDArray[np.int32],
-    documents_N: NDArray[np.int32],
-    others_N: NDArray[np.int32],
-    is_exact: bool,
-) -> None:
-    """Give the pairs that are copies, exact or near, one cluster."""
-    for start in range(0, len(documents_N), ROWS_AT_ONCE):
-        documents, others = (each[start : start + ROWS_AT_ONCE] for each in (documents_N, others_N))
-        is_open = _are_apart(parent, documents, others)
-        documents, others = documents[is_open], others[is_open]
-        values, exact = corpus.rows(documents)
-        other_values, other_exact = corpus.rows(others)
-        if is_exact:
-            agree = (exact == other_exact).all(axis=1)
-        else:
-            agree = (values == other_values).sum(axis=1) >= LEAST_EQUAL
-        _unite(parent, documents[agree], others[agree])
-
-
-def _keep(
-    corpus: _Corpus, members_M: NDArray[np.int32], cluster_M: NDArray[np.int32]
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Of each document the one that is kept for it, itself or another, and how many of their values
-    are equal; VALUES + 1 for exact copies.
-    """
-    kept = np.empty(len(members_M), np.int32)
-    equal = np.empty(len(members_M), np.int32)
-    leaders = (
-        np.empty(MOST_KEPT, np.int32),
-        np.empty((MOST_KEPT, VALUES), np.uint32),
-        np.empty((MOST_KEPT, 2), np.uint64),
-    )
-    state = np.array([-1, 0], np.int64)  # the cluster that is in work, and its leaders so far
-    for start in range(0, len(members_M), ROWS_AT_ONCE):
-        chunk = slice(start, start + ROWS_AT_ONCE)
-        documents = members_M[chunk]
-        of_chunk = documents, cluster_M[chunk], *corpus.rows(documents)
-        _lead(state, *leaders, *of_chunk, kept[chunk], equal[chunk])
-    return kept, equal
-
-
-def _summary(dropped: Any, parts: Sequence[Part]) -> dict[str, Any]:
+def _summary(dropped: Any, parts: Sequence[DocumentPart]) -> dict[str, Any]:
     """Counts by part and source, and the largest groups."""
     counts = dropped.group_by(["source", "part"]).aggregate([([], "count_all")]).to_pylist()
     of_part = {f"{row['source']}/{row['part']}": row["count_all"] for row in counts}
@@ -305,109 +125,9 @@ def _summary(dropped: Any, parts: Sequence[Part]) -> dict[str, Any]:
         "dropped": dropped.num_rows,
         "dropped_characters": pc.sum(dropped["characters"]).as_py() or 0,
         "groups": groups.num_rows,
-        "largest": [_group(dropped, kept) for kept in largest["kept"][:LARGEST_SHOWN].to_pylist()],
+        "largest": [group(dropped, kept) for kept in largest["kept"][:LARGEST_SHOWN].to_pylist()],
     }
 
 
 def _ids_checksum(ids: Sequence[str]) -> str:
     return xxhash.xxh3_128_hexdigest("\n".join(ids).encode())
-
-
-def _group(dropped: Any, kept: str) -> dict[str, Any]:
-    """One kept document and its copies, a few of them by name."""
-    rows = dropped.filter(pc.field("kept") == kept)
-    names = pc.binary_join_element_wise(rows["source"], rows["id"], "/")
-    return {
-        "kept": kept,
-        "title": rows["kept_title"][0].as_py(),
-        "copies": rows["copies"][0].as_py(),
-        "dropped": names[:5].to_pylist(),
-        "titles": rows["title"][:5].to_pylist(),
-    }
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _hash_rows(rows: NDArray[np.uint32], hashes: NDArray[np.uint64]) -> None:
-    """64 bits of each row: FNV-1a over its values, mixed as MurmurHash3 ends."""
-    for row in range(len(rows)):
-        mixed = np.uint64(0xCBF29CE484222325)
-        for value in rows[row]:
-            mixed = (mixed ^ np.uint64(value)) * np.uint64(0x100000001B3)
-        mixed = (mixed ^ mixed >> np.uint64(33)) * np.uint64(0xFF51AFD7ED558CCD)
-        hashes[row] = mixed ^ mixed >> np.uint64(33)
-
-
-@numba.njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
-def _root(parent: NDArray[np.int32], document: int) -> int:
-    while parent[document] != document:
-        parent[document] = parent[parent[document]]
-        document = parent[document]
-    return document
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _are_apart(
-    parent: NDArray[np.int32], documents: NDArray[np.int32], others: NDArray[np.int32]
-) -> NDArray[np.bool_]:
-    apart = np.empty(len(documents), np.bool_)
-    for place in range(len(documents)):
-        apart[place] = _root(parent, documents[place]) != _root(parent, others[place])
-    return apart
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _unite(
-    parent: NDArray[np.int32], documents: NDArray[np.int32], others: NDArray[np.int32]
-) -> None:
-    for place in range(len(documents)):
-        a, b = _root(parent, documents[place]), _root(parent, others[place])
-        parent[max(a, b)] = min(a, b)
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _roots(parent: NDArray[np.int32]) -> None:
-    for document in range(len(parent)):
-        parent[document] = _root(parent, document)
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _lead(
-    state: NDArray[np.int64],
-    leaders: NDArray[np.int32],
-    leader_values: NDArray[np.uint32],
-    leader_exact: NDArray[np.uint64],
-    documents: NDArray[np.int32],
-    clusters: NDArray[np.int32],
-    values: NDArray[np.uint32],
-    exact: NDArray[np.uint64],
-    kept: NDArray[np.int32],
-    equal: NDArray[np.int32],
-) -> None:
-    """Each document is dropped for the first leader of its cluster that it is a copy of, or becomes
-    a leader, and is kept. The documents come cluster by cluster, in the order of keeping.
-    """
-    exactly = values.shape[1] + 1
-    for row in range(len(documents)):
-        if clusters[row] != state[0]:
-            state[0], state[1] = clusters[row], 0
-        kept[row], equal[row] = documents[row], exactly
-        is_copy = False
-        for leader in range(state[1]):
-            if (
-                exact[row, 0] == leader_exact[leader, 0]
-                and exact[row, 1] == leader_exact[leader, 1]
-            ):
-                agreeing = exactly
-            else:
-                agreeing = 0
-                for value in range(values.shape[1]):
-                    agreeing += values[row, value] == leader_values[leader, value]
-            if agreeing >= LEAST_EQUAL:
-                kept[row], equal[row] = leaders[leader], agreeing
-                is_copy = True
-                break
-        if not is_copy and state[1] < len(leaders):
-            leaders[state[1]] = documents[row]
-            leader_values[state[1]] = values[row]
-            leader_exact[state[1]] = exact[row]
-            state[1] += 1

@@ -1,4 +1,4 @@
 """Token ids to masked sentence pairs: pure functions, every random draw keyed by a counter.
 
-Imports core, text, stores and tokenizer.
+May import: data_prep.core, data_prep.stores, data_prep.tokenizer.
 """

@@ -98,7 +98,7 @@ class MaskingRule:
 
         Raises ValueError when that vocabulary is needed and missing, or of another size.
         """
-        from data_prep.tokenizer.wordpiece import read_vocab
+        from data_prep.tokenizer.vocab_file import read_vocab
 
         masking, special_ids = manifest["masking"], manifest["special_ids"]
         vocab_size = int(manifest["vocab_size"])

@@ -1,4 +1,4 @@
-"""Runs the tasks of a job in local processes, a Slurm array or Ray: restartable, isolated, same bytes.
+"""Runs a job's tasks in local processes, a Slurm array or Ray: restartable, isolated, same bytes.
 
-Imports core.
+May import: data_prep.core.
 """

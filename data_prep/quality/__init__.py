@@ -1,4 +1,4 @@
 """What the audit measures of a corpus and its shards, and how it shows it.
 
-Imports everything below the commands.
+May import: data_prep.core, data_prep.examples, data_prep.stores.
 """

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.stores.shards import Shards
+from data_prep.stores.shard_reader import Shards
 from data_prep.stores.tokens import TokenStore
 
 SHOWN = 5

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.core.settings import AuditSettings
-from data_prep.stores.shards import Examples, Shards
+from data_prep.stores.shard_reader import Shards
+from data_prep.stores.shards import Examples
 
 SAMPLE = 5_000  # examples to learn from, and as many others to judge by
 LEAST = 500  # examples to judge by: with fewer, chance would judge

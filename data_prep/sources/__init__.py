@@ -1,4 +1,7 @@
-"""One file a kind of source; each cuts its input into tasks and yields documents."""
+"""One file a kind of source; each cuts its input into tasks and yields documents.
+
+May import: data_prep.core, data_prep.stores, data_prep.text.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from data_prep.stores.documents import Damage, Document, Reject
 
 
 @dataclass(frozen=True)
-class Plan:
+class SourcePlan:
     """How an input is cut. It depends on the input and on characters_per_part, on nothing else."""
 
     tasks: list[Any]  # one for each part; each is what `read` takes, made of JSON's types
@@ -24,7 +27,7 @@ class Plan:
 class Source(Protocol):
     """What a module in this folder offers."""
 
-    def plan(self, source: SourceSettings, characters_per_part: int, cache: Path) -> Plan:
+    def plan(self, source: SourceSettings, characters_per_part: int, cache: Path) -> SourcePlan:
         """Cut the input into tasks. Raises SettingsError where there is nothing to read.
 
         `cache` is a folder for what must lie on the disk until all documents are collected.

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.core.settings import SourceSettings
-from data_prep.sources import Plan
+from data_prep.sources import SourcePlan
 from data_prep.sources.books import body_of
 from data_prep.sources.dataset_rows import plan_rows, read_rows
 from data_prep.stores.documents import Document, Reject
 from data_prep.text.gutenberg import title_of
 
 
-def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Plan:
+def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> SourcePlan:
     """Tasks of row ranges."""
     return plan_rows(source, characters_per_part, cache, _columns(source), multiple_of=1)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_prep.core.settings import SourceSettings
-from data_prep.sources import Plan
+from data_prep.sources import SourcePlan
 from data_prep.sources.text_files import plan_files, read_file
 from data_prep.stores.documents import Damage, Document, Reject
 from data_prep.text import gutenberg
@@ -43,7 +43,7 @@ _MOST_LINES_OF_A_BLOCK = 30
 _ENDS_A_SENTENCE = re.compile(r"[.!?:—-][\"'”’)\]_*]*$|\*$")
 
 
-def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Plan:
+def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> SourcePlan:
     """Tasks of whole books."""
     return plan_files(
         source, characters_per_part, ".txt file", lambda path: path.suffix.lower() == ".txt"

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from data_prep.core.config import SettingsError
 from data_prep.core.settings import SourceSettings
-from data_prep.sources import Plan
+from data_prep.sources import SourcePlan
 from data_prep.sources.text_files import list_files
 
 _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
@@ -33,7 +33,7 @@ def plan_rows(
     cache: Path,
     columns: Sequence[str],
     multiple_of: int,
-) -> Plan:
+) -> SourcePlan:
     """Tasks of {files, first, rows}: row ranges of about characters_per_part, by the mean row.
 
     Ranges start at multiples of `multiple_of` rows. The inputs name the hub's commit, which
@@ -52,7 +52,7 @@ def plan_rows(
     bytes_a_row = dataset.data.nbytes // len(dataset) + _COLUMN_OVERHEAD
     rows = max(1, characters_per_part // bytes_a_row // multiple_of) * multiple_of
     starts = range(0, len(dataset), rows)
-    return Plan(
+    return SourcePlan(
         tasks=[{"files": files, "first": s, "rows": min(rows, len(dataset) - s)} for s in starts],
         inputs={"rows": len(dataset), **_commit(files)},
         # The folders' names hold the hub's commit, or a hash of the local files and their times.

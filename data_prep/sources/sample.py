@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.core.settings import SourceSettings
-from data_prep.sources import Plan, cut_by_size
+from data_prep.sources import SourcePlan, cut_by_size
 from data_prep.sources.text_files import list_files
 from data_prep.stores.documents import Document, Reject
 from data_prep.text.cleaning import clean_line, clean_paragraphs
@@ -35,7 +35,7 @@ _MARKUP = re.compile(r"``|`|\*\*|(?<!\w)\*(?=\w)|(?<=\w)\*(?!\w)|(?<=:):$")
 _WORD = re.compile(r"[A-Za-z][a-z]*(?:['’][a-z]+)?[,;:]?")
 
 
-def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Plan:
+def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> SourcePlan:
     """Tasks of names: topics/<name>, and modules/<path of a source file>."""
     from pydoc_data.topics import topics
 
@@ -46,7 +46,7 @@ def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Plan:
     names += [f"modules/{path.relative_to(library).as_posix()}" for path in files]
     sizes += [path.stat().st_size for path in files]
     runs = cut_by_size(sizes, characters_per_part)
-    return Plan(
+    return SourcePlan(
         tasks=[[names[index] for index in run] for run in runs],
         inputs={"topics": len(topics), "modules": len(files)},
         states=[[names, sizes]] * len(runs),

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from data_prep.core.config import SettingsError
 from data_prep.core.settings import SourceSettings
-from data_prep.sources import Plan, cut_by_size
+from data_prep.sources import SourcePlan, cut_by_size
 from data_prep.stores.documents import Damage
 
 
 def plan_files(
     source: SourceSettings, characters_per_part: int, what: str, is_wanted: Callable[[Path], bool]
-) -> Plan:
+) -> SourcePlan:
     """Tasks of file names relative to source.path, subfolders included.
 
     Names are sorted by their characters, so neither the file system's order nor the locale counts.
@@ -29,7 +29,7 @@ def plan_files(
     stats = [stat_of(path) for path in files]
     runs = cut_by_size([stat.st_size for stat in stats], characters_per_part)
     states = [[n, s.st_size, s.st_mtime_ns] for n, s in zip(names, stats, strict=True)]
-    return Plan(
+    return SourcePlan(
         tasks=[[names[index] for index in run] for run in runs],
         inputs={"files": len(files), "bytes": sum(stat.st_size for stat in stats)},
         states=[[states[index] for index in run] for run in runs],

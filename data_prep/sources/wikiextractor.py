@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.core.settings import SourceSettings
-from data_prep.sources import Plan
+from data_prep.sources import SourcePlan
 from data_prep.sources.text_files import plan_files, read_file
 from data_prep.sources.wikipedia_articles import article
 from data_prep.stores.documents import Damage, Document, Reject
@@ -47,7 +47,7 @@ _NO_WORDS = re.compile(r'\(""\)')
 _LIST_MARK = re.compile(r"^(?:BULLET|Section)::::[-\s]*", re.MULTILINE)
 
 
-def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Plan:
+def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> SourcePlan:
     """Tasks of whole files; WikiExtractor's own are of 1 MB."""
     return plan_files(source, characters_per_part, "file", lambda path: True)
 

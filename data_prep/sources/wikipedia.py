@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.core.settings import SourceSettings
-from data_prep.sources import Plan
+from data_prep.sources import SourcePlan
 from data_prep.sources.dataset_rows import plan_rows, read_rows
 from data_prep.sources.wikipedia_articles import article
 from data_prep.stores.documents import Document, Reject
@@ -16,7 +16,7 @@ from data_prep.text.cleaning import clean_paragraphs, split_lines
 _COLUMNS = ("id", "title", "text")
 
 
-def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Plan:
+def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> SourcePlan:
     """Tasks of row ranges."""
     return plan_rows(source, characters_per_part, cache, _COLUMNS, multiple_of=1)
 

@@ -20,7 +20,7 @@ from mwparserfromhell.parser import ParserError
 
 from data_prep.core.config import SettingsError
 from data_prep.core.settings import SourceSettings
-from data_prep.sources import Plan
+from data_prep.sources import SourcePlan
 from data_prep.sources.text_files import list_files, stat_of
 from data_prep.sources.wikipedia_articles import article
 from data_prep.stores.documents import Damage, Document, Reject
@@ -32,7 +32,7 @@ _CHECKSUMS = {32: "md5", 40: "sha1", 64: "sha256"}  # by their hexadecimal digit
 _HIDDEN_KEYS = ("-2", "6", "14")  # media, file, category
 
 
-def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Plan:
+def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> SourcePlan:
     """A task for each dump, with the checksum that lies beside it, if one does."""
     assert source.path is not None
     path = Path(source.path)
@@ -47,7 +47,7 @@ def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Plan:
     names = [file.relative_to(root).as_posix() for file in files]
     published = [published_checksum(file) for file in files]
     stats = [stat_of(file) for file in files]
-    return Plan(
+    return SourcePlan(
         tasks=[
             {"root": str(root), "name": name, "checksum": expected}
             for name, expected in zip(names, published, strict=True)

@@ -1,4 +1,4 @@
 """The three formats on disk (documents, tokens, shards): writers, readers, manifests.
 
-Imports core.
+May import: data_prep.core.
 """

@@ -52,7 +52,7 @@ class Damage:
 
 
 @dataclass(frozen=True)
-class Part:
+class DocumentPart:
     """One file of the store, as its manifest describes it."""
 
     source: str
@@ -132,7 +132,7 @@ def read_part(path: Path) -> Iterator[Document]:
         ) from error
 
 
-def list_parts(data_dir: Path) -> list[Part]:
+def list_parts(data_dir: Path) -> list[DocumentPart]:
     """The parts of all sources, by source and number. No part is opened.
 
     Raises ValueError where nothing was collected, where a source's collect has not finished, and
@@ -166,7 +166,7 @@ def repeated_ids(paths: Iterable[Path], most: int = 5) -> list[str]:
     return sorted(repeated)[:most]
 
 
-def _parts_of(folder: Path) -> list[Part]:
+def _parts_of(folder: Path) -> list[DocumentPart]:
     manifest_path = folder / "manifest.json"
     if not manifest_path.exists():
         raise ValueError(
@@ -181,7 +181,7 @@ def _parts_of(folder: Path) -> list[Part]:
                 f"{path} is missing, though {manifest_path} names it; delete {folder} and collect "
                 f"the source {folder.name} again"
             )
-        parts.append(Part(source=folder.name, path=path, **entry))
+        parts.append(DocumentPart(source=folder.name, path=path, **entry))
     return parts
 
 

@@ -12,7 +12,6 @@ Suffixes: N examples, T tokens of all examples end to end, M masked positions of
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -63,68 +61,6 @@ class Examples:
         """(M,) the ids that the model has to find: what stands unmasked at the masked positions."""
         targets_M: NDArray[Any] = self.input_ids[self.masked_indices]
         return targets_M
-
-
-@dataclass(frozen=True)
-class Rows:
-    """N examples where they lie, in memory-mapped shards: nothing of them is read yet.
-
-    Kernels reach any row of any shard in one call, by the addresses of the shards' columns.
-    """
-
-    addresses: NDArray[np.int64]  # (shards, 9) of the columns, as in `_addresses`; 0: not mapped
-    like: NDArray[Any]  # (0,) of the type of token ids
-    shards: NDArray[np.int64]  # (N,)
-    rows: NDArray[np.int64]  # (N,) inside their shards
-    lengths: NDArray[np.int64]  # (N,) tokens, [CLS] and [SEP] included
-    masked_counts: NDArray[np.int64]  # (N,) statically masked positions
-    owner: object  # of the memory: it lives as long as this
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @classmethod
-    def of(cls, examples: Examples) -> Rows:
-        """Those of `examples`, which lie in this process's memory."""
-        ids = np.dtype(np.uint16 if examples.input_ids.dtype == np.uint16 else np.uint32)
-        columns: Any = map(np.ascontiguousarray, vars(examples).values(), _column_types(ids))
-        owned = Examples(*columns)
-        numbers = np.arange(len(owned))
-        return cls(
-            addresses=_addresses(owned)[None],
-            like=np.zeros(0, ids),
-            shards=np.zeros(len(owned), np.int64),
-            rows=numbers,
-            lengths=np.diff(owned.offsets).astype(np.int64),
-            masked_counts=np.diff(owned.masked_offsets).astype(np.int64),
-            owner=owned,
-        )
-
-    def take(self, places: NDArray[np.integer[Any]]) -> Rows:
-        """Those at `places`, in that order."""
-        names = ("shards", "rows", "lengths", "masked_counts")
-        return dataclasses.replace(self, **{name: getattr(self, name)[places] for name in names})
-
-    def read(self) -> Examples:
-        """Copied out of the memory maps."""
-        size = len(self)
-        offsets, masked_offsets = (
-            np.concatenate([[0], np.cumsum(n)]).astype(np.int64)
-            for n in (self.lengths, self.masked_counts)
-        )
-        examples = Examples(
-            input_ids=np.empty(offsets[-1], self.like.dtype),
-            offsets=offsets,
-            segment_a_lengths=np.empty(size, np.uint16),
-            next_sentence_labels=np.empty(size, np.uint8),
-            masked_positions=np.empty(masked_offsets[-1], np.uint16),
-            masked_offsets=masked_offsets,
-            masked_input_ids=np.empty(masked_offsets[-1], self.like.dtype),
-            document_a=np.empty(size, np.uint32),
-            document_b=np.empty(size, np.uint32),
-        )
-        _copy(self.addresses, self.like, self.shards, self.rows, *vars(examples).values())
-        return examples
 
 
 def write_shard(path: Path, examples: Examples, metadata: Mapping[str, str]) -> None:
@@ -265,92 +201,6 @@ def _fault(folder: Path, split: str, shard: dict[str, Any]) -> str | None:
     return None
 
 
-class Shards:
-    """One split of a folder of shards, opened for reading: examples by number, in any order.
-
-    Example numbers run over the shards in the manifest's order, never that of a listing. A shard is
-    memory-mapped when first touched; lengths and counts come from offsets, without touching ids.
-    """
-
-    def __init__(self, folder: Path, split: str, manifest: dict[str, Any]) -> None:
-        self.folder = folder
-        self.split = split
-        self.manifest = manifest
-        self._shards = manifest["splits"][split]["shards"]
-        rows = [shard["rows"] for shard in self._shards]
-        self._first_example = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
-        self.num_examples = int(self._first_example[-1])
-        self._mapped: dict[int, Examples] = {}
-        self._addresses = np.zeros((len(rows), len(dataclasses.fields(Examples))), np.int64)
-
-    @classmethod
-    def open(cls, folder: Path, split: str) -> Shards:
-        """Open `train` or `heldout` of `folder`; costs one look at each file's size.
-
-        Raises ValueError with the cure when the manifest or a shard is missing or of another size.
-        """
-        manifest = read_manifest(folder)
-        if split not in manifest["splits"]:
-            raise ValueError(
-                f"{folder} has no split {split!r}; it has {sorted(manifest['splits'])}"
-            )
-        if faults := size_faults(folder, manifest, split):
-            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-            raise ValueError(
-                f"{faults[0]}{more}; copy the folder again, or delete {folder} and run "
-                "data_prep.build again"
-            )
-        return cls(folder, split, manifest)
-
-    def rows(self, examples: NDArray[np.integer[Any]]) -> Rows:
-        """The examples of these numbers, in this order; their shards are mapped if not yet."""
-        examples = np.asarray(examples, np.int64)
-        if len(examples) and not 0 <= examples.min() <= examples.max() < self.num_examples:
-            raise ValueError(
-                f"example {examples[(examples < 0) | (examples >= self.num_examples)][0]} asked of "
-                f"{self.folder / self.split}, which holds 0 to {self.num_examples - 1}"
-            )
-        shards = np.searchsorted(self._first_example, examples, side="right") - 1
-        unmapped = shards[self._addresses[shards, 0] == 0]
-        for shard in np.unique(unmapped) if len(unmapped) else ():
-            self._mapped[shard] = self._map_shard(shard)
-            self._addresses[shard] = _addresses(self._mapped[shard])
-        rows = examples - self._first_example[shards]
-        lengths, masked_counts = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
-        _measure(self._addresses, shards, rows, lengths, masked_counts)
-        like = np.zeros(0, self.manifest["dtype"])
-        return Rows(self._addresses, like, shards, rows, lengths, masked_counts, self)
-
-    def lengths(self, examples: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-        """(N,) tokens of each example, [CLS] and [SEP] included."""
-        return self.rows(examples).lengths
-
-    def masked_counts(self, examples: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-        """(N,) statically masked positions of each example."""
-        return self.rows(examples).masked_counts
-
-    def read(self, examples: NDArray[np.integer[Any]]) -> Examples:
-        """The examples of these numbers, in this order, copied out of the memory maps."""
-        return self.rows(examples).read()
-
-    def _map_shard(self, index: int) -> Examples:
-        shard = self._shards[index]
-        path = self.folder / self.split / shard["name"]
-        columns, _ = read_shard(path)
-        if len(columns) != shard["rows"]:
-            raise RuntimeError(
-                f"{path} holds {len(columns)} examples, the manifest says {shard['rows']}; "
-                f"delete {self.folder} and run data_prep.build again"
-            )
-        types = [column.dtype for column in vars(columns).values()]
-        if types != (expected := _column_types(np.dtype(self.manifest["dtype"]))):
-            raise RuntimeError(
-                f"{path} has columns of the types {', '.join(map(str, types))} instead of "
-                f"{', '.join(map(str, expected))}; delete {self.folder} and run data_prep.build again"
-            )
-        return columns
-
-
 def _list_array(offsets: NDArray[np.int64], values: NDArray[Any]) -> Any:
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
 
@@ -361,84 +211,3 @@ def _list_views(column: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         return np.zeros(1, np.int32), column.values.to_numpy()[:0]
     # `.offsets` heeds a sliced column, `.values` is whole: offsets need not start at 0.
     return column.offsets.to_numpy(), column.values.to_numpy()
-
-
-def _addresses(examples: Examples) -> NDArray[np.int64]:
-    """(9,) where the columns of `examples` begin, in the order of its fields, all contiguous."""
-    columns = vars(examples).values()
-    return np.array([column.__array_interface__["data"][0] for column in columns], np.int64)
-
-
-def _column_types(ids: np.dtype[Any]) -> list[np.dtype[Any]]:
-    """Of a mapped shard's columns, in the order of the fields of `Examples`: kernels rely on them."""
-    names = ("int32", "uint16", "uint8", "uint16", "int32")
-    return [ids, *map(np.dtype, names), ids, np.dtype(np.uint32), np.dtype(np.uint32)]
-
-
-@numba.extending.intrinsic  # type: ignore[untyped-decorator]
-def _pointer(context: Any, address: Any) -> Any:
-    """An integer as a pointer."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(numba.types.voidptr))
-
-    return numba.types.voidptr(numba.types.int64), generate
-
-
-@numba.njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
-def cut(address: int, first: int, size: int, dtype: Any) -> Any:
-    """Elements [first, first + size) of the column of `dtype` that begins at `address`."""
-    return numba.carray(_pointer(address), first + size, dtype)[first:]
-
-
-@numba.njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
-def bounds(address: int, row: int) -> Any:
-    """Where a row of a list column begins, and its size; `address` is that of its offsets."""
-    both = cut(address, row, 2, np.int32)
-    return np.int64(both[0]), np.int64(both[1]) - np.int64(both[0])
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _measure(
-    addresses: NDArray[np.int64],
-    shards: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    masked_counts: NDArray[np.int64],
-) -> None:
-    """Fill lengths and masked counts of rows."""
-    for i in range(len(rows)):
-        columns = addresses[shards[i]]
-        lengths[i] = bounds(columns[1], rows[i])[1]
-        masked_counts[i] = bounds(columns[5], rows[i])[1]
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _copy(
-    addresses: NDArray[np.int64],
-    like: NDArray[Any],
-    shards: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    input_ids: NDArray[Any],
-    offsets: NDArray[np.int64],
-    segment_a_lengths: NDArray[np.uint16],
-    next_sentence_labels: NDArray[np.uint8],
-    masked_positions: NDArray[np.uint16],
-    masked_offsets: NDArray[np.int64],
-    masked_input_ids: NDArray[Any],
-    document_a: NDArray[np.uint32],
-    document_b: NDArray[np.uint32],
-) -> None:
-    """Fill the columns behind `rows` with those rows; the two offsets are filled already."""
-    for i in range(len(rows)):
-        columns, row = addresses[shards[i]], rows[i]
-        first, size = bounds(columns[1], row)
-        input_ids[offsets[i] : offsets[i + 1]] = cut(columns[0], first, size, like.dtype)
-        segment_a_lengths[i] = cut(columns[2], row, 1, np.uint16)[0]
-        next_sentence_labels[i] = cut(columns[3], row, 1, np.uint8)[0]
-        first, size = bounds(columns[5], row)
-        to = slice(masked_offsets[i], masked_offsets[i + 1])
-        masked_positions[to] = cut(columns[4], first, size, np.uint16)
-        masked_input_ids[to] = cut(columns[6], first, size, like.dtype)
-        document_a[i] = cut(columns[7], row, 1, np.uint32)[0]
-        document_b[i] = cut(columns[8], row, 1, np.uint32)[0]

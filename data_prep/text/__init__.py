@@ -1,4 +1,4 @@
 """Pure functions from text to text: cleaning, wiki markup, Gutenberg, language, sentences.
 
-Imports nothing of this project.
+May import: nothing of this project.
 """

@@ -1,4 +1,4 @@
 """WordPiece: the vocabulary file, training, encoding, and the files that transformers loads.
 
-Imports core and text.
+May import: data_prep.core.
 """

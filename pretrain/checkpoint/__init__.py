@@ -1,4 +1,4 @@
-"""Save, find, verify and resume checkpoints.
+"""Saves, finds, verifies and resumes checkpoints; a folder is whole or absent.
 
-Imports planning, engine and what they may import.
+May import: data_prep.core, pretrain.config, pretrain.distributed, pretrain.engine, pretrain.optim.
 """

@@ -22,9 +22,9 @@ from pretrain.checkpoint.files import make_room, path_of, temporary_of, write_ch
 from pretrain.config.settings import CheckpointSettings, OnFailure
 
 if TYPE_CHECKING:
+    from pretrain.checkpoint.progress import Progress
     from pretrain.distributed.ranks import Ranks
     from pretrain.engine.engine import Engine
-    from pretrain.training.anomalies import Progress
 
 # An exception ends the run: so long rank 0 waits for the checkpoint that is being written, rather
 # than lose it. Launchers give a rank as long between SIGTERM and SIGKILL.

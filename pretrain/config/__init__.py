@@ -1,4 +1,4 @@
 """What a run is: typed settings, the checks between them, phases, loading.
 
-Imports only data_prep.core.
+May import: data_prep.core.
 """

@@ -17,7 +17,8 @@ from pretrain.config.settings import (
     Settings,
     TrustRatio,
 )
-from pretrain.data.balancing import check_dealable
+
+pass
 
 
 def check(settings: Settings, world_size: int) -> None:
@@ -221,3 +222,47 @@ def _value(settings: Settings, key: str) -> float:
     value = getattr(getattr(settings, group), name)
     assert isinstance(value, int | float)
     return value
+
+
+def check_dealable(
+    global_batch: int,
+    num_ranks: int,
+    token_budget: int,
+    seq_len: int,
+    tokens_per_step: int | None = None,
+) -> None:
+    """Refuse, before a run, what could not be dealt without an empty micro-batch.
+
+    With the longest sequences a bin of one sequence is full below a budget of 2 x seq_len, and
+    then `global_batch` bins are needed, on every rank the same number. With `tokens_per_step` it
+    fixes the bins, and every rank needs equally many. Raises SettingsError.
+    """
+    if token_budget < seq_len:
+        raise SettingsError(
+            f"engine.tokens_per_micro_batch={token_budget} cannot hold one sequence of data.seq_len="
+            f"{seq_len} tokens; set engine.tokens_per_micro_batch={seq_len} or more"
+        )
+    if tokens_per_step is not None:
+        of_all = num_ranks * token_budget
+        if tokens_per_step < 1 or tokens_per_step % of_all:
+            nearest = max(1, round(tokens_per_step / of_all)) * of_all
+            raise SettingsError(
+                f"optim.tokens_per_step={tokens_per_step} is not a multiple of {num_ranks} rank(s) x "
+                f"engine.tokens_per_micro_batch={token_budget}, so that some would have fewer "
+                f"micro-batches than others; set optim.tokens_per_step={nearest}, or null for "
+                "optim.global_batch sequences"
+            )
+        return
+    if global_batch < num_ranks:
+        raise SettingsError(
+            f"optim.global_batch={global_batch} sequences cannot be dealt to {num_ranks} ranks, "
+            f"each of which needs one at least; set optim.global_batch={num_ranks} or more"
+        )
+    if global_batch % num_ranks and token_budget < 2 * seq_len:
+        raise SettingsError(
+            f"optim.global_batch={global_batch} is not a multiple of {num_ranks} ranks, and "
+            f"engine.tokens_per_micro_batch={token_budget} may hold one sequence of data.seq_len="
+            f"{seq_len} tokens only, so that a rank could be left without one; set "
+            f"engine.tokens_per_micro_batch={2 * seq_len} or "
+            f"optim.global_batch={global_batch - global_batch % num_ranks}"
+        )

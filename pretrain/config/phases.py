@@ -7,14 +7,12 @@ both, whether the process went on or was ended in between.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from data_prep.core.config import SettingsError
 from pretrain.config.checks import check
 from pretrain.config.settings import Carried, PhaseSettings, Positions, Settings
-from pretrain.optim.schedules import is_over
 
 # What a phase may change: the rest is the run's, or decides nothing
 _GROUPS = ("data", "optim", "schedule", "eval", "checkpoint", "monitor", "engine")
@@ -61,24 +59,6 @@ class Phase:
         return {**{n: getattr(self.policy, n).name for n in names}, **changes}
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where in a run a checkpoint lies, or where a run begins."""
-
-    phase: Phase
-    is_beginning: bool  # of the phase; the checkpoint is the last one of the phase before
-
-    @property
-    def forgets(self) -> tuple[str, ...]:
-        """What of the checkpoint does not come over."""
-        return self.phase.forgets if self.is_beginning else ()
-
-    @property
-    def tiles(self) -> int | None:
-        """Of the checkpoint's position table, as in Phase."""
-        return self.phase.tiles if self.is_beginning else None
-
-
 def phases_of(settings: Settings) -> list[Phase]:
     """All phases, the first included. Raises SettingsError on a change that is none."""
     from omegaconf import OmegaConf
@@ -119,14 +99,3 @@ def check_phases(settings: Settings, world_size: int) -> None:
                 f"train, and with data.seq_len={phase.settings.data.seq_len} after {phase.tiles} "
                 "there are none; take positions=kept there, or phases=[] for the first phase alone"
             )
-
-
-def place_of(phases: Sequence[Phase], state: dict[str, Any] | None) -> Place:
-    """Where the run is that continues from a checkpoint's `state`; None: at its very beginning."""
-    if state is None:
-        return Place(phases[0], is_beginning=True)
-    phase = phases[state["phase"] - 1]
-    done = is_over(state["step"] - state["first_step"], phase.settings.schedule, state["elapsed_s"])
-    if done and phase.number < len(phases):
-        return Place(phases[phase.number], is_beginning=True)
-    return Place(phase, is_beginning=False)

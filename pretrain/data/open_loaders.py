@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.examples.masking import MaskingRule
-from data_prep.stores.shards import Shards
+from data_prep.stores.shard_reader import Shards
 from pretrain.config.settings import Settings
 from pretrain.data.corpus import folder_of
-from pretrain.data.train_loader import EvalLoader, TrainLoader
-from pretrain.plan import order_seed
+from pretrain.data.eval_loader import EvalLoader
+from pretrain.data.shuffle import order_seed
+from pretrain.data.train_loader import TrainLoader
 
 
 def open_loaders(

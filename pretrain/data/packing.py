@@ -28,7 +28,8 @@ from data_prep.examples.masking import (
     new_scratch,
     num_masked,
 )
-from data_prep.stores.shards import Examples, Rows, bounds, cut
+from data_prep.stores.shard_reader import Rows, bounds, cut
+from data_prep.stores.shards import Examples
 
 IGNORED = -100  # a label that counts nothing: torch's own number for it
 

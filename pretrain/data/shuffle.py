@@ -85,3 +85,8 @@ def _permute(
             if value < limit:
                 break
         ids[i] = value
+
+
+def order_seed(run_seed: int, phase_number: int) -> int:
+    """Seed of the order of examples in a phase."""
+    return (run_seed + phase_number - 1) % 2**32

@@ -9,25 +9,24 @@ is one integer, the examples taken, and starting at it is all that resuming take
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from data_prep.examples.masking import MaskingRule, dynamic_keys
-from data_prep.stores.shards import Rows, Shards
+from data_prep.stores.shard_reader import Rows, Shards
+from pretrain.config.checks import check_dealable
 from pretrain.config.settings import Masking
-from pretrain.data.balancing import Deal, check_dealable, deal, deal_prefix, longest_prefix
-from pretrain.data.packing import NewMasks, PackedBatch, Shape, pack_rows
+from pretrain.data.balancing import Deal, deal, deal_prefix, longest_prefix
+from pretrain.data.packing import NewMasks, PackedBatch
 from pretrain.data.shuffle import ExampleOrder, keyed_hash
+from pretrain.data.static_shapes import Packer, static_tokens
 
 BATCHES_AHEAD = 3
 
@@ -56,77 +55,6 @@ def passed_over(position: int, ranges: Sequence[Sequence[int]]) -> int:
     while (ends := [end for first, end in ranges if first <= position < end]) != []:
         position = max(ends)
     return position
-
-
-class Shapes:
-    """Static sizes for micro-batches, the same for nearly all: few programs are to be compiled.
-
-    Lengths vary from one micro-batch to the next, so there are slots for 1.3 times as many sequences as
-    have room at the mean length.
-    """
-
-    def __init__(self, manifest: dict[str, Any], split: str) -> None:
-        totals = manifest["splits"][split]
-        self._sequences_a_token = 1.3 * totals["rows"] / max(1, totals["tokens"])
-        self._rate = manifest["masking"]["rate"]
-        self._max_seqlen = int(manifest["seq_len"])
-        self.used: set[Shape] = set()
-
-    def around(self, real: Shape, tokens: int) -> Shape:
-        """The shape of `tokens` tokens, or one with more slots where `real` does not fit that."""
-        fillers = -(-(tokens - real.tokens) // self._max_seqlen)
-        usual = math.ceil(self._sequences_a_token * tokens) + 8
-        return Shape(
-            tokens,
-            _rounded_up(max(usual, real.sequences + fillers), 16),
-            _rounded_up(max(math.ceil(self._rate * tokens), real.masked), 64),
-        )
-
-
-def _rounded_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
-
-
-class Packer:
-    """Packs rows of one split for one rank, in static shapes or as they come."""
-
-    def __init__(self, shards: Shards, static: bool) -> None:
-        self._max_seqlen = int(shards.manifest["seq_len"])
-        self._shapes = Shapes(shards.manifest, shards.split) if static else None
-        self._pinned = torch.cuda.is_available()
-
-    @property
-    def num_shapes(self) -> int:
-        """Static shapes used so far."""
-        return 0 if self._shapes is None else len(self._shapes.used)
-
-    def pack(
-        self,
-        rows: Rows,
-        places: NDArray[np.int64],
-        tokens: int,
-        new_masks: NewMasks | None = None,
-    ) -> PackedBatch:
-        """One micro-batch; `tokens` is the size that a static one is filled up to."""
-        shapes = self._shapes
-        if shapes is None:
-            return pack_rows(rows, places, self._max_seqlen, _as_it_is, new_masks, self._pinned)
-
-        def around(real: Shape) -> Shape:
-            return shapes.around(real, tokens)
-
-        packed = pack_rows(rows, places, self._max_seqlen, around, new_masks, self._pinned)
-        shapes.used.add(Shape(tokens, len(packed.lengths), len(packed.labels)))
-        return packed
-
-
-def _as_it_is(real: Shape) -> Shape:
-    return real
-
-
-def static_tokens(most_tokens: int, token_budget: int) -> int:
-    """Tokens of static micro-batches whose fullest holds `most_tokens`: up to a multiple of 256."""
-    return min(token_budget, _rounded_up(most_tokens, 256))
 
 
 class TrainLoader:
@@ -275,91 +203,3 @@ class TrainLoader:
             squared_lengths=int((rows.lengths**2).sum()),
             num_shapes=self._packer.num_shapes,
         )
-
-
-@dataclass(frozen=True)
-class HeldOutBatch:
-    """One rank's forward pass of an evaluation."""
-
-    batch: PackedBatch
-    is_counted: bool  # False: it only keeps this rank in step with the others
-
-
-def held_out_ids(num_examples: int, max_examples: int | None) -> NDArray[np.int64]:
-    """The examples that are evaluated, ascending: all, or so many spread evenly over all.
-
-    They are stored document by document and source by source: the first ones would be of a few
-    documents of one source.
-    """
-    size = num_examples if max_examples is None else min(max_examples, num_examples)
-    return np.arange(size, dtype=np.int64) * num_examples // max(size, 1)
-
-
-class EvalLoader:
-    """Held-out examples in stored order with their static masks, cut for the ranks.
-
-    Every rank gets equally many micro-batches: ranks that share the weights (ZeRO 3) must all take
-    part in every forward pass. Where the last round has none left for a rank, it gets one that is
-    not counted. `num_sequences` and `num_masked` are over all ranks.
-    """
-
-    def __init__(
-        self,
-        shards: Shards,
-        *,
-        rank: int,
-        world_size: int,
-        token_budget: int,
-        max_examples: int | None,
-        static: bool = False,
-    ) -> None:
-        """`max_examples` None: all. `static`: micro-batches all have one shape, for compiled code.
-
-        Raises ValueError where there is no held-out example."""
-        ids = held_out_ids(shards.num_examples, max_examples)
-        if not len(ids):
-            raise ValueError(
-                f"{shards.folder} holds no held-out example; raise heldout_fraction and run "
-                "data_prep.encode and data_prep.build again"
-            )
-        self._rows = shards.rows(ids)
-        lengths = self._rows.lengths
-        if (longest := int(lengths.max())) > token_budget:
-            raise ValueError(
-                f"engine.tokens_per_micro_batch={token_budget} cannot hold a held-out example of "
-                f"{longest} tokens; set engine.tokens_per_micro_batch={longest} or more"
-            )
-        self.num_sequences = len(ids)
-        self.num_masked = int(self._rows.masked_counts.sum())
-        self._packer = Packer(shards, static)
-        runs = _consecutive(lengths, token_budget)
-        ends = np.cumsum(lengths)
-        fullest = max(int(ends[end - 1] - ends[first] + lengths[first]) for first, end in runs)
-        self._tokens = static_tokens(fullest, token_budget)
-        num_rounds = -(-len(runs) // world_size)
-        self._mine = runs[rank::world_size]
-        self._num_fillers = num_rounds - len(self._mine)
-
-    def __len__(self) -> int:
-        """Micro-batches of this rank, and of every other."""
-        return len(self._mine) + self._num_fillers
-
-    def __iter__(self) -> Iterator[HeldOutBatch]:
-        for first, end in self._mine:
-            yield HeldOutBatch(self._pack(first, end), is_counted=True)
-        for _ in range(self._num_fillers):
-            yield HeldOutBatch(self._pack(0, 1), is_counted=False)
-
-    def _pack(self, first: int, end: int) -> PackedBatch:
-        return self._packer.pack(self._rows, np.arange(first, end), self._tokens)
-
-
-def _consecutive(lengths: NDArray[np.int64], token_budget: int) -> list[tuple[int, int]]:
-    """Cut examples in their order into runs [first, end) of `token_budget` tokens at most."""
-    ends = np.cumsum(lengths)
-    runs, first, before = [], 0, 0
-    while first < len(lengths):
-        end = int(np.searchsorted(ends, before + token_budget, side="right"))
-        runs.append((first, end))
-        first, before = end, int(ends[end - 1])
-    return runs

@@ -1,4 +1,4 @@
 """The processes of a run: ranks, rendezvous, signals, watchdog.
 
-Imports nothing else of pretrain but config.
+May import: data_prep.core.
 """

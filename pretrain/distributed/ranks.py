@@ -45,7 +45,7 @@ def environment_world_size() -> int:
 
 
 @dataclass(frozen=True)
-class Place:
+class LaunchPlace:
     """What a launcher tells a process."""
 
     rank: int
@@ -118,7 +118,7 @@ def start(timeout_minutes: float) -> Ranks:
 
     limit = timedelta(minutes=timeout_minutes)
     if place is None:  # no port, no host name: nothing that another run could have taken
-        place = Place(rank=0, world_size=1, local_rank=0)
+        place = LaunchPlace(rank=0, world_size=1, local_rank=0)
         store: Store = HashStore()
     else:
         store = _store(place, limit)
@@ -160,7 +160,7 @@ def exit_with(main: Callable[[], int | None]) -> NoReturn:
     os._exit(status)
 
 
-def _store(place: Place, limit: timedelta) -> Store:
+def _store(place: LaunchPlace, limit: timedelta) -> Store:
     """What the ranks share before they are a group: rank 0's, or the one that torchrun has.
 
     Unlike torch's own way from the environment it does not wait for all: who is missing is asked.
@@ -191,7 +191,7 @@ def _store(place: Place, limit: timedelta) -> Store:
         ) from None
 
 
-def _place(environment: Mapping[str, str]) -> Place | None:
+def _place(environment: Mapping[str, str]) -> LaunchPlace | None:
     """Our place by the launcher's variables; None without a launcher.
 
     The shell that salloc or sbatch opens is no launcher: it has a job and no step of its own, and
@@ -205,13 +205,13 @@ def _place(environment: Mapping[str, str]) -> Place | None:
                 "torchrun, deepspeed --no_local_rank or srun, or unset RANK for a single process"
             )
         rank, world_size, local_rank = (int(environment[name]) for name in VARIABLES[:3])
-        return Place(rank, world_size, local_rank)
+        return LaunchPlace(rank, world_size, local_rank)
     step = environment.get("SLURM_STEP_ID")
     if "SLURM_PROCID" not in environment or not step or int(step) >= _FIRST_SPECIAL_STEP:
         return None
     num_tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment["SLURM_NTASKS"]
     local_rank = int(environment["SLURM_LOCALID"])
-    return Place(int(environment["SLURM_PROCID"]), int(num_tasks), local_rank)
+    return LaunchPlace(int(environment["SLURM_PROCID"]), int(num_tasks), local_rank)
 
 
 def _meeting_point(environment: Mapping[str, str]) -> str:

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Place:
+class Activity:
     """How far a rank has come: `number` counts what it has begun."""
 
     number: int
@@ -49,7 +49,7 @@ class Beat:
     """A rank's last sign of life."""
 
     number: int
-    place: Place
+    place: Activity
     is_leaving: bool  # it ends by itself: it beats no more, but was no cause
     process: str  # its number and host
 
@@ -82,14 +82,14 @@ class Watchdog:
         self._beat_s = min(MOST_BETWEEN_BEATS_S, limit_s / 60)
         self._number, self._is_leaving = 0, False
         self._process = f"process {os.getpid()} on {os.uname().nodename}"
-        self._place, self._since = Place(0, "the start"), time.monotonic()
+        self._place, self._since = Activity(0, "the start"), time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
 
     def reach(self, what: str, step: int | None = None) -> None:
         """This rank now begins `what`, after `step` updates: a remark that costs nothing."""
         after = "" if step is None else f" after step {step}"
-        self._place = Place(self._place.number + 1, what + after)
+        self._place = Activity(self._place.number + 1, what + after)
         self._since = time.monotonic()
 
     def __enter__(self) -> Watchdog:
@@ -200,14 +200,14 @@ class Watchdog:
         for rank in range(self._world_size):
             with contextlib.suppress(OSError, orjson.JSONDecodeError):  # none yet, or gone
                 beat = orjson.loads(self._path(rank).read_bytes())
-                beats[rank] = Beat(**{**beat, "place": Place(**beat["place"])})
+                beats[rank] = Beat(**{**beat, "place": Activity(**beat["place"])})
         return beats
 
     def _path(self, rank: int) -> Path:
         return self._folder / f"rank-{rank:05d}.json"
 
 
-def _who_waits_for_whom(places: dict[int, Place], silent: dict[int, Beat | None]) -> str:
+def _who_waits_for_whom(places: dict[int, Activity], silent: dict[int, Beat | None]) -> str:
     """One line from where the ranks that can be heard are, and what was last heard of the others."""
     furthest = max(places.values(), key=lambda place: place.number)
     behind = [rank for rank in places if places[rank].number < furthest.number]

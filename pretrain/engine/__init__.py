@@ -1,4 +1,5 @@
 """The only package that knows DeepSpeed: the training step, sharded state, snapshots.
 
-Imports model and what it may import.
+May import: data_prep.core, pretrain.config, pretrain.data, pretrain.distributed, pretrain.model,
+    pretrain.optim.
 """

@@ -1,4 +1,5 @@
-"""To and from a Hugging Face folder: names of weights, export, loading, model card, init_from.
+"""To and from a Hugging Face folder: weight names, export, loading, model card, init_from.
 
-Imports checkpoint and what it may import.
+May import: data_prep.core, data_prep.tokenizer, pretrain.checkpoint, pretrain.config,
+    pretrain.model.
 """

@@ -16,7 +16,8 @@ import xxhash
 
 from data_prep.core.config import SettingsError, as_dict, choices, compose
 from data_prep.core.files import checksum, read_json
-from data_prep.tokenizer.wordpiece import make_tokenizer, read_vocab
+from data_prep.tokenizer.vocab_file import read_vocab
+from data_prep.tokenizer.wordpiece import make_tokenizer
 from pretrain.checkpoint.files import STATE_FILE, find_fault, newest_whole
 from pretrain.config.settings import ModelSettings, Settings
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pretrain.model.bert import BertForPreTraining
+from pretrain.checkpoint.identity import IDENTITY
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack")
@@ -39,13 +41,12 @@ SIZES: dict[str, Any] = {
     "layer_norm_eps": 1e-12,
 }
 MOST_PADDING = 128  # rows to which some pad the vocabulary's: a multiple of it is in common use
-IDENTITY = "run.init_from"  # in a run's identity: {"folder": as typed, "checksum": of the weights}
 _SAME = {"gelu_pytorch_tanh": "gelu_new"}  # activations with two names
 _HEADS = ("pooler", "pair_head", "mlm_head")
 
 
 @dataclass(frozen=True)
-class Origin:
+class InitWeights:
     """A folder with weights, by its small files: no weight has been read."""
 
     folder: Path
@@ -180,7 +181,7 @@ class Origin:
         return state
 
 
-def begin(settings: Settings, run_folder: Path) -> tuple[dict[str, str] | None, Origin | None]:
+def begin(settings: Settings, run_folder: Path) -> tuple[dict[str, str] | None, InitWeights | None]:
     """What the run's identity holds of run.init_from, and the folder where the run begins with it.
 
     Both None without run.init_from. A run that has a checkpoint goes on with that one's identity, and
@@ -223,7 +224,7 @@ def summary(identity: Mapping[str, str], facts: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def find(typed: str) -> Origin:
+def find(typed: str) -> InitWeights:
     """The folder that run.init_from names, known by its small files.
 
     Raises SettingsError where it is none, holds no BERT, or holds its weights as pickles alone.
@@ -250,7 +251,7 @@ def find(typed: str) -> Origin:
     )
 
 
-def _hugging_face(folder: Path) -> Origin:
+def _hugging_face(folder: Path) -> InitWeights:
     config = read_json(folder / "config.json")
     wrong = [
         f"{name} is {config[name]!r} and not {expected!r}"
@@ -277,7 +278,7 @@ def _hugging_face(folder: Path) -> Origin:
             f"run.init_from={folder}: config.json has vocab_size={config['vocab_size']} and "
             f"{_vocabulary_file(folder)} {len(tokens):,} entries; get the tokenizer of these weights"
         )
-    return Origin(folder, _weight_files(folder), False, sizes, tokens, lowercase)
+    return InitWeights(folder, _weight_files(folder), False, sizes, tokens, lowercase)
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
@@ -335,7 +336,7 @@ def _vocabulary_of(folder: Path) -> tuple[list[str], bool | None]:
     return tokens, lowercase
 
 
-def _checkpoint(folder: Path) -> Origin:
+def _checkpoint(folder: Path) -> InitWeights:
     """One of our own, whole by its manifest."""
     if fault := find_fault(folder):
         raise SettingsError(f"run.init_from={folder}: that checkpoint is broken: {fault}")
@@ -343,12 +344,12 @@ def _checkpoint(folder: Path) -> Origin:
     sizes = {name: identity[f"model.{name}"] for name in SIZES}
     wanted = identity["data (checksum of the vocabulary)"]
     tokens = _checkpoint_vocabulary(folder, wanted)
-    return Origin(folder, (folder / WEIGHTS,), True, sizes, tokens, None)
+    return InitWeights(folder, (folder / WEIGHTS,), True, sizes, tokens, None)
 
 
 def _checkpoint_vocabulary(folder: Path, wanted: str) -> list[str]:
     """From the run's data or its export, by its checksum."""
-    from pretrain.run_folder.folder import settings_of
+    from pretrain.config.load import settings_of
 
     run = folder.absolute().parent.parent
     places = [run / "export" / "vocab.txt"]

@@ -1,4 +1,5 @@
 """Metrics of a run and where they go: JSON lines, terminal, wandb, the batch script.
 
-Imports huggingface, run_folder and what they may import.
+May import: data_prep.core, pretrain.config, pretrain.data, pretrain.distributed, pretrain.model,
+    pretrain.run_folder.
 """

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from data_prep.core.files import read_json
 from data_prep.core.objectives import Pairing
 from pretrain.config.settings import Settings
-from pretrain.metrics.monitor import readable_lines
+from pretrain.run_folder.jsonl import readable_lines
 
 if TYPE_CHECKING:
     from pretrain.metrics.monitor import Monitor

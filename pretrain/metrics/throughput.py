@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pretrain.config.settings import ModelSettings, Precision, Settings
-from pretrain.metrics.monitor import readable_lines
-from pretrain.planning.step_time import Lengths, flops
+from pretrain.model.flops import Lengths, flops
+from pretrain.run_folder.jsonl import readable_lines
 
 if TYPE_CHECKING:
     from pretrain.data.train_loader import GlobalBatch

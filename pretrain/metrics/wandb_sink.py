@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import orjson
 
 from pretrain.config.settings import LogSettings
-from pretrain.metrics.monitor import readable_lines
+from pretrain.run_folder.jsonl import readable_lines
 
 if TYPE_CHECKING:
     from pretrain.model.fill_mask import Guesses

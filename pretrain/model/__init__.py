@@ -1,4 +1,4 @@
-"""The maths of BERT over packed rows, with its FLOP count: no process group, no DeepSpeed, no files.
+"""The maths of BERT over packed rows, with its FLOP count: no process group, DeepSpeed or files.
 
-Imports data, optim, config and distributed.
+May import: data_prep.core, pretrain.config, pretrain.data.
 """

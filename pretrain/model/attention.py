@@ -80,11 +80,11 @@ def _by_sequence(qkv: Tensor, batch: PackedBatch, dropout_p: float) -> Tensor:
     lengths = [n for n in batch.lengths if n > 0]  # unused slots lie behind
     if draws_attention(qkv, dropout_p):
         return attention_with_dropout(qkv, lengths, dropout_p)
-    blocks = [_one_sequence(block, dropout_p) for block in torch.split(qkv, lengths)]
+    blocks = [one_sequence(block, dropout_p) for block in torch.split(qkv, lengths)]
     return torch.cat(blocks).flatten(1)
 
 
-def _one_sequence(qkv: Tensor, dropout_p: float) -> Tensor:
+def one_sequence(qkv: Tensor, dropout_p: float) -> Tensor:
     """Attention of one sequence of L tokens: (L, 3, H, K) to (L, H, K)."""
     q, k, v = qkv.permute(1, 2, 0, 3).unsqueeze(
         1

@@ -1,4 +1,4 @@
 """Parameter groups, Adam, LAMB and learning-rate schedules: functions of gradients and the step.
 
-Imports config and distributed.
+May import: pretrain.config.
 """

@@ -1,4 +1,4 @@
-"""A run before it runs: steps, tokens, memory, time, money; and the plan next to the outcome.
+"""A run before it runs: steps, tokens, memory, time, cost; and the plan next to the outcome.
 
-Imports model and what it may import.
+May import: data_prep.core, data_prep.stores, pretrain.config, pretrain.data, pretrain.model.
 """

@@ -14,8 +14,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from pretrain.cluster import ClusterSettings
-from pretrain.config.settings import ModelSettings
+from pretrain.config.settings import ClusterSettings, ModelSettings
 from pretrain.planning.step_time import LAYER_BYTES
 
 SECONDS = 0.06  # that a measurement goes on for, at least
@@ -98,7 +97,7 @@ def _layer_work(model: ModelSettings, device: torch.device) -> Callable[[], obje
 
 def _attention(model: ModelSettings, device: torch.device) -> Callable[[], object]:
     """The attention of one sequence in one layer, forward and backward, as pretrain.model.attention has it."""
-    from pretrain.model.attention import _one_sequence
+    from pretrain.model.attention import one_sequence
 
     heads = model.num_attention_heads
     shape = (SEQUENCE, 3, heads, model.hidden_size // heads)
@@ -106,7 +105,7 @@ def _attention(model: ModelSettings, device: torch.device) -> Callable[[], objec
     ones = torch.ones((SEQUENCE, heads, shape[-1]), device=device)
 
     def attend() -> object:
-        out = _one_sequence(qkv, model.attention_probs_dropout_prob)
+        out = one_sequence(qkv, model.attention_probs_dropout_prob)
         return torch.autograd.grad(out, qkv, ones)
 
     return attend

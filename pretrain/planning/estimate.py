@@ -16,11 +16,18 @@ import orjson
 
 from data_prep.core.config import SettingsError
 from data_prep.core.files import whole_or_absent, write_json
-from pretrain.cluster import ClusterSettings, measured
 from pretrain.config.phases import phases_of
-from pretrain.config.settings import Compile, EngineSettings, Precision, Settings
-from pretrain.plan import Plan, corpus_of, plan
+from pretrain.config.settings import (
+    ClusterSettings,
+    Compile,
+    EngineSettings,
+    ModelSettings,
+    Precision,
+    Settings,
+)
+from pretrain.model import flops as flops_module
 from pretrain.planning import memory, step_time
+from pretrain.planning.arithmetic import PhasePlan, corpus_of, plan
 from pretrain.planning.memory import GIB, Memory
 
 HOUR = 3600
@@ -36,7 +43,7 @@ class PhaseForecast:
     seq_len: int
     budget: int  # most tokens of a micro-batch
     data: str
-    plan: Plan
+    plan: PhasePlan
     flops: float  # of the phase, or of a step where the clock ends it
     memory: Memory | None
     other_memory: Memory | None  # with recomputation instead of without, or the other way round
@@ -350,7 +357,7 @@ def forecast(settings: Settings, world_size: int | None = None) -> Forecast:
     phases = phases_of(settings)
     corpora = [corpus_of(phase.settings) for phase in phases]
     vocab_size, pairs = corpora[0].vocab_size, settings.data.pairs
-    count = step_time.parameters(settings.model, vocab_size, pairs)
+    count = flops_module.parameters(settings.model, vocab_size, pairs)
     if cluster is not None:
         cluster = measured(cluster, settings.model, vocab_size)
     if world_size is None:
@@ -377,7 +384,7 @@ def forecast(settings: Settings, world_size: int | None = None) -> Forecast:
                 own.model, vocab_size, count, corpus.lengths, cluster, program,
                 outline.sequences_a_rank, outline.micro_steps, world_size,
             )  # fmt: skip
-        flops = outline.sequences * step_time.flops(own.model, vocab_size, corpus.lengths)
+        flops = outline.sequences * flops_module.flops(own.model, vocab_size, corpus.lengths)
         found.append(
             PhaseForecast(
                 phase.number,
@@ -440,3 +447,12 @@ def _round(value: float) -> str:
 
 def _time(hours: float | None) -> str:
     return "-" if hours is None else _round(hours)
+
+
+def measured(cluster: ClusterSettings, model: ModelSettings, vocab_size: int) -> ClusterSettings:
+    """`cluster` as it is, or, where its rates are left open (conf/cluster/local.yaml), measured here."""
+    if any(cluster.peak_tflops.values()):
+        return cluster
+    from pretrain.planning.calibrate import measure
+
+    return measure(cluster, model, vocab_size)

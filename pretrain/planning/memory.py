@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pretrain.cluster import ClusterSettings
-from pretrain.config.settings import EngineSettings, ModelSettings, Precision
+from pretrain.config.settings import ClusterSettings, EngineSettings, ModelSettings, Precision
 
 MASKED_SHARE = 0.16  # of the tokens, at most: 15 %, rounded up in short sequences
 GIB = 2**30

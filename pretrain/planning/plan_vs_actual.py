@@ -12,7 +12,8 @@ import orjson
 from data_prep.core.files import read_json
 from pretrain.config.phases import phases_of
 from pretrain.config.settings import Settings
-from pretrain.plan import corpus_of, order_seed, tokens_between
+from pretrain.data.shuffle import order_seed
+from pretrain.planning.arithmetic import corpus_of, tokens_between
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from data_prep.core.objectives import Pairing
-from pretrain.cluster import ClusterSettings
-from pretrain.config.settings import EngineSettings, ModelSettings, OptimizerName, Precision
+from pretrain.config.settings import (
+    ClusterSettings,
+    EngineSettings,
+    ModelSettings,
+    OptimizerName,
+    Precision,
+)
+from pretrain.model.flops import Lengths, flops
 
 # Bytes of one token and layer, a unit of the hidden size, read and written outside matrix products:
 # forward and backward passes of attention, GELU (4 units wide), two dropouts, sums and LayerNorms, the
@@ -29,20 +34,6 @@ LOGIT_BYTES = 34  # of a logit: written, copied to fp32, log-softmax, arg max, a
 WEIGHT_BYTES = 12  # of a parameter and micro-batch: working copy read or made, gradient added
 UPDATE_BYTES = {OptimizerName.adamw: 40, OptimizerName.bert_adam: 40, OptimizerName.lamb: 64}
 LAYER_CALLS = 60  # of operators in a layer, forward and backward, but for attention
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Sequences on the average, which is all that their cost depends on."""
-
-    mean: float  # tokens, padding included where there is any
-    mean_square: float
-    masked: float  # tokens with an MLM label
-
-    @classmethod
-    def full(cls, seq_len: int, masked: float) -> Lengths:
-        """Every sequence padded to the whole length."""
-        return cls(seq_len, seq_len**2, masked)
 
 
 @dataclass(frozen=True)
@@ -116,34 +107,6 @@ class Step:
     def total(self) -> float:
         """Seconds of the whole."""
         return math.fsum(vars(self).values())
-
-
-def parameters(model: ModelSettings, vocab_size: int, pairs: Pairing) -> int:
-    """Number of parameters of BertForPreTraining, the tied matrix once, padded rows included."""
-    hidden, inner = model.hidden_size, model.intermediate_size
-    multiple = model.pad_vocab_size_multiple_of
-    rows = -(-vocab_size // multiple) * multiple
-    embeddings = (rows + model.max_position_embeddings + model.type_vocab_size + 2) * hidden
-    attention = 4 * (hidden**2 + hidden)
-    layer = attention + 2 * hidden * inner + inner + hidden + 4 * hidden
-    head = hidden**2 + 3 * hidden + rows
-    pair_head = 0 if pairs is Pairing.none else hidden**2 + hidden + 2 * hidden + 2
-    return embeddings + model.num_hidden_layers * layer + head + pair_head
-
-
-def flops(
-    model: ModelSettings, vocab_size: int, lengths: Lengths, recomputes: bool = False
-) -> float:
-    """Floating-point operations of a sequence's matrix products, forward and backward.
-
-    A multiply-add is 2, the backward pass twice the forward pass; with recomputation the layers' forward
-    pass comes once more. LayerNorm, softmax, GELU and the update are left out, as is usual.
-    """
-    hidden, inner = model.hidden_size, model.intermediate_size
-    of_token = 2 * (4 * hidden**2 + 2 * hidden * inner)
-    layers = model.num_hidden_layers * (of_token * lengths.mean + 4 * hidden * lengths.mean_square)
-    heads = 2 * lengths.masked * (hidden**2 + hidden * vocab_size) + 2 * hidden**2 + 4 * hidden
-    return (4 if recomputes else 3) * layers + 3 * heads
 
 
 def step(

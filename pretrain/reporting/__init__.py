@@ -1,4 +1,4 @@
 """One self-contained HTML page about a run.
 
-Imports metrics, run_folder and what they may import.
+May import: data_prep.core, pretrain.metrics, pretrain.planning, pretrain.run_folder.
 """

@@ -1,4 +1,4 @@
-"""What is in runs/<name>/: opening it, its lock, environment, JSON lines, history.
+"""The contents of runs/<name>/: opening it, its lock, environment, JSON lines, history.
 
-Imports checkpoint and what it may import.
+May import: data_prep.core, pretrain.checkpoint, pretrain.config.
 """

@@ -18,10 +18,10 @@ from typing import Any
 
 from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json
+from pretrain.config.load import settings_of
 from pretrain.config.phases import Phase, phases_of
 from pretrain.config.settings import Settings
-from pretrain.metrics.monitor import readable_lines
-from pretrain.run_folder.folder import settings_of
+from pretrain.run_folder.jsonl import readable_lines
 from pretrain.run_folder.lock import OWNER_FILE, WATCH_S
 
 BEGINNINGS = ("started", "resumed", "rewound")

@@ -9,8 +9,7 @@ import contextlib
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pretrain.checkpoint.saver import NotSavedError
 from pretrain.config.settings import OnSpike, Precision, Settings
@@ -20,37 +19,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pretrain.checkpoint.saver import Saver
-    from pretrain.config.phases import Place
     from pretrain.metrics.monitor import Monitor
+from pretrain.checkpoint.progress import Progress
 
 # A loss that hardly moves has next to no spread: below this share of it nothing is a jump
 LEAST_SPREAD = 0.01
 # Standard deviations in the median distance from the median, for a normal distribution
 _DEVIATIONS = 1.4826
-
-
-@dataclass
-class Progress:
-    """What the loop advances, and a checkpoint holds."""
-
-    step: int = 0  # optimizer updates made
-    position: int = 0  # examples taken from the stream; skipped updates took theirs, too
-    elapsed_s: float = 0.0  # of training, where schedule.budget_hours asks for it
-    phase: int = 1  # of the run; all but `step`, `sequences` and `tokens` is counted in it
-    first_step: int = 0  # updates made before the phase
-    sequences: int = 0  # trained on in updates that were made, over all phases
-    tokens: int = 0
-    skipped_steps: int = 0  # batches of the phase that made no update
-    skipped: list[list[int]] = field(default_factory=list)  # [first, end) of examples passed over
-    recent_losses: list[float] = field(default_factory=list)  # of the last records, oldest first
-
-    @classmethod
-    def at(cls, place: Place, state: dict[str, Any]) -> Progress:
-        """Where training goes on from a checkpoint's `state`, which lies at `place`."""
-        if place.is_beginning:
-            through = {name: state[name] for name in ("step", "sequences", "tokens")}
-            return cls(**through, phase=place.phase.number, first_step=state["step"])
-        return cls(**{name: state[name] for name in cls.__dataclass_fields__})
 
 
 class Rewind(Exception):

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from data_prep.core.objectives import Pairing
-from pretrain.data.train_loader import EvalLoader
+from data_prep.stores.shard_reader import Shards
+from data_prep.stores.shards import read_token_counts
+from pretrain.config.settings import Settings
+from pretrain.data.corpus import folder_of
+from pretrain.data.eval_loader import EvalLoader, held_out_ids
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine.engine import Engine
 
@@ -68,3 +73,13 @@ def frequency_loss(
     log_probabilities_V = np.log(smoothed_V / smoothed_V.sum())
     total = held_out_counts_V.sum()
     return float(-(held_out_counts_V * log_probabilities_V).sum() / max(1, total))
+
+
+def frequency_baseline(settings: Settings, manifest: dict[str, Any]) -> float:
+    """Held-out MLM loss of guessing by token frequency alone, in nats, on the examples evaluated."""
+    size = manifest["vocab_size"]
+    folder = folder_of(settings.data)
+    held_out = Shards.open(folder, "heldout")
+    ids = held_out_ids(held_out.num_examples, settings.eval.max_examples)
+    targets = held_out.read(ids).targets
+    return frequency_loss(read_token_counts(folder), np.bincount(targets, minlength=size))

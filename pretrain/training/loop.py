@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 
 import torch
 
+from pretrain.checkpoint.progress import Progress
 from pretrain.checkpoint.saver import Saver
 from pretrain.config.settings import Precision, Settings
 from pretrain.data.checksums import batch_checksum, together
-from pretrain.data.train_loader import EvalLoader, GlobalBatch
+from pretrain.data.eval_loader import EvalLoader
+from pretrain.data.train_loader import GlobalBatch
 from pretrain.distributed.clock import TrainingClock
 from pretrain.distributed.ranks import Ranks
 from pretrain.distributed.signals import StopRequest
@@ -23,14 +25,14 @@ from pretrain.metrics.throughput import Meter, Work
 from pretrain.model.fill_mask import MaskedSentences
 from pretrain.optim.lamb import layer_means
 from pretrain.optim.schedules import is_over, learning_rate
-from pretrain.training.anomalies import Guard, Progress
+from pretrain.training.anomalies import Guard
 from pretrain.training.evaluation import evaluate, means
 
 GUESSES = 3  # of each masked sentence
 
 
 @dataclass
-class Window:
+class LogWindow:
     """Sums since the last record: over micro-batches and ranks, divided once."""
 
     sums: torch.Tensor
@@ -41,7 +43,7 @@ class Window:
 
 
 @dataclass
-class Run:
+class LoopState:
     """All that the loop works with."""
 
     settings: Settings
@@ -74,7 +76,7 @@ class Run:
         return self.progress.step % every_steps == 0 or self.is_over
 
 
-def train(run: Run, now: Callable[[], float] = time.monotonic) -> bool:
+def train(run: LoopState, now: Callable[[], float] = time.monotonic) -> bool:
     """Train up to the phase's last step; False when a signal ended it before, a checkpoint saved.
 
     `now`: seconds since any moment, for schedule.budget_hours. Collective. Raises what `Guard`
@@ -162,12 +164,12 @@ def train(run: Run, now: Callable[[], float] = time.monotonic) -> bool:
     return True
 
 
-def _window(run: Run) -> Window:
+def _window(run: LoopState) -> LogWindow:
     sums = torch.zeros(4, dtype=torch.float64, device=run.ranks.device)
-    return Window(sums, run.progress.position)
+    return LogWindow(sums, run.progress.position)
 
 
-def _figures(window: Window, run: Run) -> dict[str, float]:
+def _figures(window: LogWindow, run: LoopState) -> dict[str, float]:
     """Means over the window's examples on all ranks, and how training went."""
     work, ranks = window.work, run.ranks
     *totals, waited_s = ranks.sum([*window.sums.tolist(), work.waited_s])

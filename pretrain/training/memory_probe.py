@@ -15,9 +15,9 @@ import torch
 from data_prep.examples.masking import MaskingRule, num_masked
 from data_prep.stores.shards import Examples
 from pretrain.config.phases import Phase
+from pretrain.data.balancing import micro_steps
 from pretrain.data.packing import PackedBatch, pack
 from pretrain.engine.engine import Engine
-from pretrain.plan import micro_steps
 
 PARTS = 4  # the sizes tried: quarters of the whole
 _SHORTEST = 8  # tokens of a sequence that fills the row up

@@ -14,10 +14,12 @@ import torch
 
 from data_prep.core.config import SettingsError, as_dict
 from data_prep.core.files import checksum, read_json
-from data_prep.tokenizer.wordpiece import read_vocab
+from data_prep.tokenizer.vocab_file import read_vocab
+from pretrain.checkpoint import identity as identity_module
 from pretrain.checkpoint.files import STATE_FILE, load_checkpoint, newest_whole
+from pretrain.checkpoint.progress import Progress, ResumePoint, resume_point
 from pretrain.checkpoint.saver import Saver
-from pretrain.config.phases import Phase, Place, place_of
+from pretrain.config.phases import Phase
 from pretrain.config.settings import Compile, OnSpike, Settings
 from pretrain.data.corpus import folder_of
 from pretrain.data.open_loaders import open_loaders
@@ -25,19 +27,21 @@ from pretrain.distributed.ranks import Ranks
 from pretrain.distributed.signals import StopRequest
 from pretrain.distributed.watchdog import Watchdog
 from pretrain.engine.engine import Engine
-from pretrain.export import load_tokenizer
 from pretrain.huggingface import init_from
+from pretrain.huggingface.load import load_tokenizer
 from pretrain.metrics import slurm_status
-from pretrain.metrics.monitor import JsonLines, Monitor, Screen, Sink, append_event
+from pretrain.metrics.console import Screen
+from pretrain.metrics.monitor import JsonLines, Monitor, Sink
 from pretrain.metrics.reference_curves import Expectation
 from pretrain.metrics.throughput import Goodput, Meter
 from pretrain.metrics.wandb_sink import Wandb
 from pretrain.model.bert import BertForPreTraining, padded_vocab_size
 from pretrain.model.fill_mask import MaskedSentences
-from pretrain.training.anomalies import Guard, Progress, Rewind, rewound
-from pretrain.training.loop import Run, train
+from pretrain.run_folder.jsonl import append_event
+from pretrain.training.anomalies import Guard, Rewind, rewound
+from pretrain.training.evaluation import frequency_baseline
+from pretrain.training.loop import LoopState, train
 from pretrain.training.memory_probe import rehearse
-from pretrain.training.summary import frequency_baseline
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +54,9 @@ class RunContext:
     phases: Sequence[Phase]
     manifests: Sequence[dict[str, Any]]  # of each phase's data
     identity: dict[str, Any]
-    origin: init_from.Origin | None  # where the weights of the first phase come from; None: drawn
+    origin: (
+        init_from.InitWeights | None
+    )  # where the weights of the first phase come from; None: drawn
     ranks: Ranks
     stop: StopRequest
     watchdog: Watchdog
@@ -68,13 +74,13 @@ class RunContext:
         return newest
 
 
-def place_in(context: RunContext, checkpoint: Path | None) -> Place:
+def place_in(context: RunContext, checkpoint: Path | None) -> ResumePoint:
     """The phase that goes on from `checkpoint`, the first without one."""
     state = None if checkpoint is None else read_json(checkpoint / STATE_FILE)
-    return place_of(context.phases, state)
+    return resume_point(context.phases, state)
 
 
-def train_phase(context: RunContext, place: Place, checkpoint: Path | None) -> bool:
+def train_phase(context: RunContext, place: ResumePoint, checkpoint: Path | None) -> bool:
     """Train the phase, from `checkpoint` or from its beginning; whether it finished. Collective.
 
     Raises SettingsError where run.init_from does not fit, on every rank, and what `Guard` raises.
@@ -129,7 +135,7 @@ def train_phase(context: RunContext, place: Place, checkpoint: Path | None) -> b
                     saver.save(progress)  # so that there is always one to go back to
                 batches = loader.batches(progress.position, progress.skipped)
                 guard = Guard(settings, run_folder, loader, monitor, saver)
-                run = Run(
+                run = LoopState(
                     settings, engine, ranks, monitor, progress, guard, batches, held_out, saver,
                     context.stop, watchdog, Meter(settings, vocab_rows, ranks, goodput), sentences,
                     expectation,
@@ -174,7 +180,7 @@ def _masked_sentences(settings: Settings) -> MaskedSentences | None:
 
 
 def _start_from(
-    origin: init_from.Origin,
+    origin: init_from.InitWeights,
     model: BertForPreTraining,
     settings: Settings,
     manifest: dict[str, Any],
@@ -194,7 +200,7 @@ def _start_from(
     if faults := sorted({said for said in context.ranks.gather(fault) if said}):
         raise SettingsError("\n".join(faults))
     if context.ranks.rank == 0:
-        begun_from = context.identity[init_from.IDENTITY]
+        begun_from = context.identity[identity_module.IDENTITY]
         append_event(context.folder, "init_from", {**begun_from, **facts})
         said = init_from.summary(begun_from, facts)
         logger.info("%s", said)

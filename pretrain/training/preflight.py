@@ -30,9 +30,9 @@ from pretrain.data.corpus import folder_of, manifest_of
 from pretrain.distributed.ranks import Ranks
 from pretrain.distributed.rendezvous import Seat, seat_of, some_of
 from pretrain.engine.snapshot import state_bytes
-from pretrain.metrics.monitor import append_event
 from pretrain.model.bert import BertForPreTraining
-from pretrain.run_folder.folder import package_versions
+from pretrain.run_folder.environment import package_versions
+from pretrain.run_folder.jsonl import append_event
 
 PACKAGES = ("torch", "deepspeed", "numpy", "numba")
 MOST_SHOWN = 3  # of what differs on a rank; all are counted
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Difference:
+class RankMismatch:
     """What a rank has in another way than rank 0."""
 
     kind: str  # a key of _CURES
@@ -132,7 +132,7 @@ def summary(seats: Sequence[Seat]) -> str:
 
 def compare(
     own: Mapping[str, Mapping[str, str]], of_rank_0: Mapping[str, Mapping[str, str]]
-) -> list[Difference]:
+) -> list[RankMismatch]:
     """What this rank has in another way than rank 0."""
     differences = []
     for kind, values in own.items():
@@ -143,13 +143,13 @@ def compare(
                 (name, values.get(name, "nowhere"), others.get(name, "nowhere"))
                 for name in names[:MOST_SHOWN]
             )
-            differences.append(Difference(kind, shown, len(names) - len(shown)))
+            differences.append(RankMismatch(kind, shown, len(names) - len(shown)))
     return differences
 
 
-def explain(differences: Sequence[Sequence[Difference]], seats: Sequence[Seat]) -> list[str]:
+def explain(differences: Sequence[Sequence[RankMismatch]], seats: Sequence[Seat]) -> list[str]:
     """A sentence for each difference, which names the first of the ranks that share it."""
-    sharing: dict[Difference, list[Seat]] = {}
+    sharing: dict[RankMismatch, list[Seat]] = {}
     for seat, of_rank in zip(seats, differences, strict=True):
         for difference in of_rank:
             sharing.setdefault(difference, []).append(seat)

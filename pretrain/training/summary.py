@@ -5,21 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 
 from data_prep.core.objectives import Pairing
-from data_prep.stores.shards import Shards, read_token_counts
 from pretrain.config.settings import Settings
-from pretrain.data.corpus import folder_of
-from pretrain.data.train_loader import held_out_ids
-from pretrain.training.evaluation import frequency_loss
+from pretrain.training.evaluation import frequency_baseline
 
 
 def close_run(run_folder: Path, settings: Settings, manifest: dict[str, Any]) -> None:
     """Export the last checkpoint of a finished run and print what came of it."""
-    from pretrain.export import export_run, fill_masks
+    from pretrain.huggingface.load import fill_masks
     from pretrain.huggingface.weights import hugging_face_class
+    from pretrain.training.export_run import export_run
 
     export = export_run(run_folder)
     figures = last_evaluation(run_folder / "metrics.jsonl")
@@ -44,16 +41,6 @@ def last_evaluation(metrics: Path) -> dict[str, float]:
     if not evaluations:
         raise RuntimeError(f"{metrics} holds no held-out evaluation; was it edited?")
     return evaluations[-1]
-
-
-def frequency_baseline(settings: Settings, manifest: dict[str, Any]) -> float:
-    """Held-out MLM loss of guessing by token frequency alone, in nats, on the examples evaluated."""
-    size = manifest["vocab_size"]
-    folder = folder_of(settings.data)
-    held_out = Shards.open(folder, "heldout")
-    ids = held_out_ids(held_out.num_examples, settings.eval.max_examples)
-    targets = held_out.read(ids).targets
-    return frequency_loss(read_token_counts(folder), np.bincount(targets, minlength=size))
 
 
 def _table(figures: dict[str, float], manifest: dict[str, Any]) -> list[str]:

@@ -1,4 +1,5 @@
 """Replays the next steps of a run on copies and compares.
 
-Imports metrics, run_folder and what they may import.
+May import: data_prep.core, pretrain.checkpoint, pretrain.config, pretrain.distributed,
+    pretrain.run_folder.
 """

@@ -7,7 +7,6 @@ removes stays for the run.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -18,13 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from data_prep.core.config import SettingsError, as_dict, as_overrides
 from data_prep.core.files import read_json
 from pretrain.checkpoint.files import MANIFEST_FILE, STATE_FILE, find_fault
-from pretrain.config.phases import Phase, place_of
+from pretrain.checkpoint.progress import resume_point
+from pretrain.config.phases import Phase
 from pretrain.config.settings import OnFailure, OnSpike, Resume, Settings
+from pretrain.run_folder.jsonl import json_lines
 from pretrain.verification.launcher import POLL_S, launch
 
 CHECKSUM = "data/batch"
@@ -40,7 +39,7 @@ class NotTrainedError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Origin:
+class ReplayStart:
     """Where the copies begin."""
 
     step: int
@@ -59,7 +58,7 @@ class Copy:
     was_killed: list[bool] = field(default_factory=list)  # each start, or had it ended before
 
     @classmethod
-    def make(cls, folder: Path, settings: Settings, num_ranks: int, origin: Origin) -> Copy:
+    def make(cls, folder: Path, settings: Settings, num_ranks: int, origin: ReplayStart) -> Copy:
         """A new one in `folder`, with the checkpoint that it begins at."""
         (folder / "checkpoints").mkdir(parents=True)
         if (begin := origin.checkpoint) is not None:
@@ -141,7 +140,7 @@ class Copy:
 
 def find_origin(
     run: Path, phases: Sequence[Phase], steps: int, scratch: Path
-) -> tuple[Origin, str]:
+) -> tuple[ReplayStart, str]:
     """The newest whole checkpoint with so many steps before its phase ends; which, in words.
 
     Step 0, without one, where there is none. Raises SettingsError where the first phase is shorter.
@@ -161,7 +160,9 @@ def find_origin(
             fault = str(error)
         if fault is None:
             because = f" ({'; '.join(passed)})" if passed else ""
-            return Origin(_step_of(path), place_of(phases, state).phase, ours), f"{path}{because}"
+            return ReplayStart(
+                _step_of(path), resume_point(phases, state).phase, ours
+            ), f"{path}{because}"
         shutil.rmtree(scratch / path.name, ignore_errors=True)
         passed.append(f"{path.name} is broken: {fault}")
     left = steps_left(phases, None)
@@ -171,12 +172,12 @@ def find_origin(
             f"{''.join(f'; {reason}' for reason in passed)}; set steps={left}"
         )
     because = "; ".join(passed) or "there is no checkpoint yet"
-    return Origin(0, phases[0], None), f"step 0 ({because})"
+    return ReplayStart(0, phases[0], None), f"step 0 ({because})"
 
 
 def steps_left(phases: Sequence[Phase], state: dict[str, Any] | None) -> int:
     """Updates from a checkpoint's `state` on to the end of its phase; where a clock ends it, a guess."""
-    place = place_of(phases, state)
+    place = resume_point(phases, state)
     schedule = place.phase.settings.schedule
     if state is None or place.is_beginning:
         return NEVER if schedule.last_step is None else schedule.last_step
@@ -190,14 +191,6 @@ def steps_left(phases: Sequence[Phase], state: dict[str, Any] | None) -> int:
 def _records(metrics: Path) -> Records:
     """The records of training steps; none where the file is not there yet."""
     return {line["step"]: line for line in json_lines(metrics) if CHECKSUM in line}
-
-
-def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON lines of a file that is being written: without one that is half there."""
-    if path.exists():
-        for line in path.read_bytes().splitlines():
-            with contextlib.suppress(orjson.JSONDecodeError):
-                yield orjson.loads(line)
 
 
 def _link(source: str, target: str) -> None:

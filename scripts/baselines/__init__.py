@@ -1,1 +1,5 @@
-"""What benchmarks and tests measure against: methods of peers, synthetic data."""
+"""What benchmarks and tests measure against: methods of peers, synthetic data.
+
+May import: data_prep.core, data_prep.examples, data_prep.stores, pretrain.config, pretrain.data,
+    pretrain.huggingface, pretrain.model, pretrain.optim.
+"""

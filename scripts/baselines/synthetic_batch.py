@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.stores.shards import Shards
+from data_prep.stores.shard_reader import Shards
 from pretrain.data.packing import pack
 from pretrain.data.train_loader import GlobalBatch
 from scripts.baselines.synthetic_shards import write_synthetic_shards

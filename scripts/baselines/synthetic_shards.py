@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from data_prep.core.files import checksum, write_json
 from data_prep.examples.masking import MaskingRule, mask_examples, static_keys
-from data_prep.stores.shards import SCHEMA_VERSION, Examples, Shards, write_shard
+from data_prep.stores.shard_reader import Shards
+from data_prep.stores.shards import SCHEMA_VERSION, Examples, write_shard
 
 SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 MASKING = {

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 
 from data_prep.core.config import compose
+from pretrain.checkpoint.progress import Progress
 from pretrain.checkpoint.saver import Saver
 from pretrain.config.settings import Settings
 from pretrain.data.train_loader import GlobalBatch
 from pretrain.distributed import ranks as ranks_module
 from pretrain.engine.engine import Engine
 from pretrain.model.bert import BertForPreTraining
-from pretrain.training.anomalies import Progress
 from scripts.baselines.synthetic_batch import VOCAB_SIZE, synthetic_batch
 from scripts.baselines.synthetic_shards import draw_lengths
 from scripts.bench.harness import Arguments, arguments, machine

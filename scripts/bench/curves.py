@@ -23,7 +23,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from data_prep.core.config import compose
-from data_prep.stores.shards import Shards
+from data_prep.stores.shard_reader import Shards
 from pretrain.config.settings import Precision, Settings
 from pretrain.data.packing import Shape, pack
 from scripts.baselines.transformers_step import (

@@ -27,7 +27,8 @@ import torch
 
 from data_prep.core.files import write_json
 from data_prep.examples.masking import MaskingRule, dynamic_keys
-from data_prep.stores.shards import Shards, read_shard
+from data_prep.stores.shard_reader import Shards
+from data_prep.stores.shards import read_shard
 from pretrain.config.settings import Masking
 from pretrain.data.balancing import deal, longest_prefix
 from pretrain.data.shuffle import ExampleOrder

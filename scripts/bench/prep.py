@@ -31,11 +31,13 @@ from typing import Any
 from unittest import mock
 
 from data_prep import build, collect, encode, vocab
-from data_prep.core.settings import DataPrepSettings, load, require_source
+from data_prep.core.job import load, require_source
+from data_prep.core.settings import DataPrepSettings
 from data_prep.examples.build_shard import make_examples
 from data_prep.examples.masking import MaskingRule
 from data_prep.examples.pairs import PairRule
 from data_prep.executors import run as engine
+from data_prep.executors import tasks as tasks_module
 from data_prep.sources import sample
 from data_prep.stores.documents import Document, list_parts, read_part
 from data_prep.stores.tokens import SPLITS, TokenStore
@@ -236,8 +238,8 @@ class Corpus:
 def _run_here(
     job: str,
     log_dir: Path,
-    tasks: Sequence[engine.TaskEntry],
-    task: engine.Task,
+    tasks: Sequence[tasks_module.TaskEntry],
+    task: tasks_module.Task,
     settings: DataPrepSettings,
 ) -> dict[str, int]:
     """In place of data_prep.executors.run.run_tasks: all tasks one after another in this process."""

@@ -22,13 +22,14 @@ import numpy as np
 import torch
 
 from data_prep.core.config import compose
-from pretrain.cluster import measured
 from pretrain.config.settings import Settings
 from pretrain.distributed import ranks as ranks_module
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine.engine import Engine
+from pretrain.model import flops
 from pretrain.model.bert import BertForPreTraining
 from pretrain.planning import step_time
+from pretrain.planning.estimate import measured
 from scripts.baselines.collectives import Counted
 from scripts.baselines.synthetic_batch import VOCAB_SIZE, synthetic_batch
 from scripts.baselines.synthetic_shards import draw_lengths
@@ -102,8 +103,8 @@ def _row(
         measured(settings.cluster, settings.model, VOCAB_SIZE), gpus_per_node=ranks.world_size
     )
     masked = batch.num_masked / batch.num_sequences
-    of_lengths = step_time.Lengths(lengths.mean(), np.square(lengths).mean(), masked)
-    parameters = step_time.parameters(settings.model, VOCAB_SIZE, settings.data.pairs)
+    of_lengths = flops.Lengths(lengths.mean(), np.square(lengths).mean(), masked)
+    parameters = flops.parameters(settings.model, VOCAB_SIZE, settings.data.pairs)
     program = step_time.our_program(
         dataclasses.replace(own, precision=engine.precision),
         settings.optim.name,

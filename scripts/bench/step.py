@@ -35,7 +35,7 @@ from pretrain.data.packing import PackedBatch, pack
 from pretrain.data.train_loader import GlobalBatch
 from pretrain.distributed import ranks as ranks_module
 from pretrain.engine.engine import Engine
-from pretrain.planning.step_time import Lengths, flops
+from pretrain.model.flops import Lengths, flops
 from scripts.baselines.synthetic_shards import open_synthetic_shards
 from scripts.baselines.transformers_step import (
     check_equal_losses,

@@ -19,7 +19,7 @@ from pretrain import run
 from pretrain.data.train_loader import GlobalBatch, TrainLoader
 from pretrain.distributed.ranks import exit_with
 from pretrain.engine.engine import Engine, StepResult
-from scripts.drill import BATCH, FULL_BATCHES, NAN_BATCH, SLOW_BATCH
+from scripts.drills.harness import BATCH, FULL_BATCHES, NAN_BATCH, SLOW_BATCH
 
 LARGEST_FILE = 200_000  # bytes: metrics and logs, but no weights
 FLUSH_S = 0.5

@@ -21,7 +21,7 @@ from scripts.finetuning import results
 from scripts.finetuning.job import Job, check_length
 from scripts.finetuning.models import checked, identity, load_tokenizer
 from scripts.finetuning.settings import CONF, InputError, Kind, Settings, as_dict, load, tasks
-from scripts.finetuning.trial import RESULT, Trial, run_trial, write_json
+from scripts.finetuning.trial import RESULT, SeedRun, run_trial, write_json
 
 TRIALS = "trials"
 MODEL = "model"
@@ -73,7 +73,7 @@ def finetune(settings: Settings) -> dict[str, Any]:
         shutil.rmtree(out / TRIALS, ignore_errors=True)
     fingerprint = _fingerprint(settings)
 
-    def outcome(trial: Trial) -> dict[str, Any]:
+    def outcome(trial: SeedRun) -> dict[str, Any]:
         folder = out / TRIALS / trial.name
         earlier = _earlier(folder, fingerprint)
         if earlier is not None:
@@ -93,7 +93,7 @@ def finetune(settings: Settings) -> dict[str, Any]:
         for result in tried:  # a grid's models would fill a disk
             if result is not best:
                 shutil.rmtree(_model_of(out, result), ignore_errors=True)
-    chosen = Trial(**best["trial"])
+    chosen = SeedRun(**best["trial"])
     runs = [best] + [
         outcome(dataclasses.replace(chosen, seed=settings.first_seed + number))
         for number in range(1, settings.seeds)
@@ -107,10 +107,10 @@ def finetune(settings: Settings) -> dict[str, Any]:
     return summary
 
 
-def _grid(settings: Settings) -> list[Trial]:
+def _grid(settings: Settings) -> list[SeedRun]:
     grid = settings.grid
     return [
-        Trial(batch_size, rate, epochs, settings.first_seed)
+        SeedRun(batch_size, rate, epochs, settings.first_seed)
         for batch_size, rate, epochs in itertools.product(
             grid.batch_size or [settings.batch_size],
             grid.learning_rate or [settings.learning_rate],
@@ -172,7 +172,7 @@ def _keep_best_model(out: Path, runs: list[dict[str, Any]], first: str) -> None:
 
 
 def _model_of(out: Path, result: dict[str, Any]) -> Path:
-    return out / TRIALS / Trial(**result["trial"]).name / MODEL
+    return out / TRIALS / SeedRun(**result["trial"]).name / MODEL
 
 
 def _say_what_was_read(settings: Settings, job: Job, seconds: float) -> None:

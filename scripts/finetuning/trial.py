@@ -28,7 +28,7 @@ RESULT = "result.json"
 
 
 @dataclass(frozen=True)
-class Trial:
+class SeedRun:
     """What one run differs in from the others of a task."""
 
     batch_size: int
@@ -82,7 +82,7 @@ class _NotFinite(TrainerCallback):  # type: ignore[misc]
 
 
 def run_trial(
-    trial: Trial,
+    trial: SeedRun,
     settings: Settings,
     job: Job,
     tokenizer: PreTrainedTokenizerBase,
@@ -145,7 +145,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _trainer(
-    trial: Trial,
+    trial: SeedRun,
     settings: Settings,
     job: Job,
     tokenizer: PreTrainedTokenizerBase,

@@ -8,10 +8,11 @@ from made_corpora import SPECIAL_IDS, random_documents, run_inline, write_corpus
 
 from data_prep import audit, build
 from data_prep.core.files import checksum, read_json, write_json
+from data_prep.core.job import load
 from data_prep.core.objectives import Pairing
-from data_prep.core.settings import load
 from data_prep.executors import run
-from data_prep.stores.shards import Examples, Shards, read_shard, write_shard
+from data_prep.stores.shard_reader import Shards
+from data_prep.stores.shards import Examples, read_shard, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def built(tmp_path_factory) -> Path:
     rng = np.random.default_rng(0)
     write_corpus(data_dir, [random_documents(rng, 150)], [random_documents(rng, 10)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "_run_processes", run_inline)
+        patch.setattr(run, "run_processes", run_inline)
         build.run(load([f"data_dir={data_dir}", "seq_len=64"]))
     return data_dir
 
@@ -80,7 +81,7 @@ def test_the_report_holds_the_figures_counted_one_by_one(corpus: Path) -> None:
 
 
 def test_the_lengths_of_other_shards_of_the_corpus_are_counted(corpus: Path, monkeypatch) -> None:
-    monkeypatch.setattr(run, "_run_processes", run_inline)
+    monkeypatch.setattr(run, "run_processes", run_inline)
     build.run(load([f"data_dir={corpus}", "seq_len=32"]))
     split = Shards.open(corpus / "len32", "train")
     lengths = split.lengths(np.arange(split.num_examples)).tolist()
@@ -206,7 +207,7 @@ def built_otherwise(built: Path, tmp_path_factory) -> dict[str, Path]:
     """The same corpus with sentences in order or swapped, and without pairs."""
     made = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "_run_processes", run_inline)
+        patch.setattr(run, "run_processes", run_inline)
         for pairs in ("sop", "none"):
             made[pairs] = Path(shutil.copytree(built, tmp_path_factory.mktemp(pairs) / "corpus"))
             build.run(load([f"data_dir={made[pairs]}", "seq_len=64", f"pairs={pairs}"]))
@@ -312,7 +313,7 @@ def test_shards_built_anew_lose_the_card_of_the_old_ones(corpus: Path, monkeypat
     report_of(corpus)
     card = corpus / "len64" / "README.md"
     assert card.is_file()
-    monkeypatch.setattr(run, "_run_processes", run_inline)
+    monkeypatch.setattr(run, "run_processes", run_inline)
     build.run(load([f"data_dir={corpus}", "seq_len=64", "seed=2"]))
     assert not card.exists()
 

@@ -9,13 +9,15 @@ from made_corpora import FIRST_TEXT_ID, random_documents, run_inline, write_corp
 
 from data_prep import build
 from data_prep.core.files import read_json, write_json
+from data_prep.core.job import ShareDone, load
 from data_prep.core.objectives import Pairing
-from data_prep.core.settings import DataPrepSettings, ShareDone, load
+from data_prep.core.settings import DataPrepSettings
 from data_prep.examples.build_shard import build_shard
 from data_prep.examples.masking import MaskingRule, mask_examples, static_keys
 from data_prep.examples.pairs import label_fault
 from data_prep.executors import run
-from data_prep.stores.shards import Shards, read_shard, read_token_counts, verify
+from data_prep.stores.shard_reader import Shards
+from data_prep.stores.shards import read_shard, read_token_counts, verify
 from data_prep.stores.tokens import read_manifest
 
 HELDOUT_FROM = 700  # the ids of held-out documents; those of train documents lie below
@@ -49,7 +51,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def inline():
     """Tasks run in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "_run_processes", run_inline)
+        patch.setattr(run, "run_processes", run_inline)
         yield
 
 

@@ -15,7 +15,8 @@ import pytest
 from data_prep import collect
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json
-from data_prep.core.settings import DataPrepSettings, load, start
+from data_prep.core.job import load, start
+from data_prep.core.settings import DataPrepSettings
 from data_prep.stores.documents import list_parts, read_part
 
 ROOT = Path(__file__).parents[2]

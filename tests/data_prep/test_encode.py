@@ -14,11 +14,11 @@ from transformers import AutoTokenizer
 
 from data_prep import encode, vocab
 from data_prep.core.files import checksum, read_json, write_json
-from data_prep.core.settings import load
+from data_prep.core.job import load
 from data_prep.stores.documents import Document, describe_part, list_parts, write_part
 from data_prep.stores.tokens import TokenStore
 from data_prep.text.sentences import split_paragraph
-from data_prep.tokenizer import wordpiece
+from data_prep.tokenizer import vocab_file, wordpiece
 from data_prep.tokenizer.fast_wordpiece import AcceleratedEncoder
 from data_prep.tokenizer.wordpiece import Encoder
 
@@ -133,7 +133,7 @@ def test_the_store_has_the_bytes_that_encoding_whole_sentences_gives(
 ) -> None:
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # the task sets it for its process
     monkeypatch.setattr(encode, "AcceleratedEncoder", WholeSentences)
-    tokens = wordpiece.read_vocab(encoded / "vocab" / "vocab.txt")
+    tokens = vocab_file.read_vocab(encoded / "vocab" / "vocab.txt")
     for index in range(PARTS):
         encode._encode_part(tmp_path, list_parts(encoded), {}, tokens, True, 0.3, index)
     parts = [path.relative_to(tmp_path) for path in tmp_path.glob("tokens/*/*.arrow")]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import made_tasks
 import pytest
-import test_task_engine
+import task_starts
 
 from data_prep import status
 from data_prep.core.files import checksum, write_json
-from data_prep.core.settings import load
+from data_prep.core.job import load
 
 NOW = 1_000_000.0
 PARTS = {"parts": [{"name": "part-00000.parquet", "checksum": "a"}]}
@@ -177,13 +177,13 @@ def test_a_task_whose_process_is_gone_ended_without_a_word(tmp_path: Path, is_zo
 def test_tasks_of_a_job_that_was_killed_as_a_whole_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "documents" / "books"
     code = (
-        "import functools, made_tasks, test_task_engine; from pathlib import Path;"
+        "import functools, made_tasks, task_starts; from pathlib import Path;"
         f"folder = Path({str(folder)!r});"
-        "test_task_engine._start(folder, functools.partial(made_tasks.kill_all, folder), 1)"
+        "task_starts.start(folder, functools.partial(made_tasks.kill_all, folder), 1)"
     )
     process = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{Path.cwd()}"},
+        env={**os.environ, "PYTHONPATH": f"{Path(made_tasks.__file__).parent}:{Path.cwd()}"},
         start_new_session=True,
         check=False,
     )
@@ -203,7 +203,7 @@ def test_a_real_job_that_failed_names_the_reason_and_the_command(
     monkeypatch.setattr(sys, "orig_argv", typed)
     folder = tmp_path / "documents" / "books"
     with pytest.raises(RuntimeError):
-        test_task_engine._start(folder, functools.partial(made_tasks.fail, folder, {2}))
+        task_starts.start(folder, functools.partial(made_tasks.fail, folder, {2}))
     collect = stages(tmp_path)["collect books"]
     assert (collect.state, collect.tasks) == ("failed", "3 of 4")
     assert collect.left_s is not None

@@ -7,9 +7,10 @@ from transformers import AutoTokenizer
 from data_prep import vocab
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json, write_json
-from data_prep.core.settings import load
+from data_prep.core.job import load
 from data_prep.stores.documents import Document, describe_part, list_parts, write_part
-from data_prep.tokenizer.wordpiece import TOKENIZER_FILES, read_vocab
+from data_prep.tokenizer.hf_files import TOKENIZER_FILES
+from data_prep.tokenizer.vocab_file import read_vocab
 
 TEXTS = list(pydoc_data.topics.topics.values())
 SPECIAL = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"

@@ -16,17 +16,19 @@ from run_in_fork import pretrain_run
 from data_prep.core.config import SettingsError, as_dict, as_overrides, choices, compose
 from data_prep.core.files import read_json
 from pretrain.config.settings import Settings
+from pretrain.data.balancing import micro_steps
 from pretrain.data.shuffle import ExampleOrder
-from pretrain.plan import Corpus, clusters, load, main, micro_steps, plan, tokens_between
+from pretrain.model.flops import Lengths
+from pretrain.plan import clusters, load, main
+from pretrain.planning.arithmetic import LengthStats, plan, tokens_between
 from pretrain.planning.estimate import forecast
-from pretrain.planning.step_time import Lengths
 
 BASE = compose("config", Settings, ["+model=base"])[0]
 LARGE = ("+model=large", "recipe=nvidia_lamb", "cluster=dgx_a100", "data.dir=nowhere")
 
 
-def corpus(rows: int = 64_000, mean: float = 100) -> Corpus:
-    return Corpus(rows, 30_522, Lengths(mean, mean**2, 15), None, "made up")
+def corpus(rows: int = 64_000, mean: float = 100) -> LengthStats:
+    return LengthStats(rows, 30_522, Lengths(mean, mean**2, 15), None, "made up")
 
 
 def test_a_plan_counts_steps_sequences_tokens_and_epochs() -> None:

@@ -22,7 +22,7 @@ from data_prep.core.files import checksum, read_json
 from data_prep.core.objectives import Pairing
 from pretrain.engine.engine import Engine
 from pretrain.engine.snapshot import Snapshot
-from pretrain.export import fill_masks
+from pretrain.huggingface.load import fill_masks
 from pretrain.metrics import reference_curves
 
 pytestmark = pytest.mark.distributed

@@ -9,24 +9,26 @@ from pathlib import Path
 import pytest
 
 from data_prep.core.files import write_json
-from pretrain.run import load
+from pretrain.config.load import load
 from scripts import drill
-from scripts.drill import RANKS, SIZES, STEPS, Drill, Outcome, Seen, table
+from scripts.drill import SIZES, table
+from scripts.drills import faults, harness
+from scripts.drills.harness import RANKS, STEPS, Drill, Outcome, Seen
 
 GOOD = Outcome("kill", Seen(1.25, "rank 0 ends"), 7, 9.06, "equal")
 BAD = Outcome("flip", Seen(None, ""), wrong=("waiting for step 17: not within 240 s",))
 
 
-def finished(folder: Path, checksum: str, last: int = STEPS) -> drill.Run:
+def finished(folder: Path, checksum: str, last: int = STEPS) -> harness.Run:
     """A run that made so many steps, with one file in its last checkpoint."""
-    run = drill.Run(folder, [])
+    run = harness.Run(folder, [])
     write_json(run.checkpoint(STEPS) / "manifest.json", {"files": {"m": {"checksum": checksum}}})
     lines = [json.dumps({"step": step, "train/loss": 1.0}) for step in range(1, last + 1)]
     (folder / "metrics.jsonl").write_text("\n".join([*lines, ""]))
     return run
 
 
-def judge(folder: Path, run: drill.Run, statuses: list[int | None]) -> Outcome:
+def judge(folder: Path, run: harness.Run, statuses: list[int | None]) -> Outcome:
     settings, _ = load(SIZES, RANKS)
     drilled = Drill(folder, [], settings)
     drilled.reference = {"m": "a"}
@@ -100,11 +102,11 @@ def test_a_folder_that_holds_something_is_not_written_into(
 
 def test_help_names_every_fault(capsys: pytest.CaptureFixture[str]) -> None:
     assert drill.main(["--help"]) == 0
-    assert ", ".join(drill.FAULTS) in capsys.readouterr().out
+    assert ", ".join(faults.FAULTS) in capsys.readouterr().out
 
 
 def test_the_broken_server_answers_every_request_with_an_error() -> None:
-    with drill._broken_server() as address:
+    with faults._broken_server() as address:
         for method in ("GET", "POST"):
             connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=30)
             connection.request(method, "/graphql", body=b"{}")

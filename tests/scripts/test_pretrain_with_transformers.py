@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "pretrain"))
 from run_in_fork import pretrain_run
 from small_corpus import cut
 
-from pretrain.metrics.monitor import readable_lines
 from pretrain.report import main as report
+from pretrain.run_folder.jsonl import readable_lines
 
 pytest.importorskip("transformers")
 from scripts.pretrain_with_transformers import main

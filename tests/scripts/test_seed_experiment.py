@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from data_prep.core.files import read_json, write_json
-from pretrain.run import load
+from pretrain.config.load import load
 from scripts.finetuning.settings import load as load_finetuning
 from scripts.seed_experiment import DEFAULTS, PRETRAINING, STARTS, TASKS, Experiment, main
 

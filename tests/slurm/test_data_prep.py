@@ -17,7 +17,7 @@ import pytest
 
 from data_prep import build, collect, encode, vocab
 from data_prep.core.files import checksum
-from data_prep.core.settings import load
+from data_prep.core.job import load
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 240  # a dozen processes import what they need on as few as two cores

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "scripts"))  # behind all others
-
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 240
 REVIEWS = "words\tmood\n" + "the film was good\tpositive\nthe film was bad\tnegative\n" * 8

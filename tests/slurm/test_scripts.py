@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.core.settings import load
+from data_prep.core.job import load
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TRAINERS = ("slurm/pretrain_base.sh", "slurm/pretrain_large.sh")

@@ -1,0 +1,88 @@
+"""Tasks in local processes, each in a fresh one."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from multiprocessing import connection
+from multiprocessing.context import ForkServerProcess
+
+from data_prep.core.files import write_json
+from data_prep.executors.tasks import TaskPlan, failed_reason, importable, progress, record_path
+from data_prep.executors.worker import run_one
+
+
+def run_processes(plan: TaskPlan, todo: Sequence[int], num_workers: int) -> dict[int, str]:
+    """Run the tasks of `todo`; return what went wrong, by the number of the task."""
+    waiting = list(reversed(todo))
+    # Never fork ourselves: the caller may have threads or a GPU. The server that forks instead
+    # imports the task's module once, and pandas, which pyarrow would import in every task: it asks
+    # of the first list it converts whether it is pandas'.
+    task, module = importable(plan.task)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "pandas", module])
+    running: dict[int, tuple[int, ForkServerProcess]] = {}
+    failed: dict[int, str] = {}
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(progress(plan, todo))
+        stack.callback(_stop, plan, running)
+        while waiting or running:
+            while waiting and len(running) < num_workers:
+                index = waiting.pop()
+                given = (task, index, plan.entries[index], plan.log_dir)
+                process = context.Process(target=run_one, args=given)
+                with _without_main_module():
+                    process.start()
+                running[process.sentinel] = (index, process)
+            for sentinel in connection.wait(list(running)):
+                assert isinstance(sentinel, int)
+                index, process = running.pop(sentinel)
+                process.join()
+                if process.exitcode != 0:
+                    failed[index] = _reason(plan, index, process.exitcode)
+                process.close()
+                bar.update()
+    return failed
+
+
+def _stop(plan: TaskPlan, running: dict[int, tuple[int, ForkServerProcess]]) -> None:
+    """End what still runs when the parent is interrupted."""
+    for _, process in running.values():
+        process.terminate()
+    for index, process in running.values():
+        process.join()
+        record_path(plan.log_dir, "running", plan.entries[index].name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Start a process that does not run the program's own file again, as multiprocessing would have
+    it: that of a training run imports torch, for nothing.
+    """
+    main = sys.modules["__main__"]
+    spec, file = main.__spec__, main.__dict__.pop("__file__", None)
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+        if file is not None:
+            main.__file__ = file
+
+
+def _reason(plan: TaskPlan, index: int, exitcode: int | None) -> str:
+    """Why a task failed, from its record; where a signal ended it, the record is written here."""
+    if reason := failed_reason(plan, index):
+        return reason
+    reason = f"exit status {exitcode}"
+    if exitcode is not None and exitcode < 0:
+        signal_name = signal.Signals(-exitcode).name
+        memory = ", perhaps for want of memory: try a smaller num_workers"
+        reason = f"ended by {signal_name}{memory if signal_name == 'SIGKILL' else ''}"
+    name = plan.entries[index].name
+    record_path(plan.log_dir, "running", name).unlink(missing_ok=True)
+    write_json(record_path(plan.log_dir, "failed", name), {"reason": reason})
+    return reason

@@ -1,0 +1,111 @@
+"""Tasks in a Slurm job array."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.core.config import PROJECT, SettingsError
+from data_prep.core.settings import DataPrepSettings
+from data_prep.executors.tasks import (
+    TaskPlan,
+    failed_reason,
+    progress,
+    unfinished,
+)
+
+POLL_S = 2.0  # between two looks at the records and at the queue
+
+
+def run_on_slurm(plan: TaskPlan, todo: Sequence[int], settings: DataPrepSettings) -> dict[int, str]:
+    """Submit one job array whose elements run this program again with a share of the tasks each.
+
+    Interrupted, it cancels the array. Raises RuntimeError where sbatch refuses.
+    """
+    folder, size = plan.log_dir / "array", min(settings.array_size, len(plan.entries))
+    folder.mkdir(parents=True, exist_ok=True)  # without it Slurm ends a job without a word
+    number = _slurm(
+        "sbatch", "--parsable", f"--array=1-{size}", f"--job-name={plan.job.replace(' ', '-')}",
+        f"--output={folder.resolve()}/%A_%a.out",
+        "slurm/data_prep_array.sh", *_own_command(),
+    ).split(";")[0].strip()  # fmt: skip
+    left, is_ended = list(todo), False
+    try:
+        with progress(plan, todo) as bar:
+            while left and not is_ended:
+                time.sleep(POLL_S)
+                states = _states(number)
+                is_ended = not states
+                bar.set_postfix_str(
+                    f"job {number}: {', '.join(f'{n} {state}' for state, n in states.items())}"
+                )
+                before, left = len(left), unfinished(plan, left)
+                bar.update(before - len(left))
+    except BaseException:
+        _cancel(number)
+        raise
+    if not is_ended:  # elements that wait in the queue have nothing left to do
+        _cancel("--state=PENDING", number)
+    unknown = f"its element of job array {number} was ended; see {folder}/{number}_*.out"
+    return {index: failed_reason(plan, index) or unknown for index in left}
+
+
+def _own_command() -> list[str]:
+    """`encode data_dir=...` of `python -m data_prep.encode data_dir=...`.
+
+    Raises SettingsError where this is another program, or the script is not to be found.
+    """
+    if not Path("slurm/data_prep_array.sh").exists():
+        raise SettingsError(
+            "executor=slurm submits slurm/data_prep_array.sh: start it in " + str(PROJECT)
+        )
+    module = getattr(sys.modules["__main__"].__spec__, "name", "")
+    if not module.startswith("data_prep."):
+        raise SettingsError(
+            "executor=slurm submits the program that it was given to: start it as "
+            "python -m data_prep.JOB"
+        )
+    return [module.removeprefix("data_prep."), *sys.argv[1:]]
+
+
+def _slurm(*command: str) -> str:
+    """The output of one of Slurm's programs. Raises RuntimeError with what it says."""
+    # What an outer job has in its environment is not this one's
+    env = {key: value for key, value in os.environ.items() if not _is_of_a_job(key)}
+    try:
+        ended = subprocess.run(
+            command, env=env | {"VENV": sys.prefix}, capture_output=True, text=True
+        )
+    except FileNotFoundError as error:
+        raise SettingsError(
+            f"executor=slurm needs {command[0]}, which is not on this machine: start the job "
+            "where jobs are submitted, or take executor=local"
+        ) from error
+    if ended.returncode:
+        raise RuntimeError(f"{command[0]} refused: {ended.stderr.strip()}")
+    return ended.stdout
+
+
+def _cancel(*arguments: str) -> None:
+    with contextlib.suppress(RuntimeError):  # it has ended meanwhile
+        _slurm("scancel", *arguments)
+
+
+def _is_of_a_job(variable: str) -> bool:
+    return variable.startswith("SLURM_") and variable != "SLURM_CONF"
+
+
+def _states(number: str) -> Counter[str]:
+    """How many elements of an array are RUNNING, PENDING, ...; empty when it has ended."""
+    try:
+        return Counter(_slurm("squeue", "-h", "-r", "-o", "%T", "-j", number).split())
+    except RuntimeError as error:
+        if "Invalid job id" in str(error):  # forgotten, some minutes after its end
+            return Counter()
+        return Counter({"unknown": 1})  # the controller does not answer

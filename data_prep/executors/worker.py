@@ -1,0 +1,62 @@
+"""One task in a process of its own."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from data_prep.core.files import write_json
+from data_prep.executors.tasks import (
+    Task,
+    TaskEntry,
+    is_finished,
+    log_path,
+    record_path,
+    sizes,
+)
+
+
+def run_one(task: Task, index: int, entry: TaskEntry, log_dir: Path) -> None:
+    """In the task's process. An exception ends it: the failed record has its reason, the log the
+    traceback.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then stops us
+    gc.freeze()  # what was imported is not looked through again: a tenth of collect's time
+    if is_finished(log_dir, entry):  # by another process meanwhile
+        return
+    finished, running, failed = (
+        record_path(log_dir, kind, entry.name) for kind in ("finished", "running", "failed")
+    )
+    began = time.time()
+    write_json(running, {"host": os.uname().nodename, "pid": os.getpid(), "started": began})
+    finished.unlink(missing_ok=True)  # before a file of its changes
+    failed.unlink(missing_ok=True)
+    log = log_path(log_dir, entry.name)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    try:
+        counts = task(index)
+    except BaseException as error:
+        write_json(failed, {"reason": f"{type(error).__name__}: {error}"})
+        raise
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        running.unlink(missing_ok=True)
+    if os.fstat(1).st_size == 0:
+        log.unlink(missing_ok=True)
+    ended = time.time()
+    record = {
+        "fingerprint": entry.fingerprint,
+        "counts": counts,
+        "sizes": sizes(entry.outputs),
+        "seconds": ended - began,
+        "ended": ended,
+    }
+    write_json(finished, record)

@@ -1,0 +1,61 @@
+"""The tokenizer's files that transformers loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, processors
+
+from data_prep.core.files import whole_or_absent, write_json
+from data_prep.tokenizer.vocab_file import SPECIAL_TOKENS, special_ids
+from data_prep.tokenizer.wordpiece import make_tokenizer
+
+TOKENIZER_FILES = (
+    "vocab.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+
+
+def save_tokenizer(folder: Path, tokens: Sequence[str], lowercase: bool) -> None:
+    """Write vocab.txt and the files from which `AutoTokenizer.from_pretrained(folder)` reads it.
+
+    That tokenizer has the casing given here, puts [CLS] and [SEP] round one or two texts and knows
+    the special tokens by name. Same arguments, same bytes.
+    """
+    with whole_or_absent(folder / "vocab.txt") as temporary:
+        temporary.write_bytes("".join(f"{token}\n" for token in tokens).encode())
+    with whole_or_absent(folder / "tokenizer.json") as temporary:
+        _with_special_tokens(tokens, lowercase).save(str(temporary), pretty=True)
+    names = {f"{name}_token": token for name, token in SPECIAL_TOKENS.items()}
+    write_json(folder / "special_tokens_map.json", names)
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            **names,
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": lowercase,
+            "strip_accents": None,  # follows do_lower_case
+            "tokenize_chinese_chars": True,
+            "model_max_length": 512,  # positions of the published models
+        },
+    )
+
+
+def _with_special_tokens(tokens: Sequence[str], lowercase: bool) -> Any:
+    """The tokenizer for users of a model: it knows the special tokens and adds [CLS] and [SEP]."""
+    tokenizer = make_tokenizer(tokens, lowercase)
+    special = [
+        AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS.values()
+    ]
+    tokenizer.add_special_tokens(special)
+    ids = special_ids(tokens)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", ids["cls"]), ("[SEP]", ids["sep"])],
+    )
+    return tokenizer

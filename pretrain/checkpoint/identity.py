@@ -1,0 +1,72 @@
+"""What decides the numbers of a run, and may not change while it continues."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import xxhash
+
+from data_prep.core.config import as_dict
+from pretrain.config.phases import phases_of
+from pretrain.config.settings import Settings
+
+pass
+
+# Groups of settings that decide which numbers come out, and that a phase may change
+_DECIDING = ("data", "optim", "schedule")
+
+
+def identity(
+    settings: Settings, manifests: list[dict[str, Any]], initial: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """What may not change while a run continues: whatever decides which numbers come out.
+
+    `manifests` are those of each phase's shards, `initial` what run.init_from holds (initial.begin).
+    The number of ranks and the ZeRO stage are free, as they do not; so is the token budget, but where
+    it decides how many sequences a step has.
+    """
+    everything = as_dict(settings)
+    budget = {
+        f"engine.tokens_per_micro_batch of phase {phase.number}": (
+            phase.settings.engine.tokens_per_micro_batch
+        )
+        for phase in phases_of(settings)
+        if phase.settings.optim.tokens_per_step is not None
+    }
+    return {
+        IDENTITY: initial,
+        **budget,
+        "place in the data": "examples taken",  # earlier versions counted batches
+        "run.seed": settings.run.seed,
+        "engine.precision": settings.engine.precision.name,
+        "data.masking": settings.data.masking.name,
+        "data.pairs": settings.data.pairs.name,
+        "data.seq_len": settings.data.seq_len,
+        "data (checksum of the vocabulary)": manifests[0]["vocab_checksum"],
+        "data (training shards)": _together(manifests[0]["splits"]["train"]["shards"]),
+        "phases": [
+            {
+                # earlier versions kept the positions always, and did not say so
+                **{n: v for n, v in phase.items() if (n, v) != ("positions", "kept")},
+                "changes": {g: v for g, v in phase["changes"].items() if g in _DECIDING},
+            }
+            for phase in everything["phases"]
+        ],
+        **{
+            f"data (training shards of phase {number})": _together(m["splits"]["train"]["shards"])
+            for number, m in enumerate(manifests[1:], start=2)
+        },
+        **{
+            f"{group}.{name}": value
+            for group in ("model", "optim", "schedule")
+            for name, value in everything[group].items()
+        },
+    }
+
+
+def _together(shards: list[dict[str, Any]]) -> str:
+    """One checksum for the shards of a split, in their order."""
+    return xxhash.xxh3_128("".join(shard["checksum"] for shard in shards).encode()).hexdigest()
+
+
+IDENTITY = "run.init_from"  # in a run's identity: {"folder": as typed, "checksum": of the weights}

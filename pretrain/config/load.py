@@ -1,0 +1,56 @@
+"""Settings from the command line or a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.core.config import SettingsError, as_overrides, choices, compose
+from pretrain.config.phases import check_phases
+from pretrain.config.settings import Settings
+
+
+def folder_of_run(settings: Settings) -> Path:
+    """Where it lies."""
+    return Path(settings.run.dir) / str(settings.run.name)
+
+
+def settings_of(folder: Path) -> Settings:
+    """The settings of the run in `folder`. What its version did not have is as in conf/.
+
+    Raises SettingsError where there is no run, or one of a version that had other settings.
+    """
+    from omegaconf import OmegaConf
+
+    path = folder / "config.yaml"
+    if not path.exists():
+        raise SettingsError(f"{path} is missing; run= takes the folder of a run, as in run=runs/x")
+    plain = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(plain, dict)
+    try:
+        overrides = as_overrides({str(group): values for group, values in plain.items()})
+        return compose("config", Settings, ["+model=base", *overrides])[0]
+    except (ValueError, AttributeError) as error:  # a SettingsError is a ValueError
+        raise SettingsError(
+            f"{path} cannot be read ({error}); use the version of this project that wrote it"
+        ) from error
+
+
+def load(overrides: Sequence[str], world_size: int) -> tuple[Settings, bool]:
+    """Checked settings from what was typed, and whether they ask for the sample corpus.
+
+    They do where data=sample was typed or neither data= nor data.dir= was: whoever names a folder
+    of their own and mistypes it is told so, and does not train on the sample. Raises SettingsError,
+    listing the models where none is named.
+    """
+    typed = {override.split("=", 1)[0].lstrip("+") for override in overrides}
+    if "model" not in typed:
+        raise SettingsError(
+            f"no model is named; add +model= and one of {', '.join(choices('model'))}"
+        )
+    settings, chosen = compose("config", Settings, overrides)
+    if settings.run.name is None:
+        corpus = Path(settings.data.dir).name
+        settings.run.name = f"{chosen['model']}-{corpus}-{settings.data.seq_len}"
+    check_phases(settings, world_size)
+    return settings, chosen["data"] == "sample" and ("data" in typed or "data.dir" not in typed)

@@ -1,0 +1,101 @@
+"""Held-out examples, each once, in equally many micro-batches on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.stores.shard_reader import Shards
+from pretrain.data.packing import PackedBatch
+from pretrain.data.static_shapes import Packer, static_tokens
+
+
+@dataclass(frozen=True)
+class HeldOutBatch:
+    """One rank's forward pass of an evaluation."""
+
+    batch: PackedBatch
+    is_counted: bool  # False: it only keeps this rank in step with the others
+
+
+def held_out_ids(num_examples: int, max_examples: int | None) -> NDArray[np.int64]:
+    """The examples that are evaluated, ascending: all, or so many spread evenly over all.
+
+    They are stored document by document and source by source: the first ones would be of a few
+    documents of one source.
+    """
+    size = num_examples if max_examples is None else min(max_examples, num_examples)
+    return np.arange(size, dtype=np.int64) * num_examples // max(size, 1)
+
+
+class EvalLoader:
+    """Held-out examples in stored order with their static masks, cut for the ranks.
+
+    Every rank gets equally many micro-batches: ranks that share the weights (ZeRO 3) must all take
+    part in every forward pass. Where the last round has none left for a rank, it gets one that is
+    not counted. `num_sequences` and `num_masked` are over all ranks.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        *,
+        rank: int,
+        world_size: int,
+        token_budget: int,
+        max_examples: int | None,
+        static: bool = False,
+    ) -> None:
+        """`max_examples` None: all. `static`: micro-batches all have one shape, for compiled code.
+
+        Raises ValueError where there is no held-out example."""
+        ids = held_out_ids(shards.num_examples, max_examples)
+        if not len(ids):
+            raise ValueError(
+                f"{shards.folder} holds no held-out example; raise heldout_fraction and run "
+                "data_prep.encode and data_prep.build again"
+            )
+        self._rows = shards.rows(ids)
+        lengths = self._rows.lengths
+        if (longest := int(lengths.max())) > token_budget:
+            raise ValueError(
+                f"engine.tokens_per_micro_batch={token_budget} cannot hold a held-out example of "
+                f"{longest} tokens; set engine.tokens_per_micro_batch={longest} or more"
+            )
+        self.num_sequences = len(ids)
+        self.num_masked = int(self._rows.masked_counts.sum())
+        self._packer = Packer(shards, static)
+        runs = _consecutive(lengths, token_budget)
+        ends = np.cumsum(lengths)
+        fullest = max(int(ends[end - 1] - ends[first] + lengths[first]) for first, end in runs)
+        self._tokens = static_tokens(fullest, token_budget)
+        num_rounds = -(-len(runs) // world_size)
+        self._mine = runs[rank::world_size]
+        self._num_fillers = num_rounds - len(self._mine)
+
+    def __len__(self) -> int:
+        """Micro-batches of this rank, and of every other."""
+        return len(self._mine) + self._num_fillers
+
+    def __iter__(self) -> Iterator[HeldOutBatch]:
+        for first, end in self._mine:
+            yield HeldOutBatch(self._pack(first, end), is_counted=True)
+        for _ in range(self._num_fillers):
+            yield HeldOutBatch(self._pack(0, 1), is_counted=False)
+
+    def _pack(self, first: int, end: int) -> PackedBatch:
+        return self._packer.pack(self._rows, np.arange(first, end), self._tokens)
+
+
+def _consecutive(lengths: NDArray[np.int64], token_budget: int) -> list[tuple[int, int]]:
+    """Cut examples in their order into runs [first, end) of `token_budget` tokens at most."""
+    ends = np.cumsum(lengths)
+    runs, first, before = [], 0, 0
+    while first < len(lengths):
+        end = int(np.searchsorted(ends, before + token_budget, side="right"))
+        runs.append((first, end))
+        first, before = end, int(ends[end - 1])
+    return runs

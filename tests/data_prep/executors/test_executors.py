@@ -1,0 +1,160 @@
+"""Tasks by shares and by other executors: the same bytes, and every failure has a sentence."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import pydoc_data.topics
+import subprocess
+import sys
+from pathlib import Path
+
+import made_tasks
+import pytest
+
+from data_prep import audit, collect, encode, vocab
+from data_prep.core.config import SettingsError
+from data_prep.core.files import checksum
+from data_prep.core.job import ShareDone, load
+from data_prep.executors.run import run_tasks
+from data_prep.executors.tasks import TaskEntry
+
+ROOT = Path(__file__).parents[3]
+HAS_RAY = importlib.util.find_spec("ray") is not None
+
+
+def _start(folder: Path, *overrides: str) -> dict[str, int]:
+    """Five tasks."""
+    outputs = [folder / "outputs" / f"out-{index}" for index in range(5)]
+    entries = [TaskEntry(f"task-{i}", "a", (path,)) for i, path in enumerate(outputs)]
+    settings = load([f"data_dir={folder}", "num_workers=2", *overrides])
+    task = functools.partial(made_tasks.fail, folder, {4})
+    return run_tasks("job", folder / "logs", entries, task, settings)
+
+
+def _written(folder: Path) -> dict[str, str]:
+    """How often each task ran."""
+    return {path.name: path.read_text() for path in sorted((folder / "outputs").iterdir())}
+
+
+def test_every_task_is_in_one_share_and_the_whole_job_then_runs_none_again(tmp_path: Path) -> None:
+    (tmp_path / "mended").touch()
+    for share, expected in (("2/3", ["out-1", "out-4"]), ("1/3", ["out-0", "out-3"])):
+        before = set(_written(tmp_path)) if (tmp_path / "outputs").exists() else set()
+        with pytest.raises(ShareDone, match=f"^share {share}: 2 tasks done$"):
+            _start(tmp_path, f"share={share}")
+        assert sorted(set(_written(tmp_path)) - before) == expected
+    with pytest.raises(ShareDone, match=r"^share 3/3: 1 tasks done$"):
+        _start(tmp_path, "share=3/3")
+    assert _start(tmp_path)["documents"] == 15
+    assert _written(tmp_path) == {f"out-{i}": f"{i}\n" for i in range(5)}
+
+
+def test_a_share_whose_task_fails_is_no_success_and_the_whole_job_does_what_it_left(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(RuntimeError, match=r"1 of 5 tasks failed: task-4\. .*row 7 of task 4"):
+        _start(tmp_path, "share=1/2")
+    (tmp_path / "mended").touch()
+    assert _start(tmp_path)["documents"] == 15
+    assert _written(tmp_path) == {f"out-{i}": f"{i}\n" for i in range(5)}
+
+
+def test_a_share_of_more_processes_than_tasks_is_empty(tmp_path: Path) -> None:
+    with pytest.raises(ShareDone, match="share 9/9: 0 tasks done"):
+        _start(tmp_path, "share=9/9")
+    assert not (tmp_path / "outputs").exists()
+
+
+def _bytes(data_dir: Path) -> dict[str, str]:
+    files = [path for path in data_dir.rglob("*") if path.is_file() and "logs" not in path.parts]
+    return {path.relative_to(data_dir).as_posix(): checksum(path) for path in files}
+
+
+def test_shares_in_any_order_write_no_manifest_and_come_to_the_bytes_of_one_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    books = tmp_path / "books"
+    books.mkdir()
+    for name, text in sorted(pydoc_data.topics.topics.items())[:12]:
+        (books / f"{name}.txt").write_text(text)
+    given = [
+        "+source=books", f"source.path={books}", "source.language=null", "vocab_size=256",
+        "source.min_characters=null", "characters_per_part=9000", "heldout_fraction=0.3",
+    ]  # fmt: skip
+    for name in ("a", "b"):
+        own = [*given, f"data_dir={tmp_path / name}"]
+        for job, store in ((collect, "documents/books"), (encode, "tokens")):
+            for share in ("2/2", "1/2") if name == "b" else ():
+                assert job.main([*own, f"share={share}"]) == 0
+                assert capsys.readouterr().out.startswith(f"share {share}: ")
+                assert not (tmp_path / name / store / "manifest.json").exists()
+            assert job.main(own) == 0
+            if job is collect:
+                assert vocab.main(own) == 0
+            capsys.readouterr()
+    assert _bytes(tmp_path / "a") == _bytes(tmp_path / "b")
+    assert len(_bytes(tmp_path / "a")) > 20
+
+
+@pytest.mark.parametrize("job", [vocab, audit])
+def test_a_job_of_one_task_refuses_a_share(
+    job: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert job.main([f"data_dir={tmp_path}", "share=1/2"]) == 2  # type: ignore[attr-defined]
+    assert "share=1/2: this job is a single task" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["share=3/2"], "share=3/2; it takes K/N"),
+        (["share=0/2"], "share=0/2; it takes K/N"),
+        (["share=half"], "share=half; it takes K/N"),
+        (["share=1/2", "executor=slurm"], "share=1/2 is for executor=local, not slurm"),
+        (["array_size=0"], "array_size=0; it takes 1 or more"),
+        (["executor=dask"], "executor: .*dask"),
+    ],
+)
+def test_a_wrong_setting_of_the_executors_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load(["data_dir=d", *overrides])
+
+
+def test_slurm_is_refused_to_a_program_that_is_no_job(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"start it as python -m data_prep\.JOB"):
+        _start(tmp_path, "executor=slurm")
+
+
+def test_a_machine_without_slurm_is_told_where_to_start(tmp_path: Path) -> None:
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "a.txt").write_text("A text.")
+    ended = subprocess.run(
+        [sys.executable, "-m", "data_prep.collect", "executor=slurm", "+source=books",
+         f"source.path={tmp_path / 'books'}", f"data_dir={tmp_path / 'd'}"],
+        cwd=ROOT, env={"PATH": "/nowhere"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("executor=slurm needs sbatch, which is not on this machine")
+
+
+@pytest.mark.skipif(HAS_RAY, reason="Ray is installed")
+def test_a_machine_without_ray_is_told_how_to_install_it(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"executor=ray needs Ray.*pip install -e '\.\[ray\]'"):
+        _start(tmp_path, "executor=ray")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_RAY, reason="no Ray: pip install -e '.[ray]'")
+@pytest.mark.filterwarnings("ignore::FutureWarning:ray", "ignore::ResourceWarning")
+def test_ray_runs_every_task_in_a_process_of_its_own_and_tells_of_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.chdir(Path(made_tasks.__file__).parent)  # Ray's workers find made_tasks there
+    with pytest.raises(RuntimeError, match=r"1 of 5 tasks failed: task-4\. .*row 7 of task 4"):
+        _start(tmp_path, "executor=ray")
+    (tmp_path / "mended").touch()
+    assert _start(tmp_path, "executor=ray")["documents"] == 15
+    assert _written(tmp_path) == {f"out-{i}": f"{i}\n" for i in range(5)}

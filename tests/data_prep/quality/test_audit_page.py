@@ -1,0 +1,196 @@
+import copy
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from made_corpora import random_documents, run_inline, write_corpus
+
+from data_prep import audit, build
+from data_prep.core.files import read_json, write_json
+from data_prep.core.job import load
+from data_prep.executors import run
+from data_prep.quality import page as audit_page
+from data_prep.quality.dataset_card import card
+from data_prep.quality.plots import draw
+from data_prep.stores.shard_reader import Shards
+
+PLOTS = ("lengths_64", "document_tokens", "sources", "labels_and_masks", "dropped")
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory) -> Path:
+    """A corpus whose every word is a script, audited."""
+    data_dir = tmp_path_factory.mktemp("audited")
+    rng = np.random.default_rng(0)
+    write_corpus(data_dir, [random_documents(rng, 150)], [random_documents(rng, 10)])
+    write_json(
+        data_dir / "documents" / "made" / "manifest.json",
+        {
+            "documents": 160,
+            "dropped": {"<script>alert('reason')</script> $": 3},
+            "settings": {"kind": "books", "path": "<script>|"},
+            "parts": [{"characters": 5}],
+        },
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "run_processes", run_inline)
+        build.run(load([f"data_dir={data_dir}", "seq_len=64"]))
+    vocab = data_dir / "vocab" / "vocab.txt"
+    vocab.write_text(
+        re.sub(r"^(w|##p)(\d+)", r'\1<script>alert("\2")</script>', vocab.read_text(), flags=re.M)
+    )
+    audit.run(load([f"data_dir={data_dir}", "seq_len=64"]))
+    return data_dir
+
+
+@pytest.fixture
+def report(audited: Path) -> dict:
+    return read_json(audited / "audit" / "64" / "audit.json")
+
+
+class Reader(HTMLParser):
+    """Tags, attributes and text of a page, as a browser has them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "srcset")]
+        assert not any(name.startswith("on") for name, _ in attrs)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def page(audited: Path) -> Reader:
+    return Reader((audited / "audit" / "64" / "index.html").read_text())
+
+
+def test_a_script_in_a_document_is_text_on_the_page(page: Reader) -> None:
+    assert "script" not in page.tags
+    assert page.text.count('<script>alert("') > 50
+    assert "<script>alert('reason')</script>" in page.text
+
+
+def test_the_page_fetches_nothing(page: Reader) -> None:
+    assert len(page.links) == len(PLOTS)
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+
+
+def test_every_plot_lies_beside_the_page(audited: Path) -> None:
+    folder = audited / "audit" / "64"
+    for name in PLOTS:
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert not [path for path in folder.iterdir() if path.suffix == ".tmp"]
+
+
+def test_lengths_of_every_seq_len_are_plotted(report: dict) -> None:
+    both = {**report, "other_length_counts": {"32": [0] * 30 + [1, 2, 3]}}
+    titles = [title for title, _ in draw(both).values()]
+    assert titles[:2] == [f"Length of the examples at {seq_len} (train)" for seq_len in (32, 64)]
+
+
+def test_copies_of_documents_are_shown_as_text(report: dict, tmp_path: Path) -> None:
+    report["corpus"]["copies"] = {
+        "sources": {"made": {"documents": 160, "exact": 3, "near": 4_321}},
+        "groups": 9,
+        "largest": [{"kept": "made/7", "title": "<script>", "copies": 5}],
+    }
+    audit_page.write_page(tmp_path, report)
+    page = Reader((tmp_path / "index.html").read_text())
+    assert "script" not in page.tags
+    assert "made/7: <script>" in page.text
+    assert "4,321" in page.text
+
+
+def test_every_source_has_its_shares(report: dict) -> None:
+    train = report["corpus"]["splits"]["train"]
+    train["documents_of_source"] = {"made": 30, "books": 120}
+    train["tokens_of_source"] = {"made": 2_000, "books": 6_000}
+    train["tokens"] = 8_000
+    rows = audit_page._source_rows(report["corpus"])
+    assert [[row[0], *row[-2:]] for row in rows] == [
+        ["books", "80.0%", "75.0%"],
+        ["made", "20.0%", "25.0%"],
+    ]
+
+
+def test_every_reason_is_on_the_page(page: Reader, report: dict) -> None:
+    assert report["faults"]
+    assert all(fault in page.text for fault in report["faults"])
+
+
+def test_each_masked_piece_is_marked_by_its_kind(audited: Path, report: dict) -> None:
+    text = (audited / "audit" / "64" / "index.html").read_text()
+    pieces = [piece for example in report["examples"] for piece in example["pieces"]]
+    for kind in ("mask", "random", "kept"):
+        wanted = sum(piece.get("kind") == kind for piece in pieces)
+        assert len(re.findall(f'<mark class="{kind}" title="input: ', text)) == wanted
+
+
+def test_the_same_report_gives_the_same_page(report: dict) -> None:
+    assert audit_page.page(report, draw(report)) == audit_page.page(report, draw(report))
+
+
+def test_a_report_of_damaged_shards_has_a_page_and_no_card(report: dict, tmp_path: Path) -> None:
+    damaged = {**copy.deepcopy(report), "splits": {}, "examples": [], "faults": ["a flipped bit"]}
+    damaged.pop("shortcut")
+    audit_page.write_page(tmp_path, damaged)
+    assert "a flipped bit" in (tmp_path / "index.html").read_text()
+    assert not (tmp_path / "lengths_64.png").exists()
+
+
+def test_a_half_written_page_is_never_seen(report: dict, tmp_path: Path, monkeypatch) -> None:
+    audit_page.write_page(tmp_path, report)
+    whole = (tmp_path / "index.html").read_bytes()
+
+    def fail(*_) -> str:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(audit_page, "page", fail)
+    with pytest.raises(OSError, match="disk full"):
+        audit_page.write_page(tmp_path, report)
+    assert (tmp_path / "index.html").read_bytes() == whole
+
+
+def test_load_dataset_reads_the_folder_by_its_card(audited: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(audited / "len64", tmp_path / "len64"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+        loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    assert sorted(loaded) == ["heldout", "train"]
+    split = Shards.open(folder, "train")
+    assert len(loaded["train"]) == split.num_examples
+    assert loaded["train"][7]["input_ids"] == split.read(np.array([7])).input_ids.tolist()
+
+
+def test_the_card_names_settings_sources_sizes_and_the_verdict(report: dict) -> None:
+    text = card(report)
+    assert "| `masking.rate` | 0.15 |" in text
+    assert "| made | books | &lt;script>&#124; | 160 |" in text
+    assert f"| train | {report['splits']['train']['rows']:,} |" in text
+    assert "license: [unknown]" in text
+    assert "unfit for training" in text
+    assert "fit for training." in card({**report, "faults": []})
+
+
+def test_the_card_has_the_licence_of_every_source(report: dict) -> None:
+    for kind in ("wikiextractor", "wikipedia", "sample"):
+        settings = {"kind": kind, "path": None}
+        source = {"documents": 1, "characters": 5, "dropped": {}, "settings": settings}
+        report["corpus"]["sources"][kind] = source
+    text = card(report)
+    assert "license: [unknown, other, cc-by-sa-4.0, gfdl]" in text
+    assert text.count("CC BY-SA 4.0 and GFDL |") == 2
+    assert "unknown: that of each file read" in text
+    assert "Python Software Foundation License 2" in text

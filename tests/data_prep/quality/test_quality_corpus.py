@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+from made_corpora import SPECIAL_IDS, random_documents, write_corpus
+
+from data_prep.core.job import load
+from data_prep.core.objectives import Pairing
+from data_prep.quality import corpus
+
+BOUNDS = load(["data_dir=any"]).audit
+
+
+def faults_of(tmp_path, train, heldout=(), pairing=Pairing.nsp) -> list[str]:
+    write_corpus(tmp_path, train, heldout)
+    return corpus.audit_corpus(tmp_path, pairing, BOUNDS)[1]
+
+
+@pytest.fixture
+def documents() -> list[list[list[int]]]:
+    return random_documents(np.random.default_rng(1), 100)
+
+
+def test_a_good_store_has_no_faults(tmp_path, documents) -> None:
+    assert faults_of(tmp_path, [documents]) == []
+
+
+def test_too_few_documents_are_refused(tmp_path, documents) -> None:
+    (fault,) = faults_of(tmp_path, [documents[:49]])
+    assert "there are 49 train documents, and 50 are the least" in fault
+
+
+def test_too_many_documents_of_one_sentence_are_refused(tmp_path, documents) -> None:
+    cut = [document[:1] if i < 70 else document for i, document in enumerate(documents)]
+    (fault,) = faults_of(tmp_path, [cut])
+    assert "of the documents are one sentence, more than 50%" in fault
+
+
+def test_texts_without_pairs_may_be_few_and_of_one_sentence(tmp_path, documents) -> None:
+    assert faults_of(tmp_path, [[d[:1] for d in documents[:9]]], pairing=Pairing.none) == []
+
+
+def test_many_repeated_sentences_are_refused(tmp_path, documents) -> None:
+    line = list(range(5, 30))
+    (fault,) = faults_of(tmp_path, [[[*document, line, line] for document in documents]])
+    assert "of the tokens stand in a sentence that occurred before, more than 30%" in fault
+
+
+def test_unknown_tokens_are_refused(tmp_path, documents) -> None:
+    unknown = [[[*sentence[:-1], SPECIAL_IDS["unk"]] for sentence in d] for d in documents]
+    (fault,) = faults_of(tmp_path, [unknown])
+    assert "of the tokens are unknown, more than 1%" in fault
+    assert "set audit.most_unknown" in fault
+
+
+def test_the_figures_are_those_of_a_naive_count(tmp_path, documents) -> None:
+    parts, heldout = [documents[:60], documents[60:] + documents[:10]], [documents[:3]]
+    write_corpus(tmp_path, parts, heldout)
+    figures, _ = corpus.audit_corpus(tmp_path, Pairing.nsp, BOUNDS)
+    whole = [document for part in parts for document in part]
+    sentences = [tuple(sentence) for document in whole for sentence in document]
+    train = figures["splits"]["train"]
+    assert train["documents"] == train["documents_of_source"]["made"] == len(whole)
+    assert train["tokens"] == train["tokens_of_source"]["made"] == sum(map(len, sentences))
+    assert train["one_sentence_share"] == sum(len(d) == 1 for d in whole) / len(whole)
+    repeated = 1 - len(set(sentences)) / len(sentences)
+    assert train["repeated_sentences_share"] == pytest.approx(repeated)
+    sizes = [int(np.log2(sum(map(len, document)))) for document in whole]
+    assert train["document_tokens_log2_counts"][:20] == [sizes.count(n) for n in range(20)]
+    assert figures["heldout_in_train_share"] == 1
+
+
+def test_a_sample_of_the_sentences_gives_the_share_of_all(tmp_path, monkeypatch) -> None:
+    documents = random_documents(np.random.default_rng(2), 2_000)
+    write_corpus(tmp_path, [documents + documents[:600]])
+    monkeypatch.setattr(corpus, "MOST_HASHES", 8_000)
+    figures, _ = corpus.audit_corpus(tmp_path, Pairing.nsp, BOUNDS)
+    assert figures["splits"]["train"]["repeated_sentences_share"] == pytest.approx(0.23, abs=0.02)

@@ -1,0 +1,85 @@
+import functools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_corpora import random_documents, run_inline, write_corpus
+
+from data_prep import build
+from data_prep.core.job import load
+from data_prep.executors import run
+from data_prep.quality.shortcut import audit_shortcut
+from data_prep.stores.shard_reader import Shards
+from data_prep.stores.shards import Examples
+
+BOUNDS = load(["data_dir=any"]).audit
+
+
+def build_corpus(data_dir: Path, documents, monkeypatch) -> Shards:
+    monkeypatch.setattr(run, "run_processes", run_inline)
+    write_corpus(data_dir, [documents], [documents[:5]])
+    build.run(load([f"data_dir={data_dir}", "seq_len=64"]))
+    return Shards.open(data_dir / "len64", "train")
+
+
+class Changed:
+    """A split whose examples are changed as they are read."""
+
+    def __init__(self, split: Shards, change) -> None:
+        self.split, self.change, self.num_examples = split, change, split.num_examples
+
+    def read(self, chosen) -> Examples:
+        return self.change(self.split.read(chosen))
+
+
+@pytest.fixture
+def split(tmp_path: Path, monkeypatch) -> Shards:
+    return build_corpus(tmp_path, random_documents(np.random.default_rng(3), 1_000), monkeypatch)
+
+
+def test_pairs_of_random_words_tell_nothing(split: Shards) -> None:
+    figures, faults = audit_shortcut(split, BOUNDS)
+    assert faults == []
+    assert figures["examples"] >= 500
+    assert figures["alone_skill"] < 0.4  # lengths tell a little: B's of documents' ends are short
+    assert figures["together_skill"] < 0.4
+
+
+def mark_random(segment: str, examples: Examples) -> Examples:
+    """Where B is random, a segment begins with word 500; no other has it."""
+    ids = np.where(examples.input_ids == 500, 501, examples.input_ids)
+    shift = 1 if segment == "A" else examples.segment_a_lengths
+    ids[(examples.offsets[:-1] + shift)[examples.next_sentence_labels == 1]] = 500
+    return replace(examples, input_ids=ids)
+
+
+@pytest.mark.parametrize("segment", ["A", "B"])
+def test_a_word_that_marks_random_pairs_is_refused(split: Shards, segment: str) -> None:
+    marked = Changed(split, functools.partial(mark_random, segment))
+    figures, faults = audit_shortcut(marked, BOUNDS)
+    assert figures["alone_accuracy"] > 0.95
+    assert "the lengths and words of either segment tell" in faults[0]
+
+
+def test_a_name_in_every_sentence_is_refused(tmp_path: Path, monkeypatch) -> None:
+    documents = [
+        [[5 + number] * 4 + sentence for sentence in document if len(sentence) > 4]
+        for number, document in enumerate(random_documents(np.random.default_rng(4), 900))
+    ]
+    rare = [[[w if i < 4 else 950 + w % 40 for i, w in enumerate(s)] for s in d] for d in documents]
+    split = build_corpus(tmp_path, [d for d in rare if d], monkeypatch)
+    figures, faults = audit_shortcut(split, BOUNDS)
+    assert figures["alone_skill"] < 0.5
+    assert figures["together_skill"] > 0.98
+    assert len(faults) == 1
+    assert "the words that the segments share tell" in faults[0]
+
+
+def test_too_few_examples_are_not_judged(tmp_path: Path, monkeypatch) -> None:
+    documents = random_documents(np.random.default_rng(5), 60)
+    assert audit_shortcut(build_corpus(tmp_path, documents, monkeypatch), BOUNDS) == ({}, [])
+
+
+def test_an_audit_gives_the_same_figures_twice(split: Shards) -> None:
+    assert audit_shortcut(split, BOUNDS) == audit_shortcut(split, BOUNDS)

@@ -1,0 +1,227 @@
+"""Data sets of rows: Wikipedia, BookCorpus and books, cut anywhere; and rows that cannot be read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from source_reading import read_all, reasons, source_of, texts
+
+from data_prep import collect
+from data_prep.core.config import SettingsError
+from data_prep.core.job import load, require_source
+from data_prep.sources import dataset_rows as rows
+from data_prep.sources import module_of
+from data_prep.stores.documents import Document, Reject
+
+
+def _wikipedia(num_rows: int) -> list[dict[str, str]]:
+    return [
+        {"id": str(n), "url": "u", "title": f"T{n}", "text": f"A  line {n}.\n\nAnother."}
+        for n in range(num_rows)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_wikipedia_rows_become_documents_once_each_whatever_the_cut(
+    tmp_path: Path, kind: str
+) -> None:
+    pages = _wikipedia(25)
+    pages[3]["text"] = " \n"
+    (tmp_path / "rows").mkdir()
+    for name, share in (("b", pages[15:]), ("a", pages[:15])):
+        path = tmp_path / "rows" / f"{name}.{kind}"
+        if kind == "parquet":
+            pq.write_table(pa.Table.from_pylist(share), path)
+        else:
+            path.write_text("".join(json.dumps(row) + "\n" for row in share))
+    source = source_of("wikipedia", tmp_path / "rows")
+    items = read_all(source, characters=200)
+    assert reasons(items) == {"3": "no prose"}
+    assert [item.id for item in items] == [str(n) for n in range(25)]
+    assert items[0] == Document("0", "T0", "A line 0.\nAnother.")
+    tasks = module_of(source.kind).plan(source, 200, tmp_path / "cache").tasks
+    assert len(tasks) > 3
+
+
+@pytest.mark.parametrize("characters", [1, 300, 10**9])
+def test_bookcorpus_rows_are_grouped_alike_whatever_the_cut(
+    tmp_path: Path, characters: int
+) -> None:
+    sentences = [{"text": f"sentence {n} ."} for n in range(23)]
+    for n in range(10, 15):
+        sentences[n]["text"] = ""
+    pq.write_table(pa.Table.from_pylist(sentences), tmp_path / "a.parquet")
+    source = source_of("bookcorpus", tmp_path / "a.parquet", rows_per_document=5)
+    items = read_all(source, characters)
+    assert reasons(items) == {"row-000000010": "empty"}
+    kept = texts(items)
+    assert list(kept) == [f"row-{n:09d}" for n in (0, 5, 15, 20)]
+    assert kept["row-000000020"] == "sentence 20 .\nsentence 21 .\nsentence 22 ."
+
+
+def test_quotes_and_contractions_of_bookcorpus_are_put_back(tmp_path: Path) -> None:
+    rows = ["`` are n't you being a good boy , megan ? ''", "she said ."]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    (book,) = read_all(source_of("bookcorpus", tmp_path, rows_per_document=5))
+    assert isinstance(book, Document)
+    assert book.text == '" aren\'t you being a good boy , megan ? "\nshe said .'
+
+
+def test_blanks_before_punctuation_change_no_id() -> None:
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+
+    split = [
+        [word for word, _ in BertPreTokenizer().pre_tokenize_str(text)]
+        for text in ("he 'd seen megan 's plan ( twice ) , twenty-two ; no ?",
+                     "he'd seen megan's plan (twice), twenty-two; no?")
+    ]  # fmt: skip
+    assert split[0] == split[1]
+
+
+def test_the_manifest_says_how_many_rows_make_a_document(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "she said ."}\n' * 30)
+    given = ["+source=bookcorpus", f"source.path={tmp_path / 'a.jsonl'}", f"data_dir={tmp_path}"]
+    manifest = collect.run(load([*given, "source.rows_per_document=20", "num_workers=1"]))
+    assert manifest["settings"]["rows_per_document"] == 20
+    assert (manifest["inputs"], manifest["documents"]) == ({"rows": 30}, 2)
+
+
+def test_a_bookcorpus_row_can_be_a_whole_book(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "One.\\nTwo."}\n{"text": null}\n')
+    items = read_all(source_of("bookcorpus", tmp_path))
+    assert items == [
+        Document("row-000000000", "", "One.\nTwo."),
+        Reject("row-000000001", "", "", "empty"),
+    ]
+
+
+def test_rows_without_the_columns_are_refused_with_those_there_are(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "One.", "title": "T"}\n')
+    with pytest.raises(SettingsError, match="has the columns body, title, and lacks id, text"):
+        read_all(source_of("wikipedia", tmp_path))
+
+
+def _write_rows(path: Path, num_rows: int, **columns: str) -> None:
+    row = {"id": "1", "title": "T", "text": "A text of some words.", **columns}
+    pq.write_table(pa.Table.from_pylist([row] * num_rows), path, row_group_size=500)
+
+
+def test_a_broken_line_is_named_with_its_file(tmp_path: Path) -> None:
+    lines = [json.dumps(row) for row in _wikipedia(1_000)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    lines[700] = lines[700][:30]
+    (tmp_path / "b.jsonl").write_text("\n".join(lines))
+    with pytest.raises(SettingsError, match=r"cannot be read as json: .*b\.jsonl, line 701: "):
+        read_all(source_of("wikipedia", tmp_path))
+
+
+def test_a_damaged_parquet_file_is_named_with_the_place(tmp_path: Path) -> None:
+    for name in ("a.parquet", "b.parquet"):
+        _write_rows(tmp_path / name, 2_000)
+    with pq.ParquetFile(tmp_path / "b.parquet") as file:
+        offset = file.metadata.row_group(2).column(2).data_page_offset
+    data = bytearray((tmp_path / "b.parquet").read_bytes())
+    data[offset : offset + 40] = bytes(40)
+    (tmp_path / "b.parquet").write_bytes(data)
+    with pytest.raises(SettingsError, match=r"as parquet: .*b\.parquet, row group 2: "):
+        read_all(source_of("wikipedia", tmp_path))
+    (tmp_path / "b.parquet").write_bytes(b"no parquet")
+    with pytest.raises(SettingsError, match=r"as parquet: .*b\.parquet: "):
+        read_all(source_of("wikipedia", tmp_path))
+
+
+def test_a_file_with_other_columns_is_named(tmp_path: Path) -> None:
+    _write_rows(tmp_path / "a.parquet", 5)
+    _write_rows(tmp_path / "b.parquet", 5, body="x")
+    with pytest.raises(
+        SettingsError, match=r"b\.parquet has the columns \['id'.*, 'body'\], .*a\."
+    ):
+        read_all(source_of("wikipedia", tmp_path))
+
+
+def test_a_row_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    lines = [json.dumps(row).encode() for row in _wikipedia(1_500)]
+    lines[1_200] = lines[1_200].replace(b"Another", b"Caf\xed\xa0\x80")
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    with pytest.raises(ValueError, match=r"row 1200 of the data set .* is not UTF-8: .*mend it"):
+        read_all(source_of("wikipedia", tmp_path))
+
+
+def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\n")
+    with pytest.raises(SettingsError, match=r"holds neither \.parquet nor \.jsonl; point"):
+        read_all(source_of("wikipedia", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("wikipedia", r"20231101\.en/\*"),
+        ("bookcorpus", r"\*/train\[-/\]\*"),
+        ("gutenberg", r"\*/en\[-/\]\*"),
+    ],
+)
+def test_an_unreachable_hub_names_what_to_fetch_and_the_setting(
+    name: str, files: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # refuses
+    for module in (huggingface_hub.constants, datasets.config):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)  # and as it was, after the test
+    source = require_source(load([f"+source={name}", f"data_dir={tmp_path}"]))
+    source.dataset = "nobody/has-this-one"
+    expected = (
+        rf"hf download nobody/has-this-one --repo-type dataset --revision {source.revision} "
+        rf'--include "{files}" --local-dir FOLDER; then set source\.path=FOLDER'
+    )
+    with pytest.raises(SettingsError, match=expected):
+        read_all(source)
+
+
+def test_the_inputs_name_the_commit_of_the_hub() -> None:
+    commit = "b04c8d1ceb2f5cd4588862100d08de323dccfbaa"
+    assert rows._commit([f"/cache/a___b/c/0.0.0/{commit}/x.arrow"]) == {"commit": commit}
+    assert rows._commit([f"/cache/json/default/0.0.0/{'0' * 64}/x.arrow"]) == {}
+
+
+def test_pages_that_list_meanings_and_short_ones_are_rejected(tmp_path: Path) -> None:
+    pages = [
+        {"id": "1", "title": "A", "text": "A may refer to:\n\nB, a town\n\nC, a village"},
+        {"id": "2", "title": "D", "text": "D is one."},
+        {"id": "3", "title": "E", "text": "E is an article of some words."},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(page) + "\n" for page in pages))
+    items = read_all(source_of("wikipedia", tmp_path, min_characters=20))
+    assert reasons(items) == {"1": "disambiguation", "2": "too short"}
+    assert texts(items) == {"3": "E is an article of some words."}
+
+
+# --- books ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", ["text", "TEXT"])
+def test_a_raw_book_in_a_row_becomes_what_its_file_becomes(tmp_path: Path, column: str) -> None:
+    raw = (
+        "The Project Gutenberg eBook of X\r\n\r\nTitle: X, or\r\n\r\n"
+        "*** START OF THE PROJECT GUTENBERG EBOOK X ***\r\n\r\n[Illustration]\r\n\r\n"
+        + "It was a dark\r\nnight.\r\n\r\nIt _was_ day.\r\n\r\n" * 3
+        + "*** END OF THE PROJECT GUTENBERG EBOOK X ***\r\nlicence"
+    )
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "x.txt").write_bytes(raw.encode())
+    (book,) = read_all(source_of("books", tmp_path / "files"))
+    values = [{"id": "1-0", column: raw}] * 2 + [{"id": "2", column: None}]
+    pq.write_table(pa.Table.from_pylist(values), tmp_path / "a.parquet")
+    source = source_of("book_rows", tmp_path / "a.parquet", text_column=column)
+    assert read_all(source, characters=1) == [
+        Document("row-000000000", "X, or", book.text),
+        Document("row-000000001", "X, or", book.text),
+        Reject("row-000000002", "", "", "empty"),
+    ]
+    assert book.text.count("\n") == 5

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from datetime import timedelta
+
+import pytest
+from ranks_harness import run_ranks
+
+from pretrain.distributed import ranks
+from pretrain.distributed.ranks import LaunchPlace, Ranks, environment_rank, environment_world_size
+
+TORCHRUN = {
+    "RANK": "5",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "node-a",
+    "MASTER_PORT": "29500",
+}
+SRUN = {
+    "SLURM_JOB_ID": "4711",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_NTASKS": "4",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NODELIST": "gpu[03-04]",
+}
+# what the shell of sbatch has: a job, even a task number, and no step of its own
+BATCH_SHELL = {"SLURM_JOB_ID": "4711", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", *SRUN):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_bare_python_is_one_process() -> None:
+    assert (environment_rank(), environment_world_size()) == (0, 1)
+
+
+def test_torchrun_and_the_deepspeed_launcher_are_known_by_rank(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {**SRUN, **TORCHRUN}.items():  # torchrun inside srun: torchrun's word holds
+        monkeypatch.setenv(name, value)
+    assert (environment_rank(), environment_world_size()) == (5, 8)
+
+
+def test_srun_is_known_by_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SRUN.items():
+        monkeypatch.setenv(name, value)
+    assert (environment_rank(), environment_world_size()) == (3, 4)
+    assert ranks._place(SRUN) == LaunchPlace(rank=3, world_size=4, local_rank=1)
+
+
+def test_a_step_with_fewer_tasks_than_its_job_counts_its_own() -> None:
+    place = ranks._place({**SRUN, "SLURM_NTASKS": "16"})
+    assert place is not None
+    assert place.world_size == 4
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        BATCH_SHELL,
+        {**SRUN, "SLURM_STEP_ID": str(0xFFFFFFFA)},  # salloc with an interactive step
+        {**SRUN, "SLURM_STEP_ID": str(0xFFFFFFFB)},  # the batch step
+        {"SLURM_JOB_ID": "4711", "SLURM_STEP_ID": ""},
+    ],
+)
+def test_a_shell_inside_a_job_is_one_process(environment: dict[str, str]) -> None:
+    assert ranks._place(environment) is None
+
+
+def test_half_a_launcher_is_refused_by_name() -> None:
+    with pytest.raises(RuntimeError, match="RANK=5 is set and WORLD_SIZE, LOCAL_RANK"):
+        ranks._place({"RANK": "5", "MASTER_ADDR": "node-a", "MASTER_PORT": "29500"})
+
+
+def test_tasks_of_a_step_meet_on_its_first_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")  # no scontrol
+    assert ranks._meeting_point(SRUN).startswith("gpu03:")
+
+
+def test_steps_of_one_job_meet_at_ports_of_their_own() -> None:
+    plain = {**SRUN, "SLURM_STEP_NODELIST": "a"}
+    points = {ranks._meeting_point({**plain, "SLURM_STEP_ID": str(step)}) for step in range(20)}
+    assert len(points) == 20
+
+
+@pytest.mark.parametrize("job_id", ["1", "999", "4711", "67043327"])
+def test_ports_lie_where_the_system_hands_out_none(job_id: str) -> None:
+    point = ranks._meeting_point({**SRUN, "SLURM_JOB_ID": job_id, "SLURM_STEP_NODELIST": "a"})
+    assert 20_000 <= int(point.split(":")[1]) < 32_768
+
+
+def test_a_batch_script_may_name_the_meeting_point() -> None:
+    given = {**SRUN, "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "12345"}
+    assert ranks._meeting_point(given) == "10.0.0.7:12345"
+
+
+@pytest.mark.parametrize(
+    ("node_list", "first"),
+    [
+        ("localhost", "localhost"),
+        ("gpu-a,gpu-b", "gpu-a"),
+        ("gpu[03-07,12],login1", "gpu03"),
+        ("gpu[12,14-15]-ib", "gpu12-ib"),
+        ("rack-2-node7.cluster.edu", "rack-2-node7.cluster.edu"),
+    ],
+)
+def test_first_host_is_read_without_scontrol(
+    monkeypatch: pytest.MonkeyPatch, node_list: str, first: str
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert ranks._first_host(node_list) == first
+
+
+def test_scontrol_is_asked_where_it_is_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("bin")
+    (folder / "scontrol").write_text('#!/bin/sh\n[ "$1 $2" = "show hostnames" ] && echo "$3-x y"\n')
+    (folder / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    assert ranks._first_host("a") == "a-x"
+
+
+def test_a_taken_port_is_named_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        cure = rf"port {port} of .* is another program's; give a free one .MASTER_PORT"
+        with pytest.raises(RuntimeError, match=cure):
+            ranks._store(LaunchPlace(0, 2, 0), timedelta(seconds=5))
+
+
+def test_a_single_process_starts_inside_a_batch_shell_and_exports_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in BATCH_SHELL.items():
+        monkeypatch.setenv(name, value)
+    code = (
+        "import os; from pretrain import ranks; r = ranks.start(1.0); "
+        "print(r.rank, r.world_size, r.sum([1.5]), r.any(True), r.broadcast('x'), "
+        "'RANK' in os.environ); r.stop()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[0] == "0 1 [1.5] True x False"
+
+
+ENDING = """
+import atexit, sys, threading, torch
+from pretrain.distributed.ranks import exit_with
+
+def work():
+    while True:
+        torch.ones(9).sum().item()
+
+atexit.register(print, "exit handlers have run")
+
+def main():
+    for _ in range(2):
+        threading.Thread(target=work, daemon=True).start()
+    for _ in range(1_000):  # until both are in torch's own code
+        torch.ones(9).sum()
+    %s
+
+exit_with(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "said"),
+    [("return 3", 3, ""), ("raise OSError('the disk')", 1, "OSError: the disk\n")],
+    ids=["returns", "raises"],
+)
+def test_a_process_ends_with_its_status_though_threads_are_inside_torch(
+    end: str, status: int, said: str
+) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING % end], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (status, "exit handlers have run\n"), done.stderr
+    assert done.stderr.endswith(said)
+
+
+def talk(ranks: Ranks) -> tuple[list[float], bool, bool, bool, object]:
+    summed = ranks.sum([2**53, 0.1 * ranks.rank])
+    anyone, noone = ranks.any(ranks.rank == 1), ranks.any(False)
+    ranks.barrier()
+    return summed, anyone, noone, ranks.any(True), ranks.broadcast({"of": ranks.rank})
+
+
+@pytest.mark.distributed
+def test_every_rank_hears_the_same() -> None:
+    expected = ([2.0**54 + 2.0**53, 0.1 * 1 + 0.1 * 2], True, False, True, {"of": 0})
+    assert run_ranks(talk, 3) == [expected] * 3
+
+
+def fail_on_rank_1(ranks: Ranks) -> None:
+    if ranks.rank == 1:
+        raise ValueError("no more")
+    ranks.barrier()
+
+
+@pytest.mark.distributed
+def test_a_failing_rank_ends_the_others() -> None:
+    with pytest.raises(RuntimeError, match="ValueError: no more"):
+        run_ranks(fail_on_rank_1, 2)

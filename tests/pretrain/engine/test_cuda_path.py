@@ -1,0 +1,152 @@
+"""The path that a GPU takes, without a GPU: its numbers, its graph, and the rules of the device."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flash_reference import flash_on_the_cpu
+from model_samples import random_batch, random_model, small_settings
+from step_outcomes import assert_near, outcome
+
+from pretrain.config.settings import Precision
+from pretrain.model import attention, compile
+from pretrain.model.compile import compile_parts
+
+LENGTHS, OTHER_LENGTHS = [5, 9, 30, 1, 17], [20, 1, 1, 33, 7]  # as many tokens
+GPU = torch.device("cuda")
+TRITON = Path(os.environ.get("TRITON_FOLDER", "none")) / "triton"
+
+
+def test_the_call_of_a_gpu_gives_the_numbers_of_one_call_a_sequence() -> None:
+    model, batch = random_model(small_settings(), 90, seed=0), random_batch(LENGTHS, 90, 0)
+    plain = outcome(model, batch)
+    with flash_on_the_cpu():
+        assert_near(outcome(model, batch), plain, 1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's compiler asks
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_compiled_it_is_one_graph_for_all_layers_and_all_batches_of_a_shape(
+    dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compile, "BACKEND", "aot_eager")
+    model = random_model(
+        small_settings(num_hidden_layers=3, attention_probs_dropout_prob=dropout), 90, seed=0
+    )
+    batches = [random_batch(n, 90, 0, masked=[1] * 5) for n in (LENGTHS, OTHER_LENGTHS)]
+    with flash_on_the_cpu():
+        plain = [outcome(model, batch) for batch in batches]
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        compile_parts(model, Precision.bf16, GPU)
+        for batch, expected in zip(batches, plain, strict=True):
+            assert_near(outcome(model, batch), expected, 1e-5)
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 2, "a layer and the loss"
+    assert not counters["graph_break"]
+
+
+def test_its_dropout_zeroes_probabilities_and_their_gradients_alike() -> None:
+    lengths = [24, 8]
+    batch = random_batch(lengths, 90, 0)
+    qkv = torch.randn(32, 3, 2, 32, generator=torch.Generator().manual_seed(1))
+    for start, n in ((0, 24), (24, 8)):
+        qkv[start : start + n, 2] = torch.eye(n, 32).unsqueeze(1)  # so the output shows them
+    qkv.requires_grad_()
+    with flash_on_the_cpu():
+        torch.manual_seed(0)
+        out = attention.attention(qkv, batch, 0.25).view(32, 2, 32)
+        torch.manual_seed(0)
+        again = attention.attention(qkv, batch, 0.25).view(32, 2, 32)
+        other = attention.attention(qkv, batch, 0.25).view(32, 2, 32)
+        weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2))
+        (found,) = torch.autograd.grad((out * weight).sum(), qkv)
+    assert torch.equal(out, again)
+    assert not torch.equal(out, other)
+    expected = torch.zeros_like(qkv)
+    for part in (slice(0, 24), slice(24, 32)):
+        block = qkv[part].detach().requires_grad_()
+        q, k, v = (x.transpose(0, 1) for x in block.unbind(1))
+        n = q.shape[1]
+        kept = (out[part].detach().transpose(0, 1)[..., :n] != 0) / 0.75
+        plain = ((q @ k.transpose(1, 2) * 32**-0.5).softmax(-1) * kept) @ v
+        torch.testing.assert_close(plain.transpose(0, 1), out[part], rtol=1e-5, atol=1e-6)
+        (expected[part],) = torch.autograd.grad((plain.transpose(0, 1) * weight[part]).sum(), block)
+        assert 0.15 < (kept == 0).float().mean() < 0.35
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@functools.cache
+def pretended(what: str) -> dict[str, Any]:
+    """What `pretend_cuda.py` found, in a process of its own."""
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(root / "tests" / "support" / "pretend_cuda.py"), what],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(root), str(TRITON.parent), *sys.path]),
+        },
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def can_pretend(test: Callable[[], None]) -> Callable[[], None]:
+    """Skip where the stub that pretends a GPU cannot be built or loaded."""
+    for why_not, reason in (
+        (shutil.which("g++") is None, "the stub that pretends a GPU is built with g++"),
+        (torch.version.cuda is not None, "this torch has CUDA, for which the stub stands"),
+    ):
+        test = pytest.mark.skipif(why_not, reason=reason)(test)
+    return test
+
+
+@can_pretend
+def test_a_step_of_bert_large_keeps_the_rules_of_a_gpu_in_bf16() -> None:
+    steps = pretended("rules")["steps"]
+    assert steps.keys() == {"bf16, attention dropout 0.1", "bf16_autocast, attention dropout 0.0"}
+    for step in steps.values():
+        assert step["attention_calls"] == 48, "one a layer and direction, whatever the sequences"
+        assert step["types_of_products"] == ["torch.bfloat16"]
+        assert step["gradients_on_cuda"]
+
+
+@can_pretend
+def test_each_of_these_rules_refuses_what_it_names() -> None:
+    found = pretended("rules")
+    assert found["accepted"]
+    assert len(found["refused"]) == 7
+    assert all(found["refused"].values()), found["refused"]
+
+
+@can_pretend
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not TRITON.exists(),
+    reason="for kernels: pip install --no-deps --target FOLDER triton (1 GB), TRITON_FOLDER=FOLDER",
+)
+def test_the_compiled_parts_build_for_an_h100() -> None:
+    found = pretended("kernels")
+    layer, loss = found["layer"], found["loss"]
+    assert (layer["forward"]["products"], layer["backward"]["products"]) == (4, 8)
+    assert len(layer["forward"]["cubins"]) <= 3, "GELU, and twice dropout, sum and LayerNorm in one"
+    assert layer["forward"]["attention"]
+    assert layer["backward"]["attention"]
+    assert len(loss["forward"]["cubins"]) <= 2
+    assert len(loss["backward"]["cubins"]) == 1
+    passes = [pass_ for part in found.values() for pass_ in part.values()]
+    assert all(size > 0 for pass_ in passes for size in pass_["cubins"])

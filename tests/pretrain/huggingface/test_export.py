@@ -1,0 +1,429 @@
+"""The exported folder: read by stock transformers, equal to our model, whole or absent."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import torch
+from model_samples import random_batch, random_model, small_settings
+from safetensors.torch import save_file
+from torch import Tensor
+
+from data_prep.core.config import SettingsError, as_yaml, compose
+from data_prep.core.files import read_json, write_json
+from data_prep.core.objectives import Pairing
+from data_prep.tokenizer.hf_files import save_tokenizer
+from pretrain.checkpoint.files import MANIFEST_FILE
+from pretrain.config.settings import Settings
+from pretrain.export import main
+from pretrain.huggingface.export import check_export, export
+from pretrain.huggingface.load import fill_masks, load_exported
+from pretrain.model.bert import BertForPreTraining
+from pretrain.training.export_run import export_run
+
+WORDS = "the a cat dog mouse sat ran ate on in mat house garden and . ,".split()
+TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s"]
+VOCAB_SIZE = len(TOKENS)
+SPLIT = {"rows": 80, "tokens": 4_000, "masked_tokens": 600, "random_next": 40}
+MANIFEST = {
+    "vocab_size": VOCAB_SIZE,
+    "vocab_checksum": "0123abcd",
+    "splits": {"train": SPLIT, "heldout": {**SPLIT, "rows": 8}},
+}
+
+needs_transformers = pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None,
+    reason="transformers is not installed (pip install -e .[finetune])",
+)
+
+
+@pytest.fixture(scope="module")
+def vocab_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus") / "vocab"
+    save_tokenizer(folder, TOKENS, lowercase=True)
+    return folder
+
+
+def weights_of(model: BertForPreTraining) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def card() -> dict[str, Any]:
+    overrides = ["+model=tiny", "schedule.total_steps=500", "optim.global_batch=16"]
+    settings, _ = compose("config", Settings, overrides)
+    return {
+        "name": "first",
+        "step": 100,
+        "settings": settings,
+        "sources": {"novels": 77},
+        "data": [MANIFEST],
+        "held_out": {"eval/mlm_loss": 5.4321, "eval/nsp_accuracy": 0.625},
+    }
+
+
+@pytest.fixture(scope="module")
+def model() -> BertForPreTraining:
+    return random_model(small_settings(hidden_act="gelu_new"), VOCAB_SIZE, seed=0).eval()
+
+
+@pytest.fixture(scope="module")
+def exported(
+    model: BertForPreTraining, vocab_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    target = tmp_path_factory.mktemp("run") / "export"
+    export(weights_of(model), model.settings, Pairing.nsp, vocab_folder, target, card())
+    return target
+
+
+def test_the_folder_holds_what_a_hugging_face_folder_holds_and_nothing_is_left_beside_it(
+    exported: Path,
+) -> None:
+    assert {path.name for path in exported.iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+    }
+    assert [path.name for path in exported.parent.iterdir()] == ["export"]
+
+
+@needs_transformers
+@pytest.mark.parametrize(
+    ("name", "new_weights"),
+    [
+        ("BertForPreTraining", set()),
+        ("BertForMaskedLM", set()),
+        ("BertForSequenceClassification", {"classifier.weight", "classifier.bias"}),
+    ],
+)
+def test_stock_classes_load_it_and_miss_no_weight_that_should_be_there(
+    exported: Path, name: str, new_weights: set[str]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    _, report = getattr(transformers, name).from_pretrained(exported, output_loading_info=True)
+    assert set(report["missing_keys"]) == new_weights
+    assert not report["mismatched_keys"]
+    if name == "BertForPreTraining":
+        assert not report["unexpected_keys"]
+
+
+@needs_transformers
+def test_loading_it_for_pretraining_logs_no_warning(
+    exported: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    root = logging.getLogger("transformers")
+    root.addHandler(caplog.handler)
+    try:
+        transformers.BertForPreTraining.from_pretrained(exported)
+        transformers.BertForMaskedLM.from_pretrained(exported)
+    finally:
+        root.removeHandler(caplog.handler)
+    about_absent = [r.getMessage() for r in caplog.records if "MISSING" in r.getMessage()]
+    assert about_absent == []
+
+
+@needs_transformers
+def test_a_model_without_pairs_is_stock_bert_for_masked_lm_to_the_last_weight(
+    vocab_folder: Path, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = random_model(small_settings(), VOCAB_SIZE, 0, Pairing.none).eval()
+    target, facts = tmp_path / "export", card()
+    facts["settings"].data.pairs = Pairing.none
+    export(weights_of(model), model.settings, Pairing.none, vocab_folder, target, facts)
+    _, report = transformers.BertForMaskedLM.from_pretrained(target, output_loading_info=True)
+    assert not any(report.values()), report
+    assert read_json(target / "config.json")["architectures"] == ["BertForMaskedLM"]
+    text = (target / "README.md").read_text()
+    assert "by masked language modelling alone." in text
+    assert "BertForMaskedLM.from_pretrained" in text
+    assert "80 texts" in text
+    again = dict(load_exported(target).named_parameters())
+    for name, weight in weights_of(model).items():
+        cut = (
+            weight[:VOCAB_SIZE]
+            if name in ("embeddings.word.weight", "mlm_head.decoder.bias")
+            else weight
+        )
+        assert torch.equal(again[name], cut), name
+
+
+def test_the_card_of_a_model_of_sentence_order_says_what_its_labels_are(
+    vocab_folder: Path, model: BertForPreTraining, tmp_path: Path
+) -> None:
+    facts = card()
+    facts["settings"].data.pairs = Pairing.sop
+    export(weights_of(model), model.settings, Pairing.sop, vocab_folder, tmp_path / "e", facts)
+    text = (tmp_path / "e/README.md").read_text()
+    assert "by masked language modelling and sentence order prediction." in text
+    assert "1 that the two are swapped" in text
+
+
+def test_weights_without_pairs_are_not_exported_as_weights_with_pairs(
+    vocab_folder: Path, tmp_path: Path
+) -> None:
+    model = random_model(small_settings(), VOCAB_SIZE, 0, Pairing.none)
+    with pytest.raises(SettingsError, match=r"4 missing \['pair_head.bias'.*data\.pairs"):
+        export(weights_of(model), model.settings, Pairing.nsp, vocab_folder, tmp_path / "e", card())
+
+
+@needs_transformers
+def test_the_stock_tokenizer_reads_text_as_the_corpus_was_read(
+    exported: Path, vocab_folder: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    encoded = tokenizer("The CAT sat.", "Dogs [MASK]")
+    expected = "[CLS] the cat sat . [SEP] dog ##s [MASK] [SEP]".split()
+    assert tokenizer.convert_ids_to_tokens(encoded["input_ids"]) == expected
+    assert encoded["token_type_ids"] == [0] * 6 + [1] * 4
+    assert len(tokenizer) == VOCAB_SIZE
+    assert tokenizer.model_max_length == 64  # the model's positions
+
+
+@needs_transformers
+def test_logits_through_transformers_equal_ours(exported: Path, model: BertForPreTraining) -> None:
+    worst = check_export(exported, weights_of(model), model.settings, Pairing.nsp)
+    assert worst is not None
+    assert worst <= 1e-5
+
+
+@needs_transformers
+@pytest.mark.parametrize(
+    ("key", "value"), [("hidden_act", "gelu"), ("layer_norm_eps", 1e-3), ("num_attention_heads", 2)]
+)
+def test_a_config_that_says_something_else_than_the_training_is_detected(
+    vocab_folder: Path, model: BertForPreTraining, tmp_path: Path, key: str, value: object
+) -> None:
+    target = tmp_path / "export"
+    export(weights_of(model), model.settings, Pairing.nsp, vocab_folder, target, card())
+    write_json(target / "config.json", {**read_json(target / "config.json"), key: value})
+    with pytest.raises(RuntimeError, match="differ from ours"):
+        check_export(target, weights_of(model), model.settings, Pairing.nsp)
+
+
+@needs_transformers
+def test_a_missing_weight_is_detected(
+    vocab_folder: Path, model: BertForPreTraining, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    target = tmp_path / "export"
+    export(weights_of(model), model.settings, Pairing.nsp, vocab_folder, target, card())
+    weights = load_file(target / "model.safetensors")
+    del weights["bert.pooler.dense.weight"]
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RuntimeError, match=r"missing_keys.*bert\.pooler\.dense\.weight"):
+        check_export(target, weights_of(model), model.settings, Pairing.nsp)
+
+
+def test_a_failed_check_leaves_the_earlier_export_as_it_was(
+    vocab_folder: Path,
+    model: BertForPreTraining,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = tmp_path / "export"
+    export(weights_of(model), model.settings, Pairing.nsp, vocab_folder, target, card())
+    before = (target / "model.safetensors").read_bytes()
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("differs")
+
+    monkeypatch.setattr("pretrain.huggingface.export.check_export", refuse)
+    other = random_model(model.settings, VOCAB_SIZE, seed=1)
+    with pytest.raises(RuntimeError, match="differs"):
+        export(weights_of(other), model.settings, Pairing.nsp, vocab_folder, target, card())
+    assert (target / "model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+    monkeypatch.setattr("pretrain.huggingface.export.check_export", lambda *_: None)
+    export(weights_of(other), model.settings, Pairing.nsp, vocab_folder, target, card())
+    assert (target / "model.safetensors").read_bytes() != before
+
+
+def test_a_folder_that_is_no_export_is_not_replaced(
+    vocab_folder: Path, model: BertForPreTraining, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.txt").write_text("all my work")
+    with pytest.raises(SettingsError, match="holds files and is no earlier export"):
+        export(weights_of(model), model.settings, Pairing.nsp, vocab_folder, tmp_path, card())
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_our_own_reader_gives_the_model_back(exported: Path, model: BertForPreTraining) -> None:
+    again = load_exported(exported)
+    assert not again.training
+    batch = random_batch([9, 30, 64], VOCAB_SIZE, seed=3)
+    for ours, read in zip(model.logits(batch), again.logits(batch), strict=True):
+        torch.testing.assert_close(ours, read, rtol=1e-5, atol=1e-6)
+
+
+def test_padded_rows_are_not_in_the_file(exported: Path) -> None:
+    assert read_json(exported / "config.json")["vocab_size"] == VOCAB_SIZE
+    assert load_exported(exported).embeddings.word.weight.shape == (VOCAB_SIZE, 32)
+
+
+@pytest.mark.parametrize("missing", ["vocab.txt", "tokenizer.json", "special_tokens_map.json"])
+def test_a_missing_tokenizer_file_is_named_with_the_cure(
+    model: BertForPreTraining, tmp_path: Path, missing: str
+) -> None:
+    save_tokenizer(tmp_path / "vocab", TOKENS, lowercase=True)
+    (tmp_path / "vocab" / missing).unlink()
+    with pytest.raises(SettingsError, match=rf"lacks {missing}; .*data_prep\.vocab data_dir="):
+        export(
+            weights_of(model),
+            model.settings,
+            Pairing.nsp,
+            tmp_path / "vocab",
+            tmp_path / "export",
+            card(),
+        )
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_vocabulary_of_another_size_is_refused(model: BertForPreTraining, tmp_path: Path) -> None:
+    more = [*TOKENS, *(f"w{i}" for i in range(60))]
+    save_tokenizer(tmp_path / "vocab", more, lowercase=True)
+    with pytest.raises(SettingsError, match=f"64 rows and a vocabulary of {VOCAB_SIZE + 60}"):
+        export(
+            weights_of(model),
+            model.settings,
+            Pairing.nsp,
+            tmp_path / "vocab",
+            tmp_path / "export",
+            card(),
+        )
+    (tmp_path / "vocab" / "vocab.txt").write_text("[PAD]\n")
+    with pytest.raises(SettingsError, match=r"vocab.txt has 1 entries and tokenizer.json 82"):
+        export(
+            weights_of(model),
+            model.settings,
+            Pairing.nsp,
+            tmp_path / "vocab",
+            tmp_path / "export",
+            card(),
+        )
+
+
+def test_masks_are_filled_with_the_tokens_the_model_prefers(
+    model: BertForPreTraining, vocab_folder: Path, tmp_path: Path
+) -> None:
+    state = weights_of(model)
+    state["mlm_head.decoder.bias"][TOKENS.index("cat")] += 60.0  # a model with one thought
+    target = tmp_path / "export"
+    export(state, model.settings, Pairing.nsp, vocab_folder, target, card())
+    sentences = ["The [MASK] sat.", "On the mat sat a [MASK] and a dog."]
+    for guesses in fill_masks(target, sentences, top_k=3):
+        assert len(guesses) == 3
+        assert guesses[0][0] == "cat"
+        assert guesses[0][1] > 0.99
+        assert sum(probability for _, probability in guesses) <= 1 + 1e-6
+
+
+def test_a_sentence_must_hold_one_mask_and_fit_the_positions(exported: Path) -> None:
+    for sentence, count in (("The cat.", 0), ("The [MASK] [MASK].", 2)):
+        with pytest.raises(SettingsError, match=f"holds {count} \\[MASK\\]"):
+            fill_masks(exported, [sentence], top_k=1)
+    with pytest.raises(SettingsError, match="has 73 tokens and the model 64 positions"):
+        fill_masks(exported, ["[MASK]" + " the" * 70], top_k=1)
+
+
+def test_the_card_says_what_was_trained_on_what(exported: Path) -> None:
+    text = (exported / "README.md").read_text()
+    for fact in (
+        "# first",
+        "BERT (uncased;",
+        "novels: 77 documents",
+        "80 sentence pairs, 4,000 tokens, 600 of them masked",
+        "100 of 500 steps of 16 sequences: 1,600 sequences",
+        "20.00 passes",
+        "| MLM loss (nats per masked token) | 5.4321 |",
+        "| NSP accuracy | 0.6250 |",
+        "  global_batch: 16",
+    ):
+        assert fact in text, fact
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, vocab_folder: Path, model: BertForPreTraining) -> Path:
+    """A run of 20 steps with checkpoints at 10 and 20, as pretrain.run leaves one."""
+    from data_prep.core.files import checksum
+
+    data_dir = tmp_path / "corpus"
+    save_tokenizer(data_dir / "vocab", TOKENS, lowercase=True)
+    write_json(data_dir / "documents" / "novels" / "manifest.json", {"documents": 77})
+    write_json(data_dir / "len64" / "manifest.json", MANIFEST)
+    folder = tmp_path / "runs" / "first"
+    folder.mkdir(parents=True)
+    settings, _ = compose("config", Settings, ["+model=tiny", "data.seq_len=64"])
+    settings.model = model.settings
+    settings.data.dir = str(data_dir)
+    (folder / "config.yaml").write_text(as_yaml(settings))
+    figures = [{"step": step, "eval/mlm_loss": step / 10} for step in (10, 20)]
+    (folder / "metrics.jsonl").write_bytes(b"\n".join(map(orjson.dumps, figures)))
+    for step in (10, 20):
+        checkpoint = folder / "checkpoints" / f"step-{step:08d}"
+        checkpoint.mkdir(parents=True)
+        state = {name: tensor * (step / 20) for name, tensor in weights_of(model).items()}
+        save_file(state, checkpoint / "model.safetensors")
+        write_json(checkpoint / "state.json", {"step": step})
+        files = {
+            path.name: {"bytes": path.stat().st_size, "checksum": checksum(path)}
+            for path in checkpoint.iterdir()
+        }
+        write_json(checkpoint / MANIFEST_FILE, {"schema_version": 1, "files": files})
+    return folder
+
+
+def test_the_newest_checkpoint_of_a_run_is_exported_from_the_command_line(
+    run_folder: Path, model: BertForPreTraining, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"run={run_folder}"]) == 0
+    assert str(run_folder / "export") in capsys.readouterr().out
+    pooler = load_exported(run_folder / "export").pooler.weight
+    assert torch.equal(pooler, model.pooler.weight)
+    text = (run_folder / "export" / "README.md").read_text()
+    assert "| MLM loss (nats per masked token) | 2.0000 |" in text
+
+
+def test_a_named_checkpoint_goes_to_a_named_target_with_the_figures_of_its_step(
+    run_folder: Path, model: BertForPreTraining
+) -> None:
+    checkpoint, target = run_folder / "checkpoints" / "step-00000010", run_folder / "earlier"
+    assert export_run(run_folder, checkpoint, target) == target
+    pooler = load_exported(target).pooler.weight
+    assert torch.equal(pooler, model.pooler.weight * 0.5)
+    assert "| MLM loss (nats per masked token) | 1.0000 |" in (target / "README.md").read_text()
+    assert not (run_folder / "export").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no run is named; add run=FOLDER"),
+        (["runs/x"], "'runs/x' is no argument"),
+        (["run=runs/x", "steps=3"], "'steps=3' is no argument"),
+        (["run=/nowhere"], "config.yaml is missing; run= takes the folder of a run"),
+    ],
+)
+def test_wrong_arguments_end_with_status_2_and_the_message_alone(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_without_a_checkpoint_says_so(run_folder: Path) -> None:
+    with pytest.raises(SettingsError, match=r"no whole checkpoint in .*nothing"):
+        export_run(run_folder, run_folder / "nothing")

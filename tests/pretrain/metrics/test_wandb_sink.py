@@ -1,0 +1,203 @@
+"""wandb has every step once, in order, whatever ends a start and whatever its server does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+import pytest
+from wandb_stand_in import StandIn
+
+from pretrain.metrics.wandb_sink import earlier_files
+
+START = Path(__file__).parents[2] / "support" / "wandb_start.py"
+KEY = "a" * 32 + "5ec2e75e"  # of the form of a real one
+LIMIT_S = 120
+
+
+class Starts:
+    """The starts of one run in `folder`; `url` is wandb's server, None: there is no key."""
+
+    def __init__(self, folder: Path, home: Path) -> None:
+        self.folder, self.url = folder, ""
+        self._home = home
+        folder.mkdir()
+        home.mkdir()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        ours = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+        ours |= {"HOME": str(self._home)}
+        return ours | ({"WANDB_API_KEY": KEY, "WANDB_BASE_URL": self.url} if self.url else {})
+
+    def ended(self, first: int, last: int, timeout_s: float = 20) -> str:
+        """A start that ends by itself: what it printed."""
+        start = self._start(first, last, timeout_s, "end")
+        output = start.communicate(timeout=LIMIT_S)[0]
+        assert start.returncode == 0, output
+        return output
+
+    def killed(self, first: int, last: int, until: Any) -> None:
+        """A start that is killed with all its processes once `until()` holds."""
+        start = self._start(first, last, 20, "hold")
+        try:
+            while not until():
+                assert start.poll() is None, start.communicate()[0]
+        finally:
+            os.killpg(start.pid, signal.SIGKILL)
+            start.communicate()
+
+    def _start(self, first: int, last: int, timeout_s: float, ending: str) -> subprocess.Popen[str]:
+        arguments = [str(self.folder), str(first), str(last), str(timeout_s), ending]
+        return subprocess.Popen(
+            [sys.executable, str(START), *arguments],
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def last_step(self) -> int:
+        """The last step that a file of wandb's holds by now."""
+        return max((f.last_step for f in earlier_files(self.folder, Path())), default=0)
+
+    def sync(self) -> str:
+        """`wandb sync` of the run: what it printed."""
+        command = [sys.executable, "-m", "wandb", "sync", str(self.folder / "wandb")]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+
+@pytest.fixture
+def starts(tmp_path: Path) -> Starts:
+    return Starts(tmp_path / "run", tmp_path / "home")
+
+
+@pytest.fixture
+def server() -> Iterator[StandIn]:
+    with StandIn() as stand_in:
+        yield stand_in
+
+
+def assert_complete(server: StandIn, last: int) -> None:
+    assert [row["_step"] for row in server.rows] == list(range(1, last + 1))
+    for row in server.rows:
+        assert row["train/loss"] == pytest.approx(1 / row["_step"])
+        assert ("eval/loss" in row) == (row["_step"] % 10 == 0)
+
+
+@pytest.mark.slow
+def test_offline_starts_killed_and_ended_come_to_every_step_once(
+    starts: Starts, server: StandIn
+) -> None:
+    starts.killed(0, 35, until=lambda: starts.last_step() > 0)
+    starts.ended(30, 45)
+    starts.ended(40, 50)  # as after an exception: its file holds 41 to 45, and is whole
+    starts.url = server.url
+    starts.sync()
+    assert_complete(server, 50)
+
+
+@pytest.mark.slow
+def test_an_online_run_goes_on_where_its_server_stands(starts: Starts, server: StandIn) -> None:
+    starts.url = server.url
+    starts.killed(0, 35, until=lambda: server.rows)
+    starts.ended(30, 40)
+    assert_complete(server, 40)
+
+
+@pytest.mark.slow
+def test_a_start_that_reaches_the_server_sends_what_earlier_ones_kept_offline(
+    starts: Starts, server: StandIn
+) -> None:
+    starts.ended(0, 20)
+    starts.url = server.url
+    starts.ended(20, 30)
+    assert_complete(server, 30)
+    assert "No runs to sync" in starts.sync()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trouble", [401, 500, "hang", "refuses"])
+def test_a_server_that_does_not_start_the_run_holds_nothing_up(
+    starts: Starts, server: StandIn, trouble: int | str
+) -> None:
+    server.trouble = trouble if trouble != "refuses" else None
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        refusing = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        starts.url = refusing if trouble == "refuses" else server.url
+        output = starts.ended(0, 20, timeout_s=5)
+    assert_training_went_on(starts, output)
+    assert starts.last_step() == 20
+    server.trouble = None
+    starts.url = server.url
+    starts.sync()
+    assert_complete(server, 20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_wandbs_own_process_ended_by_a_signal_or_hanging_leaves_one_line(
+    starts: Starts, number: signal.Signals
+) -> None:
+    start = starts._start(0, 20, 1, "hold")  # `scancel --signal=TERM` reaches all processes
+    assert start.stdin is not None
+    assert start.stdout is not None
+    while starts.last_step() == 0:
+        assert start.poll() is None, start.communicate()[0]
+    children = psutil.Process(start.pid).children(recursive=True)
+    for child in children:
+        child.send_signal(number)
+    start.stdin.close()
+    try:
+        returncode = start.wait(timeout=LIMIT_S)
+    finally:
+        for child in children:  # they hold the pipe
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    with start.stdout:
+        output = start.stdout.read()
+    assert returncode == 0, output
+    assert_training_went_on(starts, output)
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trouble", [401, 500, "hang"])
+def test_a_server_that_fails_in_mid_run_holds_nothing_up(
+    starts: Starts, server: StandIn, trouble: int | str
+) -> None:
+    server.trouble, server.after_uploads = trouble, 1
+    starts.url = server.url
+    assert_training_went_on(starts, starts.ended(0, 20, timeout_s=5))
+    server.trouble = None
+    starts.ended(20, 30)
+    assert_complete(server, 30)
+
+
+def assert_training_went_on(starts: Starts, output: str) -> None:
+    (longest,) = re.findall(r"longest (\S+)", output)
+    assert float(longest) < 1, "a step waited for wandb"
+    lines = (starts.folder / "metrics.jsonl").read_bytes().splitlines()
+    assert len(lines) == 20 + 2
+    assert orjson.loads(lines[-1])["eval/loss"] == 2 / 20
+    warnings = [line for line in output.splitlines() if "pretrain.metrics.wandb_sink" in line]
+    assert len(warnings) == 1, output
+    assert "wandb sync" in warnings[0]
+    assert KEY not in output
+    for path in starts.folder.rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path

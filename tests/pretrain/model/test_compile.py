@@ -1,0 +1,256 @@
+"""Compiled layers: the same numbers as plain ones, under every stage that may have them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_samples import (
+    MANY_MICRO_STEPS,
+    VOCAB_SIZE,
+    build_engine,
+    build_model,
+    global_batch,
+    save_state,
+)
+from flash_reference import flash_on_the_cpu
+from model_samples import random_batch, random_model, small_settings
+from ranks_harness import run_ranks
+from step_outcomes import assert_near, outcome
+
+from data_prep.core.config import SettingsError
+from pretrain.checkpoint.identity import identity
+from pretrain.config.load import load
+from pretrain.config.settings import Compile, EngineSettings, Precision
+from pretrain.data.corpus import manifest_of
+from pretrain.distributed.ranks import Ranks
+from pretrain.engine.engine import Engine
+from pretrain.model import compile as compiling
+from pretrain.model import cpu_dropout as dropout_module
+from pretrain.model.compile import compile_parts, resolve_compile
+
+FP32, AUTOCAST, BF16 = Precision.fp32, Precision.bf16_autocast, Precision.bf16
+CAPTURED = "aot_eager"  # graphs are captured, and run as torch would have run them
+
+# torch's compiler looks at what it warns of
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="compiles C++ with g++")
+
+
+def trained(
+    ranks: Ranks,
+    stage: int,
+    precision: Precision,
+    backend: str | None,
+    dropout: float = 0.0,
+    activation_checkpointing: bool = False,
+) -> tuple[list[list[float]], list[float], int]:
+    """Losses of three steps, of an evaluation, and the number of graphs. `backend` None: none."""
+    compiling.BACKEND = backend or ""
+    dropout_module._MOST_THREADS = 0  # torch's draws, which compiled code has, in plain code too
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    engine = build_engine(
+        ranks,
+        stage,
+        precision,
+        build_model(dropout=dropout),
+        activation_checkpointing=activation_checkpointing,
+        compile=Compile.false if backend is None else Compile.true,
+    )
+    losses = []
+    for step in range(3):
+        batch = global_batch(0, ranks.rank, ranks.world_size, MANY_MICRO_STEPS)
+        batch.dropout_seeds[:] = [seed + step for seed in batch.dropout_seeds]
+        losses.append(engine.train_step(batch, 3e-3).sums[:2].tolist())
+    held_out = engine.evaluate_step(global_batch(1).micro_batches[0])[:2].tolist()
+    return losses, held_out, torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("stage", "precision", "world_size", "checkpointing"),
+    [
+        (1, FP32, 1, True),
+        (0, AUTOCAST, 1, False),
+        (2, BF16, 2, False),
+        *(
+            pytest.param(stage, precision, world_size, checkpointing, marks=pytest.mark.slow)
+            for precision, stages in ((FP32, (0, 1, 2)), (AUTOCAST, (0, 1, 2)), (BF16, (1, 2)))
+            for stage in stages
+            for world_size in (1, 2)
+            for checkpointing in (False, True)
+        ),
+    ],
+)
+def test_captured_as_graphs_training_is_the_same_dropout_included(
+    stage: int, precision: Precision, world_size: int, checkpointing: bool
+) -> None:
+    arguments = {"stage": stage, "precision": precision, "dropout": 0.2}
+    arguments["activation_checkpointing"] = checkpointing
+    plain = run_ranks(trained, world_size, backend=None, **arguments)
+    compiled = run_ranks(trained, world_size, backend=CAPTURED, **arguments)
+    bound = 1e-5 if precision is FP32 else 1e-2
+    for (losses, held_out, none), (same_losses, same_held_out, graphs) in zip(
+        plain, compiled, strict=True
+    ):
+        torch.testing.assert_close(same_losses, losses, rtol=bound, atol=0)
+        torch.testing.assert_close(same_held_out, held_out, rtol=bound, atol=0)
+        assert none == 0
+        assert graphs > 0
+
+
+def resumed(ranks: Ranks, precision: Precision, folder: Path) -> tuple[Any, Any]:
+    """Losses and weights of four steps with dropout, straight and from a checkpoint after two."""
+
+    def made(first: int, end: int, continued: bool = False) -> tuple[list[float], Any, Engine]:
+        model = build_model(dropout=0.2)
+        engine = build_engine(ranks, 1, precision, model, compile=Compile.true)
+        if continued:
+            engine.load(folder)
+        losses = []
+        for step in range(first, end):
+            batch = global_batch(0)  # one shape
+            batch.dropout_seeds[:] = [100 + step]
+            losses.append(engine.train_step(batch, 3e-3).sums[0].item())
+        return losses, engine.full_weights(), engine
+
+    straight, weights, _ = made(0, 4)
+    before, _, engine = made(0, 2)
+    save_state(engine, folder)
+    torch._dynamo.reset()  # as in another process
+    after, same_weights, _ = made(2, 4, continued=True)
+    return (straight, weights), (before + after, same_weights)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("precision", [FP32, AUTOCAST, BF16])
+def test_a_compiled_run_goes_on_from_its_checkpoint_bit_for_bit_with_dropout(
+    precision: Precision, tmp_path: Path
+) -> None:
+    (outcomes,) = run_ranks(resumed, 1, timeout_s=280, precision=precision, folder=tmp_path)
+    (straight, weights), (pieced, same_weights) = outcomes
+    assert pieced == straight
+    assert len(set(straight)) == 4
+    assert all(torch.equal(same_weights[name], weights[name]) for name in weights)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "bound"), [(FP32, 1e-5), (AUTOCAST, 3e-2)])
+def test_compiled_code_gives_the_losses_and_gradients_of_plain_code(
+    precision: Precision, bound: float
+) -> None:
+    model, batch = (
+        random_model(small_settings(), 90, seed=0),
+        random_batch([5, 9, 30, 1, 17], 90, 0),
+    )
+    plain = outcome(model, batch, is_autocast=precision is AUTOCAST)
+    torch._dynamo.reset()
+    compile_parts(model, precision, torch.device("cpu"))
+    compiled = outcome(model, batch, is_autocast=precision is AUTOCAST)
+    assert_near(compiled, plain, bound)
+    assert not torch.equal(compiled[1][0], plain[1][0]), "it is another code"
+
+
+def too_many_shapes(ranks: Ranks) -> list[int]:
+    """Graphs after each of some batches, every one of another shape, where two are allowed."""
+    compiling.BACKEND, compiling.MOST_SHAPES = CAPTURED, 2
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = build_model()
+    compile_parts(model, Precision.bf16, torch.device("cuda"))
+    graphs = []
+    with flash_on_the_cpu():
+        for length in (5, 6, 7):
+            try:
+                model(random_batch([length], VOCAB_SIZE - 1, 0))
+            except torch._dynamo.exc.FailOnRecompileLimitHit:
+                graphs.append(-1)
+            else:
+                graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    return graphs
+
+
+@pytest.mark.distributed
+def test_more_shapes_than_are_allowed_for_are_an_error_and_not_slowness() -> None:
+    (graphs,) = run_ranks(too_many_shapes, 1)
+    assert graphs[-1] == -1
+    assert graphs[0] < graphs[1]
+
+
+def graphs_of_masked_logits(ranks: Ranks) -> tuple[int, int]:
+    """Graphs before and after logits are asked for of a batch of a shape of its own."""
+    compiling.BACKEND = CAPTURED
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    engine = build_engine(ranks, 1, compile=Compile.true)
+    counts = torch._dynamo.utils.counters["stats"]
+    engine.evaluate_step(random_batch([5, 6], VOCAB_SIZE - 1, 0))
+    before = counts["unique_graphs"]
+    assert engine.masked_logits(random_batch([7], VOCAB_SIZE - 1, 0)).shape == (1, VOCAB_SIZE - 1)
+    return before, counts["unique_graphs"]
+
+
+@pytest.mark.distributed
+def test_nothing_is_compiled_for_the_sentences_that_the_model_fills_in() -> None:
+    ((before, after),) = run_ranks(graphs_of_masked_logits, 1)
+    assert before == after > 0
+
+
+def settings_with(compile: Compile, stage: int = 1) -> EngineSettings:
+    return EngineSettings(stage, FP32, 512, False, compile, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("device", "stage", "expected"),
+    [
+        ("cpu", 1, Compile.false),
+        ("cuda", 1, Compile.true),
+        ("cuda", 3, Compile.false),
+    ],
+)
+def test_auto_compiles_on_a_gpu_but_for_stage_3(
+    device: str, stage: int, expected: Compile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "_has_compiler", lambda: True)
+    settings = settings_with(Compile.auto, stage)
+    assert resolve_compile(settings, torch.device(device)) is expected
+
+
+def test_without_a_compiler_auto_is_false_and_true_is_refused_with_the_cure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    gpu = torch.device("cuda")
+    assert resolve_compile(settings_with(Compile.auto), gpu) is Compile.false
+    with pytest.raises(SettingsError, match=r"install g\+\+ .* or set engine\.compile=false"):
+        resolve_compile(settings_with(Compile.true), gpu)
+
+
+@pytest.mark.parametrize("typed", ["auto", "true", "false"])
+def test_the_setting_is_typed_as_it_is_named(typed: str) -> None:
+    settings, _ = load(["+model=tiny", f"engine.compile={typed}"], 1)
+    assert settings.engine.compile is Compile[typed]
+
+
+def test_compiling_under_stage_3_is_refused_with_the_cure() -> None:
+    with pytest.raises(SettingsError, match=r"set engine\.zero_stage=2 or engine\.compile=false"):
+        load(["+model=tiny", "engine=zero3", "engine.compile=true"], 1)
+    settings, _ = load(["+model=tiny", "engine=zero3"], 1)
+    assert resolve_compile(settings.engine, torch.device("cuda")) is Compile.false
+
+
+def test_it_is_no_part_of_a_runs_identity(sample_dir: Path) -> None:
+    def of(value: str) -> dict[str, Any]:
+        arguments = ["+model=tiny", f"data.dir={sample_dir}", f"engine.compile={value}"]
+        settings, _ = load(arguments, 1)
+        return identity(settings, [manifest_of(settings.data)])
+
+    assert of("true") == of("false"), "it may change when a run continues"

@@ -1,0 +1,179 @@
+"""Counts of a step's cost, against the model itself, published counts and loops."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from data_prep.core.config import compose
+from data_prep.core.objectives import Pairing
+from pretrain.config.settings import (
+    ClusterSettings,
+    ModelSettings,
+    OptimizerName,
+    Precision,
+    Settings,
+)
+from pretrain.model.bert import BertForPreTraining
+from pretrain.model.flops import Lengths, flops, parameters
+from pretrain.planning.step_time import Program, communication_s, our_program, step
+
+
+@functools.cache
+def settings_of(*typed: str) -> Settings:
+    return compose("config", Settings, typed)[0]
+
+
+def model_of(name: str, multiple: int = 8) -> ModelSettings:
+    model = settings_of(f"+model={name}").model
+    return dataclasses.replace(model, pad_vocab_size_multiple_of=multiple)
+
+
+def hardware(name: str = "dgx_a100") -> ClusterSettings:
+    return settings_of("+model=large", f"cluster={name}").cluster
+
+
+OURS = our_program(settings_of("+model=large").engine, OptimizerName.lamb, 1, False)
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "base", "large"])
+@pytest.mark.parametrize("pairs", list(Pairing))
+def test_parameters_are_those_of_the_model(name: str, pairs: Pairing) -> None:
+    with torch.device("meta"):
+        model = BertForPreTraining(model_of(name, 64), 30_522, pairs)
+    assert parameters(model_of(name, 64), 30_522, pairs) == model.num_parameters
+
+
+def test_parameters_are_the_published_counts() -> None:
+    counts = [parameters(model_of(name, 1), 30_522, Pairing.nsp) for name in ("base", "large")]
+    assert counts == [110_106_428, 336_226_108]
+
+
+@pytest.mark.parametrize(
+    ("name", "lengths", "gigaflops"),
+    [
+        ("base", Lengths.full(128, 20), 69.93), ("large", Lengths.full(128, 20), 240.64),
+        ("base", Lengths.full(512, 80), 301.45), ("large", Lengths.full(512, 80), 1020.54),
+        ("large", Lengths(255.83, 98_826, 38.4), 500.15),
+    ],
+)  # fmt: skip
+def test_flops_are_the_known_counts(name: str, lengths: Lengths, gigaflops: float) -> None:
+    assert flops(model_of(name), 30_528, lengths) / 1e9 == pytest.approx(gigaflops, rel=1e-4)
+
+
+def test_flops_of_linear_layers_are_those_that_torch_counts() -> None:
+    settings, tokens, masked = model_of("tiny", 1), 96, 14
+    model = BertForPreTraining(settings, 1000, Pairing.none)
+    x = torch.ones(tokens, settings.hidden_size)
+    with FlopCounterMode(display=False) as counter:
+        for layer in model.layers:
+            for linear in (layer.qkv, layer.attention_out, layer.feed_forward_in):
+                linear(x)
+            layer.feed_forward_out(torch.ones(tokens, settings.intermediate_size))
+        model.mlm_head(x[:masked])
+    forward = flops(settings, 1000, Lengths(tokens, 0, masked)) / 3
+    without_pairs = forward - 2 * settings.hidden_size**2 - 4 * settings.hidden_size
+    assert without_pairs == counter.get_total_flops()
+
+
+@given(
+    lengths=st.lists(st.integers(8, 512), min_size=1, max_size=20),
+    layers=st.integers(1, 4),
+)
+def test_flops_at_means_are_the_mean_of_the_flops(lengths: list[int], layers: int) -> None:
+    model = dataclasses.replace(model_of("base"), num_hidden_layers=layers)
+    n = len(lengths)
+    mean = Lengths(
+        sum(lengths) / n, sum(x * x for x in lengths) / n, sum(x // 7 for x in lengths) / n
+    )
+    hidden, inner = model.hidden_size, model.intermediate_size
+    total = 0.0
+    for length in lengths:
+        for _ in range(layers):
+            total += 3 * 2 * length * (3 * hidden * hidden + hidden * hidden + 2 * hidden * inner)
+            for _ in range(model.num_attention_heads):  # scores, and what they weigh
+                total += 3 * 2 * 2 * length * length * (hidden // model.num_attention_heads)
+        total += 3 * 2 * (length // 7) * (hidden * hidden + hidden * 1000)
+        total += 3 * 2 * (hidden * hidden + 2 * hidden)
+    assert n * flops(model, 1000, mean) == pytest.approx(total)
+
+
+def test_recomputation_costs_a_third_of_the_layers() -> None:
+    model, lengths = model_of("large"), Lengths.full(128, 0)
+    plain, again = (flops(model, 30_522, lengths, how) for how in (False, True))
+    assert again / plain == pytest.approx(4 / 3, rel=1e-3)
+
+
+@given(
+    inside=st.integers(2, 16), nodes=st.integers(1, 12), size=st.integers(1, 10),
+    sent=st.sampled_from([2.0, 4.0, 12.0]),
+)  # fmt: skip
+def test_communication_is_that_of_rings_step_by_step(
+    inside: int, nodes: int, size: int, sent: float
+) -> None:
+    cluster = dataclasses.replace(
+        hardware(), gpus_per_node=inside, link_latency_us=0, network_latency_us=0
+    )
+    program = dataclasses.replace(OURS, sent_bytes=sent)
+    count = size * 1_000_000
+    seconds, piece = 0.0, sent * count / inside
+    for _ in range(inside - 1):  # each GPU hands one piece on
+        seconds += piece / (1e9 * cluster.link_gb_s)
+    for _ in range(nodes - 1):  # and each node a part of the piece
+        seconds += piece / nodes / (1e9 * cluster.network_gb_s * cluster.network_share)
+    assert communication_s(program, count, cluster, inside * nodes) == pytest.approx(seconds)
+
+
+def test_one_rank_sends_nothing_and_more_nodes_send_no_faster() -> None:
+    times = [communication_s(OURS, 336_000_000, hardware(), n) for n in (1, 8, 16, 128, 1024)]
+    assert times[0] == 0
+    assert times == sorted(times)
+
+
+@pytest.mark.parametrize(
+    ("stage", "micro_steps", "ways"), [(0, 4, 2), (1, 4, 2), (2, 1, 3), (2, 4, 9), (3, 4, 8)]
+)
+def test_what_is_sent_is_what_the_collectives_were_counted_as(
+    stage: int, micro_steps: int, ways: int
+) -> None:
+    engine = dataclasses.replace(settings_of("+model=base", "engine=bf16").engine, zero_stage=stage)
+    program = our_program(engine, OptimizerName.adamw, micro_steps, False)
+    # in bf16 ZeRO 1 is another optimizer of DeepSpeed's, which all-reduces
+    assert program.sent_bytes == 2 * (3 if stage == 1 else ways)
+    autocast = dataclasses.replace(engine, precision=Precision.bf16_autocast)
+    assert our_program(autocast, OptimizerName.adamw, micro_steps, False).sent_bytes == 4 * ways
+
+
+def took(program: Program, sequences: float = 64, micro_steps: int = 1, gpus: int = 8, **of: float) -> float:  # fmt: skip
+    cluster = dataclasses.replace(hardware(), **of)  # type: ignore[arg-type]
+    lengths = Lengths(256, 98_826, 38)
+    return step(
+        model_of("large"), 30_522, 336_000_000, lengths, cluster, program, sequences, micro_steps, gpus
+    ).total  # fmt: skip
+
+
+def test_a_step_takes_longer_with_more_work_and_slower_hardware() -> None:
+    base = took(OURS)
+    assert took(OURS, sequences=128) > 1.5 * base
+    assert took(OURS, bandwidth_gb_s=1000) > base
+    assert took(OURS, gpus=1024) > base
+    assert took(dataclasses.replace(OURS, is_recomputing=True)) > 1.2 * base
+    assert took(OURS, call_us=2000) > 2 * base  # the host asks too slowly
+    assert took(dataclasses.replace(OURS, overlap=1.0), gpus=1024) < took(OURS, gpus=1024)
+    assert math.isclose(took(OURS, call_us=0), base, rel_tol=0.5)
+
+
+def test_the_host_asks_for_each_sequence_where_there_is_no_kernel_for_all() -> None:
+    large = settings_of("+model=large")
+    fp32 = dataclasses.replace(large.engine, precision=Precision.fp32)
+    assert took(OURS, sequence_us=800) == took(OURS)
+    for engine, has_bf16 in ((large.engine, False), (fp32, True)):
+        program = our_program(engine, OptimizerName.lamb, 1, False, has_bf16)
+        assert took(program, sequence_us=8000) > 2 * took(program, sequence_us=0)

@@ -1,0 +1,243 @@
+"""The page about a run: complete, escaped, and good in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from made_history import MadeRun, killed_and_stopped
+from matplotlib.image import imread
+from run_in_fork import pretrain_run
+
+from pretrain import report
+from pretrain.reporting import page as page_module
+from pretrain.run_folder.history import History
+
+
+class Reader(HTMLParser):
+    """Tags and text of a page, as a browser has them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            assert not name.startswith("on"), (tag, name)
+            if name == "id":
+                self.ids.append(str(value))
+            if name in ("src", "href", "srcset", "xlink:href"):
+                assert str(value).startswith("#"), f"{tag} fetches {value}"
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def page(folder: Path, *more: str) -> Reader:
+    assert report.main([f"run={folder}", *more]) == 0
+    return Reader((folder / "report.html").read_text())
+
+
+def test_the_page_tells_what_was_made_how_far_and_through_how_many_starts(tmp_path: Path) -> None:
+    text = page(killed_and_stopped(tmp_path / "x").folder).text
+    assert "BERT of 2 layers of 128, MLM and NSP" in text
+    assert "100 of 100 steps in 0:01:50, 3 starts" in text
+    assert "58.8% of the wall time in steps that count" in text
+    assert "signal SIGUSR1" in text
+
+
+def test_every_curve_that_has_figures_is_drawn(tmp_path: Path) -> None:
+    found = page(killed_and_stopped(tmp_path / "x").folder)
+    assert found.tags.count("svg") == 4  # MLM loss and accuracy, speed, goodput
+    assert len(found.ids) == len(set(found.ids)), "two charts share an id"
+
+
+def test_fine_tuned_checkpoints_are_a_curve_a_task(tmp_path: Path) -> None:
+    folder = killed_and_stopped(tmp_path / "x").folder
+    lines = [
+        {
+            "step": step,
+            "task": "rte",
+            "figures": {"dev_accuracy": {"mean": 50.0 + step}},
+            "seeds": 2,
+        }
+        for step in (4, 8)
+    ]
+    (folder / "downstream.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    text = page(folder).text
+    assert "Fine-tuned on rte" in text
+    assert "dev_accuracy 58; 2 seed(s)." in text
+
+
+def test_text_from_data_and_settings_is_escaped(tmp_path: Path) -> None:
+    made = killed_and_stopped(
+        tmp_path / "x", "data.dir='<script>alert(1)</script> $x^2$'", "log.project='<b>&amp;'"
+    )
+    made.event(171, "spike", step=100, text="<img src=x onerror=alert(2)>")
+    found = page(made.folder)
+    assert not {"script", "img"} & set(found.tags)
+    for text in ("<script>alert(1)</script>", "<b>&amp;", "<img src=x onerror=alert(2)>"):
+        assert text in found.text
+
+
+def test_the_page_fetches_and_runs_nothing(tmp_path: Path) -> None:
+    folder = killed_and_stopped(tmp_path / "x").folder
+    found = page(folder)  # the reader refuses links
+    assert not {"script", "link", "iframe", "object", "base"} & set(found.tags)
+    html = (folder / "report.html").read_text()
+    assert "default-src 'none'" in html
+    assert not re.search(r"@import|url\((?!#)", html)
+
+
+def test_guesses_early_and_late_stand_beside_each_other(tmp_path: Path) -> None:
+    made = killed_and_stopped(tmp_path / "x")
+    for step, word in ((20, "the"), (40, "old"), (60, "a"), (80, "red"), (100, "<b>door")):
+        made.guesses(step, {"He opened the [MASK].": [[word, 0.5], ["of", 0.25]]})
+    text = " ".join(page(made.folder).text.split())
+    for column in ("after 20 steps", "after 60 steps", "after 100 steps"):
+        assert column in text
+    assert "the 50%, of 25%" in text
+    assert "<b>door 50%" in text
+    assert "red" not in text.split("Words it puts")[1]
+
+
+def test_what_is_unexpected_stands_above_all_the_rest(tmp_path: Path) -> None:
+    made = killed_and_stopped(tmp_path / "x")
+    made.event(
+        171, "expectation", step=100, what="plateau", text="too high", findings=["masks: 1 %"]
+    )
+    text = page(made.folder).text
+    assert text.index("too high masks: 1 %") < text.index("What came of it")
+
+
+def test_the_published_band_is_drawn_behind_the_figure_that_it_is_of(tmp_path: Path) -> None:
+    large = ("model=large", "optim.global_batch=65536", "optim.learning_rate=6e-3")
+    made = MadeRun(tmp_path / "x", *large)
+    made.event(0, "started", step=0, ranks=1)
+    for step in (500, 600, 700):
+        made.record(step, step, train__loss=6.5, train__mlm_loss=6.0, band__low=6.0, band__high=7.0)
+    page(made.folder)
+    html = (made.folder / "report.html").read_text()
+    figures = html.split("<figure>")[1:]
+    assert [re.search("<h3>(.*?)</h3>", f)[1] for f in figures if "published runs" in f] == [
+        "Both losses together"
+    ]
+
+
+def test_the_plan_stands_beside_what_came(trained: Path) -> None:
+    text = " ".join(page(trained).text.split("The plan and what came")[1].split())
+    assert re.match(r"planned ?came ?difference ?steps ?4 ?4 ", text)
+
+
+@pytest.fixture(scope="module")
+def trained(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real run of four steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    small = ("model.hidden_size=32", "model.intermediate_size=64", "optim.global_batch=8")
+    typed = ["+model=tiny", *small, "schedule.total_steps=4", "eval.max_examples=8"]
+    status, output = pretrain_run([*typed, f"data.dir={sample_dir}", "run.name=x"], folder)
+    assert status == [0], output
+    return folder / "runs" / "x"
+
+
+def test_a_real_run_has_every_section(trained: Path) -> None:
+    found = page(trained)
+    for heading in ("Curves", "Updates", "Speed", "Use of the hardware", "Words it puts", "Starts"):
+        assert heading in found.text, heading
+    assert len(found.ids) == len(set(found.ids))
+
+
+def test_another_run_stands_beside_it_with_the_differences(tmp_path: Path) -> None:
+    run = killed_and_stopped(tmp_path / "x").folder
+    other = killed_and_stopped(tmp_path / "y", "optim.learning_rate=3e-4").folder
+    text = " ".join(page(run, f"other={other}").text.split())
+    assert re.search(r"Differences to y ?setting ?x ?y ?optim.learning_rate ?0.0015 ?0.0003", text)
+
+
+def test_the_same_settings_are_said_to_be_the_same(tmp_path: Path) -> None:
+    run = killed_and_stopped(tmp_path / "x").folder
+    other = killed_and_stopped(tmp_path / "y").folder
+    assert "None: the same settings." in page(run, f"other={other}").text
+
+
+def test_a_run_without_a_step_has_a_page(tmp_path: Path) -> None:
+    assert "has not come to its first step" in page(MadeRun(tmp_path / "x").folder).text
+
+
+def test_a_run_that_died_says_so_first(tmp_path: Path) -> None:
+    made = MadeRun(tmp_path / "x")
+    made.event(0, "started", step=0, ranks=1)
+    made.record(10, 30, train__mlm_loss=5.0)
+    assert (
+        "ended without its last step and without a signal after step 30" in page(made.folder).text
+    )
+
+
+def test_of_a_long_run_means_are_drawn(tmp_path: Path) -> None:
+    made = MadeRun(tmp_path / "x")
+    made.event(0, "started", step=0, ranks=1)
+    for step in range(1, 5001):
+        made.record(step, step, train__mlm_loss=5.0)
+    assert report.main([f"run={made.folder}"]) == 0
+    assert (made.folder / "report.html").stat().st_size < 200_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "no run is named; add run=FOLDER"),
+        (["runs/x"], "'runs/x' is no argument"),
+        (["run=nowhere"], "config.yaml is missing"),
+    ],
+)
+def test_wrong_arguments_are_one_message(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report.main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def browser() -> str:
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_shows_it_in_light_and_in_dark(tmp_path: Path, scheme: str) -> None:
+    folder = killed_and_stopped(tmp_path / "x").folder
+    page(folder)
+    picture = tmp_path / "page.png"
+    command = [
+        browser(), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+        f"--user-data-dir={tmp_path}/profile", "--window-size=1280,1600",
+        f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}",
+        "--enable-logging=stderr", f"--screenshot={picture}", f"file://{folder}/report.html",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr, "the page's policy refuses something of its own"
+    pixels = imread(picture)[..., :3]
+    paper = pixels[2, 2].mean()
+    assert paper < 0.2 if scheme == "dark" else paper > 0.9
+    marked = abs(pixels - pixels[2, 2]).max(axis=2) > 0.3
+    assert 0.005 < marked.mean() < 0.3, "neither empty nor one block"
+    right_half = marked[400:, 640:]  # the second column of charts
+    assert right_half.any()
+    assert not marked[:, -5:].any(), "nothing reaches over the edge"
+
+
+def test_the_run_is_read_and_never_changed(tmp_path: Path) -> None:
+    folder = killed_and_stopped(tmp_path / "x").folder
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    page_module.page(History.read(folder))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

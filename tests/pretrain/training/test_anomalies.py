@@ -1,0 +1,233 @@
+"""Losses that are not finite, and losses that jump, in real runs."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from run_in_fork import pretrain_run
+
+from data_prep.core.files import checksum, read_json
+from data_prep.stores.shard_reader import Shards
+from pretrain.data.shuffle import ExampleOrder
+from pretrain.data.train_loader import TrainLoader
+from pretrain.engine.deepspeed_setup import get_accelerator
+from pretrain.engine.engine import Engine
+from pretrain.model.bert import BertForPreTraining
+from pretrain.training.anomalies import spike_limit
+
+SMALL = (
+    "+model=tiny",
+    "model.hidden_size=32",
+    "model.intermediate_size=64",
+    "optim.global_batch=8",
+    "engine.tokens_per_micro_batch=512",
+    "schedule.total_steps=12",
+    "eval.max_examples=8",
+    "checkpoint.every_steps=4",
+    "monitor.every_steps=1",
+    "survival.spike_window=4",
+    "run.name=x",
+)
+
+
+def poison(factor: float, positions: Collection[int], kill_at_call: int = 0) -> Callable[..., None]:
+    """A hook: the MLM loss of these batches, by number, times `factor`; SIGKILL at the n-th training step."""
+
+    def hook(rank: int) -> None:
+        train_step, forward = Engine.train_step, BertForPreTraining.forward
+        now, calls = 1.0, 0
+
+        def step(self: Engine, batch: Any, rate: float) -> Any:
+            nonlocal now, calls
+            calls += 1
+            if calls == kill_at_call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            now = factor if batch.position // 8 in positions else 1.0
+            return train_step(self, batch, rate)
+
+        def poisoned(self: BertForPreTraining, batch: Any) -> Any:
+            mlm_loss, *rest = forward(self, batch)
+            return (mlm_loss * now if self.training else mlm_loss, *rest)
+
+        Engine.train_step = step  # type: ignore[method-assign]
+        BertForPreTraining.forward = poisoned  # type: ignore[assignment,method-assign]
+
+    return hook
+
+
+def run(
+    sample_dir: Path, folder: Path, hook: Callable[..., None], *more: str
+) -> tuple[int, str, list[dict[str, Any]]]:
+    """Exit status, output and events of a run."""
+    folder.mkdir(exist_ok=True)
+    arguments = [*SMALL, f"data.dir={sample_dir}", *more]
+    (status,), output = pretrain_run(arguments, folder, hook=hook)
+    lines = (folder / "runs/x/events.jsonl").read_bytes().splitlines()
+    return status, output, [orjson.loads(line) for line in lines]
+
+
+def examples_of(sample_dir: Path, position: int) -> list[int]:
+    shards = Shards.open(sample_dir / "len128", "train")
+    ids: list[int] = ExampleOrder(shards.num_examples, 12345).examples(8 * position, 8)[1].tolist()
+    return ids
+
+
+def of_kind(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [event for event in events if event["event"] == kind]
+
+
+def steps(folder: Path) -> list[int]:
+    lines = map(orjson.loads, (folder / "runs/x/metrics.jsonl").read_bytes().splitlines())
+    return [line["step"] for line in lines if "train/loss" in line]
+
+
+def last_state(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = read_json(folder / "runs/x/checkpoints/step-00000012/state.json")
+    return state
+
+
+def last_weights(folder: Path) -> str:
+    return checksum(folder / "runs/x/checkpoints/step-00000012/model.safetensors")
+
+
+@pytest.mark.distributed
+def test_a_loss_that_is_not_finite_skips_its_update_and_names_its_examples(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    status, output, events = run(sample_dir, tmp_path, poison(math.nan, [5]))
+    assert status == 0, output
+    (event,) = of_kind(events, "skipped_step")
+    assert (event["after"], event["position"]) == (5, 40)
+    assert event["examples"] == examples_of(sample_dir, 5)
+    assert "skipped step: after=5 position=40 examples=8 of them" in output
+    assert steps(tmp_path) == list(range(1, 13))
+    assert (last_state(tmp_path)["position"], last_state(tmp_path)["skipped_steps"]) == (104, 1)
+
+
+@pytest.mark.distributed
+def test_a_run_that_skips_and_skips_stops_with_a_report(sample_dir: Path, tmp_path: Path) -> None:
+    hook = poison(math.inf, range(5, 99))
+    status, output, events = run(sample_dir, tmp_path, hook, "survival.max_skipped_steps=3")
+    assert status == 1
+    assert "3 updates in a row after step 5 were skipped (survival.max_skipped_steps)" in output
+    assert "examples 40 to 63 of the stream, whose numbers stand in runs/x/events.jsonl" in output
+    assert "The last good checkpoint is step-00000004." in output
+    assert [event["position"] for event in of_kind(events, "skipped_step")] == [40, 48, 56]
+
+
+@pytest.mark.distributed
+def test_overflows_in_fp16_are_no_skipped_steps_and_stop_at_the_floor_of_the_loss_scale(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    poisoned = poison(math.inf, range(5, 99))
+
+    def hook(rank: int) -> None:
+        get_accelerator().is_fp16_supported = lambda: True
+        poisoned(rank)
+
+    more = ("engine=fp16", "survival.min_loss_scale=1024", "survival.max_skipped_steps=1")
+    status, output, events = run(sample_dir, tmp_path, hook, *more)
+    assert status == 1, output
+    assert "the loss scale of fp16 has come down to 1024" in output
+    assert "The last good checkpoint is step-0000000" in output
+    assert [e["loss_scale"] for e in of_kind(events, "overflow")][-2:] == [2048, 1024]
+    assert not of_kind(events, "skipped_step")
+
+
+def test_a_spike_is_far_above_the_median_by_the_spread_around_it() -> None:
+    calm = [2.0, 2.1, 1.9, 2.0, 2.05]
+    assert 2.4 < spike_limit(calm, window=5, spreads=10) < 3
+    assert spike_limit([*calm[1:], 900.0], 5, 10) < 4, "one spike among them hardly moves it"
+    wild = [2.0, 3.0, 1.0, 2.5, 1.5]
+    assert spike_limit(wild, 5, 10) > 9
+
+
+def test_nothing_is_a_spike_before_the_usual_loss_is_known() -> None:
+    assert spike_limit([2.0] * 4, window=5, spreads=10) == math.inf
+
+
+def test_a_loss_that_stands_still_is_given_a_spread() -> None:
+    assert spike_limit([2.0] * 5, window=5, spreads=10) == pytest.approx(2.2)
+
+
+@pytest.mark.distributed
+def test_a_spike_is_logged_with_its_examples_and_the_run_goes_on(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    status, output, events = run(sample_dir, tmp_path, poison(20, [6]))
+    assert status == 0, output
+    (event,) = of_kind(events, "spike")
+    assert event["step"] == 7
+    assert event["positions"] == [48, 56]
+    assert event["examples"] == examples_of(sample_dir, 6)
+    assert event["loss"] > 10 * event["limit"]
+    assert last_state(tmp_path)["skipped"] == []
+
+
+@pytest.mark.distributed
+def test_a_rewound_run_has_the_weights_of_one_that_never_saw_the_batch(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    def without_6(rank: int) -> None:
+        batches = TrainLoader.batches
+        TrainLoader.batches = lambda self, first, _: batches(self, first, [(48, 56)])  # type: ignore[method-assign,assignment,misc]
+
+    status, output, _ = run(sample_dir, tmp_path / "without", without_6)
+    assert status == 0, output
+    back = "survival.on_spike=rewind"
+    status, output, events = run(sample_dir, tmp_path / "rewound", poison(20, [6]), back)
+    assert status == 0, output
+    assert of_kind(events, "rewound")[0]["step"] == 4
+    assert last_state(tmp_path / "rewound")["skipped"] == [[48, 56]]
+    assert steps(tmp_path / "rewound") == list(range(1, 13))
+    assert last_weights(tmp_path / "rewound") == last_weights(tmp_path / "without")
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("call", [9, 13])
+def test_a_run_killed_after_it_went_back_passes_over_the_same_batches(
+    sample_dir: Path, tmp_path: Path, call: int
+) -> None:
+    """Call 8 is the first after going back from step 7 to 4; call 12 is the first after saving 8."""
+    back = "survival.on_spike=rewind"
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert run(sample_dir, straight, poison(20, [6]), back)[0] == 0
+    assert run(sample_dir, killed, poison(20, [6], call), back)[0] == -signal.SIGKILL
+    status, output, _ = run(sample_dir, killed, poison(20, [6]), back)
+    assert status == 0, output
+    assert last_state(killed)["skipped"] == [[48, 56]]
+    assert last_weights(killed) == last_weights(straight)
+
+
+@pytest.mark.distributed
+def test_a_run_that_spikes_whatever_it_passes_over_stops(sample_dir: Path, tmp_path: Path) -> None:
+    more = ("survival.on_spike=rewind", "survival.max_rewinds=2")
+    status, output, events = run(sample_dir, tmp_path, poison(20, range(6, 99)), *more)
+    assert status == 1
+    assert "the loss has jumped 3 times since step 4" in output
+    assert [event["positions"] for event in of_kind(events, "spike")] == [
+        [48, 56],
+        [48, 64],
+        [48, 72],
+    ]
+
+
+def test_checkpoints_between_two_records_are_refused_where_spikes_are_undone(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    arguments = [
+        *SMALL,
+        f"data.dir={sample_dir}",
+        "survival.on_spike=rewind",
+        "monitor.every_steps=3",
+    ]
+    statuses, output = pretrain_run(arguments, tmp_path)
+    assert statuses == [2]
+    assert "set checkpoint.every_steps=3" in output

@@ -1,0 +1,348 @@
+"""`pretrain.verify` on real runs: what holds, what it finds where something is not exact, what it refuses."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import run_in_fork
+from run_in_fork import Hook, pretrain_run
+
+import pretrain.verification.replica
+from data_prep.core.config import SettingsError, as_dict, as_overrides
+from data_prep.core.files import checksum
+from pretrain import verify
+from pretrain.config.load import load, settings_of
+from pretrain.config.phases import phases_of
+from pretrain.data.train_loader import TrainLoader
+from pretrain.engine import snapshot
+from pretrain.engine.engine import Engine
+from pretrain.run_folder.jsonl import json_lines
+from pretrain.verification import trial
+from pretrain.verification.launcher import Launched
+from pretrain.verification.replica import NEVER, find_origin, steps_left
+
+pytestmark = pytest.mark.distributed
+
+SMALL = (
+    "+model=tiny",
+    "model.hidden_size=32",
+    "model.intermediate_size=64",
+    "model.hidden_dropout_prob=0",
+    "model.attention_probs_dropout_prob=0",
+    "optim.global_batch=8",
+    "engine.tokens_per_micro_batch=2048",
+    "schedule.total_steps=10",
+    "schedule.warmup_steps=1",
+    "eval.max_examples=8",
+    "checkpoint.every_steps=2",
+    "checkpoint.keep=2",
+    "run.dir=.",
+)
+
+
+class Forked:
+    """A process of `multiprocessing` in a Popen's place."""
+
+    def __init__(self, process: BaseProcess) -> None:
+        self._process = process
+        self.pid = process.pid
+
+    def poll(self) -> int | None:
+        return None if self._process.is_alive() else self._process.exitcode
+
+    def wait(self) -> None:
+        self._process.join()
+
+
+def forking(hook: Hook = lambda rank: None) -> Callable[..., Launched]:
+    """What `launch` does, but from this process, which has imported all. `hook` runs in each rank."""
+
+    def lead_a_group(rank: int) -> None:
+        os.setsid()
+        hook(rank)
+
+    def launch(arguments: Sequence[str], num_ranks: int, output: Path) -> Launched:
+        context = multiprocessing.get_context("fork")
+        output.touch()
+        port = run_in_fork._free_port()
+        made = []
+        for rank in range(num_ranks):
+            values = (arguments, Path.cwd(), output, rank, num_ranks, port, lead_a_group)
+            process = context.Process(target=run_in_fork._child, args=values)
+            process.start()
+            made.append(Forked(process))
+        return Launched(made, output)  # type: ignore[arg-type]
+
+    return launch
+
+
+@pytest.fixture(scope="module")
+def finished(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that two ranks have brought to its end: 10 steps, of which 8 and 10 are kept."""
+    folder = tmp_path_factory.mktemp("runs")
+    statuses, output = pretrain_run(
+        [*SMALL, f"data.dir={sample_dir}", "data.seq_len=128", "run.name=x"], folder, ranks=2
+    )
+    assert statuses == [0, 0], output
+    return folder / "x"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """The same, to be changed."""
+    return Path(shutil.copytree(finished, tmp_path / "x"))
+
+
+def verified(run: Path, hook: Hook = lambda rank: None, **arguments: Any) -> tuple[bool, str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain.verification.replica, "launch", forking(hook))
+        return trial.verify_run(run, **arguments)
+
+
+def everything(folder: Path) -> dict[str, str | None]:
+    """All there is below a folder, with the checksums of files."""
+    return {
+        str(path.relative_to(folder)): checksum(path) if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def test_a_sound_run_holds_and_is_left_as_it_was(run: Path) -> None:
+    before = everything(run)
+    holds, sentence = verified(run)
+    assert holds
+    assert re.fullmatch(
+        "Holds: 8 steps from step 0 on, on 2 ranks, killed twice and started again, gave the same "
+        "batches, losses, weights and moments, bit for bit; on 1 rank instead of 2 the same batches, "
+        r"and losses within \de-0[5-9]\.",
+        sentence,
+    ), sentence
+    assert everything(run) == before
+
+
+def test_without_the_setting_no_record_has_a_checksum(finished: Path) -> None:
+    assert list(json_lines(finished / "metrics.jsonl"))
+    assert not any("data/batch" in record for record in json_lines(finished / "metrics.jsonl"))
+
+
+def lose_the_position(rank: int) -> None:
+    """A start that continues reads the first batches again."""
+    batches = TrainLoader.batches
+    TrainLoader.batches = lambda self, first, skipped=(): batches(self, 0, skipped)  # type: ignore[method-assign]
+
+
+def lose_a_moment(rank: int) -> None:
+    """A start that continues has the second moments a little wrong."""
+    read = snapshot.read_tensors
+
+    def wrong(folder: Path) -> Any:
+        for key, name, tensor in read(folder):
+            yield key, name, tensor * (1 + 1e-5) if key == "exp_avg_sq" else tensor
+
+    snapshot.read_tensors = wrong
+
+
+def change_what_is_saved(rank: int) -> None:
+    """One weight of the killed copy's last checkpoint is another."""
+    write = snapshot.Snapshot.write
+
+    def wrong(self: snapshot.Snapshot, folder: Path) -> dict[str, str]:
+        if "killed" in str(folder) and "step-00000008" in str(folder):
+            next(iter(self.tensors[snapshot.WEIGHT].values())).view(-1)[0] += 1e-3
+        return write(self, folder)
+
+    snapshot.Snapshot.write = wrong  # type: ignore[method-assign]
+
+
+def seed_by_ranks(rank: int) -> None:
+    """The order of examples depends on the number of ranks."""
+    make = TrainLoader.__init__
+
+    def wrong(self: TrainLoader, *shards: Any, seed: int, world_size: int, **rest: Any) -> None:
+        make(self, *shards, seed=seed + world_size, world_size=world_size, **rest)
+
+    TrainLoader.__init__ = wrong  # type: ignore[method-assign]
+
+
+def rate_by_ranks(rank: int) -> None:
+    """The learning rate depends on the number of ranks."""
+    step = Engine.train_step
+    Engine.train_step = lambda self, batch, rate: step(self, batch, rate * self.ranks.world_size)  # type: ignore[method-assign]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("hook", "found"),
+    [
+        (
+            lose_the_position,
+            r"killed twice .*: after step 3, in start 2, data/batch is \w{32}, str",
+        ),
+        (lose_a_moment, "killed twice .*: after step 4, in start 2, optim/grad_norm is "),
+        (
+            change_what_is_saved,
+            "with equal losses, in the checkpoint of step 8 the checksum of model.safetensors is ",
+        ),
+        (
+            seed_by_ranks,
+            r"on 1 rank instead of 2 after step 1 data/batch is \w{32}, straight it is",
+        ),
+        (rate_by_ranks, r"on 1 rank instead of 2 after step [2-5] train/loss is .* 0.0001 apart"),
+    ],
+)
+def test_the_first_difference_is_named_and_the_copies_stay(
+    run: Path, hook: Hook, found: str
+) -> None:
+    holds, sentence = verified(run, hook)
+    assert not holds
+    assert re.search(f"^Does not hold: .*{found}", sentence), sentence
+    folder = Path(sentence.rpartition("The copies lie in ")[2].rstrip("."))
+    assert folder.parent == run / "verify"
+    assert (folder / "straight" / "metrics-0.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_from_the_command_line_with_processes_of_its_own(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify.main([f"run={finished}", "steps=3", "ranks=1", "other_ranks=0"]) == 0
+    output = capsys.readouterr().out
+    assert "from      step 0 (step-00000010 has 0 steps left in its phase; step-0" in output
+    assert "Holds: 3 steps from step 0 on, on 1 rank, killed twice and started again" in output
+    assert output.endswith("Another number of ranks was not tried.\n")
+
+
+def test_a_copy_begins_at_the_newest_checkpoint_that_leaves_enough_steps(
+    run: Path, tmp_path: Path
+) -> None:
+    phases = phases_of(settings_of(run))
+    origin, why = find_origin(run, phases, 2, tmp_path / "a")
+    assert (origin.step, origin.checkpoint) == (8, tmp_path / "a" / "step-00000008")
+    assert why.endswith("step-00000008 (step-00000010 has 0 steps left in its phase)")
+    weights = run / "checkpoints" / "step-00000008" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    origin, why = find_origin(run, phases, 2, tmp_path / "b")
+    assert (origin.step, origin.checkpoint) == (0, None)
+    assert "step-00000008 is broken: model.safetensors is not what was written" in why
+
+
+def test_a_run_without_a_checkpoint_is_made_again_from_step_0(run: Path, tmp_path: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+    origin, why = find_origin(run, phases_of(settings_of(run)), 10, tmp_path)
+    assert (origin.step, origin.checkpoint) == (0, None)
+    assert why == "step 0 (there is no checkpoint yet)"
+
+
+def test_a_run_that_is_too_short_is_refused_with_what_it_has(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"no 11 steps .* makes 10 from step 0 on.*steps=10"):
+        find_origin(run, phases_of(settings_of(run)), 11, tmp_path)
+
+
+def test_the_ranks_are_those_of_the_last_start_where_they_fit(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(2)))
+    settings = settings_of(run)
+    assert trial._rank_counts(run, settings, None, None) == (
+        2,
+        1,
+        "2, as its last start had; then 1",
+    )
+    with (run / "events.jsonl").open("a") as events:
+        events.write('{"time": "", "event": "resumed", "step": 8, "ranks": 16}\n{"time')
+    ranks, others, why = trial._rank_counts(run, settings, None, None)
+    assert (ranks, others) == (2, 1)
+    assert why.startswith("2: its last start had 16, this machine has 2 cores")
+    assert trial._rank_counts(run, settings, 1, None)[:2] == (1, 2)
+    with pytest.raises(SettingsError, match="cannot be dealt to 9 ranks"):
+        trial._rank_counts(run, settings, 9, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run=nowhere"], "nowhere/config.yaml is missing; run= takes the folder of a run"),
+        ([], "no run is named; add run=FOLDER"),
+        (["run=x", "step=3"], "'step=3' is no argument; there are run=FOLDER"),
+        (["run=x", "steps=2"], "steps=2; it takes a number of 3 or more"),
+        (["run=x", "ranks=two"], "ranks=two; it takes a number of 1 or more"),
+        (["run=x", "keep=maybe"], "keep=maybe; it takes true or false"),
+    ],
+)
+def test_wrong_arguments_are_one_message_and_status_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert verify.main(arguments) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"pretrain.verify: {message}")
+    assert errors.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_that_the_run_refuses_is_its_message_and_leaves_nothing(run: Path) -> None:
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("seq_len: 128", "seq_len: 40"))
+    before = everything(run)
+    with pytest.raises(SettingsError, match="there are no shards of 40 tokens"):
+        verified(run, ranks=1)
+    assert everything(run) == before
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("+model=large", "recipe=nvidia_lamb", "engine=bf16"),
+        ("+model=base", "recipe=paper", "data.masking=dynamic"),
+        ("+model=tiny", "recipe=budget_24h", "optim.max_grad_norm=1"),
+        ("+model=small", "recipe=roberta_like", r"run.name='it\'s, =\{a\} name'", "run.seed=0"),
+    ],
+)
+def test_a_run_s_settings_as_they_are_typed_are_its_settings(
+    typed: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Also those of phases, and those that its version did not have yet."""
+    settings, _ = load(typed, world_size=1)
+    again, _ = load(["+model=base", *as_overrides(as_dict(settings))], world_size=1)
+    assert again == settings
+    plain = as_dict(settings)
+    del plain["monitor"]["batch_checksums"]
+    from omegaconf import OmegaConf
+
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain)))
+    assert settings_of(tmp_path) == settings
+
+
+def state_at(step: int, phase: int = 1, first_step: int = 0, elapsed_s: float = 0.0) -> Any:
+    return {"step": step, "phase": phase, "first_step": first_step, "elapsed_s": elapsed_s}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "state", "left"),
+    [
+        ("paper", state_at(899_995), 5),
+        ("paper", state_at(900_000), 100_000),  # the second phase begins there
+        ("paper", state_at(999_990, 2, 900_000), 10),
+        ("paper", state_at(1_000_000, 2, 900_000), 0),
+        ("budget_24h", None, NEVER),
+        ("budget_24h", state_at(1000, elapsed_s=24 * 3600 - 40.0), 0),  # 86 s a step
+        ("budget_24h", state_at(1_000_000, elapsed_s=24 * 3600 - 40.0), 115),  # 0.09 s a step
+    ],
+)
+def test_steps_left_are_those_of_the_phase_or_as_many_as_the_clock_allows_a_slow_copy(
+    recipe: str, state: Any, left: int
+) -> None:
+    settings, _ = load(["+model=tiny", f"recipe={recipe}"], world_size=1)
+    assert steps_left(phases_of(settings), state) == left

@@ -1,0 +1,389 @@
+"""Labels and numbers for texts: reading GLUE and tables, a training that learns, what is refused."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from shared_data import unpacked
+from tiny_bert import tiny_bert
+
+from scripts.finetuning import classification, models
+from scripts.finetuning.job import Job, Notes, sample_of
+from scripts.finetuning.run import finetune, main
+from scripts.finetuning.settings import InputError, Kind, load, tasks
+
+GOOD, BAD = ("good", "great", "fine"), ("bad", "awful", "poor")
+QUICK = ["epochs=10", "learning_rate=1e-2", "batch_size=16", "max_length=16", "dropout=0"]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bert(tmp_path_factory.mktemp("bert") / "tiny")
+
+
+def reviews(folder: Path) -> list[str]:
+    """train.tsv and dev.tsv with columns words and mood, and the settings that name them."""
+    folder.mkdir(exist_ok=True)
+    lines = [
+        f"the {thing} was {word}\t{mood}"
+        for thing in ("film", "city", "country", "a")
+        for mood, words in (("positive", GOOD), ("negative", BAD))
+        for word in words
+    ]
+    for name in ("train", "dev"):
+        (folder / f"{name}.tsv").write_text("\n".join(["words\tmood", *lines]) + "\n")
+    return [
+        "+task=custom", f"task.folder={folder}", "task.train=train.tsv", "task.dev=dev.tsv",
+        "task.text=words", "task.label=mood",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of two seeds."""
+    folder = tmp_path_factory.mktemp("reviews")
+    arguments = [*reviews(folder), f"model={bert}", f"out={folder / 'out'}", "seeds=2", *QUICK]
+    assert main(Kind.classification, arguments) == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def prepared(bert: Path, tmp_path: Path) -> Callable[..., Job]:
+    """The reviews, read, with other settings and after `change` made a file of them."""
+
+    def prepare(*overrides: str, **files: str) -> Job:
+        arguments = [*reviews(tmp_path), f"model={bert}", "max_length=32", *overrides]
+        for name, text in files.items():
+            (tmp_path / name.replace("_", ".")).write_text(text, encoding="utf-8")
+        return classification.prepare(load(arguments), models.load_tokenizer(bert))
+
+    return prepare
+
+
+def test_it_learns_what_can_be_learned(trained: Path) -> None:
+    figures = json.loads((trained / "results.json").read_text())["figures"]
+    assert figures["dev_accuracy"]["mean"] > 95
+
+
+def test_results_hold_every_seed_their_mean_and_that_dev_chose(trained: Path) -> None:
+    results = json.loads((trained / "results.json").read_text())
+    each = [seed["dev_accuracy"] for seed in results["seeds"]]
+    assert [seed["seed"] for seed in results["seeds"]] == [1, 2]
+    assert results["figures"]["dev_accuracy"]["mean"] == pytest.approx(sum(each) / 2)
+    assert "epoch" in results["chosen_on_dev"]
+    assert results["chosen"] == {"batch_size": 16, "learning_rate": 0.01, "epochs": 10.0}
+
+
+def test_the_model_has_its_label_names_in_a_pipeline(trained: Path) -> None:
+    from transformers import pipeline
+
+    classify = pipeline("text-classification", model=str(trained / "model"))
+    labels = [found["label"] for found in classify(["the film was great", "the film was awful"])]
+    assert labels == ["positive", "negative"]
+
+
+def test_what_is_done_is_not_done_again(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = json.loads((trained / "settings.json").read_text())
+    arguments = [*reviews_of(settings), f"out={trained}", "seeds=2", *QUICK]
+    before = (trained / "results.json").read_text()
+    assert main(Kind.classification, arguments) == 0
+    assert capsys.readouterr().out.count("done before") == 2
+    assert (trained / "results.json").read_text() == before
+
+
+def reviews_of(settings: dict[str, dict[str, str]]) -> list[str]:
+    task = settings["task"]
+    names = ("folder", "train", "dev", "text", "label")
+    return [
+        "+task=custom", f"model={settings['model']}", *(f"task.{name}={task[name]}" for name in names)
+    ]  # fmt: skip
+
+
+def test_results_of_other_settings_are_not_mixed_in(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = json.loads((trained / "settings.json").read_text())
+    arguments = [*reviews_of(settings), f"out={trained}", *QUICK, "dropout=0.2"]
+    assert main(Kind.classification, arguments) == 2
+    assert "resume=false" in capsys.readouterr().err
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(
+    bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*reviews(tmp_path), f"model={bert}", f"out={tmp_path / 'out'}", *QUICK]
+    trial = tmp_path / "out/trials/batch-16-rate-0.01-epochs-10-seed-1"
+    trial.mkdir(parents=True)
+    with (trial / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert main(Kind.classification, arguments) == 2
+    assert f"another process is training in {trial}" in capsys.readouterr().err
+    assert main(Kind.classification, arguments) == 0
+
+
+def test_a_killed_training_goes_on_to_the_same_figures(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scripts.finetuning import trial
+
+    arguments = [*reviews(tmp_path / "data"), f"model={bert}", *QUICK, "epochs=2", "dropout=0.1"]
+    straight = finetune(load([*arguments, f"out={tmp_path / 'straight'}"]))
+    killed = load([*arguments, f"out={tmp_path / 'killed'}"])
+    calls = []
+
+    def evaluate(self: trial.ScoringTrainer, *_: object, **__: object) -> dict[str, float]:
+        calls.append(self.state.global_step)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(self)
+
+    whole = trial.ScoringTrainer.evaluate
+    monkeypatch.setattr(trial.ScoringTrainer, "evaluate", evaluate)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(killed)
+    resumed = finetune(killed)
+    assert calls == [2, 4, 4]
+    assert resumed["figures"] == straight["figures"]
+    folders = [next((tmp_path / name).glob("trials/*/model")) for name in ("straight", "killed")]
+    weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
+    assert weights[0] == weights[1]
+
+
+def test_the_grid_tries_all_with_one_seed_and_says_so(bert: Path, tmp_path: Path) -> None:
+    grid = ["grid.learning_rate=[1e-2,1e-9]", "epochs=6", "seeds=2"]
+    arguments = [*reviews(tmp_path / "data"), f"model={bert}", *QUICK, *grid]
+    results = finetune(load([*arguments, f"out={tmp_path / 'out'}"]))
+    assert [(one["learning_rate"], one["seed"]) for one in results["tried"]] == [
+        (1e-2, 1),
+        (1e-9, 1),
+    ]
+    assert results["chosen"]["learning_rate"] == 1e-2
+    kept = {path.parent.name for path in (tmp_path / "out/trials").glob("*/model")}
+    assert {name.split("-rate-")[1].split("-")[0] for name in kept} == {"0.01"}
+    assert [one["seed"] for one in results["seeds"]] == [1, 2]
+    assert "rate" in results["chosen_on_dev"]
+
+
+def test_the_paper_s_grid_has_18_points() -> None:
+    grid = load(["+task=sst2", "model=x", "grid=paper"]).grid
+    assert len(grid.batch_size) * len(grid.learning_rate) * len(grid.epochs) == 18
+
+
+@pytest.mark.parametrize("task", tasks())
+def test_every_task_has_settings_that_hold(task: str) -> None:
+    files = [f"task.{name}=x" for name in ("train", "dev")]
+    if task == "custom":
+        files += ["task.text=x", "task.label=x"]
+    assert load([f"+task={task}", "model=x", *files]).task.name == task
+
+
+@pytest.mark.parametrize(
+    ("task", "folder", "rows", "first"),
+    [
+        ("sst2", "SST-2", (67_349, 872), "1"), ("cola", "CoLA", (8_551, 1_043), "1"),
+        ("mrpc", "MRPC", (3_668, 408), "1"), ("rte", "RTE", (2_490, 277), "not_entailment"),
+        ("stsb", "STS-B", (5_749, 1_500), "5.000"),
+    ],
+)  # fmt: skip
+def test_the_files_of_glue_are_read_whole(
+    bert: Path, tmp_path: Path, task: str, folder: str, rows: tuple[int, int], first: str
+) -> None:
+    files = unpacked(f"glue/{folder}", tmp_path)
+    settings = load([f"+task={task}", f"task.folder={files}", f"model={bert}", "max_length=64"])
+    train, dev = (
+        list(classification._examples(settings.task, role, Notes())) for role in ("train", "dev")
+    )
+    assert (len(train), len(dev)) == rows
+    assert train[0].label == first
+    settings.max_train_examples = settings.max_dev_examples = 50
+    job = classification.prepare(settings, models.load_tokenizer(bert))
+    labels = {example["labels"] for example in job.train}
+    assert (0 <= min(labels) < max(labels) <= 5) if task == "stsb" else labels == {0, 1}
+
+
+def test_a_sample_is_drawn_from_the_whole_file_and_is_the_same_at_each_call() -> None:
+    sample = sample_of(iter(range(10_000)), 100)
+    assert len(set(sample)) == 100
+    assert sample == sorted(sample) == sample_of(range(10_000), 100)
+    assert 4_000 < sum(sample) / 100 < 6_000
+    assert sample_of("abc", None) == sample_of("abc", 3) == sample_of("abc", 4) == ["a", "b", "c"]
+
+
+def test_labels_are_those_of_the_whole_training_set_also_where_it_is_sampled(
+    prepared: Callable[..., Job],
+) -> None:
+    rows = [f"word,{mood}" for mood in "abcd"]
+    job = prepared(
+        "task.train=a.csv", "task.dev=b.csv", "max_train_examples=2", "max_dev_examples=3",
+        a_csv="\n".join(["words,mood", *rows, ""]), b_csv="\n".join(["words,mood", *rows, ""]),
+    )  # fmt: skip
+    assert list(job.config["label2id"]) == ["a", "b", "c", "d"]
+    assert (len(job.train), len(job.dev[0].features)) == (2, 3)
+
+
+def test_a_data_set_of_the_hub_s_library_is_read_with_its_label_names(
+    bert: Path, tmp_path: Path
+) -> None:
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features(
+        {"sentence": Value("string"), "label": ClassLabel(names=["negative", "positive"])}
+    )
+    rows = Dataset.from_dict({"sentence": ["good", "bad"], "label": [1, 0]}, features=features)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "validation"):
+        rows.to_parquet(folder / f"{split}.parquet")
+    arguments = [
+        "+task=sst2",
+        f"model={bert}",
+        f"task.hub.dataset={folder}",
+        "task.hub.subset=null",
+    ]
+    job = classification.prepare(load([*arguments, "max_length=32"]), models.load_tokenizer(bert))
+    assert [example["labels"] for example in job.train] == [1, 0]
+
+
+def test_jsonl_and_quoted_csv_are_read(prepared: Callable[..., Job]) -> None:
+    jsonl = (
+        '{"words": "good\u2028film", "mood": "positive"}\n{"words": "bad", "mood": "negative"}\n'
+    )
+    quoted = 'words,mood\n"good, ""great""\nfilm",positive\nbad\u2028,negative\n'
+    job = prepared("task.train=a.jsonl", "task.dev=b.csv", a_jsonl=jsonl, b_csv=quoted)
+    assert len(job.train) == len(job.dev[0].features) == 2
+    assert len(job.dev[0].features[0]["input_ids"]) > 5
+
+
+def test_numbers_are_scored_by_their_correlation(prepared: Callable[..., Job]) -> None:
+    import numpy as np
+
+    numbers = "words\tmood\ngood\t5\nfine\t3\nbad\t0.5\n"
+    job = prepared(
+        "task.is_regression=true", "task.metrics=[spearman,pearson]", train_tsv=numbers, dev_tsv=numbers
+    )  # fmt: skip
+    assert job.config["num_labels"] == 1
+    assert job.dev[0].score(np.array([[9.0], [2.0], [1.0]]))["spearman"] == 100
+    assert job.dev[0].score(np.ones((3, 1)))["pearson"] == 0
+
+
+HEAD = "words\tmood\n"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "files", "words"),
+    [
+        (["task.text=sentence"], {}, ["train.tsv, line 2", "'sentence'", "'words'"]),
+        ([], {"dev_tsv": HEAD + "good\tpositive\nfine\thappy\n"}, ["dev.tsv, line 3", "'happy'"]),
+        ([], {"train_tsv": HEAD + "good\tpositive\nbad\n"}, ["train.tsv, line 3", "skip_broken=true"]),
+        ([], {"train_tsv": HEAD + " \tpositive\n \tnegative\n"}, ["line 3", "task.text=COLUMN"]),
+        ([], {"train_tsv": HEAD}, ["no rows"]),
+        ([], {"train_tsv": HEAD + "good\tpositive\n"}, ["1 label"]),
+        (["task.is_regression=true", "task.metrics=[pearson]"], {}, ["line 2", "'positive'"]),
+        (["task.train=none.tsv"], {}, ["none.tsv", "task.folder"]),
+        (["task.train=a.jsonl"], {"a_jsonl": "{]\n"}, ["a.jsonl, line 1"]),
+        (["max_length=100"], {}, ["64 positions"]),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_with_its_place_before_training(
+    bert: Path, tmp_path: Path, overrides: list[str], files: dict[str, str], words: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    arguments = [*reviews(tmp_path), f"model={bert}", f"out={tmp_path / 'out'}", "max_length=32"]
+    for name, text in files.items():
+        (tmp_path / name.replace("_", ".")).write_text(text)
+    assert main(Kind.classification, [*arguments, *overrides]) == 2
+    message = capsys.readouterr().err
+    assert [word for word in words if word not in message] == [], message
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_without_text_and_cut_ones_are_counted(prepared: Callable[..., Job]) -> None:
+    train = HEAD + "good\tpositive\n \tnegative\n" + "bad " * 40 + "\tnegative\n"
+    job = prepared(train_tsv=train)
+    assert len(job.train) == 2
+    assert [line.split(" (")[0] for line in job.notes.lines()] == [
+        "1 row(s) without text left out", "1 text(s) cut at 32 tokens"
+    ]  # fmt: skip
+    assert "line 3" in job.notes.lines()[0]
+
+
+def test_a_folder_with_pickled_weights_only_is_refused_without_reading_them(
+    bert: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(bert, tmp_path / "x", ignore=shutil.ignore_patterns("*.safetensors"))
+    (tmp_path / "x/pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch /tmp/x'\ntR.")
+    with pytest.raises(InputError, match=r"pytorch_model\.bin alone.*can run code"):
+        models.load_tokenizer(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder), "there is no folder"),
+        (lambda folder: (folder / "config.json").unlink(), "no Hugging Face folder"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is no JSON"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'), "'gpt2'"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
+        (lambda folder: (folder / "vocab.txt").unlink(), "no tokenizer"),
+        (
+            lambda folder: (folder / "vocab.txt").write_text(
+                (folder / "vocab.txt").read_text() + "\n".join(f"new{n}" for n in range(9)) + "\n"
+            ),
+            "the tokenizer has",
+        ),
+    ],
+)
+def test_what_is_no_bert_folder_is_refused(
+    bert: Path, tmp_path: Path, change: Callable[[Path], object], message: str
+) -> None:
+    folder = Path(shutil.copytree(bert, tmp_path / "x"))
+    change(folder)
+    with pytest.raises(InputError, match=message):
+        models.load_tokenizer(folder)
+
+
+def test_weights_that_are_not_a_whole_bert_are_refused(bert: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from scripts.finetuning.settings import Start
+
+    folder = Path(shutil.copytree(bert, tmp_path / "x"))
+    weights = load_file(folder / "model.safetensors")
+    del weights["bert.encoder.layer.1.output.dense.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"layer\.1\.output\.dense\.weight"):
+        models.load_model("BertForSequenceClassification", folder, Start.pretrained, {})
+
+
+def test_a_random_start_takes_no_weights(bert: Path) -> None:
+    from scripts.finetuning.settings import Start
+
+    name = "embeddings.word_embeddings.weight"
+    models_of = [
+        models.load_model("BertModel", bert, start, {})[0].state_dict()[name] for start in Start
+    ]
+    assert not models_of[0].equal(models_of[1])
+
+
+def test_fine_tuning_imports_neither_pretrain_nor_data_prep() -> None:
+    project = Path(__file__).parents[3]
+    files = [*(project / "scripts/finetuning").glob("*.py"), project / "scripts/predict.py"]
+    files += project.glob("scripts/finetune_*.py")
+    assert len(files) > 10
+    for path in files:
+        text = path.read_text()
+        assert "from pretrain" not in text, path
+        assert "data_prep" not in text.replace("`data_prep`", ""), path
+
+
+def test_a_loss_that_is_no_number_ends_the_training(
+    bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*reviews(tmp_path), f"model={bert}", f"out={tmp_path / 'out'}", *QUICK]
+    assert main(Kind.classification, [*arguments, "learning_rate=1e38"]) == 2
+    assert "the loss is nan; try a smaller learning_rate=" in capsys.readouterr().err

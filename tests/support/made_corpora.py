@@ -1,0 +1,104 @@
+"""Token stores and vocabularies made up for tests, in the real format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.core.files import checksum, write_json
+from data_prep.executors import tasks
+from data_prep.stores.tokens import TokenStore, write_part
+
+SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+FIRST_TEXT_ID = 5
+Document = Sequence[Sequence[int]]  # sentences of ids
+
+
+def write_corpus(
+    data_dir: Path,
+    train: Sequence[Sequence[Document]],
+    heldout: Sequence[Sequence[Document]] = (),
+    vocab_size: int = 1000,
+) -> None:
+    """Write data_dir/vocab and data_dir/tokens; each split is given as parts of documents."""
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    for number in range(FIRST_TEXT_ID, vocab_size):  # every third entry continues a word
+        vocab.append(f"##p{number}" if number % 3 == 0 else f"w{number}")
+    (data_dir / "vocab").mkdir(parents=True, exist_ok=True)
+    (data_dir / "vocab" / "vocab.txt").write_text("\n".join(vocab) + "\n")
+    splits = {}
+    for split, parts in (("train", train), ("heldout", heldout)):
+        splits[split] = [
+            _write_part(data_dir / "tokens" / split / f"part-{index:05d}.arrow", part)
+            for index, part in enumerate(parts)
+        ]
+    write_json(
+        data_dir / "tokens" / "manifest.json",
+        {
+            "schema_version": 1,
+            "dtype": "uint16",
+            "vocab_checksum": checksum(data_dir / "vocab" / "vocab.txt"),
+            "vocab_size": vocab_size,
+            "lowercase": True,
+            "special_ids": SPECIAL_IDS,
+            "splits": splits,
+        },
+    )
+
+
+def open_store(data_dir: Path, train: Sequence[Sequence[Document]]) -> TokenStore:
+    """The train split of a corpus made of these parts."""
+    write_corpus(data_dir, train)
+    return TokenStore.open(data_dir, "train")
+
+
+def distinct_documents(sentence_lengths: Sequence[Sequence[int]]) -> list[list[list[int]]]:
+    """Documents of sentences of these lengths; no id occurs twice in the corpus: 5, 6, 7, ..."""
+    documents, next_id = [], FIRST_TEXT_ID
+    for lengths in sentence_lengths:
+        document = []
+        for length in lengths:
+            document.append(list(range(next_id, next_id + length)))
+            next_id += length
+        documents.append(document)
+    return documents
+
+
+def random_documents(
+    rng: np.random.Generator, count: int, sentences: float = 8.0, vocab_size: int = 1000
+) -> list[list[list[int]]]:
+    """Documents of 1 to about 4 * `sentences` sentences of about 12 ids, text ids only."""
+    return [
+        [
+            rng.integers(FIRST_TEXT_ID, vocab_size, 1 + rng.poisson(11)).tolist()
+            for _ in range(1 + int(rng.exponential(sentences)))
+        ]
+        for _ in range(count)
+    ]
+
+
+def _write_part(path: Path, documents: Sequence[Document]) -> dict[str, int | str]:
+    sentences = [sentence for document in documents for sentence in document]
+    ids = np.array([token for sentence in sentences for token in sentence], np.uint16)
+    return write_part(
+        path,
+        [f"made/{path.stem}-{number}" for number in range(len(documents))],
+        ids,
+        np.cumsum([0, *map(len, sentences)]),
+        np.cumsum([0, *map(len, documents)]),
+    )
+
+
+def run_inline(plan: tasks.TaskPlan, todo: Iterable[int], num_workers: int) -> dict[int, str]:
+    """Stands for engine._run_processes where the processes are not what is tested: 1 s a task."""
+    for index in todo:
+        entry = plan.entries[index]
+        record = {
+            "fingerprint": entry.fingerprint,
+            "counts": plan.task(index),
+            "sizes": [path.stat().st_size for path in entry.outputs],
+        }
+        write_json(tasks.record_path(plan.log_dir, "finished", entry.name), record)
+    return {}

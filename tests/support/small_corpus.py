@@ -1,0 +1,68 @@
+"""Corpora of a few dozen examples, cut out of the sample corpus: several epochs in a few steps."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.core.files import checksum, write_json
+from data_prep.stores.shard_reader import Shards
+from data_prep.stores.shards import Examples, write_shard
+from pretrain.data.packing import PackedBatch
+
+SEQ_LEN = 128
+
+
+def cut(sample_dir: Path, folder: Path, train: Sequence[int], held_out: Sequence[int]) -> Path:
+    """Write a data folder whose shards hold so many of the sample's first examples; `folder`."""
+    shutil.copytree(sample_dir / "vocab", folder / "vocab")
+    target = folder / f"len{SEQ_LEN}"
+    manifest = dict(Shards.open(sample_dir / target.name, "train").manifest)
+    manifest["splits"] = {}
+    for split, sizes in (("train", train), ("heldout", held_out)):
+        whole = Shards.open(sample_dir / target.name, split)
+        entries = []
+        for number, first in enumerate(itertools.accumulate(sizes[:-1], initial=0)):
+            examples = whole.read(np.arange(first, first + sizes[number]))
+            path = target / split / f"shard-{number:05d}.arrow"
+            write_shard(path, examples, {"split": split})
+            entries.append(_facts(path, examples))
+        counted = {key for key in whole.manifest["splits"][split] if key != "shards"}
+        totals = {key: sum(entry.get(key, 0) for entry in entries) for key in counted}
+        manifest["splits"][split] = {**totals, "shards": entries}
+    shutil.copy(sample_dir / target.name / "token_counts.npy", target)
+    write_json(target / "manifest.json", manifest)
+    return folder
+
+
+def _facts(path: Path, examples: Examples) -> dict[str, object]:
+    return {
+        "name": path.name,
+        "rows": len(examples),
+        "tokens": int(examples.offsets[-1]),
+        "masked_tokens": int(examples.masked_offsets[-1]),
+        "random_next": int(examples.next_sentence_labels.sum()),
+        "bytes": path.stat().st_size,
+        "checksum": checksum(path),
+    }
+
+
+def numbers_by_content(data: Path) -> dict[bytes, int]:
+    """The unmasked tokens of each training example -> its number."""
+    shards = Shards.open(data / f"len{SEQ_LEN}", "train")
+    everything = shards.read(np.arange(shards.num_examples))
+    parts = np.split(everything.input_ids.astype(np.int64), everything.offsets[1:-1])
+    numbers = {part.tobytes(): number for number, part in enumerate(parts)}
+    assert len(numbers) == shards.num_examples
+    return numbers
+
+
+def contents(batch: PackedBatch) -> list[bytes]:
+    """The unmasked tokens of each sequence of a micro-batch."""
+    unmasked = batch.input_ids.long()
+    unmasked[batch.masked_positions] = batch.labels
+    return [row.numpy().tobytes() for row in unmasked.split(batch.lengths)]
