@@ -13,9 +13,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import settings as data_prep_settings
-from pretrain import plan, run
-from pretrain.arguments import named_words
+from data_prep.core import job
+from pretrain import plan
+from pretrain.config import load
+from pretrain.config.arguments import named_words
 from scripts import build_site, predict
 from scripts.finetuning import settings as finetuning_settings
 from scripts.finetuning.settings import Kind
@@ -82,9 +83,9 @@ def test_every_command_shown_exists_and_takes_its_settings(
     assert module is not None
     assert (PROJECT / module.replace(".", "/")).with_suffix(".py").is_file(), module
     if module.startswith("data_prep."):
-        data_prep_settings.load(typed)
+        job.load(typed)
     elif module == "pretrain.run":
-        run.load(typed, world_size=8)
+        load.load(typed, world_size=8)
     elif module == "pretrain.plan":
         plan.load([word for word in typed if not word.startswith("json=")])
     elif module == "scripts.predict":
@@ -101,14 +102,14 @@ def test_every_command_shown_exists_and_takes_its_settings(
 def check_batch_script(script: str, typed: list[str]) -> None:
     """The settings that are typed after a batch script are those of the job it starts."""
     if model := re.search(r"pretrain_(\w+)", script):
-        run.load([f"+model={model[1]}", "data=wikibooks_512", *typed], world_size=8)
+        load.load([f"+model={model[1]}", "data=wikibooks_512", *typed], world_size=8)
     elif "finetune" in script:
         words = named_words([w for w in typed if re.match(r"(tasks|model)=", w)],
                             {"tasks": "LIST", "model": "FOLDER"}, ["tasks", "model"])  # fmt: skip
         for task in words["tasks"].split(","):
             finetuning_settings.load([f"+task={task}", f"model={words['model']}"])
     else:
-        data_prep_settings.load(["data_dir=data/wikibooks", *typed])
+        job.load(["data_dir=data/wikibooks", *typed])
 
 
 def test_no_link_or_anchor_of_a_page_is_broken() -> None:

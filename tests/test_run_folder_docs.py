@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from run_in_fork import pretrain_run
 
-from pretrain.engine import Engine
+from pretrain.engine.engine import Engine
 
 PROJECT = Path(__file__).resolve().parents[1]
 PAGE = (PROJECT / "docs" / "run-folder.md").read_text(encoding="utf-8")

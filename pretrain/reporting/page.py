@@ -39,7 +39,7 @@ QUIET_EVENTS = ("checkpoint", "lost")  # too many to be listed, or said in the t
 def page(run: History, other: History | None = None) -> str:
     """The whole page about `run`, set beside `other`."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "reporting"),
+        loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -60,7 +60,7 @@ def another_checkout(ranks: Ranks, settings: Settings) -> None:
     if ranks.rank == 2:
         old = Path(settings.run.dir) / "old/pretrain"
         shutil.copytree(Path(str(preflight_module.pretrain.__file__)).parent, old)
-        (old / "engine.py").write_text("# of last week\n")
+        (old / "engine/engine.py").write_text("# of last week\n")
         preflight_module.pretrain.__file__ = str(old / "__init__.py")
 
 
