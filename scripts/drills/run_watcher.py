@@ -75,13 +75,7 @@ class Observed:
         return [orjson.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
 
-def until(
-    condition: Callable[[], T],
-    launched: Launched,
-    limit_s: float,
-    what: str,
-    poll_s: float = POLL_S,
-) -> T:
+def until(condition: Callable[[], T], launched: Launched, limit_s: float, what: str) -> T:
     """What `condition` says, once that is true.
 
     Raises NotSeenError, with the last lines that the run printed, where it ends before or does not
@@ -97,4 +91,4 @@ def until(
             lines = launched.output.read_text(errors="replace").splitlines()
             said = "".join(f"\n    {line}" for line in lines[-6:])
             raise NotSeenError(f"waiting for {what}: {why}; the run printed last{said}")
-        time.sleep(poll_s)
+        time.sleep(POLL_S)
