@@ -117,8 +117,6 @@ def test_no_link_or_anchor_of_a_page_is_broken() -> None:
 
 
 def test_every_module_that_a_page_names_exists() -> None:
-    if not (PROJECT / "scripts/bench").exists():
-        pytest.skip("the benchmarks have not moved yet")
     named = {
         (page.name, module)
         for page in PAGES
@@ -157,8 +155,6 @@ def test_every_drawing_is_drawn_from_its_present_source() -> None:
 
 @pytest.mark.parametrize("package", ["data_prep", "pretrain"])
 def test_the_drawing_of_the_packages_has_every_package(package: str) -> None:
-    if (PROJECT / "pretrain/batches").exists():
-        pytest.skip("the packages have not moved yet")
     drawn = set(re.findall(r">(\w+)</text>", (PROJECT / "docs/images/packages.svg").read_text()))
     packages = {path.parent.name for path in (PROJECT / package).glob("*/*.py")}
     jobs = {path.stem for path in (PROJECT / package).glob("*.py")} - {"__init__"}
