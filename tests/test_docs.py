@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import re
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.core import job
+from data_prep.core.config import as_dict
 from pretrain import plan
 from pretrain.config import load
 from pretrain.config.arguments import named_words
@@ -110,6 +112,37 @@ def check_batch_script(script: str, typed: list[str]) -> None:
             finetuning_settings.load([f"+task={task}", f"model={words['model']}"])
     else:
         job.load(["data_dir=data/wikibooks", *typed])
+
+
+def rows_of_settings(page: Path) -> list[tuple[str, str]]:
+    """(name, default) of the rows of tables `setting | default | ...` that give one plain value."""
+    tables = re.findall(r"^\| setting \| default \|.*\n((?:\|.*\n)+)", page.read_text(), re.M)
+    rows = [re.split(r" *(?<!\\)\| *", line) for table in tables for line in table.splitlines()]
+    return [
+        (name[1], row[2].strip("`").replace(",", ""))
+        for row in rows
+        if (name := re.fullmatch(r"`([\w.]+)(?:=\S*)?`", row[1]))
+        and re.fullmatch(r"null|true|false|[\d.,]+(?:e-\d+)?", row[2].strip("`"))
+    ]
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if rows_of_settings(page)], ids=lambda page: page.name
+)
+def test_the_defaults_shown_are_those_of_conf(page: Path) -> None:
+    if page.name == "data.md":
+        settings = as_dict(job.load(["data_dir=x"]))
+    elif page.name == "finetuning.md":
+        settings = as_dict(finetuning_settings.load(["+task=sst2", "model=x"]))
+    else:
+        settings = as_dict(load.load(["+model=base"], world_size=8)[0])
+    shown, real = {}, {}
+    for name, default in rows_of_settings(page):
+        if not name.startswith("source."):  # each kind of source has its own
+            words = {"null": None, "true": True, "false": False}
+            shown[name] = words[default] if default in words else float(default)
+            real[name] = functools.reduce(dict.__getitem__, name.split("."), settings)
+    assert shown == real
 
 
 def test_no_link_or_anchor_of_a_page_is_broken() -> None:
