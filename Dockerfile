@@ -24,7 +24,7 @@ RUN apt-get update \
 WORKDIR /opt/bert-pretraining
 # Dependencies first: a change of the code then leaves this layer of gigabytes as it is.
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN DS_BUILD_OPS=0 pip install --no-cache-dir --constraint constraints.txt --editable '.[fast,finetune]'
+RUN DS_BUILD_OPS=0 pip install --no-cache-dir --constraint constraints.txt --editable '.[finetune]'
 COPY conf conf
 COPY data_prep data_prep
 COPY pretrain pretrain

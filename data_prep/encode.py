@@ -32,7 +32,6 @@ from data_prep.executors.tasks import TaskEntry, fingerprint
 from data_prep.stores.documents import Document, DocumentPart, list_parts, read_part
 from data_prep.stores.tokens import SCHEMA_VERSION, SPLITS, token_dtype, write_part
 from data_prep.text.sentences import split_paragraph
-from data_prep.tokenizer.fast_wordpiece import COMPARED, AcceleratedEncoder
 from data_prep.tokenizer.wordpiece import Encoder
 from data_prep.vocab import read_vocab_store
 
@@ -51,7 +50,7 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     tokens, vocab = read_vocab_store(data_dir)
     parts = list_parts(data_dir)
     left_out = duplicates.left_out(settings, parts)
-    identity = {  # without nanotoken: the ids are those of tokenizers with it, too
+    identity = {
         "vocab_checksum": vocab["checksum"],
         "lowercase": vocab["lowercase"],
         "heldout_fraction": settings.heldout_fraction,
@@ -108,8 +107,6 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
         "splits": splits,
         "dropped": {name: counts[name] for name in sorted(Dropped.__dataclass_fields__)},
     }
-    if refused := counts.get("accelerator_refused"):  # tasks; not in the records of older stores
-        manifest["accelerator_refused"] = refused
     write_json(folder / "manifest.json", manifest)  # last: it says that all the rest is there
     return manifest
 
@@ -130,12 +127,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         for name, count in manifest["dropped"].items():
             lines.append(f"dropped     {count:,} {name.replace('_', ' ')}")
-        if refused := manifest.get("accelerator_refused"):
-            lines.append(
-                f"nanotoken   other ids than tokenizers in {refused:,} tasks, which went on without "
-                f"it; other tasks compared {COMPARED:,} sentences alone: to be sure of them, pip "
-                f"uninstall nanotoken, remove {Path(settings.data_dir) / 'tokens'}, encode again"
-            )
         lines.append(f"seconds     {time.monotonic() - began:.1f}")
         sys.stdout.write("\n".join(lines) + "\n")
 
@@ -213,7 +204,7 @@ def _encode_part(
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tasks run side by side as it is
     folder, part = data_dir / "tokens", parts[index]
     duplicate_ids = duplicates.dropped_ids(data_dir, part, left_out)
-    encoder = AcceleratedEncoder(tokens, lowercase)
+    encoder = Encoder(tokens, lowercase)
     splits = {split: Split() for split in SPLITS}
     dropped = Dropped()
     for document in read_part(part.path):
@@ -232,7 +223,7 @@ def _encode_part(
         for name, split in splits.items()
     }
     write_json(_entry_path(folder, task), entries)
-    return {**vars(dropped), "accelerator_refused": int(encoder.refused)}
+    return vars(dropped)
 
 
 def _encode_document(

@@ -27,12 +27,6 @@ LONGEST_KEPT = 100  # characters of such a word: bounds the memory on any text
 _PARTS = re.compile(r"[!-/:-@\[-`{-~]|[^!-/:-@\[-`{-~]+")  # ASCII punctuation, and what is between
 
 
-# ---------------------------------------------------------------- the vocabulary file
-
-
-# ---------------------------------------------------------------- encoding
-
-
 def make_tokenizer(tokens: Sequence[str], lowercase: bool) -> Any:
     """A `tokenizers` tokenizer that knows no special tokens: a literal "[MASK]" stays text."""
     model = WordPiece(
@@ -96,9 +90,3 @@ class Encoder:
         ids = [b"".join(map(ids_of, sentence.split(" "))) for sentence in sentences]
         lengths = np.fromiter(map(len, ids), np.int64, len(ids)) // np.dtype(np.uint32).itemsize
         return np.frombuffer(b"".join(ids), np.uint32), lengths
-
-
-# ---------------------------------------------------------------- training
-
-
-# ---------------------------------------------------------------- the tokenizer's files

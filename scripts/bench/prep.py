@@ -42,7 +42,7 @@ from data_prep.sources import sample
 from data_prep.stores.documents import Document, list_parts, read_part
 from data_prep.stores.tokens import SPLITS, TokenStore
 from data_prep.text.sentences import split_paragraph
-from data_prep.tokenizer import fast_wordpiece
+from data_prep.tokenizer.wordpiece import Encoder
 from data_prep.vocab import read_vocab_store
 from scripts.baselines.google_prep import PublishedTokenizer, prepare
 from scripts.bench.harness import arguments, in_turn, report
@@ -93,7 +93,6 @@ def main() -> None:
     facts = {
         **rates,
         "speedup_over_published_algorithm": round(theirs / ours, 2),
-        "nanotoken": fast_wordpiece.INSTALLED,
         "text_bytes": corpus.num_bytes,
         "settings": given,
     }
@@ -167,7 +166,7 @@ class Corpus:
         return lambda: [self._split(paragraphs) for paragraphs in self.paragraphs]
 
     def _wordpiece(self) -> Callable[[], object]:
-        encoder = fast_wordpiece.AcceleratedEncoder(self.tokens, self.lowercase)
+        encoder = Encoder(self.tokens, self.lowercase)
         return lambda: [encoder.encode(sentences) for sentences in self.sentences]
 
     def _pairs(self) -> Callable[[], object]:

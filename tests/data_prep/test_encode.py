@@ -1,9 +1,5 @@
-import json
-import os
 import pydoc_data.topics
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +15,6 @@ from data_prep.stores.documents import Document, describe_part, list_parts, writ
 from data_prep.stores.tokens import TokenStore
 from data_prep.text.sentences import split_paragraph
 from data_prep.tokenizer import vocab_file, wordpiece
-from data_prep.tokenizer.fast_wordpiece import AcceleratedEncoder
 from data_prep.tokenizer.wordpiece import Encoder
 
 TEXTS = {
@@ -116,7 +111,7 @@ def test_one_worker_or_three_and_a_second_corpus_give_the_same_bytes(
     assert parts_on_disk(tmp_path) == parts_on_disk(encoded)
 
 
-class WholeSentences(AcceleratedEncoder):
+class WholeSentences(Encoder):
     """The definition: `tokenizers` on whole sentences, without any memory of words."""
 
     def __init__(self, tokens: list[str], lowercase: bool) -> None:
@@ -132,7 +127,7 @@ def test_the_store_has_the_bytes_that_encoding_whole_sentences_gives(
     encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # the task sets it for its process
-    monkeypatch.setattr(encode, "AcceleratedEncoder", WholeSentences)
+    monkeypatch.setattr(encode, "Encoder", WholeSentences)
     tokens = vocab_file.read_vocab(encoded / "vocab" / "vocab.txt")
     for index in range(PARTS):
         encode._encode_part(tmp_path, list_parts(encoded), {}, tokens, True, 0.3, index)
@@ -140,46 +135,6 @@ def test_the_store_has_the_bytes_that_encoding_whole_sentences_gives(
     assert len(parts) == 2 * PARTS
     for part in parts:
         assert (tmp_path / part).read_bytes() == (encoded / part).read_bytes()
-
-
-# Modules that stand before the installed nanotoken on the path of all of encode's processes
-ABSENT = "raise ModuleNotFoundError(__name__)"
-EVERY_ID_ONE_TOO_HIGH = """
-import types, numpy
-
-def set_cache_entries(entries): pass
-
-class Tokenizer:
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
-
-    def encode_batch(self, sentences, **options):
-        ids = [text.ids for text in self.tokenizer.encode_batch(sentences)]
-        flat = numpy.array([number + 1 for text in ids for number in text], numpy.uint32)
-        return types.SimpleNamespace(ids=flat, lengths=numpy.array([*map(len, ids)]))
-"""
-
-
-@pytest.mark.parametrize(
-    ("nanotoken", "refused"), [(ABSENT, 0), (EVERY_ID_ONE_TOO_HIGH, PARTS)], ids=["absent", "wrong"]
-)
-def test_without_nanotoken_or_with_a_wrong_one_the_parts_are_the_same_and_refusals_are_shown(
-    encoded: Path, tmp_path: Path, nanotoken: str, refused: int
-) -> None:
-    (tmp_path / "nanotoken.py").write_text(nanotoken)
-    write_documents(tmp_path, TEXTS)
-    vocab.run(load([f"data_dir={tmp_path}", "vocab_size=1000"]))
-    program = [sys.executable, "-m", "data_prep.encode", f"data_dir={tmp_path}", *OVERRIDES]
-    env = os.environ | {"PYTHONPATH": str(tmp_path)}
-    printed = subprocess.run(
-        program, cwd=Path(__file__).parents[2], env=env, capture_output=True, text=True, check=True
-    ).stdout
-    assert (f"other ids than tokenizers in {PARTS} tasks" in printed) == (refused > 0)
-    found, expected = parts_on_disk(tmp_path), parts_on_disk(encoded)
-    manifest = json.loads(found.pop("manifest.json"))
-    assert manifest.pop("accelerator_refused", 0) == refused
-    assert manifest == json.loads(expected.pop("manifest.json"))
-    assert found == expected
 
 
 def test_a_finished_store_is_left_alone(encoded: Path) -> None:
