@@ -37,7 +37,7 @@ def sample_dirs(
     sample_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Pairing], Path]:
     """The sample corpus by its pairing; each is made when first asked for."""
-    from pretrain.config.settings import DataSettings, Masking
+    from pretrain.config.settings import DataSettings, MaskMode
     from pretrain.data.corpus import prepare_sample
 
     @functools.cache
@@ -46,7 +46,7 @@ def sample_dirs(
             return sample_dir
         folder = tmp_path_factory.mktemp("sample") / pairing.name
         shutil.copytree(sample_dir, folder, ignore=shutil.ignore_patterns("len*"))
-        prepare_sample(DataSettings(str(folder), 128, pairing, Masking.static))
+        prepare_sample(DataSettings(str(folder), 128, pairing, MaskMode.static))
         return folder
 
     return of
@@ -55,11 +55,11 @@ def sample_dirs(
 @pytest.fixture(scope="session")
 def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample corpus, prepared at 128 tokens by the jobs themselves."""
-    from pretrain.config.settings import DataSettings, Masking
+    from pretrain.config.settings import DataSettings, MaskMode
     from pretrain.data.corpus import prepare_sample
 
     folder = tmp_path_factory.mktemp("sample") / "sample"
     prepare_sample(
-        DataSettings(str(folder), seq_len=128, pairs=Pairing.nsp, masking=Masking.static)
+        DataSettings(str(folder), seq_len=128, pairs=Pairing.nsp, masking=MaskMode.static)
     )
     return folder

@@ -39,9 +39,11 @@ class Compile(enum.Enum):
     false = "false"
 
 
-class Masking(enum.Enum):
+class MaskMode(enum.Enum):
+    """Where the masks of training come from; the setting `data.masking`."""
+
     static = "static"  # the masks that `data_prep.build` wrote: the same in every epoch
-    dynamic = "dynamic"  # drawn anew in every epoch by the same rule
+    dynamic = "dynamic"  # drawn again in every epoch, by the MaskingRule of the shards
 
 
 class OptimizerName(enum.Enum):
@@ -116,7 +118,7 @@ class DataSettings:
     dir: str  # data_dir of data_prep: the root of one prepared corpus
     seq_len: int  # which len<seq_len>/ of it
     pairs: Pairing  # of those shards: it decides the second loss and its head
-    masking: Masking
+    masking: MaskMode
 
 
 @dataclass

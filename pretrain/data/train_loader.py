@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from data_prep.examples.masking import MaskingRule, dynamic_keys
 from data_prep.stores.shard_reader import Rows, Shards
 from pretrain.config.checks import check_dealable
-from pretrain.config.settings import Masking
+from pretrain.config.settings import MaskMode
 from pretrain.data.balancing import Deal, deal, deal_prefix, longest_prefix
 from pretrain.data.packing import NewMasks, PackedBatch
 from pretrain.data.shuffle import ExampleOrder, keyed_hash
@@ -74,7 +74,7 @@ class TrainLoader:
         world_size: int,
         token_budget: int,
         seed: int,
-        masking: Masking,
+        masking: MaskMode,
         rule: MaskingRule,
         tokens_per_step: int | None = None,
         static: bool = False,
@@ -174,7 +174,7 @@ class TrainLoader:
             tokens = static_tokens(dealt.most_tokens, tokens)
 
         new_masks = None
-        if self._masking is Masking.dynamic:
+        if self._masking is MaskMode.dynamic:
             keys = dynamic_keys(self._seed, epochs, ids)
             new_masks = NewMasks(keys, rows.lengths, self._rule)
 

@@ -29,7 +29,7 @@ from data_prep.core.files import write_json
 from data_prep.examples.masking import MaskingRule, dynamic_keys
 from data_prep.stores.shard_reader import Shards
 from data_prep.stores.shards import read_shard
-from pretrain.config.settings import Masking
+from pretrain.config.settings import MaskMode
 from pretrain.data.balancing import deal, longest_prefix
 from pretrain.data.shuffle import ExampleOrder
 from pretrain.data.train_loader import TrainLoader
@@ -61,10 +61,10 @@ def main() -> None:
         figures = in_turn(
             {
                 "datasets + collator": _hugging_face(shards, int(given["hf_batch"]), seconds),
-                "ours, dynamic masks": _ours(shards, Masking.dynamic, batch, budget, seconds),
-                "ours, static masks": _ours(shards, Masking.static, batch, budget, seconds),
+                "ours, dynamic masks": _ours(shards, MaskMode.dynamic, batch, budget, seconds),
+                "ours, static masks": _ours(shards, MaskMode.static, batch, budget, seconds),
                 "ours, dynamic masks, handed over": _ours(
-                    shards, Masking.dynamic, batch, budget, seconds, in_background=True
+                    shards, MaskMode.dynamic, batch, budget, seconds, in_background=True
                 ),
                 "NumPy alone, dynamic masks": _numpy(shards, int(given["numpy_batch"]), seconds),
             },
@@ -99,7 +99,7 @@ def _rate(next_tokens: Callable[[], int], seconds: float) -> float:
 
 def _ours(
     shards: Shards,
-    masking: Masking,
+    masking: MaskMode,
     global_batch: int,
     token_budget: int,
     seconds: float,
@@ -114,7 +114,7 @@ def _ours(
     return run
 
 
-def _loader(shards: Shards, masking: Masking, global_batch: int, token_budget: int) -> TrainLoader:
+def _loader(shards: Shards, masking: MaskMode, global_batch: int, token_budget: int) -> TrainLoader:
     return TrainLoader(
         shards,
         global_batch=global_batch,
@@ -182,7 +182,7 @@ def _opening(shards: Shards) -> float:
         splits = {"train": {**totals, "shards": entries}}
         write_json(folder / "manifest.json", shards.manifest | {"splits": splits})
         started = time.perf_counter()
-        with _loader(Shards.open(folder, "train"), Masking.dynamic, 256, 16_384):
+        with _loader(Shards.open(folder, "train"), MaskMode.dynamic, 256, 16_384):
             return time.perf_counter() - started
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from data_prep.examples.masking import MaskingRule
 from data_prep.stores.shard_reader import Shards
 from data_prep.stores.shards import Examples
-from pretrain.config.settings import Masking
+from pretrain.config.settings import MaskMode
 from pretrain.data.checksums import batch_checksum, together
 from pretrain.data.packing import PackedBatch, pack
 from pretrain.data.train_loader import GlobalBatch, TrainLoader
@@ -34,7 +34,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
 
 
 def checksums(
-    shards: Shards, world_size: int, token_budget: int, masking: Masking, static: bool = False
+    shards: Shards, world_size: int, token_budget: int, masking: MaskMode, static: bool = False
 ) -> list[str]:
     """Of the first six global batches, which are more than an epoch."""
     loaders = [
@@ -58,9 +58,9 @@ def checksums(
     return found
 
 
-@pytest.mark.parametrize("masking", list(Masking))
+@pytest.mark.parametrize("masking", list(MaskMode))
 def test_it_is_the_same_on_any_number_of_ranks_and_for_any_token_budget(
-    shards: Shards, masking: Masking
+    shards: Shards, masking: MaskMode
 ) -> None:
     alone = checksums(shards, 1, BATCH * SEQ_LEN, masking)
     assert len(set(alone)) == 6

@@ -11,7 +11,7 @@ import pytest
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.objectives import Pairing
-from pretrain.config.settings import DataSettings, Masking
+from pretrain.config.settings import DataSettings, MaskMode
 from pretrain.data.corpus import manifest_of
 
 
@@ -22,7 +22,7 @@ def corpus(folder: Path, rows: int = 5) -> DataSettings:
     splits = {"train": {"rows": rows}, "heldout": {"rows": 1}}
     manifest = {"pairs": "nsp", "vocab_checksum": checksum(vocab), "splits": splits}
     write_json(folder / "len128/manifest.json", manifest)
-    return DataSettings(dir=str(folder), seq_len=128, pairs=Pairing.nsp, masking=Masking.static)
+    return DataSettings(dir=str(folder), seq_len=128, pairs=Pairing.nsp, masking=MaskMode.static)
 
 
 def test_a_whole_corpus_is_accepted(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from data_prep.core.objectives import MaskingUnit
 from data_prep.examples.masking import MaskingRule, dynamic_keys
 from data_prep.stores.shard_reader import Shards
 from data_prep.stores.shards import read_shard
-from pretrain.config.settings import Masking
+from pretrain.config.settings import MaskMode
 from pretrain.data.eval_loader import EvalLoader, held_out_ids
 from pretrain.data.packing import NewMasks, PackedBatch, pack_rows
 from pretrain.data.train_loader import BATCHES_AHEAD, GlobalBatch, TrainLoader, passed_over
@@ -63,7 +63,7 @@ def make(shards: Shards) -> Iterator[Callable[..., TrainLoader]]:
             "global_batch": BATCH,
             "token_budget": 2 * SEQ_LEN,
             "seed": 1,
-            "masking": Masking.static,
+            "masking": MaskMode.static,
             "rule": MaskingRule.from_manifest(shards.manifest, None),
         }
         made.append(TrainLoader(rank=rank, world_size=world_size, **(given | changed)))
@@ -148,9 +148,9 @@ def test_ranks_hold_different_examples(make: Callable[..., TrainLoader], shards:
         assert len(together) == len(set(together)) == BATCH
 
 
-@pytest.mark.parametrize("masking", list(Masking))
+@pytest.mark.parametrize("masking", list(MaskMode))
 def test_one_two_and_three_ranks_see_the_same_masked_stream(
-    make: Callable[..., TrainLoader], shards: Shards, masking: Masking
+    make: Callable[..., TrainLoader], shards: Shards, masking: MaskMode
 ) -> None:
     def stream(world_size: int, budget: int) -> list[Any]:
         loaders = [
@@ -180,9 +180,9 @@ def test_every_rank_takes_equally_many_micro_steps(make: Callable[..., TrainLoad
     assert max(counts[0]) > 1
 
 
-@pytest.mark.parametrize("masking", list(Masking))
+@pytest.mark.parametrize("masking", list(MaskMode))
 def test_starting_at_a_position_equals_reading_up_to_it(
-    make: Callable[..., TrainLoader], masking: Masking
+    make: Callable[..., TrainLoader], masking: MaskMode
 ) -> None:
     whole = take(make(1, 2, masking=masking), 20)
     for first in (0, 1, 7, 13):
@@ -192,12 +192,12 @@ def test_starting_at_a_position_equals_reading_up_to_it(
             assert_same(a, b)
 
 
-@pytest.mark.parametrize("masking", list(Masking))
+@pytest.mark.parametrize("masking", list(MaskMode))
 def test_the_cost_of_a_start_does_not_grow_with_the_position(
     make: Callable[..., TrainLoader],
     shards: Shards,
     monkeypatch: pytest.MonkeyPatch,
-    masking: Masking,
+    masking: MaskMode,
 ) -> None:
     """Counted in examples that the order and the shards are asked for, up to the first batch."""
 
@@ -263,8 +263,8 @@ def test_a_thousand_items_carry_the_labels_and_masks_of_their_shard(
 def test_dynamic_masks_differ_between_epochs_and_repeat(
     make: Callable[..., TrainLoader], shards: Shards
 ) -> None:
-    first = masks_of(shards, take(make(masking=Masking.dynamic), 15))
-    again = masks_of(shards, take(make(masking=Masking.dynamic), 15))
+    first = masks_of(shards, take(make(masking=MaskMode.dynamic), 15))
+    again = masks_of(shards, take(make(masking=MaskMode.dynamic), 15))
     assert first == again
     same = [first[0, i].keys() == first[1, i].keys() for i in range(NUM_TRAIN)]
     assert sum(same) <= 5  # the shortest mask 2 of 9 positions, so a few may coincide
@@ -285,7 +285,7 @@ def test_every_rank_knows_the_counts_of_all_ranks(
     if kind == "whole_word":
         continuation = np.random.default_rng(0).random(VOCAB) < 0.4
         rule = dataclasses.replace(rule, unit=MaskingUnit.whole_word, continuation=continuation)
-    masking = Masking.static if kind == "static" else Masking.dynamic
+    masking = MaskMode.static if kind == "static" else MaskMode.dynamic
     of_ranks = [take(make(rank, 3, masking=masking, rule=rule), 10) for rank in range(3)]
     for step in zip(*of_ranks, strict=True):
         micro_batches = list(itertools.chain(*(batch.micro_batches for batch in step)))
@@ -381,10 +381,10 @@ def test_a_batch_that_cannot_be_dealt_is_refused_at_once(make: Callable[..., Tra
         make(0, 2, tokens_per_step=500)
 
 
-@pytest.mark.parametrize("masking", list(Masking))
+@pytest.mark.parametrize("masking", list(MaskMode))
 @pytest.mark.parametrize("budget", [2 * SEQ_LEN, 5 * SEQ_LEN + 9])
 def test_static_batches_hold_the_same_and_have_few_shapes(
-    make: Callable[..., TrainLoader], masking: Masking, budget: int
+    make: Callable[..., TrainLoader], masking: MaskMode, budget: int
 ) -> None:
     changes: dict[str, Any] = {"masking": masking, "token_budget": budget, "global_batch": 20}
     bare = take(make(1, 2, **changes), 30)
@@ -412,7 +412,7 @@ def test_steps_of_tokens_have_the_same_examples_and_micro_batches_on_any_ranks(
 ) -> None:
     def stream(world_size: int) -> list[Any]:
         loaders = [
-            make(rank, world_size, tokens_per_step=TOKENS, masking=Masking.dynamic, static=static)
+            make(rank, world_size, tokens_per_step=TOKENS, masking=MaskMode.dynamic, static=static)
             for rank in range(world_size)
         ]
         steps = zip(*(take(loader, 12) for loader in loaders), strict=True)

@@ -27,7 +27,7 @@ from pretrain.checkpoint.identity import identity
 from pretrain.checkpoint.progress import resume_point
 from pretrain.config.load import load
 from pretrain.config.phases import phases_of
-from pretrain.config.settings import DataSettings, Masking, Precision, Settings
+from pretrain.config.settings import DataSettings, MaskMode, Precision, Settings
 from pretrain.data.corpus import prepare_sample
 from pretrain.data.train_loader import TrainLoader
 from pretrain.distributed.ranks import Ranks
@@ -191,7 +191,7 @@ def killed_at(call: int | None) -> Callable[[int], None]:
 
 @pytest.fixture(scope="module")
 def arguments(sample_dir: Path) -> list[str]:
-    prepare_sample(DataSettings(str(sample_dir), 64, Pairing.nsp, Masking.static))
+    prepare_sample(DataSettings(str(sample_dir), 64, Pairing.nsp, MaskMode.static))
     return [*TWO_PHASES, f"data.dir={sample_dir}"]
 
 
