@@ -33,9 +33,9 @@ from pretrain.config.load import load
 from pretrain.config.settings import Settings
 from pretrain.data.corpus import folder_of, manifest_of, prepare_sample
 from pretrain.run import SAMPLE_LINE
+from pretrain.verification.run_watcher import RunFailedError
 from scripts.drills.faults import FAULTS
 from scripts.drills.harness import BATCH, EVERY, RANKS, STEPS, Drill, Outcome, Seen
-from scripts.drills.run_watcher import NotSeenError
 
 SIZES = (
     "+model=tiny", "model.hidden_size=64", "model.intermediate_size=256", f"optim.global_batch={BATCH}",
@@ -92,7 +92,7 @@ def drill(
             print(f"{name}: {fault.__doc__}", flush=True)
             try:
                 outcomes.append(fault(shared))
-            except (NotSeenError, OSError, ValueError) as error:
+            except (RunFailedError, OSError, ValueError) as error:
                 outcomes.append(Outcome(name, Seen(None, ""), wrong=(str(error),)))
     return outcomes
 

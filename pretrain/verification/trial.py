@@ -21,7 +21,8 @@ from pretrain.verification.comparison import (
     first_changed_file,
     mismatch_reasons,
 )
-from pretrain.verification.replica import CHECKSUM, Copy, NotTrainedError, ReplayStart, find_origin
+from pretrain.verification.replica import CHECKSUM, Copy, ReplayStart, find_origin
+from pretrain.verification.run_watcher import RunFailedError
 
 FEWEST_STEPS = 3
 
@@ -38,7 +39,7 @@ def verify_run(
 
     `say` is given a line on each thing done. The copies stay, below <run>/verify, where something
     differs or fails, or with `keep`. Raises SettingsError where the run has no `steps` steps to make
-    again or this machine cannot have so many ranks, NotTrainedError where a copy fails.
+    again or this machine cannot have so many ranks, RunFailedError where a copy fails.
     """
     settings = settings_of(run)
     num_ranks, num_others, why = _rank_counts(run, settings, ranks, other_ranks)
@@ -55,7 +56,7 @@ def verify_run(
         trial = Replay(settings, origin, origin.step + steps, num_ranks, scratch, say)
         holds, sentence = trial.judge(num_others)
         must_stay = must_stay or not holds
-    except NotTrainedError:
+    except RunFailedError:
         must_stay = True
         raise
     finally:
@@ -167,7 +168,7 @@ class Replay:
             made = [(n, start[step]) for n, start in enumerate(other.starts, 1) if step in start]
             if step not in expected or not made:
                 lacking = other if step in expected else straight
-                raise NotTrainedError(f"{lacking.folder} has no record of step {step:,}")
+                raise RunFailedError(f"{lacking.folder} has no record of step {step:,}")
             figures = sorted(
                 name for name in expected[step] if name.startswith(("optim/", "train/"))
             )

@@ -1,5 +1,5 @@
 """Faults injected into a small run, and what is expected of each.
 
-May import: data_prep.core, pretrain.checkpoint, pretrain.config, pretrain.data,
+May import: pretrain.checkpoint, pretrain.config, pretrain.data,
     pretrain.distributed, pretrain.engine, pretrain.run, pretrain.verification.
 """

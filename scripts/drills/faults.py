@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pretrain.checkpoint.files import STATE_FILE
 from pretrain.data.corpus import folder_of, manifest_of
+from pretrain.verification.run_watcher import until
 from scripts.drills.harness import (
     EVERY,
     HANG_MINUTES,
@@ -26,7 +27,6 @@ from scripts.drills.harness import (
     Outcome,
     Seen,
 )
-from scripts.drills.run_watcher import until
 
 
 def kill(drill: Drill) -> Outcome:

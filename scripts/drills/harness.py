@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pretrain.config.settings import Settings
 from pretrain.verification.launcher import RUN, Launched, launch
-from scripts.drills.run_watcher import Observed, until
+from pretrain.verification.run_watcher import WatchedRun, until
 
 STEPS, EVERY, RANKS, BATCH = 40, 10, 2, 16
 
@@ -50,7 +50,7 @@ class Outcome:
     wrong: tuple[str, ...] = ()  # what did not hold
 
 
-class Run(Observed):
+class Run(WatchedRun):
     """One of the drill's runs; each start of it is the same command."""
 
     def __init__(self, folder: Path, overrides: Sequence[str]) -> None:
@@ -168,7 +168,7 @@ class Drill:
         wrong = list(wrong)
         if list(statuses) != [0] * RANKS:
             wrong.append(f"the last start ended with statuses {statuses}")
-        if (steps := list(run.figures())) != list(range(1, STEPS + 1)):
+        if (steps := list(run.metrics())) != list(range(1, STEPS + 1)):
             wrong.append(f"metrics.jsonl holds the steps {steps}")
         weights = "equal" if run.checksums(STEPS) == self.reference else "NOT EQUAL"
         if weights != "equal":

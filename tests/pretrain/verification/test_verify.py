@@ -242,7 +242,9 @@ def test_a_run_without_a_checkpoint_is_made_again_from_step_0(run: Path, tmp_pat
 
 
 def test_a_run_that_is_too_short_is_refused_with_what_it_has(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"no 11 steps .* makes 10 from step 0 on.*steps=10"):
+    with pytest.raises(
+        SettingsError, match=r"no 11 steps to repeat.* makes 10 from step 0 on.*steps=10"
+    ):
         find_origin(run, phases_of(settings_of(run)), 11, tmp_path)
 
 
@@ -270,11 +272,11 @@ def test_the_ranks_are_those_of_the_last_start_where_they_fit(
     ("arguments", "message"),
     [
         (["run=nowhere"], "nowhere/config.yaml is missing; run= takes the folder of a run"),
-        ([], "no run is named; add run=FOLDER"),
-        (["run=x", "step=3"], "'step=3' is no argument; there are run=FOLDER"),
-        (["run=x", "steps=2"], "steps=2; it takes a number of 3 or more"),
-        (["run=x", "ranks=two"], "ranks=two; it takes a number of 1 or more"),
-        (["run=x", "keep=maybe"], "keep=maybe; it takes true or false"),
+        ([], "run is missing; add run=PATH"),
+        (["run=x", "step=3"], "'step=3' is not an argument of this command; it takes run=PATH"),
+        (["run=x", "steps=2"], "steps=2: steps takes 3 or more"),
+        (["run=x", "ranks=two"], "ranks=two: ranks takes N"),
+        (["run=x", "keep=maybe"], "keep=maybe: keep takes true|false"),
     ],
 )
 def test_wrong_arguments_are_one_message_and_status_2(
