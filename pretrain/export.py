@@ -1,9 +1,12 @@
-"""The Hugging Face folder of a trained model: written, checked against `transformers`, read again.
+"""Export a run's checkpoint as a Hugging Face folder, which stock `transformers` reads.
 
     python -m pretrain.export run=runs/x [checkpoint=FOLDER] [target=FOLDER]
 
-The folder holds what `from_pretrained` of stock `transformers` reads. It appears under its name when
-all of it is there and, where `transformers` is installed, its logits have been found equal to ours.
+checkpoint   the checkpoint to export; default: the newest whole one of the run
+target       the folder to write; default: RUN/export
+
+The folder appears only once it is complete and, where `transformers` is installed, its logits equal
+those of the model trained here.
 """
 
 from __future__ import annotations
@@ -12,28 +15,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.core.config import SettingsError
-from pretrain.config.arguments import asks_for_help, named_words
+from pretrain.config.arguments import run_command
 from pretrain.training.export_run import export_run
 
-ARGUMENTS = {"run": "FOLDER", "checkpoint": "FOLDER", "target": "FOLDER"}
+
+def export(run: Path, checkpoint: Path | None = None, target: Path | None = None) -> None:
+    """The command."""
+    print(f"export  {export_run(run, checkpoint, target)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Export from the command line: 0, or 2 with a message where the arguments are wrong."""
-    typed = sys.argv[1:] if argv is None else argv
-    if asks_for_help(typed):
-        sys.stdout.write(__doc__ or "")
-        return 0
-    try:
-        words = named_words(typed, ARGUMENTS, needed=["run"])
-        folders = {name: Path(value) for name, value in words.items()}
-        run_folder = folders.pop("run")
-        sys.stdout.write(f"export  {export_run(run_folder, **folders)}\n")
-    except SettingsError as error:
-        sys.stderr.write(f"pretrain.export: {error}\n")
-        return 2
-    return 0
+    """Run the command line: 0, or 2 with a message if the arguments are wrong."""
+    return run_command(export, argv)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""All runs at a glance: what each does, how far it is, how fast, and how long it still takes.
+"""Print a table of all runs: state, progress, losses, speed and time left.
 
     python -m pretrain.runs [dir=runs]
 
-dir=FOLDER is the run.dir of the runs.
+dir   the folder that holds the runs (their run.dir); default: runs
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from data_prep.core.config import SettingsError
-from pretrain.config.arguments import asks_for_help, named_words
+from pretrain.config.arguments import run_command
 from pretrain.run_folder.history import History, State, run_folders
 
 HEAD = (
@@ -22,20 +22,14 @@ HEAD = (
 )  # fmt: skip
 
 
+def runs(dir: Path = Path("runs")) -> None:
+    """The command."""
+    print("\n".join(aligned([HEAD, *map(_row, run_folders(dir))])))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table: 0, or 2 with a message where the arguments are wrong."""
-    typed = sys.argv[1:] if argv is None else argv
-    if asks_for_help(typed):
-        sys.stdout.write(__doc__ or "")
-        return 0
-    try:
-        parent = Path(named_words(typed, {"dir": "FOLDER"}).get("dir", "runs"))
-        rows = [_row(folder) for folder in run_folders(parent)]
-    except SettingsError as error:
-        sys.stderr.write(f"pretrain.runs: {error}\n")
-        return 2
-    sys.stdout.write("\n".join(aligned([list(HEAD), *rows])) + "\n")
-    return 0
+    """Run the command line: 0, or 2 with a message if the arguments are wrong."""
+    return run_command(runs, argv)
 
 
 def _row(folder: Path) -> list[str]:

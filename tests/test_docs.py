@@ -18,7 +18,7 @@ from data_prep.core import job
 from data_prep.core.config import as_dict
 from pretrain import plan
 from pretrain.config import load
-from pretrain.config.arguments import named_words
+from pretrain.config.arguments import parse_arguments
 from scripts import build_site, predict
 from scripts.finetuning import settings as finetuning_settings
 from scripts.finetuning.settings import Kind
@@ -101,13 +101,16 @@ def test_every_command_shown_exists_and_takes_its_settings(
         finetuning_settings.load(typed, Kind[kind[1]])
 
 
+def _finetune(tasks: str, model: str) -> None:
+    """The arguments of slurm/finetune.sh that are checked."""
+
+
 def check_batch_script(script: str, typed: list[str]) -> None:
     """The settings that are typed after a batch script are those of the job it starts."""
     if model := re.search(r"pretrain_(\w+)", script):
         load.load([f"+model={model[1]}", "data=wikibooks_512", *typed], world_size=8)
     elif "finetune" in script:
-        words = named_words([w for w in typed if re.match(r"(tasks|model)=", w)],
-                            {"tasks": "LIST", "model": "FOLDER"}, ["tasks", "model"])  # fmt: skip
+        words = parse_arguments(_finetune, [w for w in typed if re.match(r"(tasks|model)=", w)])
         for task in words["tasks"].split(","):
             finetuning_settings.load([f"+task={task}", f"model={words['model']}"])
     else:

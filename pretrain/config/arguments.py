@@ -1,36 +1,65 @@
-"""The `name=value` words of the small commands, which compose no settings."""
+"""The small commands: a function whose parameters are the `name=value` arguments of the command."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any
 
 from data_prep.core.config import SettingsError
 
-
-def asks_for_help(argv: Sequence[str]) -> bool:
-    """Whether one of the words is --help or -h."""
-    return "--help" in argv or "-h" in argv
+_KINDS = {Path: "PATH", str: "TEXT", int: "N", float: "X", bool: "true|false"}
+_BOOLEANS = {"true": True, "false": False}
 
 
-def named_words(
-    argv: Sequence[str], known: Mapping[str, str], needed: Sequence[str] = ()
-) -> dict[str, str]:
-    """The values by name; `known` says what each name takes: {"run": "FOLDER"}.
+def run_command(command: Callable[..., int | None], argv: Sequence[str] | None = None) -> int:
+    """Call `command` with the arguments typed and return its exit status (None is 0).
 
-    Raises SettingsError on a word that is none of these or has no value, and where one that is needed
-    is missing.
+    --help prints the docstring of the module of `command`. A SettingsError is one line on stderr
+    and status 2. The parameters are as in `parse_arguments`.
     """
-    found = {}
-    for word in argv:
+    typed = sys.argv[1:] if argv is None else argv
+    module = sys.modules[command.__module__]
+    if "--help" in typed or "-h" in typed:
+        print((module.__doc__ or "").rstrip())
+        return 0
+    try:
+        return command(**parse_arguments(command, typed)) or 0
+    except SettingsError as error:
+        name = module.__spec__.name if module.__spec__ else module.__name__
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+
+
+def parse_arguments(command: Callable[..., object], typed: Sequence[str]) -> dict[str, Any]:
+    """Values of the `name=value` words in `typed`, of which the last of one name counts.
+
+    The parameters of `command` are the names known: annotated Path, str, int, float or bool (or one
+    of these and None), and required where they have no default. Raises SettingsError on a word that
+    is none of these, on a value of another type, and on a missing one.
+    """
+    kinds = {name: _kind(hint) for name, hint in typing.get_type_hints(command).items()}
+    parameters = inspect.signature(command).parameters
+    found: dict[str, Any] = {}
+    for word in typed:
         name, _, value = word.partition("=")
-        if name not in known or not value:
-            *others, last = [f"{name}={kind}" for name, kind in known.items()]
-            words = f"there are {', '.join(others)} and {last}" if others else f"there is {last}"
-            raise SettingsError(f"{word!r} is no argument; {words}; --help says more")
-        found[name] = value
-    for name in needed:
-        if name not in found:
-            raise SettingsError(
-                f"no {name} is named; add {name}={known[name]}, as in {name}=runs/x; --help says more"
-            )
+        if name not in parameters or not value:
+            known = " ".join(f"{known}={_KINDS[kinds[known]]}" for known in parameters)
+            raise SettingsError(f"{word!r} is not an argument of this command; it takes {known}")
+        try:
+            found[name] = _BOOLEANS[value] if kinds[name] is bool else kinds[name](value)
+        except (KeyError, ValueError):
+            raise SettingsError(f"{word}: {name} takes {_KINDS[kinds[name]]}") from None
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in found:
+            raise SettingsError(f"{name} is missing; add {name}={_KINDS[kinds[name]]}")
     return found
+
+
+def _kind(hint: Any) -> Any:
+    """The type of an annotation without its None."""
+    return next((kind for kind in typing.get_args(hint) if kind is not NoneType), hint)

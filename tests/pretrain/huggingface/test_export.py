@@ -409,9 +409,9 @@ def test_a_named_checkpoint_goes_to_a_named_target_with_the_figures_of_its_step(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no run is named; add run=FOLDER"),
-        (["runs/x"], "'runs/x' is no argument"),
-        (["run=runs/x", "steps=3"], "'steps=3' is no argument"),
+        ([], "run is missing; add run=PATH"),
+        (["runs/x"], "'runs/x' is not an argument"),
+        (["run=runs/x", "steps=3"], "'steps=3' is not an argument"),
         (["run=/nowhere"], "config.yaml is missing; run= takes the folder of a run"),
     ],
 )

@@ -194,8 +194,8 @@ def test_of_a_long_run_means_are_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "no run is named; add run=FOLDER"),
-        (["runs/x"], "'runs/x' is no argument"),
+        ([], "run is missing; add run=PATH"),
+        (["runs/x"], "'runs/x' is not an argument"),
         (["run=nowhere"], "config.yaml is missing"),
     ],
 )
