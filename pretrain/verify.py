@@ -2,10 +2,10 @@
 
     python -m pretrain.verify run=FOLDER [steps=8] [ranks=N] [other_ranks=M] [keep=true]
 
-Trains three copies of the run for a few steps from one of its checkpoints: one straight, one killed
-twice and started again, one on another number of ranks. Compares each step's examples and losses, and
-the last weights. The run itself is only read; it may be training. Its disk needs room for three more
-checkpoints.
+Trains three copies of the run for a few steps from one of its checkpoints: one straight, one
+killed twice and started again, one on another number of ranks. Compares each step's examples and
+losses, and the last weights. The run itself is only read; it may be training. Its disk needs room
+for three more checkpoints.
 
 run           the folder of a run, as in run=runs/first
 steps         updates to make again, 3 or more; default: 8

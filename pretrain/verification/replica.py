@@ -1,7 +1,7 @@
 """Copies of a run that repeat some of its steps without touching the run itself.
 
-A copy has the run's settings, except for those that change no number. It begins at one of the run's
-checkpoints, whose files it shares by hard links: each side may remove them without harm to the other.
+A copy has the run's settings, except for those that change no number. It begins at one of the
+run's checkpoints, whose files it shares by hard links: each side may remove them safely.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Watch a run from outside by the files in its folder: for commands that start runs and end them."""
+"""Watch a run from outside by the files in its folder: for commands that start and end runs."""
 
 from __future__ import annotations
 
