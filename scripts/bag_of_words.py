@@ -18,10 +18,11 @@ import numpy as np
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression, Ridge
 
+from data_prep.core.config import SettingsError
 from scripts.finetuning import classification
 from scripts.finetuning.job import Features
 from scripts.finetuning.models import load_tokenizer
-from scripts.finetuning.settings import InputError, Kind, Settings, load
+from scripts.finetuning.settings import Kind, Settings, load
 
 STRENGTHS = (100.0, 30.0, 10.0, 3.0, 1.0)
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = load(arguments, Kind.classification)
         strength, figures = bag_of_words(settings)
-    except InputError as error:
+    except SettingsError as error:
         sys.stderr.write(f"scripts.bag_of_words: {error}\n")
         return 2
     shown = "  ".join(f"{name} {figure:.1f}" for name, figure in figures.items())

@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.core.config import SettingsError, as_dict
 from scripts.finetuning import results
 from scripts.finetuning.run import FREE, finetune
-from scripts.finetuning.settings import InputError, as_dict, load
+from scripts.finetuning.settings import InputError, load
 
 FILE = "downstream.jsonl"
 FOLDER = "downstream"
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not runs:
             raise InputError("no run is named; add run=FOLDER, as in run=runs/x")
         lines = evaluate(Path(runs[-1]), typed)
-    except InputError as error:
+    except SettingsError as error:
         sys.stderr.write(f"scripts.evaluate_checkpoints: {error}\n")
         return 2
     for line in lines:

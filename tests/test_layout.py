@@ -18,6 +18,7 @@ FILES = {
 }
 PACKAGES = [name for name, path in FILES.items() if path.name == "__init__.py"]
 PARTS = [name for name in PACKAGES if name not in TOPS]
+FINE_TUNING = ["scripts.finetuning", "scripts.predict", *(n for n in FILES if "finetune_" in n)]
 
 
 def package_of(module: str) -> str:
@@ -92,15 +93,7 @@ def test_no_file_imports_itself_through_others() -> None:
 @pytest.mark.parametrize(
     ("importer", "imported"),
     [("data_prep", "pretrain"), ("data_prep", "scripts"), ("pretrain", "scripts")]
-    + [
-        (name, package)
-        for name in (
-            "scripts.finetuning",
-            "scripts.predict",
-            *(n for n in FILES if "finetune_" in n),
-        )
-        for package in ("pretrain", "data_prep")
-    ],
+    + [(name, "pretrain") for name in FINE_TUNING],
 )
 def test_what_must_stand_alone_does(importer: str, imported: str) -> None:
     offending = [
@@ -109,6 +102,18 @@ def test_what_must_stand_alone_does(importer: str, imported: str) -> None:
         if f"{module}.".startswith(f"{importer}.")
         for line, target in imports(module)
         if f"{target}.".startswith(f"{imported}.")
+    ]
+    assert not offending
+
+
+@pytest.mark.parametrize("importer", FINE_TUNING)
+def test_fine_tuning_imports_only_the_core_of_data_prep(importer: str) -> None:
+    offending = [
+        f"{FILES[module].relative_to(PROJECT)}:{line} imports {target}"
+        for module in FILES
+        if f"{module}.".startswith(f"{importer}.")
+        for line, target in imports(module)
+        if target.startswith("data_prep") and package_of(target) != "data_prep.core"
     ]
     assert not offending
 

@@ -11,16 +11,18 @@ import dataclasses
 import difflib
 import enum
 import re
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 PROJECT = Path(__file__).resolve().parents[2]  # the checkout
 CONF = PROJECT / "conf"
 
 T = TypeVar("T")
 
-_ADDED = ("model=", "source=", "recipe=")  # groups without a default, which Hydra wants with a plus
+# Groups without a default, which Hydra wants with a plus
+_ADDED = ("model=", "source=", "recipe=", "task=")
 
 
 class SettingsError(ValueError):
@@ -54,7 +56,7 @@ def compose(entry: str, schema: type[T], overrides: Sequence[str]) -> tuple[T, d
         }
         OmegaConf.set_struct(composed, False)
         del composed["hydra"]
-        _name_booleans(composed, schema)
+        _use_names(composed, schema)
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), composed))
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingsError(_explain(error, schema)) from error
@@ -104,14 +106,20 @@ def _typed(value: Any) -> str:
     return repr(value)
 
 
-def _name_booleans(values: Any, schema: type) -> None:
-    """Make `true` and `false` the names that they are where the field is an enum (auto|true|false)."""
-    for name, kind in get_type_hints(schema).items():
-        if dataclasses.is_dataclass(kind) and name in values:
-            assert isinstance(kind, type)
-            _name_booleans(values[name], kind)
-        elif isinstance(kind, enum.EnumType) and isinstance(values.get(name), bool):
+def _use_names(values: Any, schema: type) -> None:
+    """Turn what YAML reads as a boolean or a number into a name where the schema wants one.
+
+    These are `true` and `false` of an enum (auto|true|false), and the keys of a dict of names.
+    """
+    for name, kind in _fields(schema).items():
+        if name not in values or values[name] is None:
+            continue
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            _use_names(values[name], kind)
+        elif isinstance(kind, enum.EnumType) and isinstance(values[name], bool):
             values[name] = str(values[name]).lower()
+        elif get_origin(kind) is dict and get_args(kind)[0] is str:
+            values[name] = {str(key): value for key, value in values[name].items()}
 
 
 def _last_of_each(overrides: Sequence[str]) -> list[str]:
@@ -135,7 +143,7 @@ def _explain(error: Exception, schema: type) -> str:
     """One or two sentences in place of Hydra's and OmegaConf's paragraphs."""
     text = " ".join(str(error).split())
     key = getattr(error, "full_key", None)
-    if missing := re.match(r"In '.*': Could not find '(\w+)/(.*)' Available options", text):
+    if missing := re.search(r"Could not (?:find|load) '(\w+)/([^']*)'", text):
         group, name = missing.groups()
         return f"{group}={name} is not known; there are {', '.join(choices(group))}"
     unknown = re.match(r"Could not override '([\w.]+)'", text)
@@ -159,10 +167,15 @@ def _initials(key: str) -> str:
 def _keys(schema: type, prefix: str = "") -> list[str]:
     """All dotted names below a dataclass of dataclasses."""
     keys: list[str] = []
-    for name, kind in get_type_hints(schema).items():
-        if dataclasses.is_dataclass(kind):
-            assert isinstance(kind, type)
-            keys += _keys(kind, f"{prefix}{name}.")
-        else:
-            keys.append(prefix + name)
+    for name, kind in _fields(schema).items():
+        is_group = dataclasses.is_dataclass(kind)
+        keys += _keys(kind, f"{prefix}{name}.") if is_group else [prefix + name]
     return keys
+
+
+def _fields(schema: type) -> dict[str, Any]:
+    """The type of each field of a dataclass; of `X | None` it is X."""
+    return {
+        name: get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+        for name, hint in get_type_hints(schema).items()
+    }

@@ -26,29 +26,29 @@ from scripts.bench.harness import Arguments, arguments
 DEFAULTS: Arguments = {"into": "docs/log.md"}
 # Small: each takes a minute or two of two cores.
 CPU = (
-    "bench_prep",
-    "bench_loader",
-    "bench_step",
-    "bench_step dropout=0.1",
-    "bench_step lengths=books parts=0 engine=0",
-    "bench_step lengths=128 sequences=32 parts=0 engine=0",
-    "bench_step model=base sequences=3 rounds=1 parts=0 engine=0",
-    "bench_engine",
-    "bench_scaling",
-    "bench_checkpoint model=small steps=3",
+    "prep",
+    "loader",
+    "step",
+    "step dropout=0.1",
+    "step lengths=books parts=0 engine=0",
+    "step lengths=128 sequences=32 parts=0 engine=0",
+    "step model=base sequences=3 rounds=1 parts=0 engine=0",
+    "engine",
+    "scaling",
+    "checkpoint model=small steps=3",
 )
 # First what fixes the bounds: the bare products, and the attention's kernel.
 GPU = (
-    "bench_matmul model=large",
+    "matmul model=large",
     *(
-        f"bench_step device=cuda precision=bf16 dropout={dropout} model={model} lengths={lengths} "
+        f"step device=cuda precision=bf16 dropout={dropout} model={model} lengths={lengths} "
         f"sequences={sequences} rounds=5"
         for model in ("base", "large")
         for lengths, sequences in (("128", 256), ("512", 64), ("wikipedia", 64))
         for dropout in (0.0, 0.1)
     ),
-    "bench_engine model=large precision=bf16_autocast",
-    "bench_checkpoint model=large sequences=64",
+    "engine model=large precision=bf16_autocast",
+    "checkpoint model=large sequences=64",
 )
 # No figures of their own: how it was run, what was checked, each round
 NOT_KEPT = (
@@ -84,8 +84,8 @@ def main(argv: Sequence[str]) -> int:
     load = os.getloadavg()[0]
     commands = GPU if which == "gpu" else CPU
     if num_gpus > 1:
-        commands += (f"bench_scaling model=base precision=bf16_autocast ranks={num_gpus}",)
-    kept = [run(f"python -m scripts.{words}") for words in commands]
+        commands += (f"scaling model=base precision=bf16_autocast ranks={num_gpus}",)
+    kept = [run(f"python -m scripts.bench.{words}") for words in commands]
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     path.write_text(placed(text, which, table(which, kept, load)), encoding="utf-8")
     return 0 if all(one.record for one in kept) else 1

@@ -1,4 +1,4 @@
-"""Fine-tuning of a Hugging Face BERT with stock `transformers`: nothing of `pretrain` or `data_prep`.
+"""Fine-tuning of a Hugging Face BERT with stock `transformers`, and nothing of `pretrain`.
 
-May import: nothing of this project.
+May import: data_prep.core.
 """

@@ -17,10 +17,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.core.config import CONF, SettingsError, as_dict, as_yaml
 from scripts.finetuning import results
 from scripts.finetuning.job import Job, check_length
 from scripts.finetuning.models import checked, identity, load_tokenizer
-from scripts.finetuning.settings import CONF, InputError, Kind, Settings, as_dict, load, tasks
+from scripts.finetuning.settings import InputError, Kind, Settings, load, tasks
 from scripts.finetuning.trial import RESULT, SeedRun, run_trial, write_json
 
 TRIALS = "trials"
@@ -40,15 +41,19 @@ FREE = (
 
 
 def main(kind: Kind, argv: Sequence[str] | None = None) -> int:
-    """Fine-tune from the command line: 0, or 2 with a message where something cannot be used."""
+    """Fine-tune from the command line; --help and --cfg only print. Status 2: refused, with why."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     module = f"scripts.finetune_{kind.name}"
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(_help(module, kind))
         return 0
     try:
-        finetune(load(arguments, kind))
-    except InputError as error:
+        settings = load([word for word in arguments if word != "--cfg"], kind)
+        if "--cfg" in arguments:
+            sys.stdout.write(as_yaml(settings))
+        else:
+            finetune(settings)
+    except SettingsError as error:
         sys.stderr.write(f"{module}: {error}\n")
         return 2
     return 0

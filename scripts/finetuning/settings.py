@@ -1,26 +1,18 @@
-"""What a fine-tuning is: typed settings, and every check of them, each with its cure.
+"""Typed settings of fine-tuning, and all checks of them, each with its cure.
 
-The values live in conf/finetune.yaml, conf/task/ and conf/grid/, with a comment on each line.
+The values are in conf/finetune.yaml, conf/task/ and conf/grid/, with a comment on each line.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import enum
 import re
-import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from data_prep.core.config import CONF, SettingsError, choices, compose
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 METRICS = {
     "classification": ("accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman"),
     "qa": ("f1", "exact"),
@@ -28,8 +20,8 @@ METRICS = {
 }
 
 
-class InputError(ValueError):
-    """What was asked for, or a file, cannot be used: the message names the place and the cure."""
+class InputError(SettingsError):
+    """A file or folder that cannot be used: the message names the place and the cure."""
 
 
 class Kind(enum.Enum):
@@ -149,82 +141,33 @@ class Settings:
 
 
 def tasks(kind: Kind | None = None) -> list[str]:
-    """Names of the tasks in conf/task (of a kind), sorted."""
+    """The names of the tasks in conf/task, of one kind or all, sorted."""
     return [
-        path.stem
-        for path in sorted((CONF / "task").glob("*.yaml"))
-        if kind is None or re.search(rf"^ *kind: {kind.name}$", path.read_text(), re.M)
+        name
+        for name in choices("task")
+        if kind is None
+        or re.search(rf"^ *kind: {kind.name}$", (CONF / f"task/{name}.yaml").read_text(), re.M)
     ]
 
 
 def load(overrides: Sequence[str], kind: Kind | None = None) -> Settings:
-    """The settings that were typed, checked.
+    """Compose conf/finetune.yaml with `overrides`, and check it.
 
-    Raises InputError on an unknown or wrong setting, or a task of another kind than `kind`.
+    Raises SettingsError on an unknown or wrong setting, or a task of another kind than `kind`.
     """
-    settings = _composed(overrides, kind)
+    # `model` is a folder here, but a group of conf/ to Hydra
+    models = [word.removeprefix("model=") for word in overrides if word.startswith("model=")]
+    typed = [word for word in overrides if not word.startswith("model=")]
+    named = [word.split("=", 1)[1] for word in typed if word.startswith(("task=", "+task="))]
+    if not named:
+        raise SettingsError(f"no task is named; add +task=, one of {', '.join(tasks(kind))}")
+    if named[-1] not in tasks():
+        raise SettingsError(f"task={named[-1]} is not known; there are {', '.join(tasks(kind))}")
+    settings, _ = compose("finetune", Settings, typed)
+    settings.model = models[-1] if models else None
     if faults := list(_faults(settings, kind)):
-        raise InputError("\n  ".join(["these settings cannot be used:", *faults]))
+        raise SettingsError("\n  ".join(["these settings cannot be used:", *faults]))
     return settings
-
-
-def as_dict(settings: Settings) -> dict[str, Any]:
-    """Plain nested dictionaries of strings, numbers, booleans and None."""
-    plain = OmegaConf.to_container(OmegaConf.structured(settings), enum_to_str=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
-
-
-def _composed(overrides: Sequence[str], kind: Kind | None) -> Settings:
-    typed = [f"+{word}" if word.startswith("task=") else word for word in overrides]
-    if strange := [word for word in typed if "=" not in word]:
-        raise InputError(f"{strange[0]!r} is no setting; settings are typed as name=value")
-    if not any(word.startswith("+task=") for word in typed):
-        raise InputError(f"no task is named; add +task=, one of {', '.join(tasks(kind))}")
-    # conf/model/ makes `model` a group to Hydra; here it is a folder
-    models = [word.removeprefix("model=") for word in typed if word.startswith("model=")]
-    typed = [word for word in typed if not word.startswith("model=")]
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = compose("finetune", typed)
-        composed.model = models[-1] if models else None
-        if composed.task.get("labels"):  # 0 is a number to YAML and to Hydra
-            names = {str(key): str(name) for key, name in composed.task.labels.items()}
-            OmegaConf.update(composed, "task.labels", names, merge=False)
-        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), composed))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(_explained(error, kind)) from error
-    assert isinstance(settings, Settings)
-    return settings
-
-
-def _explained(error: Exception, kind: Kind | None) -> str:
-    """One sentence in place of Hydra's and OmegaConf's paragraphs."""
-    text = " ".join(str(error).split())
-    if missing := re.search(r"Could not (?:find|load) '(\w+)/([^']*)'", text):
-        group, name = missing.groups()
-        known = tasks(kind) if group == "task" else [f.stem for f in (CONF / group).glob("*.yaml")]
-        return f"{group}={name} is not known; there are {', '.join(sorted(known))}"
-    unknown = re.match(r"Could not override '([\w.]+)'|Key '(\w+)' ", text)
-    if unknown:
-        typed = unknown[1] or str(getattr(error, "full_key", unknown[2]))
-        near = difflib.get_close_matches(typed, list(_keys(Settings)), n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else "conf/finetune.yaml has all"
-        return f"there is no setting {typed!r}; {hint}"
-    key = getattr(error, "full_key", None)
-    text = re.sub(r"(full_key|object_type|reference_type|See https).*", "", text).strip()
-    return f"{key}: {text}" if key else text
-
-
-def _keys(schema: type, prefix: str = "") -> Iterator[str]:
-    """All dotted names below a dataclass of dataclasses."""
-    for name, hint in get_type_hints(schema).items():
-        parts = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        inner = next((part for part in parts if dataclasses.is_dataclass(part)), None)
-        if isinstance(inner, type):
-            yield from _keys(inner, f"{prefix}{name}.")
-        else:
-            yield prefix + name
 
 
 def _faults(settings: Settings, kind: Kind | None) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,11 @@ RECORD = {
     "all": {"ours": [1.0, 2.0]},
     "machine": {"torch": "2.13"},
 }
+
+
+@pytest.mark.parametrize("command", [*record.CPU, *record.GPU])
+def test_each_command_names_a_benchmark(command: str) -> None:
+    assert find_spec(f"scripts.bench.{command.split()[0]}")
 
 
 def test_figures_are_the_numbers_and_not_how_they_were_taken() -> None:
@@ -56,8 +62,8 @@ def test_a_benchmark_that_fails_costs_its_own_figures_alone(
     path = tmp_path / "figures.md"
     assert main(["cpu", f"into={path}"]) == 1
     text = path.read_text(encoding="utf-8")
-    assert "| `python -m scripts.good` | speedup 2.5<br>" in text
-    assert "| `python -m scripts.bad` | failed |" in text
+    assert "| `python -m scripts.bench.good` | speedup 2.5<br>" in text
+    assert "| `python -m scripts.bench.bad` | failed |" in text
 
 
 def test_the_last_line_that_is_printed_is_kept() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from shared_data import unpacked
 from tiny_bert import tiny_bert
 
@@ -172,6 +173,12 @@ def test_the_grid_tries_all_with_one_seed_and_says_so(bert: Path, tmp_path: Path
 def test_the_paper_s_grid_has_18_points() -> None:
     grid = load(["+task=sst2", "model=x", "grid=paper"]).grid
     assert len(grid.batch_size) * len(grid.learning_rate) * len(grid.epochs) == 18
+
+
+def test_cfg_prints_the_settings_and_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(Kind.classification, ["+task=sst2", "model=x", "epochs=7", "--cfg"]) == 0
+    shown = OmegaConf.create(capsys.readouterr().out)
+    assert (shown.epochs, shown.task.hub.subset) == (7, "sst2")
 
 
 @pytest.mark.parametrize("task", tasks())
@@ -368,17 +375,6 @@ def test_a_random_start_takes_no_weights(bert: Path) -> None:
         models.load_model("BertModel", bert, start, {})[0].state_dict()[name] for start in Start
     ]
     assert not models_of[0].equal(models_of[1])
-
-
-def test_fine_tuning_imports_neither_pretrain_nor_data_prep() -> None:
-    project = Path(__file__).parents[3]
-    files = [*(project / "scripts/finetuning").glob("*.py"), project / "scripts/predict.py"]
-    files += project.glob("scripts/finetune_*.py")
-    assert len(files) > 10
-    for path in files:
-        text = path.read_text()
-        assert "from pretrain" not in text, path
-        assert "data_prep" not in text.replace("`data_prep`", ""), path
 
 
 def test_a_loss_that_is_no_number_ends_the_training(
