@@ -1,4 +1,4 @@
-"""Files of ../shared/data, unpacked; tests that want one are skipped where it is not there."""
+"""Real files: the few in tests/fixtures, and those of ../shared/data, without which tests skip."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 

@@ -1,14 +1,12 @@
 import json
-from pathlib import Path
 
 import nupunkt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared_data import FIXTURES
 
 from data_prep.text.sentences import split_paragraph
-
-SPLITS = Path(__file__).resolve().parents[4] / "shared" / "data" / "sentence_splits.jsonl"
 
 
 def inner_boundaries(sentences: list[str]) -> set[int]:
@@ -20,10 +18,9 @@ def inner_boundaries(sentences: list[str]) -> set[int]:
     return ends
 
 
-@pytest.mark.skipif(not SPLITS.exists(), reason=f"{SPLITS} is not there")
 def test_boundaries_of_hand_split_novels_and_wikipedia_are_found_with_f1_above_96() -> None:
     hits = found = marked = 0
-    for line in SPLITS.read_text().splitlines():
+    for line in (FIXTURES / "sentence_splits.jsonl").read_text().splitlines():
         passage = json.loads(line)
         ours = inner_boundaries(split_paragraph(passage["text"]))
         reference = inner_boundaries(passage["sentences"])
