@@ -9,7 +9,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 BIN := .venv/bin
 
-.PHONY: demo test test-training test-data test-slow check fix bench bench-gpu docs drill install clean
+.PHONY: demo test test-slow check fix bench bench-gpu docs drill install clean
 .DEFAULT_GOAL := demo
 
 install: .venv/installed
@@ -27,14 +27,12 @@ install: .venv/installed
 demo: install
 	$(BIN)/python -m pretrain.run +model=tiny run.name=demo
 
-# Two halves in parallel, since most tests keep one core busy; each prints its output when it ends
-test: install
-	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-training test-data
+# Two workers, since most tests keep one core busy; a file's tests stay together, so that its
+# fixtures are made once
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
-test-training test-data: install
-	$(BIN)/python -m pytest -m "not slow and not gpu" -o cache_dir=.pytest_cache/$@ $(TESTS)
-test-training: TESTS := tests/pretrain
-test-data: TESTS := tests --ignore tests/pretrain
+test: install
+	$(PYTEST) -m "not slow and not gpu"
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow --timeout 1800

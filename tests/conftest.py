@@ -11,6 +11,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from filelock import FileLock
 
 from data_prep.core.objectives import Pairing
 
@@ -33,33 +34,40 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
-def sample_dirs(
-    sample_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[Pairing], Path]:
+def sample_dirs(session_dir: Path, sample_dir: Path) -> Callable[[Pairing], Path]:
     """The sample corpus by its pairing; each is made when first asked for."""
-    from pretrain.config.settings import DataSettings, MaskMode
-    from pretrain.data.corpus import prepare_sample
 
     @functools.cache
     def of(pairing: Pairing) -> Path:
-        if pairing is Pairing.nsp:
-            return sample_dir
-        folder = tmp_path_factory.mktemp("sample") / pairing.name
-        shutil.copytree(sample_dir, folder, ignore=shutil.ignore_patterns("len*"))
-        prepare_sample(DataSettings(str(folder), 128, pairing, MaskMode.static))
+        folder = session_dir / f"sample-{pairing.name}"
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                shutil.copytree(sample_dir, folder, ignore=shutil.ignore_patterns("len*"))
+            _prepare(folder, pairing)
         return folder
 
     return of
 
 
 @pytest.fixture(scope="session")
-def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sample_dir(session_dir: Path) -> Path:
     """The sample corpus, prepared at 128 tokens by the jobs themselves."""
+    folder = session_dir / f"sample-{Pairing.nsp.name}"
+    with FileLock(f"{folder}.lock"):
+        _prepare(folder, Pairing.nsp)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def session_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this session share; whoever writes there holds a lock."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+def _prepare(folder: Path, pairing: Pairing) -> None:
+    """Prepare what is not there yet."""
     from pretrain.config.settings import DataSettings, MaskMode
     from pretrain.data.corpus import prepare_sample
 
-    folder = tmp_path_factory.mktemp("sample") / "sample"
-    prepare_sample(
-        DataSettings(str(folder), seq_len=128, pairs=Pairing.nsp, masking=MaskMode.static)
-    )
-    return folder
+    prepare_sample(DataSettings(str(folder), seq_len=128, pairs=pairing, masking=MaskMode.static))
