@@ -147,7 +147,7 @@ def test_a_single_process_starts_inside_a_batch_shell_and_exports_nothing(
     for name, value in BATCH_SHELL.items():
         monkeypatch.setenv(name, value)
     code = (
-        "import os; from pretrain import ranks; r = ranks.start(1.0); "
+        "import os; from pretrain.distributed import ranks; r = ranks.start(1.0); "
         "print(r.rank, r.world_size, r.sum([1.5]), r.any(True), r.broadcast('x'), "
         "'RANK' in os.environ); r.stop()"
     )

@@ -39,7 +39,8 @@ def test_the_first_signal_gives_the_name(stop: StopRequest) -> None:
 
 def test_handlers_and_rank_are_there_before_torch_is_imported() -> None:
     code = (
-        "import sys; from pretrain.distributed.signals import StopRequest; from pretrain import ranks; "
-        "StopRequest.install(); ranks.environment_rank(); sys.exit('torch' in sys.modules)"
+        "import sys; from pretrain.distributed.ranks import environment_rank; "
+        "from pretrain.distributed.signals import StopRequest; "
+        "StopRequest.install(); environment_rank(); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
