@@ -1,6 +1,6 @@
-"""What a model is asked while it is pretrained: which pairs it judges, what is masked at once.
+"""The objectives of pretraining: the task on pairs of segments, and the unit of masking.
 
-The names stand in conf/, in the manifests of shards and in the checkpoints of runs.
+The names appear in conf/, in the manifests of shards and in the checkpoints of runs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import enum
 
 
 class Pairing(enum.Enum):
-    """The second task beside masked language modelling, and so what an example is."""
+    """The second task next to masked language modelling; it decides what an example is."""
 
     nsp = "nsp"  # [CLS] A [SEP] B [SEP]: does B follow A, or is it of another document (BERT, 3.1)
     sop = "sop"  # [CLS] A [SEP] B [SEP]: are two neighbours in order or swapped (ALBERT, 3.1)
@@ -22,12 +22,12 @@ class Pairing(enum.Enum):
 
     @property
     def label_1(self) -> str | None:
-        """Under which name examples of `next_sentence_label` 1 are counted; None: no labels."""
+        """The name under which examples of label 1 are counted; None: no labels."""
         return {Pairing.nsp: "random_next", Pairing.sop: "swapped"}.get(self)
 
     @property
     def meanings(self) -> tuple[str, str]:
-        """What `next_sentence_label` 0 and 1 say."""
+        """The meanings of `next_sentence_label` 0 and 1."""
         if self is Pairing.none:
             return "one text", "never"
         other = "B is from another document" if self is Pairing.nsp else "A follows B"
@@ -38,6 +38,5 @@ class MaskingUnit(enum.Enum):
     """What is masked whole or not at all."""
 
     token = "token"  # a piece of a word by itself, as in BERT's paper
-    whole_word = (
-        "whole_word"  # all pieces of a word, as in BERT's later "whole word masking" models
-    )
+    # all pieces of a word, as in BERT's later "whole word masking" models
+    whole_word = "whole_word"

@@ -1,7 +1,7 @@
 """The task of data_prep.build: one part of the token store in one pass -> one shard.
 
-Importing this module loads its kernels, from numba's cache where that is warm: the server from
-which tasks are forked imports it once, and a task of 16 MB of text takes 0.2 s instead of 1 s.
+Importing this module loads its kernels, from numba's cache if it is warm. The server from which
+tasks are forked imports it once, so a task of 16 MB of text takes 0.2 s instead of 1 s.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from data_prep.stores.tokens import TokenPart, TokenStore
 def build_shard(
     folder: Path, tasks: Sequence[tuple[str, int, int]], manifest: dict[str, Any], index: int
 ) -> dict[str, int]:
-    """Write the shard of task `index` below `folder`, data_dir/len<seq_len>; it may have no rows."""
+    """Write the shard of task `index` below `folder`, data_dir/len<seq_len>; return its counts.
+
+    A shard may have no rows.
+    """
     split, copy, part = tasks[index]
     settings, data_dir = manifest["settings"], folder.parent
     store = TokenStore.open(data_dir, split)
@@ -52,7 +55,7 @@ def build_shard(
 def make_examples(
     store: TokenStore, part: int, pair_rule: PairRule, masking_rule: MaskingRule
 ) -> tuple[Examples, Pairs]:
-    """The examples of one part with their static masks; and the pairs, for what they count."""
+    """The examples of one part with their static masks, and the pairs they are made of."""
     pairs = make_pairs(store, part, pair_rule, masking_rule.cls_id, masking_rule.sep_id)
     keys = static_keys(pair_rule.seed, pair_rule.copy, pairs.document_a, pairs.numbers)
     masked_positions, masked_offsets, masked_input_ids = mask_examples(
@@ -73,11 +76,11 @@ def make_examples(
 
 
 def _load_kernels() -> None:
-    """Two documents of two sentences, in the dtypes of a memory-mapped part."""
+    """Run every kernel on two documents of two sentences, in the dtypes of a memory-mapped part."""
     ids, sentence_offsets = np.arange(16, dtype=np.uint16), np.arange(0, 17, 4, dtype=np.int32)
     document_offsets = np.array([0, 2, 4], np.int32)
     for column in (ids, sentence_offsets, document_offsets):
-        column.flags.writeable = False  # as a memory map's: numba tells the two apart
+        column.flags.writeable = False  # like a memory map; numba compiles another version for it
     part = TokenPart("", ids, sentence_offsets, document_offsets, documents=None)
     store = TokenStore(Path(), "", {}, [part], np.array([0, 2]))
     masking_rule = MaskingRule(

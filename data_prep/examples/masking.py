@@ -1,9 +1,9 @@
-"""Masked language modelling: which positions are predicted, and what stands there instead.
+"""Masked language modelling: which positions are masked, and with what.
 
-The rules are those of google-research/bert, create_pretraining_data.py: a quota of an example's
-tokens, [CLS] and [SEP] never; 80 % become [MASK], 10 % a random entry, 10 % stay (BERT, section
-3.1). Random entries are drawn from the vocabulary without its special entries, where Google's code
-draws from all. The masks of an example are a pure function of its key and its ids.
+The rules are those of google-research/bert, create_pretraining_data.py. A quota of an example's
+tokens is masked, never [CLS] or [SEP]: 80 % become [MASK], 10 % a random entry, 10 % stay (BERT,
+section 3.1). Random entries are drawn from the vocabulary without its special entries; Google's
+code draws from all. The masks of an example are a pure function of its key and its ids.
 
 Suffixes: N examples, T tokens of all examples end to end, M masked positions, V vocabulary.
 """
@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -23,38 +23,46 @@ from numpy.typing import NDArray
 
 from data_prep.core.objectives import MaskingUnit, Pairing
 from data_prep.examples import philox
+from data_prep.tokenizer.vocab_file import read_vocab
 
-SPARE = (
-    16  # random words for draws that are rejected: one in ten thousand and fewer, so never so many
-)
-# [CLS] and [SEP]; [MASK]; whether whole words, and which entries continue one; an example's most;
-# of 2**53, up to where a draw means [MASK] and a random entry; ids never drawn; V
-CompiledRule = tuple[
-    tuple[int, int],
-    int,
-    tuple[bool, NDArray[np.bool_]],
-    int,
-    NDArray[np.uint64],
-    NDArray[np.int64],
-    int,
-]
-Scratch = tuple[
-    NDArray[np.int32],
-    NDArray[np.int32],
-    NDArray[np.int32],
-    NDArray[np.int32],
-    NDArray[np.uint8],
-    NDArray[np.uint32],
-]
-DYNAMIC = 1 << 31  # in a key: an epoch of training, and not a pass of data preparation
+# Random words for rejected draws. One draw in ten thousand, or fewer, is rejected.
+SPARE = 16
+# In a key: an epoch of training, and not a pass of data preparation
+DYNAMIC = 1 << 31
+
+
+class CompiledRule(NamedTuple):
+    """A `MaskingRule` as kernels take it."""
+
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    whole_word: bool
+    continuation: NDArray[np.bool_]  # (V,) entries that continue a word; empty without whole words
+    max_masked: int  # positions of an example
+    mask_below: np.uint64  # of 2**53: a draw below it means [MASK],
+    random_below: np.uint64  # and one from there to below this a random entry
+    special_ids: NDArray[np.int64]  # never drawn as a random entry; ascending
+    vocab_size: int
+
+
+class Scratch(NamedTuple):
+    """Memory for `mask_example`. Its result is the first entries of `positions` and `new_ids`."""
+
+    positions: NDArray[np.int32]  # masked positions, ascending
+    new_ids: NDArray[np.int32]  # the ids at these positions in the masked input
+    starts: NDArray[np.int32]  # of the candidates, words or tokens
+    ends: NDArray[np.int32]
+    chosen: NDArray[np.uint8]  # 1 where a position is masked
+    words: NDArray[np.uint32]  # random
 
 
 @dataclass(frozen=True)
 class MaskingRule:
     """How many positions are masked and with what. Shares are of the masked positions."""
 
-    rate: float  # of an example's tokens, [CLS] and [SEP] counted
-    max_predictions: int | None  # an example's most; None: no bound
+    rate: float  # of an example's tokens, [CLS] and [SEP] included
+    max_predictions: int | None  # per example; None: no bound
     mask_share: float  # become [MASK]
     random_share: float  # become a random entry; the rest stays
     unit: MaskingUnit
@@ -64,7 +72,7 @@ class MaskingRule:
     sep_id: int
     vocab_size: int
     special_ids: tuple[int, ...]  # never drawn as a random entry
-    continuation: NDArray[np.bool_] | None = None  # (V,) "##" pieces; for whole words alone
+    continuation: NDArray[np.bool_] | None = None  # (V,) "##" pieces; for whole words only
 
     def __post_init__(self) -> None:
         if self.unit is MaskingUnit.whole_word and self.continuation is None:
@@ -76,30 +84,35 @@ class MaskingRule:
     def compiled(self) -> CompiledRule:
         """The rule as kernels take it."""
         special = np.unique(np.array(self.special_ids, np.int64))
-        words = self.unit is MaskingUnit.whole_word
-        continuation = np.zeros(0, np.bool_) if self.continuation is None else self.continuation
-        # of 2**53, exactly: a share times a power of two is not rounded
-        shares = [
-            math.ceil(2**53 * s) for s in (self.mask_share, self.mask_share + self.random_share)
-        ]
-        return (
-            *((self.cls_id, self.sep_id), self.mask_id, (words, continuation), self.most),
-            *(np.array(shares, np.uint64), special[special < self.vocab_size], self.vocab_size),
+        # exact: a share times a power of two is not rounded
+        mask_below, random_below = (
+            np.uint64(math.ceil(2**53 * share))
+            for share in (self.mask_share, self.mask_share + self.random_share)
+        )
+        return CompiledRule(
+            cls_id=self.cls_id,
+            sep_id=self.sep_id,
+            mask_id=self.mask_id,
+            whole_word=self.unit is MaskingUnit.whole_word,
+            continuation=np.zeros(0, np.bool_) if self.continuation is None else self.continuation,
+            max_masked=self.max_masked,
+            mask_below=mask_below,
+            random_below=random_below,
+            special_ids=special[special < self.vocab_size],
+            vocab_size=self.vocab_size,
         )
 
     @property
-    def most(self) -> int:
-        """An example's most masked positions; positions are 16 bits wide, so 65,535 is no bound."""
+    def max_masked(self) -> int:
+        """Most masked positions of an example; positions are 16 bits wide, so 65,535 is no bound."""
         return 65_535 if self.max_predictions is None else self.max_predictions
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any], vocab_path: Path | None) -> MaskingRule:
-        """The rule that a folder of shards was masked by. `vocab_path` is read for whole words.
+        """The rule that masked a folder of shards. `vocab_path` is read for whole words only.
 
-        Raises ValueError when that vocabulary is needed and missing, or of another size.
+        Raises ValueError when that vocabulary is needed but missing, or has another size.
         """
-        from data_prep.tokenizer.vocab_file import read_vocab
-
         masking, special_ids = manifest["masking"], manifest["special_ids"]
         vocab_size = int(manifest["vocab_size"])
         unit = MaskingUnit[masking["unit"]]
@@ -109,7 +122,7 @@ class MaskingRule:
             if len(entries) != vocab_size:
                 raise ValueError(
                     f"{vocab_path} has {len(entries)} entries, the data was made with {vocab_size}; "
-                    "use the vocabulary that lies beside the data"
+                    "use the vocabulary next to the data"
                 )
             continuation = np.array([entry.startswith("##") for entry in entries])
         return cls(
@@ -141,9 +154,9 @@ def static_keys(
 def dynamic_keys(
     seed: int, epochs: NDArray[np.integer[Any]], examples: NDArray[np.integer[Any]]
 ) -> NDArray[np.uint64]:
-    """(N, 2) keys of masks drawn while training: of the example numbers (N,) in epochs (N,).
+    """(N, 2) keys of masks drawn during training, of example numbers (N,) in epochs (N,).
 
-    Never equal to a static key, and two epochs have two sets of masks.
+    They differ between epochs, and no static key equals one of them.
     """
     keys = np.empty((len(examples), 2), np.uint64)
     keys[:, 0] = np.uint64(philox.stream_key(seed, DYNAMIC)) | epochs.astype(np.uint64)
@@ -154,24 +167,24 @@ def dynamic_keys(
 def num_masked(lengths: NDArray[np.integer[Any]], rule: MaskingRule) -> NDArray[np.int64]:
     """(N,) quota of masked positions for examples of (N,) tokens.
 
-    min(max_predictions, max(1, rate * length rounded half to even)), and never more than the
-    candidates, which are all tokens but [CLS] and [SEP]. Of tokens it is the exact count, of whole
-    words the most, but for an example of which no word fits the quota.
+    min(max_predictions, max(1, rate * length rounded half to even)), and at most all tokens but
+    [CLS] and [SEP]. With tokens it is the exact count. With whole words it is the maximum, except
+    for an example in which no word fits the quota.
     """
     rounded_N = np.rint(np.asarray(lengths, np.float64) * rule.rate).astype(np.int64)
     candidates_N = np.asarray(lengths, np.int64) - rule.num_special
-    # three bounds, and not np.clip, which takes ten times as long for a batch's worth of lengths
-    return np.minimum(np.minimum(np.maximum(rounded_N, 1), rule.most), candidates_N)
+    # not np.clip, which takes ten times as long for the lengths of a batch
+    return np.minimum(np.minimum(np.maximum(rounded_N, 1), rule.max_masked), candidates_N)
 
 
-def most_masked(lengths: NDArray[np.integer[Any]], rule: MaskingRule) -> NDArray[np.int64]:
-    """(N,) bounds of the masked positions of examples of (N,) tokens.
+def max_masked(lengths: NDArray[np.integer[Any]], rule: MaskingRule) -> NDArray[np.int64]:
+    """(N,) upper bounds of the number of masked positions, for examples of (N,) tokens.
 
-    Whole words may exceed the quota: the shortest of an example may be longer.
+    Whole words may exceed the quota: an example's shortest word may be longer.
     """
     if rule.unit is MaskingUnit.token:
         return num_masked(lengths, rule)
-    return np.minimum(np.asarray(lengths, np.int64), rule.most)
+    return np.minimum(np.asarray(lengths, np.int64), rule.max_masked)
 
 
 def mask_examples(
@@ -182,15 +195,15 @@ def mask_examples(
 ) -> tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[Any]]:
     """Draw the masks of N examples: (T,) ids, (N + 1,) offsets into them, (N, 2) keys.
 
-    Returns masked positions inside the example, ascending (M,) uint16; their offsets (N + 1,)
-    int64; what stands there in the masked input (M,), in the dtype of `input_ids`. Every example
-    has at least one. With whole words, those that would exceed the quota are passed over; where no
-    word fits, the shortest is masked whole, as far as max_predictions allows.
+    Returns the masked positions inside each example, ascending, (M,) uint16; their offsets (N + 1,)
+    int64; and the ids at these positions in the masked input, (M,) in the dtype of `input_ids`.
+    Every example has at least one. Whole words that would exceed the quota are skipped. If no word
+    fits, the shortest is masked, up to max_predictions of its pieces.
     """
     offsets = np.asarray(offsets, np.int64)
     lengths_N = np.diff(offsets)
     quotas_N = num_masked(lengths_N, rule)
-    room = int(most_masked(lengths_N, rule).sum())
+    room = int(max_masked(lengths_N, rule).sum())
     positions_M = np.empty(room, np.uint16)
     masked_ids_M = np.empty(room, input_ids.dtype)
     masked_offsets = np.zeros(len(lengths_N) + 1, np.int64)
@@ -215,34 +228,28 @@ def _mask(
     masked_offsets: NDArray[np.int64],
     masked_ids: NDArray[Any],
 ) -> None:
-    """Fill positions, masked_offsets and masked_ids, example after example."""
+    """Fill positions, masked_offsets and masked_ids, example by example."""
     scratch = new_scratch(longest)
-    found, standing = scratch[:2]
     end = 0
     for i in range(len(offsets) - 1):
         ids = input_ids[offsets[i] : offsets[i + 1]]
         count = mask_example(ids, quotas[i], keys[i, 0], keys[i, 1], rule, scratch)
         for j in range(count):
-            positions[end + j] = found[j]
-            masked_ids[end + j] = standing[j]
+            positions[end + j] = scratch.positions[j]
+            masked_ids[end + j] = scratch.new_ids[j]
         end += count
         masked_offsets[i + 1] = end
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def new_scratch(longest: int) -> Scratch:
-    """Memory for `mask_example`, for examples of `longest` tokens at most.
-
-    Masked positions and what stands there; starts and ends of the candidates, words or tokens; which
-    positions are chosen; a stream. One more than the longest: loops without a branch write one behind.
-    """
-    size = longest + 1
-    masked = np.empty(size, np.int32), np.empty(size, np.int32)
-    starts, ends = np.empty(size, np.int32), np.empty(size, np.int32)
-    return (
-        *masked,
-        starts,
-        ends,
+    """Memory for `mask_example`, for examples of at most `longest` tokens."""
+    size = longest + 1  # loops without a branch write one entry behind
+    return Scratch(
+        np.empty(size, np.int32),
+        np.empty(size, np.int32),
+        np.empty(size, np.int32),
+        np.empty(size, np.int32),
         np.zeros(size, np.uint8),
         np.empty(4 * size + SPARE + 16, np.uint32),
     )
@@ -252,22 +259,19 @@ def new_scratch(longest: int) -> Scratch:
 def mask_example(
     ids: NDArray[Any], quota: int, key: Any, subject: Any, rule: CompiledRule, scratch: Scratch
 ) -> int:
-    """Draw the masks of one example: how many; their positions, ascending, and what stands there
-    are then the first so many of scratch[0] and scratch[1].
-    """
-    never, mask_id, (whole_word, continuation), most, shares, special, vocab_size = rule
-    found, standing, starts, ends, chosen, words = scratch
+    """Draw the masks of one example into `scratch`; return how many positions are masked."""
+    positions, new_ids, starts, ends, chosen, words = scratch
     used = 0
-    if whole_word:
-        num_words = _find_words(ids, never, continuation, starts, ends)
+    if rule.whole_word:
+        num_words = _find_words(ids, rule, starts, ends)
         philox.fill(words, 4 * len(ids) + SPARE, key, philox.MASK, subject)
-        used = _choose_words(words, num_words, quota, most, starts, ends, chosen)
+        used = _choose_words(words, num_words, quota, rule.max_masked, starts, ends, chosen)
     else:
         num_tokens = 0
         for position in range(len(ids)):
             starts[num_tokens] = position
             token = np.int64(ids[position])
-            num_tokens += (token != never[0]) & (token != never[1])
+            num_tokens += (token != rule.cls_id) & (token != rule.sep_id)
         count = min(quota, num_tokens)
         philox.fill(words, 4 * count + SPARE, key, philox.MASK, subject)
         for drawn in range(count):  # Fisher-Yates
@@ -277,45 +281,44 @@ def mask_example(
             starts[other] = starts[drawn]
     count = 0
     for position in range(len(ids)):
-        found[count] = position
+        positions[count] = position
         count += chosen[position]
         chosen[position] = 0
     for i in range(count):
         draw = np.uint64(words[used] >> 5) << np.uint64(26) | np.uint64(words[used + 1] >> 6)
         used += 2
-        if draw < shares[0]:
-            standing[i] = mask_id
-        elif draw >= shares[1]:
-            standing[i] = ids[found[i]]
+        if draw < rule.mask_below:
+            new_ids[i] = rule.mask_id
+        elif draw >= rule.random_below:
+            new_ids[i] = ids[positions[i]]
         else:
-            entry, used = philox.below(words, used, vocab_size - len(special))
-            for special_id in special:  # ascending: each one at or below pushes the entry up
+            entry, used = philox.below(words, used, rule.vocab_size - len(rule.special_ids))
+            for special_id in rule.special_ids:  # each one at or below pushes the entry up
                 if entry >= special_id:
                     entry += 1
-            standing[i] = entry
+            new_ids[i] = entry
     return count
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _find_words(
     ids: NDArray[Any],
-    never: tuple[int, int],
-    continuation: NDArray[np.bool_],
+    rule: CompiledRule,
     word_starts: NDArray[np.int32],
     word_ends: NDArray[np.int32],
 ) -> int:
-    """Fill the candidates of one example and return how many: [start, end) inside the example.
+    """Fill [start, end) of the words of one example; return their number.
 
-    A "##" piece joins the piece before, unless that is a [CLS] or [SEP]: truncation may leave a
-    segment that begins inside a word.
+    A "##" piece continues the word before it, but not a [CLS] or [SEP]: after truncation a segment
+    may begin inside a word.
     """
     num_words = 0
     is_open = False
     for position in range(len(ids)):
         token = np.int64(ids[position])
-        if token == never[0] or token == never[1]:
+        if token == rule.cls_id or token == rule.sep_id:
             is_open = False
-        elif is_open and continuation[token]:
+        elif is_open and rule.continuation[token]:
             word_ends[num_words - 1] = position + 1
         else:
             word_starts[num_words] = position
@@ -330,14 +333,14 @@ def _choose_words(
     words: NDArray[np.uint32],
     num_words: int,
     quota: int,
-    most: int,
+    max_masked: int,
     word_starts: NDArray[np.int32],
     word_ends: NDArray[np.int32],
     chosen: NDArray[np.uint8],
 ) -> int:
     """Mark the pieces of words drawn in random order (Fisher-Yates) until the quota is met.
 
-    Returns how many of the random `words` are then used.
+    Returns how many of the random `words` were used.
     """
     num_chosen = used = 0
     for drawn in range(num_words):
@@ -357,5 +360,5 @@ def _choose_words(
             if word_ends[word] - word_starts[word] < word_ends[shortest] - word_starts[shortest]:
                 shortest = word
         start = word_starts[shortest]
-        chosen[start : min(word_ends[shortest], start + most)] = 1
+        chosen[start : min(word_ends[shortest], start + max_masked)] = 1
     return used

@@ -1,8 +1,8 @@
-"""The three walks over sentences, one per pairing, as numba kernels."""
+"""The kernels that decide the examples of one part: where A and B begin, and how long they are."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -11,11 +11,37 @@ from numpy.typing import NDArray
 from data_prep.core.objectives import Pairing
 from data_prep.examples import philox
 
+# numba knows no enum of strings
+PAIRING_CODES = {Pairing.nsp: 0, Pairing.sop: 1, Pairing.none: 2}
+_NSP, _SOP, _NONE = PAIRING_CODES.values()
 
-# The kernels below share `columns`, whose rows are the fields of _Plan, in their order. A walk decides
-# the examples of all documents, but the place of random partners, and returns their number.
+
+class PairPlan(NamedTuple):
+    """(N,) int64 columns, one row per example. A segment is a range of tokens of its part."""
+
+    document_a: NDArray[np.int64]
+    document_b: NDArray[np.int64]
+    numbers: NDArray[np.int64]  # of the example in its document
+    labels: NDArray[np.int64]
+    wanted_b: NDArray[np.int64]  # tokens that a random B should reach; may be below 1
+    starts_a: NDArray[np.int64]
+    lengths_a: NDArray[np.int64]
+    starts_b: NDArray[np.int64]
+    lengths_b: NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, size: int) -> PairPlan:
+        """Uninitialised columns of `size` rows."""
+        return cls(*np.empty((len(cls._fields), size), np.int64))
+
+    def head(self, size: int) -> PairPlan:
+        """A view of the first `size` rows."""
+        return PairPlan(*(column[:size] for column in self))
+
+
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _walk_nsp(
+def walk(
+    pairing: int,
     sentence_offsets: NDArray[np.int64],
     document_offsets: NDArray[np.int64],
     first_document: int,
@@ -23,129 +49,63 @@ def _walk_nsp(
     key: np.uint64,
     window: int,
     short_seq_prob: float,
-    columns: NDArray[np.int64],
+    plan: PairPlan,
 ) -> int:
-    """Half of the time A and what follows it, else A and another document's number."""
-    document_a, document_b, numbers, labels, wanted_b = columns[:5]
-    starts_a, lengths_a, starts_b, lengths_b = columns[5:]
+    """Fill the plan for all documents of a part and return the number of examples.
+
+    A random B stays empty here: `place_partners` finds it.
+    """
     stream = np.zeros(philox.WORDS, np.uint32)
-    size = 0
-    for place in range(len(document_offsets) - 1):
-        document = first_document + place
-        begin, last = document_offsets[place], document_offsets[place + 1]
+    fewest_sentences = 2 if pairing == _SOP else 1
+    row = 0
+    for index in range(len(document_offsets) - 1):
+        document = first_document + index
+        begin, last = document_offsets[index], document_offsets[index + 1]
         number = 0
-        while begin < last:
+        while last - begin >= fewest_sentences:
             philox.start(stream, key, philox.PAIR, document << 32 | number)
             target = _draw_target(stream, window, short_seq_prob)
             end = _reach(sentence_offsets, begin, last, target)
-            end_a = begin + 1
-            if end - begin > 1:
-                end_a += philox.next_below(stream, end - begin - 1)
-            document_a[size], numbers[size] = document, number
-            starts_a[size] = sentence_offsets[begin]
-            lengths_a[size] = sentence_offsets[end_a] - sentence_offsets[begin]
-            wanted_b[size] = target - lengths_a[size]
-            if end - begin == 1 or philox.next_below(stream, 2) == 1:
-                other = philox.next_below(stream, num_documents - 1)
-                document_b[size] = other if other < document else other + 1
-                starts_b[size] = lengths_b[size] = 0
-                labels[size] = 1
-                begin = end_a  # the sentences after A are put back
+            partner, label, first = document, 0, 0
+            if pairing == _NONE:
+                if sentence_offsets[end] - sentence_offsets[begin] > target:
+                    end = max(begin + 1, end - 1)
+                middle = end
             else:
-                document_b[size] = document
-                starts_b[size] = sentence_offsets[end_a]
-                lengths_b[size] = sentence_offsets[end] - sentence_offsets[end_a]
-                labels[size] = 0
-                begin = end
-            size += 1
-            number += 1
-    return size
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _walk_sop(
-    sentence_offsets: NDArray[np.int64],
-    document_offsets: NDArray[np.int64],
-    first_document: int,
-    num_documents: int,
-    key: np.uint64,
-    window: int,
-    short_seq_prob: float,
-    columns: NDArray[np.int64],
-) -> int:
-    """Two neighbours, by a fair coin swapped. It is tossed before truncation, which treats ties by
-    place: else the lengths would tell the label."""
-    document_a, document_b, numbers, labels, _ = columns[:5]
-    starts_a, lengths_a, starts_b, lengths_b = columns[5:]
-    stream = np.zeros(philox.WORDS, np.uint32)
-    size = 0
-    for place in range(len(document_offsets) - 1):
-        document = first_document + place
-        begin, last = document_offsets[place], document_offsets[place + 1]
-        number = 0
-        while last - begin > 1:
-            philox.start(stream, key, philox.PAIR, document << 32 | number)
-            target = _draw_target(stream, window, short_seq_prob)
-            end = max(begin + 2, _reach(sentence_offsets, begin, last, target))
-            if last - end == 1:  # it could not be ordered by itself
-                end += 1 if end - begin == 2 else -1
-            middle = begin + 1 + philox.next_below(stream, end - begin - 1)
-            is_swapped = philox.next_below(stream, 2)
-            starts = sentence_offsets[begin], sentence_offsets[middle]
-            lengths = starts[1] - starts[0], sentence_offsets[end] - starts[1]
-            document_a[size] = document_b[size] = document
-            numbers[size], labels[size] = number, is_swapped
-            starts_a[size], lengths_a[size] = starts[is_swapped], lengths[is_swapped]
-            starts_b[size], lengths_b[size] = starts[1 - is_swapped], lengths[1 - is_swapped]
+                if pairing == _SOP:
+                    end = max(begin + 2, end)
+                    if last - end == 1:  # a last sentence alone could not be ordered
+                        end += 1 if end - begin == 2 else -1
+                is_single = end - begin == 1
+                middle = begin + 1
+                if not is_single:
+                    middle += philox.next_below(stream, end - begin - 1)
+                if pairing == _SOP:
+                    # Before truncation, which treats ties by position: otherwise the lengths
+                    # would tell the label.
+                    label = first = philox.next_below(stream, 2)
+                elif is_single or philox.next_below(stream, 2) == 1:
+                    partner = philox.next_below(stream, num_documents - 1)
+                    partner += partner >= document
+                    label = 1
+                    end = middle  # the sentences after A are put back
+            split = sentence_offsets[middle]
+            starts = sentence_offsets[begin], split
+            lengths = split - sentence_offsets[begin], sentence_offsets[end] - split
+            plan.document_a[row], plan.document_b[row] = document, partner
+            plan.numbers[row], plan.labels[row] = number, label
+            plan.wanted_b[row] = target - lengths[0]
+            plan.starts_a[row], plan.lengths_a[row] = starts[first], lengths[first]
+            plan.starts_b[row], plan.lengths_b[row] = starts[1 - first], lengths[1 - first]
             begin = end
-            size += 1
+            row += 1
             number += 1
-    return size
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _walk_none(
-    sentence_offsets: NDArray[np.int64],
-    document_offsets: NDArray[np.int64],
-    first_document: int,
-    num_documents: int,
-    key: np.uint64,
-    window: int,
-    short_seq_prob: float,
-    columns: NDArray[np.int64],
-) -> int:
-    """As many whole sentences as fit the target, one at least; no sentence exceeds the window."""
-    document_a, document_b, numbers, labels, _ = columns[:5]
-    starts_a, lengths_a, starts_b, lengths_b = columns[5:]
-    stream = np.zeros(philox.WORDS, np.uint32)
-    size = 0
-    for place in range(len(document_offsets) - 1):
-        document = first_document + place
-        begin, last = document_offsets[place], document_offsets[place + 1]
-        number = 0
-        while begin < last:
-            philox.start(stream, key, philox.PAIR, document << 32 | number)
-            target = _draw_target(stream, window, short_seq_prob)
-            end = _reach(sentence_offsets, begin, last, target)
-            if sentence_offsets[end] - sentence_offsets[begin] > target:
-                end = max(begin + 1, end - 1)
-            document_a[size] = document_b[size] = document
-            numbers[size], labels[size] = number, 0
-            starts_a[size] = sentence_offsets[begin]
-            lengths_a[size] = sentence_offsets[end] - sentence_offsets[begin]
-            starts_b[size] = lengths_b[size] = 0
-            begin = end
-            size += 1
-            number += 1
-    return size
-
-
-WALKS = {Pairing.nsp: _walk_nsp, Pairing.sop: _walk_sop, Pairing.none: _walk_none}
+    return row
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _draw_target(stream: NDArray[np.uint32], window: int, short_seq_prob: float) -> Any:
-    """Tokens at which an example aims: the window, or now and then any number from 2 up to it."""
+    """Tokens an example aims at: the window, or with `short_seq_prob` any number from 2 to it."""
     if philox.next_double(stream) < short_seq_prob:
         return 2 + philox.next_below(stream, window - 1)
     return window
@@ -167,36 +127,36 @@ def place_partners(
     first_document: int,
     rows: NDArray[np.int64],
     key: np.uint64,
-    columns: NDArray[np.int64],
+    plan: PairPlan,
 ) -> None:
-    """Fill the range of B for rows whose partner lies in this part: from a random sentence on."""
-    document_a, document_b, numbers, _, wanted_b, _, _, starts_b, lengths_b = columns
+    """Fill the range of B for rows whose partner is in this part: from a random sentence on."""
     stream = np.zeros(philox.WORDS, np.uint32)
     for row in rows:
-        philox.start(stream, key, philox.PARTNER, document_a[row] << 32 | numbers[row])
-        place = document_b[row] - first_document
-        begin, last = document_offsets[place], document_offsets[place + 1]
+        subject = plan.document_a[row] << 32 | plan.numbers[row]
+        philox.start(stream, key, philox.PARTNER, subject)
+        index = plan.document_b[row] - first_document
+        begin, last = document_offsets[index], document_offsets[index + 1]
         begin += philox.next_below(stream, last - begin)
-        end = _reach(sentence_offsets, begin, last, wanted_b[row])
-        starts_b[row] = sentence_offsets[begin]
-        lengths_b[row] = sentence_offsets[end] - sentence_offsets[begin]
+        end = _reach(sentence_offsets, begin, last, plan.wanted_b[row])
+        plan.starts_b[row] = sentence_offsets[begin]
+        plan.lengths_b[row] = sentence_offsets[end] - sentence_offsets[begin]
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def truncate(key: np.uint64, window: int, columns: NDArray[np.int64]) -> None:
-    """Shorten A and B to the window: token by token off the longer, front or back by a fair coin."""
-    document_a, _, numbers, _, _, starts_a, lengths_a, starts_b, lengths_b = columns
+def truncate(key: np.uint64, window: int, plan: PairPlan) -> None:
+    """Shorten A and B to the window: one token at a time off the longer, front or back at random."""
     stream = np.zeros(philox.WORDS, np.uint32)
-    for row in range(len(document_a)):
-        philox.start(stream, key, philox.TRUNCATION, document_a[row] << 32 | numbers[row])
-        while lengths_a[row] + lengths_b[row] > window:
+    for row in range(len(plan.numbers)):
+        subject = plan.document_a[row] << 32 | plan.numbers[row]
+        philox.start(stream, key, philox.TRUNCATION, subject)
+        while plan.lengths_a[row] + plan.lengths_b[row] > window:
             at_front = philox.next_below(stream, 2)
-            if lengths_a[row] > lengths_b[row]:
-                starts_a[row] += at_front
-                lengths_a[row] -= 1
+            if plan.lengths_a[row] > plan.lengths_b[row]:
+                plan.starts_a[row] += at_front
+                plan.lengths_a[row] -= 1
             else:
-                starts_b[row] += at_front
-                lengths_b[row] -= 1
+                plan.starts_b[row] += at_front
+                plan.lengths_b[row] -= 1
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -208,7 +168,7 @@ def copy_ranges(
     target: NDArray[Any],
     to: NDArray[np.int64],
 ) -> None:
-    """Copy source[start:start + length] of each row to its place in `target`."""
+    """Copy source[start:start + length] of each row to `target`, from the row's `to` on."""
     for row in rows:
         for i in range(lengths[row]):
             target[to[row] + i] = source[starts[row] + i]

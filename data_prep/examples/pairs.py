@@ -1,31 +1,31 @@
-"""The sentences of documents -> examples: pairs `[CLS] A [SEP] B [SEP]`, or `[CLS] text [SEP]`.
+"""Documents to examples: pairs `[CLS] A [SEP] B [SEP]`, or `[CLS] text [SEP]`.
 
 `nsp`, next sentence prediction. The algorithm is that of google-research/bert,
-create_pretraining_data.py: sentences are collected up to a target length and split into A and the
-rest; half of the time B is that rest, else it comes from another document and the rest is put
-back; what is too long loses tokens at either end. It differs in three points, each on purpose:
+create_pretraining_data.py. Sentences are collected up to a target length and split into A and the
+rest. Half of the time B is that rest; otherwise B comes from another document and the rest is put
+back. A pair that is too long loses tokens at both ends. Three points differ on purpose:
 
-- the short target is drawn for every pair, there once for a whole document: one draw makes
-  thousands of short pairs of a long book;
-- another document is drawn uniformly from the whole split without the document itself, there in up
-  to ten tries from one file, keeping what came: a pair labelled random may be none;
-- a sentence longer than the window is first cut at every half window, so that two pieces fill an
-  example; there truncation drops all of it but one window.
+- The short target is drawn for every pair. Google draws it once per document, so one draw makes
+  thousands of short pairs of a long book.
+- The other document is drawn uniformly from the whole split, without the document itself. Google
+  draws up to ten times from one file and keeps the last, so a pair labelled random may not be.
+- A sentence longer than the window is first cut at every half window, so that two pieces fill an
+  example. Google's truncation drops all of it but one window.
 
 `sop`, sentence order prediction (ALBERT, Lan et al. 2020, 3.1; google-research/albert,
-create_pretraining_data.py): the same chunks and the same split, but B is always the rest, and by a
-fair coin A and B are swapped. A single sentence has no order; there it gets a random partner and
-the label "swapped", which is another task. Here a chunk takes a second sentence whatever its
-target; where one sentence of the document would be left over, the chunk hands it one of its own,
-or, holding two, takes it in; a document of one sentence gives no example, and is counted.
+create_pretraining_data.py). Chunks and split are the same, but B is always the rest, and a fair
+coin swaps A and B. A single sentence has no order. ALBERT gives it a random partner and the label
+"swapped", which is another task. Here a chunk has at least two sentences, whatever its target. If
+the document would end with one sentence alone, the chunk before leaves it one more, or takes it in
+if it has only two. A document of one sentence gives no example, and is counted.
 
 `none`, no second segment (RoBERTa, Liu et al. 2019, 4.2, DOC-SENTENCES): as many whole sentences as
-fit the target, and never across the end of a document. Nothing is truncated. Short targets are
-drawn here as well; for RoBERTa's own way set short_seq_prob to 0.
+fit the target, never across the end of a document. Nothing is truncated. Short targets are drawn
+here too; RoBERTa has none: set short_seq_prob to 0.
 
-What of a document's own text is in no example is counted. Every draw is keyed by (seed, pass,
-document, pair). A segment is a range of tokens of one part of the token store, so pairs are
-decided on offsets alone, and memory is bounded by one part whatever the size of the corpus.
+A document's own tokens that are in no example are counted. Every draw is keyed by (seed, pass,
+document, pair). A segment is a range of tokens of one part of the token store. So pairs are decided
+on offsets alone, and memory is bounded by one part, whatever the size of the corpus.
 
 Suffixes: N examples, T tokens of all of them end to end, S sentences, D documents.
 """
@@ -41,7 +41,14 @@ from numpy.typing import NDArray
 
 from data_prep.core.objectives import Pairing
 from data_prep.examples import philox
-from data_prep.examples.pair_walks import WALKS, copy_ranges, place_partners, truncate
+from data_prep.examples.pair_walks import (
+    PAIRING_CODES,
+    PairPlan,
+    copy_ranges,
+    place_partners,
+    truncate,
+    walk,
+)
 from data_prep.stores.tokens import TokenStore
 
 LOSSES = ("truncated_tokens", "long_sentences", "unpaired_documents")  # of Pairs, and of manifests
@@ -53,45 +60,30 @@ class PairRule:
 
     pairing: Pairing
     seq_len: int  # tokens of the longest example, special ones included
-    short_seq_prob: float  # chance that an example aims at a length drawn from 2 to the window
+    short_seq_prob: float  # chance that the target is drawn from 2 to the window
     seed: int
-    copy: int  # number of the pass over the corpus
+    copy: int  # which pass over the corpus, from 0
 
     @property
     def window(self) -> int:
-        """Most tokens of A and B together."""
+        """Maximum tokens of A and B together."""
         return self.seq_len - self.pairing.num_special
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """The N examples of one part, in the order of its documents. Without pairs, all is A."""
+    """The N examples of one part, in the order of its documents. Without pairs, all text is A."""
 
     input_ids: NDArray[Any]  # (T,) in the dtype of the token store
     offsets: NDArray[np.int64]  # (N + 1,)
     segment_a_lengths: NDArray[np.uint16]  # (N,) tokens up to and with the first [SEP]
     next_sentence_labels: NDArray[np.uint8]  # (N,) 1: random or swapped (Pairing.label_1)
-    document_a: NDArray[np.uint32]  # (N,) numbers in the split
+    document_a: NDArray[np.uint32]  # (N,) number in the split
     document_b: NDArray[np.uint32]  # (N,)
     numbers: NDArray[np.uint32]  # (N,) of the example in its document
-    truncated_tokens: int  # of the part's own documents: in no example of this pass
+    truncated_tokens: int  # of this part's documents: in no example of this pass
     long_sentences: int  # that were cut into pieces
-    unpaired_documents: int  # of one sentence, where that gives no example
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """(N,) columns: each segment a range of tokens of its part, and what the draws decided."""
-
-    document_a: NDArray[np.int64]
-    document_b: NDArray[np.int64]
-    numbers: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    wanted_b: NDArray[np.int64]  # nsp alone: tokens that a random B should reach; may be below 1
-    starts_a: NDArray[np.int64]
-    lengths_a: NDArray[np.int64]
-    starts_b: NDArray[np.int64]
-    lengths_b: NDArray[np.int64]
+    unpaired_documents: int  # of one sentence, if that gives no example
 
 
 def make_pairs(store: TokenStore, part: int, rule: PairRule, cls_id: int, sep_id: int) -> Pairs:
@@ -101,46 +93,25 @@ def make_pairs(store: TokenStore, part: int, rule: PairRule, cls_id: int, sep_id
     """
     if rule.pairing is Pairing.nsp and store.num_documents == 1:
         raise ValueError(
-            f"the {store.split} split of {store.folder} holds 1 document, and a random next needs "
-            "another one: add documents, or change heldout_fraction and run data_prep.encode again"
+            f"the {store.split} split of {store.folder} holds 1 document, and a random next "
+            "segment needs another one: add documents, or change heldout_fraction and run "
+            "data_prep.encode again"
         )
-    key = np.uint64(philox.stream_key(rule.seed, rule.copy))
-    own = store.parts[part]
-    sentence_offsets, document_offsets = split_long_sentences(
-        own.sentence_offsets, own.document_offsets, rule.window
-    )
-    columns = np.empty(
-        (9, len(sentence_offsets) - 1), np.int64
-    )  # an example uses up a sentence or more
-    size = WALKS[rule.pairing](
-        *(sentence_offsets, document_offsets, store.first_document[part], store.num_documents),
-        *(key, rule.window, rule.short_seq_prob, columns),
-    )
-    plan = _Plan(*columns[:, :size])
-    is_own = plan.document_a == plan.document_b
-    own_rows = np.flatnonzero(is_own)
-    partners = list(_by_part(store, np.flatnonzero(~is_own), plan.document_b))
-    for other, rows in partners:
-        there = store.parts[other]
-        place_partners(
-            *(there.sentence_offsets, there.document_offsets, store.first_document[other], rows),
-            *(key, columns),
-        )
-    truncate(key, rule.window, columns[:, :size])
-    kept_tokens = plan.lengths_a.sum() + plan.lengths_b[own_rows].sum()
-
+    plan, rows_of_part = _plan_pairs(store, part, rule)
     lengths_N = plan.lengths_a + plan.lengths_b + rule.pairing.num_special
     offsets = np.concatenate([[0], np.cumsum(lengths_N)]).astype(np.int64)
+    own = store.parts[part]
     ids = np.empty(offsets[-1], own.ids.dtype)
     to_a = offsets[:-1] + 1
     to_b = to_a + plan.lengths_a + 1
     ids[offsets[:-1]] = cls_id
     ids[to_b - 1] = sep_id
-    ids[offsets[1:] - 1] = sep_id  # without a B, the same place
-    copy_ranges(own.ids, plan.starts_a, plan.lengths_a, np.arange(size), ids, to_a)
-    copy_ranges(own.ids, plan.starts_b, plan.lengths_b, own_rows, ids, to_b)
-    for other, rows in partners:
+    ids[offsets[1:] - 1] = sep_id  # without a B, the same position
+    copy_ranges(own.ids, plan.starts_a, plan.lengths_a, np.arange(len(to_a)), ids, to_a)
+    for other, rows in rows_of_part:
         copy_ranges(store.parts[other].ids, plan.starts_b, plan.lengths_b, rows, ids, to_b)
+    is_own = plan.document_a == plan.document_b
+    kept_tokens = plan.lengths_a.sum() + plan.lengths_b[is_own].sum()
     return Pairs(
         input_ids=ids,
         offsets=offsets,
@@ -155,6 +126,34 @@ def make_pairs(store: TokenStore, part: int, rule: PairRule, cls_id: int, sep_id
     )
 
 
+def _plan_pairs(
+    store: TokenStore, part: int, rule: PairRule
+) -> tuple[PairPlan, list[tuple[int, NDArray[np.int64]]]]:
+    """The examples of one part as ranges of tokens; and the rows whose B is in each part."""
+    key = np.uint64(philox.stream_key(rule.seed, rule.copy))
+    own = store.parts[part]
+    sentence_offsets, document_offsets = split_long_sentences(
+        own.sentence_offsets, own.document_offsets, rule.window
+    )
+    plan = PairPlan.empty(len(sentence_offsets) - 1)  # an example uses up at least a sentence
+    size = walk(
+        *(PAIRING_CODES[rule.pairing], sentence_offsets, document_offsets),
+        *(store.first_document[part], store.num_documents, key),
+        *(rule.window, rule.short_seq_prob, plan),
+    )
+    plan = plan.head(size)
+    is_own = plan.document_a == plan.document_b
+    partners = list(_by_part(store, np.flatnonzero(~is_own), plan.document_b))
+    for other, rows in partners:
+        there = store.parts[other]
+        place_partners(
+            *(there.sentence_offsets, there.document_offsets, store.first_document[other], rows),
+            *(key, plan),
+        )
+    truncate(key, rule.window, plan)
+    return plan, [(part, np.flatnonzero(is_own)), *partners]
+
+
 def split_long_sentences(
     sentence_offsets: NDArray[np.integer[Any]],
     document_offsets: NDArray[np.integer[Any]],
@@ -162,8 +161,7 @@ def split_long_sentences(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Offsets (S + 1,), (D + 1,) in which no sentence is longer than `window` tokens.
 
-    A longer one is cut at every half window: two pieces fill an example. No token is lost, and no
-    other sentence changes.
+    A longer sentence is cut at every half window. No token is lost and no other sentence changes.
     """
     lengths_S = np.diff(sentence_offsets).astype(np.int64)
     pieces_S = np.where(lengths_S > window, -(-2 * lengths_S // window), 1)
@@ -176,11 +174,11 @@ def split_long_sentences(
 
 
 def label_fault(pairing: Pairing, ones: int, rows: int, least: float, most: float) -> str | None:
-    """Why the share of label 1 (`ones` of `rows`) is out of bounds, or None.
+    """The reason why the share of label 1 (`ones` of `rows`) is out of bounds, or None.
 
-    `least` and `most` bound random pairs; swapped ones are half of all. A few examples prove
-    nothing: the share counts as outside when it is by more than four standard errors,
-    4 * sqrt(0.25 / rows). So all labels 1 is refused from 33 examples on.
+    `least` and `most` bound random pairs; swapped pairs are half of all. The share is out of bounds
+    if it is outside by more than four standard errors, 4 * sqrt(0.25 / rows), because few examples
+    prove nothing. So all labels 1 is refused from 33 examples on.
     """
     if pairing is Pairing.none:
         return None
@@ -198,8 +196,7 @@ def label_fault(pairing: Pairing, ones: int, rows: int, least: float, most: floa
     return (
         f"{share:.3f} of {rows:,} pairs have a random next sentence, and {least} to {most} is fit "
         "for training. Many documents of one sentence make it too high (is every line its own "
-        "document?); mend the documents, or set audit.random_next_least and "
-        "audit.random_next_most"
+        "document?); fix the documents, or set audit.random_next_least and audit.random_next_most"
     )
 
 

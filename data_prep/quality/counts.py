@@ -68,7 +68,7 @@ def count(
     is_first[examples.masked_offsets[:-1][masked_N > 0]] = True
     is_rising = np.diff(examples.masked_positions.astype(np.int64), prepend=-1) > 0
     is_mask, is_kept = put == rule.mask_id, put == target
-    wrong_number = (masked_N < 1) | (masked_N > rule.most)
+    wrong_number = (masked_N < 1) | (masked_N > rule.max_masked)
     if rule.unit is MaskingUnit.token:
         wrong_number |= masked_N != wanted_N
     broken = (

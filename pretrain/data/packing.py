@@ -24,7 +24,7 @@ from data_prep.examples.masking import (
     CompiledRule,
     MaskingRule,
     mask_example,
-    most_masked,
+    max_masked,
     new_scratch,
     num_masked,
 )
@@ -89,7 +89,7 @@ class NewMasks:
         self.keys, self.rule = keys, rule
         self.quotas = num_masked(lengths, rule)
         is_exact = rule.unit is MaskingUnit.token  # of whole words, known only once they are drawn
-        self.most = self.quotas if is_exact else most_masked(lengths, rule)
+        self.most = self.quotas if is_exact else max_masked(lengths, rule)
         self.total = int(self.quotas.sum()) if is_exact else None
 
 
@@ -183,14 +183,17 @@ def filler_lengths(real: Shape, shape: Shape, max_seqlen: int) -> list[int]:
 _NO_MASKS = (
     np.zeros((0, 2), np.uint64),
     np.zeros(0, np.int64),
-    (
-        (0, 0),
-        0,
-        (False, np.zeros(0, np.bool_)),
-        0,
-        np.zeros(2, np.uint64),
-        np.zeros(0, np.int64),
-        0,
+    CompiledRule(
+        cls_id=0,
+        sep_id=0,
+        mask_id=0,
+        whole_word=False,
+        continuation=np.zeros(0, np.bool_),
+        max_masked=0,
+        mask_below=np.uint64(0),
+        random_below=np.uint64(0),
+        special_ids=np.zeros(0, np.int64),
+        vocab_size=0,
     ),
 )
 
@@ -220,7 +223,6 @@ def _pack(
     masked_positions = of_64_bits[2 * sequences : 2 * sequences + slots]
     labels = of_64_bits[2 * sequences + slots :]
     scratch = new_scratch(longest if is_masked_anew else 0)
-    new_positions, new_ids = scratch[0], scratch[1]
     start = masked = 0
     cu_seqlens[0] = 0
     for i in range(len(places)):
@@ -246,10 +248,10 @@ def _pack(
         if is_masked_anew:
             count = mask_example(ids, quotas[place], keys[place, 0], keys[place, 1], rule, scratch)
             for j in range(count):
-                position = new_positions[j]
+                position = scratch.positions[j]
                 masked_positions[masked + j] = start + position
                 labels[masked + j] = ids[position]
-                out[position] = new_ids[j]
+                out[position] = scratch.new_ids[j]
         else:
             first, count = bounds(columns[5], row)
             stored_positions = cut(columns[4], first, count, np.uint16)

@@ -288,7 +288,7 @@ def test_the_rule_of_a_manifest_reads_continuations_from_the_vocabulary(tmp_path
     path.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n##b\n")
     rule = MaskingRule.from_manifest(MANIFEST, path)
     assert rule.continuation.tolist() == [False] * 6 + [True]
-    assert (rule.most, rule.cls_id, rule.sep_id, rule.mask_id) == (20, 2, 3, 4)
+    assert (rule.max_masked, rule.cls_id, rule.sep_id, rule.mask_id) == (20, 2, 3, 4)
     assert rule.special_ids == (0, 1, 2, 3, 4)
 
 
