@@ -1,8 +1,8 @@
-"""A run before it runs: its arithmetic, and on named hardware its memory, time, money and energy.
+"""Plan a run before it runs: its steps and tokens, and on named hardware memory, time and money.
 
     python -m pretrain.plan +model=large recipe=nvidia_lamb cluster=dgx_a100 cluster.nodes=32
 
-takes what `pretrain.run` takes, needs neither data nor GPU, and refuses what the run would refuse.
+Takes what `pretrain.run` takes, needs neither data nor GPU, and refuses what the run would refuse.
 """
 
 from __future__ import annotations
@@ -19,12 +19,17 @@ from pretrain.config.phases import check_phases, phases_of
 from pretrain.config.settings import Settings
 
 HELP = """\
-python -m pretrain.plan +model={model} [cluster={cluster}] [GROUP=NAME ...] [SETTING=VALUE ...] [json=true]
+python -m pretrain.plan +model={model} [cluster={cluster}]
+    [GROUP=NAME ...] [SETTING=VALUE ...] [json=true]
 
-What a run will take: steps, tokens, memory, days, money, energy. Settings are those of pretrain.run, and
-  cluster=NAME cluster.nodes=N   the hardware, in conf/cluster; without it this machine, which is measured
-  plan.padding=full              as published runs do it; plan.lengths: where there is no prepared data
-example: python -m pretrain.plan +model=large recipe=nvidia_lamb cluster=dgx_a100 cluster.nodes=32 engine=bf16
+What a run will take: steps, tokens, memory, days, money, energy. Settings: see pretrain.run.
+
+cluster=NAME cluster.nodes=N   the hardware, in conf/cluster; default: this machine, measured
+plan.padding=full              pad every sequence, as most published runs do
+plan.lengths                   mean lengths assumed without prepared data
+json=true                      print the plan as JSON
+
+example: python -m pretrain.plan +model=large recipe=nvidia_lamb cluster=dgx_a100 cluster.nodes=32
 """
 
 
@@ -34,39 +39,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(HELP.format(model="|".join(choices("model")), cluster="|".join(clusters())), end="")
         return 0
-    as_json = "json=true" in arguments
     typed = [a for a in arguments if a not in ("--cfg", "json=true", "json=false")]
     try:
         settings = load(typed)
         if "--cfg" in arguments:
             print(as_yaml(settings), end="")
             return 0
+        from pretrain.planning import table
         from pretrain.planning.estimate import forecast
 
         found = forecast(settings)
     except SettingsError as error:
         print(f"pretrain.plan: {error}", file=sys.stderr)
         return 2
-    if as_json:
-        print(orjson.dumps(found.as_dict(), option=orjson.OPT_INDENT_2).decode())
+    if "json=true" in arguments:
+        print(orjson.dumps(table.as_dict(found), option=orjson.OPT_INDENT_2).decode())
     else:
-        print("\n".join(found.lines()))
+        print("\n".join(table.lines(found)))
     return 0 if found.fits else 1
 
 
 def clusters() -> list[str]:
-    """The hardware that can be named."""
+    """The names that cluster= takes."""
     return [name for name in choices("cluster") if name != "none"]
 
 
 def load(typed: Sequence[str]) -> Settings:
-    """Settings of a plan, checked for all of the cluster's ranks; this machine where none is named.
+    """Settings of a plan, checked for all ranks of the cluster; default: this machine.
 
-    Raises SettingsError as `pretrain.run` does on so many ranks, with the nearest number of nodes.
+    Raises SettingsError as `pretrain.run` does on that many ranks, with the nodes that fit.
     """
-
-    names = {argument.split("=", 1)[0].lstrip("+") for argument in typed}
-    if "cluster" not in names:
+    if "cluster" not in {argument.split("=", 1)[0].lstrip("+") for argument in typed}:
         typed = [*typed, "cluster=local"]
     settings, _ = load_module.load(typed, world_size=1)
     cluster = settings.cluster
@@ -76,10 +79,11 @@ def load(typed: Sequence[str]) -> Settings:
     try:
         check_phases(settings, ranks)
     except SettingsError as error:
-        batch = min(phase.settings.optim.global_batch for phase in phases_of(settings))
+        optims = [phase.settings.optim for phase in phases_of(settings)]
+        batch = min(optim.global_batch for optim in optims)
         nodes = batch // cluster.gpus_per_node
-        of_tokens = any(p.settings.optim.tokens_per_step is not None for p in phases_of(settings))
-        if batch >= ranks or nodes < 1 or of_tokens:
+        counts_tokens = any(optim.tokens_per_step is not None for optim in optims)
+        if batch >= ranks or nodes < 1 or counts_tokens:
             raise
         raise SettingsError(f"{error}, or cluster.nodes={nodes} or fewer") from error
     return settings

@@ -135,8 +135,8 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: signals.StopRequest, voi
     from pretrain.engine.deepspeed_setup import resolve_precision
     from pretrain.metrics.monitor import Monitor
     from pretrain.model.compile import resolve_compile
+    from pretrain.planning import table
     from pretrain.planning.estimate import forecast
-    from pretrain.planning.estimate import write as write_plan
     from pretrain.training.phase import RunContext, place_in, train_phase
     from pretrain.training.preflight import preflight
 
@@ -158,8 +158,8 @@ def _with_ranks(settings: Settings, ranks: Ranks, stop: signals.StopRequest, voi
 
         def plan_run() -> None:
             outline = forecast(settings, ranks.world_size)
-            write_plan(run_folder, outline)
-            print("\n".join([f"run {run_folder}", *outline.short_lines()]), file=sys.stderr)
+            table.write(run_folder, outline)
+            print("\n".join([f"run {run_folder}", *table.short_lines(outline)]), file=sys.stderr)
 
         checkpoint, run_identity, origin = _on_rank_0(ranks, open_folder)
         if ranks.rank == 0:

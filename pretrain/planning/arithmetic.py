@@ -15,38 +15,38 @@ from pretrain.data.balancing import micro_steps_of_chunk
 from pretrain.data.shuffle import order_seed
 from pretrain.model.flops import Lengths
 
-CHUNK = 1_000_000  # examples whose lengths are looked up at a time
+CHUNK = 1_000_000  # examples per lookup of lengths
 
 
 @dataclass(frozen=True)
 class LengthStats:
-    """What a plan knows of the sequences of one length."""
+    """What a plan knows about the sequences of one `data.seq_len`."""
 
     rows: int | None  # None: there is no prepared data
     vocab_size: int
     lengths: Lengths
-    each: NDArray[np.uint16] | None  # tokens of every example, where the shards are there
-    source: str  # where this is from, for whoever reads the plan
+    each: NDArray[np.uint16] | None  # tokens of every example, if there are shards
+    source: str  # where this is from; the plan prints it
 
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """What a phase will consume, or, without a last step, one of its steps."""
+    """What a phase will consume or, if it has no last step, what one step will."""
 
     total_steps: int | None  # None: a budget of hours
     budget_hours: float | None
     sequences: int
     tokens: int
-    epochs: float | None  # None: nothing is known of the data
-    sequences_a_rank: float  # in a step; about so many where steps are counted in tokens
+    epochs: float | None  # None: there is no prepared data
+    sequences_a_rank: float  # per step; an average if steps are counted in tokens
     tokens_per_step: int | None  # None: steps are counted in sequences
-    micro_steps: int  # a rank and step
-    fill: float  # share of the token budget that the tokens of a micro-batch take, on the average
+    micro_steps: int  # per rank and step
+    fill: float  # mean share of the token budget that a micro-batch fills
     parameters: int
     world_size: int
 
     def line(self) -> str:
-        """The plan as a person reads it."""
+        """The plan as a line of text."""
         whole = f"{self.budget_hours} hours of training; a step"
         if self.total_steps is not None:
             whole = f"{self.total_steps:,} steps"
@@ -55,12 +55,12 @@ class PhasePlan:
         epochs = "" if self.epochs is None else f"{self.epochs:.2f} epochs over the data, "
         return (
             f"{whole}, {self.sequences:,} sequences, {self.tokens / 1e6:,.1f} M tokens, {epochs}"
-            f"{self.micro_steps} micro-step(s) a step, {self.fill:.0%} full"
+            f"{self.micro_steps} micro-step(s) per step, {self.fill:.0%} full"
         )
 
 
 def corpus_of(settings: Settings) -> LengthStats:
-    """The prepared data of data.seq_len where it is there, else what `plan` assumes."""
+    """The prepared data of data.seq_len, or without it what the `plan` settings assume."""
     data, assumed = settings.data, settings.plan
     folder = Path(data.dir) / f"len{data.seq_len}"
     if (folder / "manifest.json").exists():
@@ -83,24 +83,17 @@ def corpus_of(settings: Settings) -> LengthStats:
         found = LengthStats(None, assumed.vocab_size, lengths, None, source)
     if assumed.padding is Padding.full:
         lengths = Lengths.full(data.seq_len, found.lengths.masked)
-        return LengthStats(
-            found.rows,
-            found.vocab_size,
-            lengths,
-            None,
-            f"{found.source}, padded to the full length",
-        )
+        source = f"{found.source}, padded to the full length"
+        return LengthStats(found.rows, found.vocab_size, lengths, None, source)
     return found
 
 
 def plan(
     settings: Settings, corpus: LengthStats, parameters: int, world_size: int, number: int
 ) -> PhasePlan:
-    """The plan of phase `number` of a run, whose settings these are, over `corpus`."""
-    last_step, n = (
-        settings.schedule.last_step,
-        settings.optim.sequences_per_step(corpus.lengths.mean),
-    )
+    """The plan of phase `number` of a run with these settings, over `corpus`."""
+    last_step = settings.schedule.last_step
+    n = settings.optim.sequences_per_step(corpus.lengths.mean)
     steps = 1 if last_step is None else last_step
     sequences = round(steps * n)
     tokens_a_rank = n * corpus.lengths.mean / world_size
@@ -121,7 +114,7 @@ def plan(
 
 
 def tokens_between(corpus: LengthStats, first: int, end: int, seed: int) -> int:
-    """Tokens of the sequences [first, end) of a stream: exactly, where the shards are there."""
+    """Tokens of the sequences [first, end) of a stream; exact if there are shards."""
     if corpus.each is None:
         return round((end - first) * corpus.lengths.mean)
     return _tokens_before(corpus.each, end, seed) - _tokens_before(corpus.each, first, seed)

@@ -1,7 +1,7 @@
-"""This machine as a cluster: what conf/cluster/local.yaml leaves open, measured in about a second.
+"""Measures this machine as a cluster, in about a second: what conf/cluster/local.yaml leaves open.
 
-Measured is what a layer of the model at hand is made of, at its own sizes: its four products, the work
-between them, and the attention of one sequence. So a plan knows how small matrices fare here.
+Times the parts of a layer at the model's own sizes: its four products, the work between them, and
+the attention of one sequence. A plan thus knows how fast small matrices are here.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from pretrain.config.settings import ClusterSettings, ModelSettings
 from pretrain.planning.step_time import LAYER_BYTES
 
-SECONDS = 0.06  # that a measurement goes on for, at least
-ROWS = 1024  # tokens of the micro-batch that is measured
-SEQUENCE = 128  # tokens of the sequence whose attention is measured
-HEAD_ROWS = 0.15  # of the tokens: the masked ones
+SECONDS = 0.06  # least duration of a measurement
+ROWS = 1024  # tokens of the measured micro-batch
+SEQUENCE = 128  # tokens of the sequence for attention
+HEAD_ROWS = 0.15  # share of tokens that are masked
 
 
 def measure(cluster: ClusterSettings, model: ModelSettings, vocab_size: int) -> ClusterSettings:
-    """`cluster` with the rates of this machine, one rank of it, for this model."""
+    """`cluster` with the rates of one rank of this machine, for this model."""
     has_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if has_gpu else "cpu")
     has_bf16 = has_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -37,14 +37,16 @@ def measure(cluster: ClusterSettings, model: ModelSettings, vocab_size: int) -> 
     sequence_s = _seconds(_attention(model, device), device) - score_flops / rates["fp32"]
     one_call = torch.ones(8, device=device)
     if has_gpu:
-        memory = torch.cuda.get_device_properties(0).total_memory
+        name, memory = (
+            torch.cuda.get_device_name(0),
+            torch.cuda.get_device_properties(0).total_memory,
+        )
     else:
+        name = f"CPU, {torch.get_num_threads()} thread(s)"
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return dataclasses.replace(
         cluster,
-        gpu=torch.cuda.get_device_name(0)
-        if has_gpu
-        else f"CPU, {torch.get_num_threads()} thread(s)",
+        gpu=name,
         is_cpu=not has_gpu,
         has_bf16=has_bf16,
         memory_gib=memory / 2**30,
@@ -58,7 +60,7 @@ def measure(cluster: ClusterSettings, model: ModelSettings, vocab_size: int) -> 
 def _product_rate(
     model: ModelSettings, vocab_size: int, device: torch.device, dtype: torch.dtype
 ) -> float:
-    """FLOP/s of a token's products: those of all layers, and the head's at masked positions."""
+    """FLOP/s of the matrix products of all layers, and of the head at masked positions."""
     hidden, inner, layers = model.hidden_size, model.intermediate_size, model.num_hidden_layers
     head_rows = int(HEAD_ROWS * ROWS)
     shapes = [
@@ -76,7 +78,7 @@ def _product_rate(
 
 
 def _layer_work(model: ModelSettings, device: torch.device) -> Callable[[], object]:
-    """What a layer does between its products, forward and backward."""
+    """A layer's work between its matrix products, forward and backward."""
     hidden, p = model.hidden_size, model.hidden_dropout_prob
     x = torch.ones(ROWS, hidden, device=device, requires_grad=True)
     wide = torch.ones(ROWS, model.intermediate_size, device=device, requires_grad=True)
@@ -96,7 +98,7 @@ def _layer_work(model: ModelSettings, device: torch.device) -> Callable[[], obje
 
 
 def _attention(model: ModelSettings, device: torch.device) -> Callable[[], object]:
-    """The attention of one sequence in one layer, forward and backward, as pretrain.model.attention has it."""
+    """The attention of one sequence in one layer, forward and backward, as in the model."""
     from pretrain.model.attention import one_sequence
 
     heads = model.num_attention_heads
@@ -112,7 +114,7 @@ def _attention(model: ModelSettings, device: torch.device) -> Callable[[], objec
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Of one call: the best mean of a few rounds, for other programs only make it slower."""
+    """Seconds of one call: the best of a few rounds, because other programs only slow it down."""
 
     def round_s(calls: int) -> float:
         started = time.perf_counter()

@@ -1,7 +1,7 @@
-"""What a rank's memory holds, by part, and which token budgets fit it.
+"""The memory of a rank, by part, and the token budgets that fit it.
 
-Activations are counted by what autograd keeps of pretrain.model.bert; states by what DeepSpeed 0.19 allocates
-for a ZeRO stage. All bytes are of one rank, at the moment when a full micro-batch's backward pass begins.
+Activations are what autograd keeps of pretrain.model.bert; states what DeepSpeed 0.19 allocates for
+a ZeRO stage. All bytes are of one rank when the backward pass of a full micro-batch begins.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pretrain.config.settings import ClusterSettings, EngineSettings, ModelSettings, Precision
 
-MASKED_SHARE = 0.16  # of the tokens, at most: 15 %, rounded up in short sequences
+MASKED_SHARE = 0.16  # of the tokens, at most: 15 %, rounded up in short ones
 GIB = 2**30
 
 
@@ -21,7 +21,7 @@ class Memory:
 
     weights: float  # what the forward pass reads
     gradients: float
-    optimizer: float  # moments, and fp32 masters where the weights are not those
+    optimizer: float  # moments, and fp32 master weights in low precision
     activations: float
     logits: float
     buffers: float  # of collectives
@@ -67,19 +67,18 @@ def activation_bytes(
     is_cpu: bool,
     recomputes: bool,
 ) -> float:
-    """Bytes that autograd keeps of `tokens` tokens in sequences of `seq_len`, but for the logits.
+    """Bytes that autograd keeps of `tokens` tokens in sequences of `seq_len`, without the logits.
 
-    On a GPU the kernel of attention keeps no scores. On a CPU with dropout on them ours keeps two
-    numbers a score (torch's, in half precision, three), and dropout numbers where a GPU keeps bytes.
+    On a GPU the attention kernel keeps no scores. On a CPU with dropout on them, ours keeps two
+    numbers per score (torch's, in half precision, three), and masks are numbers instead of bytes.
     """
     hidden, inner, heads = model.hidden_size, model.intermediate_size, model.num_attention_heads
     is_low = precision in (Precision.bf16, Precision.fp16)
-    product = 4 if precision is Precision.fp32 else 2  # a number that matrix products read
-    stream = 2 if is_low else 4  # a number of the sums between blocks
+    product = 4 if precision is Precision.fp32 else 2  # bytes of a number that products read
+    stream = 2 if is_low else 4  # bytes of a number in the sums between blocks
     mask = 0 if model.hidden_dropout_prob == 0 else product if is_cpu else 1
-    layer: float = product * (
-        7 * hidden + 2 * inner
-    )  # inputs of four products, q, k, v, attention, GELU
+    # inputs of four products, q, k, v, attention, GELU
+    layer: float = product * (7 * hidden + 2 * inner)
     layer += 2 * hidden * (stream + mask) + 4 * heads + 4 * stream
     if is_cpu and model.attention_probs_dropout_prob > 0:
         is_ours = precision is Precision.fp32
@@ -93,7 +92,7 @@ def activation_bytes(
 
 
 def logit_bytes(vocab_size: int, precision: Precision, tokens: int) -> float:
-    """Bytes of the logits at masked positions: as they come, in fp32, and their log-softmax."""
+    """Bytes of the logits at masked positions: computed, in fp32, and their log-softmax."""
     return (8 if precision is Precision.fp32 else 10) * vocab_size * MASKED_SHARE * tokens
 
 
@@ -108,7 +107,7 @@ def memory(
     recomputes: bool,
     tokens: int | None = None,
 ) -> Memory:
-    """A rank's memory with micro-batches of `tokens`; None: of engine.tokens_per_micro_batch."""
+    """A rank's memory with micro-batches of `tokens` (None: engine.tokens_per_micro_batch)."""
     tokens = engine.tokens_per_micro_batch if tokens is None else tokens
     precision = engine.precision
     weights, gradients, optimizer, buffers = states(num_parameters, engine, ranks)
@@ -129,13 +128,13 @@ def largest_budget(
     ranks: int,
     recomputes: bool,
 ) -> int:
-    """Most tokens of a micro-batch that fit, a multiple of `seq_len`; 0 where not one sequence does."""
+    """Most tokens of a micro-batch that fit, a multiple of `seq_len`; 0 if no sequence fits."""
 
     def total(tokens: int) -> float:
         return memory(
             model, vocab_size, num_parameters, engine, seq_len, cluster, ranks, recomputes, tokens
         ).total  # fmt: skip
 
-    a_sequence = total(seq_len) - total(0)
+    per_sequence = total(seq_len) - total(0)
     room = GIB * cluster.memory_gib - total(0)
-    return max(0, int(room // a_sequence)) * seq_len
+    return max(0, int(room // per_sequence)) * seq_len

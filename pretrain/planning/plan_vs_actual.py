@@ -1,7 +1,8 @@
-"""What a run was planned to take beside what it took."""
+"""What a run was planned to take, next to what it took."""
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +19,16 @@ from pretrain.planning.arithmetic import corpus_of, tokens_between
 
 @dataclass(frozen=True)
 class Compared:
-    """One figure of a run, as it was planned and as it came."""
+    """One quantity of a run, planned and actual."""
 
     name: str
-    planned: float | None  # None: the plan had no hardware to say it for
+    planned: float | None  # None: the plan named no hardware
     real: float
     form: str
 
     @property
     def cells(self) -> tuple[str, str, str]:
-        """Planned, real, and how far the plan was off."""
+        """Planned, actual, and the relative error of the plan."""
         planned = "-" if self.planned is None else self.form.format(self.planned)
         is_off = self.planned and self.planned != self.real and self.real
         error = f"{self.planned / self.real - 1:+.1%}" if is_off and self.planned else ""
@@ -35,17 +36,17 @@ class Compared:
 
 
 def compare(run_folder: Path, settings: Settings) -> list[Compared]:
-    """plan.json against metrics.jsonl and the last checkpoint; [] where there is none yet.
+    """plan.json against metrics.jsonl and the last checkpoint; [] if there is none yet.
 
-    Steps, tokens and epochs of the last phase are counted, without the batches that were passed over; a
-    phase before it ended after its steps. Times are those of training alone, as the plan's are.
+    The last phase's steps, tokens and epochs are counted, without skipped batches; a phase before
+    it ended after its steps. Times are of training alone, as in the plan.
     """
     plan, checkpoints = run_folder / "plan.json", run_folder.glob("checkpoints/step-*")
     newest = max(checkpoints, default=None)
     if newest is None or not plan.exists():
         return []
     state = read_json(newest / "state.json")
-    if "skipped_steps" not in state:  # of an earlier version, which counted batches
+    if "skipped_steps" not in state:  # an earlier version counted batches
         return []
     planned, phases = read_json(plan)["phases"][: state["phase"]], phases_of(settings)
     real = [_as_planned(phase) for phase in planned[:-1]]
@@ -68,15 +69,15 @@ def compare(run_folder: Path, settings: Settings) -> list[Compared]:
         predicted = before["step_s"] and 1e3 * before["step_s"]["total"]
         if step_s is not None:
             rows += [
-                Compared(f"{name}a step, ms", predicted, 1e3 * step_s, "{:,.4g}"),
+                Compared(f"{name}step, ms", predicted, 1e3 * step_s, "{:,.4g}"),
                 Compared(f"{name}hours", before["hours"], hours, "{:,.4g}"),
             ]
     return rows
 
 
 def plan_and_outcome(run_folder: Path, settings: Settings) -> list[str]:
-    """What `compare` finds, as a table to be printed."""
-    lines = [f"  {'the plan and what came':<26}{'planned':>16}{'real':>16}"]
+    """What `compare` finds, as a table."""
+    lines = [f"  {'plan and actual':<26}{'planned':>16}{'actual':>16}"]
     for row in compare(run_folder, settings):
         planned, real, error = row.cells
         off = f"   plan {error}" if error else ""
@@ -89,34 +90,29 @@ def _as_planned(phase: dict[str, Any]) -> dict[str, float]:
 
 
 def _counted(settings: Settings, number: int, state: dict[str, Any]) -> dict[str, float]:
-    """What the last phase consumed, from its last checkpoint's state."""
+    """What the last phase consumed, from the state of its last checkpoint."""
     corpus, seed = corpus_of(settings), order_seed(settings.run.seed, number)
-    passed_over = [(first, min(end, state["position"])) for first, end in state["skipped"]]
-    sequences = state["position"] - sum(end - first for first, end in passed_over)
+    skipped = [(first, min(end, state["position"])) for first, end in state["skipped"]]
+    sequences = state["position"] - sum(end - first for first, end in skipped)
     tokens = tokens_between(corpus, 0, state["position"], seed) - sum(
-        tokens_between(corpus, first, end, seed) for first, end in passed_over
+        tokens_between(corpus, first, end, seed) for first, end in skipped
     )
-    assert corpus.rows is not None, "the run has just read it"
+    assert corpus.rows is not None, "the run has just read the data"
     steps = state["step"] - state["first_step"]
     return {"steps": steps, "tokens": tokens, "epochs": sequences / corpus.rows}
 
 
-def _step_times(metrics: Path, real: list[dict[str, float]]) -> list[tuple[float | None, float]]:
-    """Seconds of a step and hours of each phase, from the sequences per second of every record."""
+def _step_times(path: Path, real: list[dict[str, float]]) -> list[tuple[float | None, float]]:
+    """Seconds per step and hours of each phase, from every record's sequences per second."""
     seconds, counted = [0.0] * len(real), [0] * len(real)
     ends = list(itertools.accumulate(phase["steps"] for phase in real))
     last = last_sequences = 0
-    for line in metrics.read_bytes().splitlines():
-        figures = orjson.loads(line)
-        if "perf/sequences_per_second" in figures:
-            number = next(
-                (i for i, end in enumerate(ends) if figures["step"] <= end), len(ends) - 1
-            )
-            steps, last = figures["step"] - last, figures["step"]
-            sequences, last_sequences = (
-                figures["data/sequences"] - last_sequences,
-                figures["data/sequences"],
-            )
-            seconds[number] += sequences / figures["perf/sequences_per_second"]
-            counted[number] += steps
+    for line in path.read_bytes().splitlines():
+        metrics = orjson.loads(line)
+        if (rate := metrics.get("perf/sequences_per_second")) is not None:
+            step, sequences = metrics["step"], metrics["data/sequences"]
+            number = min(bisect.bisect_left(ends, step), len(ends) - 1)
+            seconds[number] += (sequences - last_sequences) / rate
+            counted[number] += step - last
+            last, last_sequences = step, sequences
     return [(s / n if n else None, s / 3600) for s, n in zip(seconds, counted, strict=True)]

@@ -1,12 +1,12 @@
-"""What a training step costs: floating-point operations, bytes through memory, bytes between ranks, seconds.
+"""The cost of a training step: floating-point operations, bytes moved, bytes sent, seconds.
 
 A step of a rank takes
 
-    matrix products / (peak x share)  +  bytes / (bandwidth x share)  +  communication  +  a fixed part
+    matrix products / (peak x share) + bytes / (bandwidth x share) + communication + a fixed part
 
-and where the host is slower at asking for kernels than the device at computing them, the host's time
-counts. Counts come from the model's own code; rates from conf/cluster, which says where each is from.
-Nothing is imported but settings: a plan takes no torch and no GPU.
+If the host launches kernels more slowly than the device computes them, the host's time counts.
+Counts come from the model's own code, rates from conf/cluster, which names their sources. Only
+settings are imported: a plan needs no torch and no GPU.
 """
 
 from __future__ import annotations
@@ -23,32 +23,31 @@ from pretrain.config.settings import (
 )
 from pretrain.model.flops import Lengths, flops
 
-# Bytes of one token and layer, a unit of the hidden size, read and written outside matrix products:
-# forward and backward passes of attention, GELU (4 units wide), two dropouts, sums and LayerNorms, the
-# biases' gradients, and joining the sequences' attention again.
+# Bytes per token, layer and unit of the hidden size, read and written outside matrix products:
+# forward and backward passes of attention, GELU (4 units wide), two dropouts, sums and LayerNorms,
+# the biases' gradients, and joining the attention of the sequences.
 LAYER_BYTES = {"half": 182, "fp32": 364}
-AUTOCAST_BYTES = (
-    84  # more: the sum of the layers is fp32, and copied to bfloat16 before each product
-)
-LOGIT_BYTES = 34  # of a logit: written, copied to fp32, log-softmax, arg max, and their gradients
-WEIGHT_BYTES = 12  # of a parameter and micro-batch: working copy read or made, gradient added
+# on top: the sum of the layers is fp32 and copied to bfloat16 before each product
+AUTOCAST_BYTES = 84
+LOGIT_BYTES = 34  # per logit: written, copied to fp32, log-softmax, arg max, and their gradients
+WEIGHT_BYTES = 12  # per parameter and micro-batch: working copy read or made, gradient added
 UPDATE_BYTES = {OptimizerName.adamw: 40, OptimizerName.bert_adam: 40, OptimizerName.lamb: 64}
-LAYER_CALLS = 60  # of operators in a layer, forward and backward, but for attention
+LAYER_CALLS = 60  # operators per layer, forward and backward, without attention
 
 
 @dataclass(frozen=True)
 class Program:
-    """How the arithmetic is carried out: what differs between implementations of one model."""
+    """What differs between implementations of one model."""
 
     arithmetic: str  # of matrix products: a key of cluster.peak_tflops
     layer_bytes: float
-    score_bytes: float  # of an attention score, where scores go through memory; 0: one kernel
-    sent_bytes: float  # of a parameter and step, one way; an all-reduce counts its bytes twice
-    update_bytes: int  # of a parameter, read and written by clipping and the optimizer
-    is_sharded: bool  # each rank updates its part of the parameters
-    overlap: float  # share of the matrix products behind which communication can hide
+    score_bytes: float  # per attention score, if scores go through memory; 0: one kernel
+    sent_bytes: float  # per parameter and step, one way; an all-reduce counts twice
+    update_bytes: int  # per parameter, read and written by clipping and the optimizer
+    is_sharded: bool  # each rank updates its share of the parameters
+    overlap: float  # share of the matrix products that can hide communication
     is_recomputing: bool
-    calls_a_sequence: bool  # attention is one call a sequence, and not one of all
+    calls_a_sequence: bool  # attention is one call per sequence, not one for all
 
 
 def our_program(
@@ -58,9 +57,10 @@ def our_program(
     recomputes: bool,
     has_bf16: bool = True,
 ) -> Program:
-    """This project's: what pretrain.model.bert and DeepSpeed do (collectives as counted a stage).
+    """This project's program: what pretrain.model.bert and DeepSpeed do.
 
-    `has_bf16`: the device does; one that does not has no flash kernel for all sequences either.
+    `has_bf16`: whether the device has bfloat16; without it there is no flash kernel for all
+    sequences either.
     """
     precision, stage = engine.precision, engine.zero_stage
     is_low = precision in (Precision.bf16, Precision.fp16)
@@ -81,12 +81,10 @@ def our_program(
 
 
 def _sent(stage: int, precision: Precision, micro_steps: int) -> int:
-    """How often all parameters are sent one way in a step (scripts/bench/scaling.py counts it)."""
+    """How often a step sends all parameters one way (scripts/bench/scaling.py counts it)."""
     if stage == 3:  # gathered and reduce-scattered with every micro-batch
         return 2 * micro_steps
-    if (
-        stage == 1 and precision is not Precision.bf16
-    ):  # reduce-scattered once, by pretrain/engine/zero1.py
+    if stage == 1 and precision is not Precision.bf16:  # scattered once, by engine/zero1.py
         return 2
     all_reduces = micro_steps if stage == 2 else 1
     return 2 * all_reduces + (1 if stage else 0)
@@ -94,14 +92,14 @@ def _sent(stage: int, precision: Precision, micro_steps: int) -> int:
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of one optimizer step of a rank."""
+    """Seconds of one optimizer step of a rank, by part."""
 
     products: float  # matrix products
     memory: float  # all other work on activations and weights
     update: float
-    communication: float  # what of it nothing hides
+    communication: float  # the part that nothing hides
     fixed: float
-    waiting: float  # for the host, which asks for kernels more slowly than they run
+    waiting: float  # for a host that launches kernels more slowly than they run
 
     @property
     def total(self) -> float:
@@ -120,7 +118,7 @@ def step(
     micro_steps: int,
     gpus: int,
 ) -> Step:
-    """A step of `sequences` sequences a rank, in `micro_steps` micro-batches, on `gpus` ranks."""
+    """A step of `sequences` per rank, in `micro_steps` micro-batches, on `gpus` ranks."""
     bandwidth = 1e9 * cluster.bandwidth_gb_s * cluster.bandwidth_share
     rate = 1e12 * cluster.peak_tflops[program.arithmetic] * cluster.gemm_share[program.arithmetic]
     products = sequences * flops(model, vocab_size, lengths, program.is_recomputing) / rate
@@ -149,9 +147,9 @@ def communication_s(
 ) -> float:
     """Seconds of a step's collectives.
 
-    One way (a reduce-scatter or an all-gather; an all-reduce is both) moves (g - 1) / g of the bytes
-    over the links of a node's g GPUs and (n - 1) / n of a GPU's g-th part over the network of n nodes:
-    rings inside, trees between (NCCL).
+    One way (a reduce-scatter or an all-gather; an all-reduce is both) moves (g - 1) / g of the
+    bytes over the links of a node's g GPUs, and (n - 1) / n of a GPU's g-th part over the network
+    of n nodes: rings inside a node, trees between nodes (NCCL).
     """
     if gpus == 1:
         return 0.0
@@ -159,7 +157,7 @@ def communication_s(
     nodes = -(-gpus // inside)
     link = 1e9 * cluster.link_gb_s
     network = 1e9 * cluster.network_gb_s * cluster.network_share
-    a_byte = (inside - 1) / inside / link + (nodes - 1) / nodes / inside / network
+    per_byte = (inside - 1) / inside / link + (nodes - 1) / nodes / inside / network
     hops = (inside - 1) * cluster.link_latency_us
     hops += math.ceil(math.log2(nodes)) * cluster.network_latency_us
-    return program.sent_bytes * num_parameters * a_byte + 3 * 1e-6 * hops
+    return program.sent_bytes * num_parameters * per_byte + 3 * 1e-6 * hops

@@ -20,6 +20,7 @@ from pretrain.data.balancing import micro_steps
 from pretrain.data.shuffle import ExampleOrder
 from pretrain.model.flops import Lengths
 from pretrain.plan import clusters, load, main
+from pretrain.planning import table
 from pretrain.planning.arithmetic import LengthStats, plan, tokens_between
 from pretrain.planning.estimate import forecast
 
@@ -93,12 +94,12 @@ def test_a_phase_of_hours_is_planned_by_the_step_and_lasts_as_long_as_it_says() 
     assert phase.step is not None
     assert phase.steps == int(24 * 3600 / phase.step.total)
     assert found.hours == 24
-    assert "24" in "\n".join(found.lines())
+    assert "24" in "\n".join(table.lines(found))
 
 
 def test_money_and_energy_are_gpu_hours_times_the_cluster_s_figures() -> None:
     typed = [*LARGE, "cluster.nodes=128", "cluster.usd_per_gpu_hour=3", "cluster.watts_per_gpu=500"]
-    found = forecast(load(typed)).as_dict()
+    found = table.as_dict(forecast(load(typed)))
     total = found["total"]
     assert found["ranks"] == 1024
     assert total["gpu_hours"] == pytest.approx(1024 * sum(p["hours"] for p in found["phases"]))
@@ -173,9 +174,9 @@ def test_what_does_not_fit_the_memory_is_answered_with_what_does(
 
 
 def test_a_bigger_budget_that_fits_is_proposed_up_to_what_a_step_needs() -> None:
-    said = forecast(load([*LARGE, "cluster.nodes=32", "engine=bf16"])).proposal()
+    said = table.proposal(forecast(load([*LARGE, "cluster.nodes=32", "engine=bf16"])))
     assert "engine.tokens_per_micro_batch=" in said
-    assert "1 micro-batch a step in place of 4" in said
+    assert "1 micro-batch per step instead of 4" in said
 
 
 @pytest.mark.parametrize("name", [name for name in clusters() if name != "local"])
@@ -246,4 +247,4 @@ def test_a_run_keeps_its_plan_and_ends_with_what_came_of_it(
         for figure in ("steps", "tokens, M", "epochs"):
             before, after = rows[f"phase {number}: {figure}"]
             assert before == after, figure
-        assert float(rows[f"phase {number}: a step, ms"][1].replace(",", "")) > 0
+        assert float(rows[f"phase {number}: step, ms"][1].replace(",", "")) > 0

@@ -1,0 +1,276 @@
+"""A forecast as a table for people, as lines for the log, and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from data_prep.core.files import whole_or_absent, write_json
+from pretrain.config.settings import Compile
+from pretrain.planning.estimate import Forecast, PhaseForecast
+from pretrain.planning.memory import GIB, Memory
+
+WIDTH = 98  # columns of the notes
+
+_STEP_PARTS = {
+    "products": "matrix products",
+    "memory": "other work on activations",
+    "waiting": "waiting for the host",
+    "update": "update",
+    "communication": "communication",
+    "fixed": "fixed",
+}
+
+
+def write(folder: Path, forecast: Forecast) -> None:
+    """Write the plan to a run's folder: plan.json and plan.txt."""
+    write_json(folder / "plan.json", orjson.loads(orjson.dumps(as_dict(forecast))))
+    with whole_or_absent(folder / "plan.txt") as temporary:
+        temporary.write_text("\n".join(lines(forecast)) + "\n")
+
+
+def as_dict(forecast: Forecast) -> dict[str, Any]:
+    """The plan for machines: plain numbers, seconds and bytes."""
+    cluster = forecast.cluster
+    return {
+        "parameters": forecast.parameters,
+        "ranks": forecast.ranks,
+        "precision": forecast.engine.precision.name,
+        "zero_stage": forecast.engine.zero_stage,
+        "activation_checkpointing": forecast.recomputes,
+        "cluster": None if cluster is None else dataclasses.asdict(cluster),
+        "phases": [_phase_as_dict(phase) for phase in forecast.phases],
+        "total": forecast.total,
+        "fits": forecast.fits,
+        "largest_tokens_per_micro_batch": {
+            how: {str(stage): most for stage, most in stages.items()}
+            for how, stages in forecast.budgets.items()
+        },
+        "proposal": proposal(forecast),
+        "assumptions": assumptions(forecast),
+    }
+
+
+def lines(forecast: Forecast) -> list[str]:
+    """The table for people, at most 100 columns wide."""
+    parts = [[head(forecast), ""], table(forecast), memory_table(forecast), notes(forecast)]
+    return [line.rstrip() for line in itertools.chain.from_iterable(parts)]
+
+
+def short_lines(forecast: Forecast) -> list[str]:
+    """What a run prints at its start; the whole table is in its folder."""
+    found = [head(forecast)]
+    for phase in forecast.phases:
+        predicted = ""
+        if phase.step is not None and phase.hours is not None:
+            predicted = (
+                f", {1e3 * phase.step.total:,.4g} ms per step, {_rounded(phase.hours)} hours"
+            )
+        name = f"phase {phase.number}: " if len(forecast.phases) > 1 else ""
+        found.append(f"{name}{phase.plan.line()}{predicted}")
+    if not forecast.fits:
+        found.append(proposal(forecast))
+    return found
+
+
+def proposal(forecast: Forecast) -> str:
+    """Which token budget and ZeRO stage to set, and why; empty if no hardware is named."""
+    if forecast.cluster is None:
+        return ""
+    engine, how = forecast.engine, "with" if forecast.recomputes else "without"
+    stage, now = engine.zero_stage, engine.tokens_per_micro_batch
+    needed = max(_tokens_per_rank(phase) for phase in forecast.phases)
+    longest = max(phase.seq_len for phase in forecast.phases)
+    most = forecast.budgets[how].get(stage, 0)
+    if forecast.fits:
+        best = min(most, needed)
+        fewer, many = _micro_batches(forecast, best), _micro_batches(forecast, now)
+        if fewer >= many:
+            return "It fits as typed."
+        return (
+            f"It fits; so does engine.tokens_per_micro_batch={best}: {fewer} "
+            f"micro-batch{'es' * (fewer > 1)} per step instead of {many}."
+        )
+    wanted = min(needed, now)
+    if longest <= wanted <= most:
+        return f"Does not fit. Set engine.tokens_per_micro_batch={most}, which fits."
+    found = [
+        (way, other, budget)
+        for way, stages in forecast.budgets.items()
+        for other, budget in stages.items()
+        if other >= stage
+    ]
+    enough = [candidate for candidate in found if candidate[2] >= wanted]
+    way, other, budget = enough[0] if enough else max(found, key=lambda candidate: candidate[2])
+    if budget < longest:
+        return (
+            "Does not fit at any ZeRO stage, not even one sequence: take a smaller model, GPUs with "
+            "more memory, or more GPUs."
+        )
+    changes = [f"engine.zero_stage={other}"] if other != stage else []
+    if way != how:
+        changes.append(f"engine.activation_checkpointing={str(way == 'with').lower()}")
+    if budget < now:  # the memory probe tries a full micro-batch
+        changes.append(f"engine.tokens_per_micro_batch={budget}")
+    less = f", or engine.tokens_per_micro_batch={most}" if most >= longest else ""
+    return f"Does not fit. Set {' '.join(changes)}, which fits{less}."
+
+
+def assumptions(forecast: Forecast) -> list[str]:
+    """What the numbers rest on, from conf/cluster and from the program."""
+    found = [f"Phase {phase.number}: {phase.data}." for phase in forecast.phases]
+    cluster, kind = forecast.cluster, forecast.arithmetic
+    if cluster is None:
+        return found
+    found += [
+        f"Matrix products: {cluster.gemm_share[kind]:.0%} of {cluster.peak_tflops[kind]:,.4g} "
+        f"TFLOP/s; memory: {cluster.bandwidth_share:.0%} of {cluster.bandwidth_gb_s:,.4g} GB/s.",
+        f"Links {cluster.link_gb_s:g} GB/s per GPU; network {cluster.network_share:.0%} of "
+        f"{cluster.network_gb_s:g} GB/s per GPU; nothing is hidden behind computing.",
+        f"{cluster.usd_per_gpu_hour:g} USD and {cluster.watts_per_gpu:g} W per GPU. Training alone: "
+        "evaluation, checkpoints and restarts come on top.",
+    ]
+    if kind == "fp32" or not cluster.has_bf16:
+        found.append(
+            f"Attention is one call per sequence: {cluster.sequence_us:.3g} us of host time in "
+            "each layer."
+        )
+    return found
+
+
+def head(forecast: Forecast) -> str:
+    """Model, ranks, hardware, precision and ZeRO stage in one line."""
+    cluster, engine = forecast.cluster, forecast.engine
+    where = "" if cluster is None else f" of {cluster.gpu}"
+    if cluster is not None and forecast.ranks > cluster.gpus_per_node:
+        nodes = -(-forecast.ranks // cluster.gpus_per_node)
+        where = f": {nodes} nodes of {cluster.gpus_per_node} {cluster.gpu}"
+    return (
+        f"{forecast.parameters / 1e6:,.1f} M parameters, {forecast.ranks:,} rank(s){where}, "
+        f"{engine.precision.name}, ZeRO {engine.zero_stage}"
+        f"{', compiled' if engine.compile is Compile.true else ''}"
+    )
+
+
+def table(forecast: Forecast) -> list[str]:
+    """A column per phase, and one for all if there are several; then what it costs."""
+    phases = forecast.phases
+    has_steps = all(phase.steps is not None for phase in phases)
+
+    def total(count: Callable[[PhaseForecast], float]) -> float:
+        return sum(map(count, phases))
+
+    rows: list[tuple[str, Callable[[Any], str], str]] = [
+        ("sequences of up to", lambda p: f"{p.seq_len} tokens", ""),
+        ("steps", lambda p: "-" if p.steps is None else f"{p.steps:,}",
+         f"{total(lambda p: p.steps or 0):,}" if has_steps else ""),
+        ("sequences", lambda p: f"{p.sequences:,}", f"{total(lambda p: p.sequences):,}"),
+        ("tokens, M", lambda p: f"{p.tokens / 1e6:,.1f}",
+         f"{total(lambda p: p.tokens) / 1e6:,.1f}"),
+        ("epochs over the data",
+         lambda p: "no data" if p.plan.epochs is None else f"{p.plan.epochs * p.factor:,.2f}", ""),
+        ("exaFLOP", lambda p: f"{p.flops * p.factor / 1e18:,.4g}",
+         f"{total(lambda p: p.flops * p.factor) / 1e18:,.4g}"),
+        ("sequences per rank and step", lambda p: f"{p.plan.sequences_a_rank:,.4g}", ""),
+        ("micro-batches per rank and step", lambda p: f"{p.plan.micro_steps:,}", ""),
+        ("token budget filled", lambda p: f"{p.plan.fill:.0%}", ""),
+    ]  # fmt: skip
+    if forecast.cluster is not None:
+        peak = 1e12 * forecast.cluster.peak_tflops[forecast.arithmetic] * forecast.ranks
+        rows += [
+            ("step, ms", lambda p: f"{1e3 * p.step.total:,.4g}", ""),
+            *((f"  {name}", lambda p, part=part: f"{1e3 * getattr(p.step, part):,.4g}", "")
+              for part, name in _STEP_PARTS.items()),
+            ("sequences/s", lambda p: f"{p.per_second(p.plan.sequences):,.0f}", ""),
+            ("tokens/s", lambda p: f"{p.per_second(p.plan.tokens):,.0f}", ""),
+            ("model FLOP/s, share of peak", lambda p: f"{p.per_second(p.flops) / peak:.0%}", ""),
+            ("hours", lambda p: _rounded(p.hours), _rounded(forecast.hours)),
+        ]  # fmt: skip
+    found = [
+        f"  {name:<34}"
+        + "".join(f"{cell:>17}" for cell in [*map(of, phases), *([whole] if phases[1:] else [])])
+        for name, of, whole in rows
+    ]
+    if forecast.hours is not None and forecast.cluster is not None:
+        gpu_hours, usd, kwh = (
+            _rounded(forecast.total[name]) for name in ("gpu_hours", "usd", "kwh")
+        )
+        days = f"{forecast.hours / 24:,.3g}"
+        found += ["", f"  {days} days, {gpu_hours} GPU-hours, {usd} USD, {kwh} kWh"]
+    return found
+
+
+def memory_table(forecast: Forecast) -> list[str]:
+    """Memory by part, a column per phase, and the largest token budgets; empty without hardware."""
+    if forecast.cluster is None:
+        return []
+
+    def row(name: str, cells: list[str], width: int = 17) -> str:
+        return f"    {name:<32}" + "".join(f"{cell:>{width}}" for cell in cells)
+
+    def gib(name: str, of: Callable[[Any], float]) -> str:
+        return row(name, [f"{of(phase) / GIB:,.2f}" for phase in forecast.phases])
+
+    other = "without" if forecast.recomputes else "with"
+    stages = next(iter(forecast.budgets.values()))
+    return [
+        "",
+        f"  memory per GPU, GiB of {forecast.cluster.memory_gib:g}",
+        *(gib(part.name, lambda p, part=part: getattr(p.memory, part.name))
+          for part in dataclasses.fields(Memory)),
+        gib("total", lambda p: p.memory.total),
+        gib(f"total {other} recomputation", lambda p: p.other_memory.total),
+        "",
+        "  largest engine.tokens_per_micro_batch that fits, by ZeRO stage",
+        row("", [f"ZeRO {stage}" for stage in stages], width=12),
+        *(row(f"{name} recomputation", [f"{most:,}" for most in budgets.values()], width=12)
+          for name, budgets in forecast.budgets.items()),
+    ]  # fmt: skip
+
+
+def notes(forecast: Forecast) -> list[str]:
+    """The proposal and the assumptions, wrapped."""
+    texts = [*filter(None, [proposal(forecast)]), *assumptions(forecast)]
+    wrapped = (
+        textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ") for text in texts
+    )
+    return ["", *itertools.chain.from_iterable(wrapped)]
+
+
+def _phase_as_dict(phase: PhaseForecast) -> dict[str, Any]:
+    step = phase.step
+    return {
+        "number": phase.number,
+        "seq_len": phase.seq_len,
+        "data": phase.data,
+        **dataclasses.asdict(phase.plan),
+        "steps": phase.steps,
+        "flops": phase.flops,
+        "hours": phase.hours,
+        "memory_bytes": phase.memory and dataclasses.asdict(phase.memory),
+        "step_s": step and {**dataclasses.asdict(step), "total": step.total},
+    }
+
+
+def _tokens_per_rank(phase: PhaseForecast) -> int:
+    """Tokens of a step, with some room for uneven ranks, in whole sequences."""
+    tokens = 1.05 * phase.plan.fill * phase.plan.micro_steps * phase.budget
+    return -int(-tokens // phase.seq_len) * phase.seq_len
+
+
+def _micro_batches(forecast: Forecast, budget: int) -> int:
+    first = forecast.phases[0]
+    tokens = first.plan.fill * first.plan.micro_steps * first.budget
+    return max(1, -int(-tokens // budget))
+
+
+def _rounded(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
