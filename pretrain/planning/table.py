@@ -110,8 +110,8 @@ def proposal(forecast: Forecast) -> str:
     way, other, budget = enough[0] if enough else max(found, key=lambda candidate: candidate[2])
     if budget < longest:
         return (
-            "Does not fit at any ZeRO stage, not even one sequence: take a smaller model, GPUs with "
-            "more memory, or more GPUs."
+            "Does not fit at any ZeRO stage, not even one sequence: take a smaller model, GPUs "
+            "with more memory, or more GPUs."
         )
     changes = [f"engine.zero_stage={other}"] if other != stage else []
     if way != how:
@@ -133,8 +133,8 @@ def assumptions(forecast: Forecast) -> list[str]:
         f"TFLOP/s; memory: {cluster.bandwidth_share:.0%} of {cluster.bandwidth_gb_s:,.4g} GB/s.",
         f"Links {cluster.link_gb_s:g} GB/s per GPU; network {cluster.network_share:.0%} of "
         f"{cluster.network_gb_s:g} GB/s per GPU; nothing is hidden behind computing.",
-        f"{cluster.usd_per_gpu_hour:g} USD and {cluster.watts_per_gpu:g} W per GPU. Training alone: "
-        "evaluation, checkpoints and restarts come on top.",
+        f"{cluster.usd_per_gpu_hour:g} USD and {cluster.watts_per_gpu:g} W per GPU. Training "
+        "alone: evaluation, checkpoints and restarts come on top.",
     ]
     if kind == "fp32" or not cluster.has_bf16:
         found.append(
