@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import operator
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -214,18 +215,18 @@ def memory_table(forecast: Forecast) -> list[str]:
     def row(name: str, cells: list[str], width: int = 17) -> str:
         return f"    {name:<32}" + "".join(f"{cell:>{width}}" for cell in cells)
 
-    def gib(name: str, of: Callable[[Any], float]) -> str:
-        return row(name, [f"{of(phase) / GIB:,.2f}" for phase in forecast.phases])
+    def gib(name: str, path: str) -> str:
+        part = operator.attrgetter(path)
+        return row(name, [f"{part(phase) / GIB:,.2f}" for phase in forecast.phases])
 
     other = "without" if forecast.recomputes else "with"
     stages = next(iter(forecast.budgets.values()))
     return [
         "",
         f"  memory per GPU, GiB of {forecast.cluster.memory_gib:g}",
-        *(gib(part.name, lambda p, part=part: getattr(p.memory, part.name))
-          for part in dataclasses.fields(Memory)),
-        gib("total", lambda p: p.memory.total),
-        gib(f"total {other} recomputation", lambda p: p.other_memory.total),
+        *(gib(part.name, f"memory.{part.name}") for part in dataclasses.fields(Memory)),
+        gib("total", "memory.total"),
+        gib(f"total {other} recomputation", "other_memory.total"),
         "",
         "  largest engine.tokens_per_micro_batch that fits, by ZeRO stage",
         row("", [f"ZeRO {stage}" for stage in stages], width=12),
