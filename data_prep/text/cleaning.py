@@ -1,8 +1,9 @@
-"""Cleaning that every source needs: one kind of line end and of blank, nothing invisible."""
+"""Cleaning for every source: one kind of line end, one kind of blank, nothing invisible."""
 
 from __future__ import annotations
 
 import re
+from itertools import groupby
 
 # Control characters, byte order marks, soft hyphens, zero-width characters and direction marks,
 # lone surrogates (JSON can hold them, UTF-8 cannot), noncharacters. The zero-width joiner and
@@ -12,8 +13,8 @@ _INVISIBLE = re.compile(
     "\ufeff\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
 )
 
-# "(]; born 1869)" is what a template of a pronunciation leaves.
-# Each of these begins with the one character that the search can look for: it is fast so.
+# A template of a pronunciation leaves "(]; born 1869)". Each expression begins with a fixed
+# character, which makes the search fast.
 _HALF_EMPTY = re.compile(r"([(\[])(?:[\s\]]*[,;:](?:\s*[,;:])*\s*|(?<=\()\](?=\)))")
 _COMMA_AT_END = re.compile(r"[,;:]\s*(?=\))")
 _COMMAS = re.compile(r"([,;])(?:[ \xa0]*[,;])+")
@@ -23,17 +24,16 @@ _BLANK_BEFORE = re.compile(r" (?: *(?=[,;)\]])|(?<=\w ) *(?=\.(?:\s|$)))")
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of a text, ended by all that Unicode counts as a line's end; blanks are untouched.
+    """The lines of a text, split at every line end of Unicode; blanks are left as they are.
 
-    Form feed, vertical tab and the separators too: a page's end in a book and a separator inside a
-    web page both end a paragraph here, never a word.
+    A form feed in a book or a separator in a web page ends a paragraph here, never a word.
     """
     return text.splitlines()
 
 
 def clean_line(line: str) -> str:
-    """One line without invisible characters, its runs of blanks of any kind one space, no margin."""
-    if not line.isprintable():  # else it has nothing invisible, and the space is its only blank
+    """The line without invisible characters, each run of blanks one space, none at the ends."""
+    if not line.isprintable():  # a printable line has no other blank than the space
         line = _INVISIBLE.sub("", line)
     elif "  " not in line:
         return line.strip(" ")
@@ -41,14 +41,14 @@ def clean_line(line: str) -> str:
 
 
 def clean_paragraphs(lines: list[str]) -> str:
-    """Paragraphs, one an entry, cleaned, without the empty ones, joined by one newline."""
+    """Clean the paragraphs and join those that are not empty, one per line."""
     return "\n".join(filter(None, map(clean_line, lines)))
 
 
 def remove_hollows(text: str) -> str:
-    """A text without the brackets that removed markup has left empty, or empty at one end.
+    """Remove what deleted markup leaves behind: empty or half-empty brackets and doubled commas.
 
-    And without the second comma of "A, {{b}}, C", and the last one of "(A, {{b}})".
+    Such as the second comma of "A, {{b}}, C" and the last one of "(A, {{b}})".
     """
     text = _COMMA_AT_END.sub("", text)
     if "(" in text or "[" in text:
@@ -59,13 +59,6 @@ def remove_hollows(text: str) -> str:
 
 
 def join_wrapped(lines: list[str]) -> list[str]:
-    """Blocks between blank lines, each block's lines joined by a space."""
-    paragraphs: list[str] = []
-    block: list[str] = []
-    for line in [*lines, ""]:
-        if line.strip():
-            block.append(line.strip())
-        elif block:
-            paragraphs.append(" ".join(block))
-            block = []
-    return paragraphs
+    """The blocks between blank lines, the lines of each joined by a space."""
+    stripped = map(str.strip, lines)
+    return [" ".join(block) for filled, block in groupby(stripped, bool) if filled]

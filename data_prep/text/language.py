@@ -1,20 +1,21 @@
-"""The language of a document, by CLD2: its tables lie inside the package, nothing is fetched."""
+"""The language of a document, by CLD2, whose tables are in the package: no download."""
 
 from __future__ import annotations
 
 _PIECES = 8
-_PIECE = 2_000  # characters; a longer text is judged by pieces spread over all of it
+# Characters. A longer text is judged by pieces spread over all of it.
+_PIECE = 2_000
 
 
 def known_languages() -> set[str]:
-    """The codes that source.language takes, such as en or zh."""
+    """The codes that source.language accepts, such as en or zh."""
     import pycld2
 
     return {code for _, code in pycld2.LANGUAGES}
 
 
 def language_of(text: str) -> str:
-    """The code of the language that most of a text is in, "unknown" where CLD2 is not sure."""
+    """The code of a text's main language, or "unknown" if CLD2 is not sure."""
     import pycld2
 
     if len(text) > _PIECES * _PIECE:
@@ -22,7 +23,7 @@ def language_of(text: str) -> str:
         text = "\n".join(text[n * step : n * step + _PIECE] for n in range(_PIECES))
     try:
         is_sure, _, found = pycld2.detect(text, bestEffort=False, isPlainText=True)
-    except (pycld2.error, UnicodeEncodeError):  # control characters, noncharacters, surrogates
+    except (pycld2.error, UnicodeEncodeError):  # control characters, surrogates
         text = "".join(c if c.isprintable() else " " for c in text)
         is_sure, _, found = pycld2.detect(text, bestEffort=False, isPlainText=True)
     code: str = found[0][1]

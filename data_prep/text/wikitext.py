@@ -1,7 +1,8 @@
-"""MediaWiki's markup to paragraphs: prose alone, without what stands beside it on the page.
+"""MediaWiki's markup to paragraphs of prose.
 
-Dropped: templates but those that carry prose, tables, references, formulas, galleries, files, categories, links to other
-languages, lists, headings. A link leaves its text, a section's end a paragraph's.
+Dropped: templates except those that carry prose, tables, references, formulas, galleries, files,
+categories, links to other languages, lists, headings. A link leaves its text; the end of a section
+ends a paragraph.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from mwparserfromhell.wikicode import Wikicode
 from data_prep.text.cleaning import clean_paragraphs, remove_hollows, split_lines
 from data_prep.text.wiki_templates import shown_text
 
-# MediaWiki knows the English names in every language; a dump's header names the others.
+# MediaWiki accepts the English names in every language; a dump's header has the others.
 HIDDEN_NAMESPACES = frozenset({"file", "image", "media", "category"})
 
 _DROPPED_TAGS = frozenset(
@@ -37,10 +38,10 @@ _BLOCK_TAGS = frozenset({"br", "p", "div", "center", "blockquote", "poem", "h1",
 _LIST_TAGS = frozenset({"li", "dt", "dd"})
 _LIST_MARK = "\0"  # which no XML holds
 
-# Each language has its word: "#REDIRECT [[Target]]", "#WEITERLEITUNG [[Ziel]]".
+# Each language has its own word: "#REDIRECT [[Target]]", "#WEITERLEITUNG [[Ziel]]".
 _REDIRECT = re.compile(r"\s*#\w+\s*:?\s*\[\[")
 _TEMPLATE_NAME = re.compile(r"\{\{\s*([^{}|\n]+?)\s*(?=[|\n}])")
-# Of the page's own templates, not those that point at such a page: "Disambiguation needed".
+# Templates of such a page itself, not of pages that point to one: "Disambiguation needed".
 _DISAMBIGUATION = re.compile(
     r"(?:(?:[\w-]+ )*disambiguation|disambig\w*|dab|[\w-]*disambig|hndis|geodis|"
     r"begriffsklärung|homonymie|(?:página de )?desambig\w*|disambigua|doorverwijspagina|dp|"
@@ -52,27 +53,26 @@ _DISAMBIGUATION = re.compile(
 
 _HIDDEN_COLON = re.compile(r"[a-z]{2,3}(?:-[a-z]{2,})*|simple")  # codes of languages
 _MEDIA_NAME = re.compile(r"[^:]+:.+\.(?:jpe?g|png|svg|gif|tiff?|webp|og[agv]|webm|mp[34]|pdf|djvu)")
-# [[Kategorie:A]] alone on a line, whatever a language calls it: no prose either way.
+# [[Kategorie:A]] alone on a line, whatever the language calls it, is no prose.
 _LINK_LINE = re.compile(r"^[ \t]*(?:\[\[[^\[\]:|\n]+:[^\[\]\n]*\]\][ \t]*)+$", re.MULTILINE)
 
 _QUOTES = re.compile("'{2,}")
 _SWITCH = re.compile(r"__[A-Z]{3,}__")
-_CONVERSION = re.compile(
-    r"-\{(?:[^{}|]*\|)?(?:zh[\w-]*:)?([^{}|:;]*)[^{}]*\}-"
-)  # the first variant
-# What the parser leaves where the marks on a page do not pair.
+# Variants of Chinese; the first one is kept.
+_CONVERSION = re.compile(r"-\{(?:[^{}|]*\|)?(?:zh[\w-]*:)?([^{}|:;]*)[^{}]*\}-")
+# What the parser leaves of marks that have no partner.
 _UNPAIRED_TABLE = re.compile(r"^[ \t]*\{\|.*?(?:^[ \t]*\|\}|\Z)", re.MULTILINE | re.DOTALL)
 _UNPAIRED = re.compile(r"\{\{|\}\}|\[\[|\]\]|</?[a-z]+\b[^<>\n]{0,300}>|<ref\b", re.IGNORECASE)
 _NO_PROSE = re.compile(r"^\s*(?:[|!]|\{\||=+[^=]+=+\s*$|[\W\d_]*$)")
 
 
 def is_redirect(markup: str) -> bool:
-    """Whether a page's text begins with a redirect's mark, in any language."""
+    """Whether a page is a redirect, in any language."""
     return _REDIRECT.match(markup) is not None
 
 
 def is_disambiguation(title: str, markup: str) -> bool:
-    """Whether a page only lists the meanings of its title, by its title or its templates."""
+    """Whether a page only lists meanings of its title, judged by its title or its templates."""
     in_brackets = title.rpartition("(")[2].removesuffix(")")
     if title.endswith(")") and _DISAMBIGUATION.fullmatch(in_brackets):
         return True
@@ -83,13 +83,13 @@ def is_disambiguation(title: str, markup: str) -> bool:
 
 
 def to_text(markup: str, hidden: Collection[str] = HIDDEN_NAMESPACES) -> str:
-    """The prose of a page, one paragraph a line; empty where there is none.
+    """The prose of a page, one paragraph per line; empty if there is none.
 
-    `hidden` are lower-case names of the namespaces whose links show no text: files, categories.
-    Raises mwparserfromhell.parser.ParserError on markup that the parser gives up on.
+    `hidden` are the lower-case names of namespaces whose links show no text: files, categories.
+    Raises mwparserfromhell.parser.ParserError on markup that the parser cannot read.
     """
     markup = _LINK_LINE.sub("", markup.replace(_LIST_MARK, ""))
-    # Bold and italics are the quotes that _QUOTES removes: the parser is slow at pairing them.
+    # _QUOTES removes bold and italics: the parser is slow at pairing their quotes.
     parsed = mwparserfromhell.parse(markup, skip_style_tags=True)
     text = "".join(_shown(parsed, hidden))
     text = _UNPAIRED_TABLE.sub("", _SWITCH.sub("", _CONVERSION.sub(r"\1", text)))
@@ -100,12 +100,13 @@ def to_text(markup: str, hidden: Collection[str] = HIDDEN_NAMESPACES) -> str:
 
 
 def _shown(markup: Wikicode | None, hidden: Collection[str]) -> Iterator[str]:
-    """The visible text of markup, piece by piece; what follows a list's mark on its line is not."""
+    """The visible text of markup, piece by piece; a list's mark is in front of each item."""
     for node in markup.nodes if markup is not None else ():
         yield from _shown_of(node, hidden)
 
 
 def _shown_of(node: Node, hidden: Collection[str]) -> Iterator[str]:
+    """The visible text of one node."""
     if isinstance(node, Text):
         yield node.value
     elif isinstance(node, Wikilink):
