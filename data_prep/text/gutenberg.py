@@ -1,7 +1,7 @@
-"""What Project Gutenberg and a printed book's makers put around a text: licence, notes, tables.
+"""Removes what surrounds the text of a Project Gutenberg book: licence, notes, contents, tables.
 
-Its files are written by hand, so each rule goes by what stands in thousands of them, and drops a
-block (the lines between two blank ones) only where nothing else is likely to look like it.
+The files are written by hand. So each rule follows what thousands of them have in common, and drops
+a block (the lines between two blank ones) only if nothing else is likely to look like it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from string import ascii_letters
 
-# Without the first character, which _MARKER begins with: it is searched fast so.
+# Without the first character: _MARKER begins with it, which makes the search fast.
 _START = (
     r"(?<=\*)\*\* ?START OF[^*]{0,300}GUTENBERG[^*]{0,300}\*\*\*"
     r"|(?<=\*)END\*? ?THE SMALL PRINT[^\n]{0,80}"
@@ -24,14 +24,14 @@ _END = (
 _MARKER = re.compile(f"[*Ee](?i:(?P<start>{_START})|{_END})")
 
 _TITLE = re.compile(r"^\W?Title: *(\S[^\r\n]*)", re.MULTILINE)
-_HEADER = 3_000  # characters; a later "Title:" is the text's
+_HEADER = 3_000  # characters; a later "Title:" is part of the text
 
 _ILLUSTRATION = re.compile(
     r"\[Illustrations?\b[^\[\]]{0,600}(?:\[[^\[\]]{0,300}\][^\[\]]{0,300}){0,5}\]", re.IGNORECASE
 )
 _PAGE = re.compile(r"\{\d+\}|\[(?:Pg|Page)\.? ?[\divxlc]+\]", re.IGNORECASE)
 _PAGE_LINE = re.compile(rf"^ *(?:{_PAGE.pattern}) *\n", re.MULTILINE | re.IGNORECASE)
-# What precedes is looked at second: an expression that begins with a character is searched fast.
+# The lookbehind is second: an expression that begins with a character is searched fast.
 _EMPHASIS = re.compile(r"_(?<!\w_)([^_]{1,2000})_(?!\w)")
 
 _PRODUCED = re.compile(
@@ -41,29 +41,29 @@ _PRODUCED = re.compile(
     r"|.{0,120}Distributed Proofread",
     re.IGNORECASE | re.DOTALL,
 )
-_NOTE = 1_000  # characters; a longer block is text, in a book without line ends all of it
+_NOTE = 1_000  # characters; a longer block is text, such as a whole book without line ends
 _NOTE_LINES = 30
-_PRODUCED_BLOCKS = 12  # a later one of these words is the author's
+_PRODUCED_BLOCKS = 12  # these words in a later block are the author's
 _TRANSCRIBER = re.compile(
     r"\W*(?:Transcriber|Project Gutenberg Editor)['’]?s?['’]? Notes?\b(.*)",
     re.IGNORECASE | re.DOTALL,
 )
 _TRANSCRIBER_OPENS = re.compile(r"\W*(?:Transcriber|Project\b|$)", re.IGNORECASE)
-_NOTE_BLOCKS = 15  # the most that a transcriber's note before the text has
+_NOTE_BLOCKS = 15  # at most, in a transcriber's note before the text
 _CONTENTS = re.compile(
     r"\W*(?:(?:table of )?contents|(?:list of )?illustrations|list of (?:plates|figures|maps)|page)\W*",
     re.IGNORECASE,
 )
 _MOST_OF_CONTENTS = 0.15  # of the book's lines
-_CONTENTS_BEFORE = 0.1  # of the book's blocks; a later heading is of a chapter
+_CONTENTS_BEFORE = 0.1  # of the book's blocks; a later heading is a chapter's
 _INDEX = re.compile(r"\W*(?:general |alphabetical )?index\W*", re.IGNORECASE)
 
 _NUMBER_AT_END = re.compile(r"\W(?:\d+|[ivxlc]{2,})\W{0,3}$", re.IGNORECASE)
 _ENDS_NO_NUMBER = frozenset(ascii_letters) - frozenset("ivxlcIVXLC")
-_SPEECH = 40  # characters of a line that opens with a quotation mark; a title is shorter
-_SUMMARY = 60  # characters for each dash of it; prose has far fewer
+_SPEECH = 40  # characters of a line that begins with a quotation mark; a title is shorter
+_SUMMARY = 60  # characters per dash; prose has far fewer dashes
 _CAPITAL = re.compile(r"[\W_]*[A-ZÀ-ÞŒ]")
-_LONG_LINE = 120  # characters: no entry of a table of contents, and no verse
+_LONG_LINE = 120  # characters: neither an entry of a table of contents nor verse
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ class _Block:
 
 
 def strip_licence(text: str) -> str:
-    """The text between Project Gutenberg's header and footer; all of it where no marker stands.
+    """The text between Project Gutenberg's header and footer; all of it if there is no marker.
 
-    Old licences name the markers themselves, and some old files have theirs at the end: the
-    longest stretch that follows a start marker is the text, or else what stands before any end.
+    Old licences contain the markers, and some old files have the licence at the end. So the text is
+    the longest stretch after a start marker or, without one, what precedes the first end marker.
     """
     lowered = text.lower()
-    may_be = "gutenberg" in lowered or "small print" in lowered  # the expression is slow
-    markers = list(_MARKER.finditer(text)) if may_be else []
+    has_words = "gutenberg" in lowered or "small print" in lowered  # the expression is slow
+    markers = list(_MARKER.finditer(text)) if has_words else []
     if not markers:
         return text
     ends = [*(marker.start() for marker in markers[1:]), len(text)]
@@ -100,7 +100,7 @@ def strip_licence(text: str) -> str:
 
 
 def title_of(text: str) -> str:
-    """What the header calls the book, empty where it does not."""
+    """The title in the header; empty if there is none."""
     found = _TITLE.search(text, 0, _HEADER)
     return " ".join(found[1].split()) if found else ""
 
@@ -123,23 +123,23 @@ def strip_matter(lines: list[str]) -> list[str]:
 
 
 def width_of(lines: list[str]) -> int:
-    """Where the lines were wrapped, in characters: nine in ten are no longer. 0 without a line."""
+    """The width at which lines were wrapped: 90 % have at most as many characters. 0 if none."""
     lengths = sorted(map(len, filter(None, lines)))
     return lengths[len(lengths) * 9 // 10] if lengths else 0
 
 
 def share_of_entries(lines: list[str]) -> float:
-    """Of the lines, those that stand in columns or end in leaders or a page number."""
+    """The share of lines that are in columns or end in leaders or a page number."""
     filled = [line for line in lines if line]
-    # What cannot be one goes first: it is most lines, and the expression is slow.
+    # Most lines cannot be entries; they are dropped first because the expression is slow.
     maybe = [line for line in filled if line[-1] not in _ENDS_NO_NUMBER or _has_columns(line)]
     return sum(map(_is_entry, maybe)) / max(1, len(filled))
 
 
 def share_of_verse(lines: list[str]) -> float:
-    """Of the line ends inside blocks, those that a poet made.
+    """The share of line ends inside blocks that are line ends of verse; 0 if lines are not wrapped.
 
-    The next line's first word had room, and is set with a capital. 0 where lines are not wrapped.
+    There the next line's first word would have fitted, and it has a capital.
     """
     width = width_of(lines)
     if width > _LONG_LINE:
@@ -154,6 +154,7 @@ def share_of_verse(lines: list[str]) -> float:
 
 
 def _blocks(lines: list[str]) -> list[_Block]:
+    """The lines between blank ones, as blocks."""
     blocks: list[_Block] = []
     gap, block = 0, list[str]()
     for line in [*lines, ""]:
@@ -168,14 +169,17 @@ def _blocks(lines: list[str]) -> list[_Block]:
 
 
 def _without_notes(blocks: list[_Block]) -> list[_Block]:
-    """A note behind a heading ends at the next wide gap, or with the book if it is near its end."""
+    """Remove the notes of producers and transcribers.
+
+    A note after a heading ends at the next wide gap. In the second half it ends with the book.
+    """
     kept: list[_Block] = []
     index = 0
     while index < len(blocks):
         block = blocks[index]
         is_early = len(kept) < _PRODUCED_BLOCKS
-        may_be = is_early or _TRANSCRIBER_OPENS.match(block.lines[0]) is not None
-        text = block.text if may_be and len(block.lines) <= _NOTE_LINES else ""
+        may_be_note = is_early or _TRANSCRIBER_OPENS.match(block.lines[0]) is not None
+        text = block.text if may_be_note and len(block.lines) <= _NOTE_LINES else ""
         note = _TRANSCRIBER.fullmatch(text) if len(text) <= _NOTE else None
         is_heading = note is not None and not note[1].strip(" :.]_*")
         if is_heading and index > len(blocks) / 2:
@@ -191,28 +195,25 @@ def _without_notes(blocks: list[_Block]) -> list[_Block]:
 
 
 def _without_contents(blocks: list[_Block], width: int) -> list[_Block]:
-    """Contents and lists of illustrations, from their heading to the first paragraph of prose."""
+    """Remove contents and lists of illustrations, from the heading to the first prose."""
     most = _MOST_OF_CONTENTS * sum(len(block.lines) for block in blocks)
     kept: list[_Block] = []
     index = 0
     while index < len(blocks):
-        end = index
         is_front = index <= max(20, _CONTENTS_BEFORE * len(blocks))
         if is_front and _CONTENTS.fullmatch(blocks[index].lines[0]):
-            end = index + 1
-            while end < len(blocks) and not _is_prose(blocks[end], width):
-                end += 1
-            if sum(len(block.lines) for block in blocks[index:end]) > most:
-                end = index
-        if end == index:
-            kept.append(blocks[index])
-            end += 1
-        index = end
+            following = range(index + 1, len(blocks))
+            end = next((n for n in following if _is_prose(blocks[n], width)), len(blocks))
+            if sum(len(block.lines) for block in blocks[index:end]) <= most:
+                index = end
+                continue
+        kept.append(blocks[index])
+        index += 1
     return kept
 
 
 def _without_index(blocks: list[_Block]) -> list[_Block]:
-    """The blocks before a heading INDEX in the second half, behind which most lines are entries."""
+    """The blocks before a heading INDEX in the second half, if most lines after it are entries."""
     for number in range(len(blocks) // 2, len(blocks)):
         if _INDEX.fullmatch(blocks[number].lines[0]):
             following = [line for block in blocks[number:] for line in block.lines]
@@ -230,7 +231,9 @@ def _is_prose(block: _Block, width: int) -> bool:
     if len(block.lines) == 1 or not is_full or _is_entry(first) or _is_entry(last):
         return False
     text = block.text
-    return text.count("—") + text.count("--") < len(text) / _SUMMARY  # else a chapter's summary
+    return (
+        text.count("—") + text.count("--") < len(text) / _SUMMARY
+    )  # otherwise the summary of a chapter
 
 
 def _is_table(block: _Block) -> bool:
@@ -248,5 +251,5 @@ def _is_entry(line: str) -> bool:
 
 
 def _has_columns(text: str) -> bool:
-    """Whether a line has a gap inside, or leaders."""
+    """Whether a line has a gap inside or leaders."""
     return "   " in text or "...." in text or ". . . ." in text
