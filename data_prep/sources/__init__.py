@@ -1,4 +1,4 @@
-"""One file a kind of source; each cuts its input into tasks and yields documents.
+"""One module per kind of source: it cuts the input into tasks and yields documents.
 
 May import: data_prep.core, data_prep.stores, data_prep.text.
 """
@@ -17,36 +17,36 @@ from data_prep.stores.documents import Damage, Document, Reject
 
 @dataclass(frozen=True)
 class SourcePlan:
-    """How an input is cut. It depends on the input and on characters_per_part, on nothing else."""
+    """The tasks of an input. They depend only on the input and on characters_per_part."""
 
-    tasks: list[Any]  # one for each part; each is what `read` takes, made of JSON's types
-    inputs: dict[str, Any]  # what there is to read, for the manifest
-    states: list[Any]  # of each task; changes when its input does; of JSON's types
+    tasks: list[Any]  # one per part, as `read` takes it; of JSON's types
+    inputs: dict[str, Any]  # the size of the input, for the manifest
+    states: list[Any]  # one per task, of JSON's types; changes when the task's input does
 
 
 class Source(Protocol):
-    """What a module in this folder offers."""
+    """The interface of a module in this folder."""
 
     def plan(self, source: SourceSettings, characters_per_part: int, cache: Path) -> SourcePlan:
-        """Cut the input into tasks. Raises SettingsError where there is nothing to read.
+        """Cut the input into tasks. Raises SettingsError if there is nothing to read.
 
-        `cache` is a folder for what must lie on the disk until all documents are collected.
+        `cache` is a folder for files that are needed until all documents are collected.
         """
 
     def read(self, source: SourceSettings, task: Any) -> Iterator[Document | Reject | Damage]:
-        """Everything that one task holds, in order: as a document, or rejected with a reason.
+        """The contents of one task, in order: documents, and rejects with a reason.
 
-        A Damage says that the task's input goes on, or should, and cannot be read.
+        A Damage means that the rest of an input file cannot be read.
         """
 
 
 def module_of(kind: SourceKind) -> Source:
-    """The module of one kind, imported only now: `datasets` takes a second to load."""
+    """The module of one kind. It is imported here because `datasets` takes a second to load."""
     return cast(Source, importlib.import_module(f"data_prep.sources.{kind.value}"))
 
 
 def cut_by_size(sizes: list[int], most: int) -> list[range]:
-    """Consecutive runs of items whose sizes add up to `most` at most, or of one larger item."""
+    """Consecutive runs of items whose sizes sum to at most `most`, or of one larger item."""
     runs: list[range] = []
     first = total = 0
     for index, size in enumerate(sizes):

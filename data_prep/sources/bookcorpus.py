@@ -1,11 +1,11 @@
-"""BookCorpus as rows of one column, text: a sentence each without borders between books, or books.
+"""BookCorpus as rows of one column, text: a sentence each, without marks between books, or books.
 
-Sentences stay apart: each is a paragraph. source.rows_per_document consecutive ones make a
-document, which a border between two books may cross: the rows do not tell.
+Each sentence is a paragraph. source.rows_per_document consecutive rows are a document; it may cross
+the border between two books, which the rows do not show.
 
 The hub's rows are in lower case and tokenised as in the Penn Treebank: "`` are n't you , megan 's".
-BERT's tokenizer splits at punctuation anyway, so blanks before it change no id; its pieces of
-``, '' and n't are others than those of ", " and n't as they are written, so these are put back.
+BERT's tokenizer splits at punctuation, so blanks before it change no id. But ``, '' and n't give
+other pieces than the usual spelling, which is restored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Sourc
 
 
 def read(source: SourceSettings, task: dict[str, Any]) -> Iterator[Document | Reject]:
-    """A document, or a reject, for each group of rows; the id is the number of its first row."""
+    """A document or a reject for each group of rows; the id is the number of its first row."""
     group = source.rows_per_document or 1
     rows = read_rows(task, _COLUMNS)
     first = task["first"]

@@ -1,9 +1,9 @@
-"""A folder of .txt files, one book a file, as Project Gutenberg and its users keep them.
+"""A folder of .txt files, one book per file, as Project Gutenberg has them.
 
-Encodings: UTF-8, UTF-16 with a byte order mark, else Windows-1252, which nearly any bytes are; what
-turns out broken under it is rejected. Paragraphs: one on each line, or set apart by blank lines,
-or shown only by an indented first line or a short last one; each book is measured.
-What stands around a text (licence, notes, contents, index) is cut off, see gutenberg.py.
+Encodings: UTF-8, UTF-16 with a byte order mark, otherwise Windows-1252. Nearly any bytes are valid
+in the last, so text that looks misread is rejected. Paragraphs: one per line, or separated by blank
+lines, or marked only by an indented first line or a short last one; each book is measured. Licence,
+notes, contents and index are removed, see text/gutenberg.py.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ _HTML = re.compile(
 )
 _COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ")
 
-# UTF-8 read as Windows-1252 or Latin-1: the lead byte of a two-byte or three-byte character,
-# followed by a character that no word has there.
+# UTF-8 read as Windows-1252 or Latin-1: the lead byte of a two-byte or three-byte character, then
+# a character that no word has there.
 _MOJIBAKE = re.compile("[ÃÂ][\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹Œ‘’“”•–—˜™š›œ]|â[\x80€]|ï»¿")
-_MISREAD = "ÃÂâï"  # one stands in each of them; the expression is slow
-_MOST_BROKEN = 1e-3  # share of the characters; a book with accents has 1e-2 when misread
+_MISREAD = "ÃÂâï"  # each match has one of them; the expression is slow
+_MOST_BROKEN = 1e-3  # of the characters; a misread book with accents has 1e-2
 
-_MOST_ENTRIES = (
-    0.5  # of the lines; of 104 books one has 0.9, a list of letters, and the next one 0.15
-)
+# Of the lines. Of 104 books a list of letters has 0.9, and the next one 0.15.
+_MOST_ENTRIES = 0.5
 _MOST_VERSE = 0.5  # of the line ends; two books of verse have 0.6 and 0.8, prose up to 0.26
 
 _LONG_LINE = 200  # characters; typewriters and editors wrap far below it
@@ -51,24 +50,19 @@ def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Sourc
 
 
 def read(source: SourceSettings, task: list[str]) -> Iterator[Document | Reject | Damage]:
-    """A document, or a reject, for each file; the id is the file's name below source.path."""
+    """A document or a reject for each file; the id is the file's name below source.path."""
     for name in task:
         title = Path(name).stem.replace("_", " ")
         data = read_file(source, name)
         if isinstance(data, Damage):
             yield data
             continue
-        text, reason = decode(data)
-        if reason is None:
-            body, reason = body_of(source, text)
-        if reason is None:
-            yield Document(name, title, body)
-        else:
-            yield Reject(name, title, text, reason)
+        text, fault = decode(data)
+        yield Reject(name, title, text, fault) if fault else book(source, name, title, text)
 
 
 def decode(data: bytes) -> tuple[str, str | None]:
-    """The text of a file's bytes, and None or why it is not to be used."""
+    """The text of a file's bytes, and the reason to reject it, or None."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         encoding = "utf-16"
     elif data.startswith(_COMPRESSED):
@@ -84,7 +78,7 @@ def decode(data: bytes) -> tuple[str, str | None]:
     except UnicodeDecodeError as error:
         if encoding == "utf-16":
             return "", "broken UTF-16"
-        if error.reason == "unexpected end of data":  # cut inside the last character: lose that one
+        if error.reason == "unexpected end of data":  # cut inside a character: lose that one
             text = data[: error.start].decode(encoding)
         else:
             try:
@@ -99,8 +93,14 @@ def decode(data: bytes) -> tuple[str, str | None]:
     return text, None
 
 
-def body_of(source: SourceSettings, text: str) -> tuple[str, str | None]:
-    """A book's paragraphs, and None or why it is not to be used."""
+def book(source: SourceSettings, id: str, title: str, text: str) -> Document | Reject:
+    """The document of a book's raw text, or a reject of it with the reason."""
+    body, fault = _body(source, text)
+    return Reject(id, title, text, fault) if fault else Document(id, title, body)
+
+
+def _body(source: SourceSettings, text: str) -> tuple[str, str | None]:
+    """A book's paragraphs, and the reason to reject it, or None."""
     if not text.strip():
         return "", "empty"
     text = gutenberg.strip_marks(gutenberg.strip_licence("\n".join(split_lines(text))))
@@ -119,11 +119,11 @@ def body_of(source: SourceSettings, text: str) -> tuple[str, str | None]:
 
 
 def paragraphs(lines: list[str]) -> list[str]:
-    """Join hard-wrapped lines to paragraphs, by whichever sign of a paragraph the book uses.
+    """Join hard-wrapped lines to paragraphs, by the sign of a paragraph that the book uses.
 
-    The lines have no tabs, and no blanks at their ends.
+    The lines have no tabs and no blanks at their ends.
     """
-    lengths = sorted(map(len, filter(None, lines)))
+    lengths = [len(line) for line in lines if line]
     if not lengths:
         return []
     if sum(n for n in lengths if n > _LONG_LINE) > sum(lengths) / 2:
@@ -134,12 +134,12 @@ def paragraphs(lines: list[str]) -> list[str]:
     num_indented = sum(line.startswith(" ") for line in lines)
     if 0.02 * len(lengths) < num_indented < 0.5 * len(lengths):
         return join_wrapped(_separated(lines, lambda line, after: after.startswith(" ")))
-    width = lengths[len(lengths) * 9 // 10]
+    width = gutenberg.width_of(lines)
     return join_wrapped(_separated(lines, lambda line, after: _is_last(line, after, width)))
 
 
 def _separated(lines: list[str], is_border: Callable[[str, str], bool]) -> list[str]:
-    """The lines, with a blank one between two that is_border tells apart."""
+    """The lines, with a blank one between two that `is_border` separates."""
     separated: list[str] = []
     for line, after in zip(lines, [*lines[1:], ""], strict=True):
         separated.append(line)
@@ -149,6 +149,6 @@ def _separated(lines: list[str], is_border: Callable[[str, str], bool]) -> list[
 
 
 def _is_last(line: str, after: str, width: int) -> bool:
-    """Whether a line ends its paragraph: the next line's first word had room, and was not set."""
+    """Whether a line ends its paragraph: the first word of the next line would have fitted."""
     has_room = len(line) + 1 + len(after.split(maxsplit=1)[0]) <= width
     return has_room and (bool(_ENDS_A_SENTENCE.search(line)) or line.isupper())

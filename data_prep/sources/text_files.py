@@ -1,10 +1,11 @@
-"""A folder of files as an input: listed in one order everywhere, cut into tasks by size."""
+"""A folder of files as an input: listed in the same order everywhere, cut into tasks by size."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from data_prep.core.config import SettingsError
 from data_prep.core.settings import SourceSettings
@@ -12,39 +13,56 @@ from data_prep.sources import SourcePlan, cut_by_size
 from data_prep.stores.documents import Damage
 
 
+class InputFile(NamedTuple):
+    """A file of an input, by its name below the input's folder."""
+
+    name: str
+    size: int  # bytes
+    state: list[Any]  # changes when the file does
+
+    @classmethod
+    def of(cls, path: Path, folder: Path) -> InputFile:
+        """Describe a file; of a broken link the link itself, because reading it tells the fault."""
+        name = path.relative_to(folder).as_posix()
+        stat = path.stat() if path.exists() else path.lstat()
+        return cls(name, stat.st_size, [name, stat.st_size, stat.st_mtime_ns])
+
+
 def plan_files(
     source: SourceSettings, characters_per_part: int, what: str, is_wanted: Callable[[Path], bool]
 ) -> SourcePlan:
-    """Tasks of file names relative to source.path, subfolders included.
+    """Cut the wanted files below source.path into tasks of file names.
 
-    Names are sorted by their characters, so neither the file system's order nor the locale counts.
-    Hidden files are passed over. Raises SettingsError where no file is wanted.
+    Raises SettingsError if no file is wanted.
     """
     assert source.path is not None
-    folder = Path(source.path)
-    files = list_files(folder, is_wanted)
-    if not files:
-        raise SettingsError(f"source.path={folder} holds no {what}, nor do its subfolders")
-    names = [path.relative_to(folder).as_posix() for path in files]
-    stats = [stat_of(path) for path in files]
-    runs = cut_by_size([stat.st_size for stat in stats], characters_per_part)
-    states = [[n, s.st_size, s.st_mtime_ns] for n, s in zip(names, stats, strict=True)]
+    files = find_files(Path(source.path), what, is_wanted)
+    runs = cut_by_size([file.size for file in files], characters_per_part)
     return SourcePlan(
-        tasks=[[names[index] for index in run] for run in runs],
-        inputs={"files": len(files), "bytes": sum(stat.st_size for stat in stats)},
-        states=[[states[index] for index in run] for run in runs],
+        tasks=[[files[index].name for index in run] for run in runs],
+        inputs={"files": len(files), "bytes": sum(file.size for file in files)},
+        states=[[files[index].state for index in run] for run in runs],
     )
 
 
-def stat_of(path: Path) -> os.stat_result:
-    """A file's size and time; of a link that leads nowhere its own: reading it tells what is wrong."""
-    return path.stat() if path.exists() else path.lstat()
+def find_files(folder: Path, what: str, is_wanted: Callable[[Path], bool]) -> list[InputFile]:
+    """The wanted files below a folder, as `list_files` finds them.
+
+    Raises SettingsError if there is none, naming `what` is wanted.
+    """
+    files = [InputFile.of(path, folder) for path in list_files(folder, is_wanted)]
+    if not files:
+        raise SettingsError(f"source.path={folder} holds no {what}, nor do its subfolders")
+    return files
 
 
 def list_files(
     folder: Path, is_wanted: Callable[[Path], bool], without: Collection[str] = ()
 ) -> list[Path]:
-    """Wanted files below a folder, sorted; hidden files and folders, and `without`, left out."""
+    """Wanted files below a folder, without hidden files and folders and those named `without`.
+
+    Sorted by the characters of their names, so independent of the file system and the locale.
+    """
     found = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name[0] != "." and name not in without]
@@ -53,9 +71,9 @@ def list_files(
 
 
 def read_file(source: SourceSettings, name: str) -> bytes | Damage:
-    """A file's bytes, or damage where it is gone, as what a broken link points at is.
+    """The bytes of a file, or a Damage if it is missing, such as the target of a broken link.
 
-    Any other OSError is raised, for the next start may read the file: a disk's or a right's.
+    Any other OSError, of a disk or of permissions, is raised: the next start may read the file.
     """
     assert source.path is not None
     try:

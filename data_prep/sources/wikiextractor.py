@@ -1,8 +1,8 @@
-"""What WikiExtractor writes: <doc id= url= title=>, the title again, a blank line, paragraphs, </doc>.
+"""The output of WikiExtractor: <doc id= url= title=>, title, blank line, paragraphs, </doc>.
 
-Section headings are lines that end in a full stop. What the program leaves behind is removed:
-placeholders of formulas and code, brackets whose contents it removed, tags, escaped entities, lines
-of galleries and of templates that it did not expand.
+Section headings are lines that end in a full stop. What WikiExtractor leaves behind is removed:
+placeholders of formulas and code, emptied brackets, tags, escaped entities, lines of galleries and
+of templates that it did not expand.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ _MARKUP_LINE = re.compile(
 _LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]")
 _UPDATE = re.compile(r"\[ ?\[update\]\]|\[update\]")  # {{as of|2013}}: "As of 2013[ [update]]"
 _AS_OF = re.compile(r"(?<![^\s(])s of (?=(?:\w+ )?\d{4}\[ ?\[update)")
-# "(],])" is what pronunciations leave, "(0, 1]" an interval.
+# Pronunciations leave "(],])"; "(0, 1]" is an interval.
 _UNOPENED = re.compile(r"\[[^\[\]\n]*\]|\([^()\[\],\n]{1,8},[^()\[\],\n]{1,8}\]|\]")
 _NO_WORDS = re.compile(r'\(""\)')
 _LIST_MARK = re.compile(r"^(?:BULLET|Section)::::[-\s]*", re.MULTILINE)
 
 
 def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> SourcePlan:
-    """Tasks of whole files; WikiExtractor's own are of 1 MB."""
+    """Tasks of whole files; WikiExtractor writes files of 1 MB."""
     return plan_files(source, characters_per_part, "file", lambda path: True)
 
 
 def read(source: SourceSettings, task: list[str]) -> Iterator[Document | Reject | Damage]:
-    """A document, or a reject, for each <doc>; and a reject for what stands outside of all."""
+    """A document or a reject for each <doc>, and a reject for text outside of all."""
     for name in task:
         data = read_file(source, name)
         if isinstance(data, Damage):
@@ -68,7 +68,7 @@ def read(source: SourceSettings, task: list[str]) -> Iterator[Document | Reject 
 
 
 def clean(text: str) -> str:
-    """One page's paragraphs, without what WikiExtractor leaves behind."""
+    """The paragraphs of a page, without what WikiExtractor leaves behind."""
     text = html.unescape(text)
     if "<" in text:
         text = _TAG.sub(" ", _REFERENCE.sub("", text))
@@ -79,14 +79,10 @@ def clean(text: str) -> str:
     if "|" in text or "#" in text or "://" in text or "px;" in text or "[[" in text:
         text = _MARKUP_LINE.sub("", text)
     if "]" in text:
-        text = _UPDATE.sub("", _AS_OF.sub("As of ", text))
-        text = _UNOPENED.sub(_with_its_pair, _LINK.sub(r"\1", text))
+        text = _LINK.sub(r"\1", _UPDATE.sub("", _AS_OF.sub("As of ", text)))
+        text = _UNOPENED.sub(lambda match: "" if match[0] == "]" else match[0], text)
     text = _NO_WORDS.sub("", text)
     return clean_paragraphs(split_lines(remove_hollows(text)))
-
-
-def _with_its_pair(match: re.Match[str]) -> str:
-    return match[0] if match[0] != "]" else ""
 
 
 def _split(source: SourceSettings, name: str, text: str) -> Iterator[Document | Reject]:
@@ -113,7 +109,10 @@ def _split(source: SourceSettings, name: str, text: str) -> Iterator[Document | 
 
 
 def _page(source: SourceSettings, id: str, title: str, lines: list[str]) -> Document | Reject:
-    """The program repeats the title as the first line; a page of no more is a redirect's stub."""
+    """A page's document or reject.
+
+    The first line repeats the title; a page of this line alone is the stub of a redirect.
+    """
     if lines and html.unescape(lines[0]).strip() == title.strip():
         lines = lines[1:]
     raw = "\n".join(lines)

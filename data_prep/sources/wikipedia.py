@@ -1,4 +1,4 @@
-"""Wikipedia as rows of id, url, title, text: Hugging Face's wikimedia/wikipedia or files like it."""
+"""Wikipedia as rows of id, title and text: Hugging Face's wikimedia/wikipedia or files like it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Sourc
 
 
 def read(source: SourceSettings, task: dict[str, Any]) -> Iterator[Document | Reject]:
-    """A document, or a reject, for each row."""
+    """A document or a reject for each row."""
     for row in read_rows(task, _COLUMNS):
         text = clean_paragraphs(split_lines(row["text"] or ""))
         yield article(source, str(row["id"]), row["title"] or "", text)

@@ -1,4 +1,4 @@
-"""Which of Wikipedia's pages, once their markup is gone, are articles."""
+"""Decides which pages of Wikipedia, without their markup, are articles."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ _LISTS_MEANINGS = re.compile(
     r"\b(?:(?:may|can|could|might)\b.{0,20}\b(?:refer|mean|stand)|refers|stands)\b(?: to| for)?"
     r"(?:.{0,100}:|\W*)$"
 )
-_LIST = (
-    150  # mean characters of a list's lines; of an article's paragraphs they are several times it
-)
+# Mean characters of a line in a list; paragraphs of articles are several times as long.
+_LIST = 150
 
 
 def article(source: SourceSettings, id: str, title: str, text: str) -> Document | Reject:
-    """A page's document; or a reject where it has no text, lists meanings or is too short."""
+    """A page's document, or a reject if it has no text, lists meanings or is too short."""
     if not text:
         return Reject(id, title, text, "no prose")
     if lists_meanings(title, text):
@@ -31,10 +30,10 @@ def article(source: SourceSettings, id: str, title: str, text: str) -> Document 
 
 
 def lists_meanings(title: str, text: str) -> bool:
-    """Whether a page only lists what its title can mean.
+    """Whether a page only lists meanings of its title.
 
-    By its title, in any language; or as English pages do it: by their first or second line, with
-    nothing but a list behind it.
+    Judged by the title in any language, or, as English pages have it, by the first or second line
+    followed by nothing but a list.
     """
     if is_disambiguation(title, ""):
         return True

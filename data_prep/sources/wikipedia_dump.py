@@ -1,8 +1,8 @@
-"""Wikipedia's own dumps: MediaWiki XML, plain, .bz2 (also multistream) or .xz, one task a file.
+"""Wikipedia's own dumps: MediaWiki XML, plain, .bz2 (also multistream) or .xz, one task per file.
 
 Pages of the main namespace that are neither redirects nor disambiguation pages become documents;
-every other page is a reject. A document's id is its file and the page's number in it: page numbers
-of MediaWiki repeat between languages. A dump that breaks off is read as far as it goes.
+every other page is a reject. A document's id is its file and the index of the page in it, because
+MediaWiki's page numbers repeat between languages. A dump that breaks off is read up to there.
 """
 
 from __future__ import annotations
@@ -18,56 +18,45 @@ from typing import Any
 from lxml import etree
 from mwparserfromhell.parser import ParserError
 
-from data_prep.core.config import SettingsError
 from data_prep.core.settings import SourceSettings
 from data_prep.sources import SourcePlan
-from data_prep.sources.text_files import list_files, stat_of
+from data_prep.sources.text_files import InputFile, find_files
 from data_prep.sources.wikipedia_articles import article
 from data_prep.stores.documents import Damage, Document, Reject
 from data_prep.text.wikitext import HIDDEN_NAMESPACES, is_disambiguation, is_redirect, to_text
 
+_WHAT = ".xml, .xml.bz2 or .xml.xz file"
 _DUMP_NAME = re.compile(r".+\.xml(?:-p\d+p\d+)?(?:[-.].*(?:bz2|xz))?")
 _CHUNK = 1 << 18  # bytes of XML
-_CHECKSUMS = {32: "md5", 40: "sha1", 64: "sha256"}  # by their hexadecimal digits
+_CHECKSUMS = {32: "md5", 40: "sha1", 64: "sha256"}  # by number of hexadecimal digits
 _HIDDEN_KEYS = ("-2", "6", "14")  # media, file, category
 
 
 def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> SourcePlan:
-    """A task for each dump, with the checksum that lies beside it, if one does."""
+    """A task for each dump, with the published checksum next to it, if there is one."""
     assert source.path is not None
     path = Path(source.path)
-    files = [path]
-    if path.is_dir():
-        files = list_files(path, lambda file: _DUMP_NAME.fullmatch(file.name) is not None)
-    if not files:
-        raise SettingsError(
-            f"source.path={path} holds no .xml, .xml.bz2 or .xml.xz file, nor do its subfolders"
-        )
     root = path if path.is_dir() else path.parent
-    names = [file.relative_to(root).as_posix() for file in files]
-    published = [published_checksum(file) for file in files]
-    stats = [stat_of(file) for file in files]
+    files = [InputFile.of(path, root)] if path != root else find_files(root, _WHAT, _is_dump)
+    published = [published_checksum(root / file.name) for file in files]
     return SourcePlan(
         tasks=[
-            {"root": str(root), "name": name, "checksum": expected}
-            for name, expected in zip(names, published, strict=True)
+            {"root": str(root), "name": file.name, "checksum": expected}
+            for file, expected in zip(files, published, strict=True)
         ],
         inputs={
             "files": len(files),
-            "bytes": sum(stat.st_size for stat in stats),
+            "bytes": sum(file.size for file in files),
             "files with a published checksum": sum(expected is not None for expected in published),
         },
-        states=[
-            [name, stat.st_size, stat.st_mtime_ns, expected]
-            for name, stat, expected in zip(names, stats, published, strict=True)
-        ],
+        states=[[*file.state, expected] for file, expected in zip(files, published, strict=True)],
     )
 
 
 def read(source: SourceSettings, task: dict[str, Any]) -> Iterator[Document | Reject | Damage]:
-    """A document, or a reject, for each page; and a Damage where the file breaks off.
+    """A document or a reject for each page, and a Damage where the file breaks off.
 
-    Raises RuntimeError for a file that is not the one its published checksum is of.
+    Raises RuntimeError if the file differs from its published checksum.
     """
     path = Path(task["root"]) / task["name"]
     if task["checksum"] is not None:
@@ -87,9 +76,9 @@ def read(source: SourceSettings, task: dict[str, Any]) -> Iterator[Document | Re
 
 
 def published_checksum(path: Path) -> str | None:
-    """The checksum published for a file: <name>.md5 or .sha1, or its line in a *sums.txt beside it.
+    """The published checksum of a file: in <name>.md5 or .sha1, or its line in a *sums.txt.
 
-    Hexadecimal, lower case; the longest where there are several.
+    In lower-case hexadecimal digits; the longest if there are several.
     """
     own = [path.with_name(f"{path.name}.{kind}") for kind in _CHECKSUMS.values()]
     lists = sorted(path.parent.glob("*sums.txt"))
@@ -104,24 +93,28 @@ def published_checksum(path: Path) -> str | None:
     return max((digits for digits in found if len(digits) in _CHECKSUMS), key=len, default=None)
 
 
+def _is_dump(path: Path) -> bool:
+    return _DUMP_NAME.fullmatch(path.name) is not None
+
+
 def _verify(path: Path, expected: str) -> None:
     kind = _CHECKSUMS[len(expected)]
     with path.open("rb") as file:
         digits = hashlib.file_digest(file, kind).hexdigest()
     if digits != expected:
         raise RuntimeError(
-            f"{path} has the {kind} {digits}, and the checksum file beside it says {expected}: the "
-            "download is broken or of another date; fetch the dump again, or remove the checksum "
-            "file to read it as it is"
+            f"{path} has the {kind} {digits}, and the checksum file next to it has {expected}: "
+            "the download is broken or of another date; fetch the dump again, or remove the "
+            "checksum file to read it as it is"
         )
 
 
 def _events(path: Path) -> Iterator[tuple[str, Any]]:
-    """What a dump holds, in order: its "namespace" and "page" elements.
+    """The "namespace" and "page" elements of a dump, in order.
 
-    Where the file breaks off: the "cut page" it breaks off in, as far as it goes, if it is in one,
-    and "damage", which is a text. An element is emptied when the next is asked for, and taken from
-    its parent: the memory is that of one chunk and one page.
+    A file that breaks off ends with the "cut page" in which it does so, if it is in one, and with a
+    "damage", which is a text. Each element is freed when the next one is requested, so the memory
+    is that of one chunk and one page.
     """
     parser = etree.XMLPullParser(
         ("start", "end"), tag=("{*}page", "{*}namespace"), huge_tree=True, resolve_entities=False
@@ -136,7 +129,7 @@ def _events(path: Path) -> Iterator[tuple[str, Any]]:
                 parser.close()
         except (etree.XMLSyntaxError, EOFError, lzma.LZMAError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # the disk's, not the file's
+                raise  # a fault of the disk, not of the file
             damage = str(error)
         for event, element in parser.read_events():
             kind = etree.QName(element).localname
@@ -157,10 +150,10 @@ def _events(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    """The XML of a file in pieces, unpacked by what its first bytes say.
+    """The XML of a file in pieces, unpacked according to its first bytes.
 
-    Raises EOFError where compressed data breaks off, OSError or LZMAError where it is corrupt, both
-    after all that could be unpacked.
+    Raises EOFError where compressed data breaks off, and OSError or LZMAError where it is corrupt;
+    both after everything that could be unpacked.
     """
     with path.open("rb") as raw:
         start = raw.read(6)
@@ -171,12 +164,12 @@ def _chunks(path: Path) -> Iterator[bytes]:
             file = lzma.LZMAFile(raw)
         else:
             file = raw
-        while chunk := file.read1(_CHUNK):  # `read` would lose what came before an error
+        while chunk := file.read1(_CHUNK):  # `read` would lose the data before an error
             yield chunk
 
 
 def _forget(element: Any) -> None:
-    """Free an element and those before it, which their parent holds."""
+    """Free an element and those before it, which its parent still holds."""
     element.clear()
     parent = element.getparent()
     while parent is not None and element.getprevious() is not None:
@@ -187,9 +180,7 @@ def _page(
     source: SourceSettings, id: str, page: Any, hidden: set[str], *, is_whole: bool
 ) -> Document | Reject:
     title = _field(page, "title")
-    revisions = page.findall(
-        "{*}revision"
-    )  # dumps with a page's history have several, oldest first
+    revisions = page.findall("{*}revision")  # oldest first; dumps with history have several
     markup = _field(revisions[-1], "text") if revisions else ""
     if not is_whole:
         return Reject(id, title, markup, "dump breaks off in this page")
@@ -212,5 +203,5 @@ def _page(
 
 def _field(parent: Any, name: str) -> str:
     element = parent.find(f"{{*}}{name}")
-    # All of its text: where "<!--" was not escaped, a comment stands in the middle of it.
+    # itertext, because an unescaped "<!--" makes a comment in the middle of the text.
     return "" if element is None else "".join(element.itertext()).strip()
