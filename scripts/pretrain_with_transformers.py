@@ -1,19 +1,21 @@
-"""A run of ours once more, trained by stock transformers: the same data, order, masks and first weights.
+"""Repeat a run with stock transformers: the same data, order, masks and first weights.
 
     python -m scripts.pretrain_with_transformers run=runs/x [out=runs/x-transformers] [steps=N]
         [checkpoint=runs/x/checkpoints/step-00006000]
 
-What is trained is `transformers.BertForPreTraining` (without pairs BertForMaskedLM) on padded batches,
-by torch's AdamW, at the rates of the run's schedule. Shards, order of examples, masks and weights at
-step 0 are those of the run in run=, and so are the held-out examples: without dropout the two curves
-differ by rounding, with dropout by its masks. out/ gets what a run's folder holds of figures, so that
+steps       the last step, of the run's schedule; default: all
+checkpoint  start from its weights and moments, to compare a later part of the run
+
+The model is `transformers.BertForPreTraining` (without pairs BertForMaskedLM) on padded batches,
+trained by torch's AdamW at the rates of the run's schedule. Shards, order of examples, masks,
+weights at step 0 and held-out examples are those of the run. Without dropout the two curves differ
+by rounding; with dropout, by its masks. out/ gets the metrics as a run's folder has them, so that
 
     python -m pretrain.report run=runs/x other=runs/x-transformers
 
-lays them beside each other. A table of the held-out losses comes last, with the largest difference.
-steps=N: up to step N of the run's schedule. checkpoint=: from there on, with its weights and moments,
-to see a later part of the run without the hours before it. Status 2: wrong arguments, or a run that stock parts
-do not train (LAMB, 16 bits, a budget of hours); of several phases the first is trained.
+compares the two. At the end comes a table of the held-out losses, with the largest difference. Of
+several phases the first is trained. Status 2: wrong arguments, or a run that stock parts cannot
+train (LAMB, 16 bits, a budget of hours).
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from data_prep.core.files import read_json
 from data_prep.core.objectives import Pairing
 from data_prep.tokenizer.vocab_file import read_vocab
 from pretrain.checkpoint.files import STATE_FILE, find_fault
+from pretrain.config.arguments import run_command
 from pretrain.config.load import settings_of
 from pretrain.config.settings import OptimizerName, Precision, Settings
 from pretrain.data.corpus import manifest_of
@@ -51,49 +54,44 @@ from pretrain.optim.schedules import learning_rate
 from pretrain.run_folder.jsonl import readable_lines
 from pretrain.training.evaluation import means
 from scripts.baselines.transformers_step import padded
-from scripts.bench.harness import Arguments, arguments
 
-DEFAULTS: Arguments = {"run": "", "out": "", "steps": 0, "checkpoint": ""}
-FIGURES = ("eval/mlm_loss", "eval/nsp_loss", "eval/sop_loss")
+HELD_OUT = ("eval/mlm_loss", "eval/nsp_loss", "eval/sop_loss")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train and compare; the exit status."""
-    typed = arguments(sys.argv[1:] if argv is None else argv, DEFAULTS)
-    try:
-        if not typed["run"]:
-            raise SettingsError("no run is named; add run=FOLDER, as in run=runs/x")
-        run = Path(str(typed["run"]))
-        out = Path(str(typed["out"]) or f"{run}-transformers")
-        settings = settings_of(run)
-        _check(settings, out)
-        last = settings.schedule.last_step
-        assert last is not None, "a budget of hours is refused"
-        out.mkdir(parents=True, exist_ok=True)
-        for name in ("config.yaml", "environment.json"):
-            shutil.copyfile(run / name, out / name)
-        begin = Path(str(typed["checkpoint"])) if typed["checkpoint"] else None
-        steps = min(int(typed["steps"]) or last, last)
-        if begin is not None:
-            _check_checkpoint(begin, steps)
-        train(settings, out, steps, begin)
-        print("\n".join(compared(run, out)))
-    except SettingsError as error:
-        print(f"pretrain_with_transformers: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Run the command line; the exit status."""
+    return run_command(repeat, argv)
+
+
+def repeat(
+    run: Path, out: Path | None = None, steps: int | None = None, checkpoint: Path | None = None
+) -> None:
+    """The command."""
+    out = out or Path(f"{run}-transformers")
+    settings = settings_of(run)
+    _check(settings, out)
+    last = settings.schedule.last_step
+    assert last is not None, "a budget of hours is refused"
+    steps = min(steps or last, last)
+    if checkpoint is not None:
+        _check_checkpoint(checkpoint, steps)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("config.yaml", "environment.json"):
+        shutil.copyfile(run / name, out / name)
+    train(settings, out, steps, checkpoint)
+    print("\n".join(compared(run, out)))
 
 
 def _check(settings: Settings, out: Path) -> None:
     wrong = []
     if settings.optim.name is not OptimizerName.adamw:
-        wrong.append(f"optim={settings.optim.name.name}: torch has AdamW alone of these")
+        wrong.append(f"optim={settings.optim.name.name}: of these, torch has only AdamW")
     if settings.engine.precision is not Precision.fp32:
         wrong.append(f"engine.precision={settings.engine.precision.name}: this loop is fp32")
     if settings.schedule.budget_hours is not None:
-        wrong.append("schedule.budget_hours: its rate follows the clock, so no two runs are alike")
+        wrong.append("schedule.budget_hours: the rate follows the clock, so no two runs are alike")
     if (out / "metrics.jsonl").exists():
-        wrong.append(f"{out} holds figures already; give another out=, or delete it")
+        wrong.append(f"{out} already holds metrics; give another out=, or delete it")
     if wrong:
         raise SettingsError("\n".join(wrong))
 
@@ -113,7 +111,7 @@ def _check_checkpoint(checkpoint: Path, steps: int) -> None:
 def train(settings: Settings, out: Path, steps: int, begin: Path | None = None) -> None:
     """Train up to step `steps`, from a checkpoint of the run or from its first weights.
 
-    Figures by our names go to out/metrics.jsonl.
+    Metrics go to out/metrics.jsonl by our names.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     manifest, pairing = manifest_of(settings.data), settings.data.pairs
@@ -148,9 +146,8 @@ def train(settings: Settings, out: Path, steps: int, begin: Path | None = None) 
             optimizer.step()
             window.count(batch.num_masked, batch.num_sequences, batch.num_tokens)
             if step % settings.monitor.every_steps == 0 or step == steps:
-                figures = window.figures("train", pairing)
-                figures |= {"optim/learning_rate": rate, "optim/grad_norm": float(norm)}
-                lines.record(step, figures)
+                optim = {"optim/learning_rate": rate, "optim/grad_norm": float(norm)}
+                lines.record(step, window.metrics("train", pairing) | optim)
                 window = _Window()
             if step % settings.eval.every_steps == 0 or step == steps:
                 lines.record(step, evaluate(model, held_out, pairing, device))
@@ -164,7 +161,7 @@ def train(settings: Settings, out: Path, steps: int, begin: Path | None = None) 
 def evaluate(
     model: nn.Module, held_out: EvalLoader, pairing: Pairing, device: torch.device
 ) -> dict[str, float]:
-    """The held-out figures of the same examples as the run's."""
+    """Held-out metrics, on the same examples as the run's."""
     window = _Window()
     model.eval()
     with torch.no_grad():
@@ -175,12 +172,12 @@ def evaluate(
 
 
 def _sums(model: nn.Module, batch: PackedBatch, pairing: Pairing) -> Tensor:
-    """(4,): losses of tokens and pairs, right guesses of both, summed over the micro-batch."""
+    """(4,): losses of tokens and pairs, correct predictions of both, summed over the batch."""
     inputs = padded(batch, max(batch.lengths))
     labels, pair_labels = (inputs.pop(name) for name in ("labels", "next_sentence_label"))
     answer = model(**inputs)
     tokens = (answer.logits if pairing is Pairing.none else answer.prediction_logits).flatten(0, 1)
-    masked = labels.flatten() != IGNORED  # the other rows add nothing to the loss but time
+    masked = labels.flatten() != IGNORED  # the other rows add only time
     parts = [(tokens[masked], labels.flatten()[masked])]
     if pairing is not Pairing.none:
         parts.append((answer.seq_relationship_logits, pair_labels))
@@ -191,7 +188,7 @@ def _sums(model: nn.Module, batch: PackedBatch, pairing: Pairing) -> Tensor:
 
 
 class _Window:
-    """Sums since the last record."""
+    """Sums since the last line of metrics."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
@@ -205,7 +202,7 @@ class _Window:
         before = self.counts
         self.counts = (before[0] + masked, before[1] + sequences, before[2] + tokens)
 
-    def figures(self, prefix: str, pairing: Pairing) -> dict[str, float]:
+    def metrics(self, prefix: str, pairing: Pairing) -> dict[str, float]:
         masked, sequences, tokens = self.counts
         seconds = time.perf_counter() - self.started
         return {
@@ -217,7 +214,7 @@ class _Window:
 
 
 def _model(settings: Settings, manifest: dict[str, Any]) -> nn.Module:
-    """Stock BERT with the weights that the run begins with."""
+    """Stock BERT with the first weights of the run."""
     vocab_size, pairing = manifest["vocab_size"], settings.data.pairs
     ours = BertForPreTraining(settings.model, vocab_size, pairing)
     ours.initialize(torch.Generator().manual_seed(settings.run.seed))
@@ -262,7 +259,7 @@ def _continue(
     manifest: dict[str, Any],
     checkpoint: Path,
 ) -> None:
-    """Put weights, moments and optimizer step of one of our checkpoints into stock parts."""
+    """Load weights, moments and optimizer step of one of our checkpoints into stock parts."""
     ours: dict[str, dict[str, Tensor]] = {WEIGHT: {}, **{key: {} for key in MOMENTS}}
     for key, name, value in read_tensors(checkpoint):
         ours[key][name] = value
@@ -279,19 +276,19 @@ def _continue(
 
 
 def compared(run: Path, out: Path) -> Iterator[str]:
-    """The held-out losses of both, step by step, and the largest difference."""
+    """Lines of the held-out losses of both, step by step, and the largest difference."""
     ours, stock = (
         {
             line["step"]: line
             for line in readable_lines(folder / "metrics.jsonl")
-            if FIGURES[0] in line
+            if HELD_OUT[0] in line
         }
         for folder in (run, out)
     )
     largest = 0.0
-    yield f"{'step':>8}  {'figure':14}  {'ours':>8}  {'transformers':>12}  {'difference':>10}"
+    yield f"{'step':>8}  {'metric':14}  {'ours':>8}  {'transformers':>12}  {'difference':>10}"
     for step in sorted({*ours} & {*stock}):
-        for name in FIGURES:
+        for name in HELD_OUT:
             if name in ours[step]:
                 difference = stock[step][name] - ours[step][name]
                 largest = max(largest, abs(difference))

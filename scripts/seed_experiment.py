@@ -1,21 +1,26 @@
-"""Does the pretraining help, and does next sentence prediction? Pretrained and random starts, fine-tuned.
+"""Measure what pretraining, and next sentence prediction, contribute to six fine-tuned tasks.
 
     python -m scripts.seed_experiment nsp=FOLDER none=FOLDER glue=FOLDER squad=FOLDER wnut=FOLDER
         out=FOLDER [seeds=3] [examples=4000] [questions=1000] [SETTING=VALUE ...]
 
-nsp=, none=     data_dirs of one corpus (same documents, vocab, tokens), built with pairs=nsp and pairs=none, each
-                at 32 and at 128 tokens
-glue=           holds SST-2/, RTE/, MRPC/ and STS-B/; squad= train= and dev= of SQuAD 1.1; wnut= the three of WNUT-17
-runs=           where the two pretrainings lie, as nsp and none; out/runs without it
-rates=          of fine-tuning, 1e-4,5e-4 for a tiny model: the first seed tries all, the best on the development
-                set is kept, for each start and task its own. With +model=base give the paper's: 2e-5,3e-5,5e-5
-SETTING=VALUE   of pretrain.run, for both, over +model=tiny recipe=laptop: +model=base, recipe=paper, ...
+nsp= none=     data_dirs of one corpus (same documents, vocab, tokens), built with pairs=nsp and
+               pairs=none, each at 32 and at 128 tokens
+glue=          holds SST-2/, RTE/, MRPC/ and STS-B/
+squad=         holds SQuAD 1.1, named by train= and dev=
+wnut=          holds the three files of WNUT-17
+runs=          the folder of the two pretrainings, named nsp and none; default: out/runs
+rates=         learning rates of fine-tuning; the default, 1e-4,5e-4, suits a tiny model. The first
+               seed tries all, and the best on the development set is kept for each start and task.
+               With +model=base use the paper's: 2e-5,3e-5,5e-5
+starts= tasks= run a part, such as starts=random,nsp or tasks=rte,mrpc
+SETTING=VALUE  settings of pretrain.run for both pretrainings, such as +model=base or recipe=paper;
+               default: +model=tiny recipe=laptop
 
-Three starts (nsp, none, random: the sizes of nsp with fresh weights) are fine-tuned on six tasks with
-`seeds` seeds each. Whatever ends this, the same command goes on: pretraining from its checkpoint,
-fine-tuning with the seed that is missing. starts=random,nsp or tasks=rte,mrpc do a part. out/ gets
-experiment.md (the table, and every command), experiment.json, experiment.png and .svg.
-Status: 0, 1 where a command failed (it is named), 2 for wrong arguments.
+Three starts (nsp, none, and random: the sizes of nsp with fresh weights) are fine-tuned on six
+tasks with `seeds` seeds each. If this ends early, the same command continues: pretraining from its
+checkpoint, fine-tuning with the missing seed. out/ gets experiment.md (the table, and every
+command), experiment.json, experiment.png and .svg.
+Status: 0, 1 if a command failed (it is named), 2 for wrong arguments.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +39,11 @@ from matplotlib.figure import Figure
 
 from data_prep.core.config import SettingsError, compose
 from data_prep.core.files import read_json, write_json
+from pretrain.config.arguments import parse_arguments
 from pretrain.config.settings import Settings
 from pretrain.run_folder.jsonl import readable_lines
-from scripts.bench.harness import Arguments, arguments
 
-DEFAULTS: Arguments = {
-    "nsp": "", "none": "", "glue": "", "squad": "", "wnut": "", "out": "", "runs": "",
-    "train": "train-v1.1.json", "dev": "dev-v1.1.json",  # SQuAD's files
-    "starts": "random,none,nsp", "tasks": "sst2,rte,mrpc,stsb,squad,wnut17",
-    "seeds": 3, "examples": 4000, "dev_examples": 1000,
-    "questions": 1000, "dev_questions": 1000,  # each is read in some four windows
-    "epochs": 4, "rates": "1e-4,5e-4", "batch": 16,
-    "length": 128,
-}  # fmt: skip
-PRETRAINING = ("+model=tiny", "recipe=laptop")  # of both, and what is typed over it
+PRETRAINING = ("+model=tiny", "recipe=laptop")  # of both; settings on the command line override it
 # script, argument, and the folder below it
 TASKS = {
     "sst2": ("classification", "glue", "SST-2"),
@@ -64,52 +60,82 @@ STARTS = {
 }
 
 
+Results = dict[str, dict[str, dict[str, Any]]]  # task and metric: {start: mean, std, ...}
+
+
 class FailedError(RuntimeError):
-    """A command that did not end well."""
+    """A command that failed."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of the command. A folder that no start or task needs may be missing."""
+
+    nsp: Path | None = None
+    none: Path | None = None
+    glue: Path | None = None
+    squad: Path | None = None
+    wnut: Path | None = None
+    out: Path | None = None
+    runs: Path | None = None
+    train: str = "train-v1.1.json"  # SQuAD's files
+    dev: str = "dev-v1.1.json"
+    starts: str = "random,none,nsp"
+    tasks: str = "sst2,rte,mrpc,stsb,squad,wnut17"
+    seeds: int = 3
+    examples: int = 4000
+    dev_examples: int = 1000
+    questions: int = 1000  # each is read in about four windows
+    dev_questions: int = 1000
+    epochs: int = 4
+    rates: str = "1e-4,5e-4"
+    batch: int = 16
+    length: int = 128
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What was typed, and where everything lies."""
+    """The arguments, and the path and command of each part."""
 
     given: Arguments
     overrides: list[str]  # of pretrain.run
 
     @property
     def out(self) -> Path:
-        return Path(str(self.given["out"]))
+        assert self.given.out is not None, "check() refuses it"
+        return self.given.out
 
     @property
     def runs(self) -> Path:
-        return Path(str(self.given["runs"])) if self.given["runs"] else self.out / "runs"
+        return self.given.runs or self.out / "runs"
 
     @property
     def starts(self) -> list[str]:
-        return str(self.given["starts"]).split(",")
+        return self.given.starts.split(",")
 
     @property
     def tasks(self) -> list[str]:
-        return str(self.given["tasks"]).split(",")
+        return self.given.tasks.split(",")
 
     def check(self) -> None:
-        """Raise SettingsError where something is not named or not there."""
+        """Raise SettingsError if something is not named or does not exist."""
         wrong = [f"{name}={kind} is none of {', '.join(known)}"
                  for name, chosen, known in (("starts", self.starts, STARTS), ("tasks", self.tasks, TASKS))
                  for kind in chosen if kind not in known]  # fmt: skip
         needed = {"out", *self.needed_runs(), *(TASKS[t][1] for t in self.tasks if t in TASKS)}
-        wrong += [f"{name}= is not given" for name in sorted(needed) if not self.given[name]]
-        wrong += [
-            f"{name}={self.given[name]} is no folder"
-            for name in sorted(needed - {"out"})
-            if self.given[name] and not Path(str(self.given[name])).is_dir()
-        ]
+        for name in sorted(needed):
+            folder: Path | None = getattr(self.given, name)
+            if folder is None:
+                wrong.append(f"{name}= is not given")
+            elif name != "out" and not folder.is_dir():
+                wrong.append(f"{name}={folder} is no folder")
         if wrong:
-            raise SettingsError("; ".join(wrong) + " (--help says what each is)")
+            raise SettingsError("; ".join(wrong) + " (--help explains each)")
         for name in self.needed_runs():
-            try:  # also where it has ended: a misspelt word would change nothing then
+            try:  # even if it has finished: a misspelt word would then go unnoticed
                 compose("config", Settings, self.pretraining(name)[2:])
             except SettingsError as error:
-                raise SettingsError(f"{error} (--help says what else can be given)") from error
+                raise SettingsError(f"{error} (--help shows the other arguments)") from error
 
     def needed_runs(self) -> list[str]:
         """Pretrainings that the starts need; a random start takes the sizes of nsp's export."""
@@ -122,7 +148,7 @@ class Experiment:
     def pretraining(self, name: str) -> list[str]:
         """The command that pretrains `name`, nsp or none."""
         return [
-            "-m", "pretrain.run", *PRETRAINING, f"data.dir={self.given[name]}", f"data.pairs={name}",
+            "-m", "pretrain.run", *PRETRAINING, f"data.dir={getattr(self.given, name)}", f"data.pairs={name}",
             *self.overrides, f"run.dir={self.runs}", f"run.name={name}",
         ]  # fmt: skip
 
@@ -139,23 +165,23 @@ class Experiment:
         what = "questions" if kind == "qa" else "examples"
         words = [
             "-m", f"scripts.finetune_{kind}", f"+task={task}", f"model={self.export(start)}",
-            f"start={'random' if start == 'random' else 'pretrained'}", f"seeds={given['seeds']}",
-            f"task.folder={Path(str(given[folder])) / below}", f"epochs={given['epochs']}",
-            f"grid.learning_rate=[{given['rates']}]", f"batch_size={given['batch']}",
+            f"start={'random' if start == 'random' else 'pretrained'}", f"seeds={given.seeds}",
+            f"task.folder={getattr(given, folder) / below}", f"epochs={given.epochs}",
+            f"grid.learning_rate=[{given.rates}]", f"batch_size={given.batch}",
             # no longer than the pretraining's sequences: later positions were never trained
-            f"max_length={given['length']}", f"max_train_examples={given[what]}",
-            f"max_dev_examples={given[f'dev_{what}']}",
+            f"max_length={given.length}", f"max_train_examples={getattr(given, what)}",
+            f"max_dev_examples={getattr(given, f'dev_{what}')}",
             f"out={self.results(start, task).parent}",
         ]  # fmt: skip
         if kind == "qa":
-            part = int(given["length"]) // 4
-            words += [f"task.train={given['train']}", f"task.dev={given['dev']}"]
+            part = given.length // 4
+            words += [f"task.train={given.train}", f"task.dev={given.dev}"]
             words += [f"task.stride={part}", f"task.max_question_length={part}"]
         return words
 
 
 def perform(experiment: Experiment) -> None:
-    """Run what is not finished. Raises FailedError with the command that failed."""
+    """Run the commands that have not finished. Raises FailedError with the one that failed."""
     for name in experiment.needed_runs():
         _run_once(experiment.pretraining(name), experiment.runs / name / "export/config.json")
     for task in experiment.tasks:
@@ -164,7 +190,7 @@ def perform(experiment: Experiment) -> None:
 
 
 def _run_once(words: list[str], made: Path) -> None:
-    """Run python with `words`, unless `made` is there: it is written last."""
+    """Run python with `words`, unless `made`, which it writes last, exists."""
     command = shlex.join(["python", *words])
     if made.exists():
         print(f"done before: {made}", flush=True)
@@ -172,13 +198,13 @@ def _run_once(words: list[str], made: Path) -> None:
     print(command, flush=True)
     if status := subprocess.run([sys.executable, *words], check=False).returncode:
         raise FailedError(
-            f"this ended with status {status}; the same command goes on:\n  {command}"
+            f"this ended with status {status}; the same command continues:\n  {command}"
         )
 
 
-def figures(experiment: Experiment) -> dict[str, dict[str, dict[str, Any]]]:
-    """{task and figure: {start: results.json's mean and std, each seed, the rate that was chosen}}."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+def results_of(experiment: Experiment) -> Results:
+    """Read the mean, the deviation, the seeds and the chosen rate of every results.json."""
+    found: Results = {}
     for task in experiment.tasks:
         for start in experiment.starts:
             result = read_json(experiment.results(start, task))
@@ -190,8 +216,8 @@ def figures(experiment: Experiment) -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
-def table(experiment: Experiment, found: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Markdown: a line a figure, in percent, mean ± standard deviation over the seeds; the rates."""
+def table(experiment: Experiment, found: Results) -> str:
+    """Markdown: mean ± standard deviation over the seeds, in percent, per metric; then the rates."""
     starts = experiment.starts
     lines = [
         f"| | {' | '.join(STARTS[start][0] for start in starts)} |",
@@ -212,8 +238,8 @@ def table(experiment: Experiment, found: dict[str, dict[str, dict[str, Any]]]) -
     return "\n".join(lines)
 
 
-def draw(experiment: Experiment, found: dict[str, dict[str, dict[str, Any]]]) -> Figure:
-    """Held-out losses of the pretrainings, and the tasks' first figures as bars with every seed."""
+def draw(experiment: Experiment, found: Results) -> Figure:
+    """Plot held-out losses of the pretrainings, and each task's first metric, with every seed."""
     figure = Figure(figsize=(12, 4), layout="constrained")
     FigureCanvasAgg(figure)
     curves: Axes
@@ -235,70 +261,64 @@ def draw(experiment: Experiment, found: dict[str, dict[str, dict[str, Any]]]) ->
     names = [task for task in experiment.tasks if task in first]
     width = 0.8 / len(experiment.starts)
     for number, start in enumerate(experiment.starts):
-        places = [
-            place + (number - (len(experiment.starts) - 1) / 2) * width
-            for place in range(len(names))
-        ]
+        offset = (number - (len(experiment.starts) - 1) / 2) * width
+        positions = [position + offset for position in range(len(names))]
         label, colour = STARTS[start]
         means = [first[task][start]["mean"] for task in names]
         spreads = [first[task][start]["std"] or 0.0 for task in names]
-        bars.bar(places, means, width * 0.95, yerr=spreads, color=colour, label=label, capsize=2)
-        for place, task in zip(places, names, strict=True):
+        bars.bar(positions, means, width * 0.95, yerr=spreads, color=colour, label=label, capsize=2)
+        for position, task in zip(positions, names, strict=True):
             each = first[task][start]["each"]
-            bars.plot([place] * len(each), each, ".", color="black", markersize=3)
+            bars.plot([position] * len(each), each, ".", color="black", markersize=3)
     labels = [
         next(n for n in found if n.split()[0] == task).replace(" ", "\n", 1) for task in names
     ]
     bars.set_xticks(range(len(names)), labels, fontsize="small")
-    bars.set(ylim=(0, 110), ylabel="%", title=f"Fine-tuned, {experiment.given['seeds']} seeds each")
+    bars.set(ylim=(0, 110), ylabel="%", title=f"Fine-tuned, {experiment.given.seeds} seeds each")
     for axes in (curves, bars):
         axes.legend(fontsize="small", loc="upper right", ncols=1 if axes is curves else 3)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
+def write(experiment: Experiment, typed: Sequence[str]) -> str:
+    """Write table, commands and picture to `experiment.out`; return the table."""
+    found, out = results_of(experiment), experiment.out
+    picture = draw(experiment, found)
+    picture.savefig(out / "experiment.png", dpi=130, metadata={"Software": None})
+    picture.savefig(out / "experiment.svg", metadata={"Date": None})
+    command = shlex.join(["python", "-m", "scripts.seed_experiment", *typed])
+    commands = [experiment.pretraining(name) for name in experiment.needed_runs()]
+    for task in experiment.tasks:
+        commands += [experiment.finetuning(start, task) for start in experiment.starts]
+    steps = [shlex.join(["python", *words]) for words in commands]
+    facts = {"command": command, "commands": steps, "figures": found}
+    write_json(out / "experiment.json", facts)
+    text = table(experiment, found)
+    listing = "\n".join(["```", command, "", *steps, "```"])
+    parts = [text, "![Curves and bars](experiment.png)", listing]
+    (out / "experiment.md").write_text("\n\n".join(parts) + "\n")
+    return text
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Everything, from data to table; the exit status."""
+    """Run the command line; the exit status."""
     typed = list(sys.argv[1:] if argv is None else argv)
     if "--help" in typed or "-h" in typed:
         print(__doc__)
         return 0
-    own = [word for word in typed if word.partition("=")[0] in DEFAULTS]
-    experiment = Experiment(arguments(own, DEFAULTS), [word for word in typed if word not in own])
+    names = [field.name for field in fields(Arguments)]
+    own = [word for word in typed if word.partition("=")[0] in names]
     try:
+        given = Arguments(**parse_arguments(Arguments, own))
+        experiment = Experiment(given, [word for word in typed if word not in own])
         experiment.check()
         experiment.out.mkdir(parents=True, exist_ok=True)
         perform(experiment)
-    except SettingsError as error:
+    except (SettingsError, FailedError) as error:
         print(f"scripts.seed_experiment: {error}", file=sys.stderr)
-        return 2
-    except FailedError as error:
-        print(f"scripts.seed_experiment: {error}", file=sys.stderr)
-        return 1
-    found = figures(experiment)
-    picture = draw(experiment, found)
-    picture.savefig(experiment.out / "experiment.png", dpi=130, metadata={"Software": None})
-    picture.savefig(experiment.out / "experiment.svg", metadata={"Date": None})
-    command = shlex.join(["python", "-m", "scripts.seed_experiment", *typed])
-    commands = [
-        *(experiment.pretraining(name) for name in experiment.needed_runs()),
-        *(
-            experiment.finetuning(start, task)
-            for task in experiment.tasks
-            for start in experiment.starts
-        ),
-    ]
-    steps = [shlex.join(["python", *words]) for words in commands]
-    write_json(
-        experiment.out / "experiment.json",
-        {"command": command, "commands": steps, "figures": found},
-    )
-    text = table(experiment, found)
-    blocks = [text, "![Curves and bars](experiment.png)", "```", command, "", *steps, "```"]
-    (experiment.out / "experiment.md").write_text(
-        "\n".join([*blocks[:1], "", *blocks[1:2], "", *blocks[2:], ""])
-    )
-    print(f"\n{text}\n\n{experiment.out / 'experiment.md'}")
+        return 2 if isinstance(error, SettingsError) else 1
+    print(f"\n{write(experiment, typed)}\n\n{experiment.out / 'experiment.md'}")
     return 0
 
 

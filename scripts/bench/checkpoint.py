@@ -1,107 +1,99 @@
-"""What saving a checkpoint costs: how long training stands still, and how steps slow down meanwhile.
+"""The cost of a checkpoint: how long training pauses, and how much slower steps are meanwhile.
 
-    python -m scripts.bench.checkpoint [model=base] [zero_stage=1] [folder=FOLDER] [step_ms=0]
+    python -m scripts.bench.checkpoint [model=base] [zero_stage=1] [precision=auto] [sequences=8]
+        [steps=10] [every_steps=1000] [step_ms=0] [folder=FOLDER]
     torchrun --nproc-per-node 8 -m scripts.bench.checkpoint sequences=64
 
-Trains on made-up micro-batches, saves twice in the background (the first save meets memory that is
-new to the file system), and once as a run without a background would: waiting. The share is that of
-a step at checkpoint.every_steps, its default or as given: of the median step measured, or of one of
-`step_ms` known from elsewhere. `folder` decides which disk is measured.
+Trains on random micro-batches of `sequences` sequences. Saves twice in the background (the first
+save meets memory that is new to the file system), and once waiting, as a run without a background
+would. The share is that of a step if every `every_steps` steps are followed by a save. The step is
+the median of `steps` measured ones, or one of `step_ms` known from elsewhere. `folder` decides
+which disk is measured; the default is the system's folder for temporary files.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import statistics
-import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
-from data_prep.core.config import compose
 from pretrain.checkpoint.progress import Progress
 from pretrain.checkpoint.saver import Saver
-from pretrain.config.settings import Settings
+from pretrain.config.arguments import run_command
 from pretrain.data.train_loader import GlobalBatch
 from pretrain.distributed import ranks as ranks_module
 from pretrain.engine.engine import Engine
-from pretrain.model.bert import BertForPreTraining
 from scripts.baselines.synthetic_batch import VOCAB_SIZE, synthetic_batch
 from scripts.baselines.synthetic_shards import draw_lengths
-from scripts.bench.harness import Arguments, arguments, machine
+from scripts.baselines.transformers_step import packed_model
+from scripts.bench.harness import Record, benchmark, settings_of, stopwatch
 
-DEFAULTS: Arguments = {
-    "model": "base",
-    "zero_stage": 1,
-    "precision": "auto",
-    "sequences": 8,  # of a rank's micro-batch; a step has one
-    "steps": 10,  # from which the median is taken
-    "every_steps": 1000,
-    "step_ms": 0.0,  # 0: the one measured
-    "folder": "",  # in which to write; "": the system's for temporary files
-}
+SAVES = ("first, background", "second, background", "waiting")
 
 
-def main() -> None:
-    given = arguments(sys.argv[1:], DEFAULTS)
+@benchmark("checkpoint")
+def main(
+    model: str = "base",
+    zero_stage: int = 1,
+    precision: str = "auto",
+    sequences: int = 8,
+    steps: int = 10,
+    every_steps: int = 1000,
+    step_ms: float = 0.0,
+    folder: str = "",
+) -> Record | None:
+    """The benchmark; rank 0 has its record."""
     ranks = ranks_module.start(timeout_minutes=10)
-    settings = _settings(given)
-    model = BertForPreTraining(settings.model, VOCAB_SIZE, settings.data.pairs)
-    model.initialize(torch.Generator().manual_seed(0))
-    engine = Engine(model, settings.optim, settings.engine, ranks)
-    lengths = draw_lengths("wikipedia", int(given["sequences"]), np.random.default_rng(1))
+    overrides = (f"engine.zero_stage={zero_stage}", f"engine.precision={precision}")
+    settings = settings_of(model, *overrides)
+    engine = Engine(packed_model(settings, VOCAB_SIZE), settings.optim, settings.engine, ranks)
+    lengths = draw_lengths("wikipedia", sequences, np.random.default_rng(1))
     batch = synthetic_batch(lengths, ranks.world_size)
-    events: list[dict[str, Any]] = []
-    folder = Path(ranks.broadcast(tempfile.mkdtemp(dir=str(given["folder"]) or None)))
+    events: list[Record] = []
+    into = Path(ranks.broadcast(tempfile.mkdtemp(dir=folder or None)))
     try:
         saver = Saver(
-            folder,
-            engine,
-            ranks,
-            settings.checkpoint,
-            {},
-            lambda kind, **facts: events.append(facts),
+            into, engine, ranks, settings.checkpoint, {}, lambda kind, **facts: events.append(facts)
         )
-        _steps(engine, batch, 3)
-        usual = statistics.median(_steps(engine, batch, int(given["steps"])))
-        during = [_saved_in_the_background(saver, engine, batch, number) for number in (1, 2)]
+        for _ in range(3):
+            _step(engine, batch)
+        usual = statistics.median(_step(engine, batch) for _ in range(steps))
+        during = [_steps_during_a_save(saver, engine, batch, number) for number in (1, 2)]
         saver.save(Progress(step=3), is_last=True)
     finally:
         if ranks.rank == 0:
-            shutil.rmtree(folder)
-    if ranks.rank == 0:
-        _report(given, ranks.world_size, ranks.device, usual, during, events)
+            shutil.rmtree(into)
+    step = step_ms / 1000 or usual
+    rows = [
+        _row(how, saved, meanwhile, usual, step * every_steps)
+        for how, saved, meanwhile in zip(SAVES, events, [*during, []], strict=True)
+    ]
+    device, world_size, is_main = str(ranks.device), ranks.world_size, ranks.rank == 0
     ranks.stop()
-
-
-def _settings(given: Arguments) -> Settings:
-    names = ("zero_stage", "precision")
-    overrides = [f"engine.{name}={given[name]}" for name in names]
-    settings, _ = compose("config", Settings, [f"+model={given['model']}", *overrides])
-    return settings
+    if not is_main:
+        return None
+    print(f"median step {usual:.3f} s; {every_steps} steps of {step:.3f} s: "
+          f"{step * every_steps:,.0f} s")  # fmt: skip
+    for row in rows:
+        cells = (f"{k} {v:.4g}" if isinstance(v, float) else f"{v:18}" for k, v in row.items())
+        print("  ".join(cells))
+    return {"ranks": world_size, "device": device, "median_step_s": usual, "saves": rows}
 
 
 def _step(engine: Engine, batch: GlobalBatch) -> float:
-    started = time.perf_counter()
-    engine.train_step(batch, 1e-4)
-    if engine.ranks.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+    """Seconds of a step, by the wall clock."""
+    seconds = stopwatch(engine.ranks.device, "wall")
+    return seconds(lambda: engine.train_step(batch, 1e-4))
 
 
-def _steps(engine: Engine, batch: GlobalBatch, count: int) -> list[float]:
-    return [_step(engine, batch) for _ in range(count)]
-
-
-def _saved_in_the_background(
+def _steps_during_a_save(
     saver: Saver, engine: Engine, batch: GlobalBatch, number: int
 ) -> list[float]:
-    """The seconds of each step that was made while the checkpoint was being written."""
+    """The seconds of each step made while the checkpoint was being written."""
     saver.save(Progress(step=number))
     steps = [_step(engine, batch)]
     while not engine.ranks.any(saver.has_ended):
@@ -110,43 +102,19 @@ def _saved_in_the_background(
     return steps
 
 
-def _report(
-    given: Arguments,
-    world_size: int,
-    device: torch.device,
-    usual: float,
-    during: list[list[float]],
-    events: list[dict[str, Any]],
-) -> None:
-    step = float(given["step_ms"]) / 1000 or usual
-    interval = step * int(given["every_steps"])
-    rows = []
-    for how, saved, steps in zip(
-        ("first, background", "second, background", "waiting"), events, [*during, []], strict=True
-    ):
-        slower = sum(steps) - usual * len(steps)
-        rows.append(
-            {
-                "save": how,
-                "gigabytes": saved["bytes"] / 1e9,
-                "stands_still_s": saved["seconds_blocked"],
-                "written_s": saved["seconds_written"],
-                "longest_step_meanwhile_s": max(steps, default=0.0),
-                "slower_meanwhile_s": slower,
-                "share": saved["seconds_blocked"] / interval,
-                "share_with_slower_steps": (saved["seconds_blocked"] + slower) / interval,
-            }
-        )
-    print(
-        f"median step {usual:.3f} s; {given['every_steps']} steps of {step:.3f} s: {interval:,.0f} s"
-    )
-    for row in rows:
-        print(
-            "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{v:18}" for k, v in row.items())
-        )
-    facts = {"settings": given, "ranks": world_size, "device": str(device), "median_step_s": usual}
-    print(json.dumps({"benchmark": "checkpoint", **facts, "saves": rows, "machine": machine()}))
+def _row(how: str, saved: Record, steps: list[float], usual: float, interval: float) -> Record:
+    slower = sum(steps) - usual * len(steps)
+    return {
+        "save": how,
+        "gigabytes": saved["bytes"] / 1e9,
+        "stands_still_s": saved["seconds_blocked"],
+        "written_s": saved["seconds_written"],
+        "longest_step_meanwhile_s": max(steps, default=0.0),
+        "slower_meanwhile_s": slower,
+        "share": saved["seconds_blocked"] / interval,
+        "share_with_slower_steps": (saved["seconds_blocked"] + slower) / interval,
+    }
 
 
 if __name__ == "__main__":
-    ranks_module.exit_with(main)
+    ranks_module.exit_with(partial(run_command, main))

@@ -1,18 +1,17 @@
-"""The losses of a training of stock `transformers` and of ours, laid over each other.
+"""The losses of a training with stock `transformers` and of ours, plotted over each other.
 
     python -m scripts.bench.curves data=FOLDER [model=tiny] [steps=200] [sequences=8]
         [learning_rate=0.0005] [seed=1] [threads=1] [compile=1] [out=docs/curves_200_steps.png]
 
-`data` is a folder of shards with its manifest, as data_dir/len128. Both start from the same weights
-and see the same examples with the same masks, step by step: theirs padded to the shards' length,
-ours packed, and ours compiled in static shapes. fp32, no dropout, AdamW with a tenth of the steps to warm up and a linear decay. Sums are
-rounded in another order, and training lets that grow slowly: the largest difference of the losses is
-printed, relative to the loss.
+`data` is a folder of shards with its manifest, such as data_dir/len128. All start from the same
+weights and see the same examples with the same masks, step by step: theirs padded to the shards'
+length, ours packed, and ours compiled in static shapes. The trainings use fp32, no dropout, and
+AdamW with a tenth of the steps to warm up and a linear decay. Sums are rounded in another order,
+and training lets that grow slowly. The largest difference, relative to the loss, is printed.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,9 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from data_prep.core.config import compose
 from data_prep.stores.shard_reader import Shards
-from pretrain.config.settings import Precision, Settings
+from pretrain.config.arguments import run_command
+from pretrain.config.settings import Precision
 from pretrain.data.packing import Shape, pack
 from scripts.baselines.transformers_step import (
     compiled_twin,
@@ -34,58 +33,46 @@ from scripts.baselines.transformers_step import (
     packed_model,
     padded,
 )
-from scripts.bench.harness import Arguments, arguments, machine
+from scripts.bench.harness import Record, benchmark, settings_of
 
-DEFAULTS: Arguments = {
-    "data": "",
-    "model": "tiny",
-    "steps": 200,
-    "sequences": 8,
-    "learning_rate": 0.0005,
-    "seed": 1,
-    "threads": 1,
-    "compile": 1,
-    "out": "docs/curves_200_steps.png",
-}
+STYLES = {"packed": ("black", "-"), "compiled": ("#d55e00", ":")}
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Losses of each step, tokens and pairs together, in nats."""
+    """Losses of each step, MLM and NSP together, in nats."""
 
     theirs: list[float]
     ours: dict[str, list[float]]  # packed, compiled
 
     def differences(self, name: str) -> list[float]:
-        """Of each step, relative to the loss."""
+        """The difference at each step, relative to the loss."""
         return [abs(a - b) / abs(a) for a, b in zip(self.theirs, self.ours[name], strict=True)]
 
 
-def main() -> None:
-    given = arguments(sys.argv[1:], DEFAULTS)
-    if not given["data"]:
-        raise SystemExit("data=FOLDER is missing: a folder of shards, as data_dir/len128")
-    torch.set_num_threads(int(given["threads"]))
-    shards = Shards.open(Path(str(given["data"])), "train")
-    curves = train(
-        shards,
-        str(given["model"]),
-        int(given["steps"]),
-        int(given["sequences"]),
-        float(given["learning_rate"]),
-        int(given["seed"]),
-        bool(given["compile"]),
-    )
-    draw(curves, Path(str(given["out"])))
-    print(f"losses of {given['steps']} steps: {curves.theirs[0]:.4f} to {curves.theirs[-1]:.4f}")
+@benchmark("curves")
+def main(
+    data: str,
+    model: str = "tiny",
+    steps: int = 200,
+    sequences: int = 8,
+    learning_rate: float = 0.0005,
+    seed: int = 1,
+    threads: int = 1,
+    compile: int = 1,
+    out: str = "docs/curves_200_steps.png",
+) -> Record:
+    """The benchmark."""
+    torch.set_num_threads(threads)
+    shards = Shards.open(Path(data), "train")
+    curves = train(shards, model, steps, sequences, learning_rate, seed, bool(compile))
+    draw(curves, Path(out))
+    first, last = curves.theirs[0], curves.theirs[-1]
+    print(f"losses of {steps} steps: {first:.4f} to {last:.4f}")
     largest = {name: max(curves.differences(name)) for name in curves.ours}
     for name, difference in largest.items():
         print(f"{name}: largest difference, relative to the loss: {difference:.2g}")
-    facts = {"largest_difference": largest}
-    ends = {"first_loss": curves.theirs[0], "last_loss": curves.theirs[-1]}
-    settings = {name: value for name, value in given.items() if name not in ("data", "out")}
-    record = {"benchmark": "curves", **facts, **ends, "settings": settings, "machine": machine()}
-    print(json.dumps(record))
+    return {"largest_difference": largest, "first_loss": first, "last_loss": last}
 
 
 def train(
@@ -97,17 +84,13 @@ def train(
     seed: int,
     is_compiled: bool,
 ) -> Curves:
-    """All models side by side, step by step."""
-    overrides = [f"model.{name}_dropout_prob=0" for name in ("hidden", "attention_probs")]
-    settings, _ = compose(
-        "config",
-        Settings,
-        [
-            f"+model={model}",
-            *overrides,
-            f"run.seed={seed}",
-            f"data.pairs={shards.manifest['pairs']}",
-        ],
+    """Train all models side by side, step by step."""
+    settings = settings_of(
+        model,
+        "model.hidden_dropout_prob=0",
+        "model.attention_probs_dropout_prob=0",
+        f"run.seed={seed}",
+        f"data.pairs={shards.manifest['pairs']}",
     )
     packed = packed_model(settings, int(shards.manifest["vocab_size"]))
     theirs = hugging_face_twin(packed).train()
@@ -123,8 +106,7 @@ def train(
     curves = Curves([], {name: [] for name in ours})
     for step in range(steps):
         examples = shards.read(rng.integers(0, shards.num_examples, sequences))
-        batch = pack(examples, width)
-        filled = pack(examples, width, shape)
+        batch, filled = pack(examples, width), pack(examples, width, shape)
         rate = learning_rate * min((step + 1) / max(1, steps // 10), 1 - step / steps)
         losses = [(their_optimizer, theirs(**padded(batch, width)).loss, curves.theirs)]
         for name, one in ours.items():
@@ -141,18 +123,17 @@ def train(
 
 
 def draw(curves: Curves, path: Path) -> None:
-    """The curves above, their differences to that of transformers below."""
+    """Plot the curves, and below them their differences from that of transformers."""
     figure = Figure(figsize=(8, 6), layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     steps = range(1, len(curves.theirs) + 1)
     above.plot(steps, curves.theirs, color="0.75", linewidth=6, label="transformers, padded")
-    styles = {"packed": ("black", "-"), "compiled": ("#d55e00", ":")}
     for name, losses in curves.ours.items():
-        color, line = styles[name]
+        color, line = STYLES[name]
         above.plot(steps, losses, color=color, linestyle=line, linewidth=1.3, label=f"ours, {name}")
-        apart = np.maximum(curves.differences(name), 1e-9)
-        below.semilogy(steps, apart, color=color, linestyle=line, linewidth=1.1)
+        differences = np.maximum(curves.differences(name), 1e-9)
+        below.semilogy(steps, differences, color=color, linestyle=line, linewidth=1.1)
     above.set_ylabel("loss (nats)")
     above.legend(frameon=False)
     below.set_ylabel("difference / loss")
@@ -162,4 +143,4 @@ def draw(curves: Curves, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -1,72 +1,82 @@
-"""What the benchmarks share: arguments, variants run in turn, a table, a line of JSON."""
+"""The harness of the benchmarks: variants timed in turn, a table, a line of JSON."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import platform
 import statistics
 import subprocess
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-Arguments = dict[str, str | int | float]
+import torch
+
+from data_prep.core.config import SettingsError, compose
+from pretrain.config.settings import Settings
+
+Stopwatch = Callable[[Callable[[], object]], float]
+Record = dict[str, Any]
 
 
-def arguments(typed: Sequence[str], defaults: Arguments) -> Arguments:
-    """`name=value` words over `defaults`, each of its default's type.
+def benchmark(name: str) -> Callable[[Callable[..., Record | None]], Callable[..., None]]:
+    """Decorate the function whose parameters are a benchmark's arguments.
 
-    Raises SystemExit with the known names on a word that is none of them.
+    The record that it returns is printed as the last line, as JSON, with the arguments and the
+    machine. A rank that returns None prints nothing.
     """
-    values = dict(defaults)
-    for word in typed:
-        name, separator, value = word.partition("=")
-        if not separator or name not in defaults:
-            known = " ".join(f"{key}={default}" for key, default in defaults.items())
-            raise SystemExit(f"{word!r} is no setting; the settings and their defaults: {known}")
-        try:
-            values[name] = type(defaults[name])(value)
-        except ValueError as error:
-            raise SystemExit(f"{word!r}: {error}") from error
-    return values
+
+    def decorate(measure: Callable[..., Record | None]) -> Callable[..., None]:
+        defaults = {key: p.default for key, p in inspect.signature(measure).parameters.items()}
+
+        @functools.wraps(measure)
+        def command(**typed: Any) -> None:
+            settings = defaults | typed
+            record = measure(**settings)
+            if record is not None:
+                facts = {"settings": settings, "machine": machine()}
+                print(json.dumps({"benchmark": name, **record, **facts}))
+
+        return command
+
+    return decorate
 
 
-def in_turn(variants: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Run A B C A B C ...: what disturbs the machine for a while disturbs all. One round warms up.
+def in_turn(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Run A B C A B C ..., so that a disturbance of the machine hits all. One round warms up.
 
-    Each variant returns its own figure.
+    Each variant returns what it measured.
     """
-    figures: dict[str, list[float]] = {name: [] for name in variants}
+    measured: dict[str, list[float]] = {name: [] for name in variants}
     for round_number in range(rounds + 1):
         for name, run in variants.items():
-            figure = run()
+            value = run()
             if round_number:
-                figures[name].append(figure)
-    return figures
+                measured[name].append(value)
+    return measured
 
 
-def report(
-    name: str,
-    unit: str,
-    figures: dict[str, list[float]],
-    reference: str,
-    facts: dict[str, Any],
-) -> None:
-    """Print medians, spread and ratio to `reference` as a table, then all of it as JSON."""
-    medians = {variant: statistics.median(values) for variant, values in figures.items()}
-    width = max(map(len, figures))
+def medians(measured: Mapping[str, list[float]]) -> dict[str, float]:
+    """The median of each variant."""
+    return {name: statistics.median(values) for name, values in measured.items()}
+
+
+def table(name: str, unit: str, measured: Mapping[str, list[float]], reference: str) -> Record:
+    """Print medians, spread and ratio to `reference`; return the medians and all values."""
+    found, width = medians(measured), max(map(len, measured))
     print(f"{name:{width}}  {'median':>12}  {'lowest':>12}  {'highest':>12}  {'ratio':>7}   {unit}")
-    for variant, values in figures.items():
-        ratio = medians[variant] / medians[reference]
-        numbers = f"{medians[variant]:12,.0f}  {min(values):12,.0f}  {max(values):12,.0f}"
-        print(f"{variant:{width}}  {numbers}  {ratio:7.2f}")
-    record = {"benchmark": name, "unit": unit, "median": medians, "all": figures}
-    print(json.dumps(record | facts | {"machine": machine()}))
+    for variant, values in measured.items():
+        numbers = f"{found[variant]:12,.0f}  {min(values):12,.0f}  {max(values):12,.0f}"
+        print(f"{variant:{width}}  {numbers}  {found[variant] / found[reference]:7.2f}")
+    return {"unit": unit, "median": found, "all": measured}
 
 
 def machine() -> dict[str, str]:
-    """Processor, versions and commit: what a figure is worth nothing without."""
+    """Processor, versions and commit, without which a measurement is worth nothing."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -83,3 +93,48 @@ def machine() -> dict[str, str]:
         **{package: version(package) for package in ("torch", "numpy", "transformers")},
         "commit": commit.stdout.strip() or "none",
     }
+
+
+def settings_of(model: str, *overrides: str) -> Settings:
+    """The settings of a run of this size. Raises SettingsError."""
+    return compose("config", Settings, [f"+model={model}", *overrides])[0]
+
+
+def choose_device(name: str) -> torch.device:
+    """cpu, cuda, or auto: cuda if there is one. Raises SettingsError if there is none."""
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
+        raise SettingsError("device=cuda: this machine has no GPU that torch can use")
+    if name not in ("auto", "cpu", "cuda"):
+        raise SettingsError(f"device={name} is not known; there are auto, cpu and cuda")
+    return torch.device("cuda" if has_gpu and name == "auto" else name.replace("auto", "cpu"))
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """fp32, bf16, or auto: bf16 on CUDA. Raises SettingsError on another word."""
+    if precision not in ("auto", "fp32", "bf16"):
+        raise SettingsError(f"precision={precision} is not known; there are auto, fp32 and bf16")
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+
+
+def stopwatch(device: torch.device, clock: str = "processor") -> Stopwatch:
+    """Return a function that times a call, in seconds of the processor or of the wall clock.
+
+    On CUDA it is always the wall clock, until the device has finished. Raises SettingsError on
+    another clock.
+    """
+    clocks = {"processor": time.process_time, "wall": time.perf_counter}
+    if clock not in clocks:
+        raise SettingsError(f"clock={clock} is not known; there are processor and wall")
+    on_gpu = device.type == "cuda"
+    now = time.perf_counter if on_gpu else clocks[clock]
+    synchronize: Callable[[], None] = torch.cuda.synchronize if on_gpu else lambda: None
+
+    def seconds(call: Callable[[], object]) -> float:
+        synchronize()
+        started = now()
+        call()
+        synchronize()
+        return now() - started
+
+    return seconds

@@ -1,12 +1,17 @@
-"""Tokens a second of one core: our loader against Hugging Face's collator, on the same shard.
+"""Tokens per second of one core: our loader against Hugging Face's collator, on the same shard.
 
-    python -m scripts.bench.loader [lengths=wikipedia] [examples=20000] [seconds=2] [rounds=3]
+    python -m scripts.bench.loader [lengths=wikipedia] [examples=20000] [global_batch=256]
+        [token_budget=16384] [numpy_batch=4096] [hf_batch=32] [seconds=2] [rounds=3]
 
-All draw the examples in random order from the same Arrow file. Ours: order, deal, read, mask, pack, in
-one thread; "handed over" as a run has it, in the background, the time of the waiting thread counted too.
-NumPy alone: read, mask, pack, the same bits. Theirs: `datasets` with the special-token masks and
-segment ids prepared beforehand, and `DataCollatorForLanguageModeling`, padded to the longest of the
-batch. Only real tokens count. Then what a deal takes, and opening a corpus of 10,000 shards.
+All read the examples in random order from the same Arrow file.
+
+ours                order, deal, read, mask and pack, in one thread
+ours, handed over   the same in the background, as in a run; the waiting thread counts too
+NumPy alone         read, mask and pack: the same bits
+datasets + collator `datasets` with the special-token masks and segment ids prepared beforehand, and
+                    `DataCollatorForLanguageModeling`, padded to the longest of the batch
+
+Only real tokens count. The benchmark also times a deal, and opening a corpus of 10,000 shards.
 """
 
 from __future__ import annotations
@@ -29,89 +34,69 @@ from data_prep.core.files import write_json
 from data_prep.examples.masking import MaskingRule, dynamic_keys
 from data_prep.stores.shard_reader import Shards
 from data_prep.stores.shards import read_shard
+from pretrain.config.arguments import run_command
 from pretrain.config.settings import MaskMode
 from pretrain.data.balancing import deal, longest_prefix
 from pretrain.data.shuffle import ExampleOrder
 from pretrain.data.train_loader import TrainLoader
 from scripts.baselines.numpy_loader import packed_columns
 from scripts.baselines.synthetic_shards import SPECIAL_IDS, draw_lengths, open_synthetic_shards
-from scripts.bench.harness import arguments, in_turn, report
+from scripts.bench.harness import Record, benchmark, in_turn, table
 
 VOCAB_SIZE = 30_522
-DEFAULTS: dict[str, str | int | float] = {
-    "lengths": "wikipedia",
-    "examples": 20_000,
-    "global_batch": 256,
-    "token_budget": 16_384,
-    "numpy_batch": 4_096,
-    "hf_batch": 32,
-    "seconds": 2.0,
-    "rounds": 3,
-}
+OURS, THEIRS = "ours, dynamic masks", "datasets + collator"
+Measure = Callable[[], float]
 
 
-def main() -> None:
-    given = arguments(sys.argv[1:], DEFAULTS)
+@benchmark("loader")
+def main(
+    lengths: str = "wikipedia",
+    examples: int = 20_000,
+    global_batch: int = 256,
+    token_budget: int = 16_384,
+    numpy_batch: int = 4_096,
+    hf_batch: int = 32,
+    seconds: float = 2.0,
+    rounds: int = 3,
+) -> Record:
+    """The benchmark."""
     torch.set_num_threads(1)
-    seconds = float(given["seconds"])
     with tempfile.TemporaryDirectory() as folder:
-        name, count = str(given["lengths"]), int(given["examples"])
-        shards = open_synthetic_shards(Path(folder), name, count, VOCAB_SIZE)
-        batch, budget = int(given["global_batch"]), int(given["token_budget"])
-        figures = in_turn(
-            {
-                "datasets + collator": _hugging_face(shards, int(given["hf_batch"]), seconds),
-                "ours, dynamic masks": _ours(shards, MaskMode.dynamic, batch, budget, seconds),
-                "ours, static masks": _ours(shards, MaskMode.static, batch, budget, seconds),
-                "ours, dynamic masks, handed over": _ours(
-                    shards, MaskMode.dynamic, batch, budget, seconds, in_background=True
-                ),
-                "NumPy alone, dynamic masks": _numpy(shards, int(given["numpy_batch"]), seconds),
-            },
-            int(given["rounds"]),
-        )
-        deals = _deals(str(given["lengths"]))
-        opening = {"seconds_to_open_10000_shards": _opening(shards)}
-    ours, theirs = (
-        statistics.median(figures[variant])
-        for variant in ("ours, dynamic masks", "datasets + collator")
-    )
-    facts = {
-        "million_tokens_per_second_per_core": ours / 1e6,
-        "speedup_over_datasets": ours / theirs,
-        **deals,
-        **opening,
-    }
-    for what, number in (deals | opening).items():
+        shards = open_synthetic_shards(Path(folder), lengths, examples, VOCAB_SIZE)
+
+        def ours(masking: MaskMode, in_background: bool = False) -> Measure:
+            def run() -> float:
+                with _loader(shards, masking, global_batch, token_budget) as loader:
+                    stream = loader.batches(0) if in_background else loader.prepared(0)
+                    next(stream)
+                    return _rate(lambda: next(stream).num_tokens, seconds)
+
+            return run
+
+        variants = {
+            THEIRS: _hugging_face(shards, hf_batch, seconds),
+            OURS: ours(MaskMode.dynamic),
+            "ours, static masks": ours(MaskMode.static),
+            "ours, dynamic masks, handed over": ours(MaskMode.dynamic, in_background=True),
+            "NumPy alone, dynamic masks": _numpy(shards, numpy_batch, seconds),
+        }
+        measured = in_turn(variants, rounds)
+        times = _deals(lengths) | {"seconds_to_open_10000_shards": _opening(shards)}
+    for what, number in times.items():
         print(f"{what.replace('_', ' '):<60}{number:12.4g}")
-    report(
-        "loader", "real tokens/s/core", figures, "datasets + collator", {**facts, "settings": given}
-    )
+    record = table("loader", "real tokens/s/core", measured, THEIRS)
+    rate = record["median"]
+    record["million_tokens_per_second_per_core"] = rate[OURS] / 1e6
+    record["speedup_over_datasets"] = rate[OURS] / rate[THEIRS]
+    return record | times
 
 
 def _rate(next_tokens: Callable[[], int], seconds: float) -> float:
-    """Tokens per processor second, over that many of them at least."""
+    """Tokens per processor second, over at least `seconds`."""
     tokens, started = 0, time.process_time()
     while (spent := time.process_time() - started) < seconds:
         tokens += next_tokens()
     return tokens / spent
-
-
-def _ours(
-    shards: Shards,
-    masking: MaskMode,
-    global_batch: int,
-    token_budget: int,
-    seconds: float,
-    in_background: bool = False,
-) -> Callable[[], float]:
-    def run() -> float:
-        with _loader(shards, masking, global_batch, token_budget) as loader:
-            stream = loader.batches(0) if in_background else loader.prepared(0)
-            next(stream)
-            return _rate(lambda: next(stream).num_tokens, seconds)
-
-    return run
 
 
 def _loader(shards: Shards, masking: MaskMode, global_batch: int, token_budget: int) -> TrainLoader:
@@ -127,13 +112,13 @@ def _loader(shards: Shards, masking: MaskMode, global_batch: int, token_budget: 
     )
 
 
-def _numpy(shards: Shards, batch_size: int, seconds: float) -> Callable[[], float]:
+def _numpy(shards: Shards, batch_size: int, seconds: float) -> Measure:
     rule = MaskingRule.from_manifest(shards.manifest, vocab_path=None)
     columns, _ = read_shard(next((shards.folder / shards.split).glob("*.arrow")))
-    order, places = ExampleOrder(len(columns), seed=1), itertools.count(0, batch_size)
+    order, positions = ExampleOrder(len(columns), seed=1), itertools.count(0, batch_size)
 
     def next_tokens() -> int:
-        epochs, ids = order.examples(next(places), batch_size)
+        epochs, ids = order.examples(next(positions), batch_size)
         keys = dynamic_keys(1, epochs, ids)
         return len(packed_columns(columns, ids, keys, rule)["input_ids"])
 
@@ -155,7 +140,7 @@ def _deals(name: str) -> dict[str, float]:
 
 
 def _milliseconds(work: Callable[[], object]) -> float:
-    """Of processor time; the first call compiles."""
+    """Milliseconds of processor time; the first call compiles."""
     took = []
     for _ in range(6):
         started = time.process_time()
@@ -165,9 +150,9 @@ def _milliseconds(work: Callable[[], object]) -> float:
 
 
 def _opening(shards: Shards) -> float:
-    """Seconds from a folder of 10,000 shards to a loader that is ready, a first batch not read.
+    """Seconds from a folder of 10,000 shards to a loader that is ready for its first batch.
 
-    All of them are one file under many names, with the few rows that it has: what counts is their number.
+    All are one file under many names, with its few rows: only their number matters.
     """
     whole = shards.manifest["splits"]["train"]
     with tempfile.TemporaryDirectory(dir=shards.folder) as name:
@@ -186,7 +171,7 @@ def _opening(shards: Shards) -> float:
             return time.perf_counter() - started
 
 
-def _hugging_face(shards: Shards, batch_size: int, seconds: float) -> Callable[[], float]:
+def _hugging_face(shards: Shards, batch_size: int, seconds: float) -> Measure:
     from datasets import Dataset, disable_progress_bars
     from transformers import BertTokenizerFast, DataCollatorForLanguageModeling
 
@@ -204,7 +189,7 @@ def _hugging_face(shards: Shards, batch_size: int, seconds: float) -> Callable[[
     def next_tokens() -> int:
         examples = rows.__getitems__(rng.integers(0, len(rows), batch_size).tolist())
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the advice to tokenise and pad in one call
+            warnings.simplefilter("ignore")  # the advice to tokenize and pad in one call
             batch = collate(examples)
         return int(batch["attention_mask"].sum())
 
@@ -223,4 +208,4 @@ def _columns_of_the_collator(row: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

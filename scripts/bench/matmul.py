@@ -1,59 +1,60 @@
-"""What bounds a step: the model's bare matrix products, shape by shape, and its attention alone.
+"""The bounds of a step: the model's bare matrix products, shape by shape, and its attention alone.
 
     python -m scripts.bench.matmul [model=large] [tokens=16384] [masked=2457] [lengths=wikipedia]
         [device=auto] [precision=auto] [threads=1] [rounds=5]
 
-Each shape forward and for both gradients; attention forward and backward over sequences of these
-lengths, `tokens` in all. TFLOP/s of useful work.
+Each shape is timed forward and for both gradients. Attention runs forward and backward over
+sequences of these lengths, `tokens` in all. masked is the number of masked positions (15 %). The
+unit is TFLOP/s of useful work.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
 import sys
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from data_prep.core.config import compose
-from pretrain.config.settings import ModelSettings, Settings
+from pretrain.config.arguments import run_command
+from pretrain.config.settings import ModelSettings
 from pretrain.data.packing import PackedBatch
 from pretrain.model.attention import attention
 from scripts.baselines.synthetic_shards import typical_lengths
-from scripts.bench.harness import Arguments, arguments, in_turn, machine
-from scripts.bench.step import (
-    VOCAB_SIZE,
+from scripts.bench.harness import (
+    Record,
     Stopwatch,
-    batch_of,
-    device_called,
-    is_bf16_called,
+    benchmark,
+    choose_device,
+    in_turn,
+    medians,
+    settings_of,
     stopwatch,
+    uses_bf16,
 )
+from scripts.bench.step import VOCAB_SIZE, batch_of
 
-DEFAULTS: Arguments = {
-    "model": "large",
-    "lengths": "wikipedia",
-    "tokens": 16_384,
-    "masked": 2457,  # 15 %
-    "device": "auto",
-    "precision": "auto",
-    "threads": 1,
-    "rounds": 5,
-}
-REPEATS = 10  # of a product between two looks at the clock
+REPEATS = 10  # calls between two readings of the clock
+WAYS = ("forward", "gradient of the input", "gradient of the weight")
 
 
-def main() -> None:
-    given = arguments(sys.argv[1:], DEFAULTS)
-    torch.set_num_threads(int(given["threads"]))
-    device = device_called(str(given["device"]))
-    dtype = torch.bfloat16 if is_bf16_called(str(given["precision"]), device) else torch.float32
-    settings, _ = compose("config", Settings, [f"+model={given['model']}"])
-    model, tokens, masked = settings.model, int(given["tokens"]), int(given["masked"])
-    seconds = stopwatch(device, "processor")
-    hidden, inner = model.hidden_size, model.intermediate_size
+@benchmark("matmul")
+def main(
+    model: str = "large",
+    lengths: str = "wikipedia",
+    tokens: int = 16_384,
+    masked: int = 2457,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int = 1,
+    rounds: int = 5,
+) -> Record:
+    """The benchmark."""
+    torch.set_num_threads(threads)
+    on = choose_device(device)
+    dtype = torch.bfloat16 if uses_bf16(precision, on) else torch.float32
+    sizes, seconds = settings_of(model).model, stopwatch(on)
+    hidden, inner = sizes.hidden_size, sizes.intermediate_size
     shapes = {
         "queries, keys, values": (tokens, hidden, 3 * hidden),
         "attention's output": (tokens, hidden, hidden),
@@ -62,23 +63,23 @@ def main() -> None:
         "head over the vocabulary": (masked, hidden, VOCAB_SIZE),
     }
     variants = {
-        f"{name}, {way}": _product(shape, way, device, dtype, seconds)
+        f"{name}, {way}": _product(shape, way, on, dtype, seconds)
         for name, shape in shapes.items()
-        for way in ("forward", "gradient of the input", "gradient of the weight")
+        for way in WAYS
     }
-    mean = typical_lengths(str(given["lengths"]), 1024, np.random.default_rng(1)).mean()
-    count = max(1, round(tokens / mean))
-    batch, _ = batch_of(str(given["lengths"]), count, device)
+    mean = typical_lengths(lengths, 1024, np.random.default_rng(1)).mean()
+    batch, _ = batch_of(lengths, max(1, round(tokens / mean)), on)
     for p in (0.0, 0.1):
         name = f"attention, forward and backward, dropout {p}"
-        variants[name] = _attention(model, batch, p, dtype, seconds)
-    rates = in_turn(variants, int(given["rounds"]))
-    medians = {name: statistics.median(values) / 1e12 for name, values in rates.items()}
-    for name, rate in medians.items():
-        spread = f"{min(rates[name]) / 1e12:.4g} to {max(rates[name]) / 1e12:.4g}"
-        print(f"{name:60}  {rate:9.4g} TFLOP/s   ({spread})")
-    facts = {"device": str(device), "settings": given, "sequences": len(batch.lengths)}
-    print(json.dumps({"benchmark": "matmul", "tflop_s": medians, **facts, "machine": machine()}))
+        variants[name] = _attention(sizes, batch, p, dtype, seconds)
+    measured = {
+        name: [rate / 1e12 for rate in rates] for name, rates in in_turn(variants, rounds).items()
+    }
+    found = medians(measured)
+    for name, rates in measured.items():
+        spread = f"{min(rates):.4g} to {max(rates):.4g}"
+        print(f"{name:60}  {found[name]:9.4g} TFLOP/s   ({spread})")
+    return {"tflop_s": found, "device": str(on), "sequences": len(batch.lengths)}
 
 
 def _product(
@@ -92,12 +93,7 @@ def _product(
     x, weight, grad = (
         torch.randn(*size, device=device, dtype=dtype) for size in ((rows, k), (n, k), (rows, n))
     )
-    pairs = {
-        "forward": (x, weight.T),
-        "gradient of the input": (grad, weight),
-        "gradient of the weight": (grad.T, x),
-    }
-    left, right = pairs[way]
+    left, right = dict(zip(WAYS, ((x, weight.T), (grad, weight), (grad.T, x)), strict=True))[way]
 
     def run() -> None:
         for _ in range(REPEATS):
@@ -127,4 +123,4 @@ def _attention(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -1,17 +1,17 @@
-"""Megabytes of text a second of one core: every stage of data preparation, and what others do.
+"""Megabytes of text per second of one core: each stage of data preparation, and other programs.
 
-    python -m scripts.bench.prep [path=FOLDER] [megabytes=1.5] [vocab_file=FILE] [rounds=3]
+    python -m scripts.bench.prep [path=FOLDER] [megabytes=1.5] [vocab_file=FILE] [vocab_size=5000]
+        [seq_len=512] [heldout_fraction=0.3] [rounds=3]
 
-`path` is a folder of .txt files, of which the first in the order of their names are taken, up to
-`megabytes`; without it the text is what lies inside CPython, pydoc's topics, then docstrings.
-`vocab_file` is a released vocab.txt; without it one of `vocab_size` entries is trained, which is
-not timed.
+`path` is a folder of .txt files. The first by name are taken, up to `megabytes`. Without it the
+text comes from CPython: pydoc's topics, then docstrings. `vocab_file` is a released vocab.txt.
+Without it a vocabulary of `vocab_size` entries is trained, which is not timed.
 
-The jobs run as they are, but for the processes: all tasks run in this one, so that its processor
-time is theirs. `all stages` is collect, encode and build, from files to shards, with manifests and
+The jobs run as they are, except that all tasks run in this process, so that its processor time is
+theirs. `all stages` is collect, encode and build, from files to shards, with manifests and
 checksums; the other lines are parts of it. The published algorithm and `datasets.map` get text
-that is clean already. Every rate is over the bytes of the clean text. A task keeps the ids of
-words that it has met, and starts with none: WordPiece is faster on a task's 16 MB than on this.
+that is clean already. Every rate is over the bytes of the clean text. A task starts without known
+words and keeps the ids of those it has met: WordPiece is faster on a task's 16 MB than on this.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import dataclasses
 import gc
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -44,32 +43,33 @@ from data_prep.stores.tokens import SPLITS, TokenStore
 from data_prep.text.sentences import split_paragraph
 from data_prep.tokenizer.wordpiece import Encoder
 from data_prep.vocab import read_vocab_store
+from pretrain.config.arguments import run_command
 from scripts.baselines.google_prep import PublishedTokenizer, prepare
-from scripts.bench.harness import arguments, in_turn, report
+from scripts.bench.harness import Record, benchmark, in_turn, table
 
-DEFAULTS: dict[str, str | int | float] = {
-    "path": "",
-    "megabytes": 1.5,
-    "vocab_file": "",
-    "vocab_size": 5_000,
-    "seq_len": 512,
-    "heldout_fraction": 0.3,  # a few documents must do for both splits
-    "rounds": 3,
-}
-STAGES = {
-    "collect": "collect_mb_per_second_per_core",
-    "sentences": "sentences_mb_per_second_per_core",
-    "WordPiece": "wordpiece_mb_per_second_per_core",
-    "pairs and masks": "pairs_and_masks_mb_per_second_per_core",
-    "all stages": "all_stages_mb_per_second_per_core",
-    "tokenizers.encode_batch": "tokenizers_encode_batch_mb_per_second_per_core",
-    "datasets.map": "datasets_map_mb_per_second_per_core",
-    "published algorithm": "published_algorithm_mb_per_second_per_core",
-}
+STAGES = (
+    "collect",
+    "sentences",
+    "WordPiece",
+    "pairs and masks",
+    "all stages",
+    "tokenizers.encode_batch",
+    "datasets.map",
+    "published algorithm",
+)
 
 
-def main() -> None:
-    given = arguments(sys.argv[1:], DEFAULTS)
+@benchmark("preparation")
+def main(
+    path: str = "",
+    megabytes: float = 1.5,
+    vocab_file: str = "",
+    vocab_size: int = 5_000,
+    seq_len: int = 512,
+    heldout_fraction: float = 0.3,  # so that a few documents are enough for both splits
+    rounds: int = 3,
+) -> Record:
+    """The benchmark."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -78,33 +78,41 @@ def main() -> None:
         mock.patch.object(engine, "run_tasks", _run_here),
     ):
         texts = Path(folder) / "texts"
-        _write_texts(texts, str(given["path"]), float(given["megabytes"]) * 1e6)
-        corpus = Corpus(Path(folder), texts, given)
-        seconds = in_turn({name: corpus.timed(name) for name in STAGES}, int(given["rounds"]))
+        _write_texts(texts, path, megabytes * 1e6)
+        typed = [
+            f"source.path={texts}", f"vocab_size={vocab_size}", f"seq_len={seq_len}",
+            f"heldout_fraction={heldout_fraction}",
+        ]  # fmt: skip
+        corpus = Corpus(Path(folder), typed + [f"vocab_file={vocab_file}"] * bool(vocab_file))
+        seconds = in_turn({name: corpus.timed(name) for name in STAGES}, rounds)
     kilobytes = {
         name: [corpus.num_bytes / 1e3 / each for each in runs] for name, runs in seconds.items()
     }
-    rates = {
-        key: round(statistics.median(kilobytes[name]) / 1e3, 4) for name, key in STAGES.items()
-    }
-    ours, theirs = (
-        statistics.median(seconds[name]) for name in ("all stages", "published algorithm")
-    )
-    facts = {
-        **rates,
-        "speedup_over_published_algorithm": round(theirs / ours, 2),
-        "text_bytes": corpus.num_bytes,
-        "settings": given,
-    }
-    report("preparation", "kB of text/s/core", kilobytes, "published algorithm", facts)
+    record = table("preparation", "kB of text/s/core", kilobytes, "published algorithm")
+    rate = record["median"]
+    for name in STAGES:
+        key = name.lower().replace(" ", "_").replace(".", "_")
+        record[f"{key}_mb_per_second_per_core"] = round(rate[name] / 1e3, 4)
+    speedup = rate["all stages"] / rate["published algorithm"]
+    record["speedup_over_published_algorithm"] = round(speedup, 2)
+    return record | {"text_bytes": corpus.num_bytes}
 
 
 class Corpus:
-    """One text in the form that each stage takes, and the stages on it."""
+    """One text in the form that each stage reads, and the stages."""
 
-    def __init__(self, folder: Path, texts: Path, given: dict[str, str | int | float]) -> None:
+    def __init__(self, folder: Path, typed: Sequence[str]) -> None:
         self.again = folder / "again"
-        self.settings = _settings(folder / "data", texts, given)
+        self.settings = load(
+            [
+                f"data_dir={folder / 'data'}",
+                "+source=books",
+                *typed,
+                "audit.random_next_least=0",  # a small text may miss the bounds by chance
+                "audit.random_next_most=1",
+                "audit.fewest_documents=2",
+            ]
+        )
         collect.run(self.settings)
         vocab.run(self.settings)
         encode.run(self.settings)
@@ -126,10 +134,10 @@ class Corpus:
         self.masking_rule = MaskingRule.from_manifest(
             build.run(self.settings), data_dir / "vocab" / "vocab.txt"
         )
-        gc.freeze()  # what is held here would be looked through again and again, in every stage
+        gc.freeze()  # or every stage would traverse these objects again
 
     def timed(self, name: str) -> Callable[[], float]:
-        """One round of a stage: what is called before the clock starts returns what is timed."""
+        """One round of a stage: it is prepared first, and then timed."""
         ready: Callable[[], Callable[[], object]] = {
             "collect": self._collect,
             "sentences": self._sentences,
@@ -153,7 +161,7 @@ class Corpus:
         return [sentence for paragraph in paragraphs for sentence in split_paragraph(paragraph)]
 
     def _fresh(self) -> DataPrepSettings:
-        """Settings of a corpus that has nothing but its vocabulary yet."""
+        """Settings of a corpus that has only its vocabulary so far."""
         shutil.rmtree(self.again, ignore_errors=True)
         shutil.copytree(Path(self.settings.data_dir) / "vocab", self.again / "vocab")
         return dataclasses.replace(self.settings, data_dir=str(self.again))
@@ -191,8 +199,10 @@ class Corpus:
         ]
 
     def _datasets_map(self) -> Callable[[], object]:
-        """Tokens of paragraphs, then blocks of seq_len, as in Hugging Face's run_mlm.py: no pairs,
-        no masks."""
+        """Tokens of paragraphs, then blocks of seq_len, as in Hugging Face's run_mlm.py.
+
+        It makes no pairs and no masks.
+        """
         from datasets import Dataset, disable_progress_bars
         from transformers import BertTokenizerFast
 
@@ -218,7 +228,7 @@ class Corpus:
                 for name, column in joined.items()
             }
 
-        # named fingerprints: hashing the tokenizer for the cache is no work of a large corpus
+        # Named fingerprints: on a large corpus, hashing the tokenizer for the cache does not count
         options = {"batched": True, "keep_in_memory": True}
         return lambda: rows.map(
             tokenize, remove_columns=["text"], new_fingerprint="tokens", **options
@@ -241,32 +251,15 @@ def _run_here(
     task: tasks_module.Task,
     settings: DataPrepSettings,
 ) -> dict[str, int]:
-    """In place of data_prep.executors.run.run_tasks: all tasks one after another in this process."""
+    """Replace data_prep.executors.run.run_tasks: all tasks run one after another in this process."""
     total: Counter[str] = Counter()
     for index in range(len(tasks)):
         total.update(task(index))
     return dict(total)
 
 
-def _settings(data_dir: Path, texts: Path, given: dict[str, str | int | float]) -> DataPrepSettings:
-    names = ["seq_len", "heldout_fraction", "vocab_size"]
-    if given["vocab_file"]:
-        names.append("vocab_file")
-    return load(
-        [
-            f"data_dir={data_dir}",
-            "+source=books",
-            f"source.path={texts}",
-            *(f"{name}={given[name]}" for name in names),
-            "audit.random_next_least=0",  # a small text may miss the bounds by chance
-            "audit.random_next_most=1",
-            "audit.fewest_documents=2",
-        ]
-    )
-
-
 def _write_texts(folder: Path, path: str, most_bytes: float) -> None:
-    """The text as .txt files, in order, as many as fit; at least one."""
+    """Write the text as .txt files, in order, as many as fit; at least one."""
     folder.mkdir()
     written = 0
     for name, text in _files(Path(path)) if path else _sample(folder.parent):
@@ -282,7 +275,7 @@ def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _sample(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """The manual's topics, then docstrings; read only as far as they are asked for."""
+    """The manual's topics, then docstrings, read lazily."""
     settings = load([f"data_dir={folder}", "+source=sample"])
     source = require_source(settings)
     for task in sample.plan(source, settings.characters_per_part, folder).tasks:
@@ -292,4 +285,4 @@ def _sample(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

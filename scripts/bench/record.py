@@ -1,11 +1,11 @@
-"""Run the benchmarks, and keep what each measured in docs/log.md, beside its command.
+"""Run the benchmarks, and write what each measured to docs/log.md, next to its command.
 
     python -m scripts.bench.record cpu|gpu [into=docs/log.md]
 
-The figures are those of the last line that a benchmark prints, JSON. They stand between two markers,
-one pair for each of cpu and gpu, and take the place of those that stood there; markers that are not
-there yet are added at the end. Status: 0; 1 where a benchmark failed, and the table says which; 2 for
-wrong arguments, and for `gpu` where there is none.
+The numbers are those of the JSON that a benchmark prints as its last line. They stand between two
+markers, one pair each for cpu and gpu, and replace the earlier ones. Missing markers are added at
+the end. Status: 0; 1 if a benchmark failed, which the table shows; 2 for wrong arguments, and for
+`gpu` without one.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.harness import Arguments, arguments
+from data_prep.core.config import SettingsError
+from pretrain.config.arguments import run_command
 
-DEFAULTS: Arguments = {"into": "docs/log.md"}
-# Small: each takes a minute or two of two cores.
+# Small: each takes a minute or two on two cores
 CPU = (
     "prep",
     "loader",
@@ -37,7 +37,7 @@ CPU = (
     "scaling",
     "checkpoint model=small steps=3",
 )
-# First what fixes the bounds: the bare products, and the attention's kernel.
+# The bounds first: the bare products, and the attention's kernel
 GPU = (
     "matmul model=large",
     *(
@@ -50,49 +50,46 @@ GPU = (
     "engine model=large precision=bf16_autocast",
     "checkpoint model=large sequences=64",
 )
-# No figures of their own: how it was run, what was checked, each round
-NOT_KEPT = (
-    "settings",
-    "sequences_per_second",
-    "machine",
-    "all",
-    "all_s",
-    "rows",
-    "saves",
-    "losses",
-)
+# Setup, checks and single rounds are not recorded
+NOT_RECORDED = (
+    "settings", "sequences_per_second", "machine", "all", "all_s", "rows", "saves", "losses",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What one command measured; None: it failed."""
+class Result:
+    """What one command measured; None if it failed."""
 
     command: str
     record: dict[str, Any] | None
 
 
-def main(argv: Sequence[str]) -> int:
-    which, *words = argv or [""]
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    typed = sys.argv[1:] if argv is None else argv
+    words = [f"which={word}" if word in ("cpu", "gpu") else word for word in typed]
+    return run_command(record, words)
+
+
+def record(which: str, into: Path = Path("docs/log.md")) -> int:
+    """The command; `which` is cpu or gpu."""
     if which not in ("cpu", "gpu"):
-        print(f"which benchmarks: cpu or gpu, not {which!r}", file=sys.stderr)
-        return 2
-    path = Path(str(arguments(words, DEFAULTS)["into"]))
+        raise SettingsError(f"there are benchmarks for cpu and gpu, not {which!r}")
     num_gpus = _num_gpus() if which == "gpu" else 0
     if which == "gpu" and not num_gpus:
-        print("the GPU benchmarks need a GPU that torch can use: there is none", file=sys.stderr)
-        return 2
+        raise SettingsError("the GPU benchmarks need a GPU that torch can use: there is none")
     load = os.getloadavg()[0]
     commands = GPU if which == "gpu" else CPU
     if num_gpus > 1:
         commands += (f"scaling model=base precision=bf16_autocast ranks={num_gpus}",)
-    kept = [run(f"python -m scripts.bench.{words}") for words in commands]
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    path.write_text(placed(text, which, table(which, kept, load)), encoding="utf-8")
-    return 0 if all(one.record for one in kept) else 1
+    results = [run(f"python -m scripts.bench.{words}") for words in commands]
+    text = into.read_text(encoding="utf-8") if into.is_file() else ""
+    into.write_text(insert(text, which, table(which, results, load)), encoding="utf-8")
+    return 0 if all(result.record for result in results) else 1
 
 
-def run(command: str) -> Kept:
-    """Run it, pass on what it prints, and keep its last line."""
+def run(command: str) -> Result:
+    """Run a command, print its output, and parse its last line."""
     print(f"$ {command}", flush=True)
     words = [sys.executable, *shlex.split(command)[1:]]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
@@ -107,43 +104,43 @@ def run(command: str) -> Kept:
         record = json.loads(last) if process.returncode == 0 else None
     except json.JSONDecodeError:
         record = None
-    return Kept(command, record if isinstance(record, dict) else None)
+    return Result(command, record if isinstance(record, dict) else None)
 
 
-def figures(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """The numbers of a record by name, those of a mapping by both names."""
+def numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The numbers of a record by name; those of an inner mapping by both names."""
     for name, value in record.items():
-        if isinstance(value, Mapping) and name not in NOT_KEPT:
-            yield from ((f"{name}: {inner}", number) for inner, number in figures(value))
+        if isinstance(value, Mapping) and name not in NOT_RECORDED:
+            yield from ((f"{name}: {inner}", number) for inner, number in numbers(value))
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield name, value
 
 
-def table(which: str, kept: Sequence[Kept], load: float) -> str:
-    """Markdown: what machine, then a row a command with all its figures."""
-    records = [one.record for one in kept if one.record]
+def table(which: str, results: Sequence[Result], load: float) -> str:
+    """A Markdown section: the machine, then one row per command with all its numbers."""
+    records = [result.record for result in results if result.record]
     facts = {"load before": f"{load:.1f}"} | next((r["machine"] for r in records), {})
     devices = {r["device"] for r in records if "device" in r}
     facts["device"] = ", ".join(sorted(devices)) or which
     lines = [
-        f"## Figures of `make {'bench-gpu' if which == 'gpu' else 'bench'}`, {date.today()}",
+        f"## Results of `make {'bench-gpu' if which == 'gpu' else 'bench'}`, {date.today()}",
         "",
         "; ".join(f"{name} {value}" for name, value in facts.items()) + ".",
         "",
-        "| command | figures |",
+        "| command | results |",
         "| --- | --- |",
     ]
-    for one in kept:
-        found = [f"{name} {value:,.4g}" for name, value in figures(one.record or {})]
-        lines.append(f"| `{one.command}` | {'<br>'.join(found) or 'failed'} |")
+    for result in results:
+        found = [f"{name} {value:,.4g}" for name, value in numbers(result.record or {})]
+        lines.append(f"| `{result.command}` | {'<br>'.join(found) or 'failed'} |")
     return "\n".join(lines)
 
 
-def placed(text: str, which: str, block: str) -> str:
-    """`text` with `block` between the markers of `which`. Raises SystemExit where one is missing."""
+def insert(text: str, which: str, block: str) -> str:
+    """`text` with `block` between the markers of `which`. Raises SettingsError if one is missing."""
     begin, end = (f"<!-- {word} of the {which} figures -->" for word in ("begin", "end"))
     if (begin in text) != (end in text):
-        raise SystemExit(
+        raise SettingsError(
             f"one of the markers {begin} and {end} is missing: put it back, or remove both"
         )
     before, _, rest = text.partition(begin)
@@ -160,4 +157,4 @@ def _num_gpus() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

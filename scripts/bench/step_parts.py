@@ -1,35 +1,35 @@
-"""The parts of our training step, each run alone, forward and backward: where the time goes.
+"""The parts of our training step, each run alone, forward and backward.
 
-A part runs on inputs of the step's own shapes. What the parts together leave of the whole step are
-the sums between sublayers, gradients added up, and a cache that a part alone finds warm.
+A part runs on inputs of the step's own shapes. The rest of the step is the sums between sublayers,
+the accumulation of gradients, and a cache that a part alone finds warm.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.config.settings import ModelSettings
 from pretrain.data.packing import PackedBatch
 from pretrain.model.attention import attention
 from pretrain.model.bert import BertForPreTraining, Layer
-from scripts.bench.harness import in_turn
+from scripts.bench.harness import in_turn, medians
 
 Part = Callable[[], None]
 
 
-def parts(
+def parts_of(
     model: BertForPreTraining, batch: PackedBatch, optimizer: torch.optim.Optimizer, is_bf16: bool
 ) -> dict[str, tuple[Part, int]]:
-    """By name: the part and how often a step has it."""
+    """Parts by name, each with the number of times that a step runs it."""
     settings, device = model.settings, batch.input_ids.device
     layer = model.layers[0]
     assert isinstance(layer, Layer)
     hidden, depth = settings.hidden_size, settings.num_hidden_layers
-    dtype = torch.bfloat16 if is_bf16 else torch.float32  # of what linear layers give
+    dtype = torch.bfloat16 if is_bf16 else torch.float32  # of the outputs of linear layers
     tokens = batch.input_ids.numel()
 
     def random(*shape: int, of: torch.dtype = torch.float32) -> Tensor:
@@ -37,9 +37,8 @@ def parts(
 
     x = random(tokens, hidden)
     inner = random(tokens, settings.intermediate_size, of=dtype)
-    qkv = random(
-        tokens, 3, settings.num_attention_heads, hidden // settings.num_attention_heads, of=dtype
-    )
+    heads = settings.num_attention_heads
+    qkv = random(tokens, 3, heads, hidden // heads, of=dtype)
 
     def alone(forward: Callable[[], Tensor | tuple[Tensor, ...]]) -> Part:
         def run() -> None:
@@ -51,14 +50,10 @@ def parts(
         return run
 
     def linears() -> tuple[Tensor, ...]:
-        return (
-            layer.qkv(x),
-            layer.attention_out(x),
-            layer.feed_forward_in(x),
-            layer.feed_forward_out(inner),
-        )
+        between = (layer.qkv, layer.attention_out, layer.feed_forward_in)
+        return (*(linear(x) for linear in between), layer.feed_forward_out(inner))
 
-    def heads() -> Tensor:
+    def loss_heads() -> Tensor:
         logits = model.mlm_head(x[batch.masked_positions])
         loss, _ = model.token_sums(logits, batch.labels)
         pooled = torch.tanh(model.pooler(x[batch.cls_positions]))
@@ -78,7 +73,7 @@ def parts(
         "attention": (alone(lambda: attention(qkv, batch, p)), depth),
         "GELU": (alone(lambda: F.gelu(inner, approximate=layer.gelu_form)), depth),
         "LayerNorm": (alone(lambda: layer.attention_norm(x)), 2 * depth),
-        "heads": (alone(heads), 1),
+        "heads": (alone(loss_heads), 1),
         "optimizer": (update, 1),
     }
     if settings.hidden_dropout_prob > 0:
@@ -89,21 +84,23 @@ def parts(
 def seconds_of_parts(
     found: dict[str, tuple[Part, int]], seconds: Callable[[Part], float], rounds: int
 ) -> dict[str, float]:
-    """By name: the median of a step's seconds."""
+    """Seconds per step of each part: the median over the rounds."""
 
     def timed(part: Part, times: int) -> Callable[[], float]:
         return lambda: times * seconds(part)
 
-    figures = in_turn({name: timed(*part) for name, part in found.items()}, rounds)
-    return {name: statistics.median(values) for name, values in figures.items()}
+    return medians(in_turn({name: timed(*part) for name, part in found.items()}, rounds))
 
 
 def matrix_rate(
-    hidden: int, inner: int, device: torch.device, is_bf16: bool
+    model: ModelSettings, device: torch.device, is_bf16: bool
 ) -> tuple[Callable[[], None], float]:
-    """Products of the model's shapes, (rows, H) x (H, n) for n = H, 3H and the feed-forward's
-    width, repeated for long enough to be timed; and their FLOP.
+    """A function that runs matrix products of the model's shapes, and their FLOP.
+
+    The products are (rows, H) x (H, n) for n = H, 3H and the feed-forward's width, repeated for
+    long enough to be timed.
     """
+    hidden, inner = model.hidden_size, model.intermediate_size
     rows, least = (16_384, 2e13) if device.type == "cuda" else (2048, 2e10)
     dtype = torch.bfloat16 if is_bf16 else torch.float32
     x = torch.randn(rows, hidden, device=device, dtype=dtype)

@@ -35,8 +35,8 @@ def run(sample_dir: Path, tmp_path: Path) -> Path:
     return tmp_path / "ours"
 
 
-def same_figures(one: Path, other: Path, steps: Sequence[int]) -> int:
-    """How many figures of these steps two runs have in common; all are equal but for rounding."""
+def same_metrics(one: Path, other: Path, steps: Sequence[int]) -> int:
+    """The number of metrics that two runs share at these steps; all are equal but for rounding."""
     by_step = [
         [line for line in readable_lines(run / "metrics.jsonl") if line["step"] in steps]
         for run in (one, other)
@@ -55,17 +55,17 @@ def test_stock_transformers_has_our_losses_step_by_step_and_the_report_takes_bot
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([f"run={run}", f"out={tmp_path}/stock"]) == 0
-    assert same_figures(run, tmp_path / "stock", range(1, STEPS + 1)) > 7 * STEPS
+    assert same_metrics(run, tmp_path / "stock", range(1, STEPS + 1)) > 7 * STEPS
     assert "largest difference 0.0000 nats" in capsys.readouterr().out
     assert main([f"run={run}", f"out={tmp_path}/stock"]) == 2
-    assert "holds figures already" in capsys.readouterr().err
+    assert "already holds metrics" in capsys.readouterr().err
     assert report([f"run={run}", f"other={tmp_path}/stock"]) == 0
 
 
 def test_stock_transformers_goes_on_from_a_checkpoint_of_ours(run: Path, tmp_path: Path) -> None:
     checkpoint = run / "checkpoints/step-00000003"
     assert main([f"run={run}", f"out={tmp_path}/stock", f"checkpoint={checkpoint}"]) == 0
-    assert same_figures(run, tmp_path / "stock", range(4, STEPS + 1)) > 7 * 3
+    assert same_metrics(run, tmp_path / "stock", range(4, STEPS + 1)) > 7 * 3
 
 
 def test_a_checkpoint_that_is_not_whole_is_refused(

@@ -12,7 +12,7 @@ import pytest
 from data_prep.core.files import read_json, write_json
 from pretrain.config.load import load
 from scripts.finetuning.settings import load as load_finetuning
-from scripts.seed_experiment import DEFAULTS, PRETRAINING, STARTS, TASKS, Experiment, main
+from scripts.seed_experiment import PRETRAINING, STARTS, TASKS, Arguments, Experiment, main
 
 
 def finished(out: Path) -> list[str]:
@@ -89,14 +89,16 @@ def test_a_misspelt_argument_is_named_though_all_is_done(
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("start", ["random", "none", "nsp"])
 def test_every_start_tries_all_rates_on_every_task(tmp_path: Path, task: str, start: str) -> None:
-    given = {**DEFAULTS, "out": str(tmp_path), "rates": "3e-5,2e-5"}
+    given = Arguments(
+        out=tmp_path, glue=Path("g"), squad=Path("s"), wnut=Path("w"), rates="3e-5,2e-5"
+    )
     [_, _, *typed] = Experiment(given, []).finetuning(start, task)
     assert load_finetuning(typed).grid.learning_rate == [3e-5, 2e-5]
 
 
 @pytest.mark.parametrize("name", ["nsp", "none"])
 def test_the_pretrainings_settings_are_accepted(tmp_path: Path, name: str) -> None:
-    given = {**DEFAULTS, "out": str(tmp_path), "nsp": "a", "none": "b"}
+    given = Arguments(out=tmp_path, nsp=Path("a"), none=Path("b"))
     [_, _, *typed] = Experiment(given, ["+model=tiny", "phases=[]"]).pretraining(name)
     assert typed[: len(PRETRAINING)] == list(PRETRAINING)
     settings, _ = load(typed, world_size=1)

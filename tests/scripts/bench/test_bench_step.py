@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,12 @@ import pytest
 import torch
 
 from data_prep.stores.shard_reader import Shards
+from pretrain.config.arguments import run_command
 from scripts.baselines.synthetic_shards import typical_lengths, write_synthetic_shards
 from scripts.baselines.transformers_step import Variant, check_equal_losses
 from scripts.bench import curves as bench_curves
-from scripts.bench import record as keep_figures
 from scripts.bench import step
+from scripts.bench.record import numbers
 from scripts.bench.step import batch_of
 
 ONES = [np.full(4, 40), np.array([5, 33, 60, 12])]
@@ -29,13 +29,13 @@ def small_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_keys_that_are_promised_are_in_the_last_line(
-    small_vocabulary: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_vocabulary: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = "model=tiny lengths=32 sequences=2 rounds=1 engine=0 device=cpu dropout=0.1"
-    monkeypatch.setattr(sys, "argv", ["bench_step", *words.split()])
-    step.main()
+    assert run_command(step.main, words.split()) == 0
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
-    kept = dict(keep_figures.figures(record))
+    assert (record["benchmark"], record["settings"]["clock"]) == ("step", "processor")
+    kept = dict(numbers(record))
     for key in (
         "speedup_over_transformers",
         "speedup_over_transformers_padded_to_longest",

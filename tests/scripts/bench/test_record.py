@@ -1,4 +1,4 @@
-"""Figures of benchmarks in a Markdown file: which, beside what, and where."""
+"""Results of benchmarks in a Markdown file: which, with what, and where."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.core.config import SettingsError
 from scripts.bench import record
-from scripts.bench.record import Kept, figures, main, placed, table
+from scripts.bench.record import Result, insert, main, numbers, table
 
 RECORD = {
     "benchmark": "step",
@@ -26,36 +27,38 @@ def test_each_command_names_a_benchmark(command: str) -> None:
     assert find_spec(f"scripts.bench.{command.split()[0]}")
 
 
-def test_figures_are_the_numbers_and_not_how_they_were_taken() -> None:
-    assert dict(figures(RECORD)) == {"speedup": 2.5, "parts: heads: ms": 7.25}
+def test_the_numbers_are_those_measured_and_not_the_setup() -> None:
+    assert dict(numbers(RECORD)) == {"speedup": 2.5, "parts: heads: ms": 7.25}
 
 
-def test_every_figure_stands_beside_its_command_and_a_failure_is_shown() -> None:
-    lines = table("cpu", [Kept("python -m a", RECORD), Kept("python -m b", None)], 0.5).split("\n")
+def test_every_number_stands_next_to_its_command_and_a_failure_is_shown() -> None:
+    lines = table("cpu", [Result("python -m a", RECORD), Result("python -m b", None)], 0.5).split(
+        "\n"
+    )
     assert "| `python -m a` | speedup 2.5<br>parts: heads: ms 7.25 |" in lines
     assert "| `python -m b` | failed |" in lines
     assert "load before 0.5; torch 2.13; device cpu." in lines
 
 
-def test_new_figures_take_the_place_of_the_old_and_nothing_else_changes() -> None:
-    first = placed("# Notes\n", "cpu", "old")
-    both = placed(first, "gpu", "of a GPU")
-    assert placed(both, "cpu", "new") == both.replace("old", "new")
+def test_new_results_replace_the_old_and_nothing_else_changes() -> None:
+    first = insert("# Notes\n", "cpu", "old")
+    both = insert(first, "gpu", "of a GPU")
+    assert insert(both, "cpu", "new") == both.replace("old", "new")
     assert both.startswith("# Notes\n")
     assert both.endswith("-->\n")
 
 
-def test_a_lost_marker_is_said_and_nothing_is_written_over() -> None:
-    text = placed("", "cpu", "old").replace("<!-- end of the cpu figures -->", "")
-    with pytest.raises(SystemExit, match="end of the cpu figures"):
-        placed(text, "cpu", "new")
+def test_a_lost_marker_is_refused_and_nothing_is_overwritten() -> None:
+    text = insert("", "cpu", "old").replace("<!-- end of the cpu figures -->", "")
+    with pytest.raises(SettingsError, match="end of the cpu figures"):
+        insert(text, "cpu", "new")
 
 
-def test_a_benchmark_that_fails_costs_its_own_figures_alone(
+def test_a_benchmark_that_fails_loses_only_its_own_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(command: str) -> Kept:
-        return Kept(command, None if "bad" in command else RECORD)
+    def run(command: str) -> Result:
+        return Result(command, None if "bad" in command else RECORD)
 
     monkeypatch.setattr(record, "CPU", ("good", "bad"))
     monkeypatch.setattr(record, "run", run)
@@ -67,11 +70,11 @@ def test_a_benchmark_that_fails_costs_its_own_figures_alone(
 
 
 def test_the_last_line_that_is_printed_is_kept() -> None:
-    kept = record.run("python -c 'import json; print(1); print(json.dumps({\"a\": 2}))'")
-    assert kept.record == {"a": 2}
+    result = record.run("python -c 'import json; print(1); print(json.dumps({\"a\": 2}))'")
+    assert result.record == {"a": 2}
 
 
-def test_without_a_gpu_its_benchmarks_end_with_one_sentence(
+def test_without_a_gpu_its_benchmarks_are_refused_in_one_sentence(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(record, "_num_gpus", lambda: 0)
