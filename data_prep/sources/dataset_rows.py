@@ -1,7 +1,7 @@
-"""A data set of rows as an input: from the Hugging Face hub or from local parquet and jsonl files.
+"""A data set of rows as an input: from the Hugging Face hub or local parquet and jsonl files.
 
-`datasets` downloads and converts, once; its Arrow files are then read by rows, memory-mapped, so a
-task opens no network connection and holds only its own rows.
+`datasets` downloads and converts once. Its Arrow files are then memory-mapped, so a task opens no
+network connection and holds only its own rows.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from data_prep.sources import SourcePlan
 from data_prep.sources.text_files import list_files
 
 _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
-_COLUMN_OVERHEAD = 16  # bytes a row of ids and offsets, next to the text; for the cut alone
+_ROW_OVERHEAD = 16  # bytes of ids and offsets, an estimate to cut by
 _BATCH_ROWS = 1_000
-_SECONDS_TO_ANSWER = 10  # for the hub
+_HUB_TIMEOUT_S = 10
 
 
 def plan_rows(
@@ -37,8 +37,7 @@ def plan_rows(
     """Tasks of {files, first, rows}: row ranges of about characters_per_part, by the mean row.
 
     Ranges start at multiples of `multiple_of` rows. The inputs name the hub's commit, which
-    source.revision pins. Raises SettingsError where the data set cannot be had or lacks one of the
-    columns.
+    source.revision pins. Raises SettingsError if the data set is unavailable or lacks a column.
     """
     dataset = _load(source, cache)
     if missing := [name for name in columns if name not in dataset.column_names]:
@@ -49,19 +48,19 @@ def plan_rows(
     if not len(dataset):
         raise SettingsError(f"{_where(source)} has no rows; point source.path at other files")
     files = [entry["filename"] for entry in dataset.cache_files]
-    bytes_a_row = dataset.data.nbytes // len(dataset) + _COLUMN_OVERHEAD
-    rows = max(1, characters_per_part // bytes_a_row // multiple_of) * multiple_of
+    row_bytes = dataset.data.nbytes // len(dataset) + _ROW_OVERHEAD
+    rows = max(1, characters_per_part // row_bytes // multiple_of) * multiple_of
     starts = range(0, len(dataset), rows)
     return SourcePlan(
         tasks=[{"files": files, "first": s, "rows": min(rows, len(dataset) - s)} for s in starts],
         inputs={"rows": len(dataset), **_commit(files)},
-        # The folders' names hold the hub's commit, or a hash of the local files and their times.
+        # The folders' names have the hub's commit, or a hash of the local files and their times.
         states=[[Path(file).parts[-4:] for file in files]] * len(starts),
     )
 
 
 def read_rows(task: dict[str, Any], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of one task, in order. Raises ValueError naming a row that is not UTF-8."""
+    """The rows of one task, in order. Raises ValueError for a row that is not UTF-8."""
     maps = [pa.memory_map(file) for file in task["files"]]
     tables = [pa.ipc.open_stream(file).read_all().select(list(columns)) for file in maps]
     table = pa.concat_tables(tables).slice(task["first"], task["rows"])
@@ -72,8 +71,8 @@ def read_rows(task: dict[str, Any], columns: Sequence[str]) -> Iterator[dict[str
         except UnicodeDecodeError as error:
             number += next(row for row in range(len(batch)) if not _is_readable(batch, row))
             raise ValueError(
-                f"row {number} of the data set (the first is 0) is not UTF-8: {error}; mend it, or "
-                "take it out"
+                f"row {number} of the data set (the first is 0) is not UTF-8: {error}; correct or "
+                "remove it"
             ) from error
         number += len(batch)
 
@@ -87,11 +86,11 @@ def _is_readable(batch: pa.RecordBatch, row: int) -> bool:
 
 
 def _load(source: SourceSettings, cache: Path) -> Any:
-    """One split, or all local files, as a datasets.Dataset that lies on the disk."""
+    """One split, or all local files, as a datasets.Dataset on disk."""
     import datasets
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs, it raises too
+    datasets.logging.set_verbosity(logging.CRITICAL)  # it also raises what it logs
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     if source.path is not None:
         reader, files = _local_files(Path(source.path))
@@ -102,7 +101,7 @@ def _load(source: SourceSettings, cache: Path) -> Any:
         except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
             fault = _first_fault(files) or str(error.__cause__ or error)
             raise SettingsError(f"{_where(source)} cannot be read as {reader}: {fault}") from error
-    silence = _ask_once(source)
+    no_answer = _ask_once(source)
     try:
         return datasets.load_dataset(
             source.dataset, source.subset, revision=source.revision, split=source.split
@@ -112,25 +111,26 @@ def _load(source: SourceSettings, cache: Path) -> Any:
         files_of = f"{source.subset}/*" if source.subset else f"*/{source.split}[-/]*"
         only = f'--include "{files_of}" '
         raise SettingsError(
-            f"the data set {source.dataset} at revision {source.revision} cannot be had from the "
-            f"Hugging Face hub ({silence or f'{type(error).__name__}: {_first_line(error)}'}). Where there is a "
-            f"network, fetch its parquet files by: hf download {source.dataset} --repo-type dataset "
+            f"the data set {source.dataset} at revision {source.revision} is not available from the "
+            f"Hugging Face hub ({no_answer or f'{type(error).__name__}: {_first_line(error)}'}). On "
+            "a machine with a network, fetch its parquet files by: "
+            f"hf download {source.dataset} --repo-type dataset "
             f"--revision {source.revision} {only}--local-dir FOLDER; then set source.path=FOLDER"
         ) from error
 
 
 def _ask_once(source: SourceSettings) -> str | None:
-    """Where the hub does not answer, let what was downloaded before do: no retries of half a minute.
+    """Try the hub once; without an answer, use earlier downloads instead of half a minute of retries.
 
-    Returns what the connection failed with, None where the hub has answered.
+    Returns why the connection failed, or None if the hub has answered.
     """
     import datasets
     import huggingface_hub
 
     try:
-        huggingface_hub.HfApi().dataset_info(str(source.dataset), timeout=_SECONDS_TO_ANSWER)
+        huggingface_hub.HfApi().dataset_info(str(source.dataset), timeout=_HUB_TIMEOUT_S)
     except huggingface_hub.errors.HfHubHTTPError:
-        return None  # it has answered; load_dataset tells what is wrong
+        return None  # it has answered; load_dataset raises what is wrong
     except Exception as error:  # noqa: BLE001 (of the HTTP client; huggingface_hub has had several)
         huggingface_hub.constants.HF_HUB_OFFLINE = True
         datasets.config.HF_HUB_OFFLINE = True
@@ -139,13 +139,13 @@ def _ask_once(source: SourceSettings) -> str | None:
 
 
 def _commit(files: list[str]) -> dict[str, str]:
-    """The hub's commit, which names the folder that datasets keeps its files in; none for ours."""
+    """The hub's commit, the name of the folder in which datasets keeps its files; none for local ones."""
     folder = Path(files[0]).parent.name
     return {"commit": folder} if re.fullmatch("[0-9a-f]{40}", folder) else {}
 
 
 def _first_fault(files: list[str]) -> str | None:
-    """The file, and the line or rows in it, that cannot be read; None where all of them can."""
+    """The first file, with its line or row group, that cannot be read; None if all can."""
     names = None
     for name in files:
         try:
@@ -172,7 +172,7 @@ def _first_fault(files: list[str]) -> str | None:
 
 
 def _local_files(path: Path) -> tuple[str, list[str]]:
-    """The reader's name and the files to give it, sorted."""
+    """The name of the reader, and its files, sorted."""
     found = [path] if path.is_file() else list_files(path, lambda file: file.suffix in _READERS)
     readers = sorted({_READERS[file.suffix] for file in found if file.suffix in _READERS})
     if not readers or len(readers) > 1:

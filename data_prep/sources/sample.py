@@ -1,8 +1,8 @@
-"""The sample: what lies inside every CPython, so it needs no download and no file of ours.
+"""The sample: text inside every CPython, so it needs no download.
 
-The topics of the English manual (pydoc_data.topics), and the docstrings of the standard library's
-modules, read from their source files without importing them: an import can do anything. Mostly
-prose is kept: grammars, tables, code, signatures and markup go.
+These are the topics of the English manual (pydoc_data.topics) and the docstrings of the standard
+library, read from source files without importing them: an import can do anything. Grammars,
+tables, code, signatures and markup are dropped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from data_prep.sources.text_files import list_files
 from data_prep.stores.documents import Document, Reject
 from data_prep.text.cleaning import clean_line, clean_paragraphs
 
-# Tests have docstrings about tests; what else is installed beside the library is not the library's.
+# Tests have docstrings about tests; other packages do not belong to the library.
 _NOT_THE_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
 
 _DRAWN_LINE = re.compile(r"\s*[-=~^*+#\"'.`:|_]{3,}[-=~^*+#\"'.`:|_\s]*$")
@@ -54,7 +54,7 @@ def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Sourc
 
 
 def read(source: SourceSettings, task: list[str]) -> Iterator[Document | Reject]:
-    """A document, or a reject, for each topic and module."""
+    """A document or a reject for each topic and module."""
     from pydoc_data.topics import topics
 
     library = Path(sysconfig.get_path("stdlib"))
@@ -73,15 +73,15 @@ def read(source: SourceSettings, task: list[str]) -> Iterator[Document | Reject]
 
 
 def docstrings(code: bytes) -> list[str]:
-    """The docstrings of a module, its classes and its functions, as they follow one another."""
+    """The docstrings of a module, its classes and its functions, in the order of the source."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of old escapes, which are the library's affair
+        warnings.simplefilter("ignore")  # about old escapes in the library
         tree = ast.parse(code)
     return [text for node in [tree, *_documented(tree)] if (text := ast.get_docstring(node))]
 
 
 def prose(text: str) -> list[str]:
-    """The paragraphs of a plain-text manual page or docstring that are sentences or headings."""
+    """The sentences and headings of a plain-text manual page or docstring, as paragraphs."""
     paragraphs: list[str] = []
     lines = inspect.cleandoc(text).expandtabs().split("\n")
     block: list[str] = []
@@ -97,7 +97,7 @@ def prose(text: str) -> list[str]:
 
 
 def _documented(node: ast.AST) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Classes and functions below a node, in the source's order. Expressions hold none."""
+    """Classes and functions below a node, in the order of the source. Expressions have none."""
     for field in ("body", "handlers", "cases", "orelse", "finalbody"):
         for child in getattr(node, field, ()):
             if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -106,11 +106,11 @@ def _documented(node: ast.AST) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.
 
 
 def _paragraphs(block: list[str]) -> list[str]:
-    """One block between blank lines: list items and changes of the margin are paragraphs."""
+    """The paragraphs of a block between blank lines: each list item is one."""
     joined: list[str] = []
     for line in block:
         if _NO_PROSE.match(line):
-            break  # a doctest, directive or grammar goes on to the block's end
+            break  # a doctest, directive or grammar continues to the end of the block
         if _TABLE_ROW.match(line):
             continue
         if not joined or _LIST_MARK.match(line):
@@ -121,7 +121,7 @@ def _paragraphs(block: list[str]) -> list[str]:
 
 
 def is_prose(text: str) -> bool:
-    """Four words or more, most of it words, ended like a sentence or a phrase before a list."""
+    """Whether a text has four words or more, is mostly words and ends like a sentence."""
     tokens = text.split()
     words = sum(bool(_WORD.fullmatch(token.strip("()\"'.!?“”‘’"))) for token in tokens)
     return words >= 4 and words >= 0.7 * len(tokens) and text[-1] in ".:!?)\"'”’"

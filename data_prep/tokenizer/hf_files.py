@@ -1,4 +1,4 @@
-"""The tokenizer's files that transformers loads."""
+"""Writes the files from which transformers loads the tokenizer."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ TOKENIZER_FILES = (
 
 
 def save_tokenizer(folder: Path, tokens: Sequence[str], lowercase: bool) -> None:
-    """Write vocab.txt and the files from which `AutoTokenizer.from_pretrained(folder)` reads it.
+    """Write vocab.txt and the files that `AutoTokenizer.from_pretrained(folder)` loads.
 
-    That tokenizer has the casing given here, puts [CLS] and [SEP] round one or two texts and knows
-    the special tokens by name. Same arguments, same bytes.
+    The loaded tokenizer has this casing, adds [CLS] and [SEP] to one or two texts and knows the
+    special tokens. The same arguments give the same bytes.
     """
     with whole_or_absent(folder / "vocab.txt") as temporary:
         temporary.write_bytes("".join(f"{token}\n" for token in tokens).encode())
@@ -46,7 +46,7 @@ def save_tokenizer(folder: Path, tokens: Sequence[str], lowercase: bool) -> None
 
 
 def _with_special_tokens(tokens: Sequence[str], lowercase: bool) -> Any:
-    """The tokenizer for users of a model: it knows the special tokens and adds [CLS] and [SEP]."""
+    """The tokenizer for users of a model: it knows the special tokens, adds [CLS] and [SEP]."""
     tokenizer = make_tokenizer(tokens, lowercase)
     special = [
         AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS.values()

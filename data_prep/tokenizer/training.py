@@ -1,4 +1,4 @@
-"""Trains a WordPiece vocabulary, or adds words to one."""
+"""Trains a WordPiece vocabulary or adds words to one."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tokenizers.trainers import WordPieceTrainer
 from data_prep.tokenizer.vocab_file import SPECIAL_TOKENS
 from data_prep.tokenizer.wordpiece import LONGEST_WORD, make_tokenizer
 
-MOST_CHARACTERS = 1000  # of a trained vocabulary's alphabet, as in Hugging Face's trainer
-
-LEAST_COUNT = 2  # of a character or a pair that becomes an entry; the same
-
+# As in Hugging Face's trainer: characters of the alphabet, and the count of a character or a pair
+# that becomes an entry.
+MOST_CHARACTERS = 1000
+LEAST_COUNT = 2
 NUM_CODE_POINTS = 0x110000
 
 
 def add_words(tokens: Sequence[str], path: Path, lowercase: bool) -> list[str]:
-    """Entries for the words of the file at `path`, one a line, that `tokens` lacks, in its order.
+    """Entries for the words of the file at `path`, one per line, that `tokens` lacks, in its order.
 
-    Words are lower-cased and lose their accents as text does; blank lines are passed over. Raises
-    ValueError naming the line where a word would be cut before WordPiece sees it, so that its entry
-    would never be used: one with a blank or punctuation inside, a CJK word, one over 100 characters.
+    Words are normalised like text; blank lines are skipped. Raises ValueError, with the line, for a
+    word whose entry would never be used because it is cut before WordPiece: with a blank or
+    punctuation inside, of CJK characters, or of more than 100 characters.
     """
     known, new = set(tokens), dict[str, None]()
     rules = make_tokenizer(tokens, lowercase)
@@ -34,15 +34,13 @@ def add_words(tokens: Sequence[str], path: Path, lowercase: bool) -> list[str]:
         parts = [part for part, _ in rules.pre_tokenizer.pre_tokenize_str(normal)]
         if not normal or normal in known:
             continue
-        if len(parts) > 1 or len(normal) > LONGEST_WORD:
-            why = (
-                f"is cut to {' '.join(parts)}"
-                if len(parts) > 1
-                else f"has {len(normal)} characters"
-            )
+        is_cut = len(parts) > 1
+        if is_cut or len(normal) > LONGEST_WORD:
+            why = f"is cut to {' '.join(parts)}" if is_cut else f"has {len(normal)} characters"
             raise ValueError(
-                f"{path}, line {line}: {word!r} {why} before its pieces are looked up, and would never "
-                f"be found whole; take it out, or give its parts (words of up to {LONGEST_WORD} letters)"
+                f"{path}, line {line}: {word!r} {why} before its pieces are looked up, so it would "
+                f"never be found whole; remove it or give its parts (words of up to {LONGEST_WORD} "
+                "letters)"
             )
         new[normal] = None
     return list(new)
@@ -53,13 +51,13 @@ def train_vocab(
 ) -> list[str]:
     """Train exactly `vocab_size` entries: the special tokens, the characters, then the merges.
 
-    `batches` is called twice and yields the same paragraphs each time, many at once. The same
-    text gives the same entries in the same order, whatever the number of threads and however it
-    is batched. Raises ValueError where the text is too small for so many entries.
+    `batches` is called twice and yields the same paragraphs each time, in batches. The same text
+    gives the same entries in the same order, for any number of threads and any batches. Raises
+    ValueError if the text is too small for this many entries.
     """
     characters, inner = _alphabet(batches(), vocab_size, lowercase)
-    # The trainer numbers "##" forms in the order of a hash map, and its ties follow these numbers:
-    # another vocabulary every run. Named as special tokens they have their ids before it begins.
+    # The trainer numbers "##" forms in the order of a hash map and breaks ties by these numbers,
+    # which gives another vocabulary in every run. As special tokens they have fixed ids.
     fixed = [*SPECIAL_TOKENS.values(), *characters, *(f"##{character}" for character in inner)]
     trainer = WordPieceTrainer(
         vocab_size=vocab_size,
@@ -76,7 +74,7 @@ def train_vocab(
     assert tokens[: len(fixed)] == fixed, "the trainer renumbered the entries fixed beforehand"
     if len(tokens) != vocab_size:
         raise ValueError(
-            f"vocab_size={vocab_size} asks for more entries than the documents give, {len(tokens)}; "
+            f"vocab_size={vocab_size} asks for more entries than the documents have, {len(tokens)}; "
             f"collect more text or set vocab_size={len(tokens)}"
         )
     return tokens
@@ -85,10 +83,10 @@ def train_vocab(
 def _alphabet(
     batches: Iterable[list[str]], vocab_size: int, lowercase: bool
 ) -> tuple[list[str], list[str]]:
-    """The characters that become entries, in code-point order, and those also found inside a word.
+    """The characters that become entries, and those that also occur inside words; both sorted.
 
-    The most frequent are taken, of equal counts the lower code points: at most 1,000, and their
-    forms fill at most half the vocabulary. Words with another character become [UNK].
+    These are the most frequent characters (of equal counts the lower code points): at most 1,000,
+    whose forms fill at most half the vocabulary. A word with another character becomes [UNK].
     """
     raw_counts = np.zeros(NUM_CODE_POINTS, np.int64)
     for batch in batches:
@@ -96,7 +94,7 @@ def _alphabet(
         raw_counts += np.bincount(codes, minlength=NUM_CODE_POINTS)
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     counts: dict[str, int] = {}
-    # Normalising works character by character, so distinct ones are enough: 100 times as fast
+    # Each character is normalised by itself, so the distinct ones suffice: 100 times as fast
     for code in np.flatnonzero(raw_counts):
         for character in normalizer.normalize_str(chr(code)):
             if not character.isspace():
@@ -119,6 +117,6 @@ def _alphabet(
 
 
 def _stands_inside_words(character: str, normalizer: Any) -> bool:
-    """False for punctuation and CJK characters, which are words of their own: no "##" form."""
+    """False for punctuation and CJK characters: each is a word of its own, without a "##" form."""
     text = normalizer.normalize_str(f"a{character}a")
     return len(pre_tokenizers.BertPreTokenizer().pre_tokenize_str(text)) == 1

@@ -17,19 +17,22 @@ SPECIAL_TOKENS = {
 
 
 def read_vocab(path: Path) -> list[str]:
-    """The entries of a vocab.txt: one a line, UTF-8, line ends LF, the line number is the id.
+    """The entries of a vocab.txt (UTF-8, LF, one per line) or a WordPiece tokenizer.json, by id.
 
-    Or of a tokenizer.json of the WordPiece kind, entries added to it later included. Raises ValueError
-    naming the line and the cure on anything that would give a wrong id: an empty file, a byte order
-    mark, CR, a blank line or blanks round an entry, a duplicate, a missing special token.
+    The id is the line number, from 0; a tokenizer.json includes added entries. Raises ValueError,
+    with the line and the cure, for anything that would give wrong ids: an empty file, a byte order
+    mark, CR, a blank line, blanks round an entry, a duplicate, a missing special token.
     """
-    if path.suffix == ".json":
-        tokens = _json_entries(path)
-        _check_entries(path, tokens)
-        return tokens
+    tokens = _json_entries(path) if path.suffix == ".json" else _text_entries(path)
+    _check_entries(path, tokens)
+    return tokens
+
+
+def _text_entries(path: Path) -> list[str]:
+    """The lines of a vocab.txt."""
     raw = path.read_bytes()
     if not raw:
-        raise ValueError(f"{path} is empty; a vocabulary has one entry a line")
+        raise ValueError(f"{path} is empty; a vocabulary has one entry per line")
     if raw.startswith(b"\xef\xbb\xbf"):
         raise ValueError(
             f"{path}, line 1, begins with a byte order mark, which would be part of the entry; "
@@ -39,21 +42,19 @@ def read_vocab(path: Path) -> list[str]:
         line = raw[: raw.index(b"\r")].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}, ends in CR; convert the line ends to LF")
     try:
-        tokens = raw.decode().removesuffix("\n").split("\n")
+        return raw.decode().removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}, is not UTF-8; convert the file to UTF-8") from error
-    _check_entries(path, tokens)
-    return tokens
 
 
 def _json_entries(path: Path) -> list[str]:
-    """The entries of a tokenizer.json by their ids, which must have no gap."""
+    """The entries of a tokenizer.json in the order of their ids, which must have no gap."""
     tokenizer = read_json(path)
     model = tokenizer.get("model") or {}
     if model.get("type", "WordPiece") != "WordPiece" or "continuing_subword_prefix" not in model:
         raise ValueError(
-            f"{path} is of kind {model.get('type')}; BERT's is WordPiece: take the tokenizer of a BERT"
+            f"{path} is of kind {model.get('type')}; BERT's is WordPiece: take a BERT's tokenizer"
         )
     numbers = {**model["vocab"], **{t["content"]: t["id"] for t in tokenizer["added_tokens"]}}
     tokens = sorted(numbers, key=numbers.__getitem__)
@@ -63,18 +64,18 @@ def _json_entries(path: Path) -> list[str]:
 
 
 def _check_entries(path: Path, tokens: Sequence[str]) -> None:
-    """Refuse blank entries, duplicates and the lack of a special token."""
+    """Refuse blank entries, duplicates and missing special tokens."""
     first_line: dict[str, int] = {}
     for line, token in enumerate(tokens, start=1):
         if not token or token != token.strip():
             raise ValueError(
-                f"{path}, line {line}, {token!r}, is blank or has blanks at an end; take the line "
-                f"out if nothing was trained with this file, else get the file again"
+                f"{path}, line {line}, {token!r}, is blank or has blanks at an end; remove the "
+                f"line if nothing was trained with this file, otherwise get the file again"
             )
         if token in first_line:
             raise ValueError(
                 f"{path}, line {line}, repeats {token!r} of line {first_line[token]}; an entry has "
-                f"one id: give the second another name, such as [unused{line}]"
+                f"one id: rename the second, such as to [unused{line}]"
             )
         first_line[token] = line
     missing = [token for token in SPECIAL_TOKENS.values() if token not in first_line]
@@ -86,10 +87,10 @@ def _check_entries(path: Path, tokens: Sequence[str]) -> None:
 
 
 def check_casing(tokens: Sequence[str], lowercase: bool) -> None:
-    """Raise ValueError where a vocabulary is of the other casing than `lowercase` says.
+    """Raise ValueError if the casing of a vocabulary is not `lowercase`.
 
-    A tokenizer that lower-cases never makes an entry with a capital; one that does not finds no
-    entry for a word with a capital if there are none. Both would train a model on [UNK]s.
+    A lower-casing tokenizer never makes an entry with a capital; a cased one finds no entry for a
+    word with a capital if there is none. Both would train a model on [UNK].
     """
     special = set(SPECIAL_TOKENS.values())
     capitals = sum(token not in special and token != token.lower() for token in tokens)

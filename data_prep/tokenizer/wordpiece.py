@@ -1,10 +1,10 @@
-"""WordPiece: training a vocabulary, encoding text with it, and the tokenizer's files.
+"""WordPiece: text to ids.
 
-The rules are those of google-research/bert tokenization.py as Hugging Face's BertTokenizer has
-them: control characters dropped, blanks round CJK characters, lower case and no accents where
-`lowercase` (else neither), words cut at punctuation, then the greedy longest match. One figure
-differs from Google's code: a word over 100 characters (Google: 200) is unknown, as in every
-tokenizer that Hugging Face loads, so that an exported model reads text just as it was trained.
+The rules are those of google-research/bert tokenization.py as in Hugging Face's BertTokenizer:
+control characters are dropped, CJK characters are set apart by blanks, `lowercase` lowers case and
+removes accents, words are cut at punctuation, then the longest match is taken greedily. One number
+differs from Google's code: a word of more than 100 characters (Google: 200) is unknown, as in every
+tokenizer that Hugging Face loads, so an exported model reads text as it was trained.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from tokenizers.models import WordPiece
 from data_prep.tokenizer.vocab_file import SPECIAL_TOKENS, special_ids
 
 LONGEST_WORD = 100  # characters; the default of Hugging Face's WordPiece
-MOST_WORDS = 1 << 18  # kept with their ids: 50 MB of English, 16 million characters have 150,000
-LONGEST_KEPT = 100  # characters of such a word: bounds the memory on any text
-_PARTS = re.compile(r"[!-/:-@\[-`{-~]|[^!-/:-@\[-`{-~]+")  # ASCII punctuation, and what is between
+# Words kept with their ids, 50 MB of memory. 16 million characters of English have 150,000.
+MOST_WORDS = 1 << 18
+LONGEST_KEPT = 100  # characters of such a word; bounds the memory on any text
+_PARTS = re.compile(r"[!-/:-@\[-`{-~]|[^!-/:-@\[-`{-~]+")  # ASCII punctuation, or text between
 
 
 def make_tokenizer(tokens: Sequence[str], lowercase: bool) -> Any:
-    """A `tokenizers` tokenizer that knows no special tokens: a literal "[MASK]" stays text."""
+    """A `tokenizers` tokenizer without special tokens: a literal "[MASK]" stays text."""
     model = WordPiece(
         {token: number for number, token in enumerate(tokens)},
         unk_token=SPECIAL_TOKENS["unk"],
@@ -43,31 +44,31 @@ def make_tokenizer(tokens: Sequence[str], lowercase: bool) -> Any:
 
 
 class _WordIds(dict[str, bytes]):
-    """Words as they stand between two spaces -> their ids, uint32; known once they were asked for.
+    """A cache from words, as they stand between two spaces, to the bytes of their uint32 ids.
 
-    `tokenizers` encodes the parts of a word, cut at ASCII punctuation. That neighbours do not matter
-    is exact for these characters: each ends a word by BERT's rules, none has a case, is dropped or
-    takes up a combining mark, and no mark is reordered over one. Of other blanks and other
-    punctuation that is not said: they stay inside a part.
+    `tokenizers` encodes the parts of a word, cut at ASCII punctuation. The ids of a part do not
+    depend on its neighbours: each of these characters ends a word by BERT's rules, none has a case,
+    is dropped or takes a combining mark, and no mark is reordered over one. That need not hold for
+    other blanks and punctuation, which stay inside a part.
     """
 
     def __init__(self, tokenizer: Any, lowercase: bool) -> None:
         self._tokenizer = tokenizer
-        self._model = tokenizer.model  # the greedy match alone, without the rules before it
+        self._model = tokenizer.model  # the greedy match, without the rules before it
         self._lowercase = lowercase
 
     def __missing__(self, word: str) -> bytes:
         parts = _PARTS.findall(word)
         if len(parts) > 1:
             ids = b"".join(map(self.__getitem__, parts))
-        elif word.isascii() and word.isalnum():  # no rule applies but that of the case
+        elif word.isascii() and word.isalnum():  # only the rule of the case applies
             pieces = self._model.tokenize(word.lower() if self._lowercase else word)
             ids = array("I", [piece.id for piece in pieces]).tobytes()
         else:
             ids = array("I", self._tokenizer.encode(word, add_special_tokens=False).ids).tobytes()
         if len(word) <= LONGEST_KEPT:
             if len(self) >= MOST_WORDS:
-                self.clear()  # what is frequent is soon back
+                self.clear()  # frequent words are soon back
             self[word] = ids
         return ids
 
@@ -75,8 +76,8 @@ class _WordIds(dict[str, bytes]):
 class Encoder:
     """Text to ids, without special tokens.
 
-    The ids equal those of stock BertTokenizer with add_special_tokens=False on text that holds no
-    special token by name; such a name is cut into "[", "mask", "]" here, as in Google's code.
+    The ids are those of stock BertTokenizer with add_special_tokens=False, except for the name of a
+    special token in the text: it is cut into "[", "mask", "]" here, as in Google's code.
     """
 
     def __init__(self, tokens: Sequence[str], lowercase: bool) -> None:
@@ -85,7 +86,7 @@ class Encoder:
         self._word_ids = _WordIds(make_tokenizer(tokens, lowercase), lowercase)
 
     def encode(self, sentences: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        """N sentences to (T,) ids end to end, and the (N,) lengths; a length may be 0."""
+        """The (T,) ids of N sentences end to end, and their (N,) lengths, which may be 0."""
         ids_of = self._word_ids.__getitem__
         ids = [b"".join(map(ids_of, sentence.split(" "))) for sentence in sentences]
         lengths = np.fromiter(map(len, ids), np.int64, len(ids)) // np.dtype(np.uint32).itemsize

@@ -147,7 +147,7 @@ def test_a_row_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
     lines = [json.dumps(row).encode() for row in _wikipedia(1_500)]
     lines[1_200] = lines[1_200].replace(b"Another", b"Caf\xed\xa0\x80")
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
-    with pytest.raises(ValueError, match=r"row 1200 of the data set .* is not UTF-8: .*mend it"):
+    with pytest.raises(ValueError, match=r"row 1200 of the data set .* is not UTF-8: .*remove it"):
         read_all(source_of("wikipedia", tmp_path))
 
 
