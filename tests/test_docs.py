@@ -31,7 +31,10 @@ PAGES = [
 ]
 RUN_IN_ORDER = (PROJECT / "README.md", PROJECT / "docs/data.md", PROJECT / "docs/training.md")
 STARTS = ("python -m ", "torchrun ", "deepspeed ", "sbatch ", "bash slurm/", "make ")
-OTHERS = r"(?:[A-Z_]+=\S+ )*(?:apptainer|docker|hf|pip|git|wandb|pytest|python -m (?:pytest|http\.server)) "
+OTHERS = (
+    r"(?:[A-Z_]+=\S+ )*"
+    r"(?:apptainer|docker|hf|pip|git|wandb|pytest|python -m (?:pytest|http\.server)) "
+)
 
 
 def fences(page: Path) -> list[tuple[str, str, str]]:
@@ -43,7 +46,7 @@ def fences(page: Path) -> list[tuple[str, str, str]]:
 
 
 def commands(body: str) -> list[str]:
-    """Its commands: continued lines joined, comments and what the environment is set to left out."""
+    """Its commands: continued lines are joined, comments and assignments left out."""
     lines = [line.split(" #")[0].strip() for line in body.replace("\\\n", " ").splitlines()]
     return [re.sub(r"^(?:[A-Z_]+=\S+ )+", "", line) for line in lines if line]
 

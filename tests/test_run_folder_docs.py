@@ -60,7 +60,7 @@ def skip_the_first_batch(rank: int) -> None:
 
 @pytest.fixture(scope="module")
 def runs(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A run with LAMB that was killed and went on, and one by the clock that skips its first batch."""
+    """A killed and continued run with LAMB, and one by the clock that skips its first batch."""
     lamb, clock = tmp_path_factory.mktemp("lamb"), tmp_path_factory.mktemp("clock")
     small = [*SMALL, f"data.dir={sample_dir}"]
     options = [*small, "optim=lamb", "monitor.batch_checksums=true", "monitor.peak_tflops=1"]

@@ -1,4 +1,4 @@
-"""A private Slurm cluster for the session: real daemons, virtual nodes, GPUs that are numbers only."""
+"""A private Slurm cluster for the session: real daemons, virtual nodes, counted GPUs."""
 
 from __future__ import annotations
 
@@ -59,11 +59,9 @@ class Job:
         subprocess.run(["scancel", *options, self.number], env=self.env, check=True)
 
     def process_of(self, rank: int) -> int:
-        """Number of the process that is this task; nodes hide theirs from each other, not from us."""
+        """The process of this task; nodes hide theirs from each other, not from us."""
         marks = {f"SLURM_JOB_ID={self.number}", f"SLURM_PROCID={rank}"}
-        marks.add(
-            f"SLURM_CONF={self.env['SLURM_CONF']}"
-        )  # clusters beside ours have such jobs, too
+        marks.add(f"SLURM_CONF={self.env['SLURM_CONF']}")  # other clusters have such jobs, too
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it has ended
                 parent = re.findall(r"PPid:\s*(\d+)", (process / "status").read_text())[0]

@@ -32,7 +32,9 @@ exec unshare --mount bash -euc '
         [ -d "$1" ] && mkdir -p "/mnt$2" || {{ mkdir -p "/mnt${{2%/*}}" && touch "/mnt$2"; }}
         mount --rbind "$1" "/mnt$2"
     }}
-    for path in /usr /bin /lib /lib64 /etc /proc /dev /sys {image}; do mount_at "$path" "$path"; done
+    for path in /usr /bin /lib /lib64 /etc /proc /dev /sys {image}; do
+        mount_at "$path" "$path"
+    done
     mkdir -m 1777 /mnt/tmp 2>/dev/null || true
     for program in scontrol srun squeue; do mount --bind /dev/null "/mnt/usr/bin/$program"; done
     IFS=,

@@ -125,7 +125,7 @@ def _submit(cluster: Any, repository: Path, *command: str) -> str:
 
 
 def _heed_interrupts() -> None:
-    """As in a terminal; started in the background by a shell, the tests' own process ignores them."""
+    """As in a terminal: a process that a shell starts in the background ignores them."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning as an array on a real Slurm: a table over tasks and seeds, and what failed alone again."""
+"""Fine-tuning as an array on a real Slurm: the table of tasks and seeds; failures run again."""
 
 from __future__ import annotations
 

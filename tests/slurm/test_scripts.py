@@ -22,9 +22,9 @@ JOBS = (*TRAINERS, ARRAY)
 SCRIPTS = (*JOBS, CHAIN)
 
 # In a virtual environment's bin/python. Each start adds a line to calls.jsonl; the override `end=`
-# says what follows: `stopped` waits for a signal in the job's first start, as a trainer would that is
-# still far from its last step; `failed` fails in task 1 alone, `refused` in data_prep.vocab alone;
-# `status=N` ends every start so, the first after a checkpoint.
+# says what follows: `stopped` waits for a signal in the job's first start, as a trainer would that
+# is still far from its last step; `failed` fails in task 1 alone, `refused` in data_prep.vocab
+# alone; `status=N` ends every start so, the first after a checkpoint.
 STAND_IN = """#!{executable}
 import json, os, signal, sys
 calls, arguments = {calls!r}, sys.argv[1:]

@@ -78,7 +78,7 @@ def build_engine(
     compile: Compile = Compile.false,
     **optim: Any,
 ) -> Engine:
-    """An engine on the CPU, where DeepSpeed refuses fp16 unless the accelerator is made to allow it."""
+    """An engine on the CPU; DeepSpeed, which refuses fp16 there, is made to allow it."""
     if precision is Precision.fp16:
         get_accelerator().is_fp16_supported = lambda: True
         supported = [torch.float32, torch.float16, torch.bfloat16]

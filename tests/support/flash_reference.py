@@ -1,7 +1,7 @@
-"""What a GPU's flash kernel computes, written out for CPU tensors: numbers for the path that CUDA takes.
+"""What a GPU's flash kernel computes, written for CPU tensors: numbers for the path of CUDA.
 
-torch's own operators, `aten::_flash_attention_forward` and `_backward`, have no CPU kernel; with these
-two in their place the product's call goes all its way, through autograd and compilation.
+torch's own operators, `aten::_flash_attention_forward` and `_backward`, have no CPU kernel; with
+these two in their place the product's call goes all its way, through autograd and compilation.
 """
 
 from __future__ import annotations

@@ -44,7 +44,10 @@ def _time(second: float) -> str:
 
 
 def killed_and_stopped(folder: Path, *overrides: str) -> MadeRun:
-    """100 steps: killed at 50 (40 saved), stopped by a signal at 70, finished; 10 s lost, 60 s apart."""
+    """100 steps: killed at step 50 (40 was saved), stopped by a signal at 70, then finished.
+
+    10 s are lost, and 60 s pass between the starts.
+    """
     run = MadeRun(folder, *overrides)
     run.event(0, "started", step=0, ranks=2)
     for step in (10, 20, 30, 40):

@@ -1,4 +1,4 @@
-"""torch made to believe in an H100, for tensors that have a device, a type and a shape, but no numbers.
+"""torch made to believe in an H100, for tensors with a device, a type and a shape but no numbers.
 
 Run as a program, for what it does must come before torch is first imported:
 
@@ -49,7 +49,7 @@ def load_stub() -> None:
 
 
 def pretend_h100() -> None:
-    """Answer Python's questions about the device. Before torch._dynamo is imported, which binds them."""
+    """Answer Python's questions about the device. Call it before torch._dynamo is imported."""
     import torch
 
     class Properties:
@@ -81,7 +81,7 @@ def pretend_h100() -> None:
 
 
 def rules() -> dict[str, Any]:
-    """A training step of BERT-large on a packed row, in each low precision, and each rule broken."""
+    """A training step of BERT-large on a packed row, in each low precision; each rule broken."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -166,7 +166,7 @@ def training_step(precision: str, dropout: float) -> dict[str, Any]:
 
 
 def kernels() -> dict[str, Any]:
-    """The compiled parts at BERT-large's size, forward and backward, as inductor has them for sm_90.
+    """The compiled parts at BERT-large's size, forward and backward, as inductor builds for sm_90.
 
     What it generates is kept and not loaded; triton builds each kernel with its own ptxas.
     """
@@ -261,7 +261,7 @@ class CodeIsKept(Exception):
 
 
 def built_pass(graph: Any, name: str, mode: Any, codes: list[str]) -> dict[str, Any]:
-    """How many products and kernels a graph comes to, and the size of each kernel built, in bytes."""
+    """The number of products and kernels of a graph, and the size in bytes of each kernel built."""
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.debug import DebugContext
     from torch._inductor.virtualized import V
@@ -314,7 +314,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 
 class Rules(TorchDispatchMode):
-    """Refuses what a GPU would refuse, what would make the host wait, and tensors left on the CPU."""
+    """Refuses what a GPU refuses, what makes the host wait, and tensors left on the CPU."""
 
     WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique")
 

@@ -1,4 +1,4 @@
-"""A BERT of random weights with a vocabulary of letters and a few words, as a Hugging Face folder."""
+"""A BERT of random weights, its vocabulary letters and a few words, as a Hugging Face folder."""
 
 from __future__ import annotations
 

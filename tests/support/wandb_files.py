@@ -13,7 +13,7 @@ from pretrain.metrics.wandb_sink import earlier_files
 
 
 def records(run_folder: Path, kind: str) -> list[dict[str, Any]]:
-    """The records of a kind (run, history, metric, ...) that `wandb sync` would send, in its order."""
+    """The records of one kind (run, history, metric, ...), in the order of `wandb sync`."""
     found = []
     for file in earlier_files(run_folder, own=Path()):
         read = subprocess.run(

@@ -1,6 +1,8 @@
 """A start of a run as far as wandb sees it: figures of the steps FIRST + 1 to LAST, in FOLDER.
 
-python wandb_start.py FOLDER FIRST LAST TIMEOUT_S ENDING; with the ending "hold" it waits to be killed.
+python wandb_start.py FOLDER FIRST LAST TIMEOUT_S ENDING
+
+With the ending "hold" it waits to be killed.
 """
 
 from __future__ import annotations
