@@ -17,7 +17,7 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 def packed(name: str) -> Path:
     path = DATA / name
     if not path.exists():
-        pytest.skip(f"no {path}")
+        pytest.skip(f"needs ../shared/data/{name}")
     return path
 
 

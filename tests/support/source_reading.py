@@ -10,8 +10,6 @@ from data_prep.core.settings import SourceKind, SourceSettings
 from data_prep.sources import module_of
 from data_prep.stores.documents import Document, Reject
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-
 
 def source_of(kind: str, path: Path | None = None, **more: Any) -> SourceSettings:
     """Settings that name a source, and say what `more` says."""

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared_data import packed
 
 from data_prep import collect, encode, vocab
 from data_prep.core.files import checksum, read_json, write_json
@@ -24,8 +25,6 @@ from data_prep.dedup.matching import FEWEST_CHARACTERS, LEAST_EQUAL
 from data_prep.dedup.minhash import BANDS, shingles, signature
 from data_prep.dedup.signatures import Signatures, signatures_path
 from data_prep.stores.documents import Document, DocumentPart, describe_part, list_parts, write_part
-
-DATA = Path(__file__).parents[4] / "shared" / "data"
 
 
 def made_text(seed: int, words: int = 120) -> str:
@@ -425,10 +424,7 @@ def test_a_source_of_grouped_sentences_is_compared_too(tmp_path: Path) -> None:
 
 def unpacked(archive: str, member: str) -> str:
     """One text of ../shared/data."""
-    path = DATA / "books" / archive
-    if not path.is_file():
-        pytest.skip(f"{path} is not there")
-    with tarfile.open(path) as file:
+    with tarfile.open(packed(f"books/{archive}")) as file:
         extracted = file.extractfile(member)
         assert extracted is not None
         return extracted.read().decode("utf-8-sig", "replace")

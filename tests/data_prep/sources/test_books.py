@@ -6,7 +6,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from source_reading import SHARED, read_all, reasons, source_of, texts
+from shared_data import packed
+from source_reading import read_all, reasons, source_of, texts
 
 from data_prep.sources import books
 from data_prep.stores.documents import Damage
@@ -99,11 +100,10 @@ def test_indented_first_lines_part_paragraphs_where_no_blank_line_does() -> None
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SHARED.exists(), reason="the collection of real books is not there")
 def test_novels_have_paragraphs_whether_or_not_blank_lines_show_them(tmp_path: Path) -> None:
-    for archive in sorted((SHARED / "books" / "novels").glob("*.tar.xz")):
-        with tarfile.open(archive) as packed:
-            packed.extractall(tmp_path, filter="data")
+    for archive in sorted(packed("books/novels").glob("*.tar.xz")):
+        with tarfile.open(archive) as opened:
+            opened.extractall(tmp_path, filter="data")
     items = read_all(source_of("books", tmp_path))
     assert len(texts(items)) == len(items) == 77
     for name, text in texts(items).items():

@@ -14,6 +14,7 @@ from typing import Any
 
 import mwparserfromhell
 import pytest
+from shared_data import packed
 
 from data_prep import collect
 from data_prep.core.config import SettingsError
@@ -22,8 +23,6 @@ from data_prep.core.settings import SourceKind, SourceSettings
 from data_prep.sources import wikipedia_dump
 from data_prep.stores.documents import Damage, Document, Reject, list_parts, read_part
 from data_prep.text.wikitext import is_disambiguation, to_text
-
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 
 HEAD = (
     '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="de">'
@@ -396,8 +395,6 @@ REDIRECTS_AND_MORE = {"redirect": 99, "disambiguation": 8, "namespace 4": 1, "no
          REDIRECTS_AND_MORE),
         ("xml/enwiki-table-markup.xml.bz2", 5, {}),
         ("xml/own-table-markup-multistream.xml.bz2", 5, {}),
-        ("xml/testcorpus.xml.bz2", 9, {}),
-        ("xml/tinywiki-latest-pages-articles.xml", 6, {"redirect": 1, "disambiguation": 1}),
         ("xml/own-table-markup-truncated.xml.bz2", 0, {"damaged": 1}),
         ("xml/own-table-markup-truncated.xml.xz", 2,
          {"dump breaks off in this page": 1, "damaged": 1}),
@@ -409,9 +406,7 @@ REDIRECTS_AND_MORE = {"redirect": 99, "disambiguation": 8, "namespace 4": 1, "no
 def test_real_dumps_are_read_page_by_page_and_leave_no_markup(
     tmp_path: Path, name: str, documents: int, dropped: dict[str, int]
 ) -> None:
-    path = SHARED / "wiki" / name
-    if not path.exists():
-        pytest.skip(f"{path} is not there")
+    path = packed(f"wiki/{name}")
     if name.endswith(".tar.xz"):
         with tarfile.open(path) as archive:
             archive.extractall(tmp_path, filter="data")

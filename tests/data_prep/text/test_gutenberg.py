@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shared_data import packed
 
 from data_prep import collect
 from data_prep.core.config import SettingsError
@@ -17,8 +18,6 @@ from data_prep.core.job import load
 from data_prep.stores.documents import list_parts, read_part
 from data_prep.text import gutenberg
 from data_prep.text.language import language_of
-
-SHARED = Path(__file__).parents[3].parent / "shared" / "data"
 
 PROSE = [
     "It was a dark and stormy night; the rain fell in torrents, except at",
@@ -329,11 +328,10 @@ STARTS_AND_ENDS = {  # the first and the last words that are the author's
 }
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the collection of real books is not there")
 def test_real_files_are_kept_clean_or_dropped_with_the_right_reason(tmp_path: Path) -> None:
-    for archive in sorted((SHARED / "books" / "gutenberg_raw").glob("*.tar.xz")):
-        with tarfile.open(archive) as packed:
-            packed.extractall(tmp_path / "in", filter="data")
+    for archive in sorted(packed("books/gutenberg_raw").glob("*.tar.xz")):
+        with tarfile.open(archive) as opened:
+            opened.extractall(tmp_path / "in", filter="data")
     (files,) = {path.parent.parent for path in (tmp_path / "in").rglob("pg844.txt")}
     found, dropped = _run(files, tmp_path / "d")
     texts = {Path(id).name: text for id, text in found.items()}

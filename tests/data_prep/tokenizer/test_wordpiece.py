@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from shared_data import FIXTURES, packed
 from tokenizers import normalizers
 from transformers import AutoTokenizer, BertTokenizerFast
 from transformers.models.bert.tokenization_bert_legacy import BasicTokenizer, WordpieceTokenizer
@@ -22,11 +23,14 @@ from data_prep.tokenizer.training import train_vocab
 from data_prep.tokenizer.vocab_file import SPECIAL_TOKENS, check_casing, read_vocab, special_ids
 from data_prep.tokenizer.wordpiece import Encoder
 
-DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
-RELEASED = {True: "bert-base-uncased-vocab.txt", False: "bert-base-cased-vocab.txt"}
 TEXT = [line.strip() for topic in pydoc_data.topics.topics.values() for line in topic.splitlines()]
 
 casings = pytest.mark.parametrize("lowercase", [True, False], ids=["uncased", "cased"])
+
+
+def released(lowercase: bool) -> Path:
+    """Google's vocabulary."""
+    return packed(f"vocab/bert-base-{'uncased' if lowercase else 'cased'}-vocab.txt")
 
 
 def batches_of(texts: list[str], size: int) -> Iterator[list[str]]:
@@ -132,20 +136,21 @@ def test_ids_of_latin_text_equal_those_of_google_s_python_rules(lowercase: bool,
     assert ours(encoder_of(lowercase), [text]) == [expected]
 
 
-@pytest.mark.skipif(not (DATA / "unicode").exists(), reason=f"{DATA / 'unicode'} is not there")
+@pytest.mark.parametrize(("is_released", "at_least"), [(False, 70), (True, 800)])
 @casings
 def test_hostile_real_lines_have_the_ids_of_stock_bert_tokenizer_and_never_a_special_one(
-    lowercase: bool,
+    lowercase: bool, is_released: bool, at_least: int
 ) -> None:
-    tokens = read_vocab(DATA / "vocab" / RELEASED[lowercase])
+    tokens = read_vocab(released(lowercase)) if is_released else vocab(lowercase)
+    folder = packed("unicode") if is_released else FIXTURES / "unicode"
     encoder, reference = Encoder(tokens, lowercase), stock(tokens, lowercase)
     lines = [
         line
-        for path in sorted((DATA / "unicode").iterdir())
+        for path in sorted(folder.iterdir())
         for line in path.read_text(errors="replace").split("\n")
     ]
     plain = [line for line in lines if not any(token in line for token in SPECIAL_TOKENS.values())]
-    assert len(lines) > len(plain) > 800  # some lines do hold special tokens as text
+    assert len(lines) > len(plain) > at_least  # some lines do hold special tokens as text
     expected = reference(plain, add_special_tokens=False)["input_ids"]
     assert ours(encoder, plain) == expected
     ids, _ = encoder.encode(lines)
@@ -315,10 +320,9 @@ def test_saving_twice_gives_the_same_bytes_and_a_vocabulary_that_reads_back(
     assert read_vocab(tmp_path / "a" / "vocab.txt") == vocab(True)
 
 
-@pytest.mark.skipif(not (DATA / "vocab").exists(), reason=f"{DATA / 'vocab'} is not there")
 @casings
 def test_a_released_vocabulary_keeps_its_ids(lowercase: bool, tmp_path: Path) -> None:
-    path = DATA / "vocab" / RELEASED[lowercase]
+    path = released(lowercase)
     tokens = read_vocab(path)
     check_casing(tokens, lowercase)
     assert special_ids(tokens) == {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
