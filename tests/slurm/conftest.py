@@ -17,9 +17,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-MINI_SLURM = Path(
-    os.environ.get("MINI_SLURM", ROOT.parent / "shared" / "tools" / "mini-slurm")
-).absolute()
+# MINI_SLURM names another program that starts a private cluster
+MINI_SLURM = os.environ.get("MINI_SLURM", str(ROOT / "tests/support/mini_slurm"))
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL",
          "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}  # fmt: skip
 
@@ -115,17 +114,14 @@ def cluster() -> Iterator[Cluster]:
         pytest.skip(f"no {missing[0]}: apt-get install slurm-wlm munge iproute2")
     if os.geteuid() != 0:
         pytest.skip("a private Slurm cluster needs root")
-    if not MINI_SLURM.exists():
-        pytest.skip(f"no {MINI_SLURM}; MINI_SLURM names the tool that starts a private cluster")
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
-        tool = str(MINI_SLURM)
         size = ["--nodes", "4", "--gpus", "8", "--cpus", "64"]
         try:
-            subprocess.run([tool, "start", *size, folder], check=True)
+            subprocess.run([MINI_SLURM, "start", *size, folder], check=True)
             line = subprocess.run(
-                [tool, "env", folder], check=True, capture_output=True, text=True
+                [MINI_SLURM, "env", folder], check=True, capture_output=True, text=True
             ).stdout
             settings = dict(re.findall(r"(SLURM_CONF)=(\S+)", line))
             yield Cluster({**os.environ, **settings, "OMP_NUM_THREADS": "1"})
         finally:
-            subprocess.run([tool, "stop", folder], check=True)
+            subprocess.run([MINI_SLURM, "stop", folder], check=True)
