@@ -1,8 +1,8 @@
-"""One rank of a run that has a fault inside: `pretrain.run` itself has no place for faults.
+"""One rank of a run with a fault inside, so that `pretrain.run` itself needs no code for faults.
 
     python -m scripts.drills.faulty_rank nan|without|small_disk|slow_disk OVERRIDES...
 
-Where DRILL_INJECTED names a file, it is made at the moment of the fault.
+The file that DRILL_INJECTED names is made at the moment of the fault.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _train_step = Engine.train_step
 
 
 def nan(engine: Engine, batch: GlobalBatch, rate: float) -> StepResult:
-    """The loss of one batch is not a number, on rank 1 alone."""
+    """Make the loss of one batch NaN, on rank 1 alone."""
     if batch.position != NAN_BATCH or engine.ranks.rank != 1:
         return _train_step(engine, batch, rate)
     _injected()
@@ -43,7 +43,7 @@ def nan(engine: Engine, batch: GlobalBatch, rate: float) -> StepResult:
 
 
 def small_disk(engine: Engine, batch: GlobalBatch, rate: float) -> StepResult:
-    """A while in which writes of rank 0 fail half-way, by the kernel: RLIMIT_FSIZE."""
+    """Let large writes of rank 0 fail half-way for some batches, by RLIMIT_FSIZE."""
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     if batch.position == FULL_BATCHES[0] and engine.ranks.rank == 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, hard))
@@ -54,7 +54,7 @@ def small_disk(engine: Engine, batch: GlobalBatch, rate: float) -> StepResult:
 
 
 def slow_disk(engine: Engine, batch: GlobalBatch, rate: float) -> StepResult:
-    """Every file takes its time to reach the disk, so that a save can be met half-way."""
+    """Slow down every fsync, so that a save can be interrupted half-way."""
     fsync = os.fsync
 
     def slowly(descriptor: int) -> None:
@@ -70,7 +70,7 @@ STEPS: dict[str, Step] = {"nan": nan, "small_disk": small_disk, "slow_disk": slo
 
 
 def _pass_over_a_batch() -> None:
-    """No fault, but the run that one is compared with: it is told to leave NAN_BATCH out."""
+    """Leave NAN_BATCH out: no fault, but the run that `nan` is compared with."""
     batches = TrainLoader.batches
 
     def without(

@@ -1,38 +1,36 @@
-"""The small run that the drill injects faults into."""
+"""The small run that the drill injects faults into, and the checks that all faults share."""
 
 from __future__ import annotations
 
 import shutil
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from pretrain.config.settings import Settings
 from pretrain.verification.launcher import RUN, Launched, launch
 from pretrain.verification.run_watcher import WatchedRun, until
 
-STEPS, EVERY, RANKS, BATCH = 40, 10, 2, 16
+T = TypeVar("T")
 
+STEPS, EVERY, RANKS, BATCH = 40, 10, 2, 16  # EVERY: steps from one checkpoint to the next
 KILLED_AT = 17  # or a step later
+LIMIT_S = 240.0  # for any single wait
+HANG_MINUTES = 0.6  # must be longer than a start on a busy machine
 
-LIMIT_S = 240.0  # for anything that is waited for
-
-HANG_MINUTES = 0.6  # of which a start, too, takes a part: on a busy machine most
-
-# where scripts.drills.faulty_rank acts: global batches, by the positions of their first examples
+# Where scripts.drills.faulty_rank acts: global batches, by the positions of their first examples
 NAN_BATCH = 17 * BATCH
-
-FULL_BATCHES = (18 * BATCH, 29 * BATCH)  # nothing large is written from the first to the second
-
-SLOW_BATCH = 15 * BATCH  # and on
+FULL_BATCHES = (18 * BATCH, 29 * BATCH)  # large writes fail from the first to the second
+SLOW_BATCH = 15 * BATCH  # from here on
 
 
 @dataclass(frozen=True)
 class Seen:
-    """When and how a fault showed."""
+    """When and how a fault was noticed."""
 
     after_s: float | None
     how: str
@@ -47,7 +45,7 @@ class Outcome:
     steps_lost: int | None = None
     new_step_s: float | None = None
     weights: str = ""
-    wrong: tuple[str, ...] = ()  # what did not hold
+    failures: tuple[str, ...] = ()  # expectations that did not hold
 
 
 class Run(WatchedRun):
@@ -57,33 +55,35 @@ class Run(WatchedRun):
         super().__init__(folder)
         self.overrides = [*overrides, f"run.dir={folder.parent}", f"run.name={folder.name}"]
         self.output = folder.with_suffix(".output")
-        self.injected = folder.with_suffix(".injected")  # made by drill_rank
+        self.injected = folder.with_suffix(".injected")  # made by faulty_rank at the fault
 
     def start(
         self, fault: str | None = None, environment: Mapping[str, str] | None = None
     ) -> Launched:
-        """The command, with one of drill_rank's faults in it where one is named."""
+        """Start the command, with one of faulty_rank's faults if one is named."""
         program = RUN if fault is None else ("-m", "scripts.drills.faulty_rank", fault)
         environment = {**(environment or {}), "DRILL_INJECTED": str(self.injected)}
         return launch(self.overrides, RANKS, self.output, program, environment)
 
-    def reach(self, step: int, ranks: Launched) -> None:
-        """Wait until this step is made, and the first checkpoint there."""
-        until(
-            lambda: self.step >= step and self.checkpoint(EVERY).exists(),
-            ranks, LIMIT_S, f"step {step}",
-        )  # fmt: skip
+    def until(self, condition: Callable[[], T], ranks: Launched, what: str) -> T:
+        """The value of `condition`, once it is true. Raises RunFailedError."""
+        return until(condition, ranks, LIMIT_S, what)
 
-    def said(self, words: str) -> str | None:
-        """The last printed line that has these words; None where there is none."""
+    def reach(self, step: int, ranks: Launched) -> None:
+        """Wait for this step, and for the first checkpoint."""
+        first = self.checkpoint(EVERY)
+        self.until(lambda: self.step >= step and first.exists(), ranks, f"step {step}")
+
+    def printed(self, words: str) -> str:
+        """The last printed line with these words, or an empty one."""
         if not self.output.exists():
-            return None
+            return ""
         lines = self.output.read_text(errors="replace").splitlines()
-        return next((line for line in reversed(lines) if words in line), None)
+        return next((line for line in reversed(lines) if words in line), "")
 
 
 class Drill:
-    """What the faults share: the folder, the settings, the undisturbed run."""
+    """The folder, the settings and the undisturbed run, which the faults share."""
 
     def __init__(self, folder: Path, overrides: Sequence[str], settings: Settings) -> None:
         self.folder, self.overrides, self.settings = folder, overrides, settings
@@ -92,15 +92,16 @@ class Drill:
         return Run(self.folder / name, [*self.overrides, *more])
 
     def undisturbed(self) -> Outcome:
-        """The run that the others are measured by."""
+        """Make the run that the others are compared with."""
         run, began = self.run("undisturbed"), time.time()
         with run.start() as ranks:
-            until(lambda: run.step, ranks, LIMIT_S, "the first step")
+            run.until(lambda: run.step, ranks, "the first step")
             first_s = time.time() - began
             statuses = ranks.wait(LIMIT_S)
         self.reference = run.checksums(STEPS)
-        wrong = [] if statuses == [0] * RANKS and self.reference else [f"statuses {statuses}"]
-        return Outcome("none", Seen(None, ""), None, first_s, "", tuple(wrong))
+        holds = statuses == [0] * RANKS and self.reference
+        failures = () if holds else (f"the ranks ended with statuses {statuses}",)
+        return Outcome("none", Seen(None, ""), new_step_s=first_s, failures=failures)
 
     @cached_property
     def _killed(self) -> tuple[Path, Seen]:
@@ -108,70 +109,69 @@ class Drill:
         run, second = self.run("killed"), 2 * EVERY
         with run.start() as ranks:
             run.reach(KILLED_AT + EVERY, ranks)
-            until(run.checkpoint(second).exists, ranks, LIMIT_S, f"the checkpoint of step {second}")
+            run.until(run.checkpoint(second).exists, ranks, f"the checkpoint of step {second}")
             began = time.time()
             ranks.send(signal.SIGKILL)
             ranks.wait(LIMIT_S)
         return run.folder, Seen(time.time() - began, "all ranks end")
 
     def killed(self, name: str) -> tuple[Run, Seen]:
-        """A killed run under this name: several faults begin where it stands."""
+        """A copy of the killed run, from which several faults continue."""
         folder, seen = self._killed
         run = self.run(name)
         shutil.copytree(folder, run.folder)
         return run, seen
 
-    def goes_on(
+    def continued(
         self,
         run: Run,
         seen: Seen | None = None,
-        wrong: Sequence[str] = (),
+        failures: Sequence[str] = (),
         *,
         lost: int | None = None,
         passed_over: Path | None = None,
     ) -> Outcome:
-        """The same command again, and to the end.
+        """Type the same command again, let the run end, and judge it.
 
-        Just `lost` steps may be lost, where that is given. Instead of having been `seen`, a fault
-        may show now: the checkpoint `passed_over` is one that this start has to name and not to use.
+        If `lost` is given, exactly that many steps must be lost. If the fault was not `seen` yet,
+        this start must name the checkpoint `passed_over` and not use it.
         """
+        failures = list(failures)
         reached, count, began = run.step, len(run.events("resumed")), time.time()
         with run.start() as ranks:
             if passed_over is not None:
                 line = f"checkpoint {passed_over} is broken and passed over"
-                until(lambda: run.said(line), ranks, LIMIT_S, f"{line!r} to be said")
-                how = str(run.said(line)).partition("over: ")[2]
-                seen = Seen(time.time() - began, f"passed over: {how}")
-            start = until(lambda: run.events("resumed")[count:], ranks, LIMIT_S, "the run to go on")
-            step = start[0]["step"]
-            until(lambda: run.step > step, ranks, LIMIT_S, "the first new step")
+                printed = run.until(lambda: run.printed(line), ranks, f"{line!r} to be printed")
+                how = f"passed over: {printed.partition('over: ')[2]}"
+                seen = Seen(time.time() - began, how)
+            resumed = run.until(lambda: run.events("resumed")[count:], ranks, "the run to resume")
+            step = resumed[0]["step"]
+            run.until(lambda: run.step > step, ranks, "the first new step")
             first_s = time.time() - began
             statuses = ranks.wait(LIMIT_S)
         assert seen is not None
-        wrong = list(wrong)
         if run.checkpoint(step) == passed_over:
-            wrong.append(f"it went on from {passed_over}")
+            failures.append(f"it continued from {passed_over}")
         if lost is not None and reached - step != lost:
-            wrong.append(f"it went on from step {step}, having reached {reached}")
-        return self.judged(run, seen, statuses, wrong, reached - step, first_s)
+            failures.append(f"it continued from step {step}, having reached {reached}")
+        return self.judged(run, seen, statuses, failures, reached - step, first_s)
 
     def judged(
         self,
         run: Run,
         seen: Seen,
         statuses: Sequence[int | None],
-        wrong: Sequence[str] = (),
+        failures: Sequence[str] = (),
         steps_lost: int | None = 0,
         new_step_s: float | None = None,
     ) -> Outcome:
-        """A run that has come to its end: its statuses, figures and last checkpoint."""
-        wrong = list(wrong)
+        """Judge a run that has ended by its statuses, its metrics and its last checkpoint."""
+        failures = list(failures)
         if list(statuses) != [0] * RANKS:
-            wrong.append(f"the last start ended with statuses {statuses}")
+            failures.append(f"the last start ended with statuses {statuses}")
         if (steps := list(run.metrics())) != list(range(1, STEPS + 1)):
-            wrong.append(f"metrics.jsonl holds the steps {steps}")
+            failures.append(f"metrics.jsonl holds the steps {steps}")
         weights = "equal" if run.checksums(STEPS) == self.reference else "NOT EQUAL"
         if weights != "equal":
-            wrong.append("the last checkpoint is not that of the undisturbed run")
-        name = run.folder.name
-        return Outcome(name, seen, steps_lost, new_step_s, weights, tuple(wrong))
+            failures.append("the last checkpoint is not that of the undisturbed run")
+        return Outcome(run.folder.name, seen, steps_lost, new_step_s, weights, tuple(failures))

@@ -1,4 +1,4 @@
-"""The fault drill: its table, its verdicts, what it refuses, and some faults for real."""
+"""The fault drill: its table, its verdicts, its refusals, and some faults for real."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from scripts.drills import faults, harness
 from scripts.drills.harness import RANKS, STEPS, Drill, Outcome, Seen
 
 GOOD = Outcome("kill", Seen(1.25, "rank 0 ends"), 7, 9.06, "equal")
-BAD = Outcome("flip", Seen(None, ""), wrong=("waiting for step 17: not within 240 s",))
+BAD = Outcome("flip", Seen(None, ""), failures=("waiting for step 17: not within 240 s",))
 
 
 def finished(folder: Path, checksum: str, last: int = STEPS) -> harness.Run:
-    """A run that made so many steps, with one file in its last checkpoint."""
+    """A run of `last` steps, with one file in its last checkpoint."""
     run = harness.Run(folder, [])
     write_json(run.checkpoint(STEPS) / "manifest.json", {"files": {"m": {"checksum": checksum}}})
     lines = [json.dumps({"step": step, "train/loss": 1.0}) for step in range(1, last + 1)]
@@ -43,9 +43,9 @@ def test_the_table_has_a_line_for_each_fault() -> None:
     ]  # fmt: skip
 
 
-def test_what_does_not_hold_stands_below_the_table() -> None:
+def test_failed_expectations_stand_below_the_table() -> None:
     assert table([GOOD, BAD]).splitlines()[-1] == (
-        "DOES NOT HOLD  flip: waiting for step 17: not within 240 s"
+        "FAILED  flip: waiting for step 17: not within 240 s"
     )
 
 
@@ -57,22 +57,22 @@ def test_as_markdown_every_line_has_the_same_columns() -> None:
 
 def test_a_run_with_the_same_last_checkpoint_holds(tmp_path: Path) -> None:
     outcome = judge(tmp_path, finished(tmp_path / "x", "a"), [0, 0])
-    assert (outcome.weights, outcome.wrong) == ("equal", ())
+    assert (outcome.weights, outcome.failures) == ("equal", ())
 
 
-def test_other_weights_do_not_hold(tmp_path: Path) -> None:
+def test_other_weights_fail(tmp_path: Path) -> None:
     outcome = judge(tmp_path, finished(tmp_path / "x", "b"), [0, 0])
     assert outcome.weights == "NOT EQUAL"
-    assert outcome.wrong == ("the last checkpoint is not that of the undisturbed run",)
+    assert outcome.failures == ("the last checkpoint is not that of the undisturbed run",)
 
 
-def test_a_last_start_that_failed_does_not_hold(tmp_path: Path) -> None:
+def test_a_failed_last_start_fails(tmp_path: Path) -> None:
     outcome = judge(tmp_path, finished(tmp_path / "x", "a"), [0, 1])
-    assert outcome.wrong == ("the last start ended with statuses [0, 1]",)
+    assert outcome.failures == ("the last start ended with statuses [0, 1]",)
 
 
-def test_a_step_that_is_missing_in_the_figures_does_not_hold(tmp_path: Path) -> None:
-    (reason,) = judge(tmp_path, finished(tmp_path / "x", "a", STEPS - 1), [0, 0]).wrong
+def test_a_step_missing_from_the_metrics_fails(tmp_path: Path) -> None:
+    (reason,) = judge(tmp_path, finished(tmp_path / "x", "a", STEPS - 1), [0, 0]).failures
     assert reason.startswith("metrics.jsonl holds the steps [1, 2,")
 
 
@@ -97,7 +97,7 @@ def test_a_folder_that_holds_something_is_not_written_into(
 ) -> None:
     (tmp_path / "mine").touch()
     assert drill.main([f"out={tmp_path}"]) == 2
-    assert "is there and not empty" in capsys.readouterr().err
+    assert "exists and is not empty" in capsys.readouterr().err
 
 
 def test_help_names_every_fault(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +128,6 @@ def test_a_run_survives_a_killed_rank_a_flipped_byte_and_a_loss_that_is_no_numbe
     by_fault = {row[0]: row for row in rows}
     assert list(by_fault) == ["none", "kill", "flip", "nan"]
     assert by_fault["kill"][5] == by_fault["flip"][5] == "equal"
-    assert by_fault["nan"][5] == "equal to a run's that left that batch out"
+    assert by_fault["nan"][5] == "equal to a run that left that batch out"
     assert int(by_fault["kill"][3]) < int(by_fault["flip"][3])  # one checkpoint further back
     assert "its checksum differs" in by_fault["flip"][2]
