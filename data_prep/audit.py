@@ -1,9 +1,10 @@
-"""Job: read the shards of data_dir/len<seq_len>/ back and judge whether they are fit for training.
+"""Audit the shards: python -m data_prep.audit data_dir=FOLDER seq_len=512.
 
-Every figure is computed anew from the bytes of the shards and of the token store, none is taken
-from their manifests. They go to data_dir/audit/<seq_len>/: audit.json, plots, and index.html to look
-at them; beside the shards lies a data set card, README.md. The exit status is 1, with every reason
-named, when the shards are unfit.
+Reads the shards of data_dir/len<seq_len> back and judges whether they are fit for training. Every
+metric of the shards is computed from their bytes, none is taken from their manifest; those of the
+token store are what encode has counted. data_dir/audit/<seq_len>/ gets audit.json, plots and
+index.html; the folder of the shards gets a data set card, README.md. The exit status is 1 if the
+shards are unfit, and every reason is named.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from data_prep.core.objectives import Pairing
 from data_prep.core.settings import DataPrepSettings
 from data_prep.examples.masking import MaskingRule
 from data_prep.examples.pairs import LOSSES, label_fault
-from data_prep.quality.corpus import audit_corpus
+from data_prep.quality.corpus import judge_corpus
 from data_prep.quality.counts import BROKEN, Counts, content_hashes, count, shares
 from data_prep.quality.dataset_card import write_card
 from data_prep.quality.page import write_page
@@ -37,7 +38,8 @@ SHOWN_WORDS = 100  # of an example on the terminal; audit.json has all
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return start(_judge, argv, has_shares=False)
+    """Audit the shards of one length and print a table and examples."""
+    return start(run, argv, summary=lambda _, report: summary(report), faults=_unfit)
 
 
 def run(settings: DataPrepSettings) -> dict[str, Any]:
@@ -59,7 +61,7 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     report["made"] = {name: manifest[name] for name in ("settings", "vocab_size", "lowercase")}
     report["other_length_counts"] = _other_length_counts(data_dir, folder)
     pairing = Pairing[manifest["pairs"]]
-    report["corpus"], corpus_faults = audit_corpus(data_dir, pairing, settings.audit)
+    report["corpus"], corpus_faults = judge_corpus(data_dir, pairing, settings.audit)
     faults += corpus_faults
     if not damaged:  # the figures of a damaged file mean nothing
         for split in shards.SPLITS:
@@ -85,11 +87,9 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     return report
 
 
-def _judge(settings: DataPrepSettings) -> None:
-    report = run(settings)
-    sys.stdout.write(summary(report))
-    if report["faults"]:
-        raise RuntimeError("unfit for training:\n" + "\n".join(f"- {f}" for f in report["faults"]))
+def _unfit(report: dict[str, Any]) -> str:
+    reasons = [f"- {fault}" for fault in report["faults"]]
+    return "\n".join(["unfit for training:", *reasons]) if reasons else ""
 
 
 def _provenance_faults(data_dir: Path, manifest: dict[str, Any], seq_len: int) -> list[str]:
@@ -166,11 +166,13 @@ def _audit_split(
         figures[name] = manifest["splits"][split][name]
     figures["length_counts"] = length_counts.tolist()
     figures["shards"] = per_shard
-    faults += [f"{split}: {fault}" for fault in _unfit(total, figures, pairing, rule, settings)]
+    faults += [
+        f"{split}: {fault}" for fault in _split_faults(total, figures, pairing, rule, settings)
+    ]
     return figures, faults
 
 
-def _unfit(
+def _split_faults(
     total: Counts,
     figures: dict[str, Any],
     pairing: Pairing,
@@ -190,13 +192,13 @@ def _unfit(
             f"{bounds.most_unknown:.0%}: is the vocabulary of another language or casing?"
         )
     masked = max(total["masked_tokens"], 1)
-    # Of whole words, a few positions of the quota stay open
+    # With whole words, a few positions of the quota stay unused
     if abs(total["masked_tokens"] / total["quota"] - 1) > 0.04 + 2 / np.sqrt(total["quota"]):
         faults.append(
             f"{total['masked_tokens']:,} positions are masked, the rule asks for {total['quota']:,}"
         )
-    # A random entry equals the original now and then: that is counted as kept, and below 1e-3 of
-    # the masked for every vocabulary allowed. Four standard errors, 4 * sqrt(0.25 / M), are chance's.
+    # A random entry that equals the original counts as kept: below 1e-3 of the masked positions for
+    # every vocabulary allowed. The rest of the margin is four standard errors, 4 * sqrt(0.25 / M).
     margin = 0.002 + 2 / np.sqrt(masked)
     kept_share = 1 - rule.mask_share - rule.random_share
     for name, wanted in (

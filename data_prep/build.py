@@ -1,14 +1,15 @@
-"""Job: the token store -> shards of masked examples, data_dir/len<seq_len>/.
+"""Build the shards: python -m data_prep.build data_dir=FOLDER seq_len=512.
 
-One task is one part of the token store in one pass (`copies`), and gives one shard; held-out
-documents are paired among themselves. Rows lie in document order: training permutes them.
+Turns the token store into shards of masked examples, data_dir/len<seq_len>/. One task makes one
+shard from one part of the token store in one pass (`copies`). Held-out documents are paired among
+themselves. Rows are in document order: training permutes them.
 """
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,72 +22,71 @@ from data_prep.core.job import start
 from data_prep.core.objectives import Pairing
 from data_prep.core.settings import DataPrepSettings
 from data_prep.examples.pairs import LOSSES, label_fault
-from data_prep.executors import run as engine
-from data_prep.executors import tasks as tasks_module
-from data_prep.stores import shards, tokens
+from data_prep.executors.run import run_tasks
+from data_prep.executors.tasks import TaskEntry, fingerprint
+from data_prep.quality.corpus import judge_corpus
+from data_prep.stores import shards
+from data_prep.stores.tokens import read_manifest
 
-# What of the settings decides the bytes; the rest (workers, bounds of the audit, ...) does not.
+# The settings that determine the bytes; the others (workers, limits of the audit, ...) do not.
 DECISIVE = ("seed", "seq_len", "pairs", "copies", "short_seq_prob", "masking")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return start(lambda settings: sys.stdout.write(summary(run(settings))), argv)
+    """Build the shards of one length and print a table."""
+    return start(run, argv, summary=lambda _, manifest: summary(manifest), has_shares=True)
 
 
 def run(settings: DataPrepSettings) -> dict[str, Any]:
-    """Build the shards of `settings.seq_len`, unless they are there; return their manifest.
+    """Build the shards of `settings.seq_len`, unless they exist; return their manifest.
 
-    Raises ValueError when the token store is missing or a split of it too small, RuntimeError when
-    the store is unfit for training, and nothing is written; or when a task failed or the pairs are
-    unfit, and there is no manifest.
+    Raises ValueError if the token store is missing or a split of it is too small; RuntimeError if
+    the store is unfit for training (then nothing is written), a task failed or the pairs are unfit
+    (then there is no manifest).
     """
     data_dir = Path(settings.data_dir)
     folder = data_dir / f"len{settings.seq_len}"
+    path = folder / "manifest.json"
     manifest = _describe(settings, data_dir)
-    tasks = list_tasks(tokens.read_manifest(data_dir), settings.pairs, settings.copies)
-    former = folder / "manifest.json"
-    is_built = former.is_file() and manifest.items() <= read_json(former).items()
-    if not is_built and settings.share_of[0] == 1:  # each share would read the whole store
+    tasks = list_tasks(read_manifest(data_dir), settings.pairs, settings.copies)
+    if not path.is_file() or not manifest.items() <= read_json(path).items():
         _refuse_unfit(data_dir, settings)
     from data_prep.examples.build_shard import build_shard  # late: it loads the kernels
 
-    # One fingerprint for all: every shard has its random partners from the whole store
-    common = tasks_module.fingerprint(manifest)
+    # One fingerprint for all: the random partners of every shard come from the whole store
+    common = fingerprint(manifest)
     entries = [
-        tasks_module.TaskEntry(f"{split}-{path.stem}", common, (path,))
+        TaskEntry(f"{split}-{shard.stem}", common, (shard,))
         for index, (split, _, _) in enumerate(tasks)
-        for path in [folder / split / shards.shard_name(tasks, index)]
+        for shard in [folder / split / shards.shard_name(tasks, index)]
     ]
-    counts = engine.run_tasks(
-        f"build {settings.seq_len}",
-        folder / "logs",
-        entries,
-        functools.partial(build_shard, folder, tasks, manifest),
-        settings,
-    )
-    if (folder / "manifest.json").is_file():  # nothing was to be done
+    task = partial(build_shard, folder, tasks, manifest)
+    counts = run_tasks(f"build {settings.seq_len}", folder / "logs", entries, task, settings)
+    if path.is_file():  # there was nothing to do
         return shards.read_manifest(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # the audit's, of former shards
+    (folder / "README.md").unlink(missing_ok=True)  # the audit's card of other shards
     splits, token_counts = _collect(folder, tasks, counts, manifest)
+    _check_pairs(folder, splits, settings)
+    with whole_or_absent(folder / "token_counts.npy") as temporary, temporary.open("wb") as file:
+        np.save(file, token_counts)
+    finished = {**manifest, "splits": splits}
+    write_json(path, finished)
+    return finished
+
+
+def _check_pairs(folder: Path, splits: dict[str, Any], settings: DataPrepSettings) -> None:
+    """Raises RuntimeError for a split without examples or with an unfit share of labels."""
     bounds = settings.audit.random_next_least, settings.audit.random_next_most
-    for split, figures in splits.items():
-        ones = figures.get(settings.pairs.label_1, 0)
-        if fault := label_fault(settings.pairs, ones, figures["rows"], *bounds):
+    for split, metrics in splits.items():
+        ones = metrics.get(settings.pairs.label_1, 0)
+        if fault := label_fault(settings.pairs, ones, metrics["rows"], *bounds):
             raise RuntimeError(f"{folder / split}: {fault}")
-        if not figures["rows"]:
+        if not metrics["rows"]:
             raise RuntimeError(
-                f"{folder / split}: no examples: each of its {figures['unpaired_documents']:,} "
+                f"{folder / split}: no examples: each of its {metrics['unpaired_documents']:,} "
                 "documents is one sentence, which has no order (is every line its own document?); "
                 "mend the documents, or set pairs=nsp or pairs=none"
             )
-    with (
-        whole_or_absent(folder / "token_counts.npy") as temporary,
-        temporary.open("wb") as file,
-    ):
-        np.save(file, token_counts)
-    finished = {**manifest, "splits": splits}
-    write_json(folder / "manifest.json", finished)
-    return finished
 
 
 def list_tasks(
@@ -94,7 +94,7 @@ def list_tasks(
 ) -> list[tuple[str, int, int]]:
     """(split, pass, part) of every task, in the order of the shards.
 
-    Raises ValueError when random partners are needed and a split has too few documents for them.
+    Raises ValueError if random partners are needed and a split has too few documents for them.
     """
     documents = {
         split: sum(part["documents"] for part in token_manifest["splits"][split])
@@ -141,10 +141,8 @@ def summary(manifest: dict[str, Any]) -> str:
 
 
 def _refuse_unfit(data_dir: Path, settings: DataPrepSettings) -> None:
-    """What the audit would say of the token store is said before a shard of it is written."""
-    from data_prep.quality.corpus import audit_corpus  # late: it loads a kernel
-
-    _, faults = audit_corpus(data_dir, settings.pairs, settings.audit)
+    """Raises RuntimeError with every reason for which the audit would refuse the token store."""
+    _, faults = judge_corpus(data_dir, settings.pairs, settings.audit)
     if faults:
         reasons = "".join(f"\n- {fault}" for fault in faults)
         raise RuntimeError(
@@ -153,8 +151,8 @@ def _refuse_unfit(data_dir: Path, settings: DataPrepSettings) -> None:
 
 
 def _describe(settings: DataPrepSettings, data_dir: Path) -> dict[str, Any]:
-    """The manifest but for its splits: all that decides the bytes of the shards."""
-    token_manifest = tokens.read_manifest(data_dir)
+    """The manifest without its splits: everything that determines the bytes of the shards."""
+    token_manifest = read_manifest(data_dir)
     vocab_path = data_dir / "vocab" / "vocab.txt"
     if not vocab_path.is_file() or checksum(vocab_path) != token_manifest["vocab_checksum"]:
         raise ValueError(
@@ -184,7 +182,7 @@ def _collect(
     counts: dict[str, int],
     manifest: dict[str, Any],
 ) -> tuple[dict[str, Any], NDArray[np.int64]]:
-    """The splits of the manifest, from the shards' own bytes, and (V,) target counts of train."""
+    """The manifest's splits, read from the shards themselves, and (V,) target counts of train."""
     vocab_size, label = int(manifest["vocab_size"]), Pairing[manifest["pairs"]].label_1
     labels = (label,) if label else ()
     splits: dict[str, Any] = {split: {"shards": []} for split in shards.SPLITS}
@@ -206,11 +204,11 @@ def _collect(
         )
         if split == "train":
             token_counts += np.bincount(examples.targets, minlength=vocab_size)
-    for split, figures in splits.items():
+    for split, metrics in splits.items():
         for name in ("rows", "tokens", "masked_tokens", *labels):
-            figures[name] = sum(shard[name] for shard in figures["shards"])
+            metrics[name] = sum(shard[name] for shard in metrics["shards"])
         for name in LOSSES:
-            figures[name] = counts.get(f"{split}/{name}", 0)
+            metrics[name] = counts.get(f"{split}/{name}", 0)
     return splits, token_counts
 
 

@@ -1,8 +1,8 @@
 """Encode the documents: python -m data_prep.encode data_dir=FOLDER.
 
-Every document's paragraphs become sentences, and these WordPiece ids, by the vocabulary and the
-casing of data_dir/vocab. A hash of a document's name decides whether it is held out, so that its
-place does not hang on the other documents. One task encodes one part of the documents into one
+Splits every document's paragraphs into sentences, and these into WordPiece ids with the vocabulary
+and casing of data_dir/vocab. A hash of a document's name decides whether it is held out, so its
+split does not depend on the other documents. One task encodes one part of the documents into one
 part of each split.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,32 +23,39 @@ import xxhash
 from numpy.typing import NDArray
 
 from data_prep.core.files import read_json, write_json
-from data_prep.core.job import start
+from data_prep.core.job import Rows, start
 from data_prep.core.settings import DataPrepSettings
-from data_prep.dedup import duplicates
+from data_prep.dedup import LeftOut, dropped_ids, left_out
 from data_prep.executors.run import run_tasks
 from data_prep.executors.tasks import TaskEntry, fingerprint
+from data_prep.quality.corpus import counts_path, read_counts
+from data_prep.quality.corpus_counts import count_corpus
 from data_prep.stores.documents import Document, DocumentPart, list_parts, read_part
 from data_prep.stores.tokens import SCHEMA_VERSION, SPLITS, token_dtype, write_part
 from data_prep.text.sentences import split_paragraph
 from data_prep.tokenizer.wordpiece import Encoder
 from data_prep.vocab import read_vocab_store
 
-FEWEST_DOCUMENTS = 2  # of a split: a random next segment comes from another document
+FEWEST_DOCUMENTS = 2  # per split: a random next segment comes from another document
 MOST_UNKNOWN = 0.05  # of the tokens; 0.0002 for English text and its own vocabulary
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Encode all documents and print a table."""
+    return start(run, argv, summary=_summary, has_shares=True)
 
 
 def run(settings: DataPrepSettings) -> dict[str, Any]:
     """Encode all documents into data_dir/tokens/; return its manifest.
 
-    Raises ValueError where documents or vocabulary are missing, or a split would hold too few
-    documents; RuntimeError when tasks fail, or where the vocabulary does not fit the text.
+    Raises ValueError if documents or vocabulary are missing, or a split would have too few
+    documents; RuntimeError if tasks fail or the vocabulary does not fit the text.
     """
     data_dir = Path(settings.data_dir)
     folder = data_dir / "tokens"
     tokens, vocab = read_vocab_store(data_dir)
     parts = list_parts(data_dir)
-    left_out = duplicates.left_out(settings, parts)
+    dropped = left_out(settings, parts)
     identity = {
         "vocab_checksum": vocab["checksum"],
         "lowercase": vocab["lowercase"],
@@ -58,37 +64,10 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
         "tokenizers": tokenizers.__version__,
         "schema_version": SCHEMA_VERSION,
     }
-    tasks = []
-    for part in parts:
-        name = task_name(part)
-        outputs = (
-            *(folder / split / f"{name}.arrow" for split in SPLITS),
-            _entry_path(folder, name),
-        )
-        own = fingerprint(
-            {
-                **identity,
-                "document": name,
-                "checksum": part.checksum,
-                "duplicates": left_out.get(part.key),
-            }
-        )
-        tasks.append(TaskEntry(name, own, outputs))
-    counts = run_tasks(
-        "encode",
-        folder / "logs",
-        tasks,
-        partial(
-            _encode_part,
-            data_dir,
-            parts,
-            left_out,
-            tokens,
-            bool(vocab["lowercase"]),
-            settings.heldout_fraction,
-        ),
-        settings,
-    )
+    tasks = [_task_entry(folder, part, identity, dropped) for part in parts]
+    lowercase, fraction = bool(vocab["lowercase"]), settings.heldout_fraction
+    task = partial(_encode_part, data_dir, parts, dropped, tokens, lowercase, fraction)
+    counts = run_tasks("encode", folder / "logs", tasks, task, settings)
     written = [read_json(_entry_path(folder, task.name)) for task in tasks]
     splits = {split: [entries[split] for entries in written] for split in SPLITS}
     _check_splits(splits, settings.heldout_fraction)
@@ -102,35 +81,30 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
         "settings": {
             **identity,
             "documents": {part.key: part.checksum for part in parts},
-            "duplicates": left_out,
+            "duplicates": dropped,
         },
         "splits": splits,
         "dropped": {name: counts[name] for name in sorted(Dropped.__dataclass_fields__)},
     }
-    write_json(folder / "manifest.json", manifest)  # last: it says that all the rest is there
+    if read_counts(data_dir, manifest) is None:
+        write_json(counts_path(data_dir), count_corpus(folder, manifest, settings.workers))
+    write_json(folder / "manifest.json", manifest)  # last: it vouches for the rest
     return manifest
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Encode all documents and print a table."""
-    began = time.monotonic()
-
-    def job(settings: DataPrepSettings) -> None:
-        manifest = run(settings)
-        lines = [f"tokens      {Path(settings.data_dir) / 'tokens'}"]
-        for split in SPLITS:
-            total = _totals(manifest["splits"][split])
-            unknown = total["unknown_tokens"] / total["tokens"]
-            lines.append(
-                f"{split:<11} {total['documents']:,} documents, {total['sentences']:,} sentences, "
-                f"{total['tokens']:,} tokens, {unknown:.4%} unknown"
-            )
-        for name, count in manifest["dropped"].items():
-            lines.append(f"dropped     {count:,} {name.replace('_', ' ')}")
-        lines.append(f"seconds     {time.monotonic() - began:.1f}")
-        sys.stdout.write("\n".join(lines) + "\n")
-
-    return start(job, argv)
+def _task_entry(
+    folder: Path, part: DocumentPart, identity: dict[str, Any], dropped: LeftOut
+) -> TaskEntry:
+    """The task of one part of the documents."""
+    name = task_name(part)
+    determined_by = {
+        **identity,
+        "document": name,
+        "checksum": part.checksum,
+        "duplicates": dropped.get(part.key),
+    }
+    outputs = *(folder / split / f"{name}.arrow" for split in SPLITS), _entry_path(folder, name)
+    return TaskEntry(name, fingerprint(determined_by), outputs)
 
 
 def task_name(part: DocumentPart) -> str:
@@ -148,7 +122,7 @@ def is_heldout(name: str, heldout_fraction: float) -> bool:
 
 @dataclass
 class Dropped:
-    """What text was left out, and why."""
+    """Counts of text that is left out, by reason."""
 
     documents_without_tokens: int = 0
     duplicates: int = 0  # documents
@@ -157,7 +131,7 @@ class Dropped:
 
 @dataclass
 class Split:
-    """The documents of one part of one split, as they gather."""
+    """The documents of one part of one split, collected in memory."""
 
     documents: list[str] = field(default_factory=list)
     ids: list[NDArray[np.uint32]] = field(default_factory=list)
@@ -194,16 +168,16 @@ class Split:
 def _encode_part(
     data_dir: Path,
     parts: Sequence[DocumentPart],
-    left_out: dict[str, Any],
+    left_out: LeftOut,
     tokens: Sequence[str],
     lowercase: bool,
     heldout_fraction: float,
     index: int,
 ) -> dict[str, int]:
     """One task: read one part of the documents, write one part of each split."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tasks run side by side as it is
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tasks run in parallel already
     folder, part = data_dir / "tokens", parts[index]
-    duplicate_ids = duplicates.dropped_ids(data_dir, part, left_out)
+    duplicate_ids = dropped_ids(data_dir, part, left_out)
     encoder = Encoder(tokens, lowercase)
     splits = {split: Split() for split in SPLITS}
     dropped = Dropped()
@@ -229,7 +203,7 @@ def _encode_part(
 def _encode_document(
     document: Document, encoder: Encoder, dropped: Dropped
 ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-    """A document's (T,) ids and the (S,) lengths of its sentences; those of length 0 are counted."""
+    """A document's (T,) ids and the (S,) lengths of its sentences, without those of length 0."""
     sentences = [
         sentence
         for paragraph in document.text.split("\n")
@@ -279,6 +253,18 @@ def _check_splits(splits: dict[str, list[dict[str, Any]]], heldout_fraction: flo
             f"{MOST_UNKNOWN:.0%}: the vocabulary does not fit the text; train one on these "
             f"documents (data_prep.vocab without vocab_file) or collect text of its language"
         )
+
+
+def _summary(settings: DataPrepSettings, manifest: dict[str, Any]) -> Rows:
+    rows = [("tokens", str(Path(settings.data_dir) / "tokens"))]
+    for split in SPLITS:
+        total = _totals(manifest["splits"][split])
+        counts = (f"{total[name]:,} {name}" for name in ("documents", "sentences", "tokens"))
+        unknown = f"{total['unknown_tokens'] / total['tokens']:.4%} unknown"
+        rows.append((split, ", ".join([*counts, unknown])))
+    for name, count in manifest["dropped"].items():
+        rows.append(("dropped", f"{count:,} {name.replace('_', ' ')}"))
+    return rows
 
 
 if __name__ == "__main__":

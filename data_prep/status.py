@@ -1,9 +1,9 @@
-"""How far the preparation of a corpus is: python -m data_prep.status data_dir=FOLDER.
+"""Show how far the preparation of a corpus is: python -m data_prep.status data_dir=FOLDER.
 
-It reads manifests and the records that tasks leave in the logs, nothing else: any machine that sees
-the folder can ask while jobs run on others. What is left of a job is the mean time of its finished
-tasks for each of the others, shared by those that run now, or by num_workers where none does. The
-exit status is 1 where something failed.
+Reads only manifests and the records that tasks leave in the logs, so any machine that sees the
+folder can show the progress of jobs on others. The time left of a job is the mean time of its
+finished tasks, times the unfinished ones, shared by those that run now or, if none does, by
+num_workers. The exit status is 1 if something failed.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from typing import Any
 from data_prep.core.config import choices
 from data_prep.core.files import checksum, read_json
 from data_prep.core.job import start
-from data_prep.core.settings import DataPrepSettings
+from data_prep.core.settings import DataPrepSettings, Duplicates
 
-LONG = 5  # times the longest finished task: what runs so long on another host may be dead
-SHOWN = 10  # notes of a stage
+LONG = 5  # times the longest finished task: after that a task on another host may be dead
+SHOWN = 10  # notes per stage
 
-# What a result was made of, as it was then and as it is now.
+# Input of a result: what it was made of, and what is there now.
 Inputs = dict[str, tuple[Any, Any]]
 
 
 @dataclass
 class Stage:
     name: str
-    command: str  # does it, or what is left of it
+    command: str  # runs it, or what is left of it
     state: str = "not begun"  # running, stopped, failed, faulty, out of date, done
     tasks: str = ""
     left_s: float | None = None
@@ -40,13 +40,18 @@ class Stage:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return start(_show, argv, has_shares=False)
+    """Print the state of every stage and the next command to type."""
+    return start(run, argv, summary=_summary, faults=_broken)
+
+
+def run(settings: DataPrepSettings) -> list[Stage]:
+    return stages_of(settings, time.time())
 
 
 def stages_of(settings: DataPrepSettings, now: float) -> list[Stage]:
-    """All stages in their order; `now` in unix seconds. Raises ValueError where none has begun."""
+    """All stages in order; `now` in unix seconds. Raises ValueError if none has begun."""
     root = Path(settings.data_dir)
-    plan = list(_plan(root, settings.seq_len))
+    plan = list(_plan(root, settings))
     if not any(path.parent.exists() for _, path, _, _ in plan):
         raise ValueError(
             f"{root} holds no corpus; begin with python -m data_prep.collect +source=NAME "
@@ -66,12 +71,17 @@ def stages_of(settings: DataPrepSettings, now: float) -> list[Stage]:
             stage.state = "out of date" if changed else "faulty" if faults else "done"
             stage.notes += [f"other {what} than it was made of" for what in changed] or faults
             stage.is_broken = stage.state == "faulty"
+        if stage.state == "done" and (copies := result.get("dropped_characters")):
+            stage.notes.append(
+                f"{result['dropped']:,} copies of other documents, {copies / 1e6:,.1f} million "
+                "characters, are left out by vocab and encode"
+            )
         stages.append(stage)
     return stages
 
 
-def _plan(root: Path, seq_len: int) -> Iterator[tuple[str, Path, str, Inputs]]:
-    """Of each stage its name, the file that its result ends with, options of its command, inputs."""
+def _plan(root: Path, settings: DataPrepSettings) -> Iterator[tuple[str, Path, str, Inputs]]:
+    """Name, last file of the result, options of the command and inputs of each stage."""
     documents = {}
     for folder in sorted(path for path in (root / "documents").glob("*") if path.is_dir()):
         path = folder / "manifest.json"
@@ -80,8 +90,13 @@ def _plan(root: Path, seq_len: int) -> Iterator[tuple[str, Path, str, Inputs]]:
             documents[f"{folder.name}/{part['name']}"] = part["checksum"]
     vocab_path, tokens_path = root / "vocab" / "manifest.json", root / "tokens" / "manifest.json"
     vocab, tokens = _read(vocab_path), _read(tokens_path)
+    copies_path = root / "documents" / "duplicates.json"
+    compared = _read(copies_path).get("made_from", {}).get("documents")
+    # A token store without them was encoded with duplicates=keep
+    if settings.duplicates is Duplicates.drop and (compared or not tokens):
+        yield "dedup", copies_path, "", {"documents": (compared, documents)}
     learnt = vocab.get("settings", {}).get("documents", documents)  # a released one lacks them
-    is_sample = len(learnt) < vocab.get("parts", len(learnt))  # then the others may be others now
+    is_sample = len(learnt) < vocab.get("parts", len(learnt))  # then other documents do not matter
     there = {name: documents.get(name) for name in learnt} if is_sample else documents
     casing = str(vocab.get("lowercase", True)).lower()
     options = f"vocab_size={vocab['vocab_size']} lowercase={casing}" if vocab else ""
@@ -90,7 +105,7 @@ def _plan(root: Path, seq_len: int) -> Iterator[tuple[str, Path, str, Inputs]]:
     ids = (tokens.get("vocab_checksum"), vocab.get("checksum"))
     yield "encode", tokens_path, "", {"documents": (encoded, documents), "vocabulary": ids}
     lengths = [int(path.name[3:]) for path in root.glob("len*") if path.name[3:].isdigit()]
-    for length in sorted(lengths) or [seq_len]:
+    for length in sorted(lengths) or [settings.seq_len]:
         path = root / f"len{length}" / "manifest.json"
         audit_path = root / "audit" / str(length) / "audit.json"
         store = (_read(path).get("tokens_checksum"), _checksum(tokens_path))
@@ -102,7 +117,7 @@ def _plan(root: Path, seq_len: int) -> Iterator[tuple[str, Path, str, Inputs]]:
 def _judge_tasks(
     stage: Stage, logs: Path, planned: dict[str, str], workers: int, now: float
 ) -> int:
-    """Fill in what the records of `planned`, name: fingerprint, say; return how many are to be done."""
+    """Fill in the state from the records of `planned`, name: fingerprint; count unfinished ones."""
     finished, running, failed = (
         _records(logs / kind) for kind in ("finished", "running", "failed")
     )
@@ -115,11 +130,11 @@ def _judge_tasks(
             here, age = record["host"] == os.uname().nodename, now - record["started"]
             process = f"{name}: process {record['pid']} on {record['host']}"
             if here and not _is_alive(record["pid"]):
-                broken.append(f"{process} ended without a word {log}")
+                broken.append(f"{process} ended without a record {log}")
                 continue
             ages.append(age)
             if not here and seconds and age > LONG * max(seconds):
-                stage.notes.append(f"{process} has run for {_duration(age)}, perhaps dead {log}")
+                stage.notes.append(f"{process} has run for {_duration(age)}, may be dead {log}")
         elif name in failed:
             broken.append(f"{name}: {' '.join(failed[name]['reason'].split())} {log}")
     waiting = len(planned) - len(seconds) - len(ages)
@@ -134,26 +149,28 @@ def _judge_tasks(
     return waiting + len(ages)
 
 
-def _show(settings: DataPrepSettings) -> None:
-    stages = stages_of(settings, time.time())
+def _summary(settings: DataPrepSettings, stages: list[Stage]) -> str:
     lines = [f"{'stage':26}{'state':13}{'tasks':22}left"]
     for stage in stages:
         left = "" if stage.left_s is None else f"about {_duration(stage.left_s)}"
         lines.append(f"{stage.name:26}{stage.state:13}{stage.tasks:22}{left}".rstrip())
         more = [f"... and {len(stage.notes) - SHOWN} more"] if len(stage.notes) > SHOWN else []
         lines += [f"    {note}" for note in [*stage.notes[:SHOWN], *more]]
-    todo = next((stage for stage in stages if stage.state != "done"), None)
     train = f"python -m pretrain.run +model=base data.dir={settings.data_dir} data.seq_len=..."
+    todo = next((stage for stage in stages if stage.state != "done"), None)
     following = todo.command if todo else train
-    is_running = todo is not None and todo.state == "running"
-    lines += ["", "next: wait for what runs" if is_running else f"next: {following}"]
-    sys.stdout.write("\n".join(lines) + "\n")
-    if broken := [stage.name for stage in stages if stage.is_broken]:
-        raise RuntimeError(f"not as it should be: {', '.join(broken)}")
+    if todo and todo.state == "running":
+        following = "wait for the running tasks"
+    return "\n".join([*lines, "", f"next: {following}"]) + "\n"
+
+
+def _broken(stages: list[Stage]) -> str:
+    names = ", ".join(stage.name for stage in stages if stage.is_broken)
+    return f"failed or faulty: {names}" if names else ""
 
 
 def _is_alive(pid: int) -> bool:
-    """A zombie is not: where nobody waits for orphans, as in many containers, it stays for ever."""
+    """False for a zombie, too: where nothing reaps orphans, as in many containers, it stays."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except FileNotFoundError:
@@ -162,7 +179,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _read(path: Path) -> Any:
-    """What a JSON file holds, or {} where there is none: records come and go while we look."""
+    """The content of a JSON file; {} if it is missing: records come and go meanwhile."""
     try:
         return read_json(path)
     except FileNotFoundError:

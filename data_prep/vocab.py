@@ -1,14 +1,14 @@
 """Make the vocabulary: python -m data_prep.vocab data_dir=FOLDER vocab_size=30522.
 
-It is trained on the documents of all sources, of a large corpus on a sample of its parts; or, with vocab_file=vocab.txt, a released one is
-checked and taken over, entry for entry, with words of one's own behind them (add_words=FILE). data_dir/vocab then holds a whole tokenizer, which stock
+It is trained on the documents of all sources; of a large corpus, on a sample of its parts. With
+vocab_file=vocab.txt a released vocabulary is checked and used instead, entry for entry, followed by
+the words of add_words=FILE. data_dir/vocab then holds a whole tokenizer, which
 `AutoTokenizer.from_pretrained` loads, and a manifest, written last.
 """
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,45 +19,48 @@ import xxhash
 
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json, write_json
-from data_prep.core.job import start
+from data_prep.core.job import Rows, start
 from data_prep.core.settings import DataPrepSettings
-from data_prep.dedup import duplicates
+from data_prep.dedup import LeftOut, dropped_ids, left_out
 from data_prep.stores.documents import DocumentPart, list_parts, read_part
 from data_prep.tokenizer.hf_files import TOKENIZER_FILES, save_tokenizer
 from data_prep.tokenizer.training import add_words, train_vocab
 from data_prep.tokenizer.vocab_file import check_casing, read_vocab, special_ids
 
 SCHEMA_VERSION = 1
-BATCH_CHARACTERS = 1_000_000  # of paragraphs handed to the trainer at once
+BATCH_CHARACTERS = 1_000_000  # passed to the trainer at once
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the vocabulary and print a table."""
+    return start(run, argv, summary=_summary)
 
 
 def run(settings: DataPrepSettings) -> dict[str, Any]:
     """Train or take over the vocabulary; return the manifest of data_dir/vocab.
 
-    A finished one of the same settings and documents is left alone. Raises SettingsError where
-    vocab_file is missing, broken or of the other casing, ValueError where the documents are
-    missing or too few for vocab_size.
+    A finished one of the same settings and documents is left alone. Raises SettingsError if
+    vocab_file is missing, broken or of the other casing, ValueError if the documents are missing or
+    too few for vocab_size.
     """
     data_dir = Path(settings.data_dir)
-    folder = data_dir / "vocab"
-    parts = [] if settings.vocab_file else list_parts(data_dir)
-    left_out = {} if settings.vocab_file else duplicates.left_out(settings, parts)
-    num_parts = len(parts)
-    parts = _sample(parts, settings.vocab_characters)
-    left_out = {part.key: left_out[part.key] for part in parts if part.key in left_out}
-    identity = _identity(settings, parts, left_out)
-    manifest_path = folder / "manifest.json"
+    folder, manifest_path = data_dir / "vocab", data_dir / "vocab" / "manifest.json"
+    all_parts = [] if settings.vocab_file else list_parts(data_dir)
+    dropped = {} if settings.vocab_file else left_out(settings, all_parts)
+    parts = _sample(all_parts, settings.vocab_characters)
+    dropped = {part.key: dropped[part.key] for part in parts if part.key in dropped}
+    identity = _identity(settings, parts, dropped)
     if _is_finished(folder, identity):
         manifest: dict[str, Any] = read_json(manifest_path)
         return manifest
+    added: list[str] = []
     if settings.vocab_file:
         tokens, added = _released(Path(settings.vocab_file), settings)
     else:
-        added = []
-        batches = partial(_batches, data_dir, parts, left_out)
+        batches = partial(_batches, data_dir, parts, dropped)
         tokens = train_vocab(batches, settings.vocab_size, settings.lowercase)
         check_casing(tokens, settings.lowercase)
-    manifest_path.unlink(missing_ok=True)  # no manifest may stand beside files of another one
+    manifest_path.unlink(missing_ok=True)  # it must never describe files of another vocabulary
     save_tokenizer(folder, tokens, settings.lowercase)
     manifest = {
         "schema_version": SCHEMA_VERSION,
@@ -67,44 +70,16 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
         "checksum": checksum(folder / "vocab.txt"),
         "settings": identity,
         "added_words": added,
-        "parts": num_parts,  # that there were; those it was trained on are settings.documents
+        "parts": len(all_parts),  # settings.documents has those it was trained on
     }
     write_json(manifest_path, manifest)
     return manifest
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Make the vocabulary and print a table."""
-    began = time.monotonic()
-
-    def job(settings: DataPrepSettings) -> None:
-        manifest = run(settings)
-        added = len(manifest.get("added_words", []))  # a manifest of an earlier version has none
-        made = f"taken from {settings.vocab_file}"
-        if settings.add_words:
-            made += f", and {added:,} words of {settings.add_words} behind its entries"
-        if not settings.vocab_file:
-            used = len(manifest["settings"]["documents"])
-            left_out = sum(e["documents"] for e in manifest["settings"]["duplicates"].values())
-            made = (
-                f"trained on {used:,} of {manifest['parts']:,} parts of the documents, without their "
-                f"{left_out:,} duplicates"
-            )
-        sys.stdout.write(
-            f"vocabulary  {Path(settings.data_dir) / 'vocab'}, {made}\n"
-            f"entries     {manifest['vocab_size']:,}\n"
-            f"casing      {'uncased' if manifest['lowercase'] else 'cased'}\n"
-            f"checksum    {manifest['checksum']}\n"
-            f"seconds     {time.monotonic() - began:.1f}\n"
-        )
-
-    return start(job, argv, has_shares=False)
-
-
 def read_vocab_store(data_dir: Path) -> tuple[list[str], dict[str, Any]]:
-    """The entries of data_dir/vocab and its manifest, its checksum checked.
+    """The entries of data_dir/vocab and its manifest.
 
-    Raises ValueError, with the cure, where it is missing, of another version or changed.
+    Raises ValueError, with the cure, if it is missing, of another version or changed since.
     """
     folder = data_dir / "vocab"
     path = folder / "manifest.json"
@@ -114,7 +89,7 @@ def read_vocab_store(data_dir: Path) -> tuple[list[str], dict[str, Any]]:
     manifest: dict[str, Any] = read_json(path)
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(
-            f"{path} is of version {manifest.get('schema_version')}, this program reads version "
+            f"{path} has version {manifest.get('schema_version')}, this program reads version "
             f"{SCHEMA_VERSION}; delete {folder} and run {command}"
         )
     vocab_path = folder / "vocab.txt"
@@ -127,36 +102,38 @@ def read_vocab_store(data_dir: Path) -> tuple[list[str], dict[str, Any]]:
 
 
 def _identity(
-    settings: DataPrepSettings, parts: Sequence[DocumentPart], left_out: dict[str, Any]
+    settings: DataPrepSettings, parts: Sequence[DocumentPart], dropped: LeftOut
 ) -> dict[str, Any]:
-    """What decides on the bytes of the vocabulary."""
+    """Everything that determines the bytes of the vocabulary."""
     identity: dict[str, Any] = {
         "lowercase": settings.lowercase,
         "tokenizers": tokenizers.__version__,
-        "duplicates": left_out,
+        "duplicates": dropped,
         "vocab_file": None,
         "vocab_size": None,
     }
-    if settings.vocab_file:
-        path = Path(settings.vocab_file)
-        if not path.is_file():
+    if not settings.vocab_file:
+        documents = {part.key: part.checksum for part in parts}
+        return {**identity, "vocab_size": settings.vocab_size, "documents": documents}
+    path = Path(settings.vocab_file)
+    if not path.is_file():
+        raise SettingsError(
+            f"vocab_file={path} is not a file; give the path of a vocab.txt, or leave vocab_file "
+            "out to train a vocabulary on the documents"
+        )
+    identity["vocab_file"] = checksum(path)
+    if settings.add_words:  # otherwise no such key: vocabularies of earlier versions stay valid
+        if not Path(settings.add_words).is_file():
             raise SettingsError(
-                f"vocab_file={path} is no file; give the path of a vocab.txt, or leave vocab_file "
-                f"out to train a vocabulary on the documents"
+                f"add_words={settings.add_words} is not a file; give the path of one with one word "
+                "per line"
             )
-        if settings.add_words and not Path(settings.add_words).is_file():
-            raise SettingsError(
-                f"add_words={settings.add_words} is no file; give the path of one with a word a line"
-            )
-        if settings.add_words:  # else no such key, so that a vocabulary of earlier versions is kept
-            identity["add_words"] = checksum(Path(settings.add_words))
-        return {**identity, "vocab_file": checksum(path)}
-    documents = {part.key: part.checksum for part in parts}
-    return {**identity, "vocab_size": settings.vocab_size, "documents": documents}
+        identity["add_words"] = checksum(Path(settings.add_words))
+    return identity
 
 
 def _is_finished(folder: Path, identity: dict[str, Any]) -> bool:
-    """Whether all files are there, written for the same settings and text, and unchanged."""
+    """Whether all files exist, unchanged, and were written for the same settings and text."""
     path = folder / "manifest.json"
     if not path.is_file() or not all((folder / name).is_file() for name in TOKENIZER_FILES):
         return False
@@ -166,9 +143,7 @@ def _is_finished(folder: Path, identity: dict[str, Any]) -> bool:
 
 
 def _released(path: Path, settings: DataPrepSettings) -> tuple[list[str], list[str]]:
-    """The entries of a vocabulary that someone else trained and, behind them, the words to be added;
-    and these words.
-    """
+    """The entries of a released vocabulary followed by the added words, and the added words."""
     try:
         tokens = read_vocab(path)
         check_casing(tokens, settings.lowercase)
@@ -184,8 +159,9 @@ def _released(path: Path, settings: DataPrepSettings) -> tuple[list[str], list[s
 
 
 def _sample(parts: Sequence[DocumentPart], most_characters: int) -> list[DocumentPart]:
-    """Parts in their order, as many as hold `most_characters`, drawn by a hash of their names; at
-    least one.
+    """Parts of at most `most_characters` together, in their order; at least one.
+
+    They are drawn by a hash of their names.
     """
     drawn: set[str] = set()
     characters = 0
@@ -198,15 +174,15 @@ def _sample(parts: Sequence[DocumentPart], most_characters: int) -> list[Documen
 
 
 def _batches(
-    data_dir: Path, parts: Sequence[DocumentPart], left_out: dict[str, Any]
+    data_dir: Path, parts: Sequence[DocumentPart], dropped: LeftOut
 ) -> Iterator[list[str]]:
-    """The paragraphs of the parts' documents but duplicates, about a million characters at once."""
+    """The paragraphs of all documents that are not dropped, BATCH_CHARACTERS at a time."""
     batch: list[str] = []
     characters = 0
     for part in parts:
-        dropped = duplicates.dropped_ids(data_dir, part, left_out)
+        dropped_here = dropped_ids(data_dir, part, dropped)
         for document in read_part(part.path):
-            if document.id in dropped:
+            if document.id in dropped_here:
                 continue
             batch += document.text.split("\n")
             characters += len(document.text)
@@ -215,6 +191,27 @@ def _batches(
                 batch, characters = [], 0
     if batch:
         yield batch
+
+
+def _summary(settings: DataPrepSettings, manifest: dict[str, Any]) -> Rows:
+    if settings.vocab_file:
+        made = f"taken from {settings.vocab_file}"
+        if settings.add_words:
+            added = len(manifest.get("added_words", []))  # missing in manifests of earlier versions
+            made += f", followed by {added:,} words of {settings.add_words}"
+    else:
+        used = manifest["settings"]
+        duplicates = sum(entry["documents"] for entry in used["duplicates"].values())
+        made = (
+            f"trained on {len(used['documents']):,} of {manifest['parts']:,} parts of the "
+            f"documents, without their {duplicates:,} duplicates"
+        )
+    return [
+        ("vocabulary", f"{Path(settings.data_dir) / 'vocab'}, {made}"),
+        ("entries", f"{manifest['vocab_size']:,}"),
+        ("casing", "uncased" if manifest["lowercase"] else "cased"),
+        ("checksum", manifest["checksum"]),
+    ]
 
 
 if __name__ == "__main__":

@@ -68,7 +68,8 @@ for source in "${sources[@]}"; do
     shared '' "collect-$source" collect +source="$source" "$@"
     collected+=:$last
 done
-single "$collected" vocab vocab "$@"
+single "$collected" dedup dedup "$@"
+single "afterok:$last" vocab vocab "$@"
 shared "afterok:$last" encode encode "$@"
 encoded=afterok:$last
 for seq_len in "${lengths[@]}"; do

@@ -1,8 +1,8 @@
-"""From what a person typed to typed settings: conf/ composed by Hydra, checked against a dataclass.
+"""Settings: conf/ composed by Hydra from typed overrides, checked against a dataclass.
 
-Hydra's compose call is used, and not its `main` decorator: no folder is made, the directory stays,
-launchers that add arguments of their own do no harm, and every mistake becomes one SettingsError
-whose text ends with the cure. Rank 0 alone prints it.
+This uses Hydra's compose call, not its `main` decorator: it makes no folder, keeps the working
+directory and ignores arguments of launchers. Every mistake becomes one SettingsError whose text
+ends with the cure; only rank 0 prints it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ CONF = PROJECT / "conf"
 
 T = TypeVar("T")
 
-# Groups without a default, which Hydra wants with a plus
+# Groups without a default need a plus
 _ADDED = ("model=", "source=", "recipe=", "task=")
 
 
 class SettingsError(ValueError):
-    """A mistake in what was asked for: the message names the setting, the bound and the cure."""
+    """A mistake in the settings; the message names the setting, the bound and the cure."""
 
 
 def choices(group: str) -> list[str]:
@@ -37,8 +37,8 @@ def choices(group: str) -> list[str]:
 def compose(entry: str, schema: type[T], overrides: Sequence[str]) -> tuple[T, dict[str, str]]:
     """Compose conf/<entry>.yaml with Hydra overrides into an instance of the dataclass `schema`.
 
-    Returns it with the chosen name of each configuration group. Raises SettingsError on an
-    override that Hydra refuses, on a key that the schema lacks and on a value of another type.
+    Returns it with the chosen name of each configuration group. Raises SettingsError for an
+    override that Hydra refuses, an unknown key and a value of the wrong type.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -83,7 +83,7 @@ def as_yaml(settings: object) -> str:
 
 
 def as_overrides(settings: Mapping[str, Any]) -> list[str]:
-    """What is typed to get these plain settings: an override of every value in every group."""
+    """The overrides that give these plain settings, one for every value in every group."""
     return [
         f"{group}.{name}={_typed(value)}" if name else f"{group}={_typed(value)}"
         for group, values in settings.items()
@@ -123,11 +123,11 @@ def _use_names(values: Any, schema: type) -> None:
 
 
 def _last_of_each(overrides: Sequence[str]) -> list[str]:
-    """Of several overrides of one key the last holds; some groups may lack their plus sign.
+    """The last override of each key, with the plus sign that some groups need.
 
-    A batch script can thus hold overrides of its own and pass on what was typed behind them. A
-    recipe comes last, so that it holds over what a model brings, wherever it was typed.
-    Raises SettingsError on an argument that is no override.
+    So a batch script can pass its own overrides followed by those that were typed. A recipe comes
+    last, wherever it was typed: it takes precedence over the model's values.
+    Raises SettingsError for an argument that is not an override.
     """
     last: dict[str, str] = {}
     for override in overrides:
@@ -140,7 +140,7 @@ def _last_of_each(overrides: Sequence[str]) -> list[str]:
 
 
 def _explain(error: Exception, schema: type) -> str:
-    """One or two sentences in place of Hydra's and OmegaConf's paragraphs."""
+    """One or two sentences instead of Hydra's and OmegaConf's paragraphs."""
     text = " ".join(str(error).split())
     key = getattr(error, "full_key", None)
     if missing := re.search(r"Could not (?:find|load) '(\w+)/([^']*)'", text):
@@ -160,12 +160,12 @@ def _explain(error: Exception, schema: type) -> str:
 
 
 def _initials(key: str) -> str:
-    """`lr` of `optim.learning_rate`."""
+    """`lr` for `optim.learning_rate`."""
     return "".join(word[0] for word in key.split(".")[-1].split("_"))
 
 
 def _keys(schema: type, prefix: str = "") -> list[str]:
-    """All dotted names below a dataclass of dataclasses."""
+    """All dotted names in a dataclass of dataclasses."""
     keys: list[str] = []
     for name, kind in _fields(schema).items():
         is_group = dataclasses.is_dataclass(kind)

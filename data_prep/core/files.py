@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and the checksums that prove it."""
+"""Files that are whole or absent, and their checksums."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from typing import Any
 import orjson
 import xxhash
 
-ABANDONED_S = 3600.0  # without a write; a writer gives its rows away every few seconds
+ABANDONED_S = 3600.0  # without a write; writers write every few seconds
 
 
 @contextlib.contextmanager
 def whole_or_absent(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on a clean exit it becomes `path`, else it is removed.
+    """Yield a temporary path next to `path`: renamed to it on a clean exit, otherwise removed.
 
-    The data is flushed to the disk before the rename, and the folder after it, so that not even a
-    power loss leaves half a file under the final name. The temporary name starts with a dot and
-    ends in `.tmp`: whoever lists a folder can pass it over, and a killed writer's rest is
-    recognised. It holds the host and the process: two writers never share it.
+    The data is flushed to disk before the rename, and the folder after it, so that not even a power
+    loss leaves half a file under the final name. The temporary name starts with a dot and ends in
+    `.tmp`, so listings can skip it and leftovers of killed writers are recognised. It contains the
+    host and the process, so two writers never share it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
@@ -52,13 +52,14 @@ def whole_or_absent(path: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what killed writers left below `folder`: temporary files of `whole_or_absent` whose
-    process on this host is gone, or, of other hosts, that have not grown for an hour.
+    """Remove temporary files that killed writers have left below `folder`.
+
+    Those of this host go if their process is gone, those of other hosts after an idle hour.
     """
     host = re.escape(os.uname().nodename)
     for path in folder.rglob(".*.tmp"):
         own = re.fullmatch(rf"\..+\.{host}\.(\d+)\.tmp", path.name)
-        with contextlib.suppress(FileNotFoundError):  # its writer has just finished it
+        with contextlib.suppress(FileNotFoundError):  # its writer has just renamed it
             is_idle = time.time() - path.stat().st_mtime > ABANDONED_S
             if not Path(f"/proc/{own[1]}").exists() if own else is_idle:
                 path.unlink()
@@ -74,14 +75,14 @@ def flush_to_disk(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON with sorted keys, whole or not at all: same value, same bytes."""
+    """Write indented JSON with sorted keys, whole or not at all: same value, same bytes."""
     options = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
     with whole_or_absent(path) as temporary:
         temporary.write_bytes(orjson.dumps(value, option=options))
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises ValueError naming the file where it is not JSON."""
+    """The content of a JSON file. Raises ValueError naming a file that is not JSON."""
     try:
         return orjson.loads(path.read_bytes())
     except orjson.JSONDecodeError as error:
@@ -91,7 +92,7 @@ def read_json(path: Path) -> Any:
 
 
 def checksum(path: Path) -> str:
-    """xxh3_128 of a file's bytes, as 32 hexadecimal digits (9 GB/s a core; not against forgery)."""
+    """xxh3_128 of a file, 32 hexadecimal digits (9 GB/s per core; no protection from forgery)."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(1 << 22):

@@ -1,18 +1,23 @@
-"""How every job starts: settings from the command line, help, required inputs."""
+"""How every job starts: settings from the command line, help, a summary, the exit status."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from data_prep.core.config import CONF, SettingsError, as_yaml, choices, compose
 from data_prep.core.files import remove_abandoned
 from data_prep.core.settings import DataPrepSettings, SourceSettings, check
 
+Result = TypeVar("Result")
+Rows = list[tuple[str, str]]  # name and value
+
 
 class ShareDone(Exception):
-    """No error: the share of a job's tasks is done, and others do the rest."""
+    """Not an error: this share of a job's tasks is done; other shares run the rest."""
 
 
 def load(overrides: Sequence[str]) -> DataPrepSettings:
@@ -31,22 +36,27 @@ def load(overrides: Sequence[str]) -> DataPrepSettings:
 
 
 def start(
-    job: Callable[[DataPrepSettings], object],
+    run: Callable[[DataPrepSettings], Result],
     argv: Sequence[str] | None = None,
     *,
-    has_shares: bool = True,
+    summary: Callable[[DataPrepSettings, Result], str | Rows],
+    faults: Callable[[Result], str] = lambda result: "",
+    has_shares: bool = False,
 ) -> int:
-    """Run one job as a program: load its settings, call it, return the exit status.
+    """Run one job as a command and return its exit status.
 
-    has_shares=False: the job is one task, and settings.share is refused. --help prints the job's
-    module docstring and what there is to set, --cfg the settings, and nothing is done.
-    0 done; 1 refused or failed on what it met; 2 wrong settings; 130 interrupted. A message on
-    stderr stands for a traceback; a slip of our own (any other exception) keeps its traceback.
+    Loads the settings from `argv`, calls `run` and prints the `summary` of its result: a text, or
+    rows of a table, to which the time taken is added. A text from `faults` is the error message of
+    a job that has finished nevertheless. With has_shares=False the job is a single task and refuses
+    settings.share. --help prints the docstring of the job's module and all settings, --cfg the
+    resolved ones; neither runs the job.
+    Status: 0 done, 1 failed, 2 wrong settings, 130 interrupted. Expected errors are a message on
+    stderr; any other exception is a bug and keeps its traceback.
     """
-    arguments = sys.argv[1:] if argv is None else argv
+    arguments, began = sys.argv[1:] if argv is None else argv, time.monotonic()
     try:
         if "--help" in arguments or "-h" in arguments:
-            sys.stdout.write(_help(str(sys.modules[job.__module__].__doc__)))
+            sys.stdout.write(_help(str(sys.modules[run.__module__].__doc__)))
             return 0
         settings = load([argument for argument in arguments if argument != "--cfg"])
         if "--cfg" in arguments:
@@ -54,11 +64,17 @@ def start(
             return 0
         if settings.share is not None and not has_shares:
             raise SettingsError(
-                f"share={settings.share}: this job is a single task, which cannot be shared; leave "
+                f"share={settings.share}: this job is a single task and cannot be shared; leave "
                 "share out (collect, encode and build take it)"
             )
-        job(settings)
+        result = run(settings)
+        shown = summary(settings, result)
+        if not isinstance(shown, str):
+            shown = _table([*shown, ("seconds", f"{time.monotonic() - began:,.1f}")])
+        sys.stdout.write(shown)
         remove_abandoned(Path(settings.data_dir))
+        if text := faults(result):
+            raise RuntimeError(text)
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -73,11 +89,20 @@ def start(
     return 0
 
 
+def _table(rows: Rows) -> str:
+    """One line per row, the values aligned."""
+    width = max(len(name) for name, _ in rows)
+    return "".join(f"{name:<{width}}  {value}\n" for name, value in rows)
+
+
 def _help(doc: str) -> str:
-    """What a job does, and what there is to set, with its comments."""
+    """What a job does, and every setting with its comment."""
     values = (CONF / "data_prep.yaml").read_text(encoding="utf-8")
     sources = "|".join(choices("source"))
-    return f"{doc}\n+source={sources}\nSettings are typed as name=value or group.name=value:\n\n{values}"
+    return (
+        f"{doc}\n+source={sources}\n"
+        f"Settings are typed as name=value or group.name=value:\n\n{values}"
+    )
 
 
 def require_source(settings: DataPrepSettings) -> SourceSettings:

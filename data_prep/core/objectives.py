@@ -11,13 +11,13 @@ import enum
 class Pairing(enum.Enum):
     """The second task next to masked language modelling; it decides what an example is."""
 
-    nsp = "nsp"  # [CLS] A [SEP] B [SEP]: does B follow A, or is it of another document (BERT, 3.1)
+    nsp = "nsp"  # [CLS] A [SEP] B [SEP]: does B follow A or come from another document (BERT, 3.1)
     sop = "sop"  # [CLS] A [SEP] B [SEP]: are two neighbours in order or swapped (ALBERT, 3.1)
-    none = "none"  # [CLS] text [SEP], of one document, and no second task (RoBERTa, 4.2)
+    none = "none"  # [CLS] text [SEP] of one document, no second task (RoBERTa, 4.2)
 
     @property
     def num_special(self) -> int:
-        """[CLS] and [SEP] of an example."""
+        """Number of [CLS] and [SEP] tokens in an example."""
         return 2 if self is Pairing.none else 3
 
     @property
@@ -35,7 +35,7 @@ class Pairing(enum.Enum):
 
 
 class MaskingUnit(enum.Enum):
-    """What is masked whole or not at all."""
+    """The unit that is masked whole or not at all."""
 
     token = "token"  # a piece of a word by itself, as in BERT's paper
     # all pieces of a word, as in BERT's later "whole word masking" models

@@ -1,6 +1,6 @@
-"""What a prepared corpus is: typed settings of the five jobs, and every check, each with its cure.
+"""Typed settings of the jobs of data_prep, and their checks, each with its cure.
 
-The values live in conf/data_prep.yaml and conf/source/, with a comment on each line.
+The values are in conf/data_prep.yaml and conf/source/, with a comment on each line.
 """
 
 from __future__ import annotations
@@ -38,87 +38,87 @@ class Duplicates(enum.Enum):
 
 @dataclass
 class SourceSettings:
-    """Where documents come from. What a kind does not use is None, and not in its file in conf/."""
+    """Where documents come from. A kind leaves the settings it does not use at None."""
 
-    name: str  # of the folder below documents/, and first part of every document's name
+    name: str  # folder below documents/, first part of every document's name
     kind: SourceKind
     path: str | None = None  # file or folder to read
-    dataset: str | None = None  # name on the Hugging Face hub, used where path is None
-    subset: str | None = None  # configuration of that data set
-    split: str | None = None  # of that data set
-    revision: str | None = None  # branch, tag or commit of that data set
-    text_column: str | None = None  # the column that holds the text
-    rows_per_document: int | None = None  # rows that make one document; None: a row is one
-    language: str | None = None  # code of the only one kept; None: all
-    min_characters: int | None = None  # of a document; a shorter one is dropped
+    dataset: str | None = None  # name on the Hugging Face hub, used if path is None
+    subset: str | None = None  # configuration of the data set
+    split: str | None = None  # of the data set
+    revision: str | None = None  # branch, tag or commit of the data set
+    text_column: str | None = None  # column with the text
+    rows_per_document: int | None = None  # rows per document; None: one
+    language: str | None = None  # code of the only language to keep; None: all
+    min_characters: int | None = None  # shorter documents are dropped
     keep_verse: bool | None = None  # False: documents of verse are dropped
 
 
 @dataclass
 class MaskingSettings:
-    rate: float  # of an example's tokens are predicted
-    max_predictions: int | None  # an example's most; None: no bound
-    mask_share: float  # of the predicted become [MASK]
-    random_share: float  # of the predicted become a random entry; the rest stays
+    rate: float  # share of an example's tokens to predict
+    max_predictions: int | None  # most per example; None: no limit
+    mask_share: float  # share of the predicted that become [MASK]
+    random_share: float  # share that become a random entry; the rest stays
     unit: MaskingUnit
 
 
 @dataclass
 class AuditSettings:
-    random_next_least: float  # bounds on the share of nsp's pairs whose B is from another document
+    random_next_least: float  # limits on the share of random pairs of nsp
     random_next_most: float
-    most_unknown: float  # share of the text's tokens
+    most_unknown: float  # share of the tokens that are [UNK]
     fewest_documents: int  # in the train split
-    most_one_sentence: float  # share of the documents
-    most_repeated: float  # share of the tokens, in sentences that occurred before
-    most_told_alone: float  # of the majority's mistakes, avoided without comparing A with B
-    most_told_together: float  # and with the words that A and B share
+    most_one_sentence: float  # share of the documents that are one sentence
+    most_repeated: float  # share of the tokens in sentences that occurred before
+    most_told_alone: float  # share of the majority's mistakes avoided without comparing A with B
+    most_told_together: float  # the same with the words that A and B share
 
 
 @dataclass
 class DataPrepSettings:
-    data_dir: str  # root of one prepared corpus
+    data_dir: str  # root folder of one prepared corpus
     seed: int
-    executor: Executor  # of the tasks
+    executor: Executor  # runs the tasks
     num_workers: int | None  # None: the cores this process may use
-    array_size: int  # elements of Slurm's job array
-    share: str | None  # "K/N": the tasks K, K + N, ... alone, counted from 1, and no manifest
+    array_size: int  # elements of a Slurm job array
+    share: str | None  # "K/N": only tasks K, K + N, ... from 1, and no manifest
     characters_per_part: int  # how a source is cut into tasks
-    duplicates: Duplicates  # what becomes of documents that are copies of others
-    heldout_fraction: float  # of the documents
+    duplicates: Duplicates  # what to do with copies of other documents
+    heldout_fraction: float  # share of the documents
     lowercase: bool
     vocab_size: int
     vocab_characters: int
-    vocab_file: str | None  # released vocabulary in place of a trained one
-    add_words: str | None  # file of words, one a line, that become entries behind vocab_file's
+    vocab_file: str | None  # released vocabulary to use instead of a trained one
+    add_words: str | None  # file with one word per line, added after vocab_file's entries
     seq_len: int  # tokens, special tokens included
     pairs: Pairing
-    copies: int  # passes over the corpus, each with other pairs and masks
+    copies: int  # passes over the corpus with different pairs and masks
     short_seq_prob: float
     masking: MaskingSettings
     audit: AuditSettings
-    source: SourceSettings | None = None  # of collect alone
+    source: SourceSettings | None = None  # only for collect
 
     @property
     def workers(self) -> int:
-        """Processes to use: num_workers, or the cores that this process may use."""
+        """Number of processes: num_workers, or the cores this process may use."""
         return self.num_workers or len(os.sched_getaffinity(0))
 
     @property
     def share_of(self) -> tuple[int, int]:
-        """(K, N) of share=K/N; (1, 1) where there is none."""
+        """(K, N) of share=K/N; (1, 1) without it."""
         first, step = (self.share or "1/1").split("/")
         return int(first), int(step)
 
 
 def check(settings: DataPrepSettings) -> None:
-    """Refuse what cannot work. Raises SettingsError listing every reason."""
+    """Raises SettingsError listing every setting that cannot work."""
     wrong = [*_check_numbers(settings), *_check_masking(settings)]
     least, most = settings.audit.random_next_least, settings.audit.random_next_most
     if not 0 <= least <= most <= 1:
         wrong.append(
             f"audit.random_next_least={least} and audit.random_next_most={most} must be ascending "
-            "and inside [0, 1]"
+            "and in [0, 1]"
         )
     for name in (
         "most_unknown",
@@ -138,7 +138,7 @@ def check(settings: DataPrepSettings) -> None:
 def _check_numbers(settings: DataPrepSettings) -> list[str]:
     wrong = []
     for key, least, most in (
-        ("seed", 0, 2**32 - 1),  # a word of the counter-based generator's key
+        ("seed", 0, 2**32 - 1),  # one word of the counter-based generator's key
         ("characters_per_part", 1, None),
         ("vocab_size", 256, 2**31 - 1),
         ("vocab_characters", 1, None),
@@ -212,7 +212,7 @@ def _check_source(source: SourceSettings) -> list[str]:
         wrong.append(f"source.min_characters={source.min_characters}; it takes 1 or more, or null")
     if source.language is not None and source.language not in known_languages():
         wrong.append(
-            f"source.language={source.language} is not known; it takes a code such as en, de or zh, "
-            "or null to keep all languages"
+            f"source.language={source.language} is not known; it takes a code such as en, de or "
+            "zh, or null to keep all languages"
         )
     return wrong

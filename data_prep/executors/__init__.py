@@ -1,4 +1,4 @@
-"""Runs a job's tasks in local processes, a Slurm array or Ray: restartable, isolated, same bytes.
+"""Run a job's tasks in local processes, a Slurm array or Ray: restartable, isolated, same bytes.
 
 May import: data_prep.core.
 """

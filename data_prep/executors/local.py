@@ -1,4 +1,4 @@
-"""Tasks in local processes, each in a fresh one."""
+"""Runs each task in a fresh local process."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from data_prep.executors.worker import run_one
 
 
 def run_processes(plan: TaskPlan, todo: Sequence[int], num_workers: int) -> dict[int, str]:
-    """Run the tasks of `todo`; return what went wrong, by the number of the task."""
+    """Run the tasks of `todo`; return the reason of each failure, by index."""
     waiting = list(reversed(todo))
-    # Never fork ourselves: the caller may have threads or a GPU. The server that forks instead
-    # imports the task's module once, and pandas, which pyarrow would import in every task: it asks
-    # of the first list it converts whether it is pandas'.
+    # Never fork this process: the caller may have threads or a GPU. The fork server imports the
+    # task's module once, and pandas, which pyarrow would otherwise import in every task when it
+    # converts its first list.
     task, module = importable(plan.task)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "pandas", module])
@@ -49,7 +49,7 @@ def run_processes(plan: TaskPlan, todo: Sequence[int], num_workers: int) -> dict
 
 
 def _stop(plan: TaskPlan, running: dict[int, tuple[int, ForkServerProcess]]) -> None:
-    """End what still runs when the parent is interrupted."""
+    """End the running tasks when the parent is interrupted."""
     for _, process in running.values():
         process.terminate()
     for index, process in running.values():
@@ -59,8 +59,9 @@ def _stop(plan: TaskPlan, running: dict[int, tuple[int, ForkServerProcess]]) -> 
 
 @contextlib.contextmanager
 def _without_main_module() -> Iterator[None]:
-    """Start a process that does not run the program's own file again, as multiprocessing would have
-    it: that of a training run imports torch, for nothing.
+    """Keep multiprocessing from running the main program's file again in the new process.
+
+    That of a training run would import torch for nothing.
     """
     main = sys.modules["__main__"]
     spec, file = main.__spec__, main.__dict__.pop("__file__", None)
@@ -74,13 +75,13 @@ def _without_main_module() -> Iterator[None]:
 
 
 def _reason(plan: TaskPlan, index: int, exitcode: int | None) -> str:
-    """Why a task failed, from its record; where a signal ended it, the record is written here."""
+    """Why a task failed, from its record; written here if a signal ended the task."""
     if reason := failed_reason(plan, index):
         return reason
     reason = f"exit status {exitcode}"
     if exitcode is not None and exitcode < 0:
         signal_name = signal.Signals(-exitcode).name
-        memory = ", perhaps for want of memory: try a smaller num_workers"
+        memory = ", perhaps out of memory: try a smaller num_workers"
         reason = f"ended by {signal_name}{memory if signal_name == 'SIGKILL' else ''}"
     name = plan.entries[index].name
     record_path(plan.log_dir, "running", name).unlink(missing_ok=True)

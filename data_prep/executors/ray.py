@@ -1,8 +1,4 @@
-"""What runs the tasks of a plan besides this machine's own processes: a Slurm job array, or Ray.
-
-Each takes the plan, the indices of the tasks to run and the settings, waits for their end, and
-returns what went wrong, by index.
-"""
+"""Runs each task in a Ray worker."""
 
 from __future__ import annotations
 
@@ -25,9 +21,9 @@ from data_prep.executors.worker import run_one
 
 
 def run_on_ray(plan: TaskPlan, todo: Sequence[int], settings: DataPrepSettings) -> dict[int, str]:
-    """Run each task in a Ray worker of its own: on the cluster of RAY_ADDRESS, else on this machine.
+    """Run the tasks of `todo` on the cluster of RAY_ADDRESS, otherwise on this machine.
 
-    Raises SettingsError where Ray is not installed.
+    Returns the reason of each failure, by index. Raises SettingsError if Ray is not installed.
     """
     try:
         import ray
@@ -41,7 +37,7 @@ def run_on_ray(plan: TaskPlan, todo: Sequence[int], settings: DataPrepSettings) 
         address="auto" if on_cluster else "local",
         num_cpus=None if on_cluster else settings.workers,
         runtime_env={"env_vars": {"PYTHONPATH": str(PROJECT)}},
-        log_to_driver=False,  # the tasks have logs of their own
+        log_to_driver=False,  # tasks have their own logs
         logging_level=logging.ERROR,
         include_dashboard=None if on_cluster else False,
     )
@@ -64,11 +60,11 @@ def run_on_ray(plan: TaskPlan, todo: Sequence[int], settings: DataPrepSettings) 
                     failed[index] = failed_reason(plan, index) or first_line
                 bar.update()
     finally:
-        ray.shutdown()  # ends what still runs of ours
+        ray.shutdown()  # ends our tasks that still run
     return failed
 
 
 def _run_in_folder(folder: str, task: Task, index: int, entry: TaskEntry, log_dir: Path) -> None:
-    """In Ray's worker. The settings' paths may be relative to where the job was started."""
+    """Run one task where the job was started: paths in the settings may be relative."""
     os.chdir(folder)
     run_one(task, index, entry, log_dir)

@@ -1,19 +1,20 @@
-"""Named tasks in processes of their own: restartable, isolated, the same bytes for any number.
+"""Runs the named tasks of a job: restartable, isolated, same bytes for any number of workers.
 
-A job is cut into tasks by its corpus, never by the machine. Each task runs in a fresh process, so
-what it writes cannot depend on the tasks before it, and one that fails, or is killed for its
-memory, stops no other. A finished task leaves a record with its fingerprint, that is all that
-decides on its bytes: a second start runs the tasks without one, or with another one. Several
-processes may work on one plan at the same time.
+The corpus decides how a job is cut into tasks, never the machine. Each task runs in a fresh
+process: its output cannot depend on earlier tasks, and one that fails or is killed stops no other.
+A finished task leaves a record with its fingerprint, a hash of everything that determines its
+bytes; a second start runs only tasks without a record of their fingerprint. Several processes may
+work on one plan at the same time.
 
-Below the log folder of a store (data_dir/documents/<source>, tokens, len<seq_len>) lie
+The log folder of a store (data_dir/documents/<source>, tokens, len<seq_len>) has
 
     job.json               {"job": "encode", "tasks": [names in order], "fingerprints",
-                           "command": that makes it whole}
-    finished/<name>.json   {"fingerprint", "counts", "sizes" of its files, "seconds", "ended": unix time}
+                           "command": that completes the job}
+    finished/<name>.json   {"fingerprint", "counts", "sizes" of its files, "seconds",
+                           "ended": unix time}
     running/<name>.json    {"host", "pid", "started": unix time}
     failed/<name>.json     {"reason"}
-    <name>.log             what the task printed
+    <name>.log             output of the task
 """
 
 from __future__ import annotations
@@ -46,24 +47,24 @@ def run_tasks(
     task: Task,
     settings: DataPrepSettings,
 ) -> dict[str, int]:
-    """Run task(index) for every entry that is not finished; return the counts of all, summed.
+    """Run task(index) for every entry that is not finished; return the summed counts of all.
 
-    `task` must be picklable: a module's function, or a functools.partial of one. A task also runs
-    again where one of its outputs was lost or cut. Before anything changes, manifest.json of the
-    store, log_dir's parent, is removed: if it is there afterwards, the store is as it was. Records
-    of tasks that are no longer planned are removed, and so is every file that is no task's output
-    from the outputs' folders, if it has their suffix.
+    `task` must be picklable: a module's function or a functools.partial of one. A task also runs
+    again if one of its outputs was lost or cut. Before anything changes, the store's manifest.json,
+    in log_dir's parent, is removed: if it exists afterwards, the store has not changed. Records of
+    tasks that are no longer planned are removed; so are files with the suffix of the outputs, in
+    their folders, that no task writes.
 
-    With settings.share only a share of the tasks runs, and ShareDone is raised: the job ends there.
-    Raises RuntimeError, after all other tasks have run, naming the tasks that failed, the first
-    one's error and its log.
+    With settings.share only a share of the tasks runs, and ShareDone is raised.
+    Raises RuntimeError, after all other tasks have run, naming the failed tasks, the first one's
+    error and its log.
     """
     plan = TaskPlan(job, log_dir, tasks, task)
     todo = unfinished(plan, range(len(tasks)))
     _prepare(plan, todo)
     first, step = settings.share_of
     own = [index for index in todo if index % step == first - 1]
-    for index in own:  # what a former start says is not to be taken for this one's
+    for index in own:  # of earlier starts
         record_path(log_dir, "failed", tasks[index].name).unlink(missing_ok=True)
     if failed := _run(plan, own, settings) if own else {}:
         raise RuntimeError(_message(plan, failed))
@@ -76,7 +77,7 @@ def run_tasks(
 
 
 def _run(plan: TaskPlan, todo: Sequence[int], settings: DataPrepSettings) -> dict[int, str]:
-    """Run the tasks of `todo`; return what went wrong, by index."""
+    """Run the tasks of `todo`; return the reason of each failure, by index."""
     if settings.executor is Executor.local:
         return run_processes(plan, todo, settings.workers)
     from data_prep.executors import ray
@@ -86,7 +87,7 @@ def _run(plan: TaskPlan, todo: Sequence[int], settings: DataPrepSettings) -> dic
 
 
 def _prepare(plan: TaskPlan, todo: Sequence[int]) -> None:
-    """Write job.json, and remove what is not of the plan: nothing that others of this plan write."""
+    """Write job.json and remove what is not in the plan, never what other shares write."""
     described = {
         "job": plan.job,
         "tasks": [entry.name for entry in plan.entries],
@@ -104,7 +105,7 @@ def _prepare(plan: TaskPlan, todo: Sequence[int]) -> None:
 
 
 def _unplanned(plan: TaskPlan) -> list[Path]:
-    """Records and files of other tasks; the records first, so that none outlives its files."""
+    """Records and files of unplanned tasks; records first, so that none outlives its files."""
     names = {entry.name for entry in plan.entries}
     records = [*plan.log_dir.glob("*/*.json"), *plan.log_dir.glob("*.log")]
     outputs = {path for entry in plan.entries for path in entry.outputs}
@@ -117,7 +118,7 @@ def _unplanned(plan: TaskPlan) -> list[Path]:
 
 
 def _message(plan: TaskPlan, failed: dict[int, str]) -> str:
-    """Why the job failed: the names of the tasks, and the first one's error."""
+    """The error message: the failed tasks, and the error of the first."""
     names = [plan.entries[index].name for index in sorted(failed)]
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
     return (

@@ -1,4 +1,4 @@
-"""Tasks in a Slurm job array."""
+"""Runs the tasks in a Slurm job array."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from data_prep.executors.tasks import (
     unfinished,
 )
 
-POLL_S = 2.0  # between two looks at the records and at the queue
+POLL_S = 2.0  # between two checks of the records and the queue
 
 
 def run_on_slurm(plan: TaskPlan, todo: Sequence[int], settings: DataPrepSettings) -> dict[int, str]:
-    """Submit one job array whose elements run this program again with a share of the tasks each.
+    """Submit a job array whose elements run this program with a share of the tasks, and wait.
 
-    Interrupted, it cancels the array. Raises RuntimeError where sbatch refuses.
+    Returns the reason of each failure, by index. Cancels the array if interrupted. Raises
+    RuntimeError if sbatch refuses it.
     """
     folder, size = plan.log_dir / "array", min(settings.array_size, len(plan.entries))
-    folder.mkdir(parents=True, exist_ok=True)  # without it Slurm ends a job without a word
+    folder.mkdir(parents=True, exist_ok=True)  # without it Slurm ends the job without any message
     number = _slurm(
         "sbatch", "--parsable", f"--array=1-{size}", f"--job-name={plan.job.replace(' ', '-')}",
         f"--output={folder.resolve()}/%A_%a.out",
@@ -50,16 +51,16 @@ def run_on_slurm(plan: TaskPlan, todo: Sequence[int], settings: DataPrepSettings
     except BaseException:
         _cancel(number)
         raise
-    if not is_ended:  # elements that wait in the queue have nothing left to do
+    if not is_ended:  # queued elements have nothing left to do
         _cancel("--state=PENDING", number)
     unknown = f"its element of job array {number} was ended; see {folder}/{number}_*.out"
     return {index: failed_reason(plan, index) or unknown for index in left}
 
 
 def _own_command() -> list[str]:
-    """`encode data_dir=...` of `python -m data_prep.encode data_dir=...`.
+    """`encode data_dir=...` for `python -m data_prep.encode data_dir=...`.
 
-    Raises SettingsError where this is another program, or the script is not to be found.
+    Raises SettingsError if this is another program or the script is missing.
     """
     if not Path("slurm/data_prep_array.sh").exists():
         raise SettingsError(
@@ -68,15 +69,15 @@ def _own_command() -> list[str]:
     module = getattr(sys.modules["__main__"].__spec__, "name", "")
     if not module.startswith("data_prep."):
         raise SettingsError(
-            "executor=slurm submits the program that it was given to: start it as "
+            "executor=slurm submits the program that was started: start it as "
             "python -m data_prep.JOB"
         )
     return [module.removeprefix("data_prep."), *sys.argv[1:]]
 
 
 def _slurm(*command: str) -> str:
-    """The output of one of Slurm's programs. Raises RuntimeError with what it says."""
-    # What an outer job has in its environment is not this one's
+    """The output of a Slurm command. Raises RuntimeError with its error message."""
+    # Variables of an outer job must not reach this one
     env = {key: value for key, value in os.environ.items() if not _is_of_a_job(key)}
     try:
         ended = subprocess.run(
@@ -93,7 +94,7 @@ def _slurm(*command: str) -> str:
 
 
 def _cancel(*arguments: str) -> None:
-    with contextlib.suppress(RuntimeError):  # it has ended meanwhile
+    with contextlib.suppress(RuntimeError):  # it may have ended meanwhile
         _slurm("scancel", *arguments)
 
 
@@ -102,10 +103,10 @@ def _is_of_a_job(variable: str) -> bool:
 
 
 def _states(number: str) -> Counter[str]:
-    """How many elements of an array are RUNNING, PENDING, ...; empty when it has ended."""
+    """Number of array elements that are RUNNING, PENDING, ...; empty after its end."""
     try:
         return Counter(_slurm("squeue", "-h", "-r", "-o", "%T", "-j", number).split())
     except RuntimeError as error:
-        if "Invalid job id" in str(error):  # forgotten, some minutes after its end
+        if "Invalid job id" in str(error):  # Slurm forgets it some minutes after its end
             return Counter()
         return Counter({"unknown": 1})  # the controller does not answer

@@ -22,14 +22,14 @@ Task = Callable[[int], dict[str, int]]
 class TaskEntry:
     """One task of a plan."""
 
-    name: str  # of its log and its records; unique in the plan
+    name: str  # of its log and records; unique in the plan
     fingerprint: str  # see `fingerprint`
     outputs: tuple[Path, ...] = ()  # every file that it may write; see `run_tasks`
 
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """What a job has to do: task(index) is the work of entries[index]."""
+    """All tasks of a job: task(index) does the work of entries[index]."""
 
     job: str
     log_dir: Path
@@ -38,7 +38,7 @@ class TaskPlan:
 
 
 def record_path(log_dir: Path, kind: str, name: str) -> Path:
-    """The record `finished`, `running` or `failed` of a task."""
+    """The `finished`, `running` or `failed` record of a task."""
     return log_dir / kind / f"{name}.json"
 
 
@@ -47,7 +47,7 @@ def log_path(log_dir: Path, name: str) -> Path:
 
 
 def is_finished(log_dir: Path, entry: TaskEntry) -> bool:
-    """Whether there is a record of this fingerprint, and every file still has its size."""
+    """Whether a record has this fingerprint and every output still has its size."""
     path = record_path(log_dir, "finished", entry.name)
     if not path.exists():
         return False
@@ -57,13 +57,13 @@ def is_finished(log_dir: Path, entry: TaskEntry) -> bool:
 
 
 def fingerprint(value: Any) -> str:
-    """32 hexadecimal digits of a value of JSON's types: equal values, equal digits."""
+    """32 hexadecimal digits of a JSON-serialisable value: equal values, equal digits."""
     return xxhash.xxh3_128_hexdigest(orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
 
 
 def unfinished(plan: TaskPlan, indices: Iterable[int]) -> list[int]:
-    """Those of `indices` whose tasks are not finished."""
-    # A listing, because a network file system remembers for a while that a file is not there
+    """The `indices` whose tasks are not finished."""
+    # Listed, because a network file system caches for a while that a file does not exist
     names = {path.stem for path in (plan.log_dir / "finished").glob("*.json")}
     entries = plan.entries
     return [
@@ -74,13 +74,13 @@ def unfinished(plan: TaskPlan, indices: Iterable[int]) -> list[int]:
 
 
 def failed_reason(plan: TaskPlan, index: int) -> str | None:
-    """What a task's failed record says; None where there is none."""
+    """The reason in a task's failed record; None if there is none."""
     path = record_path(plan.log_dir, "failed", plan.entries[index].name)
     return str(read_json(path)["reason"]) if path.exists() else None
 
 
 def progress(plan: TaskPlan, todo: Sequence[int]) -> Any:
-    """A progress bar with the time left, on a terminal; all but `todo` is done."""
+    """A progress bar, shown only on a terminal; all tasks but `todo` are done."""
     from tqdm import tqdm
 
     total = len(plan.entries)
@@ -88,14 +88,14 @@ def progress(plan: TaskPlan, todo: Sequence[int]) -> Any:
 
 
 def sizes(outputs: Sequence[Path]) -> list[int | None]:
-    """Bytes of each file, None where there is none."""
+    """Bytes of each file; None if it is missing."""
     return [path.stat().st_size if path.exists() else None for path in outputs]
 
 
 def importable(task: Task) -> tuple[Task, str]:
-    """The task under the module it can be imported from, and that module's name.
+    """The task under its importable module, and that module's name.
 
-    `python -m` runs a module as __main__; the processes have it under its own name.
+    `python -m` runs a module as __main__; other processes know it only under its own name.
     """
     function = task.func if isinstance(task, functools.partial) else task
     spec = getattr(sys.modules["__main__"], "__spec__", None)

@@ -1,4 +1,4 @@
-"""One task in a process of its own."""
+"""Runs one task in its own process."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from data_prep.executors.tasks import (
 
 
 def run_one(task: Task, index: int, entry: TaskEntry, log_dir: Path) -> None:
-    """In the task's process. An exception ends it: the failed record has its reason, the log the
-    traceback.
+    """Run one task in this process and write its record; its output goes to its log.
+
+    An exception is raised again: the failed record has the reason, the log the traceback.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then stops us
-    gc.freeze()  # what was imported is not looked through again: a tenth of collect's time
-    if is_finished(log_dir, entry):  # by another process meanwhile
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent stops this process
+    gc.freeze()  # never collect imported objects: saves a tenth of collect's time
+    if is_finished(log_dir, entry):  # by another process, meanwhile
         return
     finished, running, failed = (
         record_path(log_dir, kind, entry.name) for kind in ("finished", "running", "failed")
     )
     began = time.time()
     write_json(running, {"host": os.uname().nodename, "pid": os.getpid(), "started": began})
-    finished.unlink(missing_ok=True)  # before a file of its changes
+    finished.unlink(missing_ok=True)  # before any of its files changes
     failed.unlink(missing_ok=True)
     log = log_path(log_dir, entry.name)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -35,7 +35,6 @@ from data_prep.core.settings import DataPrepSettings
 from data_prep.examples.build_shard import make_examples
 from data_prep.examples.masking import MaskingRule
 from data_prep.examples.pairs import PairRule
-from data_prep.executors import run as engine
 from data_prep.executors import tasks as tasks_module
 from data_prep.sources import sample
 from data_prep.stores.documents import Document, list_parts, read_part
@@ -75,7 +74,7 @@ def main(
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(collect, "run_tasks", _run_here),
         mock.patch.object(encode, "run_tasks", _run_here),
-        mock.patch.object(engine, "run_tasks", _run_here),
+        mock.patch.object(build, "run_tasks", _run_here),
     ):
         texts = Path(folder) / "texts"
         _write_texts(texts, path, megabytes * 1e6)

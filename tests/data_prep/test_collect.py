@@ -148,7 +148,7 @@ def test_a_failed_task_leaves_no_manifest_and_the_next_start_completes(tmp_path:
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     books = _books(tmp_path / "books", count=2)
     (books / "book9.txt").symlink_to("/proc/self/mem")  # reading it is an input or output error
-    expected = r"1 of 1 tasks failed.*OSError: \[Errno 5\] Input/output error, in .*'book9\.txt'"
+    expected = r"1 of 1 tasks failed.*OSError: \[Errno 5\] Input/output error, while .*'book9\.txt'"
     with pytest.raises(RuntimeError, match=expected):
         _run(tmp_path / "d", books)
 
@@ -248,5 +248,5 @@ def test_an_interrupted_job_says_how_to_go_on(
     def job(settings: DataPrepSettings) -> None:
         raise KeyboardInterrupt
 
-    assert start(job, [f"data_dir={tmp_path}"]) == 130
+    assert start(job, [f"data_dir={tmp_path}"], summary=lambda settings, result: "") == 130
     assert capsys.readouterr().err == "interrupted; the same command continues\n"

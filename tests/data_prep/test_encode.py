@@ -143,6 +143,21 @@ def test_a_finished_store_is_left_alone(encoded: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+def test_a_store_without_counts_is_counted_and_not_encoded_again(
+    encoded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts, before = read_json(encoded / "tokens" / "counts.json"), times(encoded)
+    (encoded / "tokens" / "counts.json").unlink()
+    manifest = run(encoded)
+    assert read_json(encoded / "tokens" / "counts.json") == counts
+    assert times(encoded) == before
+    for split, parts in manifest["splits"].items():
+        for name in ("documents", "sentences", "tokens"):
+            assert counts["splits"][split][name] == sum(part[name] for part in parts)
+    monkeypatch.setattr(encode, "count_corpus", None)  # finished counts are kept
+    run(encoded)
+
+
 def test_another_vocabulary_alone_encodes_everything_anew(tmp_path: Path) -> None:
     write_documents(tmp_path, {str(number): "A bee. A cat." for number in range(30)})
     write_vocab(tmp_path, "a", "bee", "cat", ".")
@@ -336,4 +351,4 @@ def test_the_program_prints_what_it_made(encoded: Path, capsys: pytest.CaptureFi
     printed = capsys.readouterr().out
     assert "train" in printed
     assert "heldout" in printed
-    assert "dropped     0 sentences without tokens" in printed
+    assert "dropped  0 sentences without tokens" in printed

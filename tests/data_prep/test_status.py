@@ -10,7 +10,7 @@ import pytest
 import task_starts
 
 from data_prep import status
-from data_prep.core.files import checksum, write_json
+from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.job import load
 
 NOW = 1_000_000.0
@@ -43,6 +43,8 @@ def corpus(tmp_path: Path) -> Path:
     write_records(books, ["part-00000"], finished=finished("part-00000"))
     write_json(books / "manifest.json", PARTS)
     made_of = {"documents": {"books/part-00000.parquet": "a"}}
+    copies = {"made_from": made_of, "dropped": 0, "dropped_characters": 0}
+    write_json(tmp_path / "documents" / "duplicates.json", copies)
     write_json(tmp_path / "vocab" / "manifest.json", {**VOCAB, "settings": made_of})
     tokens, shards = tmp_path / "tokens" / "manifest.json", tmp_path / "len128" / "manifest.json"
     write_json(tokens, {"vocab_checksum": "v", "settings": made_of})
@@ -70,7 +72,7 @@ def test_a_folder_without_a_corpus_is_a_sentence_and_status_1(tmp_path: Path, ca
 
 
 def test_a_corpus_that_is_whole_is_done_and_training_comes_next(corpus: Path, capfd) -> None:
-    assert states(corpus) == ["done"] * 5
+    assert states(corpus) == ["done"] * 6
     assert status.main([f"data_dir={corpus}"]) == 0
     assert capfd.readouterr().out.splitlines()[-1].startswith("next: python -m pretrain.run")
 
@@ -79,19 +81,33 @@ def test_stages_not_begun_are_listed_and_the_first_of_them_comes_next(
     tmp_path: Path, capfd
 ) -> None:
     write_json(tmp_path / "documents" / "books" / "manifest.json", PARTS)
-    assert states(tmp_path) == ["done"] + ["not begun"] * 4
+    assert states(tmp_path) == ["done"] + ["not begun"] * 5
     assert status.main([f"data_dir={tmp_path}"]) == 0
     last = capfd.readouterr().out.splitlines()[-1]
-    assert last == f"next: python -m data_prep.vocab data_dir={tmp_path}"
+    assert last == f"next: python -m data_prep.dedup data_dir={tmp_path}"
 
 
 def test_other_documents_make_vocabulary_and_encode_out_of_date(corpus: Path) -> None:
     changed = {"parts": [{"name": "part-00000.parquet", "checksum": "b"}]}
     write_json(corpus / "documents" / "books" / "manifest.json", changed)
-    assert states(corpus) == ["done", "out of date", "out of date", "done", "done"]
+    assert states(corpus) == ["done"] + ["out of date"] * 3 + ["done"] * 2
     assert stages(corpus)["encode"].notes == ["other documents than it was made of"]
     command = f"python -m data_prep.vocab data_dir={corpus} vocab_size=512 lowercase=false"
     assert stages(corpus)["vocab"].command == command
+
+
+def test_copies_are_counted_below_their_stage(corpus: Path, capfd) -> None:
+    path = corpus / "documents" / "duplicates.json"
+    write_json(path, {**read_json(path), "dropped": 2, "dropped_characters": 300_000})
+    assert status.main([f"data_dir={corpus}"]) == 0
+    said = "2 copies of other documents, 0.3 million characters, are left out by vocab and encode"
+    assert f"    {said}\n" in capfd.readouterr().out
+
+
+def test_a_corpus_that_keeps_copies_has_no_stage_for_them(corpus: Path) -> None:
+    assert "dedup" not in stages(corpus, "duplicates=keep")
+    (corpus / "documents" / "duplicates.json").unlink()
+    assert "dedup" not in stages(corpus)
 
 
 def test_a_source_more_makes_encode_out_of_date(corpus: Path) -> None:
@@ -127,7 +143,7 @@ def test_unfit_shards_are_named_and_the_status_is_1(corpus: Path, capfd) -> None
     assert status.main([f"data_dir={corpus}"]) == 1
     captured = capfd.readouterr()
     assert "    all labels are 1\n" in captured.out
-    assert captured.err == "not as it should be: audit 128\n"
+    assert captured.err == "failed or faulty: audit 128\n"
 
 
 def test_what_is_left_is_the_mean_time_shared_by_the_running_tasks(tmp_path: Path) -> None:
@@ -169,7 +185,7 @@ def test_a_task_whose_process_is_gone_ended_without_a_word(tmp_path: Path, is_zo
     encode = stages(tmp_path)["encode"]
     assert (encode.state, encode.tasks) == ("running", "0 of 2, 1 run")
     (note,) = encode.notes
-    assert f"books-0: process {process.pid} on {os.uname().nodename} ended without a word" in note
+    assert f"books-0: process {process.pid} on {os.uname().nodename} ended without a record" in note
     assert encode.is_broken
     process.wait()
 
@@ -193,7 +209,7 @@ def test_tasks_of_a_job_that_was_killed_as_a_whole_are_named(tmp_path: Path) -> 
         assert time.monotonic() < until
     assert (collect.state, collect.tasks) == ("failed", "0 of 4")
     assert "task-0: process " in collect.notes[0]
-    assert "ended without a word" in collect.notes[0]
+    assert "ended without a record" in collect.notes[0]
 
 
 def test_a_real_job_that_failed_names_the_reason_and_the_command(
@@ -224,7 +240,7 @@ def test_a_task_of_another_host_that_takes_very_long_is_perhaps_dead(tmp_path: P
     write_records(tmp_path / "tokens", ["a", "b", "c"], finished=finished("a"), running=old | young)
     encode = stages(tmp_path)["encode"]
     (note,) = encode.notes
-    assert "b: process 1 on elsewhere has run for 5 minutes, perhaps dead" in note
+    assert "b: process 1 on elsewhere has run for 5 minutes, may be dead" in note
     assert not encode.is_broken
 
 

@@ -147,7 +147,7 @@ def test_a_vocabulary_of_another_version_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "is no file; give the path"), (SPECIAL + "a\na\n", "line 7, repeats 'a'")],
+    [(None, "is not a file; give the path"), (SPECIAL + "a\na\n", "line 7, repeats 'a'")],
 )
 def test_the_program_ends_with_2_and_the_cure_for_a_wrong_vocab_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, message: str
@@ -213,7 +213,7 @@ def test_a_word_that_would_never_be_found_whole_is_refused_with_its_line(
 def test_words_are_added_to_a_released_vocabulary_alone(tmp_path: Path, released: Path) -> None:
     with pytest.raises(SettingsError, match=r"add_words=w\.txt .*set vocab_file"):
         make(tmp_path, "add_words=w.txt")
-    with pytest.raises(SettingsError, match=r"add_words=w\.txt is no file"):
+    with pytest.raises(SettingsError, match=r"add_words=w\.txt is not a file"):
         make(tmp_path, f"vocab_file={released}", "add_words=w.txt")
 
 

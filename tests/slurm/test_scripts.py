@@ -286,12 +286,13 @@ def test_the_chain_has_an_array_and_a_finish_for_every_source_and_length(
     for _, arguments in seen:
         assert arguments[3].startswith("num_workers=")
         load(arguments[3:])  # the jobs accept what they are given
-    names = ["collect"] * 6 + ["vocab"] + ["encode"] * 3
-    assert [name for name, _ in seen[:10]] == names
-    assert sorted(name for name, _ in seen[10:]) == ["audit"] * 2 + ["build"] * 6
+    names = ["collect"] * 6 + ["dedup", "vocab"] + ["encode"] * 3
+    assert [name for name, _ in seen[:11]] == names
+    assert sorted(name for name, _ in seen[11:]) == ["audit"] * 2 + ["build"] * 6
     for job, own in (
         ("collect", ["+source=wikipedia"]),
         ("collect", ["+source=bookcorpus"]),
+        ("dedup", []),
         ("vocab", []),
         ("encode", []),
         ("build", ["seq_len=128"]),
@@ -305,7 +306,7 @@ def test_the_chain_has_an_array_and_a_finish_for_every_source_and_length(
             if name == job and arguments[5 : 5 + len(own)] == own
         ]
         whole = [*given, *own, *typed]
-        if job in ("vocab", "audit"):
+        if job in ("dedup", "vocab", "audit"):
             assert ends == [whole]
         else:  # the finish comes last
             assert sorted(ends[:2]) == [[*whole, "share=1/2"], [*whole, "share=2/2"]]
@@ -320,11 +321,11 @@ def test_the_chain_takes_what_was_typed_and_what_waits_for_a_failed_job_is_cance
 ) -> None:
     typed = ["+source=books", "source.path=novels", "seq_len=64", "end=refused"]
     _, logs = chain("sbatch", "--wait", "--mem=2G", CHAIN, "array_size=1", *typed)
-    assert [call["arguments"][2] for call in calls()] == ["data_prep.collect"] * 2 + [
-        "data_prep.vocab"
-    ]
+    assert [call["arguments"][2] for call in calls()] == [
+        "data_prep.collect", "data_prep.collect", "data_prep.dedup", "data_prep.vocab",
+    ]  # fmt: skip
     assert "+source=books" in calls()[0]["arguments"]
     assert calls()[0]["env"]["SLURM_CPUS_PER_TASK"] == "16"  # not the submitting job's
     assert [name.rsplit("-", 1)[0] for name in logs] == [
-        "collect-books", "collect-books", "data-prep", "vocab",
+        "collect-books", "collect-books", "data-prep", "dedup", "vocab",
     ]  # fmt: skip

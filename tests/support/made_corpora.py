@@ -9,6 +9,8 @@ import numpy as np
 
 from data_prep.core.files import checksum, write_json
 from data_prep.executors import tasks
+from data_prep.quality.corpus import counts_path
+from data_prep.quality.corpus_counts import count_corpus
 from data_prep.stores.tokens import TokenStore, write_part
 
 SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
@@ -34,18 +36,17 @@ def write_corpus(
             _write_part(data_dir / "tokens" / split / f"part-{index:05d}.arrow", part)
             for index, part in enumerate(parts)
         ]
-    write_json(
-        data_dir / "tokens" / "manifest.json",
-        {
-            "schema_version": 1,
-            "dtype": "uint16",
-            "vocab_checksum": checksum(data_dir / "vocab" / "vocab.txt"),
-            "vocab_size": vocab_size,
-            "lowercase": True,
-            "special_ids": SPECIAL_IDS,
-            "splits": splits,
-        },
-    )
+    manifest = {
+        "schema_version": 1,
+        "dtype": "uint16",
+        "vocab_checksum": checksum(data_dir / "vocab" / "vocab.txt"),
+        "vocab_size": vocab_size,
+        "lowercase": True,
+        "special_ids": SPECIAL_IDS,
+        "splits": splits,
+    }
+    write_json(counts_path(data_dir), count_corpus(data_dir / "tokens", manifest, 1))
+    write_json(data_dir / "tokens" / "manifest.json", manifest)
 
 
 def open_store(data_dir: Path, train: Sequence[Sequence[Document]]) -> TokenStore:
@@ -92,7 +93,7 @@ def _write_part(path: Path, documents: Sequence[Document]) -> dict[str, int | st
 
 
 def run_inline(plan: tasks.TaskPlan, todo: Iterable[int], num_workers: int) -> dict[int, str]:
-    """Stands for engine._run_processes where the processes are not what is tested: 1 s a task."""
+    """In place of run_processes in tests of other things: a process takes 1 s per task."""
     for index in todo:
         entry = plan.entries[index]
         record = {

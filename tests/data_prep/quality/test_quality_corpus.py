@@ -1,17 +1,20 @@
+"""The counts of the token store, and the reasons for which build and audit refuse a corpus."""
+
 import numpy as np
 import pytest
 from made_corpora import SPECIAL_IDS, random_documents, write_corpus
 
 from data_prep.core.job import load
 from data_prep.core.objectives import Pairing
-from data_prep.quality import corpus
+from data_prep.quality import corpus_counts
+from data_prep.quality.corpus import counts_path, judge_corpus
 
 BOUNDS = load(["data_dir=any"]).audit
 
 
 def faults_of(tmp_path, train, heldout=(), pairing=Pairing.nsp) -> list[str]:
     write_corpus(tmp_path, train, heldout)
-    return corpus.audit_corpus(tmp_path, pairing, BOUNDS)[1]
+    return judge_corpus(tmp_path, pairing, BOUNDS)[1]
 
 
 @pytest.fixture
@@ -54,7 +57,7 @@ def test_unknown_tokens_are_refused(tmp_path, documents) -> None:
 def test_the_figures_are_those_of_a_naive_count(tmp_path, documents) -> None:
     parts, heldout = [documents[:60], documents[60:] + documents[:10]], [documents[:3]]
     write_corpus(tmp_path, parts, heldout)
-    figures, _ = corpus.audit_corpus(tmp_path, Pairing.nsp, BOUNDS)
+    figures, _ = judge_corpus(tmp_path, Pairing.nsp, BOUNDS)
     whole = [document for part in parts for document in part]
     sentences = [tuple(sentence) for document in whole for sentence in document]
     train = figures["splits"]["train"]
@@ -70,7 +73,21 @@ def test_the_figures_are_those_of_a_naive_count(tmp_path, documents) -> None:
 
 def test_a_sample_of_the_sentences_gives_the_share_of_all(tmp_path, monkeypatch) -> None:
     documents = random_documents(np.random.default_rng(2), 2_000)
+    monkeypatch.setattr(corpus_counts, "MOST_HASHES", 8_000)
     write_corpus(tmp_path, [documents + documents[:600]])
-    monkeypatch.setattr(corpus, "MOST_HASHES", 8_000)
-    figures, _ = corpus.audit_corpus(tmp_path, Pairing.nsp, BOUNDS)
+    figures, _ = judge_corpus(tmp_path, Pairing.nsp, BOUNDS)
     assert figures["splits"]["train"]["repeated_sentences_share"] == pytest.approx(0.23, abs=0.02)
+
+
+def test_a_store_without_counts_or_with_those_of_another_names_the_cure(
+    tmp_path, documents
+) -> None:
+    write_corpus(tmp_path, [documents])
+    counts = counts_path(tmp_path).read_bytes()
+    write_corpus(tmp_path, [documents[1:]])
+    for harm in (lambda path: path.write_bytes(counts), lambda path: path.unlink()):
+        harm(counts_path(tmp_path))
+        with pytest.raises(
+            ValueError, match=r"counts\.json is missing.* run python -m data_prep\.enc"
+        ):
+            judge_corpus(tmp_path, Pairing.nsp, BOUNDS)

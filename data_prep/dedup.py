@@ -1,17 +1,19 @@
-"""Which documents are copies of others, across all sources, and which one of the copies is kept.
+"""Find the copies of other documents: python -m data_prep.dedup data_dir=FOLDER.
 
-Two documents are copies when their letters and digits are the same (exact), or when seven tenths of
-their signatures are (near). The longest of a group of copies is kept, of equally long ones the
-first by source and place; one is dropped only for a kept one that it is itself a copy of, never by
-way of a third. So the result depends on what was collected, and not on the order.
+Two documents of any sources are copies if their letters and digits are the same (exact), or if
+seven tenths of their signatures agree (near). The longest of a group of copies is kept; among
+equally long ones the first by source and position. A document is dropped only if it is itself a
+copy of a kept one, never through a third. So the result depends on what was collected, not on the
+order of collecting.
 
-documents/duplicates.parquet has a row a dropped document, in the order of the documents;
-documents/duplicates.json sums them up and says what they were computed from. Both are made anew
-when that has changed.
+documents/duplicates.parquet has one row per dropped document, in the order of the documents;
+documents/duplicates.json sums them up and names what they were computed from. vocab and encode
+leave the dropped documents out, and run this job first where its result is missing or out of date.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ import pyarrow.parquet as pq
 import xxhash
 
 from data_prep.core.files import checksum, read_json, whole_or_absent, write_json
+from data_prep.core.job import Rows, start
 from data_prep.core.settings import DataPrepSettings, Duplicates
-from data_prep.dedup.matching import (
+from data_prep.duplicates.matching import (
     FEWEST_CHARACTERS,
     LEAST_EQUAL,
     ROWS_AT_ONCE,
@@ -30,21 +33,36 @@ from data_prep.dedup.matching import (
     compare,
     group,
 )
-from data_prep.dedup.signatures import (
-    identity,
-)
-from data_prep.stores.documents import DocumentPart
+from data_prep.duplicates.signatures import identity
+from data_prep.stores.documents import DocumentPart, list_parts
 
 SCHEMA_VERSION = 1  # of duplicates.json and duplicates.parquet
 LARGEST_SHOWN = 10  # groups in duplicates.json
 
+# Of each part with dropped documents, by DocumentPart.key: their count, a checksum of their ids
+LeftOut = dict[str, dict[str, Any]]
 
-def left_out(
-    settings: DataPrepSettings, parts: Sequence[DocumentPart]
-) -> dict[str, dict[str, Any]]:
-    """Of each part, as "source/name", that holds dropped documents: how many, a checksum of their ids.
 
-    Nothing where settings.duplicates is keep. Documents are compared anew where they have changed.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Find the copies and print how many there are of each source."""
+    return start(run, argv, summary=_summary)
+
+
+def run(settings: DataPrepSettings) -> dict[str, Any]:
+    """Find the copies among all documents; return the record, {} with duplicates=keep.
+
+    A finished result of the same documents is left alone. Raises ValueError where documents are
+    missing.
+    """
+    if settings.duplicates is Duplicates.keep:
+        return {}
+    return find(Path(settings.data_dir), list_parts(Path(settings.data_dir)))
+
+
+def left_out(settings: DataPrepSettings, parts: Sequence[DocumentPart]) -> LeftOut:
+    """The dropped documents of each part that has any; {} with duplicates=keep.
+
+    Compares the documents again if they have changed.
     """
     if settings.duplicates is Duplicates.keep:
         return {}
@@ -52,12 +70,10 @@ def left_out(
     return {name: entry for name, entry in entries.items() if entry["documents"]}
 
 
-def dropped_ids(
-    data_dir: Path, part: DocumentPart, left_out: dict[str, dict[str, Any]]
-) -> frozenset[str]:
+def dropped_ids(data_dir: Path, part: DocumentPart, left_out: LeftOut) -> frozenset[str]:
     """The ids of the documents that are dropped from one part.
 
-    Raises RuntimeError where they are others than `left_out` says: found anew since.
+    Raises RuntimeError if they are not those of `left_out`: the result has changed since.
     """
     if part.key not in left_out:
         return frozenset()
@@ -72,7 +88,7 @@ def dropped_ids(
 
 
 def find(data_dir: Path, parts: Sequence[DocumentPart]) -> dict[str, Any]:
-    """What duplicates.json says of these parts, computed first where it is not of them."""
+    """The content of duplicates.json for these parts, computed first where it is out of date."""
     wanted = {
         "schema_version": SCHEMA_VERSION,
         "signatures": identity(),
@@ -88,12 +104,8 @@ def find(data_dir: Path, parts: Sequence[DocumentPart]) -> dict[str, Any]:
     dropped = compare(Corpus(parts))
     with whole_or_absent(table_path) as temporary:
         pq.write_table(dropped, temporary, compression="zstd", row_group_size=ROWS_AT_ONCE)
-    record = {
-        "made_from": wanted,
-        "checksum": checksum(table_path),
-        **_summary(dropped, parts),
-    }
-    write_json(path, record)  # last: it says that the table is whole
+    record = {"made_from": wanted, "checksum": checksum(table_path), **_counts(dropped, parts)}
+    write_json(path, record)  # last: it vouches for the table
     return record
 
 
@@ -101,7 +113,7 @@ def _table_path(data_dir: Path) -> Path:
     return data_dir / "documents" / "duplicates.parquet"
 
 
-def _summary(dropped: Any, parts: Sequence[DocumentPart]) -> dict[str, Any]:
+def _counts(dropped: Any, parts: Sequence[DocumentPart]) -> dict[str, Any]:
     """Counts by part and source, and the largest groups."""
     counts = dropped.group_by(["source", "part"]).aggregate([([], "count_all")]).to_pylist()
     of_part = {f"{row['source']}/{row['part']}": row["count_all"] for row in counts}
@@ -112,10 +124,9 @@ def _summary(dropped: Any, parts: Sequence[DocumentPart]) -> dict[str, Any]:
         row += len(ids)
     sources: dict[str, dict[str, int]] = {}
     for part in parts:
-        figures = sources.setdefault(part.source, {"documents": 0, "exact": 0, "near": 0})
-        figures["documents"] += part.rows
-    counted = dropped.group_by(["source", "kind"]).aggregate([([], "count_all")])
-    for row in counted.to_pylist():
+        of_source = sources.setdefault(part.source, {"documents": 0, "exact": 0, "near": 0})
+        of_source["documents"] += part.rows
+    for row in dropped.group_by(["source", "kind"]).aggregate([([], "count_all")]).to_pylist():
         sources[row["source"]][row["kind"]] = row["count_all"]
     groups = dropped.group_by("kept").aggregate([("copies", "max")])
     largest = groups.sort_by([("copies_max", "descending"), ("kept", "ascending")])
@@ -131,3 +142,25 @@ def _summary(dropped: Any, parts: Sequence[DocumentPart]) -> dict[str, Any]:
 
 def _ids_checksum(ids: Sequence[str]) -> str:
     return xxhash.xxh3_128_hexdigest("\n".join(ids).encode())
+
+
+def _summary(settings: DataPrepSettings, record: dict[str, Any]) -> Rows:
+    if not record:
+        return [("copies", "kept and not looked for (duplicates=keep)")]
+    total = sum(source["documents"] for source in record["sources"].values())
+    dropped = f"{record['dropped']:,} of {total:,} documents"
+    characters = f"{record['dropped_characters'] / 1e6:,.1f} million characters"
+    return [
+        *(
+            (
+                source,
+                f"{n['documents']:,} documents, copies: {n['exact']:,} exact, {n['near']:,} near",
+            )
+            for source, n in record["sources"].items()
+        ),
+        ("dropped", f"{dropped}, {characters}; see {_table_path(Path(settings.data_dir))}"),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

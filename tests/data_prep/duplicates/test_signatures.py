@@ -14,9 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data_prep.core.files import checksum
-from data_prep.dedup import minhash, signatures
-from data_prep.dedup.minhash import SEED, SHINGLE_WORDS, VALUES, shingles, signature
-from data_prep.dedup.signatures import open_signatures, signatures_path, write_signatures
+from data_prep.duplicates import minhash, signatures
+from data_prep.duplicates.minhash import SEED, SHINGLE_WORDS, VALUES, shingles, signature
+from data_prep.duplicates.signatures import open_signatures, signatures_path, write_signatures
 from data_prep.stores.documents import Document, write_part
 
 MASK = 2**64 - 1

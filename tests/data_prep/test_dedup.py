@@ -1,4 +1,4 @@
-"""Which documents are dropped as copies of others: the rule, the record, and what the jobs make of it."""
+"""Documents dropped as copies: the rule, the record, and what vocab and encode leave out."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shared_data import packed
 
-from data_prep import collect, encode, vocab
+from data_prep import collect, dedup, encode, vocab
 from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.job import load
-from data_prep.dedup import duplicates, matching
-from data_prep.dedup.matching import FEWEST_CHARACTERS, LEAST_EQUAL
-from data_prep.dedup.minhash import BANDS, shingles, signature
-from data_prep.dedup.signatures import Signatures, signatures_path
+from data_prep.duplicates import matching
+from data_prep.duplicates.matching import FEWEST_CHARACTERS, LEAST_EQUAL
+from data_prep.duplicates.minhash import BANDS, shingles, signature
+from data_prep.duplicates.signatures import Signatures, signatures_path
 from data_prep.stores.documents import Document, DocumentPart, describe_part, list_parts, write_part
 
 
@@ -58,7 +58,7 @@ def store(data_dir: Path, sources: dict[str, Sequence[Sequence[Document]]]) -> N
 
 def found(data_dir: Path) -> list[dict[str, Any]]:
     """The rows of duplicates.parquet."""
-    duplicates.find(data_dir, list_parts(data_dir))
+    dedup.find(data_dir, list_parts(data_dir))
     rows: list[dict[str, Any]] = pq.read_table(
         data_dir / "documents" / "duplicates.parquet"
     ).to_pylist()
@@ -262,7 +262,7 @@ def test_an_unchanged_corpus_is_not_compared_again_and_a_changed_or_damaged_one_
     table = tmp_path / "documents" / "duplicates.parquet"
     compared: list[int] = []
     compare = matching.compare
-    monkeypatch.setattr(duplicates, "compare", lambda corpus: compared.append(1) or compare(corpus))
+    monkeypatch.setattr(dedup, "compare", lambda corpus: compared.append(1) or compare(corpus))
     found(tmp_path)
     assert not compared
     table.write_bytes(table.read_bytes()[:-1])
@@ -284,11 +284,11 @@ def test_signatures_that_are_missing_or_of_an_older_part_are_made(tmp_path: Path
 def test_duplicates_found_anew_while_a_job_runs_stop_it(tmp_path: Path) -> None:
     of_texts(tmp_path, a=[made_text(1), made_text(1)])
     parts = list_parts(tmp_path)
-    left_out = duplicates.left_out(load([f"data_dir={tmp_path}"]), parts)
-    assert duplicates.dropped_ids(tmp_path, parts[0], left_out) == {"1"}
+    left_out = dedup.left_out(load([f"data_dir={tmp_path}"]), parts)
+    assert dedup.dropped_ids(tmp_path, parts[0], left_out) == {"1"}
     of_texts(tmp_path, a=[made_text(1), made_text(1), made_text(1)])
     with pytest.raises(RuntimeError, match=r"duplicates\.parquet has changed while this job ran"):
-        duplicates.dropped_ids(tmp_path, parts[0], left_out)
+        dedup.dropped_ids(tmp_path, parts[0], left_out)
 
 
 # --- what the jobs make of it
@@ -321,7 +321,7 @@ def test_encode_leaves_duplicates_out_and_counts_them(
     assert stored(manifest) == 9
     given = [f"data_dir={tmp_path}", "heldout_fraction=0.4"]
     assert encode.main(given) == 0
-    assert "dropped     2 duplicates\n" in capsys.readouterr().out
+    assert "dropped  2 duplicates\n" in capsys.readouterr().out
     assert vocab.main([*given, "vocab_size=300"]) == 0
     assert "without their 2 duplicates\n" in capsys.readouterr().out
 
@@ -390,17 +390,29 @@ def collect_pages(data_dir: Path, pages: Path, *overrides: str) -> int:
     ])  # fmt: skip
 
 
-def test_collect_finds_them_and_says_where_the_list_lies(
+def test_the_job_finds_them_and_prints_where_the_list_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pages = wiki_pages(tmp_path / "pages")
-    assert collect_pages(tmp_path / "d", pages) == 0
+    assert collect_pages(tmp_path / "d", wiki_pages(tmp_path / "pages")) == 0
     path = tmp_path / "d" / "documents" / "duplicates.parquet"
-    assert f"duplicates  1 of all sources, see {path}\n" in capsys.readouterr().out
+    assert not path.exists()
+    capsys.readouterr()
+    assert dedup.main([f"data_dir={tmp_path / 'd'}"]) == 0
+    printed = capsys.readouterr().out
+    assert "wikiextractor  4 documents, copies: 1 exact, 0 near\n" in printed
+    assert f"dropped        1 of 4 documents, 0.0 million characters; see {path}\n" in printed
     assert pq.read_table(path)["id"].to_pylist() == ["3"]
-    (tmp_path / "d" / "documents" / "other").mkdir()  # a source that is being collected
-    assert collect_pages(tmp_path / "d", pages) == 0
-    assert "duplicates" not in capsys.readouterr().out
+
+
+def test_the_job_finds_nothing_to_do_with_keep_and_refuses_an_unfinished_collect(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_texts(tmp_path / "d", a=[made_text(1), made_text(1)])
+    (tmp_path / "d" / "documents" / "other").mkdir()
+    assert dedup.main([f"data_dir={tmp_path / 'd'}", "duplicates=keep"]) == 0
+    assert "kept and not looked for" in capsys.readouterr().out
+    assert dedup.main([f"data_dir={tmp_path / 'd'}"]) == 1
+    assert "its collect has not finished" in capsys.readouterr().err
 
 
 def test_the_bytes_are_the_same_for_one_and_three_workers(tmp_path: Path) -> None:

@@ -1,15 +1,15 @@
-"""What is compared of a document to find its copies: one hash of its letters, one MinHash signature.
+"""Signatures: what of a document is compared to find its copies.
 
-The signature (Broder, "On the resemblance and containment of documents", 1997) stands for the set
-of the document's shingles, five words in a row: the share of equal values in two signatures
-estimates the Jaccard similarity of the two sets, with a standard error of 0.043 at 0.7. Words are
-case-folded runs of letters, digits and marks, so that blanks, line ends and punctuation do not
-count; in scripts that set no blanks between words a letter is a word.
+They are a hash of its letters and a MinHash signature (Broder, "On the resemblance and containment
+of documents", 1997) of its shingles, five words in a row. The share of equal values in two
+signatures estimates the Jaccard similarity of the two sets of shingles, with a standard error of
+0.043 at 0.7. Words are case-folded runs of letters, digits and marks, so spaces, line ends and
+punctuation do not count; in scripts without spaces between words, a letter is a word.
 
-Beside a part of the documents, documents/<source>/signatures/part-00000.arrow is an Arrow IPC
-stream of one record batch, a row a document, in the part's order: id, title, characters (uint32),
-exact (16 bytes) and band_00 to band_13 (32 bytes, eight uint32 each). A band is a column, so that
-looking for equal bands reads each byte once.
+documents/<source>/signatures/part-00000.arrow belongs to the part of that name. It is an Arrow IPC
+stream of one record batch with one row per document, in the part's order: id, title, characters
+(uint32), exact (16 bytes) and band_00 to band_13 (32 bytes, eight uint32 each). Each band is a
+column, so the search for equal bands reads each byte once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from data_prep.core.files import whole_or_absent
-from data_prep.dedup.minhash import (
+from data_prep.duplicates.minhash import (
     BAND_VALUES,
     BANDS,
     SEED,
@@ -41,7 +41,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Signatures:
-    """One file, mapped into memory: D documents. The arrays are read-only views."""
+    """One file, memory-mapped: D documents. The arrays are read-only views."""
 
     ids: Any  # (D,) pyarrow string array
     titles: Any  # (D,) pyarrow string array
@@ -51,7 +51,7 @@ class Signatures:
 
 
 def identity() -> dict[str, Any]:
-    """What decides on the values of a signature: only those of one identity can be compared."""
+    """Everything that determines a signature: only those of one identity can be compared."""
     return {
         "schema_version": SCHEMA_VERSION,
         "rensa": version("rensa"),
@@ -63,32 +63,32 @@ def identity() -> dict[str, Any]:
 
 
 def signatures_path(part: Path) -> Path:
-    """Where the signatures of a part of the documents lie."""
+    """The file of the signatures of a part of the documents."""
     return part.parent / "signatures" / f"{part.stem}.arrow"
 
 
 class SignatureWriter:
-    """The signatures of one part, a document at a time, then the file: the same part, the same bytes."""
+    """Signs the documents of one part, then writes the file: same documents, same bytes."""
 
     def __init__(self) -> None:
         self._ids: list[str] = []
         self._titles: list[str] = []
         self._characters: list[int] = []
         self._exact: list[bytes] = []
-        self._values: list[NDArray[np.uint32]] = []  # 448 bytes a document
+        self._values: list[NDArray[np.uint32]] = []  # 448 bytes per document
 
     def add(self, document: Document) -> None:
         hashes, letters = shingles(document.text)
         self._ids.append(document.id)
         self._titles.append(document.title)
         self._characters.append(len(document.text))
-        # Texts without a letter are equal where they are equal as they stand
+        # Texts without letters are compared as they are
         compared = letters.data if len(letters) else document.text.encode()
         self._exact.append(xxhash.xxh3_128_digest(compared))
         self._values.append(np.array(signature(hashes), np.uint32))
 
     def write(self, part: Path, part_checksum: str) -> None:
-        """Write the file beside a part, whole or not at all."""
+        """Write the file of a part, whole or not at all."""
         values_DV = np.array(self._values, np.uint32).reshape(-1, VALUES)
         columns = {
             "id": pa.array(self._ids, pa.string()),
@@ -112,7 +112,7 @@ class SignatureWriter:
 
 
 def write_signatures(part: Path, part_checksum: str) -> None:
-    """The signatures of a part that has none. Raises ValueError naming a part that cannot be read."""
+    """Sign a part that has no signatures. Raises ValueError naming a part that is unreadable."""
     writer = SignatureWriter()
     for document in read_part(part):
         writer.add(document)
@@ -120,8 +120,7 @@ def write_signatures(part: Path, part_checksum: str) -> None:
 
 
 def open_signatures(part: Path, part_checksum: str) -> Signatures | None:
-    """Map the signatures of a part; None where there are none to read, or those
-    of another part or make."""
+    """The signatures of a part; None if missing, unreadable or of another part or identity."""
     path = signatures_path(part)
     try:
         with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
@@ -145,6 +144,6 @@ def _metadata(part_checksum: str) -> dict[bytes, bytes]:
 
 
 def _fixed(column: Any, dtype: type[np.integer[Any]]) -> NDArray[Any]:
-    """A column of fixed-size binary values as rows of numbers."""
+    """A column of fixed-size binary values as rows of numbers, without a copy."""
     width = column.type.byte_width // np.dtype(dtype).itemsize
     return np.frombuffer(column.buffers()[1], dtype).reshape(-1, width)[: len(column)]

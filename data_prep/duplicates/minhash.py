@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 SHINGLE_WORDS = 5
 
 # Two documents of similarity s share a band with probability 1 - (1 - s^8)^14: 0.05 at 0.5, one
-# half at 0.69, 0.92 at 0.8. Datatrove's and FineWeb's choice.
+# half at 0.69, 0.92 at 0.8. Datatrove and FineWeb use these numbers.
 BANDS, BAND_VALUES = 14, 8
 
 VALUES = BANDS * BAND_VALUES
 
 SEED = 1  # of rensa's permutations
 
-PIECE = 1 << 20  # characters case-folded at once: Python takes 12 bytes for each meanwhile
+PIECE = 1 << 20  # characters case-folded at once; Python needs 12 bytes for each
 
-WORD, OWN_WORD = 1, 2  # kinds of code points; 0 stands between words
+WORD, OWN_WORD = 1, 2  # kinds of code points; 0 separates words
 
-LAST_LETTER = 0x323AF  # of Unicode 15: beyond are marks of emoji and private use
+LAST_LETTER = 0x323AF  # of Unicode 15; beyond it are marks of emoji and private use
 
-# Scripts without blanks between words. First and last code points, of letters among others.
+# Scripts without spaces between words: first and last code points, other signs included.
 UNSPACED = (
     (0x0E00, 0x0EFF),  # Thai, Lao
     (0x1000, 0x109F),  # Myanmar
@@ -39,21 +39,22 @@ UNSPACED = (
 
 
 def shingles(text: str) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
-    """A text's shingles as (S,) hashes, in order, repeated ones too, and the UTF-8 of its letters,
-    digits and marks, case-folded. A text of fewer than five words is one shingle.
+    """(S,) hashes of a text's shingles, in order, and the case-folded UTF-8 of its letters.
+
+    Repeated shingles are kept; digits and marks count as letters. A text of fewer than five words
+    is one shingle.
     """
     pieces = (text[start : start + PIECE] for start in range(0, len(text), PIECE))
     folded = np.frombuffer(b"".join(piece.casefold().encode() for piece in pieces), np.uint8)
-    hashes = np.empty(
-        len(folded) // 2 + 1, np.uint64
-    )  # two words have a byte between them at least,
-    letters = np.empty(len(folded), np.uint8)  # or are three bytes long
+    # Words are at least a byte long with a byte in between, or three bytes long
+    hashes = np.empty(len(folded) // 2 + 1, np.uint64)
+    letters = np.empty(len(folded), np.uint8)
     num_shingles, num_letters = _shingles(folded, _kinds(), hashes, letters)
     return hashes[:num_shingles], letters[:num_letters]
 
 
 def signature(hashes: NDArray[np.uint64]) -> list[int]:
-    """The VALUES values, of 32 bits, of the MinHash signature of a set of shingles."""
+    """The MinHash signature of a set of shingles: VALUES values of 32 bits."""
     matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
         hashes, [0, len(hashes)], VALUES, SEED
     )
@@ -78,10 +79,10 @@ def _shingles(
     hashes: NDArray[np.uint64],
     letters: NDArray[np.uint8],
 ) -> tuple[int, int]:
-    """Fill `hashes` and `letters` from (B,) UTF-8; return how many of each there are.
+    """Fill `hashes` and `letters` from (B,) UTF-8; return the number of each.
 
     A word's hash is FNV-1a (Fowler, Noll, Vo), a shingle's a polynomial of its words' hashes, mixed
-    as MurmurHash3 ends.
+    by the last steps of MurmurHash3.
     """
     start, prime = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
     factor = np.uint64(0x9E3779B97F4A7C15)
@@ -91,15 +92,15 @@ def _shingles(
     last, slot = np.zeros(SHINGLE_WORDS, np.uint64), 0  # hashes of the last words, in a ring
     word, rolling, mixed = start, np.uint64(0), np.uint64(0)
     kind = num_words = num_letters = 0
-    for place in range(len(text) + 1):
-        byte = np.int64(text[place]) if place < len(text) else np.int64(0)
+    for position in range(len(text) + 1):
+        byte = np.int64(text[position]) if position < len(text) else np.int64(0)
         if not 0x80 <= byte < 0xC0:  # the first byte of a code point
             previous = kind
             code = byte
             if byte >= 0xC0:
                 size = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
                 code = byte & (0x7F >> size)
-                for following in range(place + 1, place + size):
+                for following in range(position + 1, position + size):
                     code = code << 6 | np.int64(text[following]) & 0x3F
             kind = int(kinds[code]) if code < len(kinds) else 0
             if previous and (kind != WORD or previous == OWN_WORD):  # a word ends

@@ -1,4 +1,4 @@
-"""Which documents are duplicates: candidate pairs by signature bands, compared and clustered."""
+"""The search for copies: candidate pairs by signature bands, compared and clustered."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_prep.dedup.minhash import BANDS, VALUES
-from data_prep.dedup.signatures import Signatures, open_signatures, write_signatures
+from data_prep.duplicates.minhash import BANDS, VALUES
+from data_prep.duplicates.signatures import Signatures, open_signatures, write_signatures
 from data_prep.stores.documents import DocumentPart
 
-# Equal values that make two signatures near: a Jaccard similarity of 0.7, where the bands find one
-# pair in two; below are pages of one pattern, above editions of one text.
+# Equal values of two near copies: a Jaccard similarity of 0.7, at which the bands find one pair in
+# two. Below it are pages of one pattern, above it editions of one text.
 LEAST_EQUAL = 79  # of VALUES, 112
 
-FEWEST_CHARACTERS = 200  # of a near duplicate: stubs that differ in a name alone are not copies
+FEWEST_CHARACTERS = 200  # of a near copy: stubs that differ only in a name are not copies
 
 ROWS_AT_ONCE = 1 << 16  # of signatures compared: 29 MB
 
-# Documents kept out of one chain of similar ones that others are compared with: bounds the work on
-# a million pages of one pattern. What would be compared with a later one is kept.
+# Kept documents of one cluster that others are compared with: limits the work on a million pages of
+# one pattern. Copies of later ones are kept.
 MOST_KEPT = 10_000
 
 
 class Corpus:
-    """The signatures of all documents. A document is known by its number, over all parts."""
+    """The signatures of all documents, which are numbered over all parts."""
 
     def __init__(self, parts: Sequence[DocumentPart]) -> None:
         self.parts = parts
         self._mapped = [_signatures_of(part) for part in parts]
         self.first = np.cumsum([0, *(len(mapped.ids) for mapped in self._mapped)])  # (P + 1,)
         self.num_documents = int(self.first[-1])
-        # A cluster and a union are numbered by int32
+        # Documents and clusters are numbered by int32
         if self.num_documents >= 2**31:
             raise ValueError(
                 f"{self.num_documents:,} documents; at most 2,147,483,647 are compared"
@@ -47,7 +47,7 @@ class Corpus:
         )
 
     def keys(self, band: int | None) -> NDArray[np.uint64]:
-        """(N,) a hash of each document's band, or the half of its exact hash for None."""
+        """(N,) a hash of each document's band; half of its exact hash for None."""
         keys = np.empty(self.num_documents, np.uint64)
         for mapped, (start, end) in zip(self._mapped, itertools.pairwise(self.first), strict=True):
             if band is None:
@@ -60,48 +60,42 @@ class Corpus:
         """(N, VALUES) signatures and (N, 2) exact hashes of these documents."""
         values = np.empty((len(documents_N), BANDS, VALUES // BANDS), np.uint32)
         exact = np.empty((len(documents_N), 2), np.uint64)
-        for places, mapped, rows in self._located(documents_N):
-            exact[places] = mapped.exact[rows]
+        for _, mapped, positions, rows in self._located(documents_N):
+            exact[positions] = mapped.exact[rows]
             for band, column in enumerate(mapped.bands):
-                values[places, band] = column[rows]
+                values[positions, band] = column[rows]
         return values.reshape(-1, VALUES), exact
 
     def strings(self, documents_N: NDArray[np.int32]) -> dict[str, Any]:
         """Source, part, id and title of these documents, as (N,) arrow arrays."""
         chunks: dict[str, list[Any]] = {"source": [], "part": [], "id": [], "title": []}
         order: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
-        for places, mapped, rows, part in self._located_parts(documents_N):
+        for part, mapped, positions, rows in self._located(documents_N):
             chunks["source"].append(pa.repeat(part.source, len(rows)))
             chunks["part"].append(pa.repeat(part.name, len(rows)))
             chunks["id"].append(mapped.ids.take(pa.array(rows)))
             chunks["title"].append(mapped.titles.take(pa.array(rows)))
-            order.append(places)
+            order.append(positions)
         back = pa.array(np.argsort(np.concatenate(order)))
         return {
             name: pa.chunked_array(arrays, pa.string()).take(back).combine_chunks()
             for name, arrays in chunks.items()
         }
 
-    def _located_parts(
+    def _located(
         self, documents_N: NDArray[np.int32]
-    ) -> Iterator[tuple[NDArray[np.int64], Signatures, NDArray[np.int64], DocumentPart]]:
-        """Of each part that has some of the documents: their places in documents_N, their rows."""
+    ) -> Iterator[tuple[DocumentPart, Signatures, NDArray[np.int64], NDArray[np.int64]]]:
+        """For each part with some of the documents: their positions in documents_N, their rows."""
         order = np.argsort(documents_N, kind="stable")
         bounds = np.searchsorted(documents_N[order], self.first)
         for number in np.flatnonzero(np.diff(bounds)).tolist():
-            places = order[bounds[number] : bounds[number + 1]]
-            rows = documents_N[places] - self.first[number]
-            yield places, self._mapped[number], rows, self.parts[number]
-
-    def _located(
-        self, documents_N: NDArray[np.int32]
-    ) -> Iterator[tuple[NDArray[np.int64], Signatures, NDArray[np.int64]]]:
-        for places, mapped, rows, _ in self._located_parts(documents_N):
-            yield places, mapped, rows
+            positions = order[bounds[number] : bounds[number + 1]]
+            rows = documents_N[positions] - self.first[number]
+            yield self.parts[number], self._mapped[number], positions, rows
 
 
 def _signatures_of(part: DocumentPart) -> Signatures:
-    """Those that collect left beside the part; written now where they are missing or of another make."""
+    """Those that collect has written; written now if they are missing or out of date."""
     signatures = open_signatures(part.path, part.checksum)
     if signatures is None:
         write_signatures(part.path, part.checksum)
@@ -111,12 +105,12 @@ def _signatures_of(part: DocumentPart) -> Signatures:
 
 
 def compare(corpus: Corpus) -> Any:
-    """The table of dropped documents."""
+    """The table of dropped documents, see data_prep/dedup.py."""
     cluster = _clusters(corpus)
     sizes = np.bincount(cluster, minlength=1)
     members = np.flatnonzero(sizes[cluster] > 1).astype(np.int32)
     order = np.lexsort((members, -corpus.characters[members].astype(np.int64), cluster[members]))
-    members = members[order]  # a cluster's one after the other, each by falling length
+    members = members[order]  # cluster by cluster, each by falling length
     kept, equal = _keep(corpus, members, cluster[members])
     is_dropped = kept != members
     dropped, kept, equal = members[is_dropped], kept[is_dropped], equal[is_dropped]
@@ -139,7 +133,7 @@ def compare(corpus: Corpus) -> Any:
 
 
 def _clusters(corpus: Corpus) -> NDArray[np.int32]:
-    """(N,) a number for each document; copies have one number, and so have copies of copies."""
+    """(N,) the cluster of each document; copies, and copies of copies, share a cluster."""
     parent = np.arange(corpus.num_documents, dtype=np.int32)
     everything = np.arange(corpus.num_documents, dtype=np.int32)
     long_enough = np.flatnonzero(corpus.characters >= FEWEST_CHARACTERS).astype(np.int32)
@@ -149,11 +143,13 @@ def _clusters(corpus: Corpus) -> NDArray[np.int32]:
         order = np.argsort(keys, kind="stable")
         keys, ordered = keys[order], documents[order]
         del order
-        again = np.flatnonzero(keys[1:] == keys[:-1]) + 1  # in its run, but not the first
+        again = (
+            np.flatnonzero(keys[1:] == keys[:-1]) + 1
+        )  # in a run of equal keys, but not its first
         starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else again
         firsts = ordered[starts[np.searchsorted(starts, again, side="right") - 1]]
         del keys
-        # A run may hold two groups: who does not agree with the first may with the one before
+        # A run may hold two groups: one that differs from the first may be a copy of its neighbour
         for others in (firsts, ordered[again - 1]):
             _unite_copies(corpus, parent, ordered[again], others, is_exact=band is None)
     _roots(parent)
@@ -167,7 +163,7 @@ def _unite_copies(
     others_N: NDArray[np.int32],
     is_exact: bool,
 ) -> None:
-    """Give the pairs that are copies, exact or near, one cluster."""
+    """Put the pairs that are copies, exact or near, into one cluster."""
     for start in range(0, len(documents_N), ROWS_AT_ONCE):
         documents, others = (each[start : start + ROWS_AT_ONCE] for each in (documents_N, others_N))
         is_open = _are_apart(parent, documents, others)
@@ -184,8 +180,9 @@ def _unite_copies(
 def _keep(
     corpus: Corpus, members_M: NDArray[np.int32], cluster_M: NDArray[np.int32]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Of each document the one that is kept for it, itself or another, and how many of their values
-    are equal; VALUES + 1 for exact copies.
+    """(M,) the document that is kept for each, itself or another, and (M,) their equal values.
+
+    Exact copies count VALUES + 1.
     """
     kept = np.empty(len(members_M), np.int32)
     equal = np.empty(len(members_M), np.int32)
@@ -218,7 +215,7 @@ def group(dropped: Any, kept: str) -> dict[str, Any]:
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _hash_rows(rows: NDArray[np.uint32], hashes: NDArray[np.uint64]) -> None:
-    """64 bits of each row: FNV-1a over its values, mixed as MurmurHash3 ends."""
+    """FNV-1a over the values of each row, mixed by the last step of MurmurHash3."""
     for row in range(len(rows)):
         mixed = np.uint64(0xCBF29CE484222325)
         for value in rows[row]:
@@ -240,8 +237,8 @@ def _are_apart(
     parent: NDArray[np.int32], documents: NDArray[np.int32], others: NDArray[np.int32]
 ) -> NDArray[np.bool_]:
     apart = np.empty(len(documents), np.bool_)
-    for place in range(len(documents)):
-        apart[place] = _root(parent, documents[place]) != _root(parent, others[place])
+    for row in range(len(documents)):
+        apart[row] = _root(parent, documents[row]) != _root(parent, others[row])
     return apart
 
 
@@ -249,8 +246,8 @@ def _are_apart(
 def _unite(
     parent: NDArray[np.int32], documents: NDArray[np.int32], others: NDArray[np.int32]
 ) -> None:
-    for place in range(len(documents)):
-        a, b = _root(parent, documents[place]), _root(parent, others[place])
+    for row in range(len(documents)):
+        a, b = _root(parent, documents[row]), _root(parent, others[row])
         parent[max(a, b)] = min(a, b)
 
 
@@ -273,8 +270,10 @@ def _lead(
     kept: NDArray[np.int32],
     equal: NDArray[np.int32],
 ) -> None:
-    """Each document is dropped for the first leader of its cluster that it is a copy of, or becomes
-    a leader, and is kept. The documents come cluster by cluster, in the order of keeping.
+    """Drop each document that is a copy of a leader of its cluster; the others become leaders.
+
+    The documents come cluster by cluster, in the order of keeping. Fills `kept` and `equal`;
+    `state` carries the cluster and its number of leaders to the next call.
     """
     exactly = values.shape[1] + 1
     for row in range(len(documents)):
