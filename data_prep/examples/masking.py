@@ -104,7 +104,7 @@ class MaskingRule:
 
     @property
     def max_masked(self) -> int:
-        """Most masked positions of an example; positions are 16 bits wide, so 65,535 is no bound."""
+        """Most masked positions of an example; positions have 16 bits, so 65,535 is no bound."""
         return 65_535 if self.max_predictions is None else self.max_predictions
 
     @classmethod
@@ -121,8 +121,8 @@ class MaskingRule:
             entries = read_vocab(vocab_path)
             if len(entries) != vocab_size:
                 raise ValueError(
-                    f"{vocab_path} has {len(entries)} entries, the data was made with {vocab_size}; "
-                    "use the vocabulary next to the data"
+                    f"{vocab_path} has {len(entries)} entries, the data was made with "
+                    f"{vocab_size}; use the vocabulary next to the data"
                 )
             continuation = np.array([entry.startswith("##") for entry in entries])
         return cls(

@@ -144,7 +144,7 @@ def place_partners(
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def truncate(key: np.uint64, window: int, plan: PairPlan) -> None:
-    """Shorten A and B to the window: one token at a time off the longer, front or back at random."""
+    """Shorten A and B to the window: drop tokens of the longer one, front or back at random."""
     stream = np.zeros(philox.WORDS, np.uint32)
     for row in range(len(plan.numbers)):
         subject = plan.document_a[row] << 32 | plan.numbers[row]

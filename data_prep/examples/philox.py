@@ -65,7 +65,7 @@ def philox4x32(stream: NDArray[np.uint32]) -> None:
 def fill(words: NDArray[np.uint32], count: int, key: Any, purpose: int, subject: Any) -> None:
     """Write the first `count` numbers of a stream into `words`, and up to 15 more.
 
-    The numbers are those of `next_word`, in a tenth of the time: the compiler vectorises the blocks.
+    The numbers are those of `next_word`, in a tenth of the time: the compiler vectorises blocks.
     """
     low32 = np.uint64(0xFFFFFFFF)
     shift = np.uint64(32)

@@ -109,18 +109,17 @@ def _load(source: SourceSettings, cache: Path) -> Any:
     except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
         # As the hub names its files: 20231101.en/train-00000-of-00041.parquet, data/en-00000-...
         files_of = f"{source.subset}/*" if source.subset else f"*/{source.split}[-/]*"
-        only = f'--include "{files_of}" '
+        why = no_answer or f"{type(error).__name__}: {_first_line(error)}"
         raise SettingsError(
-            f"the data set {source.dataset} at revision {source.revision} is not available from the "
-            f"Hugging Face hub ({no_answer or f'{type(error).__name__}: {_first_line(error)}'}). On "
-            "a machine with a network, fetch its parquet files by: "
-            f"hf download {source.dataset} --repo-type dataset "
-            f"--revision {source.revision} {only}--local-dir FOLDER; then set source.path=FOLDER"
+            f"the data set {source.dataset} at revision {source.revision} is not available from "
+            f"the Hugging Face hub ({why}). On a machine with a network, fetch its parquet files "
+            f"by: hf download {source.dataset} --repo-type dataset --revision {source.revision} "
+            f'--include "{files_of}" --local-dir FOLDER; then set source.path=FOLDER'
         ) from error
 
 
 def _ask_once(source: SourceSettings) -> str | None:
-    """Try the hub once; without an answer, use earlier downloads instead of half a minute of retries.
+    """Try the hub once; without an answer, use earlier downloads instead of retrying for 30 s.
 
     Returns why the connection failed, or None if the hub has answered.
     """
@@ -139,7 +138,7 @@ def _ask_once(source: SourceSettings) -> str | None:
 
 
 def _commit(files: list[str]) -> dict[str, str]:
-    """The hub's commit, the name of the folder in which datasets keeps its files; none for local ones."""
+    """The hub's commit: the name of the folder of datasets' files; none for local files."""
     folder = Path(files[0]).parent.name
     return {"commit": folder} if re.fullmatch("[0-9a-f]{40}", folder) else {}
 

@@ -34,8 +34,8 @@ _TAG = re.compile(
 _PLACEHOLDER = re.compile(r"formula_\d+|codice_\d+|__[A-Z]+__|\{\{[^{}]*\}\}|\{\{|\}\}")
 # "|language =", "!colspan=9|B", "#if: Cousin", "File:A.jpg|B", "[[Category:C]]", "px; width:px"
 _MARKUP_LINE = re.compile(
-    r"^[ \t]*(?:\||![^\n|]*\||#\w+:|Citation/|px;|(?:File|Image):[^\n|]*\||\[\[\w+:[^\n]*\]\][ \t]*$|"
-    r"\S+://\S+[ \t]*$)[^\n]*",
+    r"^[ \t]*(?:\||![^\n|]*\||#\w+:|Citation/|px;|(?:File|Image):[^\n|]*\||"
+    r"\[\[\w+:[^\n]*\]\][ \t]*$|\S+://\S+[ \t]*$)[^\n]*",
     re.MULTILINE,
 )
 _LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]")

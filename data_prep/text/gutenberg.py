@@ -51,7 +51,8 @@ _TRANSCRIBER = re.compile(
 _TRANSCRIBER_OPENS = re.compile(r"\W*(?:Transcriber|Project\b|$)", re.IGNORECASE)
 _NOTE_BLOCKS = 15  # at most, in a transcriber's note before the text
 _CONTENTS = re.compile(
-    r"\W*(?:(?:table of )?contents|(?:list of )?illustrations|list of (?:plates|figures|maps)|page)\W*",
+    r"\W*(?:(?:table of )?contents|(?:list of )?illustrations|"
+    r"list of (?:plates|figures|maps)|page)\W*",
     re.IGNORECASE,
 )
 _MOST_OF_CONTENTS = 0.15  # of the book's lines

@@ -30,8 +30,8 @@ from data_prep.text.wiki_templates import shown_text
 HIDDEN_NAMESPACES = frozenset({"file", "image", "media", "category"})
 
 _DROPPED_TAGS = frozenset(
-    "ref references table gallery math chem ce timeline score imagemap mapframe maplink graph hiero "
-    "syntaxhighlight source pre templatestyles templatedata indicator inputbox categorytree "
+    "ref references table gallery math chem ce timeline score imagemap mapframe maplink graph "
+    "hiero syntaxhighlight source pre templatestyles templatedata indicator inputbox categorytree "
     "section ul ol dl li dt dd td tr th caption hr noinclude".split()
 )
 _BLOCK_TAGS = frozenset({"br", "p", "div", "center", "blockquote", "poem", "h1", "h2", "h3", "h4"})

@@ -74,8 +74,8 @@ def train_vocab(
     assert tokens[: len(fixed)] == fixed, "the trainer renumbered the entries fixed beforehand"
     if len(tokens) != vocab_size:
         raise ValueError(
-            f"vocab_size={vocab_size} asks for more entries than the documents have, {len(tokens)}; "
-            f"collect more text or set vocab_size={len(tokens)}"
+            f"vocab_size={vocab_size} asks for more entries than the documents have, "
+            f"{len(tokens)}; collect more text or set vocab_size={len(tokens)}"
         )
     return tokens
 

@@ -30,5 +30,13 @@ def unpacked(name: str, target: Path) -> Path:
     )
 
 
+def unpacked_all(name: str, target: Path) -> Path:
+    """`target`, with the contents of all archives of a folder, such as books/novels."""
+    for path in sorted(packed(name).glob("*.tar.xz")):
+        with tarfile.open(path) as archive:
+            archive.extractall(target, filter="data")
+    return target
+
+
 def read_json(name: str) -> Any:
     return json.loads(lzma.decompress(packed(f"{name}.xz").read_bytes()))

@@ -1,3 +1,5 @@
+"""Masks: equal to a plain version of Google's code, keyed by example, and fair by statistics."""
+
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -54,10 +56,9 @@ def many(rule: MaskingRule = RULE, size: int = 4000, seed: int = 0):
     return ids, offsets, *mask_examples(ids, offsets, keys_of(size), rule)
 
 
-def masked_example(ids, positions, masked_ids) -> np.ndarray:
-    out = ids.copy()
-    out[positions] = masked_ids
-    return out
+def packed(offsets: np.ndarray, positions: np.ndarray, masked_offsets: np.ndarray) -> np.ndarray:
+    """The masked positions among the ids of all examples."""
+    return np.repeat(offsets[:-1], np.diff(masked_offsets)) + positions
 
 
 def naive_masks(ids: list[int], key: np.ndarray, rule: MaskingRule) -> dict[int, int]:
@@ -140,7 +141,7 @@ def test_counts_at_full_length_are_the_published_ones() -> None:
 
 def test_shares_are_80_10_10() -> None:
     ids, offsets, positions, masked_offsets, masked_ids = many()
-    targets = ids[np.repeat(offsets[:-1], np.diff(masked_offsets)) + positions]
+    targets = ids[packed(offsets, positions, masked_offsets)]
     is_mask, is_kept = masked_ids == RULE.mask_id, masked_ids == targets
     error = 4 * np.sqrt(0.16 / len(positions))  # four standard errors at 40,000 positions
     assert abs(is_mask.mean() - 0.8) < error
@@ -181,13 +182,13 @@ def test_position_one_can_be_masked_and_zero_never_ends_a_list() -> None:
 
 def test_unknown_tokens_are_candidates_too() -> None:
     ids, offsets, positions, masked_offsets, _ = many()
-    targets = ids[np.repeat(offsets[:-1], np.diff(masked_offsets)) + positions]
+    targets = ids[packed(offsets, positions, masked_offsets)]
     assert (targets == 1).any()
 
 
 def test_masks_of_an_example_do_not_depend_on_its_neighbours() -> None:
     ids, offsets, positions, masked_offsets, masked_ids = many(size=100)
-    for i in (0, 17, 99):  # as another worker would meet it: alone
+    for i in (0, 17, 99):  # alone, as in another worker
         alone = mask_examples(
             ids[offsets[i] : offsets[i + 1]],
             np.array([0, offsets[i + 1] - offsets[i]]),
@@ -236,7 +237,7 @@ def test_the_unmasked_ids_are_left_alone() -> None:
 def test_no_word_is_masked_in_half_and_the_rate_holds() -> None:
     ids, offsets, positions, masked_offsets, _ = many(WHOLE_WORD)
     is_masked = np.zeros(len(ids), bool)
-    is_masked[np.repeat(offsets[:-1], np.diff(masked_offsets)) + positions] = True
+    is_masked[packed(offsets, positions, masked_offsets)] = True
     is_text = ~np.isin(ids, [2, 3])
     joined = is_text[1:] & is_text[:-1] & WHOLE_WORD.continuation[ids[1:]]
     assert joined.sum() > 10_000
@@ -247,8 +248,8 @@ def test_no_word_is_masked_in_half_and_the_rate_holds() -> None:
 def test_whole_words_draw_the_replacement_of_each_piece_alone() -> None:
     ids, offsets, positions, masked_offsets, masked_ids = many(WHOLE_WORD)
     is_mask = masked_ids == 4
-    places = np.repeat(offsets[:-1], np.diff(masked_offsets)) + positions
-    joined = np.flatnonzero((np.diff(places) == 1) & WHOLE_WORD.continuation[ids[places[1:]]])
+    masked_at = packed(offsets, positions, masked_offsets)
+    joined = np.flatnonzero((np.diff(masked_at) == 1) & WHOLE_WORD.continuation[ids[masked_at[1:]]])
     both = (is_mask[joined] & is_mask[joined + 1]).mean()
     assert abs(both - 0.64) < 4 * np.sqrt(0.25 / len(joined))  # 0.8 * 0.8, were they one: 0.8
 

@@ -1,3 +1,5 @@
+"""Random numbers by counter: published answers, streams, bounded draws, doubles."""
+
 import numba
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Data sets of rows: Wikipedia, BookCorpus and books, cut anywhere; and rows that cannot be read."""
+"""Data sets of rows: Wikipedia, BookCorpus and books, cut anywhere; rows that are broken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dumps: each page out or dropped, whatever packs them; broken files tell; markup leaves prose."""
+"""Dumps: every page is a document or a reject; broken files are reported; markup becomes prose."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Splitting paragraphs into sentences: by hand-split passages, by nupunkt, and losslessly."""
+
 import json
 
 import nupunkt
@@ -47,7 +49,7 @@ def test_a_paragraph_is_split_by_the_rules_of_prose(paragraph: str, sentences: l
     assert split_paragraph(paragraph) == sentences
 
 
-# Shorter texts, of fewer kinds of characters, hit the paragraphs that are passed by nupunkt
+# Short texts of few kinds of characters reach the paragraphs that skip nupunkt
 @settings(deadline=None, max_examples=1000)
 @given(st.text(st.sampled_from("aB .!?…\"'”)»*\n-"), max_size=12))
 def test_every_paragraph_is_split_as_nupunkt_splits_it(text: str) -> None:

@@ -1,3 +1,5 @@
+"""WordPiece: ids like those of stock BertTokenizer, training, and the files of the tokenizer."""
+
 import functools
 import os
 import pydoc_data.topics
@@ -81,11 +83,11 @@ def test_ids_of_any_text_equal_those_of_stock_bert_tokenizer(
     assert ours(encoder_of(lowercase), sentences) == expected
 
 
-# what could tie a word to its neighbours: blanks of all kinds, marks that combine or are reordered,
-# letters of which the case depends on the place, characters that are dropped, parts of a word
+# Characters that may tie a word to its neighbours: all kinds of blanks, combining and reordered
+# marks, letters whose case depends on the position, dropped characters, parts of a word.
 TYING = st.sampled_from(
-    " \u00a0\u2003\u2028\u3000\x85\t\n\x00\x1c\u200b\u200d\ufeff\ufffd\u0301\u0323\u0345\u0307\u0338\u1e9e"
-    "\u0130Iiı\u01c5Σσςé漢가\u1112\u1161\u11ab\U0001f1e9\U0001f1ea[]-'.!<\u226ea"
+    " \u00a0\u2003\u2028\u3000\x85\t\n\x00\x1c\u200b\u200d\ufeff\ufffd\u0301\u0323\u0345\u0307"
+    "\u0338\u1e9e\u0130Iiı\u01c5Σσςé漢가\u1112\u1161\u11ab\U0001f1e9\U0001f1ea[]-'.!<\u226ea"
 )
 
 
@@ -116,7 +118,7 @@ def test_a_word_is_encoded_once_and_a_very_long_one_is_not_kept() -> None:
     encoder = Encoder(vocab(True), True)
     first = ours(encoder, ["the list the", "漢" * 101, "list, " * 9])
     assert set(encoder._word_ids) == {"the", "list", "list,", ",", ""}
-    encoder._word_ids._tokenizer = encoder._word_ids._model = None  # who asks again fails
+    encoder._word_ids._tokenizer = encoder._word_ids._model = None  # asking again would fail
     assert ours(encoder, ["the list the", "list, " * 9]) == [first[0], first[2]]
 
 
@@ -127,8 +129,8 @@ LATIN = st.characters(max_codepoint=0x24F, exclude_characters="\u0130\x85\x1c\x1
 @settings(deadline=None)
 @given(text=st.text(LATIN | st.sampled_from(" \t\n.,'!-漢字\u0301\ufffd"), max_size=60))
 def test_ids_of_latin_text_equal_those_of_google_s_python_rules(lowercase: bool, text: str) -> None:
-    # a transcription of google-research/bert tokenization.py; left out are characters that Unicode
-    # or Python treat otherwise than that file's authors meant (dotted I, separators as blanks)
+    # A transcription of google-research/bert tokenization.py. Excluded are characters that Unicode
+    # or Python treat differently from what its authors meant (dotted I, separators as blanks).
     numbers = {token: number for number, token in enumerate(vocab(lowercase))}
     pieces = WordpieceTokenizer(numbers, "[UNK]")
     words = BasicTokenizer(do_lower_case=lowercase).tokenize(text)
@@ -292,7 +294,7 @@ def test_auto_tokenizer_reads_the_saved_folder_with_the_same_ids_and_casing(
 
 
 @casings
-def test_the_saved_tokenizer_puts_cls_and_sep_and_knows_the_special_tokens(
+def test_the_saved_tokenizer_adds_cls_and_sep_and_knows_the_special_tokens(
     lowercase: bool, tmp_path: Path
 ) -> None:
     tokens = vocab(lowercase)
