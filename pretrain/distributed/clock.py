@@ -1,4 +1,4 @@
-"""How long a run has trained, over all its starts."""
+"""Training time over all starts of a run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pretrain.distributed.ranks import Ranks
 class TrainingClock:
     """Seconds since training began, without the time between two starts.
 
-    The steps that a killed start lost count for nothing, and nor does the time they took: a start
-    goes on from what stands in its checkpoint. Rank 0's clock holds for all ranks.
+    A start continues from the seconds in its checkpoint, so the time of lost steps does not count.
+    All ranks use rank 0's clock.
     """
 
     def __init__(self, ranks: Ranks, elapsed_s: float, now: Callable[[], float]) -> None:
-        """Start at `elapsed_s`, as saved. `now`: seconds since any moment."""
+        """Start at `elapsed_s`. `now`: seconds since any moment."""
         self._ranks = ranks
         self._now = now
         self._began = now() - elapsed_s

@@ -1,4 +1,4 @@
-"""Who speaks: rank 0 on the terminal, every rank in its own log file."""
+"""Output of the ranks: rank 0 prints on the terminal, every rank logs to its own file."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-class Voice:
-    """Where one rank's output goes. Made by `speak_on_rank_0`."""
+class RankOutput:
+    """Where one rank's output goes. Made by `rank_output`."""
 
     def __init__(self, rank: int) -> None:
+        """Redirect stdout and stderr of ranks other than 0 to a temporary file until `log_to`."""
         self._rank = rank
-        self._terminal = os.dup(2)  # ranks other than 0 turn their own away
+        self._terminal = os.dup(2)
         self._early = None if rank == 0 else tempfile.TemporaryFile()
         if self._early is not None:
-            self._turn_output_to(self._early.fileno())
+            self._redirect_to(self._early.fileno())
 
     def log_to(self, path: Path) -> None:
-        """From here on log to `path`; ranks other than 0 write all they would print there, too."""
+        """Log to `path` from now on; ranks other than 0 also redirect stdout and stderr there."""
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
         handlers: list[logging.Handler] = [logging.StreamHandler(file)]
@@ -37,7 +38,7 @@ class Voice:
             self._early.seek(0)
             file.write(self._early.read().decode(errors="replace"))
             file.flush()
-            self._turn_output_to(file.fileno())
+            self._redirect_to(file.fileno())
         logging.basicConfig(
             level=logging.INFO,
             format=f"%(asctime)s rank {self._rank} %(levelname)s %(name)s: %(message)s",
@@ -45,24 +46,24 @@ class Voice:
             force=True,
         )
 
-    def tell(self, text: str) -> None:
-        """Show a line on the terminal, from any rank: what must be said where rank 0 cannot."""
+    def print_to_terminal(self, text: str) -> None:
+        """Print a line on the terminal, from any rank."""
         os.write(self._terminal, f"rank {self._rank}: {text}\n".encode())
 
     @staticmethod
-    def _turn_output_to(descriptor: int) -> None:
-        # by file descriptor, so that libraries in C++ are caught as well
+    def _redirect_to(descriptor: int) -> None:
+        # by file descriptor, so that output of C++ libraries is redirected, too
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
 
 
 @contextlib.contextmanager
-def speak_on_rank_0(rank: int) -> Iterator[Voice]:
-    """Silence ranks other than 0 on the terminal; what ends them by an exception is still shown."""
-    voice = Voice(rank)
+def rank_output(rank: int) -> Iterator[RankOutput]:
+    """Keep ranks other than 0 off the terminal, except for an exception that ends them."""
+    output = RankOutput(rank)
     try:
-        yield voice
+        yield output
     except Exception:
         if rank > 0:
-            voice.tell(f"ended by an exception:\n{traceback.format_exc()}")
+            output.print_to_terminal(f"ended by an exception:\n{traceback.format_exc()}")
         raise

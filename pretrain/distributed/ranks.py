@@ -1,8 +1,8 @@
-"""Who we are among the processes of a run, and what ranks say to each other outside the engine.
+"""The ranks of a run: this process's number, and the collectives outside the engine.
 
-One process is one rank. torchrun, the deepspeed launcher, Slurm's srun and a bare `python` are told
-apart by the environment alone. torch is imported by `start`, not by this module: a rank can know
-its number, and refuse wrong settings, before the seconds that takes.
+One process is one rank. The environment alone distinguishes torchrun, the deepspeed launcher,
+Slurm's srun and bare `python`. Only `start` imports torch, which takes seconds: a rank knows its
+number, and refuses wrong settings, before that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from pretrain.distributed.rendezvous import call_the_roll, hosts_of, seat_of
+from pretrain.distributed.rendezvous import check_in, hosts_of, rank_info
 
 if TYPE_CHECKING:
     import torch
@@ -34,19 +34,19 @@ _FIRST_SPECIAL_STEP = 0xFFFFFFFA
 
 def environment_rank() -> int:
     """Number of this process among all, from the launcher's variables; 0 under bare python."""
-    place = _place(os.environ)
-    return place.rank if place else 0
+    launched = _launched(os.environ)
+    return launched.rank if launched else 0
 
 
 def environment_world_size() -> int:
     """Number of processes, from the launcher's variables; 1 under bare python."""
-    place = _place(os.environ)
-    return place.world_size if place else 1
+    launched = _launched(os.environ)
+    return launched.world_size if launched else 1
 
 
 @dataclass(frozen=True)
-class LaunchPlace:
-    """What a launcher tells a process."""
+class LaunchedRank:
+    """What a launcher sets for a process."""
 
     rank: int
     world_size: int
@@ -55,15 +55,14 @@ class LaunchPlace:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all, and the collectives on a handful of numbers. Every rank calls them."""
+    """This process among all, and collectives on a few numbers, which every rank calls."""
 
     rank: int
     world_size: int
-    local_rank: int  # on this node
     device: torch.device
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Sums over the ranks, place by place, in float64: the same on every rank."""
+        """Elementwise sums over the ranks in float64, the same on every rank."""
         import torch
 
         sums = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -71,7 +70,7 @@ class Ranks:
         return sums.tolist()
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on one rank at least: the same answer on every rank."""
+        """Whether the flag is set on any rank: the same answer on every rank."""
         import torch
 
         flags = torch.tensor(int(flag), device=self.device)
@@ -79,7 +78,7 @@ class Ranks:
         return bool(flags.item())
 
     def broadcast(self, value: T) -> T:
-        """Rank 0's value, on every rank; the others' own is ignored."""
+        """Rank 0's value, on every rank; the others' values are ignored."""
         import torch
 
         values: list[Any] = [value]
@@ -95,62 +94,63 @@ class Ranks:
         return values
 
     def barrier(self) -> None:
-        """Return when every rank has come here."""
+        """Return once every rank has called this."""
         self.any(False)
 
     def stop(self) -> None:
-        """Leave the group in order. The last call of a run that did not fail."""
+        """Destroy the process group. The last call of a run that did not fail."""
         import torch
 
         torch.distributed.destroy_process_group()
 
 
 def start(timeout_minutes: float) -> Ranks:
-    """Join the other ranks: NCCL where this machine has a GPU, else gloo. Collective.
+    """Join the other ranks: NCCL if this machine has a GPU, otherwise gloo. Collective.
 
-    A collective that takes longer than the timeout raises RuntimeError. Raises SettingsError where
-    after the timeout ranks are missing, or their GPUs are not one each and of one kind; RuntimeError
-    where a launcher's variables are incomplete or rank 0 is not reached.
+    A collective that takes longer than the timeout raises RuntimeError. Raises SettingsError if
+    ranks are missing after the timeout, or their GPUs are not one each and of one kind;
+    RuntimeError if a launcher's variables are incomplete or rank 0 is not reached.
     """
-    place = _place(os.environ)
+    launched = _launched(os.environ)
     import torch
     from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]
 
     limit = timedelta(minutes=timeout_minutes)
-    if place is None:  # no port, no host name: nothing that another run could have taken
-        place = LaunchPlace(rank=0, world_size=1, local_rank=0)
+    if launched is None:  # no port and no host name, which another run could have taken
+        launched = LaunchedRank(rank=0, world_size=1, local_rank=0)
         store: Store = HashStore()
     else:
-        store = _store(place, limit)
+        store = _store(launched, limit)
+    rank, world_size = launched.rank, launched.world_size
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        # a task that Slurm shows one GPU only finds it under number 0, whatever its local rank
-        device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
+        # a task that Slurm shows only one GPU finds it under number 0, whatever its local rank
+        device = torch.device("cuda", launched.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    if place.world_size > 1:
-        seat = seat_of(place.rank, device)
-        call_the_roll(PrefixStore("roll", store), seat, place.world_size, limit)
+    if world_size > 1:
+        check_in(PrefixStore("check_in", store), rank_info(rank, device), world_size, limit)
     torch.distributed.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=store,
-        rank=place.rank,
-        world_size=place.world_size,
+        rank=rank,
+        world_size=world_size,
         timeout=limit,
-        device_id=device if device.type == "cuda" and place.world_size > 1 else None,
+        device_id=device if device.type == "cuda" and world_size > 1 else None,
     )
-    return Ranks(place.rank, place.world_size, place.local_rank, device)
+    return Ranks(rank, world_size, device)
 
 
 def exit_with(main: Callable[[], int | None]) -> NoReturn:
-    """Run `main` and end this process with its status, None being 0; 1 after an exception, printed.
+    """Run `main` and exit with its status (None is 0), or print its exception and exit with 1.
 
-    What is registered for the exit is done and all output written. Python's own end takes the interpreter down, while threads of torch may still hold tensors: those
-    of a process group live on after `stop`, for DeepSpeed keeps it. One that drops a tensor then ends
-    the process by SIGABRT, a finished run among them (pytorch/pytorch issues 38228 and 190489).
+    Runs the registered exit functions and flushes all output, but does not shut the interpreter
+    down. Threads of torch may still hold tensors then: those of a process group outlive `stop`,
+    because DeepSpeed keeps it. A thread that drops a tensor would end even a finished run by
+    SIGABRT (pytorch/pytorch issues 38228 and 190489).
     """
     try:
         status = main() or 0
-    except Exception:  # noqa: BLE001  it ends here
+    except Exception:  # noqa: BLE001  the process ends
         traceback.print_exc()
         status = 1
     atexit._run_exitfuncs()
@@ -160,21 +160,21 @@ def exit_with(main: Callable[[], int | None]) -> NoReturn:
     os._exit(status)
 
 
-def _store(place: LaunchPlace, limit: timedelta) -> Store:
-    """What the ranks share before they are a group: rank 0's, or the one that torchrun has.
+def _store(own: LaunchedRank, limit: timedelta) -> Store:
+    """The store that ranks share before the process group exists: rank 0's, or torchrun's.
 
-    Unlike torch's own way from the environment it does not wait for all: who is missing is asked.
+    It does not wait for all ranks, as torch's env:// does: `check_in` finds those that are missing.
     """
     from torch.distributed import DistNetworkError, TCPStore  # type: ignore[attr-defined]
 
-    host, port = _meeting_point(os.environ).rsplit(":", 1)
+    host, port = _address(os.environ).rsplit(":", 1)
     is_torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
         return TCPStore(
             host,
             int(port),
-            place.world_size,
-            is_master=place.rank == 0 and not is_torchruns,
+            own.world_size,
+            is_master=own.rank == 0 and not is_torchruns,
             timeout=limit,
             wait_for_workers=False,
             multi_tenant=True,
@@ -182,20 +182,21 @@ def _store(place: LaunchPlace, limit: timedelta) -> Store:
     except DistNetworkError as error:
         if "EADDRINUSE" in str(error):
             raise RuntimeError(
-                f"port {port} of {os.uname().nodename}, at which the ranks were to meet, is another "
-                "program's; give a free one (MASTER_PORT, or deepspeed --master_port)"
+                f"port {port} of {os.uname().nodename}, where the ranks meet, is taken by another "
+                "program; give a free one (MASTER_PORT, or deepspeed --master_port)"
             ) from None
         raise RuntimeError(
-            f"rank {place.rank} on {os.uname().nodename} does not reach rank 0 at {host}:{port} "
-            f"(MASTER_ADDR, MASTER_PORT; engine.timeout_minutes={limit.total_seconds() / 60:g}): {error}"
+            f"rank {own.rank} on {os.uname().nodename} does not reach rank 0 at {host}:{port} "
+            "(MASTER_ADDR, MASTER_PORT; "
+            f"engine.timeout_minutes={limit.total_seconds() / 60:g}): {error}"
         ) from None
 
 
-def _place(environment: Mapping[str, str]) -> LaunchPlace | None:
-    """Our place by the launcher's variables; None without a launcher.
+def _launched(environment: Mapping[str, str]) -> LaunchedRank | None:
+    """This process by the launcher's variables; None without a launcher.
 
-    The shell that salloc or sbatch opens is no launcher: it has a job and no step of its own, and
-    `python` typed there is a single process. Raises RuntimeError where variables are incomplete.
+    The shell that salloc or sbatch opens is no launcher: it has a job but no step of its own, and
+    `python` typed there is a single process. Raises RuntimeError if variables are missing.
     """
     if "RANK" in environment:  # torchrun and the deepspeed launcher
         missing = [name for name in VARIABLES if name not in environment]
@@ -204,22 +205,20 @@ def _place(environment: Mapping[str, str]) -> LaunchPlace | None:
                 f"RANK={environment['RANK']} is set and {', '.join(missing)} not; start with "
                 "torchrun, deepspeed --no_local_rank or srun, or unset RANK for a single process"
             )
-        rank, world_size, local_rank = (int(environment[name]) for name in VARIABLES[:3])
-        return LaunchPlace(rank, world_size, local_rank)
+        return LaunchedRank(*(int(environment[name]) for name in VARIABLES[:3]))
     step = environment.get("SLURM_STEP_ID")
     if "SLURM_PROCID" not in environment or not step or int(step) >= _FIRST_SPECIAL_STEP:
         return None
     num_tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment["SLURM_NTASKS"]
-    local_rank = int(environment["SLURM_LOCALID"])
-    return LaunchPlace(int(environment["SLURM_PROCID"]), int(num_tasks), local_rank)
+    names = environment["SLURM_PROCID"], num_tasks, environment["SLURM_LOCALID"]
+    return LaunchedRank(*map(int, names))
 
 
-def _meeting_point(environment: Mapping[str, str]) -> str:
-    """host:port at which the ranks meet; for the tasks of a Slurm step, on the step's first node.
+def _address(environment: Mapping[str, str]) -> str:
+    """host:port where the ranks meet: MASTER_ADDR and MASTER_PORT if set.
 
-    MASTER_ADDR and MASTER_PORT, where a launcher or a batch script sets them, come first. The port
-    follows from job and step, so that steps which share a node differ; it lies below those that
-    systems hand out.
+    For the tasks of a Slurm step otherwise the step's first node, and a port that follows from job
+    and step. So steps that share a node differ. The port is below those that systems hand out.
     """
     host = environment.get("MASTER_ADDR") or _first_host(environment["SLURM_STEP_NODELIST"])
     if port := environment.get("MASTER_PORT"):
@@ -229,10 +228,9 @@ def _meeting_point(environment: Mapping[str, str]) -> str:
 
 
 def _first_host(node_list: str) -> str:
-    """First host of a Slurm node list such as `gpu[03-07,12],login1`; scontrol knows all its forms."""
+    """First host of a Slurm node list such as `gpu[03-07,12],login1`, with or without scontrol."""
     if hosts := hosts_of(node_list):
         return hosts[0]
-    # a container without Slurm's programs: the plain forms are read here
     match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,]*))?", node_list)
     if not match:
         raise RuntimeError(f"no host name in SLURM_STEP_NODELIST={node_list!r}; set MASTER_ADDR")

@@ -1,6 +1,6 @@
-"""What a run does about gradients that are not finite, and about a loss that jumps.
+"""Reactions to gradients that are not finite, and to a loss that jumps.
 
-Both are seen alike on every rank, from figures that all ranks have: nothing is agreed on.
+Every rank sees both from metrics that all ranks share, so they need not agree on anything.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from pretrain.data.train_loader import GlobalBatch, TrainLoader, passed_over
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pretrain.checkpoint.progress import Progress
     from pretrain.checkpoint.saver import Saver
     from pretrain.metrics.monitor import Monitor
-from pretrain.checkpoint.progress import Progress
 
-# A loss that hardly moves has next to no spread: below this share of it nothing is a jump
+# Least spread, as a share of the loss: a loss that hardly moves has almost none
 LEAST_SPREAD = 0.01
-# Standard deviations in the median distance from the median, for a normal distribution
+# Standard deviations per median distance from the median, for a normal distribution
 _DEVIATIONS = 1.4826
 
 
 class Rewind(Exception):
-    """The loss has jumped and the run goes back to its last checkpoint, without some batches."""
+    """The loss jumped: the run goes back to its last checkpoint and leaves out some batches."""
 
     def __init__(self, skipped: list[list[int]]) -> None:
         super().__init__()
-        self.skipped = skipped  # all ranges to be passed over from now on, the new one last
+        self.skipped = skipped  # all ranges to leave out from now on, the new one last
 
 
 class Guard:
-    """Watches one stretch of training, from a start or a checkpoint on."""
+    """Watches the steps and losses from a start or a checkpoint on."""
 
     def __init__(
         self,
@@ -54,10 +54,10 @@ class Guard:
         self._skips, self._skips_after, self._first_skipped = 0, -1, 0
 
     def skipped(self, progress: Progress, batch: GlobalBatch, loss_scale: float) -> None:
-        """`batch` changed nothing, for its loss or a gradient was not finite.
+        """Log that `batch` made no update, because its loss or a gradient was not finite.
 
-        In fp16 that is an overflow, the way the loss scale finds its size; it has a floor of its own.
-        Raises RuntimeError where no later batch will help.
+        In fp16 that is an overflow, by which the loss scale finds its size, and it has its own
+        floor. Raises RuntimeError if no later batch will help.
         """
         if self._skips_after != progress.step:
             self._skips, self._skips_after = 0, progress.step
@@ -71,9 +71,9 @@ class Guard:
             )
             if loss_scale <= (floor := self._survival.min_loss_scale):
                 raise RuntimeError(
-                    f"after step {progress.step} the loss scale of fp16 has come down to "
-                    f"{loss_scale:g}, survival.min_loss_scale={floor:g}: {self._skips} overflows in "
-                    f"a row, the last at example {position} of the stream. {self._cure()}"
+                    f"after step {progress.step} the loss scale of fp16 has fallen to "
+                    f"{loss_scale:g}, survival.min_loss_scale={floor:g}: {self._skips} overflows "
+                    f"in a row, the last at example {position} of the stream. {self._cure()}"
                 )
             return
         self._monitor.event(
@@ -86,15 +86,15 @@ class Guard:
             raise RuntimeError(
                 f"{self._skips} updates in a row after step {progress.step} were skipped "
                 f"(survival.max_skipped_steps), because their losses or gradients were not finite: "
-                f"examples {self._first_skipped} to {batch.end - 1} of the stream, whose numbers stand in "
-                f"{self._folder / 'events.jsonl'}. {self._cure()}"
+                f"examples {self._first_skipped} to {batch.end - 1} of the stream, whose numbers "
+                f"are in {self._folder / 'events.jsonl'}. {self._cure()}"
             )
 
     def watch_loss(self, progress: Progress, loss: float, first_position: int) -> None:
-        """Take the mean loss of the examples from `first_position` up to the progress's position.
+        """Log a jump of the mean loss of the examples from `first_position` to the progress's
+        position.
 
-        A jump is logged with its examples. With survival.on_spike=rewind it raises Rewind, or
-        RuntimeError once survival.max_rewinds did not help.
+        With survival.on_spike=rewind a jump raises Rewind.
         """
         recent, survival = progress.recent_losses, self._survival
         limit = spike_limit(recent, survival.spike_window, survival.spike_spreads)
@@ -112,7 +112,7 @@ class Guard:
         progress.recent_losses = [*recent, loss][-survival.spike_window :]
 
     def _examples(self, first: int, progress: Progress) -> list[int]:
-        """Numbers of the examples trained on since that at `first` of the stream."""
+        """Numbers of the examples trained on from position `first` of the stream on."""
         numbers: list[int] = []
         while (first := passed_over(first, progress.skipped)) < progress.position:
             ranges = [begin for begin, _ in progress.skipped if begin > first]
@@ -122,21 +122,21 @@ class Guard:
         return numbers
 
     def _cure(self) -> str:
-        with contextlib.suppress(NotSavedError):  # the last good one may be on its way
+        with contextlib.suppress(NotSavedError):  # the last good one may still be written
             self._saver.settle()
         names = sorted(path.name for path in (self._folder / "checkpoints").glob("step-*"))
         last = f"The last good checkpoint is {names[-1]}. " if names else ""
         other = "engine.precision=bf16_autocast" if self._is_fp16 else "engine.precision=fp32"
         return (
             f"{last}Start under another run.name with a lower optim.learning_rate or with {other}; "
-            "the same command goes on from the checkpoint, and over the same batches"
+            "the same command continues from the checkpoint, with the same batches"
         )
 
 
 def spike_limit(recent: Sequence[float], window: int, spreads: float) -> float:
     """The loss above which the next one is a spike; infinite until `window` losses are known.
 
-    Median and median distance from it, so that a spike among the recent ones hardly moves it.
+    From the median and the median distance to it, which one earlier spike hardly moves.
     """
     if len(recent) < window:
         return math.inf
@@ -146,12 +146,15 @@ def spike_limit(recent: Sequence[float], window: int, spreads: float) -> float:
 
 
 def rewound(stored: Progress, rewind: Rewind, max_rewinds: int) -> Progress:
-    """The stored progress with the batches to pass over. RuntimeError where that has not helped."""
+    """The stored progress, with the batches to leave out.
+
+    Raises RuntimeError if the loss jumped more than `max_rewinds` times since.
+    """
     since = len(rewind.skipped) - len(stored.skipped)
     if since > max_rewinds:
         raise RuntimeError(
-            f"the loss has jumped {since} times since step {stored.step}, each time after other "
-            f"batches were passed over (survival.max_rewinds={max_rewinds}): the batches are not the "
+            f"the loss jumped {since} times since step {stored.step}, each time after other "
+            f"batches were left out (survival.max_rewinds={max_rewinds}): the batches are not the "
             "cause. Start under another run.name with a lower optim.learning_rate"
         )
     stored.skipped = rewind.skipped

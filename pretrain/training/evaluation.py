@@ -1,9 +1,10 @@
-"""Held-out figures: sums over all ranks, divided once."""
+"""Held-out metrics: sums over all ranks, divided once."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,34 +19,35 @@ from pretrain.data.corpus import folder_of
 from pretrain.data.eval_loader import EvalLoader, held_out_ids
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine.engine import Engine
+from pretrain.run_folder.jsonl import readable_lines
 
 
 def means(
     sums: Iterable[float], num_masked: float, num_sequences: float, prefix: str, pairing: Pairing
 ) -> dict[str, float]:
-    """The figures of a set of examples from its sums, under names that start with `prefix`.
+    """Metrics of a set of examples from its sums, under names that start with `prefix`.
 
-    `sums`: MLM loss, loss of pairs, right MLM guesses, right guesses of pairs. Losses are in nats, a
-    mean over masked positions and over sequences; the loss is their sum (Devlin et al. 2018, A.2).
-    Figures of pairs bear the name of their task, nsp or sop; without pairs there are none.
+    `sums`: MLM loss, pair loss, right MLM guesses, right pair guesses. Losses are in nats, means
+    over masked positions and over sequences; `loss` is their sum (Devlin et al. 2018, A.2). Metrics
+    of pairs have the name of their task, nsp or sop; without pairs there are none.
     """
     mlm_loss, pair_loss, mlm_correct, pair_correct = sums
     mlm, pair = mlm_loss / max(1.0, num_masked), pair_loss / max(1.0, num_sequences)
-    figures = {
+    metrics = {
         f"{prefix}/loss": mlm + pair,
         f"{prefix}/mlm_loss": mlm,
         f"{prefix}/mlm_accuracy": mlm_correct / max(1.0, num_masked),
     }
     if pairing is not Pairing.none:
-        figures[f"{prefix}/{pairing.name}_loss"] = pair
-        figures[f"{prefix}/{pairing.name}_accuracy"] = pair_correct / max(1.0, num_sequences)
-    return figures
+        metrics[f"{prefix}/{pairing.name}_loss"] = pair
+        metrics[f"{prefix}/{pairing.name}_accuracy"] = pair_correct / max(1.0, num_sequences)
+    return metrics
 
 
 def evaluate(
     engine: Engine, held_out: EvalLoader, ranks: Ranks, pairing: Pairing
 ) -> dict[str, float]:
-    """Losses and accuracies over the held-out examples, the same numbers on every rank.
+    """Losses and accuracies over the held-out examples, the same on every rank.
 
     Collective. Dropout is off; the masks are those of the shards, the same at every evaluation.
     """
@@ -55,19 +57,19 @@ def evaluate(
         if item.is_counted:
             sums += part
     totals = ranks.sum(sums.tolist())
-    figures = means(totals, held_out.num_masked, held_out.num_sequences, "eval", pairing)
-    # capped where exp would not fit a float: a diverged run is still evaluated
-    figures["eval/mlm_perplexity"] = math.exp(min(700.0, figures["eval/mlm_loss"]))
-    return figures
+    metrics = means(totals, held_out.num_masked, held_out.num_sequences, "eval", pairing)
+    # capped so that exp fits a float: a diverged run is still evaluated
+    metrics["eval/mlm_perplexity"] = math.exp(min(700.0, metrics["eval/mlm_loss"]))
+    return metrics
 
 
 def frequency_loss(
     train_counts_V: NDArray[np.int64], held_out_counts_V: NDArray[np.int64]
 ) -> float:
-    """MLM loss in nats of guessing every masked token by its frequency in training alone.
+    """MLM loss in nats of guessing every masked token by its frequency in training.
 
     Both arguments count the original ids at masked positions, (V,). One is added to each training
-    count, so that a token which training never masked costs much and not infinitely.
+    count, so that the loss is finite for a token that training never masked.
     """
     smoothed_V = train_counts_V + 1.0
     log_probabilities_V = np.log(smoothed_V / smoothed_V.sum())
@@ -76,10 +78,17 @@ def frequency_loss(
 
 
 def frequency_baseline(settings: Settings, manifest: dict[str, Any]) -> float:
-    """Held-out MLM loss of guessing by token frequency alone, in nats, on the examples evaluated."""
+    """MLM loss in nats of guessing by token frequency, on the evaluated held-out examples."""
     size = manifest["vocab_size"]
     folder = folder_of(settings.data)
     held_out = Shards.open(folder, "heldout")
     ids = held_out_ids(held_out.num_examples, settings.eval.max_examples)
     targets = held_out.read(ids).targets
     return frequency_loss(read_token_counts(folder), np.bincount(targets, minlength=size))
+
+
+def last_evaluation(metrics: Path, up_to_step: float = math.inf) -> dict[str, Any]:
+    """The line of metrics.jsonl with the last held-out evaluation up to a step; {} if there is
+    none."""
+    lines = [line for line in readable_lines(metrics) if "eval/mlm_loss" in line]
+    return next((line for line in reversed(lines) if line["step"] <= up_to_step), {})

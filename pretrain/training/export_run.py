@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import orjson
 from safetensors.torch import load_file
 
 from data_prep.core.config import SettingsError
@@ -16,6 +15,7 @@ from pretrain.config.phases import phases_of
 from pretrain.data.corpus import folder_of
 from pretrain.huggingface.export import export
 from pretrain.run_folder.jsonl import readable_lines
+from pretrain.training.evaluation import last_evaluation
 
 
 def export_run(
@@ -23,7 +23,7 @@ def export_run(
 ) -> Path:
     """Export a run's newest whole checkpoint (or `checkpoint`) to <run>/export (or `target`).
 
-    Returns the folder written. Raises SettingsError where there is no run or no checkpoint.
+    Returns the folder written. Raises SettingsError if there is no run or no checkpoint.
     """
     settings = settings_of(run_folder)
     checkpoint = checkpoint or newest_whole(run_folder)
@@ -33,6 +33,7 @@ def export_run(
             "until the first is written, or give checkpoint=FOLDER"
         )
     step = read_json(checkpoint / "state.json")["step"]
+    held_out = last_evaluation(run_folder / "metrics.jsonl", step)
     data_folder = Path(settings.data.dir)
     card = {
         "name": run_folder.resolve().name,
@@ -46,7 +47,7 @@ def export_run(
             read_json(folder_of(phase.settings.data) / "manifest.json")
             for phase in phases_of(settings)
         ],
-        "held_out": _held_out(run_folder / "metrics.jsonl", step),
+        "held_out": {n: value for n, value in held_out.items() if n.startswith("eval/")},
         "start": _start(run_folder / "events.jsonl"),
     }
     target = target or run_folder / "export"
@@ -55,18 +56,7 @@ def export_run(
     return target
 
 
-def _held_out(metrics: Path, step: int) -> dict[str, float]:
-    """The figures of the last held-out evaluation up to `step`; empty where there was none."""
-    found: dict[str, float] = {}
-    if metrics.exists():
-        for line in metrics.read_bytes().splitlines():
-            figures = orjson.loads(line)
-            if "eval/mlm_loss" in figures and figures["step"] <= step:
-                found = {key: value for key, value in figures.items() if key.startswith("eval/")}
-    return found
-
-
 def _start(events: Path) -> dict[str, Any] | None:
-    """What the run started from; None: random weights."""
+    """The facts of run.init_from; None: the run started from random weights."""
     starts = [e for e in readable_lines(events) if e["event"] == "init_from"]
     return starts[-1] if starts else None

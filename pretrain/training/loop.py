@@ -4,66 +4,83 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from pretrain.checkpoint.progress import Progress
 from pretrain.checkpoint.saver import Saver
 from pretrain.config.settings import Precision, Settings
-from pretrain.data.checksums import batch_checksum, together
+from pretrain.data.checksums import together
 from pretrain.data.eval_loader import EvalLoader
 from pretrain.data.train_loader import GlobalBatch
 from pretrain.distributed.clock import TrainingClock
-from pretrain.distributed.ranks import Ranks
-from pretrain.distributed.signals import StopRequest
-from pretrain.distributed.watchdog import Watchdog
-from pretrain.engine.engine import Engine
+from pretrain.engine.engine import Engine, StepResult
 from pretrain.metrics.monitor import Monitor
 from pretrain.metrics.reference_curves import Expectation
-from pretrain.metrics.throughput import Meter, Work
+from pretrain.metrics.throughput import Meter
 from pretrain.model.fill_mask import MaskedSentences
 from pretrain.optim.lamb import layer_means
 from pretrain.optim.schedules import is_over, learning_rate
 from pretrain.training.anomalies import Guard
-from pretrain.training.evaluation import evaluate, means
+from pretrain.training.context import RunContext
+from pretrain.training.evaluation import evaluate
+from pretrain.training.log_window import LogWindow
 
 GUESSES = 3  # of each masked sentence
 
 
-@dataclass
-class LogWindow:
-    """Sums since the last record: over micro-batches and ranks, divided once."""
+def train(run: Trainer, now: Callable[[], float] = time.monotonic) -> bool:
+    """Train to the phase's last step; False if a signal stopped it earlier, after a checkpoint.
 
-    sums: torch.Tensor
-    first_position: int
-    started: float = field(default_factory=time.perf_counter)
-    work: Work = field(default_factory=Work)
-    checksum: int = 0  # of its batches, this rank's part
+    `now`: seconds since any moment, for schedule.budget_hours. Collective. Raises what `Guard`
+    raises: RuntimeError, or Rewind to go back to a checkpoint.
+    """
+    settings, progress, window = run.settings, run.progress, run.new_window()
+    clock = TrainingClock(run.context.ranks, progress.elapsed_s, now)
+    while not run.is_over:
+        batch = run.read_batch(window)
+        rate = run.learning_rate
+        result = run.step(batch, rate)
+        if not result.applied:
+            run.guard.skipped(progress, batch, result.loss_scale)
+            continue
+        run.count(batch, clock)
+        window.add(batch, result.sums)
+
+        stops = False
+        # Before a checkpoint, too: no record spans one, so a resumed run writes the same records.
+        if run.due(settings.monitor.every_steps) or run.due(settings.checkpoint.every_steps):
+            run.record(window, batch, result, rate)
+            window = run.new_window()
+            stops = run.ranks_agree_to_stop()
+        with window.paused():
+            if run.due(settings.eval.every_steps):
+                run.evaluate()
+            if run.due(settings.checkpoint.every_steps) or stops:
+                run.save(window, is_last=stops or run.is_over)
+        if stops and not run.is_over:
+            run.monitor.event("stopped", step=progress.step, signal=run.context.stop.signal_name)
+            return False
+    return True
 
 
-@dataclass
-class LoopState:
-    """All that the loop works with."""
+@dataclass(frozen=True)
+class Trainer:
+    """What the loop works with, and its steps. Every rank calls the methods in the same order."""
 
+    context: RunContext
     settings: Settings
     engine: Engine
-    ranks: Ranks
-    monitor: Monitor
     progress: Progress
-    guard: Guard
     batches: Iterator[GlobalBatch]
     held_out: EvalLoader
-    saver: Saver
-    stop: StopRequest
-    watchdog: Watchdog
-    meter: Meter
     sentences: MaskedSentences | None
+    guard: Guard
+    saver: Saver
+    monitor: Monitor
+    meter: Meter
     expectation: Expectation | None  # rank 0's, in the first phase
-
-    def begin(self, what: str) -> None:
-        """Tell the watchdog what comes next: on every rank the same things in the same order."""
-        self.watchdog.reach(what, self.progress.step)
 
     @property
     def is_over(self) -> bool:
@@ -71,115 +88,106 @@ class LoopState:
         now = self.progress
         return is_over(now.step - now.first_step, self.settings.schedule, now.elapsed_s)
 
+    @property
+    def learning_rate(self) -> float:
+        """Rate of the next update."""
+        now, peak = self.progress, self.settings.optim.learning_rate
+        return learning_rate(now.step - now.first_step, self.settings.schedule, peak, now.elapsed_s)
+
     def due(self, every_steps: int) -> bool:
-        """Whether something that happens every so many steps, and at the last one, is due."""
+        """Whether something is due that happens every `every_steps` steps and at the last one."""
         return self.progress.step % every_steps == 0 or self.is_over
 
+    def begin(self, activity: str) -> None:
+        """Note for the watchdog what this rank does next."""
+        self.context.watchdog.begin(activity, self.progress.step)
 
-def train(run: LoopState, now: Callable[[], float] = time.monotonic) -> bool:
-    """Train up to the phase's last step; False when a signal ended it before, a checkpoint saved.
+    def new_window(self) -> LogWindow:
+        """An empty window that begins at the next example."""
+        ranks = self.context.ranks
+        return LogWindow(
+            sums=torch.zeros(4, dtype=torch.float64, device=ranks.device),
+            first_position=self.progress.position,
+            slots=ranks.world_size * self.settings.engine.tokens_per_micro_batch,
+            checksum=0 if self.settings.monitor.batch_checksums else None,
+        )
 
-    `now`: seconds since any moment, for schedule.budget_hours. Collective. Raises what `Guard`
-    raises: RuntimeError, or Rewind to go back to a checkpoint.
-    """
-    settings, progress, engine = run.settings, run.progress, run.engine
-    pairing = settings.data.pairs
-    slots = run.ranks.world_size * settings.engine.tokens_per_micro_batch
-    window = _window(run)
-    clock = TrainingClock(run.ranks, progress.elapsed_s, now)
-    while not run.is_over:
-        run.begin("reading a batch")
-        asked = time.perf_counter()
-        batch = next(run.batches)
-        window.work.waited_s += time.perf_counter() - asked
-        run.begin("the training step")
-        peak = settings.optim.learning_rate
-        in_phase = progress.step - progress.first_step
-        rate = learning_rate(in_phase, settings.schedule, peak, progress.elapsed_s)
-        result = engine.train_step(batch, rate)
-        progress.position = batch.end
-        if not result.applied:
-            run.guard.skipped(progress, batch, result.loss_scale)
-            continue
-        progress.step += 1
-        if settings.schedule.budget_hours is not None:  # so that no skipped batch is the last
-            progress.elapsed_s = clock.read()
-        progress.sequences += batch.num_sequences
-        progress.tokens += batch.num_tokens
-        window.sums += result.sums
-        window.work.add(batch, len(batch.micro_batches) * slots)
-        if settings.monitor.batch_checksums:
-            window.checksum += batch_checksum(batch)
+    def read_batch(self, window: LogWindow) -> GlobalBatch:
+        """The next global batch."""
+        self.begin("reading a batch")
+        with window.waiting_for_data():
+            return next(self.batches)
 
-        must_stop = False
-        # Before a checkpoint, too: no record spans one, so that a resumed run writes the same ones.
-        # Only here does the host wait for the device.
-        if run.due(settings.monitor.every_steps) or run.due(settings.checkpoint.every_steps):
-            run.begin("adding up figures")
-            grad_norm = float(result.grad_norm)
-            figures = {
-                **_figures(window, run),
-                "optim/learning_rate": rate,
-                "optim/grad_norm": grad_norm,
-                "optim/skipped_steps": progress.skipped_steps,
-                **layer_means(engine.trust_ratios()),
-                **_seen(progress),
-            }
-            if settings.engine.precision is Precision.fp16:
-                figures["optim/loss_scale"] = result.loss_scale
-            if settings.schedule.budget_hours is not None:
-                figures["perf/training_hours"] = progress.elapsed_s / 3600
-            if batch.num_shapes:
-                figures["data/shapes"] = batch.num_shapes
-            if run.expectation is not None:
-                figures |= run.expectation.see(progress.step, figures, run.monitor)
-            checksum = {}
-            if settings.monitor.batch_checksums:
-                checksum["data/batch"] = together(run.ranks.gather(window.checksum))
-            run.monitor.record(progress.step, {**figures, **checksum})
-            run.guard.watch_loss(progress, figures["train/loss"], window.first_position)
-            window = _window(run)
-            signals, is_written = run.ranks.sum([run.stop.requested, run.saver.has_ended])
-            must_stop = signals > 0
-            if is_written:
-                run.saver.settle()
-        paused = time.perf_counter()
-        if run.due(settings.eval.every_steps):
-            run.begin("an evaluation")
-            held_out = evaluate(engine, run.held_out, run.ranks, pairing)
-            run.monitor.record(progress.step, {**held_out, **_seen(progress)})
-            if run.sentences is not None:
-                filled = run.sentences.read(engine.masked_logits(run.sentences.batch), GUESSES)
-                by_sentence = dict(zip(run.sentences.sentences, filled, strict=True))
-                run.monitor.guesses(progress.step, by_sentence)
-        if run.due(settings.checkpoint.every_steps) or must_stop:
-            run.begin("saving a checkpoint")
-            saving = time.perf_counter()
-            run.saver.save(progress, is_last=must_stop or run.is_over)
-            window.work.checkpoint_s = time.perf_counter() - saving
-        window.started += time.perf_counter() - paused  # speed is that of training alone
-        if must_stop and not run.is_over:
-            run.monitor.event("stopped", step=progress.step, signal=run.stop.signal_name)
-            return False
-    return True
+    def step(self, batch: GlobalBatch, rate: float) -> StepResult:
+        """One update of the weights, unless a loss or gradient is not finite."""
+        self.begin("the training step")
+        result = self.engine.train_step(batch, rate)
+        self.progress.position = batch.end
+        return result
 
+    def count(self, batch: GlobalBatch, clock: TrainingClock) -> None:
+        """Advance the progress by an update that was made."""
+        self.progress.step += 1
+        if self.settings.schedule.budget_hours is not None:  # so that no skipped batch is the last
+            self.progress.elapsed_s = clock.read()
+        self.progress.sequences += batch.num_sequences
+        self.progress.tokens += batch.num_tokens
 
-def _window(run: LoopState) -> LogWindow:
-    sums = torch.zeros(4, dtype=torch.float64, device=run.ranks.device)
-    return LogWindow(sums, run.progress.position)
+    def record(
+        self, window: LogWindow, batch: GlobalBatch, result: StepResult, rate: float
+    ) -> None:
+        """Log the window's metrics. Only here does the host wait for the device."""
+        self.begin("summing metrics")
+        settings, progress, ranks = self.settings, self.progress, self.context.ranks
+        grad_norm = float(result.grad_norm)
+        metrics = {
+            **window.metrics(ranks, self.meter, settings.data.pairs),
+            "optim/learning_rate": rate,
+            "optim/grad_norm": grad_norm,
+            "optim/skipped_steps": progress.skipped_steps,
+            **layer_means(self.engine.trust_ratios()),
+            **self._examples_seen(),
+        }
+        if settings.engine.precision is Precision.fp16:
+            metrics["optim/loss_scale"] = result.loss_scale
+        if settings.schedule.budget_hours is not None:
+            metrics["perf/training_hours"] = progress.elapsed_s / 3600
+        if batch.num_shapes:
+            metrics["data/shapes"] = batch.num_shapes
+        if self.expectation is not None:
+            metrics |= self.expectation.see(progress.step, metrics, self.monitor)
+        checksum = {}
+        if window.checksum is not None:
+            checksum["data/batch"] = together(ranks.gather(window.checksum))
+        self.monitor.record(progress.step, {**metrics, **checksum})
+        self.guard.watch_loss(progress, metrics["train/loss"], window.first_position)
 
+    def ranks_agree_to_stop(self) -> bool:
+        """Whether any rank was told to stop. Also logs a checkpoint that was written meanwhile."""
+        own = [self.context.stop.requested, self.saver.has_ended]
+        signals, is_written = self.context.ranks.sum(own)
+        if is_written:
+            self.saver.settle()
+        return signals > 0
 
-def _figures(window: LogWindow, run: LoopState) -> dict[str, float]:
-    """Means over the window's examples on all ranks, and how training went."""
-    work, ranks = window.work, run.ranks
-    *totals, waited_s = ranks.sum([*window.sums.tolist(), work.waited_s])
-    seconds = time.perf_counter() - window.started
-    return {
-        **means(totals, work.masked, work.sequences, "train", run.settings.data.pairs),
-        **run.meter.figures(work, seconds, waited_s / ranks.world_size),
-    }
+    def evaluate(self) -> None:
+        """Log held-out metrics, and the guesses for masked sentences."""
+        self.begin("an evaluation")
+        pairing, step = self.settings.data.pairs, self.progress.step
+        metrics = evaluate(self.engine, self.held_out, self.context.ranks, pairing)
+        self.monitor.record(step, {**metrics, **self._examples_seen()})
+        if self.sentences is not None:
+            logits = self.engine.masked_logits(self.sentences.batch)
+            filled = self.sentences.read(logits, GUESSES)
+            self.monitor.guesses(step, dict(zip(self.sentences.sentences, filled, strict=True)))
 
+    def save(self, window: LogWindow, is_last: bool) -> None:
+        """Save a checkpoint; the last one is waited for."""
+        self.begin("saving a checkpoint")
+        started = time.perf_counter()
+        self.saver.save(self.progress, is_last)
+        window.work.checkpoint_s = time.perf_counter() - started
 
-def _seen(progress: Progress) -> dict[str, float]:
-    """How much the model has been trained on, over all phases and starts: the axes of charts."""
-    return {"data/sequences": progress.sequences, "data/tokens": progress.tokens}
+    def _examples_seen(self) -> dict[str, float]:
+        """How much the model was trained on, over all phases and starts: the axes of charts."""
+        return {"data/sequences": self.progress.sequences, "data/tokens": self.progress.tokens}

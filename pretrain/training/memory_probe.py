@@ -1,7 +1,8 @@
-"""Out of memory before the first step, and not after the longest batch of the first night.
+"""The memory rehearsal: runs out of memory before the first step, not at the longest batch.
 
-A made-up micro-batch of exactly engine.tokens_per_micro_batch tokens goes forward, backward and through
-the gradients' reduction, after smaller ones: where it does not fit, the largest that did is named.
+A synthetic micro-batch of exactly engine.tokens_per_micro_batch tokens goes through forward,
+backward and gradient reduction, after smaller ones. If it does not fit, the error names the largest
+that did.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from pretrain.data.balancing import micro_steps
 from pretrain.data.packing import PackedBatch, pack
 from pretrain.engine.engine import Engine
 
-PARTS = 4  # the sizes tried: quarters of the whole
-_SHORTEST = 8  # tokens of a sequence that fills the row up
+PARTS = 4  # sizes tried: quarters of the whole
+_SHORTEST = 8  # tokens of a sequence that fills up the row
 
 
 def rehearse(engine: Engine, phase: Phase, manifest: dict[str, Any]) -> None:
-    """Try a step of a phase at full size; the engine is then as it was. Collective.
+    """Try a step of a phase at full size and leave the engine unchanged. Collective.
 
-    `manifest` is that of the phase's shards. A second micro-batch, where a step has several, meets
-    the gradients of the first. Raises RuntimeError, naming the setting to lower and to what, on a
-    rank whose memory does not hold it.
+    `manifest` is that of the phase's shards. If a step has several micro-batches, two are tried:
+    the second meets the gradients of the first. On a rank without enough memory it raises
+    RuntimeError with the setting to change and its value.
     """
     settings = phase.settings
     rule = MaskingRule.from_manifest(manifest, Path(settings.data.dir) / "vocab" / "vocab.txt")
@@ -49,9 +50,9 @@ def rehearse(engine: Engine, phase: Phase, manifest: dict[str, Any]) -> None:
 
 
 def fake_batch(tokens: int, seq_len: int, rule: MaskingRule, vocab_size: int) -> PackedBatch:
-    """`tokens` tokens in sequences of `seq_len`, the last one shorter, masked as full ones are.
+    """A micro-batch of `tokens` tokens in sequences of `seq_len`, the last one shorter.
 
-    The longest sequences take the most memory: attention grows with their squares.
+    The longest sequences need the most memory: attention grows with the square of the length.
     """
     whole, rest = divmod(tokens, seq_len)
     lengths = np.array([seq_len] * whole + [rest] * (rest >= _SHORTEST), np.int64)
@@ -77,12 +78,9 @@ def fake_batch(tokens: int, seq_len: int, rule: MaskingRule, vocab_size: int) ->
     )
 
 
-def _cure(phase: Phase, engine: Engine, tokens: int, fitted: int | None, said: str) -> str:
-    settings, ranks = phase.settings, engine.ranks
-    stage, least = (
-        settings.engine.zero_stage,
-        f"that is the least for data.seq_len={settings.data.seq_len}",
-    )
+def _cure(phase: Phase, engine: Engine, tokens: int, fitted: int | None, error: str) -> str:
+    settings, ranks, stage = phase.settings, engine.ranks, phase.settings.engine.zero_stage
+    least = f"that is the least for data.seq_len={settings.data.seq_len}"
     if fitted is not None:
         cure = f"set engine.tokens_per_micro_batch={fitted}, which fits; it changes no result"
     elif not settings.engine.activation_checkpointing:
@@ -93,6 +91,6 @@ def _cure(phase: Phase, engine: Engine, tokens: int, fitted: int | None, said: s
         cure = f"{least}; set a smaller data.seq_len or a smaller model"
     of_phase = f"phase {phase.number}: " if phase.number > 1 else ""
     return (
-        f"{of_phase}a micro-batch of {tokens} tokens does not fit into the memory of rank {ranks.rank} "
-        f"({ranks.device}), found before the first step: {cure}. Torch says: {said}"
+        f"{of_phase}a micro-batch of {tokens} tokens does not fit into the memory of rank "
+        f"{ranks.rank} ({ranks.device}), found before the first step: {cure}. Torch: {error}"
     )

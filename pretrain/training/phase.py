@@ -1,12 +1,10 @@
-"""One phase of a run: all that its loop needs is built here, trained, and taken down again."""
+"""One phase of a run: all that its loop needs is built here, trained, and closed again."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +14,12 @@ from data_prep.core.config import SettingsError, as_dict
 from data_prep.core.files import checksum, read_json
 from data_prep.tokenizer.vocab_file import read_vocab
 from pretrain.checkpoint import identity as identity_module
-from pretrain.checkpoint.files import STATE_FILE, load_checkpoint, newest_whole
-from pretrain.checkpoint.progress import Progress, ResumePoint, resume_point
+from pretrain.checkpoint.files import load_checkpoint
+from pretrain.checkpoint.progress import Progress, ResumePoint
 from pretrain.checkpoint.saver import Saver
-from pretrain.config.phases import Phase
 from pretrain.config.settings import Compile, OnSpike, Settings
 from pretrain.data.corpus import folder_of
 from pretrain.data.open_loaders import open_loaders
-from pretrain.distributed.ranks import Ranks
-from pretrain.distributed.signals import StopRequest
-from pretrain.distributed.watchdog import Watchdog
 from pretrain.engine.engine import Engine
 from pretrain.huggingface import init_from
 from pretrain.huggingface.load import load_tokenizer
@@ -39,136 +33,163 @@ from pretrain.model.bert import BertForPreTraining, padded_vocab_size
 from pretrain.model.fill_mask import MaskedSentences
 from pretrain.run_folder.jsonl import append_event
 from pretrain.training.anomalies import Guard, Rewind, rewound
+from pretrain.training.context import RunContext
 from pretrain.training.evaluation import frequency_baseline
-from pretrain.training.loop import LoopState, train
+from pretrain.training.loop import Trainer, train
 from pretrain.training.memory_probe import rehearse
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RunContext:
-    """What all phases of a run have in common."""
+class PhaseTraining:
+    """One phase while it trains. All methods are collective."""
 
-    folder: Path
-    phases: Sequence[Phase]
-    manifests: Sequence[dict[str, Any]]  # of each phase's data
-    identity: dict[str, Any]
-    origin: (
-        init_from.InitWeights | None
-    )  # where the weights of the first phase come from; None: drawn
-    ranks: Ranks
-    stop: StopRequest
-    watchdog: Watchdog
-    lasting: list[Wandb] = field(default_factory=list)  # sinks that go on into the next phase
+    def __init__(self, context: RunContext, start: ResumePoint, checkpoint: Path | None) -> None:
+        """Build all that the phase needs, and continue from `checkpoint`; None: from step 0.
 
-    def newest_checkpoint(self) -> Path:
-        """The newest whole checkpoint, from which training goes on. Collective.
-
-        Raises RuntimeError where there is none.
+        Raises SettingsError on every rank if the weights of run.init_from do not fit.
         """
-        self.watchdog.reach("looking for a checkpoint")
-        newest = self.ranks.broadcast(newest_whole(self.folder) if self.ranks.rank == 0 else None)
-        if newest is None:
-            raise RuntimeError(f"{self.folder} has no whole checkpoint to go on from")
-        return newest
-
-
-def place_in(context: RunContext, checkpoint: Path | None) -> ResumePoint:
-    """The phase that goes on from `checkpoint`, the first without one."""
-    state = None if checkpoint is None else read_json(checkpoint / STATE_FILE)
-    return resume_point(context.phases, state)
-
-
-def train_phase(context: RunContext, place: ResumePoint, checkpoint: Path | None) -> bool:
-    """Train the phase, from `checkpoint` or from its beginning; whether it finished. Collective.
-
-    Raises SettingsError where run.init_from does not fit, on every rank, and what `Guard` raises.
-    """
-    ranks, watchdog, run_folder = context.ranks, context.watchdog, context.folder
-    settings, number = place.phase.settings, place.phase.number
-    manifest = context.manifests[number - 1]
-    is_compiled = settings.engine.compile is Compile.true
-    engine = _build_engine(context, place.phase, checkpoint)
-    loader, held_out = open_loaders(
-        settings, number, manifest, rank=ranks.rank, world_size=ranks.world_size, static=is_compiled
-    )
-    sentences = _masked_sentences(settings)
-
-    def tell(kind: str, **facts: Any) -> None:
-        monitor.event(kind, **facts)  # that of the stretch which is being trained
-
-    def load(path: Path) -> Progress:
-        watchdog.reach("loading a checkpoint")
-        here = place_in(context, path)
-        if here.phase is not place.phase:
-            raise RuntimeError(
-                f"{path}, the newest whole checkpoint, is of phase {here.phase.number}, and phase "
-                f"{number} cannot go back to it; start again: the same command goes on from there"
+        self._context, self._phase, self._checkpoint = context, start.phase, checkpoint
+        settings, number = start.phase.settings, start.phase.number
+        self._settings, ranks = settings, context.ranks
+        self._manifest = context.manifests[number - 1]
+        self._is_main = ranks.rank == 0
+        self._is_compiled = settings.engine.compile is Compile.true
+        self._engine = self._build_engine()
+        self._loader, self._held_out = open_loaders(
+            settings, number, self._manifest,
+            rank=ranks.rank, world_size=ranks.world_size, static=self._is_compiled,
+        )  # fmt: skip
+        self._sentences = _masked_sentences(settings)
+        self._progress = Progress() if checkpoint is None else self._load(checkpoint)
+        if settings.log.wandb and self._is_main and not context.lasting:
+            name, step = str(settings.run.name), self._progress.step
+            wandb = Wandb(context.folder, name, settings.log, _wandb_config(context), step)
+            context.lasting.append(wandb)
+        self._expectation = None
+        if self._is_main and number == 1:
+            self._expectation = Expectation(
+                settings, context.folder, lambda: frequency_baseline(settings, self._manifest)
             )
-        return Progress.at(here, load_checkpoint(path, engine, ranks, here.forgets, here.tiles))
+        self._monitor = Monitor([])  # each stretch has its own
+        self._saver = Saver(
+            context.folder, self._engine, ranks, settings.checkpoint, context.identity,
+            lambda kind, **facts: self._monitor.event(kind, **facts),
+        )  # fmt: skip
 
-    progress = Progress() if checkpoint is None else load(checkpoint)
-    how = "started" if checkpoint is None else "resumed"
-    if settings.log.wandb and ranks.rank == 0 and not context.lasting:
-        name, config = str(settings.run.name), _origins(context)
-        context.lasting.append(Wandb(run_folder, name, settings.log, config, progress.step))
-    expectation = None
-    if ranks.rank == 0 and number == 1:
-        expectation = Expectation(
-            settings, run_folder, lambda: frequency_baseline(settings, manifest)
-        )
-    vocab_rows = padded_vocab_size(manifest["vocab_size"], settings.model)
-    finished = None
-    saver = Saver(run_folder, engine, ranks, settings.checkpoint, context.identity, tell)
-    with loader, saver:
-        while finished is None:
-            own = _sinks(settings, run_folder, progress) if ranks.rank == 0 else []
-            monitor = Monitor(own, context.lasting)
-            goodput = Goodput.read(run_folder) if ranks.rank == 0 else None
-            try:
-                monitor.event(how, step=progress.step, ranks=ranks.world_size, compiled=is_compiled)
-                if number > 1 and progress.step == progress.first_step:
-                    facts = place.phase.facts()
-                    monitor.event("phase", number=number, step=progress.step, **facts)
-                if checkpoint is None and settings.survival.on_spike is OnSpike.rewind:
-                    saver.save(progress)  # so that there is always one to go back to
-                batches = loader.batches(progress.position, progress.skipped)
-                guard = Guard(settings, run_folder, loader, monitor, saver)
-                run = LoopState(
-                    settings, engine, ranks, monitor, progress, guard, batches, held_out, saver,
-                    context.stop, watchdog, Meter(settings, vocab_rows, ranks, goodput), sentences,
-                    expectation,
-                )  # fmt: skip
-                finished = train(run)
-                if finished:
-                    monitor.event("finished", phase=number, step=progress.step)
-            except Rewind as rewind:
-                saver.settle()
-                checkpoint = context.newest_checkpoint()
-                progress = rewound(load(checkpoint), rewind, settings.survival.max_rewinds)
+    def train(self) -> bool:
+        """Train to the end of the phase; False if a signal stopped it. Raises what `Guard`
+        raises."""
+        how = "started" if self._checkpoint is None else "resumed"
+        with self._loader, self._saver:
+            while (finished := self._train_stretch(how)) is None:
                 how = "rewound"
-            finally:
-                monitor.close()
-    engine.close()  # not after an exception: the process ends
-    return finished
+        self._engine.close()  # not after an exception: the process ends
+        return finished
 
+    def _train_stretch(self, how: str) -> bool | None:
+        """Train from the progress on; None if the run went back to a checkpoint."""
+        context, settings, progress = self._context, self._settings, self._progress
+        sinks = _sinks(settings, context.folder, progress) if self._is_main else []
+        self._monitor = Monitor(sinks, context.lasting)
+        goodput = Goodput.read(context.folder) if self._is_main else None
+        try:
+            self._log_start(how)
+            if self._checkpoint is None and settings.survival.on_spike is OnSpike.rewind:
+                self._saver.save(progress)  # so that there is always one to go back to
+            vocab_rows = padded_vocab_size(self._manifest["vocab_size"], settings.model)
+            finished = train(
+                Trainer(
+                    context=context,
+                    settings=settings,
+                    engine=self._engine,
+                    progress=progress,
+                    batches=self._loader.batches(progress.position, progress.skipped),
+                    held_out=self._held_out,
+                    sentences=self._sentences,
+                    guard=Guard(settings, context.folder, self._loader, self._monitor, self._saver),
+                    saver=self._saver,
+                    monitor=self._monitor,
+                    meter=Meter(settings, vocab_rows, context.ranks, goodput),
+                    expectation=self._expectation,
+                )
+            )
+            if finished:
+                self._monitor.event("finished", phase=self._phase.number, step=progress.step)
+            return finished
+        except Rewind as rewind:
+            self._go_back(rewind)
+            return None
+        finally:
+            self._monitor.close()
 
-def _build_engine(context: RunContext, phase: Phase, checkpoint: Path | None) -> Engine:
-    """The model with its first weights, under the engine, with the rehearsal behind it. Collective."""
-    settings, manifest = phase.settings, context.manifests[phase.number - 1]
-    context.watchdog.reach("building the model")
-    model = BertForPreTraining(settings.model, manifest["vocab_size"], settings.data.pairs)
-    model.initialize(torch.Generator().manual_seed(settings.run.seed))
-    if checkpoint is None and context.origin is not None:
-        context.watchdog.reach(f"reading the weights in {context.origin.folder}")
-        _start_from(context.origin, model, settings, manifest, context)
-    engine = Engine(model, settings.optim, settings.engine, context.ranks)
-    if settings.survival.rehearse:  # later phases, too: theirs may come days from now
-        for coming in context.phases[phase.number - 1 :]:
-            context.watchdog.reach(f"the rehearsal of phase {coming.number}")
-            rehearse(engine, coming, context.manifests[coming.number - 1])
-    return engine
+    def _log_start(self, how: str) -> None:
+        step, ranks = self._progress.step, self._context.ranks.world_size
+        self._monitor.event(how, step=step, ranks=ranks, compiled=self._is_compiled)
+        if self._phase.number > 1 and step == self._progress.first_step:
+            facts = self._phase.facts()
+            self._monitor.event("phase", number=self._phase.number, step=step, **facts)
+
+    def _go_back(self, rewind: Rewind) -> None:
+        """Load the newest checkpoint, and pass over the batches of the spike from now on."""
+        self._saver.settle()
+        self._checkpoint = self._context.newest_checkpoint()
+        stored = self._load(self._checkpoint)
+        self._progress = rewound(stored, rewind, self._settings.survival.max_rewinds)
+
+    def _load(self, path: Path) -> Progress:
+        """Load a checkpoint into the engine. Raises RuntimeError if it is of another phase."""
+        self._context.watchdog.begin("loading a checkpoint")
+        point = self._context.resume_point(path)
+        if point.phase is not self._phase:
+            raise RuntimeError(
+                f"{path}, the newest whole checkpoint, is of phase {point.phase.number}, and phase "
+                f"{self._phase.number} cannot go back to it; start the same command again, it "
+                "continues from there"
+            )
+        ranks = self._context.ranks
+        state = load_checkpoint(path, self._engine, ranks, point.forgets, point.tiles)
+        return Progress.at(point, state)
+
+    def _build_engine(self) -> Engine:
+        """The model with its first weights, under the engine, after the memory rehearsal."""
+        context, settings, watchdog = self._context, self._settings, self._context.watchdog
+        watchdog.begin("building the model")
+        model = BertForPreTraining(
+            settings.model, self._manifest["vocab_size"], settings.data.pairs
+        )
+        model.initialize(torch.Generator().manual_seed(settings.run.seed))
+        if self._checkpoint is None and context.origin is not None:
+            watchdog.begin(f"reading the weights in {context.origin.folder}")
+            self._load_init_weights(context.origin, model)
+        engine = Engine(model, settings.optim, settings.engine, context.ranks)
+        if settings.survival.rehearse:  # later phases, too: theirs may come days from now
+            for coming in context.phases[self._phase.number - 1 :]:
+                watchdog.begin(f"the rehearsal of phase {coming.number}")
+                rehearse(engine, coming, context.manifests[coming.number - 1])
+        return engine
+
+    def _load_init_weights(self, origin: init_from.InitWeights, model: BertForPreTraining) -> None:
+        """Give `model` the weights of run.init_from, on every rank.
+
+        Raises SettingsError on all ranks if one cannot read them, or they do not fit the model.
+        """
+        context = self._context
+        tokens = read_vocab(Path(self._settings.data.dir) / "vocab" / "vocab.txt")
+        fault = None
+        try:
+            weights, facts = origin.weights(model, tokens, self._manifest["lowercase"])
+            model.load_weights(weights)
+        except SettingsError as error:
+            fault = str(error)
+        if faults := sorted({text for text in context.ranks.gather(fault) if text}):
+            raise SettingsError("\n".join(faults))
+        if self._is_main:
+            begun_from = context.identity[identity_module.IDENTITY]
+            append_event(context.folder, "init_from", {**begun_from, **facts})
+            summary = init_from.summary(begun_from, facts)
+            logger.info("%s", summary)
+            print(summary, file=sys.stderr)
 
 
 def _masked_sentences(settings: Settings) -> MaskedSentences | None:
@@ -179,36 +200,8 @@ def _masked_sentences(settings: Settings) -> MaskedSentences | None:
     return MaskedSentences(settings.monitor.sentences, tokenizer, longest)
 
 
-def _start_from(
-    origin: init_from.InitWeights,
-    model: BertForPreTraining,
-    settings: Settings,
-    manifest: dict[str, Any],
-    context: RunContext,
-) -> None:
-    """Give `model` the weights of run.init_from, on every rank. Collective.
-
-    Raises SettingsError on all where a rank cannot read them, or they are not those of such a model.
-    """
-    tokens = read_vocab(Path(settings.data.dir) / "vocab" / "vocab.txt")
-    fault = None
-    try:
-        weights, facts = origin.weights(model, tokens, manifest["lowercase"])
-        model.load_weights(weights)
-    except SettingsError as error:
-        fault = str(error)
-    if faults := sorted({said for said in context.ranks.gather(fault) if said}):
-        raise SettingsError("\n".join(faults))
-    if context.ranks.rank == 0:
-        begun_from = context.identity[identity_module.IDENTITY]
-        append_event(context.folder, "init_from", {**begun_from, **facts})
-        said = init_from.summary(begun_from, facts)
-        logger.info("%s", said)
-        print(said, file=sys.stderr)
-
-
-def _origins(context: RunContext) -> dict[str, Any]:
-    """All that a run came from, for wandb: settings, plan, data, code and machine."""
+def _wandb_config(context: RunContext) -> dict[str, Any]:
+    """All that the run came from: settings, plan, data, code and machine."""
     manifests = [folder_of(phase.settings.data) / "manifest.json" for phase in context.phases]
     return {
         **as_dict(context.phases[0].settings),

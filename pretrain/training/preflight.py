@@ -1,7 +1,7 @@
-"""The preflight: what would make a run wrong or end it later is said at its start, in one sentence each.
+"""The preflight: finds at the start what would make a run wrong or end it later.
 
-Every rank compares itself with rank 0 and sends what differs, which is nothing as a rule: a thousand ranks
-cost what two do, and what many of them share is said once.
+Every rank compares itself with rank 0 and sends only what differs, usually nothing: a thousand
+ranks cost as much as two. A difference that many ranks share is one sentence.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pretrain.config.phases import phases_of
 from pretrain.config.settings import DataSettings, ModelSettings, Settings
 from pretrain.data.corpus import folder_of, manifest_of
 from pretrain.distributed.ranks import Ranks
-from pretrain.distributed.rendezvous import Seat, seat_of, some_of
+from pretrain.distributed.rendezvous import RankInfo, rank_info, some_of
 from pretrain.engine.snapshot import state_bytes
 from pretrain.model.bert import BertForPreTraining
 from pretrain.run_folder.environment import package_versions
@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RankMismatch:
-    """What a rank has in another way than rank 0."""
+    """What differs between a rank and rank 0."""
 
     kind: str  # a key of _CURES
     shown: tuple[tuple[str, str, str], ...]  # name, here, on rank 0
@@ -60,41 +60,42 @@ class RankMismatch:
 
 @dataclass(frozen=True)
 class Preflight:
-    """What was found, on rank 0 to be told; the same manifests on every rank."""
+    """The findings, which rank 0 prints; the same manifests on every rank."""
 
     manifests: list[dict[str, Any]]  # of each phase's shards
-    seats: list[Seat]
+    infos: list[RankInfo]
     facts: dict[str, Any]  # of the event
     warnings: list[str] = field(default_factory=list)
 
     def record(self, run_folder: Path) -> None:
-        """The rank map into the log, warnings, an event."""
-        width = max(len(seat.host) for seat in self.seats)
+        """Write the rank map and the warnings to the log, and the event."""
+        width = max(len(info.host) for info in self.infos)
         rows = [
-            f"  rank {s.rank:<5} {s.host:{width}}  process {s.process:<8} {s.device} {s.unit}".rstrip()
-            for s in self.seats
+            f"  rank {i.rank:<5} {i.host:{width}}  process {i.process:<8} {i.device} {i.unit}"
+            for i in self.infos
         ]
-        logger.info("the ranks:\n%s", "\n".join(rows))
+        logger.info("the ranks:\n%s", "\n".join(map(str.rstrip, rows)))
         for warning in self.warnings:
             logger.warning("%s", warning)
         append_event(run_folder, "preflight", self.facts)
 
     def lines(self) -> list[str]:
-        """What a person wants to know of several ranks."""
-        if len(self.seats) == 1:
+        """The summary of several ranks to print; [] for one rank."""
+        if len(self.infos) == 1:
             return []
         return [
-            f"{summary(self.seats)}; all-reduce of {self.facts['all_reduce_mb']:g} MB at "
+            f"{summary(self.infos)}; all-reduce of {self.facts['all_reduce_mb']:g} MB at "
             f"{self.facts['algorithm_gb_per_s']:.2f} GB/s (bus {self.facts['bus_gb_per_s']:.2f})"
         ]
 
 
 def preflight(ranks: Ranks, settings: Settings) -> Preflight:
-    """Check versions, code, settings, data, all-reduce and disk, before a model is built. Collective.
+    """Check versions, code, settings, data, all-reduce and disk, before a model is built.
+    Collective.
 
-    Raises SettingsError on every rank, with a sentence for each thing that is wrong.
+    Raises SettingsError on every rank, with one sentence per fault.
     """
-    seats = ranks.gather(seat_of(ranks.rank, ranks.device))
+    infos = ranks.gather(rank_info(ranks.rank, ranks.device))
     phases = phases_of(settings)
     data = [phase.settings.data for phase in phases]
     own = {
@@ -104,11 +105,11 @@ def preflight(ranks: Ranks, settings: Settings) -> Preflight:
         "data": {str(folder_of(d) / "manifest.json"): _shards(d) for d in data},
     }
     differences = compare(own, ranks.broadcast(own))
-    _raise(explain(ranks.gather(differences), seats))
+    _raise(explain(ranks.gather(differences), infos))
     manifests = [manifest_of(d) for d in data]
-    facts: dict[str, Any] = {"hosts": len({s.host for s in seats}), "device": seats[0].device}
+    facts: dict[str, Any] = {"hosts": len({s.host for s in infos}), "device": infos[0].device}
     if ranks.world_size > 1:
-        facts |= measure_all_reduce(ranks, seats)
+        facts |= measure_all_reduce(ranks, infos)
     vocab_size = manifests[0]["vocab_size"]
     size = checkpoint_bytes(settings.model, vocab_size, settings.data.pairs)
     keep = max(phase.settings.checkpoint.keep for phase in phases)
@@ -117,23 +118,23 @@ def preflight(ranks: Ranks, settings: Settings) -> Preflight:
     fault, warning = ranks.broadcast(_judge_disk(folder, size, keep, free))
     _raise([fault] if fault else [])
     facts |= {"checkpoint_mb": round(size / 1e6, 1), "free_mb": round(free / 1e6, 1)}
-    return Preflight(manifests, seats, facts, [warning] if warning else [])
+    return Preflight(manifests, infos, facts, [warning] if warning else [])
 
 
-def summary(seats: Sequence[Seat]) -> str:
+def summary(infos: Sequence[RankInfo]) -> str:
     """`32 ranks on 4 hosts, 8 each: NVIDIA A100-SXM4-80GB, 79 GiB`."""
-    counts = sorted(Counter(seat.host for seat in seats).values())
+    counts = sorted(Counter(info.host for info in infos).values())
     hosts = "1 host" if len(counts) == 1 else f"{len(counts)} hosts"
     each = (
         f", {counts[0]} each" if counts[0] == counts[-1] else f", {counts[0]} to {counts[-1]} each"
     )
-    return f"{len(seats)} ranks on {hosts}{each if len(counts) > 1 else ''}: {seats[0].device}"
+    return f"{len(infos)} ranks on {hosts}{each if len(counts) > 1 else ''}: {infos[0].device}"
 
 
 def compare(
     own: Mapping[str, Mapping[str, str]], of_rank_0: Mapping[str, Mapping[str, str]]
 ) -> list[RankMismatch]:
-    """What this rank has in another way than rank 0."""
+    """What differs between this rank and rank 0."""
     differences = []
     for kind, values in own.items():
         others = of_rank_0[kind]
@@ -147,12 +148,12 @@ def compare(
     return differences
 
 
-def explain(differences: Sequence[Sequence[RankMismatch]], seats: Sequence[Seat]) -> list[str]:
-    """A sentence for each difference, which names the first of the ranks that share it."""
-    sharing: dict[RankMismatch, list[Seat]] = {}
-    for seat, of_rank in zip(seats, differences, strict=True):
+def explain(differences: Sequence[Sequence[RankMismatch]], infos: Sequence[RankInfo]) -> list[str]:
+    """One sentence per difference, which names the first of the ranks that share it."""
+    sharing: dict[RankMismatch, list[RankInfo]] = {}
+    for info, of_rank in zip(infos, differences, strict=True):
         for difference in of_rank:
-            sharing.setdefault(difference, []).append(seat)
+            sharing.setdefault(difference, []).append(info)
     sentences = []
     for difference, who in sharing.items():
         things = ", ".join(
@@ -161,16 +162,16 @@ def explain(differences: Sequence[Sequence[RankMismatch]], seats: Sequence[Seat]
         more = f" and {difference.more} more that differ" if difference.more else ""
         has = "has" if len(who) == 1 else "have"
         sentences.append(
-            f"{some_of(who, len(seats))} {has} {things}{more}; {_CURES[difference.kind]}"
+            f"{some_of(who, len(infos))} {has} {things}{more}; {_CURES[difference.kind]}"
         )
     return sentences
 
 
-def measure_all_reduce(ranks: Ranks, seats: Sequence[Seat]) -> dict[str, float]:
-    """Sum some megabytes over all ranks a few times: its speed in GB/s (10^9), the median.
+def measure_all_reduce(ranks: Ranks, infos: Sequence[RankInfo]) -> dict[str, float]:
+    """Median speed in GB/s (10^9) of summing some megabytes over all ranks.
 
-    The algorithm's bandwidth is bytes by time, the bus's what each link carries: 2 (n - 1) / n of it.
-    Raises SettingsError on every rank where a sum is wrong.
+    The algorithm's bandwidth is bytes per second; the bus's is what each link carries,
+    2 (n - 1) / n of it. Raises SettingsError on every rank if a sum is wrong.
     """
     n, is_cuda = ranks.world_size, ranks.device.type == "cuda"
     size = REDUCED_BYTES[ranks.device.type]
@@ -189,16 +190,16 @@ def measure_all_reduce(ranks: Ranks, seats: Sequence[Seat]) -> dict[str, float]:
         seconds.append(time.perf_counter() - started)
         wrong = values != expected
         if fault is None and bool(wrong.any()):
-            place = int(wrong.int().argmax())
-            fault = f"{values[place].item():g} at place {place:,}", int(wrong.sum())
+            first = int(wrong.int().argmax())
+            fault = f"{values[first].item():g} at index {first:,}", int(wrong.sum())
     faults = ranks.gather(fault)
-    who = [seat for seat, of_rank in zip(seats, faults, strict=True) if of_rank]
+    who = [info for info, of_rank in zip(infos, faults, strict=True) if of_rank]
     if who:
         value, count = next(of_rank for of_rank in faults if of_rank)
         raise SettingsError(
             f"{some_of(who, n)} got a wrong sum from an all-reduce of {values.numel():,} numbers: "
-            f"{value} instead of {expected} ({count:,} are wrong); a device or a link is broken: start "
-            "without that node, and have it tested (NCCL_DEBUG=INFO says which way the data went)"
+            f"{value} instead of {expected} ({count:,} are wrong); a device or a link is broken: "
+            "start without that node, and have it tested (NCCL_DEBUG=INFO logs the data's path)"
         )
     gb_per_s = size / statistics.median(seconds[1:]) / 1e9  # the first one makes connections
     return {
@@ -209,20 +210,20 @@ def measure_all_reduce(ranks: Ranks, seats: Sequence[Seat]) -> dict[str, float]:
 
 
 def checkpoint_bytes(model: ModelSettings, vocab_size: int, pairing: Pairing) -> int:
-    """What a checkpoint takes, but for some kilobytes, known from the shapes alone."""
+    """Size of a checkpoint within some kilobytes, from the shapes alone."""
     with torch.device("meta"):
         return state_bytes(BertForPreTraining(model, vocab_size, pairing).num_parameters)
 
 
 def free_bytes(folder: Path) -> int:
-    """What is free for checkpoints in `folder`, which need not exist: rests of a killed save go."""
+    """Free bytes in `folder`, which need not exist. Unfinished saves count as free."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     leftovers = [path for rest in folder.glob(".step-*.tmp") for path in rest.iterdir()]
     return shutil.disk_usage(existing).free + sum(path.stat().st_size for path in leftovers)
 
 
 def _judge_disk(folder: Path, size: int, keep: int, free: int) -> tuple[str | None, str | None]:
-    """A reason to refuse, and a warning: a new checkpoint is whole before an old one goes."""
+    """A fault and a warning: a new checkpoint is complete before an old one is deleted."""
     here = min(keep, len(list(folder.glob("step-*"))))
     room = f"{folder} has room for {free / 1e6:,.1f} MB"
     if free < size:
@@ -233,14 +234,15 @@ def _judge_disk(folder: Path, size: int, keep: int, free: int) -> tuple[str | No
     need = size * (keep + 1 - here)
     if free < need:
         return None, (
-            f"{room}, and the {keep} checkpoints to be kept (checkpoint.keep) and the next one take "
-            f"{need / 1e6:,.1f} MB beyond those that are there; make room, or set checkpoint.keep lower"
+            f"{room}, and the {keep} checkpoints to keep (checkpoint.keep) and the next one take "
+            f"{need / 1e6:,.1f} MB more than those already there; make room, or lower "
+            "checkpoint.keep"
         )
     return None, None
 
 
 def _shards(data: DataSettings) -> str:
-    """The manifest's checksum, which stands for all shards; or why there is none."""
+    """The manifest's checksum, which covers all shards, or why there is none."""
     try:
         manifest_of(data)
         return f"of checksum {checksum(folder_of(data) / 'manifest.json')[:8]}"

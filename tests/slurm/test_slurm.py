@@ -129,9 +129,9 @@ def test_a_job_requeues_itself_after_signals_preemption_and_lost_ranks_and_compl
         len(re.findall("failed with status .* after a checkpoint; to be requeued", disturbed.log))
         == 2
     )
-    told = re.findall("no headway for .*", disturbed.log)
+    told = re.findall("no progress for .*", disturbed.log)
     assert len(told) == 1, disturbed.log
-    assert "rank 3, which gives no sign of life" in told[0]
+    assert "rank 3, which sends no heartbeat" in told[0]
     stops = [e for e in _lines(folder / "runs/disturbed/events.jsonl") if e["event"] == "stopped"]
     assert [stop["signal"] for stop in stops] == ["SIGUSR1", "SIGUSR1", "SIGTERM"]
     assert max(stop["step"] for stop in stops) < STEPS[0]

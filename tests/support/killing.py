@@ -1,7 +1,7 @@
-"""SIGKILL at a moment drawn beforehand, to one rank of a run or to all of them at once.
+"""SIGKILL at a given moment, to one rank of a run or to all of them at once.
 
-A moment is a place that a rank passes (Watchdog.reach), and so many milliseconds after it, or the
-n-th time that the process touches the files of an unfinished checkpoint, in whatever thread.
+A moment is an activity that a rank begins (Watchdog.begin), and so many milliseconds after it, or
+the n-th time that the process touches the files of an unfinished checkpoint, in whatever thread.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ class Kill:
     """Which ranks of a start end, and when. As a hook it is called in each of its ranks."""
 
     step: int  # the first such moment after so many updates, or later
-    place: str = ""  # what `reach` is told; else it is in the files of a checkpoint
-    later_ms: float = 0.0  # after the place, from another thread
-    touch: int = 0  # the n-th touch of an unfinished checkpoint's files; of the export's at place=
+    activity: str = ""  # as passed to `begin`; "": the moment is in the files of a checkpoint
+    later_ms: float = 0.0  # after the beginning of the activity, from another thread
+    # the n-th touch of an unfinished checkpoint's files; of the export's with an activity
+    touch: int = 0
     witness: int = 0  # the rank that comes to the moment
     victims: tuple[int, ...] = (0, 1)
 
@@ -41,19 +42,19 @@ class Kill:
         if self.touch:
             self._watch_files()
         else:
-            self._watch_places()
+            self._watch_activities()
 
-    def _watch_places(self) -> None:
-        reach = Watchdog.reach
+    def _watch_activities(self) -> None:
+        begin = Watchdog.begin
 
-        def reaching(watchdog: Watchdog, what: str, step: int | None = None) -> None:
-            reach(watchdog, what, step)
-            if what == self.place and (step is None or step >= self.step):
+        def beginning(watchdog: Watchdog, activity: str, step: int | None = None) -> None:
+            begin(watchdog, activity, step)
+            if activity == self.activity and (step is None or step >= self.step):
                 if not self.later_ms:
                     self._strike()
                 threading.Timer(self.later_ms / 1000, self._strike).start()
 
-        Watchdog.reach = reaching  # type: ignore[method-assign]
+        Watchdog.begin = beginning  # type: ignore[method-assign]
 
     def _watch_files(self) -> None:
         touches = 0
@@ -73,7 +74,7 @@ class Kill:
         sys.addaudithook(audit)
 
     def _concerns(self, path: str) -> bool:
-        if self.place:
+        if self.activity:
             return bool(EXPORT.search(path))
         unfinished = UNFINISHED.search(path)
         return unfinished is not None and int(unfinished[1]) >= self.step

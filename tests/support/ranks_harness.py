@@ -103,7 +103,7 @@ def _rank(
             world_size=world_size,
             timeout=timedelta(seconds=60),
         )
-        ranks = Ranks(rank, world_size, rank, torch.device("cpu"))
+        ranks = Ranks(rank, world_size, torch.device("cpu"))
         outcome = {"result": function(ranks, **arguments)}
     except BaseException:  # noqa: BLE001  whatever it was, the parent tells it
         outcome = {"failure": f"rank {rank}: {traceback.format_exc()}"}

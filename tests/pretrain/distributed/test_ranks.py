@@ -9,7 +9,7 @@ import pytest
 from ranks_harness import run_ranks
 
 from pretrain.distributed import ranks
-from pretrain.distributed.ranks import LaunchPlace, Ranks, environment_rank, environment_world_size
+from pretrain.distributed.ranks import LaunchedRank, Ranks, environment_rank, environment_world_size
 
 TORCHRUN = {
     "RANK": "5",
@@ -53,13 +53,13 @@ def test_srun_is_known_by_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SRUN.items():
         monkeypatch.setenv(name, value)
     assert (environment_rank(), environment_world_size()) == (3, 4)
-    assert ranks._place(SRUN) == LaunchPlace(rank=3, world_size=4, local_rank=1)
+    assert ranks._launched(SRUN) == LaunchedRank(rank=3, world_size=4, local_rank=1)
 
 
 def test_a_step_with_fewer_tasks_than_its_job_counts_its_own() -> None:
-    place = ranks._place({**SRUN, "SLURM_NTASKS": "16"})
-    assert place is not None
-    assert place.world_size == 4
+    launched = ranks._launched({**SRUN, "SLURM_NTASKS": "16"})
+    assert launched is not None
+    assert launched.world_size == 4
 
 
 @pytest.mark.parametrize(
@@ -72,34 +72,34 @@ def test_a_step_with_fewer_tasks_than_its_job_counts_its_own() -> None:
     ],
 )
 def test_a_shell_inside_a_job_is_one_process(environment: dict[str, str]) -> None:
-    assert ranks._place(environment) is None
+    assert ranks._launched(environment) is None
 
 
 def test_half_a_launcher_is_refused_by_name() -> None:
     with pytest.raises(RuntimeError, match="RANK=5 is set and WORLD_SIZE, LOCAL_RANK"):
-        ranks._place({"RANK": "5", "MASTER_ADDR": "node-a", "MASTER_PORT": "29500"})
+        ranks._launched({"RANK": "5", "MASTER_ADDR": "node-a", "MASTER_PORT": "29500"})
 
 
 def test_tasks_of_a_step_meet_on_its_first_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")  # no scontrol
-    assert ranks._meeting_point(SRUN).startswith("gpu03:")
+    assert ranks._address(SRUN).startswith("gpu03:")
 
 
 def test_steps_of_one_job_meet_at_ports_of_their_own() -> None:
     plain = {**SRUN, "SLURM_STEP_NODELIST": "a"}
-    points = {ranks._meeting_point({**plain, "SLURM_STEP_ID": str(step)}) for step in range(20)}
+    points = {ranks._address({**plain, "SLURM_STEP_ID": str(step)}) for step in range(20)}
     assert len(points) == 20
 
 
 @pytest.mark.parametrize("job_id", ["1", "999", "4711", "67043327"])
 def test_ports_lie_where_the_system_hands_out_none(job_id: str) -> None:
-    point = ranks._meeting_point({**SRUN, "SLURM_JOB_ID": job_id, "SLURM_STEP_NODELIST": "a"})
+    point = ranks._address({**SRUN, "SLURM_JOB_ID": job_id, "SLURM_STEP_NODELIST": "a"})
     assert 20_000 <= int(point.split(":")[1]) < 32_768
 
 
-def test_a_batch_script_may_name_the_meeting_point() -> None:
+def test_a_batch_script_may_name_the_address() -> None:
     given = {**SRUN, "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "12345"}
-    assert ranks._meeting_point(given) == "10.0.0.7:12345"
+    assert ranks._address(given) == "10.0.0.7:12345"
 
 
 @pytest.mark.parametrize(
@@ -136,9 +136,9 @@ def test_a_taken_port_is_named_with_the_cure(monkeypatch: pytest.MonkeyPatch) ->
         port = other.getsockname()[1]
         monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
         monkeypatch.setenv("MASTER_PORT", str(port))
-        cure = rf"port {port} of .* is another program's; give a free one .MASTER_PORT"
+        cure = rf"port {port} of .* is taken by another program; give a free one .MASTER_PORT"
         with pytest.raises(RuntimeError, match=cure):
-            ranks._store(LaunchPlace(0, 2, 0), timedelta(seconds=5))
+            ranks._store(LaunchedRank(0, 2, 0), timedelta(seconds=5))
 
 
 def test_a_single_process_starts_inside_a_batch_shell_and_exports_nothing(

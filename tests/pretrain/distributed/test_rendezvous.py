@@ -1,4 +1,4 @@
-"""Ranks that do not come, and ranks that sit on one GPU, are named before the first collective."""
+"""Missing ranks, and ranks that share a GPU, are named before the first collective."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from run_in_fork import _free_port
 
 from pretrain.distributed import ranks as ranks_module
 from pretrain.distributed.ranks import Ranks
-from pretrain.distributed.rendezvous import Seat, call_the_roll, check_seats
+from pretrain.distributed.rendezvous import RankInfo, check_devices, check_in
 
 A100, H100 = "NVIDIA A100-SXM4-80GB, 79 GiB", "NVIDIA H100 80GB HBM3, 79 GiB"
 
 
-def seat(rank: int, host: str = "node1", device: str = A100, unit: str | None = None) -> Seat:
-    return Seat(rank, host, 100 + rank, device, f"gpu-{rank}" if unit is None else unit)
+def info(rank: int, host: str = "node1", device: str = A100, unit: str | None = None) -> RankInfo:
+    return RankInfo(rank, host, 100 + rank, device, f"gpu-{rank}" if unit is None else unit)
 
 
 def start(rank: int, port: int, folder: Path, limit_s: float, variables: dict[str, str]) -> None:
@@ -62,8 +62,8 @@ def test_a_rank_that_does_not_come_is_named_on_every_rank_that_has(tmp_path: Pat
     said = started([0, 1], tmp_path)
     for text in said:
         assert re.match(
-            r"SettingsError: rank 2 of 3 has not come within 0.01\d* minutes "
-            r"\(engine.timeout_minutes\) to rank 0 on \S+; look at their output",
+            r"SettingsError: rank 2 of 3 did not check in with rank 0 on \S+ within 0.01\d* "
+            r"minutes \(engine.timeout_minutes\); look at their output",
             text,
         ), text
 
@@ -74,8 +74,8 @@ def test_nodes_from_which_nobody_has_come_are_named(tmp_path: Path) -> None:
     (tmp_path / "scontrol").chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
     said = started([0], tmp_path, PATH=path, SLURM_STEP_NODELIST="any", SLURMD_NODENAME="")
-    assert "ranks 1, 2 of 3 have not come" in said[0]
-    assert "nobody has come from node7, node8: look at these nodes" in said[0]
+    assert "ranks 1, 2 of 3 did not check in" in said[0]
+    assert "no rank came from node7, node8: look at these nodes" in said[0]
 
 
 @pytest.mark.distributed
@@ -89,41 +89,41 @@ def test_when_all_have_come_they_start(tmp_path: Path) -> None:
     assert started([0, 1, 2], tmp_path, limit_s=60) == ["it has started"] * 3
 
 
-def roll_call_with(ranks: Ranks, change: Callable[[Seat], Seat]) -> str:
+def check_in_with(ranks: Ranks, change: Callable[[RankInfo], RankInfo]) -> str:
     store = torch.distributed.distributed_c10d._get_default_store()
     try:
-        call_the_roll(store, change(seat(ranks.rank)), ranks.world_size, timedelta(seconds=30))
+        check_in(store, change(info(ranks.rank)), ranks.world_size, timedelta(seconds=30))
     except (RuntimeError, ValueError) as error:  # a SettingsError is a ValueError
         return f"{type(error).__name__}: {error}"
     return "all are here"
 
 
-def all_on_one_gpu(seat: Seat) -> Seat:
-    return dataclasses.replace(seat, unit="gpu-0" if seat.rank < 2 else seat.unit)
+def all_on_one_gpu(info: RankInfo) -> RankInfo:
+    return dataclasses.replace(info, unit="gpu-0" if info.rank < 2 else info.unit)
 
 
 @pytest.mark.distributed
 def test_two_ranks_on_one_gpu_are_named_on_every_rank() -> None:
-    said = run_ranks(roll_call_with, 3, change=all_on_one_gpu)
+    said = run_ranks(check_in_with, 3, change=all_on_one_gpu)
     expected = (
-        "SettingsError: rank 0 on node1 and rank 1 on node1 have one and the same GPU (gpu-0)"
+        "SettingsError: rank 0 on node1 and rank 1 on node1 have the same GPU (gpu-0)"
     )
     assert all(text.startswith(expected) for text in said), said
 
 
 @pytest.mark.distributed
 def test_ranks_with_a_gpu_each_begin() -> None:
-    assert run_ranks(roll_call_with, 3, change=lambda seat: seat) == ["all are here"] * 3
+    assert run_ranks(check_in_with, 3, change=lambda info: info) == ["all are here"] * 3
 
 
 def test_gpus_of_another_kind_are_one_sentence_however_many_they_are() -> None:
-    seats = [seat(rank, f"node{rank // 8}", H100 if rank >= 24 else A100) for rank in range(32)]
-    (fault,) = check_seats(seats)
+    infos = [info(rank, f"node{rank // 8}", H100 if rank >= 24 else A100) for rank in range(32)]
+    (fault,) = check_devices(infos)
     assert fault.startswith(
         f"8 of 32 ranks, the first of them rank 24 on node3, have {H100}, rank 0 on node0 has {A100}; "
     )
 
 
 def test_ranks_may_share_a_cpu() -> None:
-    seats: list[Any] = [seat(rank, device="a CPU", unit="") for rank in range(4)]
-    assert check_seats(seats) == []
+    infos: list[Any] = [info(rank, device="a CPU", unit="") for rank in range(4)]
+    assert check_devices(infos) == []

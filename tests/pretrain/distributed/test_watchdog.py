@@ -13,9 +13,9 @@ import pytest
 from ranks_harness import run_ranks
 from run_in_fork import pretrain_run
 
-from pretrain.distributed.rank_logs import Voice
+from pretrain.distributed.rank_logs import RankOutput
 from pretrain.distributed.ranks import Ranks
-from pretrain.distributed.watchdog import Watchdog, forget
+from pretrain.distributed.watchdog import Watchdog, remove_heartbeats
 from pretrain.engine.engine import Engine
 
 pytestmark = pytest.mark.distributed
@@ -32,17 +32,16 @@ def work(
 ) -> None:
     """Five steps; in the fourth one rank gets into trouble while it reads."""
     log = folder / "logs" / f"rank-{ranks.rank}.log"
-    voice = Voice(0)
-    voice.log_to(log)
+    RankOutput(0).log_to(log)
     told = (folder / f"told-{ranks.rank}").write_text
     with Watchdog(
         folder, log, ranks.rank, ranks.world_size, limit_s, lambda line: told(line) and None
     ) as watchdog:
         for step in range(5):
-            watchdog.reach("reading", step)
+            watchdog.begin("reading", step)
             if step == 3 and ranks.rank == silent_rank:
                 trouble(os.getpid())
-            watchdog.reach("a barrier", step)
+            watchdog.begin("a barrier", step)
             ranks.barrier()
 
 
@@ -69,7 +68,7 @@ def logs(folder: Path, trouble: Callable[[int], None], silent_rank: int = 1) -> 
 
 def test_a_rank_that_hangs_ends_both_with_their_stacks_and_is_named_by_both(tmp_path: Path) -> None:
     for log in logs(tmp_path, hang):
-        assert "no headway for" in log
+        assert "no progress for" in log
         assert (
             "rank 0 in a barrier after step 3: waiting for rank 1, which is still in reading after "
             "step 3" in log
@@ -83,19 +82,19 @@ def test_a_rank_that_hangs_ends_both_with_their_stacks_and_is_named_by_both(tmp_
 def test_a_stopped_rank_is_named_and_the_other_ends_with_its_stacks(tmp_path: Path) -> None:
     log, _ = logs(tmp_path, stop)
     assert (
-        "rank 0 in a barrier after step 3: waiting for rank 1, which gives no sign of life" in log
+        "rank 0 in a barrier after step 3: waiting for rank 1, which sends no heartbeat" in log
     )
-    assert "(stopped, dead or cut off; last heard of in " in log
+    assert "(stopped, dead or disconnected; last heartbeat in " in log
     assert "in barrier" in log
 
 
 def test_where_rank_0_is_silent_another_one_tells_the_terminal(tmp_path: Path) -> None:
     logs(tmp_path, stop, silent_rank=0)
-    assert "waiting for rank 0, which gives no sign of life" in (tmp_path / "told-1").read_text()
+    assert "waiting for rank 0, which sends no heartbeat" in (tmp_path / "told-1").read_text()
 
 
 def rank_1_gives_up_first(ranks: Ranks, folder: Path) -> None:
-    work(ranks, folder, stop, silent_rank=2, limit_s=LIMIT_S * (1 if ranks.rank == 1 else 3))
+    work(ranks, folder, stop, silent_rank=2, limit_s=LIMIT_S * (1 if ranks.rank == 1 else 2))
 
 
 def test_the_first_rank_to_give_up_tells_the_terminal_and_the_others_their_logs(
@@ -103,7 +102,7 @@ def test_the_first_rank_to_give_up_tells_the_terminal_and_the_others_their_logs(
 ) -> None:
     with pytest.raises(RuntimeError, match=r"exit code|had not ended"):
         run_ranks(rank_1_gives_up_first, 3, folder=tmp_path)
-    told = "waiting for rank 2, which gives no sign of life"
+    told = "waiting for rank 2, which sends no heartbeat"
     assert told in (tmp_path / "told-1").read_text()
     later = (tmp_path / "logs/rank-0.log").read_text()
     assert told in later
@@ -113,14 +112,14 @@ def test_the_first_rank_to_give_up_tells_the_terminal_and_the_others_their_logs(
 def test_what_an_earlier_start_told_does_not_keep_a_later_one_from_telling(tmp_path: Path) -> None:
     for _ in range(2):
         (tmp_path / "told-1").unlink(missing_ok=True)
-        forget(tmp_path)
+        remove_heartbeats(tmp_path)
         logs(tmp_path, stop, silent_rank=0)
         assert (tmp_path / "told-1").exists()
 
 
 def test_a_killed_rank_is_named_as_soon_as_the_connection_breaks(tmp_path: Path) -> None:
     log, _ = logs(tmp_path, kill)
-    assert "an error ends this rank; rank 0 in a barrier after step 3: waiting for rank 1" in log
+    assert "this rank ends with an error; rank 0 in a barrier after step 3: waiting for rank 1" in log
     assert "ranks.barrier()" in log, "its stack, too"
 
 

@@ -69,7 +69,7 @@ def test_auto_is_bf16_autocast_on_a_gpu_that_has_it_and_else_fp32(
 
 def test_fp16_without_a_gpu_is_refused_with_the_cure() -> None:
     settings = EngineSettings(1, Precision.fp16, 512, False, Compile.auto, 1.0)
-    ranks = Ranks(0, 1, 0, torch.device("cpu"))
+    ranks = Ranks(0, 1, torch.device("cpu"))
     with pytest.raises(SettingsError, match=r"fp16 needs a GPU; set engine\.precision=fp32"):
         Engine(build_model(), optim_settings(), settings, ranks)
 

@@ -117,7 +117,7 @@ def test_a_run_that_skips_and_skips_stops_with_a_report(sample_dir: Path, tmp_pa
     status, output, events = run(sample_dir, tmp_path, hook, "survival.max_skipped_steps=3")
     assert status == 1
     assert "3 updates in a row after step 5 were skipped (survival.max_skipped_steps)" in output
-    assert "examples 40 to 63 of the stream, whose numbers stand in runs/x/events.jsonl" in output
+    assert "examples 40 to 63 of the stream, whose numbers are in runs/x/events.jsonl" in output
     assert "The last good checkpoint is step-00000004." in output
     assert [event["position"] for event in of_kind(events, "skipped_step")] == [40, 48, 56]
 
@@ -135,7 +135,7 @@ def test_overflows_in_fp16_are_no_skipped_steps_and_stop_at_the_floor_of_the_los
     more = ("engine=fp16", "survival.min_loss_scale=1024", "survival.max_skipped_steps=1")
     status, output, events = run(sample_dir, tmp_path, hook, *more)
     assert status == 1, output
-    assert "the loss scale of fp16 has come down to 1024" in output
+    assert "the loss scale of fp16 has fallen to 1024" in output
     assert "The last good checkpoint is step-0000000" in output
     assert [e["loss_scale"] for e in of_kind(events, "overflow")][-2:] == [2048, 1024]
     assert not of_kind(events, "skipped_step")
@@ -211,7 +211,7 @@ def test_a_run_that_spikes_whatever_it_passes_over_stops(sample_dir: Path, tmp_p
     more = ("survival.on_spike=rewind", "survival.max_rewinds=2")
     status, output, events = run(sample_dir, tmp_path, poison(20, range(6, 99)), *more)
     assert status == 1
-    assert "the loss has jumped 3 times since step 4" in output
+    assert "the loss jumped 3 times since step 4" in output
     assert [event["positions"] for event in of_kind(events, "spike")] == [
         [48, 56],
         [48, 64],

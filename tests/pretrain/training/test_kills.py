@@ -37,7 +37,7 @@ RUN = (
     "monitor.every_steps=1",
     "run.name=x",
 )
-PLACES = ("reading a batch", "the training step", "adding up figures", "an evaluation")
+ACTIVITIES = ("reading a batch", "the training step", "summing metrics", "an evaluation")
 TOUCHES = 20  # of the files of one checkpoint, about: from its folder to its name
 WHOM = ((0, 1), (0,), (1,))
 
@@ -56,10 +56,10 @@ def drawn(rng: np.random.Generator, steps: Sequence[int]) -> list[Kill]:
             touch = int(rng.integers(1, TOUCHES + 1))
             kills.append(Kill(step, touch=touch, victims=victims))
         else:
-            place = PLACES[rng.integers(len(PLACES))]
+            activity = ACTIVITIES[rng.integers(len(ACTIVITIES))]
             later_ms = float(rng.choice([0.0, rng.uniform(0, 30)]))
             witness = int(rng.integers(2))
-            kills.append(Kill(step, place, later_ms, witness=witness, victims=victims))
+            kills.append(Kill(step, activity, later_ms, witness=witness, victims=victims))
     return kills
 
 

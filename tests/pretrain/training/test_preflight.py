@@ -20,7 +20,7 @@ from data_prep.core.files import read_json, write_json
 from pretrain.config import load
 from pretrain.config.settings import Settings
 from pretrain.distributed.ranks import Ranks
-from pretrain.distributed.rendezvous import Seat
+from pretrain.distributed.rendezvous import RankInfo
 from pretrain.training import preflight as preflight_module
 from pretrain.training.preflight import RankMismatch, explain, preflight, summary
 
@@ -145,7 +145,7 @@ def a_wrong_sum(ranks: Ranks, settings: Settings) -> None:
         ),
         (
             a_wrong_sum,
-            r"rank 1 on \S+ got a wrong sum from an all-reduce of 1,048,576 numbers: 4 at place 4,711 "
+            r"rank 1 on \S+ got a wrong sum from an all-reduce of 1,048,576 numbers: 4 at index 4,711 "
             r"instead of 6 \(1 are wrong\)",
         ),
     ],
@@ -161,20 +161,20 @@ def test_a_rank_that_is_not_like_rank_0_is_named_on_every_rank(
 
 
 def test_what_a_thousand_ranks_share_is_one_sentence() -> None:
-    seats = [Seat(rank, f"node{rank // 8}", rank, "a CPU", "") for rank in range(1000)]
+    infos = [RankInfo(rank, f"node{rank // 8}", rank, "a CPU", "") for rank in range(1000)]
     old = RankMismatch("versions", (("torch", "2.12.0", "2.13.0"),), 0)
     differences = [[old] if rank >= 500 else [] for rank in range(1000)]
-    (sentence,) = explain(differences, seats)
+    (sentence,) = explain(differences, infos)
     assert sentence.startswith(
         "500 of 1000 ranks, the first of them rank 500 on node62, have torch 2.12.0 (rank 0 has 2.13.0); "
     )
 
 
 def test_the_ranks_are_summed_up_in_a_line() -> None:
-    seats = [Seat(rank, f"node{rank // 8}", rank, "NVIDIA A100", "") for rank in range(32)]
-    assert summary(seats) == "32 ranks on 4 hosts, 8 each: NVIDIA A100"
-    assert summary(seats[:13]) == "13 ranks on 2 hosts, 5 to 8 each: NVIDIA A100"
-    assert summary(seats[:2]) == "2 ranks on 1 host: NVIDIA A100"
+    infos = [RankInfo(rank, f"node{rank // 8}", rank, "NVIDIA A100", "") for rank in range(32)]
+    assert summary(infos) == "32 ranks on 4 hosts, 8 each: NVIDIA A100"
+    assert summary(infos[:13]) == "13 ranks on 2 hosts, 5 to 8 each: NVIDIA A100"
+    assert summary(infos[:2]) == "2 ranks on 1 host: NVIDIA A100"
 
 
 def disk_with(checkpoints: float) -> Change:
@@ -205,7 +205,7 @@ def test_a_disk_without_room_for_those_to_be_kept_is_warned_of(
     arguments = {"data_dir": sample_dir, "folder": tmp_path}
     ((*_, warnings, _),) = run_ranks(look, 1, change=disk_with(3.9), **arguments)
     assert re.search(
-        r"the 3 checkpoints to be kept \(checkpoint.keep\) and the next one", warnings[0]
+        r"the 3 checkpoints to keep \(checkpoint.keep\) and the next one", warnings[0]
     )
     ((*_, warnings, _),) = run_ranks(look, 1, change=disk_with(4), **arguments)
     assert warnings == []

@@ -1,0 +1,46 @@
+"""What all phases of a run share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_prep.core.files import read_json
+from pretrain.checkpoint.files import STATE_FILE, newest_whole
+from pretrain.checkpoint.progress import ResumePoint, resume_point
+from pretrain.config.phases import Phase
+from pretrain.distributed.ranks import Ranks
+from pretrain.distributed.signals import StopRequest
+from pretrain.distributed.watchdog import Watchdog
+from pretrain.huggingface import init_from
+from pretrain.metrics.wandb_sink import Wandb
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """A run's folder, phases and processes."""
+
+    folder: Path
+    phases: Sequence[Phase]
+    manifests: Sequence[dict[str, Any]]  # of each phase's data
+    identity: dict[str, Any]
+    origin: init_from.InitWeights | None  # of the first phase's weights; None: random
+    ranks: Ranks
+    stop: StopRequest
+    watchdog: Watchdog
+    lasting: list[Wandb] = field(default_factory=list)  # sinks that go on into the next phase
+
+    def resume_point(self, checkpoint: Path | None) -> ResumePoint:
+        """Where the run continues from `checkpoint`; None: the beginning of the first phase."""
+        state = None if checkpoint is None else read_json(checkpoint / STATE_FILE)
+        return resume_point(self.phases, state)
+
+    def newest_checkpoint(self) -> Path:
+        """The newest whole checkpoint. Collective. Raises RuntimeError if there is none."""
+        self.watchdog.begin("looking for a checkpoint")
+        newest = self.ranks.broadcast(newest_whole(self.folder) if self.ranks.rank == 0 else None)
+        if newest is None:
+            raise RuntimeError(f"{self.folder} has no whole checkpoint to continue from")
+        return newest
