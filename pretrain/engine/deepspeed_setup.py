@@ -1,6 +1,6 @@
-"""How DeepSpeed is started: quiet, on this machine's device, with no setting that is not needed.
+"""Start of DeepSpeed: quiet, on this machine's device, with the settings it needs.
 
-No other file imports DeepSpeed, which looks for its device while it is imported: they take from here.
+Only this file imports DeepSpeed, which looks for its device on import; others import from here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pretrain.config.settings import EngineSettings, Precision
 from pretrain.distributed.ranks import Ranks
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it guesses, and says so on stdout
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise it guesses, and prints that
 import deepspeed
 import deepspeed.ops
 from deepspeed.accelerator import get_accelerator
@@ -29,9 +29,10 @@ from deepspeed.utils import groups as process_groups
 from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
 if not torch.cuda.is_available():
-    deepspeed.ops.__compatible_ops__ = {}  # else it compiles C++ for an inference op (2 minutes)
+    # otherwise it compiles C++ for an inference op, which takes 2 minutes
+    deepspeed.ops.__compatible_ops__ = {}
 deepspeed.utils.logger.setLevel("ERROR")
-# torch has new names for collectives that DeepSpeed calls by the old ones
+# DeepSpeed calls collectives by names that torch has deprecated
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch|deepspeed")
 
 __all__ = [
@@ -42,9 +43,9 @@ __all__ = [
 
 
 def resolve_precision(settings: EngineSettings, device: torch.device) -> Precision:
-    """`auto` as what it stands for on this hardware; any other precision as it is.
+    """Resolve `auto` for this hardware; any other precision stays as it is.
 
-    Raises SettingsError where the hardware does not have it: before a model is built.
+    Raises SettingsError if the hardware lacks the precision, before a model is built.
     """
     precision = settings.precision
     if precision is Precision.auto:
@@ -63,8 +64,8 @@ def resolve_precision(settings: EngineSettings, device: torch.device) -> Precisi
 def deepspeed_config(
     precision: Precision, stage: int, max_grad_norm: float, num_parameters: int
 ) -> dict[str, Any]:
-    """The configuration of `deepspeed.initialize`: all that this project sets, and nothing else."""
-    # ZeRO 2 is there to save memory: it reduces by eighths. DeepSpeed's default is 5e8
+    """The configuration for `deepspeed.initialize`."""
+    # ZeRO 2 saves memory by reducing in eighths. DeepSpeed's default is 5e8
     bucket = -(-num_parameters // 8) if stage == 2 else num_parameters
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # for its own counters; batches come from outside
@@ -74,18 +75,18 @@ def deepspeed_config(
         "zero_optimization": {
             "stage": stage,
             "reduce_bucket_size": bucket,
-            # else ZeRO 1 and 2 copy each gradient once more; ZeRO 3 has its own buffer
+            # otherwise ZeRO 1 and 2 copy each gradient once more; ZeRO 3 has its own buffer
             "contiguous_gradients": stage == 3,
         },
-        # it waits for the device before and after each micro-batch
+        # this timer waits for the device before and after each micro-batch
         "timers": {"throughput": {"enabled": False}},
-        "zero_allow_untested_optimizer": True,  # BertAdam is elementwise; LAMB is told its pieces
+        "zero_allow_untested_optimizer": True,  # BertAdam is elementwise; LAMB knows its pieces
     }
     if precision is Precision.bf16:
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     elif precision is Precision.bf16_autocast:
-        # no module is safe: gradients are reduced in fp32, in which they were made
+        # no module is listed as safe, so that gradients are reduced in fp32
         config["torch_autocast"] = {
             "enabled": True,
             "dtype": "bfloat16",
@@ -110,8 +111,8 @@ def start_deepspeed(
     ranks: Ranks,
     timeout_minutes: float,
 ) -> Any:
-    """deepspeed.initialize, on the process group that exists, and silent."""
-    os.environ["LOCAL_RANK"] = str(ranks.device.index or 0)  # it takes its device from here
+    """Call deepspeed.initialize silently, on the existing process group."""
+    os.environ["LOCAL_RANK"] = str(ranks.device.index or 0)  # DeepSpeed reads its device from it
     timeout = timedelta(minutes=timeout_minutes)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         deepspeed.init_distributed(
@@ -121,7 +122,7 @@ def start_deepspeed(
             timeout=timeout,
         )
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    # stages 0 to 2 use a group of DeepSpeed's own, which it makes without our time-out
+    # stages 0 to 2 use a group that DeepSpeed makes without our time-out
     torch.distributed.distributed_c10d._set_pg_timeout(
         timeout, process_groups._get_data_parallel_group()
     )

@@ -1,14 +1,11 @@
-"""A model under DeepSpeed: forward, backward, clipping, the update, and its state on the disk.
-
-How DeepSpeed starts is in `deepspeed_start.py`, what it lays where in `sharded_state.py`, and what is
-done otherwise than its ZeRO 1 and 2 in `zero.py`; no other file knows it.
+"""A model under DeepSpeed: forward, backward, clipping, the update, and its state on disk.
 
 The loss is exact. A micro-batch contributes its sum of losses over the global batch's counts, times
-the number of ranks, over which DeepSpeed averages: whatever the ranks, the micro-batches and the
-ZeRO stage, the gradient is that of the mean over the global batch. One `step()` of DeepSpeed ends a
-global batch (`managed_gradient_accumulation` is off), so any number of micro-batches does.
+the number of ranks, because DeepSpeed averages over them. So the gradient is that of the mean over
+the global batch, for any ranks, micro-batches and ZeRO stage. One `step()` of DeepSpeed ends a
+global batch (`managed_gradient_accumulation` is off), after any number of micro-batches.
 
-The state on the disk is consolidated: fp32 master weights and moments by parameter name, as
+The state on disk is consolidated: fp32 master weights and moments by parameter name, as
 safetensors, written by rank 0. It fits any ZeRO stage and any number of ranks.
 """
 
@@ -50,26 +47,26 @@ _LOSS_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one global batch did."""
+    """The outcome of one global batch."""
 
-    applied: bool  # False: a loss or gradient was not finite, and nothing has changed
+    applied: bool  # False: a loss or gradient was not finite, and nothing changed
     grad_norm: Tensor | float  # global, before clipping, unscaled; inf where not applied
-    # (4,) float64 on the device, this rank's: losses of tokens and pairs, right guesses of both
+    # (4,) float64 on the device, this rank's: MLM loss, pair loss, right guesses of both
     sums: Tensor
-    loss_scale: float  # with which the next batch is scaled; 1 but in fp16
+    loss_scale: float  # of the next batch; 1 unless in fp16
 
 
 class Engine:
-    """A model under DeepSpeed. All methods are collective: every rank calls them, in one order."""
+    """A model under DeepSpeed. Every rank calls the methods, in the same order."""
 
     def __init__(
         self, model: BertForPreTraining, optim: OptimSettings, engine: EngineSettings, ranks: Ranks
     ) -> None:
-        """Take over `model` (fp32) and make it train. Raises SettingsError on a wrong precision."""
+        """Take over `model` (fp32). Raises SettingsError if the device lacks the precision."""
         self.precision = resolve_precision(engine, ranks.device)
         self.ranks = ranks
         self._stage = engine.zero_stage
-        # infinite and not absent: DeepSpeed at ZeRO 0 calls our clipping only where there is a bound
+        # infinite, not absent: at ZeRO 0 DeepSpeed calls our clipping only if there is a bound
         self._max_grad_norm = math.inf if optim.max_grad_norm is None else optim.max_grad_norm
         self._model = model
         model.activation_checkpointing = engine.activation_checkpointing
@@ -100,14 +97,16 @@ class Engine:
         self._is_finite = True
         if self._stage == 0:
             self._engine.clip_fp32_gradients = self._clip
-            self._engine.enable_backward_allreduce = ranks.world_size > 1  # else it copies in vain
+            self._engine.enable_backward_allreduce = (
+                ranks.world_size > 1
+            )  # otherwise it copies in vain
         elif isinstance(self._engine.optimizer, DeepSpeedZeroOptimizer):
             LeanZero.take_over(self._engine.optimizer)
         self._new_loss_scaler = self._loss_scaler()
         self._state = ShardedState(
             self._engine, self._optimizer, self._stage, parameters, self._layout, ranks
         )
-        for name, value in initial.items():  # DeepSpeed's masters have been through 16 bits
+        for name, value in initial.items():  # DeepSpeed made its masters from 16 bits
             self._state.put(WEIGHT, name, value)
         if isinstance(self._optimizer, Lamb):
             is_sharded = self._stage > 0 and ranks.world_size > 1
@@ -117,31 +116,31 @@ class Engine:
 
     @property
     def loss_scale(self) -> float:
-        """Factor by which losses are multiplied before the backward pass: 1 but in fp16."""
+        """Factor by which losses are multiplied before the backward pass; 1 unless in fp16."""
         is_fp16 = self.precision is Precision.fp16
         return float(self._engine.optimizer.loss_scaler.cur_scale) if is_fp16 else 1.0
 
     @property
     def state_bytes(self) -> int:
-        """What a snapshot writes, but for some kilobytes."""
-        return self._layout.state_bytes
+        """Size of a snapshot on disk, within some kilobytes."""
+        return consolidated.state_bytes(self._layout.num_parameters)
 
     def train_step(self, batch: GlobalBatch, learning_rate: float) -> StepResult:
         """Forward and backward of this rank's micro-batches, then one update by all ranks.
 
         Every rank brings the same number of micro-batches. A loss or gradient that is not finite on
-        any rank skips the update on all. Besides the check for that, the host waits for nothing.
+        any rank skips the update on all. The host waits only for that check.
         """
         self._switch_to(training=True)
         sums = torch.zeros(4, dtype=torch.float64, device=self.ranks.device)
         for micro_batch, seed in zip(batch.micro_batches, batch.dropout_seeds, strict=True):
-            torch.manual_seed(seed)  # noqa: TID251  dropout by position, so no state to be saved
+            torch.manual_seed(seed)  # noqa: TID251  dropout by position: no state to save
             outputs = self._engine(micro_batch.to(self.ranks.device))
             mlm_loss, pair_loss = outputs[:2]
             part = mlm_loss / max(1, batch.num_masked) + pair_loss / batch.num_sequences
-            # 1, or NaN for a loss that is not finite: its gradient might still be
-            sound = 1 + 0 * part.detach()
-            self._engine.backward(part * sound * self.ranks.world_size)
+            # NaN if the loss is not finite (its gradient might be), otherwise 1
+            one_or_nan = 1 + 0 * part.detach()
+            self._engine.backward(part * one_or_nan * self.ranks.world_size)
             sums += _as_sums(outputs)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
@@ -154,10 +153,11 @@ class Engine:
     def rehearse(
         self, micro_batches: Iterable[PackedBatch], activation_checkpointing: bool
     ) -> None:
-        """All of a training step but its update: afterwards everything is as it was before.
+        """Do a training step without its update, and leave everything as it was.
 
-        With activation checkpointing or without, whatever the engine's own steps have. Losses count nothing and the optimizer is held, so that weights, moments and optimizer step
-        stay; the loss scaler, torch's generators and DeepSpeed's counters are put back.
+        With `activation_checkpointing` in place of the model's own. Losses are multiplied by 0 and
+        the optimizer's step is replaced, so weights, moments and step stay. The loss scaler,
+        torch's generators and DeepSpeed's counters are restored.
         """
         optimizer, counters = self._optimizer, ("global_steps", "global_samples", "micro_steps")
         counted = {name: getattr(self._engine, name) for name in (*counters, "skipped_steps")}
@@ -180,9 +180,9 @@ class Engine:
         self._set_loss_scaler(scaler)
 
     def close(self) -> None:
-        """Give the memory back, for the engine of the next phase. No other call may follow."""
+        """Free the memory for the engine of the next phase. The last call."""
         self._engine.destroy()
-        # what ZeRO 3 leaves tied up in hooks no collector sees; emptied, it holds nothing
+        # ZeRO 3 leaves references in hooks that no collector sees: empty what they hold
         for optimizer in (self._engine.optimizer, self._optimizer):
             vars(optimizer).clear()
         for parameter in self._state.parameters.values():
@@ -191,7 +191,8 @@ class Engine:
             parameter.data = torch.empty(0, device=self.ranks.device)
 
     def trust_ratios(self) -> dict[str, float]:
-        """LAMB's ratio of each parameter in the last update, the same on every rank; {} for Adam."""
+        """LAMB's ratio of each parameter in the last update, the same on every rank; {} for
+        Adam."""
         optimizer = self._optimizer
         return optimizer.trust_ratios() if isinstance(optimizer, Lamb) else {}
 
@@ -202,34 +203,31 @@ class Engine:
             return _as_sums(self._engine(micro_batch.to(self.ranks.device)))
 
     def masked_logits(self, micro_batch: PackedBatch) -> Tensor:
-        """(M, padded V) logits at the masked positions, without dropout; the same batch on all ranks.
+        """(M, padded V) logits at the masked positions, without dropout. All ranks pass one batch.
 
-        Taken on their way through the forward pass, the only one that ZeRO 3 has the weights for.
+        A hook takes them from the forward pass, the only one for which ZeRO 3 gathers the weights.
         """
-        seen: list[Tensor] = []
+        logits: list[Tensor] = []
         head = self._engine.module.mlm_head
-        taking = head.register_forward_hook(lambda *call: seen.append(call[-1]))
+        hook = head.register_forward_hook(lambda *call: logits.append(call[-1]))
         try:
             with uncompiled():
                 self.evaluate_step(micro_batch)
         finally:
-            taking.remove()
-        return seen[0]
-
-    def full_weights(self) -> dict[str, Tensor]:
-        """The fp32 master weights by parameter name, on the CPU of rank 0; {} elsewhere."""
-        return self._state.gather(WEIGHT, self._state.parameters)
+            hook.remove()
+        return logits[0]
 
     def new_snapshot(self) -> Snapshot | None:
-        """Memory for `take`, on rank 0; None elsewhere. Raises RuntimeError where there is none."""
+        """Memory for `take`, on rank 0; None elsewhere. Raises RuntimeError if there is too
+        little."""
         if self.ranks.rank > 0:
             return None
         return Snapshot.allocate(self._layout, self.ranks.device)
 
     def take(self, snapshot: Snapshot | None) -> None:
-        """Copy weights, moments, optimizer step and loss scaler as they are now into `snapshot`.
+        """Copy weights, moments, optimizer step and loss scaler into `snapshot`.
 
-        It overwrites what was there. When this returns, training may go on.
+        When this returns, training may go on.
         """
         for key in (WEIGHT, *MOMENTS):
             for name in self._state.parameters:
@@ -238,18 +236,18 @@ class Engine:
                     snapshot.tensors[key][name].copy_(whole, non_blocking=True)
         if snapshot is None:
             return
-        if self.ranks.device.type == "cuda":  # the copies wait in its queue until here
+        if self.ranks.device.type == "cuda":  # the copies are queued until here
             torch.cuda.current_stream().synchronize()
         snapshot.optimizer_step = int(self._optimizer.state[self._state.flat_tensors()[0]]["step"])
         snapshot.loss_scaler = self._loss_scaler() or None
 
     def load(self, folder: Path, forget: Collection[str] = (), tiles: int | None = None) -> None:
-        """Continue from what a snapshot wrote, on any ZeRO stage, number of ranks and precision.
+        """Continue from a snapshot of any ZeRO stage, number of ranks and precision.
 
-        But for what to `forget` of moments, optimizer_step and loss_scaler, which become those of a
-        new engine. The first `tiles` rows of the position table, moments and all, are repeated over
-        the rest of it; None: it stays. Every rank reads `folder`. Raises SettingsError unless
-        optimizer, names, shapes and parameter groups are those of this run.
+        `forget` names which of moments, optimizer_step and loss_scaler are those of a new engine
+        instead. The first `tiles` rows of the position table and of its moments are repeated over
+        the rest; None: it stays. Every rank reads `folder`. Raises SettingsError unless optimizer,
+        names, shapes and parameter groups are those of this run.
         """
         step, scaler = consolidated.read_small(folder, self._layout)
         for key, name, value in consolidated.read_tensors(folder):
@@ -263,7 +261,7 @@ class Engine:
         self._set_loss_scaler(self._new_loss_scaler if "loss_scaler" in forget else scaler or {})
 
     def _loss_scaler(self) -> dict[str, Any]:
-        """What fp16's loss scaler stands at; {} in other precisions."""
+        """State of fp16's loss scaler; {} in other precisions."""
         if self.precision is not Precision.fp16:
             return {}
         return {field: getattr(self._engine.optimizer.loss_scaler, field) for field in _LOSS_SCALER}
@@ -274,11 +272,11 @@ class Engine:
                 setattr(self._engine.optimizer.loss_scaler, field, value)
 
     def _switch_to(self, training: bool) -> None:
-        if self._engine.module.training != training:  # DeepSpeed's own flag stays True for ever
+        if self._engine.module.training != training:  # DeepSpeed's own flag always stays True
             self._engine.train(training)
 
     def _clip(self) -> None:
-        """Clip at ZeRO 0, where DeepSpeed keeps no norm and would write NaN into the weights."""
+        """Clip at ZeRO 0, where DeepSpeed has no norm and would write NaN into the weights."""
         gradients = [p.grad for p in self._state.parameters.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self._engine._global_grad_norm = norm
@@ -286,7 +284,7 @@ class Engine:
         if self._is_finite:
             parameters = self._state.parameters.values()
             torch.nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
-        else:  # optimizers pass over parameters that have no gradient
+        else:  # optimizers leave out parameters without a gradient
             self._engine.zero_grad()
 
 

@@ -1,14 +1,13 @@
-"""Where weights and moments lie: which elements of each parameter this rank holds, at every ZeRO stage.
+"""Sharded weights and moments: which elements of each parameter this rank holds, per ZeRO stage.
 
-DeepSpeed flattens, pads and deals parameters in another way at each stage. Here is the one place
-that knows them; all above it asks by a parameter's name.
+DeepSpeed flattens, pads and distributes parameters in a different way at each stage. Only this file
+knows how; all others ask by a parameter's name.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -29,8 +28,8 @@ GROUPS = ("decayed", "not decayed")  # in the order of `parameter_groups`
 class ShardedState:
     """fp32 master weights and moments of a model under DeepSpeed, by parameter name.
 
-    A key is `weight`, `exp_avg` or `exp_avg_sq`. `pieces`, `gather`, `whole` and
-    `refresh_working_weights` are collective.
+    A key is `weight`, `exp_avg` or `exp_avg_sq`. `pieces`, `whole` and `refresh_working_weights`
+    are collective.
     """
 
     def __init__(
@@ -42,22 +41,22 @@ class ShardedState:
         layout: Layout,
         ranks: Ranks,
     ) -> None:
-        """Of DeepSpeed's `engine` at this ZeRO stage, around `optimizer`; steps and moments become 0."""
+        """Wrap DeepSpeed's `engine` around `optimizer`; sets its steps and moments to 0."""
         self.parameters, self.layout = parameters, layout
         self._engine, self._optimizer, self._stage, self._ranks = engine, optimizer, stage, ranks
         self._make_moments()
 
     def flat_tensors(self) -> list[Tensor]:
-        """What the optimizer really updates on this rank: whole parameters, or flat shards."""
+        """The tensors that the optimizer updates on this rank: whole parameters, or flat shards."""
         if self._stage == 3:
             return list(self._engine.optimizer.fp32_partitioned_groups_flat)
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def _make_moments(self) -> None:
-        """Step 0 and zero moments now and not in the first step: there is state to save or load.
+        """Set step 0 and zero moments now, not in the first step: there is state to save or load.
 
-        It also makes up for a fault of DeepSpeed, which links moments to parameters after the first
-        group's first step, when the second group has none yet.
+        This also works around DeepSpeed, which links moments to parameters after the first group's
+        first step, when the second group has none yet.
         """
         is_fused = self._optimizer.defaults.get("fused")
         for flat in self.flat_tensors():
@@ -70,7 +69,7 @@ class ShardedState:
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _piece(self, key: str, name: str) -> tuple[int, Tensor]:
-        """This rank's part of a master weight or moment: its first element's index, a 1-D view."""
+        """This rank's part of a master weight or moment: index of its first element, 1-D view."""
         parameter = self.parameters[name]
         if self._stage == 0:
             whole = parameter if key == WEIGHT else self._optimizer.state[parameter][key]
@@ -89,10 +88,10 @@ class ShardedState:
         return mapping.lp_fragment_address.start, piece.data
 
     def pieces(self) -> dict[Tensor, list[Piece]]:
-        """What each flat tensor holds, of the parameters of its own group alone.
+        """The pieces in each flat tensor, of the parameters of its own group.
 
-        Found by the memory in which a parameter's piece lies. Raises RuntimeError unless the ranks
-        together hold every parameter once: norms of its pieces would not be its own.
+        Found by the memory that holds a parameter's piece. Raises RuntimeError unless the ranks
+        together hold every parameter once: otherwise the norms of the pieces would be wrong.
         """
         pieces: dict[Tensor, list[Piece]] = {flat: [] for flat in self.flat_tensors()}
         for flat, names in zip(pieces, self._names_of_flat_tensors(), strict=True):
@@ -112,39 +111,30 @@ class ShardedState:
             if total != math.prod(shape) * copies:
                 raise RuntimeError(
                     f"the ranks hold {total:.0f} of the {math.prod(shape) * copies} elements of "
-                    f"{name}, and LAMB needs each once: this version of DeepSpeed shards in a way "
-                    "that is not known; install the one in pyproject.toml"
+                    f"{name}, and LAMB needs each once; install the version of DeepSpeed in "
+                    "pyproject.toml"
                 )
         return pieces
 
     def _names_of_flat_tensors(self) -> list[list[str]]:
         """The parameters of each flat tensor, in an order that all ranks share."""
+        name_of = {id(parameter): name for name, parameter in self.parameters.items()}
         if self._stage == 0:
-            name_of = {id(parameter): name for name, parameter in self.parameters.items()}
             return [[name_of[id(flat)]] for flat in self.flat_tensors()]
         if self._stage == 3:
-            name_of = {id(parameter): name for name, parameter in self.parameters.items()}
             return [[name_of[id(p)] for p in group] for group in self._engine.optimizer.fp16_groups]
         groups = self.layout.groups
         return [[name for name in groups if groups[name] == label] for label in GROUPS]
 
     def put(self, key: str, name: str, value: Tensor) -> None:
+        """Copy this rank's part of a whole tensor."""
         start, piece = self._piece(key, name)
         piece.copy_(value.reshape(-1)[start : start + piece.numel()])
 
-    def gather(self, key: str, names: Iterable[str]) -> dict[str, Tensor]:
-        """Whole tensors, {parameter: value}, on the CPU of rank 0; one at a time elsewhere."""
-        gathered = {}
-        for name in names:
-            whole = self.whole(key, name)
-            if self._ranks.rank == 0:
-                gathered[name] = whole.to("cpu", copy=True)
-        return gathered
-
     def whole(self, key: str, name: str) -> Tensor:
-        """A whole tensor on rank 0's device; elsewhere only its shape means something.
+        """A whole tensor on rank 0's device; on other ranks only its shape is valid.
 
-        Where one rank holds all of it, it is the live one: to be copied before the next step.
+        If one rank holds all of it, it is the live tensor: copy it before the next step.
         """
         shape = self.layout.shapes[name]
         start, piece = self._piece(key, name)
@@ -152,7 +142,7 @@ class ShardedState:
             return piece.view(shape)
         whole = torch.zeros(math.prod(shape), dtype=torch.float32, device=self._ranks.device)
         whole[start : start + piece.numel()] = piece
-        # sums of bit patterns: one rank's, and zeros from the others
+        # a sum of bit patterns: one rank's, and zeros of the others
         torch.distributed.reduce(whole.view(torch.int32), dst=0)
         return whole.view(shape)
 
@@ -162,7 +152,7 @@ class ShardedState:
             self._engine.optimizer.update_lp_params()
         elif self._stage == 3:
             for name, parameter in self.parameters.items():
-                master = self.gather(WEIGHT, [name])
+                master = self.whole(WEIGHT, name)
                 with GatheredParameters([parameter], modifier_rank=0):
                     if self._ranks.rank == 0:
-                        parameter.data.copy_(master[name])
+                        parameter.data.copy_(master)

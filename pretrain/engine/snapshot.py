@@ -1,8 +1,8 @@
-"""The engine's state on disk: whole tensors by parameter name, and no trace of how it was sharded.
+"""The engine's state on disk: whole tensors by parameter name, whatever the sharding.
 
 model.safetensors      fp32 master weights
 optimizer.safetensors  exp_avg.<parameter> and exp_avg_sq.<parameter>, fp32
-engine.json            what has to be the same on both sides, optimizer step, loss scaler
+engine.json            layout (must match when it is loaded), optimizer step, loss scaler
 """
 
 from __future__ import annotations
@@ -35,31 +35,26 @@ WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 
 
 def state_bytes(num_parameters: int) -> int:
-    """What the files take, but for some kilobytes: fp32 weights and moments."""
+    """Size of the files within some kilobytes: fp32 weights and moments."""
     return 4 * num_parameters * (1 + len(MOMENTS))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What has to be the same in the run that writes a state and in the run that reads it."""
+    """What must match between the run that writes a state and the run that reads it."""
 
     optimizer: str
     shapes: dict[str, list[int]]  # of each parameter
-    groups: dict[str, str]  # the label of the parameter group that each parameter is in
+    groups: dict[str, str]  # parameter -> label of its parameter group
 
     @property
     def num_parameters(self) -> int:
-        """Elements of all of them."""
+        """Number of elements of all parameters."""
         return sum(map(math.prod, self.shapes.values()))
 
-    @property
-    def state_bytes(self) -> int:
-        """What a state takes, but for some kilobytes: fp32 weights and moments."""
-        return state_bytes(self.num_parameters)
-
     def check(self, stored: Layout, folder: Path) -> None:
-        """Raise SettingsError where the state in `folder` is not for this run."""
-        cure = "take the settings and the code with which it was written, or another run.name"
+        """Raise SettingsError if the state in `folder` does not fit this run."""
+        cure = "use the settings and the code with which it was written, or another run.name"
         if stored.optimizer != self.optimizer:
             raise SettingsError(
                 f"{folder} was written with optim={stored.optimizer} and this run has "
@@ -79,19 +74,19 @@ class Layout:
 
 @dataclass
 class Snapshot:
-    """A state in memory of its own, on rank 0: training may go on while it is written."""
+    """A copy of the state in rank 0's memory: training goes on while it is written."""
 
     layout: Layout
     tensors: dict[str, dict[str, Tensor]]  # {weight or moment: {parameter: fp32 on the CPU}}
     optimizer_step: int = 0
-    loss_scaler: dict[str, Any] | None = None  # None but in fp16
+    loss_scaler: dict[str, Any] | None = None  # None unless in fp16
 
     @classmethod
     def allocate(cls, layout: Layout, device: torch.device) -> Snapshot:
-        """Memory for one state, used for every save; page-locked where `device` is a GPU.
+        """Allocate memory for one state, reused for every save; page-locked if `device` is a GPU.
 
-        Every byte is touched: what is not there is missed now, and not at the first save. Raises
-        RuntimeError where it is not.
+        Touches every byte, so that missing memory is noticed now and not at the first save. Raises
+        RuntimeError if there is too little.
         """
         is_cuda = device.type == "cuda"
         try:
@@ -104,14 +99,14 @@ class Snapshot:
             }
         except (MemoryError, RuntimeError) as error:
             raise RuntimeError(
-                f"the host of rank 0 has no {layout.state_bytes / 1e9:,.1f} GB for the copy of weights "
-                f"and moments from which checkpoints are written ({error}); give the job more memory "
-                "(sbatch --mem=), or train a smaller model"
+                f"the host of rank 0 lacks {state_bytes(layout.num_parameters) / 1e9:,.1f} GB for "
+                f"the copy of weights and moments that checkpoints are written from ({error}); "
+                "give the job more memory (sbatch --mem=), or train a smaller model"
             ) from error
         return cls(layout, tensors)
 
     def write(self, folder: Path) -> dict[str, str]:
-        """Write it into `folder`, which exists; the checksums of the tensors' files, by name."""
+        """Write into the existing `folder`; returns the checksums of the tensors' files by name."""
         moments = {f"{key}.{name}": t for key in MOMENTS for name, t in self.tensors[key].items()}
         state = {
             "schema_version": SCHEMA_VERSION,
@@ -123,15 +118,17 @@ class Snapshot:
         checksums = {}
         for file, tensors in ((MODEL_FILE, self.tensors[WEIGHT]), (OPTIMIZER_FILE, moments)):
             checksums[file] = _write_tensors(folder / file, tensors)
-            shutil.copymode(folder / ENGINE_FILE, folder / file)  # else the owner alone reads it
+            shutil.copymode(
+                folder / ENGINE_FILE, folder / file
+            )  # otherwise only the owner can read it
         return checksums
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
-    """Write a safetensors file; the checksum (as `data_prep.core.files.checksum`) that it must have.
+    """Write a safetensors file; returns the checksum (as `core.files.checksum`) that it must have.
 
-    It is that of the tensors in memory, and not of what the disk gives back: what goes wrong on the
-    way is found when the file is read. Python's lock is free meanwhile, so that training goes on.
+    It is computed from the tensors in memory, not from the file, so that errors of the disk are
+    found when the file is read. Python's lock is released meanwhile: training goes on.
     """
     save_file(tensors, path)
     digest = xxhash.xxh3_128()
@@ -139,14 +136,17 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
         size = file.read(8)
         header = file.read(int.from_bytes(size, "little"))
     digest.update(size + header)
-    places = {name: entry["data_offsets"] for name, entry in orjson.loads(header).items()}
-    for name in sorted(places, key=lambda name: places[name]):
+    offsets = {name: entry["data_offsets"] for name, entry in orjson.loads(header).items()}
+    for name in sorted(offsets, key=lambda name: offsets[name]):
         digest.update(tensors[name].numpy().data)
     return digest.hexdigest()
 
 
 def read_small(folder: Path, layout: Layout) -> tuple[int, dict[str, Any] | None]:
-    """Optimizer step and loss scaler of the state in `folder`, once it is known to fit `layout`."""
+    """Optimizer step and loss scaler of the state in `folder`.
+
+    Raises SettingsError if it does not fit `layout`.
+    """
     state = read_json(folder / ENGINE_FILE)
     if state["schema_version"] != SCHEMA_VERSION:
         raise SettingsError(
@@ -158,7 +158,7 @@ def read_small(folder: Path, layout: Layout) -> tuple[int, dict[str, Any] | None
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, str, Tensor]]:
-    """(weight or moment, parameter, value) of all there is, one in memory at a time."""
+    """Yield (weight or moment, parameter, value), one in memory at a time."""
     with safe_open(folder / MODEL_FILE, "pt") as weights:
         for name in weights.keys():
             yield WEIGHT, name, weights.get_tensor(name)

@@ -1,9 +1,9 @@
-"""Self-attention over a packed row: tokens see their own sequence only.
+"""Self-attention over a packed row: tokens see only their own sequence.
 
-A packed row holds whole sequences end to end, so the attention matrix is block-diagonal: no mask, no
-padding, no value that could overflow in half precision, and nothing of a neighbour can leak. Where
-the device has a kernel for sequences of various lengths, one call computes all blocks; elsewhere
-(a CPU, fp32 on a GPU) there is one call a sequence.
+A packed row holds whole sequences end to end, so the attention matrix is block-diagonal. It needs
+no mask, no padding and no value that could overflow in half precision, and no sequence sees
+another. If the device has a kernel for sequences of various lengths, one call computes all blocks.
+Otherwise (a CPU, fp32 on a GPU) there is one call per sequence.
 
 Shapes: T tokens of the packed row, N sequences, H heads, K head dim.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def attention(qkv: Tensor, batch: PackedBatch, dropout_p: float) -> Tensor:
     """softmax(QK' / sqrt(K)) V inside each sequence, dropout on the probabilities.
 
-    `qkv` is (T, 3, H, K), queries, keys and values; the result is (T, H * K) of the same type.
+    `qkv` is (T, 3, H, K), queries, keys and values; returns (T, H * K) of the same dtype.
     Devlin et al. 2018, section 3; Vaswani et al. 2017, section 3.2.
     """
     if has_kernel(qkv):
@@ -36,10 +36,10 @@ def attention(qkv: Tensor, batch: PackedBatch, dropout_p: float) -> Tensor:
 
 
 def has_kernel(qkv: Tensor) -> bool:
-    """Whether one call does for all sequences: torch's flash kernel takes these heads.
+    """Whether torch's flash kernel takes these heads, so that one call serves all sequences.
 
-    It wants 16 bits, so that fp32 on a GPU goes the other way; heads of a multiple of 8 up to 256;
-    and a GPU of compute capability 8.0 or more.
+    It needs 16-bit numbers, a head size that is a multiple of 8 up to 256, and a GPU of compute
+    capability 8.0 or more.
     """
     head_dim = qkv.shape[-1]
     return (
@@ -60,24 +60,24 @@ def _is_ampere_or_later(device: torch.device) -> bool:
 def _in_one_call(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout_p: float) -> Tensor:
     """All sequences at once: (T, 3, H, K) to (T, H, K).
 
-    Compiled code is made for one `max_seqlen`, so that it is the data's and not this batch's; the
-    kernel takes no more from it than the number of its blocks.
+    `max_seqlen` is the data's, not this batch's, because code is compiled for one value. The kernel
+    only derives its number of blocks from it.
     """
     q, k, v = qkv.unbind(1)
     if dropout_p == 0:
         out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
-        return cast(Tensor, out)  # a pair only where one is asked for
-    # the same kernel, by a name that torch may change: `varlen_attn` always passes it a dropout of 0
+        return cast(Tensor, out)  # a pair only if one is asked for
+    # the same kernel by a private name: `varlen_attn` always passes it a dropout of 0
     return torch.ops.aten._flash_attention_forward(
         q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, False, False
     )[0]
 
 
-# Compiled code calls it from outside: the lengths in it would be constants, others with every batch
+# Not compiled: the lengths would be constants in the code, different for every batch
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _by_sequence(qkv: Tensor, batch: PackedBatch, dropout_p: float) -> Tensor:
-    """One call a sequence: (T, 3, H, K) to (T, H * K)."""
-    lengths = [n for n in batch.lengths if n > 0]  # unused slots lie behind
+    """One call per sequence: (T, 3, H, K) to (T, H * K)."""
+    lengths = [n for n in batch.lengths if n > 0]  # unused slots are at the end
     if draws_attention(qkv, dropout_p):
         return attention_with_dropout(qkv, lengths, dropout_p)
     blocks = [one_sequence(block, dropout_p) for block in torch.split(qkv, lengths)]
@@ -86,7 +86,5 @@ def _by_sequence(qkv: Tensor, batch: PackedBatch, dropout_p: float) -> Tensor:
 
 def one_sequence(qkv: Tensor, dropout_p: float) -> Tensor:
     """Attention of one sequence of L tokens: (L, 3, H, K) to (L, H, K)."""
-    q, k, v = qkv.permute(1, 2, 0, 3).unsqueeze(
-        1
-    )  # each (1, H, L, K): four axes take the fast path
+    q, k, v = qkv.permute(1, 2, 0, 3).unsqueeze(1)  # each (1, H, L, K): four axes are the fast path
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)[0].transpose(0, 1)

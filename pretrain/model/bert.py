@@ -1,13 +1,13 @@
 """BERT for pretraining over packed rows: no padding from the embeddings to the heads.
 
 The arithmetic is that of Devlin et al. 2018 as released in google-research/bert (modeling.py) and
-kept by `transformers.BertForPreTraining`: post-LayerNorm layers, dropout on the embeddings, on the
-attention probabilities and on both sublayer outputs and nowhere else, the output matrix tied to the
-word embedding. Two things are done otherwise, neither of which changes a number: sequences lie end
-to end in one row, and the masked-token head runs at masked positions alone.
+kept by `transformers.BertForPreTraining`: post-LayerNorm layers; dropout on the embeddings, on the
+attention probabilities and on both sublayer outputs; the output matrix tied to the word embedding.
+Two differences change no number: sequences are packed end to end in one row, and the MLM head runs
+only at masked positions.
 
-Every parameter is used in the `forward` of the module that holds it, and nowhere else, so that
-engines which gather a module's parameters just before it runs (ZeRO stage 3) work unchanged.
+Every parameter is used only in the `forward` of the module that holds it, so that engines which
+gather a module's parameters just before it runs (ZeRO stage 3) work unchanged.
 
 Shapes: T tokens of the packed row, N sequences, M masked positions, D hidden, V vocabulary.
 """
@@ -28,7 +28,8 @@ from pretrain.data.packing import IGNORED, PackedBatch
 from pretrain.model.attention import attention
 from pretrain.model.cpu_dropout import Dropout
 
-_GELU_FORM = {"gelu": "none", "gelu_new": "tanh"}  # Hugging Face's name: torch's `approximate`
+# Hugging Face's name: torch's `approximate`
+_GELU_FORM = {"gelu": "none", "gelu_new": "tanh"}
 
 
 def padded_vocab_size(vocab_size: int, settings: ModelSettings) -> int:
@@ -64,7 +65,7 @@ class Layer(nn.Module):
         self.num_heads = settings.num_attention_heads
         self.attention_dropout_prob = settings.attention_probs_dropout_prob
         self.gelu_form = _GELU_FORM[settings.hidden_act]
-        self.qkv = nn.Linear(hidden, 3 * hidden)  # queries, keys, values one below the other
+        self.qkv = nn.Linear(hidden, 3 * hidden)  # queries, keys, values stacked
         self.attention_out = nn.Linear(hidden, hidden)
         self.attention_norm = nn.LayerNorm(hidden, eps=eps)
         self.feed_forward_in = nn.Linear(hidden, settings.intermediate_size)
@@ -82,16 +83,16 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From vectors to logits over the vocabulary, through the word embedding's own matrix.
+    """Logits over the vocabulary, through the word embedding's own matrix.
 
-    Rows that only pad the vocabulary get the logit -inf by way of the bias: probability 0 in the
-    softmax and a gradient of exactly 0, at the price of an addition in one row of V numbers.
+    Rows that only pad the vocabulary get the logit -inf from the bias: probability 0 in the softmax
+    and a gradient of exactly 0.
     """
 
     def __init__(self, tied: Tensor, vocab_size: int) -> None:
         super().__init__()
         self.vocab_size = vocab_size
-        assert isinstance(tied, nn.Parameter), "else the matrix would not be registered here"
+        assert isinstance(tied, nn.Parameter), "otherwise the matrix would not be registered here"
         self.weight = tied
         self.bias = nn.Parameter(torch.zeros(tied.shape[0], device=tied.device))
 
@@ -119,13 +120,12 @@ class MaskedTokenHead(nn.Module):
 
 
 class BertForPreTraining(nn.Module):
-    """BERT with its pretraining heads: of masked tokens, and of pairs where there are any.
+    """BERT with its pretraining heads: MLM, and pairs unless `pairing` is none.
 
-    The head of pairs is the same for both kinds (`Pairing`): two classes, 1 for random or swapped.
-    Without pairs there is neither that head nor the pooler below it: every parameter has a gradient.
-    `vocab_size` counts the tokenizer's entries; the rows that pad it are the model's own affair
-    and never seen outside. Construction leaves torch's weights: call `initialize` or
-    `load_weights`.
+    The pair head is the same for both kinds (`Pairing`): two classes, 1 for random or swapped.
+    Without pairs there is neither this head nor the pooler: every parameter has a gradient.
+    `vocab_size` counts the tokenizer's entries; the rows that pad it are never visible outside.
+    The constructor leaves torch's weights: call `initialize` or `load_weights`.
     """
 
     def __init__(self, settings: ModelSettings, vocab_size: int, pairing: Pairing) -> None:
@@ -133,22 +133,22 @@ class BertForPreTraining(nn.Module):
         self.settings = settings
         self.vocab_size = vocab_size
         self.pairing = pairing
-        self.activation_checkpointing = False  # less memory, the same numbers: the engine's to set
+        self.activation_checkpointing = False  # set by the engine
         self.embeddings = Embeddings(settings, vocab_size)
         self.layers = nn.ModuleList(Layer(settings) for _ in range(settings.num_hidden_layers))
         if pairing is not Pairing.none:
             self.pooler = nn.Linear(settings.hidden_size, settings.hidden_size)
             self.pair_head = nn.Linear(settings.hidden_size, 2)
         self.mlm_head = MaskedTokenHead(settings, self.embeddings.word.weight, vocab_size)
-        self.token_sums = _sums  # the engine may have it compiled
+        self.token_sums = _sums  # the engine may compile it
         self.num_parameters = sum(p.numel() for p in self.parameters())  # the tied matrix once
 
     def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Sums over the micro-batch: losses of masked tokens and of pairs (fp32), and of each the
-        number of right guesses (int64). Those of pairs are 0 where there are none.
+        """MLM loss, pair loss (fp32), and right guesses of both (int64), summed over the
+        micro-batch.
 
-        Sums and not means, for the mean over a global batch needs its global counts. Without a
-        masked position the MLM loss is 0 and still has a (zero) gradient for every parameter.
+        The caller divides by the counts of the global batch. The sums of pairs are 0 without pairs.
+        Without a masked position the MLM loss is 0, with a zero gradient for every parameter.
         """
         mlm_logits, pair_logits = self._padded_logits(batch)
         mlm_loss, mlm_correct = self.token_sums(mlm_logits, batch.labels)
@@ -158,14 +158,14 @@ class BertForPreTraining(nn.Module):
         return mlm_loss, pair_loss, mlm_correct, pair_correct
 
     def logits(self, batch: PackedBatch) -> tuple[Tensor, Tensor | None]:
-        """Logits at the masked positions, (M, V), padded rows cut, and of the pairs, (N, 2)."""
+        """Logits at the masked positions, (M, V) without padded rows, and of the pairs, (N, 2)."""
         mlm_logits, pair_logits = self._padded_logits(batch)
         return mlm_logits[:, : self.vocab_size], pair_logits
 
     def _padded_logits(self, batch: PackedBatch) -> tuple[Tensor, Tensor | None]:
         x = self.embeddings(batch)
-        # a layer then keeps its input alone, and runs once more in the backward pass: the generators
-        # are put back for it, so that dropout is the same
+        # a recomputed layer keeps only its input and runs again in the backward pass, with the same
+        # generator states, so that dropout is the same
         is_recomputed = self.activation_checkpointing and torch.is_grad_enabled()
         for layer in self.layers:
             x = (
@@ -183,9 +183,9 @@ class BertForPreTraining(nn.Module):
     def initialize(self, generator: Generator) -> None:
         """Draw all weights as google-research/bert does (modeling.py, create_initializer).
 
-        Matrices and embeddings: normal of standard deviation initializer_range, drawn anew beyond
-        two of them. Biases 0, LayerNorm 1 and 0. Rows that pad the vocabulary are 0 and take
-        nothing from the generator, so that the padding does not change the other weights.
+        Matrices and embeddings: normal of standard deviation initializer_range, truncated at two
+        of them. Biases 0, LayerNorm 1 and 0. Rows that pad the vocabulary are 0 and draw nothing
+        from the generator, so that the padding does not change the other weights.
         """
         sigma = self.settings.initializer_range
         for module in self.modules():
@@ -204,9 +204,9 @@ class BertForPreTraining(nn.Module):
 
     @torch.no_grad()
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Copy `state`, by the names of `named_parameters`, into the parameters, ties kept.
+        """Copy `state`, by the names of `named_parameters`, into the parameters; ties stay.
 
-        Raises SettingsError unless every name and every shape matches: nothing stays random silently.
+        Raises SettingsError unless every name and shape matches.
         """
         own = dict(self.named_parameters())
         wrong = [f"{name} is missing" for name in own if name not in state]
@@ -220,13 +220,13 @@ class BertForPreTraining(nn.Module):
             more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise SettingsError(
                 f"these weights do not fit the model: {'; '.join(wrong[:5])}{more}. "
-                "Take the model settings and the vocabulary with which they were trained"
+                "Use the model settings and the vocabulary with which they were trained"
             )
         for name, parameter in own.items():
             parameter.copy_(state[name])
 
 
 def _sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy in nats, summed in fp32, and the number of right guesses; IGNORED is neither."""
+    """Cross-entropy in nats, summed in fp32, and the number of right guesses, without IGNORED."""
     loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
     return loss, (logits.detach().argmax(-1) == labels).sum()

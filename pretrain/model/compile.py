@@ -1,9 +1,9 @@
-"""Which parts of the model run as compiled code, and where.
+"""Compilation of the layers and the loss.
 
-A layer is compiled once for each shape of a micro-batch and serves as all layers: seconds, where
-the whole model would take minutes. Beside the layers it is the loss over the vocabulary, whose
-logits would otherwise go through memory five times. The embeddings stay as they are: compiled, they
-add up their gradients in an order that differs from run to run.
+A layer is compiled once per shape of a micro-batch and serves all layers: seconds, where the whole
+model would take minutes. The loss over the vocabulary is compiled because its logits would
+otherwise go through memory five times. The embeddings are not: compiled, they sum their gradients
+in an order that differs from run to run.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from pretrain.model.bert import BertForPreTraining
 
 BACKEND = "inductor"
-MOST_SHAPES = 64  # of micro-batches, training and evaluation apart; a run has about ten
+MOST_SHAPES = 64  # of micro-batches, for training and evaluation each; a run has about ten
 
 
 def resolve_compile(settings: EngineSettings, device: torch.device) -> Compile:
-    """`auto` as what it stands for here: true on a GPU with a compiler but for ZeRO 3, else false.
+    """Resolve `auto`: true on a GPU with a compiler unless ZeRO 3, otherwise false.
 
-    Raises SettingsError where code cannot be compiled here, though it is asked for.
+    Raises SettingsError if compilation is asked for and there is no compiler.
     """
     if settings.compile is Compile.auto:
         is_worth_it = device.type == "cuda" and settings.zero_stage < 3
@@ -42,11 +42,11 @@ def resolve_compile(settings: EngineSettings, device: torch.device) -> Compile:
 
 
 def compile_parts(model: BertForPreTraining, precision: Precision, device: torch.device) -> None:
-    """From now on the layers and the loss of `model` run as compiled code.
+    """Compile the layers and the loss of `model`.
 
-    A layer is one graph where attention is one call, and more than MOST_SHAPES shapes are an error.
-    Elsewhere attention is called between two graphs; torch warns of further shapes, and runs them
-    uncompiled.
+    If attention is one call, a layer is one graph, and more than MOST_SHAPES shapes are an error.
+    Otherwise attention is called between two graphs; torch warns of further shapes and does not
+    compile them.
     """
     one_graph = device.type == "cuda" and precision is not Precision.fp32
     how: dict[str, Any] = {
@@ -58,7 +58,7 @@ def compile_parts(model: BertForPreTraining, precision: Precision, device: torch
 
 
 def uncompiled() -> AbstractContextManager[None]:
-    """In this context compiled parts run as they are: for a batch of a shape that comes up rarely."""
+    """Run compiled parts as plain code in this context, for a batch of a rare shape."""
     stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
     return stance
 

@@ -1,13 +1,13 @@
 """Attention with dropout on a CPU, where torch's fast kernel has none.
 
-Products of matrices, softmax between, a sequence at a time and all heads of it together; the kept
-elements are drawn as in pretrain.model.cpu_dropout. With P = softmax(S), B = P where kept and else 0, and c
-the scale of what is kept, the output is O = c B V, and the gradients are
+One sequence at a time, all heads together; the kept elements are drawn as in cpu_dropout. With P =
+softmax(S), B = P where kept and 0 elsewhere, and c the scale of the kept elements, the output is O
+= c B V, and the gradients are
 
     dV = c B' dO,    dS = B (c dO V') - P delta,    delta = rowsum(dO O)
 
-so that the backward pass keeps P and B, draws nothing and asks for no mask. (delta for a row of
-probabilities is that of Dao et al., "FlashAttention", arXiv 2205.14135, appendix B.)
+so that the backward pass needs only P and B. (delta for a row of probabilities is that of Dao et
+al., "FlashAttention", arXiv 2205.14135, appendix B.)
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pretrain.model.cpu_dropout import draw_kept, draws_lanes
 
 
 def draws_attention(qkv: Tensor, dropout_p: float) -> bool:
-    """Whether `attention_with_dropout` is the faster way for these. Half precision is torch's."""
+    """Whether `attention_with_dropout` is faster than torch's: not in half precision."""
     return qkv.dtype in (torch.float32, torch.float64) and draws_lanes(qkv, dropout_p)
 
 
 def attention_with_dropout(qkv: Tensor, lengths: list[int], dropout_p: float) -> Tensor:
-    """As pretrain.model.attention: (T, 3, H, K) to (T, H * K). Keeps two numbers a score."""
+    """As pretrain.model.attention: (T, 3, H, K) to (T, H * K). Keeps two numbers per score."""
     return _Attention.apply(qkv, lengths, dropout_p)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -1,12 +1,12 @@
-"""Dropout on a CPU: a quarter of a random 64-bit word decides on an element.
+"""Dropout on a CPU: 16 random bits per element, drawn as 64-bit words.
 
-F.dropout draws an element's fate at 7 ns, more than all else that a small model does to it between
-two matrix products. Here 64 bits are drawn at once, by torch's default generator, and each 16 of
-them are compared with p * 65536: p is exact to 1/65536, and the scale is that of the p in use.
-Whoever seeds the generator, or puts its state back to recompute a layer, gets the same elements.
+F.dropout takes 7 ns per element, more than all else that a small model does between two matrix
+products. Here torch's default generator draws 64 bits at once, and each 16 of them are compared
+with p * 65536: p is exact to 1/65536, and the scale is that of the p in use. The same seed or
+restored generator state gives the same elements.
 
-Elsewhere, in compiled code, and where many threads share the work (the words come from one), it is
-F.dropout.
+On other devices, in compiled code, and with many threads (one thread draws all words), F.dropout is
+used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST_THREADS = 4
 
 
 def draws_lanes(x: Tensor, p: float) -> bool:
-    """Whether `x` is dropped out by 16-bit lanes, and not by torch."""
+    """Whether the elements of `x` are drawn as 16-bit lanes, not by torch."""
     return (
         x.device.type == "cpu"
         and 0 < p < 1 - 1 / _LEVELS
@@ -33,9 +33,10 @@ def draws_lanes(x: Tensor, p: float) -> bool:
 
 
 def draw_kept(like: Tensor, p: float) -> tuple[Tensor, float]:
-    """1 where an element stays and 0 elsewhere, of the shape and type of `like`; and their scale.
+    """1 where an element is kept and 0 elsewhere, with the shape and dtype of `like`, and the
+    scale.
 
-    The scale is 1 / (1 - p) with the p in use. Takes ceil(numel / 4) numbers from the generator.
+    The scale is 1 / (1 - p) with the p in use. Draws ceil(numel / 4) numbers from the generator.
     """
     threshold = round(p * _LEVELS)
     words = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
@@ -46,14 +47,14 @@ def draw_kept(like: Tensor, p: float) -> tuple[Tensor, float]:
 
 
 class Dropout(nn.Module):
-    """As nn.Dropout: zeroes elements with probability p in training, and scales what stays."""
+    """As nn.Dropout: in training zeroes elements with probability p, and scales the others."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same shape and type as `x`."""
+        """The same shape and dtype as `x`."""
         if self.training and draws_lanes(x, self.p):
             return _ByLanes.apply(x, self.p)  # type: ignore[no-any-return, no-untyped-call]
         return F.dropout(x, self.p, self.training)

@@ -1,4 +1,4 @@
-"""What a model guesses in sentences with a masked word: to read along with the figures."""
+"""Guesses of a model for sentences with a masked word, to read next to the metrics."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ Guesses = list[tuple[str, float]]  # tokens with their probabilities, best first
 
 
 class MaskedSentences:
-    """Sentences that hold one [MASK] each, as one micro-batch, and how to read a model's answer."""
+    """Sentences with one [MASK] each, as one micro-batch."""
 
     def __init__(self, sentences: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> None:
-        """Raises SettingsError on a sentence without a [MASK], with several, or of more tokens."""
+        """Raises SettingsError on a sentence without exactly one [MASK], or with too many
+        tokens."""
         self.sentences = list(sentences)
         self._tokens = {i: token for token, i in tokenizer.get_vocab().items()}
         mask_id = tokenizer.get_vocab()["[MASK]"]
@@ -38,7 +39,7 @@ class MaskedSentences:
         self.batch = packed(encoded, segments, masked.nonzero()[:, 0], max_tokens)
 
     def read(self, logits_SV: Tensor, top_k: int) -> list[Guesses]:
-        """The `top_k` likeliest tokens of each of the S sentences; columns that pad V cannot be."""
+        """The `top_k` likeliest tokens of each of the S sentences."""
         best = torch.softmax(logits_SV.float(), -1).topk(top_k)
         return [
             [(self._tokens[i], p) for i, p in zip(ids, probabilities, strict=True)]
@@ -52,7 +53,7 @@ def packed(
     masked_positions: Tensor,
     max_seqlen: int,
 ) -> PackedBatch:
-    """Token ids as a packed row; the labels, which nobody asks for, are 0."""
+    """Token ids as a packed row. The labels are 0 and unused."""
     lengths = [len(sequence) for sequence in sequences]
     ends = torch.tensor([0, *lengths]).cumsum(0)
     return PackedBatch(

@@ -5,22 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from data_prep.core.objectives import Pairing
-from pretrain.config.settings import (
-    ModelSettings,
-)
+from pretrain.config.settings import ModelSettings
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Sequences on the average, which is all that their cost depends on."""
+    """Averages over sequences, on which their cost depends."""
 
-    mean: float  # tokens, padding included where there is any
+    mean: float  # tokens, including padding
     mean_square: float
     masked: float  # tokens with an MLM label
 
     @classmethod
     def full(cls, seq_len: int, masked: float) -> Lengths:
-        """Every sequence padded to the whole length."""
+        """All sequences have `seq_len` tokens."""
         return cls(seq_len, seq_len**2, masked)
 
 
@@ -42,8 +40,8 @@ def flops(
 ) -> float:
     """Floating-point operations of a sequence's matrix products, forward and backward.
 
-    A multiply-add is 2, the backward pass twice the forward pass; with recomputation the layers' forward
-    pass comes once more. LayerNorm, softmax, GELU and the update are left out, as is usual.
+    A multiply-add counts 2, the backward pass twice the forward pass. `recomputes` adds the layers'
+    forward pass once more. LayerNorm, softmax, GELU and the update are left out, as is usual.
     """
     hidden, inner = model.hidden_size, model.intermediate_size
     of_token = 2 * (4 * hidden**2 + 2 * hidden * inner)

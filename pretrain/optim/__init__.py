@@ -1,4 +1,4 @@
-"""Parameter groups, Adam, LAMB and learning-rate schedules: functions of gradients and the step.
+"""Parameter groups, Adam, LAMB and learning-rate schedules.
 
 May import: pretrain.config.
 """

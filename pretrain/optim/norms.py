@@ -1,4 +1,4 @@
-"""Norms to more than fp32's digits at fp32's speed."""
+"""Norms more exact than fp32 at the speed of fp32."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Numbers that are summed in fp32 before their sums are in float64: few enough for its seven digits
+# Numbers summed in fp32 before float64 takes over: few enough for its seven digits
 _ROW = 256
 
 
 def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
-    """(n,) float64: the sum of squares of each tensor, on their device; not one tensor may be absent.
+    """Sum of squares of each tensor: (n,) float64 on their device, for n >= 1 tensors.
 
-    On a CPU torch's fp32 norm of a word embedding is off by 2e-4, and its float64 norm first makes
-    a float64 copy: 20 times as slow as this, which is off by 1e-9. On a GPU neither is so.
+    On a CPU torch's fp32 norm of a word embedding is off by 2e-4. Its float64 norm first makes a
+    float64 copy and is 20 times as slow as this, which is off by 1e-9. On a GPU torch's is used.
     """
     if tensors[0].is_cuda:
         return torch.stack(torch._foreach_norm(list(tensors), 2, dtype=torch.float64)).square()

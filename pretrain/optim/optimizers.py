@@ -1,21 +1,19 @@
-"""Parameter groups and optimizers: AdamW, the BERT paper's own Adam; LAMB is in lamb.py.
+"""Parameter groups and optimizers: AdamW, the BERT paper's own Adam, and LAMB.
 
-Both Adams are elementwise, so they may be given whole tensors or the flat shards that ZeRO cuts
-from them: the result is the same.
+Both Adams are elementwise: whole tensors and the flat shards that ZeRO cuts from them give the same
+result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.adamw import adamw
 
 from pretrain.config.settings import OptimizerName, OptimSettings
-from pretrain.optim.lamb import ENDLESS_STEPS, Lamb
+from pretrain.optim.adam import BertAdam
+from pretrain.optim.lamb import Lamb
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -42,7 +40,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def build_optimizer(groups: list[dict[str, Any]], settings: OptimSettings) -> Optimizer:
-    """The optimizer `settings.name` over `groups`; the learning rate is set anew for each step."""
+    """The optimizer `settings.name` over `groups`; the engine sets the rate of each step."""
     beta_1, beta_2 = settings.betas
     if settings.name is OptimizerName.bert_adam:
         return BertAdam(groups, settings.learning_rate, (beta_1, beta_2), settings.eps)
@@ -58,62 +56,3 @@ def build_optimizer(groups: list[dict[str, Any]], settings: OptimSettings) -> Op
         )
     # fused: one pass over the memory, on the CPU too
     return AdamW(groups, settings.learning_rate, (beta_1, beta_2), settings.eps, fused=True)
-
-
-class BertAdam(Optimizer):
-    """Adam as in google-research/bert, optimization.py (AdamWeightDecayOptimizer).
-
-    m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g²;  w = w - lr (m / (sqrt(v) + eps) + decay w).
-    No bias correction; eps is outside the root; the decay is decoupled. That is AdamW's formula
-    where the correction has died out, so torch's fused AdamW computes it, told so. State of a
-    parameter: exp_avg, exp_avg_sq, step (fp32 scalar: updates made).
-    """
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float = 0,
-    ) -> None:
-        super().__init__(
-            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        )
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of all parameters that have a gradient."""
-        assert closure is None, "the gradients are there before the step: no closure is called"
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            states = [self._state(p) for p in params]
-            for state in states:
-                state["step"] += 1
-            beta_1, beta_2 = group["betas"]
-            adamw(
-                params,
-                [p.grad for p in params],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
-                [],
-                [torch.full((), ENDLESS_STEPS, device=p.device) for p in params],
-                fused=True,
-                amsgrad=False,
-                beta1=beta_1,
-                beta2=beta_2,
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
-            )
-
-    def _state(self, parameter: Tensor) -> dict[str, Tensor]:
-        state = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros(())
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        return state

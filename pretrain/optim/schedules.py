@@ -1,4 +1,4 @@
-"""Learning-rate curves: pure functions of the finished updates, or of the time spent on them."""
+"""Learning-rate curves: pure functions of the finished updates, or of the training time."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pretrain.config.settings import ScheduleSettings
 def learning_rate(
     step: int, settings: ScheduleSettings, peak: float, elapsed_s: float = 0.0
 ) -> float:
-    """Rate of the update that follows `step` finished updates, which took `elapsed_s`.
+    """Rate of the update after `step` finished updates since start_step, which took `elapsed_s`.
 
-    They are those since start_step. Linear warm-up, then the decay peak * (what is left / what was left at its start) ** power; the
-    end is total_steps updates or, with budget_hours, so many hours. Two quirks of published code
-    are settings. decay_from_step_0 (google-research/bert, optimization.py; NVIDIA's schedulers.py):
-    the decay line starts at step 0, so the rate drops where the warm-up ends; without it the curve
-    is continuous. count_from_1 (NVIDIA): the first update is number 1; Google's is 0, with rate 0
-    in a warm-up.
+    Linear warm-up, then peak * (what is left / what was left at the start of the decay) ** power.
+    The end is total_steps updates, or budget_hours. Two quirks of published code are settings:
+    decay_from_step_0 (google-research/bert, optimization.py; NVIDIA's schedulers.py) starts the
+    decay line at step 0, so that the rate drops where the warm-up ends; without it the curve is
+    continuous. count_from_1 (NVIDIA) gives the first update number 1; Google's is 0, with rate 0 in
+    a warm-up.
     """
     if step < 0:
         raise ValueError(f"the number of finished updates is {step}; it must be 0 or more")
@@ -31,6 +31,6 @@ def learning_rate(
 
 
 def is_over(step: int, settings: ScheduleSettings, elapsed_s: float = 0.0) -> bool:
-    """Whether a run ends after `step` updates that took `elapsed_s`."""
+    """Whether training ends after `step` updates that took `elapsed_s`."""
     last_step = settings.last_step
     return elapsed_s >= settings.total if last_step is None else step >= last_step

@@ -25,6 +25,7 @@ from pretrain.data.train_loader import GlobalBatch
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine.deepspeed_setup import get_accelerator
 from pretrain.engine.engine import Engine
+from pretrain.engine.snapshot import WEIGHT
 from pretrain.model.bert import BertForPreTraining
 
 VOCAB_SIZE, BATCH_SIZE, LONGEST = 90, 12, 24
@@ -88,6 +89,12 @@ def build_engine(
     )
     model = build_model() if model is None else model
     return Engine(model, optim_settings(**optim), settings, ranks)
+
+
+def gathered(engine: Engine, key: str = WEIGHT) -> dict[str, torch.Tensor]:
+    """Whole master weights, or moments, by parameter name, on rank 0; {} elsewhere. Collective."""
+    whole = {name: engine._state.whole(key, name).clone() for name in engine._state.parameters}
+    return whole if engine.ranks.rank == 0 else {}
 
 
 def save_state(engine: Engine, folder: Path) -> None:

@@ -15,6 +15,7 @@ from engine_samples import (
     MANY_MICRO_STEPS,
     build_engine,
     build_model,
+    gathered,
     global_batch,
     save_state,
 )
@@ -268,7 +269,7 @@ def start(
     saver.save(Progress(step=3, position=3))
     losses = continue_training(engine, 3, 6)  # while it is written
     saver.settle()
-    return losses, engine.full_weights()
+    return losses, gathered(engine)
 
 
 def resume(
@@ -282,7 +283,7 @@ def resume(
     if ranks.rank == 0:
         again.mkdir()
     save_state(engine, again)
-    return continue_training(engine, state["position"], 6), engine.full_weights()
+    return continue_training(engine, state["position"], 6), gathered(engine)
 
 
 ENGINE_FILES = ("model.safetensors", "optimizer.safetensors", "engine.json")
@@ -335,7 +336,7 @@ def live_and_saved(ranks: Ranks, folder: Path, stage: int) -> Any:
     parameters = list(engine._state.parameters.values())
     with GatheredParameters(parameters, enabled=stage == 3):
         live = {name: p.detach().clone() for name, p in engine._state.parameters.items()}
-    return live, engine.full_weights()
+    return live, gathered(engine)
 
 
 @pytest.mark.distributed

@@ -105,9 +105,7 @@ def all_on_one_gpu(info: RankInfo) -> RankInfo:
 @pytest.mark.distributed
 def test_two_ranks_on_one_gpu_are_named_on_every_rank() -> None:
     said = run_ranks(check_in_with, 3, change=all_on_one_gpu)
-    expected = (
-        "SettingsError: rank 0 on node1 and rank 1 on node1 have the same GPU (gpu-0)"
-    )
+    expected = "SettingsError: rank 0 on node1 and rank 1 on node1 have the same GPU (gpu-0)"
     assert all(text.startswith(expected) for text in said), said
 
 

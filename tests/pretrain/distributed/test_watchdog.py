@@ -81,9 +81,7 @@ def test_a_rank_that_hangs_ends_both_with_their_stacks_and_is_named_by_both(tmp_
 
 def test_a_stopped_rank_is_named_and_the_other_ends_with_its_stacks(tmp_path: Path) -> None:
     log, _ = logs(tmp_path, stop)
-    assert (
-        "rank 0 in a barrier after step 3: waiting for rank 1, which sends no heartbeat" in log
-    )
+    assert "rank 0 in a barrier after step 3: waiting for rank 1, which sends no heartbeat" in log
     assert "(stopped, dead or disconnected; last heartbeat in " in log
     assert "in barrier" in log
 
@@ -119,7 +117,9 @@ def test_what_an_earlier_start_told_does_not_keep_a_later_one_from_telling(tmp_p
 
 def test_a_killed_rank_is_named_as_soon_as_the_connection_breaks(tmp_path: Path) -> None:
     log, _ = logs(tmp_path, kill)
-    assert "this rank ends with an error; rank 0 in a barrier after step 3: waiting for rank 1" in log
+    assert (
+        "this rank ends with an error; rank 0 in a barrier after step 3: waiting for rank 1" in log
+    )
     assert "ranks.barrier()" in log, "its stack, too"
 
 

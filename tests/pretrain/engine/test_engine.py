@@ -17,6 +17,7 @@ from engine_samples import (
     MANY_MICRO_STEPS,
     build_engine,
     build_model,
+    gathered,
     global_batch,
     optim_settings,
     save_state,
@@ -172,7 +173,7 @@ def test_an_overflow_in_fp16_halves_the_loss_scale_and_changes_nothing_else(
 def weights_after_start(ranks: Ranks, stage: int, precision: Precision) -> bool:
     model = build_model()
     initial = copy.deepcopy(dict(model.named_parameters()))
-    weights = build_engine(ranks, stage, precision, model).full_weights()
+    weights = gathered(build_engine(ranks, stage, precision, model))
     if ranks.rank > 0:
         return weights == {}
     same = [torch.equal(weights[name], initial[name]) for name in initial]
@@ -210,7 +211,7 @@ def losses_with_evaluation(ranks: Ranks, stage: int, evaluate: bool) -> Any:
         if evaluate:
             figures.append(engine.evaluate_step(global_batch(99).micro_batches[0]).tolist())
         losses.append(step(engine, position).sums.tolist())
-    return losses, figures, engine.full_weights()
+    return losses, figures, gathered(engine)
 
 
 @pytest.mark.distributed

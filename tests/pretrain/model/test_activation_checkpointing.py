@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from engine_samples import MANY_MICRO_STEPS, VOCAB_SIZE, build_engine, build_model, global_batch
+from engine_samples import (
+    MANY_MICRO_STEPS,
+    VOCAB_SIZE,
+    build_engine,
+    build_model,
+    gathered,
+    global_batch,
+)
 from model_samples import random_batch, random_model, small_settings
 from ranks_harness import run_ranks
 
@@ -34,7 +41,7 @@ def trained(
         batch = global_batch(position, ranks.rank, ranks.world_size, MANY_MICRO_STEPS)
         result = engine.train_step(batch, 1e-3)
         figures.append((result.sums.tolist(), float(result.grad_norm)))
-    return figures, engine.full_weights()
+    return figures, gathered(engine)
 
 
 @pytest.mark.distributed

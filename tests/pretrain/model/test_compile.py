@@ -13,6 +13,7 @@ from engine_samples import (
     VOCAB_SIZE,
     build_engine,
     build_model,
+    gathered,
     global_batch,
     save_state,
 )
@@ -116,7 +117,7 @@ def resumed(ranks: Ranks, precision: Precision, folder: Path) -> tuple[Any, Any]
             batch = global_batch(0)  # one shape
             batch.dropout_seeds[:] = [100 + step]
             losses.append(engine.train_step(batch, 3e-3).sums[0].item())
-        return losses, engine.full_weights(), engine
+        return losses, gathered(engine), engine
 
     straight, weights, _ = made(0, 4)
     before, _, engine = made(0, 2)

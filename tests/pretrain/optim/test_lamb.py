@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_samples import build_engine, build_model, global_batch, save_state
+from engine_samples import build_engine, build_model, gathered, global_batch, save_state
 from numpy.typing import NDArray
 from ranks_harness import run_ranks
 from torch import Tensor, nn
@@ -204,7 +204,7 @@ def trained(
             batch: Any = GlobalBatch(step, [Given(step, rows)], [step], 1, ROWS, 1, 1)  # type: ignore[list-item]
             while not engine.train_step(batch, rate(step)).applied:
                 pass  # in fp16 the first scale is too large
-        outcomes.append((engine.full_weights(), engine.trust_ratios()))
+        outcomes.append((gathered(engine), engine.trust_ratios()))
     return outcomes
 
 
@@ -245,7 +245,7 @@ def resumed(ranks: Ranks, folder: Path, stage: int, break_after: int | None) -> 
             engine.load(folder)
         batch = global_batch(position, ranks.rank, ranks.world_size)
         engine.train_step(batch, rate(position))
-    return engine.full_weights()
+    return gathered(engine)
 
 
 @pytest.mark.distributed

@@ -15,7 +15,8 @@ from data_prep.core.config import compose
 from data_prep.core.objectives import Pairing
 from pretrain.config.settings import OptimizerName, OptimSettings, Settings, TrustRatio
 from pretrain.model.bert import BertForPreTraining
-from pretrain.optim.optimizers import BertAdam, build_optimizer, parameter_groups
+from pretrain.optim.adam import BertAdam
+from pretrain.optim.optimizers import build_optimizer, parameter_groups
 
 OPTIM = OptimSettings(
     name=OptimizerName.bert_adam,

@@ -15,6 +15,7 @@ from engine_samples import (
     ONE_MICRO_STEP,
     build_engine,
     build_model,
+    gathered,
     global_batch,
     optim_settings,
 )
@@ -23,7 +24,6 @@ from ranks_harness import run_ranks
 from data_prep.core.objectives import Pairing
 from pretrain.config.settings import OptimizerName, Precision, ScheduleSettings
 from pretrain.distributed.ranks import Ranks
-from pretrain.engine.engine import Engine
 from pretrain.optim.optimizers import parameter_groups
 from pretrain.optim.schedules import learning_rate
 
@@ -82,7 +82,7 @@ def train(
         mlm_loss, nsp_loss, *_ = ranks.sum(result.sums.tolist())
         losses.append(mlm_loss / batch.num_masked + nsp_loss / batch.num_sequences)
         norms.append(float(result.grad_norm))
-    return losses, norms, engine.full_weights(), micro_steps
+    return losses, norms, gathered(engine), micro_steps
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -122,11 +122,7 @@ def first_gradient(ranks: Ranks, stage: int, token_budget: int) -> dict[str, tor
     """The gradient that reached the optimizer: after one step exp_avg is (1 - beta_1) of it."""
     engine = build_engine(ranks, stage, betas=[0.5, 0.5], max_grad_norm=1e9)
     engine.train_step(global_batch(0, ranks.rank, ranks.world_size, token_budget), 0.0)
-    return {name: 2 * value for name, value in moment(engine).items()}
-
-
-def moment(engine: Engine) -> dict[str, torch.Tensor]:
-    return engine._state.gather("exp_avg", engine._state.parameters)
+    return {name: 2 * value for name, value in gathered(engine, "exp_avg").items()}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 import pytest
 import torch
-from engine_samples import build_engine, global_batch, save_state
+from engine_samples import build_engine, gathered, global_batch, save_state
 from google_schedule import google
 from ranks_harness import run_ranks
 from run_in_fork import pretrain_run
@@ -309,14 +309,14 @@ def carried(ranks: Ranks, folder: Path, stage: int, forget: tuple[str, ...], is_
         engine.train_step(batch, 1e-3)
     save_state(engine, folder)
     ranks.barrier()
-    weights = engine.full_weights()
+    weights = gathered(engine)
     other = build_engine(ranks, stage)
     if not is_fresh:  # as where a run goes back to the beginning of its phase
         other.train_step(global_batch(3, ranks.rank, ranks.world_size), 1e-3)
     other.load(folder, forget)
     steps = {float(other._optimizer.state[flat]["step"]) for flat in other._state.flat_tensors()}
-    moments = other._state.gather("exp_avg", other._state.parameters)
-    is_same = all(torch.equal(value, weights[n]) for n, value in other.full_weights().items())
+    moments = gathered(other, "exp_avg")
+    is_same = all(torch.equal(value, weights[n]) for n, value in gathered(other).items())
     return is_same, any(m.any() for m in moments.values()), steps
 
 
@@ -346,9 +346,9 @@ def tiled_tables(ranks: Ranks, folder: Path, stage: int) -> list[tuple[torch.Ten
     other = build_engine(ranks, stage)
     for key in ("weight", "exp_avg"):
         other.load(folder)
-        saved = other._state.gather(key, [name])
+        saved = gathered(other, key)
         other.load(folder, tiles=3)
-        both.append((saved.get(name), other._state.gather(key, [name]).get(name)))
+        both.append((saved.get(name), gathered(other, key).get(name)))
     return both
 
 

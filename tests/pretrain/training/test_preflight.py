@@ -204,9 +204,7 @@ def test_a_disk_without_room_for_those_to_be_kept_is_warned_of(
 ) -> None:
     arguments = {"data_dir": sample_dir, "folder": tmp_path}
     ((*_, warnings, _),) = run_ranks(look, 1, change=disk_with(3.9), **arguments)
-    assert re.search(
-        r"the 3 checkpoints to keep \(checkpoint.keep\) and the next one", warnings[0]
-    )
+    assert re.search(r"the 3 checkpoints to keep \(checkpoint.keep\) and the next one", warnings[0])
     ((*_, warnings, _),) = run_ranks(look, 1, change=disk_with(4), **arguments)
     assert warnings == []
     (tmp_path / "x/checkpoints/step-00000001").mkdir(parents=True)
