@@ -14,6 +14,7 @@ import pytest
 from run_in_fork import pretrain_run
 
 from pretrain.engine.engine import Engine
+from pretrain.metrics import names
 
 PROJECT = Path(__file__).resolve().parents[1]
 PAGE = (PROJECT / "docs" / "run-folder.md").read_text(encoding="utf-8")
@@ -26,7 +27,11 @@ NAMES = {
 }
 GROUPS = "(?:train|eval|optim|data|perf|band)"
 METRICS = {name for name in NAMES if re.match(f"{GROUPS}/", name)}
-SOURCES = "".join(path.read_text() for path in sorted((PROJECT / "pretrain").rglob("*.py")))
+SOURCES = "".join(
+    path.read_text()
+    for path in sorted((PROJECT / "pretrain").rglob("*.py"))
+    if path.name != "names.py"  # the table of metrics, which names all
+)
 
 SMALL = (
     "+model=tiny", "model.hidden_size=32", "model.intermediate_size=64", "optim.global_batch=8",
@@ -85,6 +90,13 @@ def test_every_metric_that_runs_record_is_on_the_page(runs: list[Path]) -> None:
     recorded = {general(name) for line in lines_of(runs, "metrics.jsonl") for name in line}
     assert {"train/loss", "eval/loss", "perf/goodput", "perf/training_hours"} <= recorded
     assert recorded - METRICS == {"step", "time"}
+
+
+def test_the_units_on_the_page_are_those_of_the_table_of_metrics() -> None:
+    cells = [line.split("|")[1:3] for line in PAGE.splitlines() if line.startswith("| `")]
+    units = {re.findall(r"`([^`]+)`", name)[0]: unit.strip() for name, unit in cells}
+    expected = {name: metric.unit for name, metric in names.METRICS.items()}
+    assert {name: units[name] for name in sorted(METRICS)} == expected
 
 
 def test_every_metric_that_the_code_names_is_on_the_page() -> None:

@@ -6,24 +6,26 @@ import datetime
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from pretrain.model.fill_mask import Guesses
+from pretrain.metrics.monitor import Sink
+from pretrain.metrics.names import METRICS
 
-
-BAR = "{n_fmt}/{total_fmt}{postfix} |{bar}| ETA {remaining}"  # too wide: cut off on the right
-
+# if too wide, cut off on the right
+BAR = "{n_fmt}/{total_fmt}{postfix} |{bar}| ETA {remaining}"
 BAR_WITHOUT_END = "{n_fmt}{postfix} |{bar}| {elapsed}"
+LINE_EVERY_S = 10.0  # at least this long between two lines of progress in a batch job's log
+SHOWN_EVENTS = (
+    "resumed", "rewound", "phase", "stopped", "skipped_step", "overflow", "spike",
+    "checkpoint_failed",
+)  # fmt: skip
 
-LINE_EVERY_S = 10.0  # in a batch job's log a line of progress at most so often
 
-
-class Screen:
-    """A progress bar on a terminal; in a batch job plain lines, one in ten seconds at most."""
+class Screen(Sink):
+    """A progress bar on a terminal; in a batch job plain lines, at most one in ten seconds."""
 
     def __init__(self, first_step: int, total_steps: int | None) -> None:
-        """`total_steps` is None where the clock ends the run, and not a number of steps."""
+        """`total_steps` is None if the clock ends the run."""
         from tqdm import tqdm
 
         self._total_steps, self._first_step, self._started = total_steps, first_step, time.time()
@@ -34,29 +36,29 @@ class Screen:
             initial=first_step,
             unit="step",
             dynamic_ncols=True,
-            bar_format=BAR if total_steps is not None else BAR_WITHOUT_END,
+            bar_format=BAR_WITHOUT_END if total_steps is None else BAR,
             disable=not self._is_terminal,
         )
 
-    def record(self, step: int, figures: Mapping[str, float | str]) -> None:
-        text = _readable(figures)
+    def record(self, step: int, metrics: Mapping[str, float | str]) -> None:
+        text = " ".join(
+            metric.console.format(metrics[name])
+            for name, metric in METRICS.items()
+            if metric.console and name in metrics
+        )
+        is_evaluation = any(name.startswith("eval/") for name in metrics)
         if self._is_terminal:
-            if any(name.startswith("eval/") for name in figures):
+            if is_evaluation:
                 self._bar.write(f"step {step:,}  {text}", file=sys.stderr)
             else:
                 self._bar.set_postfix_str(text, refresh=False)
                 self._bar.update(step - self._bar.n)
             return
         is_due = time.time() - self._last_line >= LINE_EVERY_S or step == self._total_steps
-        if is_due or any(name.startswith("eval/") for name in figures):
+        if is_due or is_evaluation:
             self._last_line = time.time()
-            if self._total_steps is None:
-                print(f"step {step:,}  {text}", file=sys.stderr)
-                return
-            done = max(1, step - self._first_step)
-            left_s = (self._last_line - self._started) / done * (self._total_steps - step)
-            eta = datetime.timedelta(seconds=round(left_s))
-            print(f"step {step:,}/{self._total_steps:,}  {text}  ETA {eta}", file=sys.stderr)
+            total = "" if self._total_steps is None else f"/{self._total_steps:,}"
+            print(f"step {step:,}{total}  {text}{self._eta(step)}", file=sys.stderr)
 
     def event(self, kind: str, facts: dict[str, Any]) -> None:
         if kind in SHOWN_EVENTS:
@@ -64,41 +66,12 @@ class Screen:
             text = " ".join(f"{name}={value}" for name, value in short.items())
             self._bar.write(f"{kind.replace('_', ' ')}: {text}", file=sys.stderr)
 
-    def guesses(self, step: int, filled: dict[str, Guesses]) -> None:
-        pass  # shown at the run's end, by the exported model
-
     def close(self) -> None:
         self._bar.close()
 
-
-SHOWN_EVENTS = (
-    "resumed",
-    "rewound",
-    "phase",
-    "stopped",
-    "skipped_step",
-    "overflow",
-    "spike",
-    "checkpoint_failed",
-)
-
-SHOWN = {
-    "train/mlm_loss": "MLM {:.3f}",
-    "train/mlm_accuracy": "({:.1%})",
-    "train/nsp_loss": "NSP {:.3f}",
-    "train/nsp_accuracy": "({:.1%})",
-    "train/sop_loss": "SOP {:.3f}",
-    "train/sop_accuracy": "({:.1%})",
-    "perf/tokens_per_second": "{:,.0f} tokens/s",
-    "perf/training_hours": "{:.2f} h",
-    "eval/mlm_loss": "held-out MLM {:.3f}",
-    "eval/mlm_accuracy": "({:.1%})",
-    "eval/nsp_loss": "NSP {:.3f}",
-    "eval/nsp_accuracy": "({:.1%})",
-    "eval/sop_loss": "SOP {:.3f}",
-    "eval/sop_accuracy": "({:.1%})",
-}
-
-
-def _readable(figures: Mapping[str, float | str]) -> str:
-    return " ".join(form.format(figures[name]) for name, form in SHOWN.items() if name in figures)
+    def _eta(self, step: int) -> str:
+        if self._total_steps is None:
+            return ""
+        step_s = (time.time() - self._started) / max(1, step - self._first_step)
+        left = datetime.timedelta(seconds=round(step_s * (self._total_steps - step)))
+        return f"  ETA {left}"

@@ -1,6 +1,6 @@
 """Where the loss should be: the band of published runs, and the plateau that a sound run leaves.
 
-A run that is outside says so once, with the known causes and what its own figures say of each.
+A run outside warns once, with the known causes and what its own metrics show for each.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RECENT = 25  # records whose median is held against the band
-# Not measured but chosen: other seeds and corpora may be so much faster or slower (a factor of the
-# steps), and so much better or worse (nats; single windows of the base run swing by 0.3)
+RECENT = 25  # records whose median is compared with the band
+# Chosen, not measured: how much faster or slower (a factor of the steps), and how much better or
+# worse (nats) other seeds and corpora may be. Single windows of the base run swing by 0.3.
 TIME_SLACK, LOSS_SLACK = 1.3, 0.3
-# Published runs had left the loss of word frequencies after 2,000 updates at most (both below);
-# twice as many is long
+# Published runs left the loss of word frequencies within 2,000 updates (both below); twice as many
+# is too long
 PLATEAU_STEPS = 4_000
-PLATEAU_NATS = 0.1  # below the loss of guessing by frequency, within which nothing is learnt yet
+PLATEAU_NATS = 0.1  # a loss less than this below guessing by frequency means nothing is learnt yet
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A published run's loss, and the settings that a run must share to be held against it."""
+    """A published run's loss, and the settings that a comparable run shares with it."""
 
     source: str
-    figure: str  # whose values are given
+    metric: str  # that the points are of
     hidden_size: int
     num_layers: int
     global_batch: int
@@ -49,7 +49,7 @@ class Curve:
     points: tuple[tuple[int, float, float], ...]  # step, lowest and highest loss, in nats
 
     def fits(self, settings: Settings) -> bool:
-        """Whether a phase with these settings is such a run. Its sequences may be of any length."""
+        """Whether a phase with these settings is comparable. Sequences may have any length."""
         model, optim = settings.model, settings.optim
         return (
             settings.data.pairs is Pairing.nsp
@@ -60,7 +60,7 @@ class Curve:
         )
 
     def band(self, step: float) -> tuple[float, float] | None:
-        """Lowest and highest loss at `step`, between the points by the step's logarithm."""
+        """Lowest and highest loss at `step`, interpolated in the logarithm of the step."""
         steps = [point[0] for point in self.points]
         if not steps[0] <= step <= steps[-1]:
             return None
@@ -71,7 +71,7 @@ class Curve:
         return low, high
 
     def limits(self, step: int) -> tuple[float, float]:
-        """What a sound run is between, slack included; infinite where the curve says nothing."""
+        """Bounds of a sound run, slack included; infinite outside the curve."""
         later, earlier = self.band(step * TIME_SLACK), self.band(step / TIME_SLACK)
         return (
             -math.inf if later is None else later[0] - LOSS_SLACK,
@@ -81,8 +81,8 @@ class Curve:
 
 CURVES = (
     Curve(
-        "BERT-base, books and Wikipedia at up to 512 tokens, lowest and highest means of 250 steps: "
-        "dmlc/web-data, gluonnlp/logs/bert/bert_base_pretrain.log",
+        "BERT-base, books and Wikipedia at up to 512 tokens, lowest and highest means of 250 "
+        "steps: dmlc/web-data, gluonnlp/logs/bert/bert_base_pretrain.log",
         "train/mlm_loss", 768, 12, 256, 1e-4,
         (
             (1_000, 7.02, 7.11), (2_000, 6.61, 6.82), (4_000, 6.25, 6.37), (6_000, 5.84, 6.36),
@@ -110,9 +110,9 @@ CURVES = (
 
 
 def curve_for(settings: Settings) -> Curve | None:
-    """The published curve for a phase's settings; None where there is none.
+    """The published curve for a phase's settings, or None.
 
-    It is of random weights: a run that starts from others has none.
+    Curves begin at random weights, so a run with run.init_from has none.
     """
     if settings.run.init_from is not None:
         return None
@@ -120,80 +120,83 @@ def curve_for(settings: Settings) -> Curve | None:
 
 
 class Expectation:
-    """Holds a run's records against what is known. Rank 0 alone has one."""
+    """Compares a run's records with what is known. Only rank 0 has one."""
 
     def __init__(
         self, settings: Settings, run_folder: Path, frequency_loss: Callable[[], float]
     ) -> None:
-        """`frequency_loss`: MLM loss of guessing by token frequency alone, on the run's own data."""
+        """`frequency_loss`: MLM loss of guessing by token frequency, on the run's own data."""
         self._settings = settings
         self._frequency_loss = functools.cache(frequency_loss)  # short runs never need it
         self._curve = curve_for(settings)
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._recent_mlm: deque[float] = deque(maxlen=RECENT)
-        self._said = _said_before(run_folder / "events.jsonl")
+        events = readable_lines(run_folder / "events.jsonl")
+        # of earlier starts, too: a run warns once
+        self._warned = {e["what"] for e in events if e["event"] == "expectation"}
 
-    def see(self, step: int, figures: Mapping[str, float], monitor: Monitor) -> dict[str, float]:
-        """Take the record of a step of the first phase: the band's figures to be drawn beside it."""
-        self._recent_mlm.append(figures["train/mlm_loss"])
+    def check(self, step: int, metrics: Mapping[str, float], monitor: Monitor) -> dict[str, float]:
+        """Take a record of the first phase; the band's metrics, to be recorded with it.
+
+        Warns, with the event "expectation", if the loss is not where it should be.
+        """
+        self._recent_mlm.append(metrics["train/mlm_loss"])
         if self._curve is not None:
-            self._recent.append(figures[self._curve.figure])
-        if problem := self._problem(step):
-            kind, text = problem
-            if kind not in self._said:
-                self._said.add(kind)
-                findings = self.findings(figures)
-                logger.warning("%s\n%s", text, "\n".join(f"  {line}" for line in findings))
-                monitor.event("expectation", step=step, what=kind, text=text, findings=findings)
+            self._recent.append(metrics[self._curve.metric])
+        kind, text = self._problem(step)
+        if kind and kind not in self._warned:
+            self._warned.add(kind)
+            findings = self.findings(metrics)
+            logger.warning("%s\n%s", text, "\n".join(f"  {line}" for line in findings))
+            monitor.event("expectation", step=step, what=kind, text=text, findings=findings)
         band = None if self._curve is None else self._curve.band(step)
         return {} if band is None else {"band/low": band[0], "band/high": band[1]}
 
-    def _problem(self, step: int) -> tuple[str, str] | None:
+    def _problem(self, step: int) -> tuple[str, str]:
+        """What is wrong, as the event's `what` and `text`; empty if nothing is."""
         if len(self._recent_mlm) < RECENT:
-            return None
+            return "", ""
         mlm_loss = statistics.median(self._recent_mlm)
         if step >= PLATEAU_STEPS and mlm_loss > self._frequency_loss() - PLATEAU_NATS:
             return "plateau", (
                 f"after {step:,} steps the MLM loss, {mlm_loss:.2f}, is still that of guessing by "
-                f"token frequency alone ({self._frequency_loss():.2f}); published runs had left it after "
-                "2,000. What is known to hold a run there, and what this one's figures say:"
+                f"token frequency ({self._frequency_loss():.2f}); published runs left it within "
+                "2,000 steps. Known causes, and what this run's metrics show:"
             )
         if self._curve is None:
-            return None
+            return "", ""
         loss, (low, high) = statistics.median(self._recent), self._curve.limits(step)
         if low <= loss <= high:
-            return None
+            return "", ""
         side = "above" if loss > high else "below"
         return side, (
-            f"after {step:,} steps {self._curve.figure}, {loss:.2f}, is {side} what is expected here, "
-            f"{low:.2f} to {high:.2f} ({self._curve.source}; slack included). What is known to cause "
-            "it, and what this run's figures say:"
+            f"after {step:,} steps {self._curve.metric}, {loss:.2f}, is {side} the expected range, "
+            f"{low:.2f} to {high:.2f} ({self._curve.source}; slack included). Known causes, and "
+            "what this run's metrics show:"
         )
 
-    def findings(self, figures: Mapping[str, float]) -> list[str]:
-        """The known causes, and what the run's own data and gradients say of each."""
+    def findings(self, metrics: Mapping[str, float]) -> list[str]:
+        """The known causes, each with what the run's own data and gradients show."""
         settings = self._settings
         optim, curve = settings.optim, self._curve
-        published = (
-            "" if curve is None else f"; the published run's peak is {curve.learning_rate:g}"
-        )
+        theirs = "" if curve is None else f"; the published run's peak is {curve.learning_rate:g}"
         clipped = "" if optim.max_grad_norm is None else f", clipped at {optim.max_grad_norm:g}"
-        masked = figures["data/masked_share"]
+        masked = metrics["data/masked_share"]
         lines = [
             f"repeated lines: {_repeated(settings)}",
-            f"learning rate: {figures['optim/learning_rate']:.3g} now, peak "
-            f"{optim.learning_rate:g}{published}",
+            f"learning rate: {metrics['optim/learning_rate']:.3g} now, peak "
+            f"{optim.learning_rate:g}{theirs}",
             f"masks: {masked:.1%} of the tokens are masked"
-            + ("" if 0.1 <= masked <= 0.4 else ", where 15 % are usual"),
-            f"gradient: norm {figures['optim/grad_norm']:.3g}{clipped}; "
-            f"{figures['optim/skipped_steps']:.0f} updates of this phase were skipped",
+            + ("" if 0.1 <= masked <= 0.4 else "; 15 % is usual"),
+            f"gradient: norm {metrics['optim/grad_norm']:.3g}{clipped}; "
+            f"{metrics['optim/skipped_steps']:.0f} updates of this phase were skipped",
         ]
         task = settings.data.pairs.name
-        if (accuracy := figures.get(f"train/{task}_accuracy")) is not None:
+        if (accuracy := metrics.get(f"train/{task}_accuracy")) is not None:
             verdict = (
                 "the pairs are learnt, so attention and segments work"
                 if accuracy > 0.7
-                else "the pairs are not learnt either, which a sound run does first: look at attention"
+                else "a sound run learns the pairs first, this one has not: look at attention"
             )
             lines.append(f"attention: {task.upper()} accuracy {accuracy:.1%}; {verdict}")
         return lines
@@ -203,13 +206,8 @@ def _repeated(settings: Settings) -> str:
     audit = Path(settings.data.dir) / "audit" / str(settings.data.seq_len) / "audit.json"
     if not audit.exists():
         return (
-            f"not known, there is no {audit}: python -m data_prep.audit data_dir={settings.data.dir} "
-            f"seq_len={settings.data.seq_len}"
+            f"unknown, there is no {audit}: python -m data_prep.audit "
+            f"data_dir={settings.data.dir} seq_len={settings.data.seq_len}"
         )
     share = read_json(audit)["corpus"]["splits"]["train"]["repeated_tokens_share"]
-    return f"{share:.1%} of the tokens stand in a sentence that occurred before"
-
-
-def _said_before(events: Path) -> set[str]:
-    """What an earlier start has said: nothing is said twice in a run."""
-    return {e["what"] for e in readable_lines(events) if e["event"] == "expectation"}
+    return f"{share:.1%} of the tokens are in a sentence that occurred before"

@@ -1,4 +1,4 @@
-"""How well a run uses its hardware and its time: model FLOP, the devices' peak, memory, goodput."""
+"""How well a run uses its hardware and time: model FLOP, share of the peak, memory, goodput."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pretrain.data.train_loader import GlobalBatch
     from pretrain.distributed.ranks import Ranks
 
-# Dense matrix products of 16-bit numbers with fp32 sums, TFLOP/s, from the vendors' data sheets. The
-# first pattern that is found in the device's name counts.
+# Dense matrix products of 16-bit numbers with fp32 sums, TFLOP/s, from the vendors' data sheets.
+# The first pattern found in the device's name counts.
 PEAK_TFLOPS = {
     r"B200": 2250.0,
     r"H100 PCIe": 756.0,
@@ -42,9 +42,9 @@ PEAK_TFLOPS = {
 
 
 def peak_tflops(setting: float | None, device: torch.device, precision: Precision) -> float | None:
-    """The peak that model FLOP/s are a share of, of one device; None where it is not known.
+    """One device's peak, which perf/mfu is a share of; None if unknown.
 
-    `setting` is monitor.peak_tflops. Without it the table above, for the 16-bit precisions.
+    `setting` is monitor.peak_tflops; without it, the table above for the 16-bit precisions.
     """
     if setting is not None or device.type != "cuda" or precision is Precision.fp32:
         return setting
@@ -52,25 +52,25 @@ def peak_tflops(setting: float | None, device: torch.device, precision: Precisio
 
 
 def known_peak(device_name: str) -> float | None:
-    """What the table says of a device, by the name that its driver gives it."""
+    """The peak of a device by the name that its driver gives it, or None."""
     found = (peak for pattern, peak in PEAK_TFLOPS.items() if re.search(pattern, device_name))
     return next(found, None)
 
 
 @dataclass
 class Work:
-    """Training between two records: what was done, over all ranks, and where the time went."""
+    """Training between two records: the work of all ranks, and where the time went."""
 
     sequences: int = 0
     tokens: int = 0
     squared_lengths: int = 0  # sum of the squares of the sequences' lengths in tokens
     masked: int = 0  # positions with an MLM label
-    slots: int = 0  # tokens for which the micro-batches had room
+    slots: int = 0  # tokens that the micro-batches had room for
     waited_s: float = 0.0  # for data, on this rank
-    checkpoint_s: float = 0.0  # that training stood still for one
+    checkpoint_s: float = 0.0  # training paused for a checkpoint
 
     def add(self, batch: GlobalBatch, slots: int) -> None:
-        """One global batch more, in micro-batches with room for `slots` tokens on all ranks."""
+        """Add a global batch, in micro-batches with room for `slots` tokens on all ranks."""
         self.sequences += batch.num_sequences
         self.tokens += batch.num_tokens
         self.squared_lengths += batch.squared_lengths
@@ -79,14 +79,14 @@ class Work:
 
 
 def model_flop(model: ModelSettings, vocab_rows: int, work: Work) -> float:
-    """FLOP of forward and backward pass as `cost.flops` counts them, on real tokens alone."""
+    """FLOP of forward and backward pass, on real tokens alone."""
     n = work.sequences
     lengths = Lengths(work.tokens / n, work.squared_lengths / n, work.masked / n)
     return n * flops(model, vocab_rows, lengths)
 
 
 class Meter:
-    """Turns the work between two records into figures under perf/ and data/."""
+    """Turns the work between two records into metrics under perf/ and data/."""
 
     def __init__(
         self, settings: Settings, vocab_rows: int, ranks: Ranks, goodput: Goodput | None
@@ -97,56 +97,56 @@ class Meter:
         precision = settings.engine.precision
         self._peak = peak_tflops(settings.monitor.peak_tflops, ranks.device, precision)
 
-    def figures(self, work: Work, seconds: float, waited_s: float) -> dict[str, float]:
-        """`seconds` of training; `waited_s`: for data, the mean of all ranks. {} but on rank 0."""
+    def metrics(self, work: Work, seconds: float, waited_s: float) -> dict[str, float]:
+        """Metrics on rank 0, otherwise {}. `waited_s`: waiting for data, mean of all ranks."""
         if self._goodput is None:
             return {}
         flop = model_flop(self._settings.model, self._vocab_rows, work)
         tflops = flop / seconds / self._ranks.world_size / 1e12
-        figures = {
+        metrics = {
             "perf/tokens_per_second": work.tokens / seconds,
             "perf/sequences_per_second": work.sequences / seconds,
             "perf/model_tflops_per_device": tflops,
             "perf/training_seconds": seconds,
             "perf/data_wait_share": waited_s / seconds,
             "perf/goodput": self._goodput.after(seconds, time.time()),
-            **memory_figures(self._ranks.device),
+            **memory_metrics(self._ranks.device),
             "data/tokens_per_sequence": work.tokens / work.sequences,
             "data/masked_share": work.masked / work.tokens,
             "perf/budget_fill": work.tokens / work.slots,
         }
         if self._peak is not None:
-            figures["perf/mfu"] = tflops / self._peak
+            metrics["perf/mfu"] = tflops / self._peak
         if work.checkpoint_s:
-            figures["perf/checkpoint_seconds"] = work.checkpoint_s
-        return figures
+            metrics["perf/checkpoint_seconds"] = work.checkpoint_s
+        return metrics
 
 
-def memory_figures(device: torch.device) -> dict[str, float]:
-    """Peaks of this process so far, in GB: of the host, and of a GPU as its allocator counts."""
+def memory_metrics(device: torch.device) -> dict[str, float]:
+    """Peak memory of this process so far, in GB: host, and GPU by torch's allocator."""
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    figures = {"perf/host_memory_gb": kib * 1024 / 1e9}
+    metrics = {"perf/host_memory_gb": kib * 1024 / 1e9}
     if device.type == "cuda":
-        figures["perf/device_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
-    return figures
+        metrics["perf/device_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+    return metrics
 
 
 class Goodput:
-    """Share of the wall time since a run's first start that went into steps which count.
+    """Share of the wall time since a run's first start that went into steps that count.
 
-    Read from metrics.jsonl and events.jsonl, so it goes on through starts: steps that a killed start
-    made beyond its checkpoint are not there any more. Evaluations, checkpoints, starts and the time
-    between two starts are wall time that brings no step.
+    Read from metrics.jsonl and events.jsonl, so it covers all starts: steps that a killed start
+    made after its checkpoint are no longer there. Evaluations, checkpoints, startup and the time
+    between two starts are wall time without a step.
     """
 
     def __init__(self, counted_s: float, began: float) -> None:
-        """`counted_s`: seconds of steps that count, up to now. `began`: Unix time of the start."""
+        """`counted_s`: seconds of steps that count so far. `began`: Unix time of first start."""
         self._counted_s = counted_s
         self._began = began
 
     @classmethod
     def read(cls, run_folder: Path) -> Goodput:
-        """From what stands in a run's folder; a run without anything begins now."""
+        """The goodput of the run in a folder; a new run begins now."""
         records = readable_lines(run_folder / "metrics.jsonl")
         events = readable_lines(run_folder / "events.jsonl")
         return cls(
@@ -155,7 +155,7 @@ class Goodput:
         )
 
     def after(self, seconds: float, now: float) -> float:
-        """The share once `seconds` more of training have come to their record. `now`: Unix time."""
+        """The share after `seconds` more of recorded training. `now`: Unix time."""
         self._counted_s += seconds
         return self._counted_s / max(self._counted_s, now - self._began)
 

@@ -141,7 +141,7 @@ def _over_time(run: History) -> Iterator[tuple[Chart, str]]:
 def _banded(run: History) -> str:
     """The figure that the published band is of."""
     curve = curve_for(run.settings)
-    return "train/mlm_loss" if curve is None else curve.figure
+    return "train/mlm_loss" if curve is None else curve.metric
 
 
 def _bands(run: History) -> list[Band]:

@@ -7,24 +7,11 @@ from datetime import timedelta
 from typing import Any
 
 from data_prep.core.config import SettingsError, as_dict
+from pretrain.metrics.names import METRICS
 from pretrain.planning.plan_vs_actual import Compared, compare
 from pretrain.run_folder.history import History, moment
 
 MOST_EVENTS = 200  # shown; the file has all
-
-RESULTS = (
-    ("eval/mlm_loss", "held-out MLM loss", "{:.4f}"),
-    ("eval/mlm_perplexity", "held-out MLM perplexity", "{:,.2f}"),
-    ("eval/mlm_accuracy", "held-out MLM accuracy", "{:.2%}"),
-    ("eval/nsp_loss", "held-out NSP loss", "{:.4f}"),
-    ("eval/nsp_accuracy", "held-out NSP accuracy", "{:.2%}"),
-    ("eval/sop_loss", "held-out SOP loss", "{:.4f}"),
-    ("eval/sop_accuracy", "held-out SOP accuracy", "{:.2%}"),
-    ("train/mlm_loss", "training MLM loss", "{:.4f}"),
-    ("train/nsp_loss", "training NSP loss", "{:.4f}"),
-    ("train/sop_loss", "training SOP loss", "{:.4f}"),
-    ("perf/tokens_per_second", "tokens a second", "{:,.0f}"),
-)
 
 
 def result_head(run: History, other: History | None) -> list[str]:
@@ -32,11 +19,12 @@ def result_head(run: History, other: History | None) -> list[str]:
 
 
 def results(run: History, other: History | None) -> Iterator[list[str]]:
-    for name, label, form in RESULTS:
+    for name, metric in METRICS.items():
         value = run.last(name)
-        if value is None:
+        if value is None or not metric.label:
             continue
-        row = [label, form.format(value)]
+        form = metric.form
+        row = [metric.label, form.format(value)]
         if other is not None:
             theirs = other.last(name)
             row += ["–", "–"] if theirs is None else [

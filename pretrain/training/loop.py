@@ -155,7 +155,7 @@ class Trainer:
         if batch.num_shapes:
             metrics["data/shapes"] = batch.num_shapes
         if self.expectation is not None:
-            metrics |= self.expectation.see(progress.step, metrics, self.monitor)
+            metrics |= self.expectation.check(progress.step, metrics, self.monitor)
         checksum = {}
         if window.checksum is not None:
             checksum["data/batch"] = together(ranks.gather(window.checksum))

@@ -15,9 +15,9 @@ from pretrain.metrics.wandb_sink import earlier_files
 def records(run_folder: Path, kind: str) -> list[dict[str, Any]]:
     """The records of one kind (run, history, metric, ...), in the order of `wandb sync`."""
     found = []
-    for file in earlier_files(run_folder, own=Path()):
+    for path in earlier_files(run_folder, own=Path()):
         read = subprocess.run(
-            [get_core_path(), "leet", "inspect", "-json", "-run-file", str(file.path)],
+            [get_core_path(), "leet", "inspect", "-json", "-run-file", str(path)],
             capture_output=True,
         )
         lines = map(orjson.loads, read.stdout.splitlines())

@@ -1,4 +1,4 @@
-"""A loss outside the published band, or on the plateau for long, is said once, with its causes."""
+"""A loss outside the published band, or too long on the plateau, is reported once with causes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Watched:
 
     def see_one(self, step: int, figures: dict[str, float]) -> dict[str, float]:
         with contextlib.closing(Monitor([JsonLines(self.folder, 0)])) as monitor:
-            return self._expectation.see(step, figures, monitor)
+            return self._expectation.check(step, figures, monitor)
 
     @property
     def said(self) -> list[dict[str, Any]]:
@@ -51,7 +51,7 @@ class Watched:
 
 
 @pytest.mark.parametrize("curve", CURVES, ids=["base", "large"])
-def test_a_published_curve_is_ascending_in_steps_and_held_against_itself_is_inside(
+def test_a_published_curve_is_ascending_in_steps_and_inside_its_own_limits(
     curve: Any,
 ) -> None:
     steps = [step for step, _, _ in curve.points]
@@ -78,14 +78,14 @@ def test_a_curve_belongs_to_its_model_and_recipe(typed: tuple[str, ...], number:
     assert curve_for(settings_of(*typed)) is (None if number is None else CURVES[number])
 
 
-def test_a_run_inside_the_band_gets_the_band_and_hears_nothing(tmp_path: Path) -> None:
+def test_a_run_inside_the_band_gets_the_band_and_no_warning(tmp_path: Path) -> None:
     early, late = (Watched(tmp_path, settings_of(*BASE)) for _ in range(2))
     assert early.see(2_000, 6.7) == {"band/low": 6.61, "band/high": 6.82}
     assert late.see(30_000, 2.6) == {"band/low": 2.40, "band/high": 2.76}
     assert late.said == []
 
 
-def test_a_run_above_the_band_is_told_once_over_all_starts_with_its_own_figures(
+def test_a_run_above_the_band_is_warned_once_over_all_starts_with_its_own_metrics(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = settings_of(*BASE, f"data.dir={tmp_path}")
@@ -100,16 +100,16 @@ def test_a_run_above_the_band_is_told_once_over_all_starts_with_its_own_figures(
     for said in ("42.0% of the tokens", "peak 0.0001", "15.0% of the tokens", "norm 0.7", "52.0%"):
         assert said in findings
     assert "look at attention" in findings
-    assert caplog.text.count("is above what is expected here") == 1
+    assert caplog.text.count("is above the expected range") == 1
 
 
-def test_a_loss_that_is_too_good_is_told_too(tmp_path: Path) -> None:
+def test_a_loss_that_is_too_good_is_reported_too(tmp_path: Path) -> None:
     run = Watched(tmp_path, settings_of(*BASE))
     run.see(4_000, 3.0)
     assert [event["what"] for event in run.said] == ["below"]
 
 
-def test_any_model_that_has_learnt_nothing_but_frequencies_is_told(tmp_path: Path) -> None:
+def test_any_model_that_has_only_learnt_frequencies_is_reported(tmp_path: Path) -> None:
     early, learning, run = (
         Watched(tmp_path, settings_of("+model=tiny"), frequency_loss=6.0) for _ in range(3)
     )
@@ -118,10 +118,10 @@ def test_any_model_that_has_learnt_nothing_but_frequencies_is_told(tmp_path: Pat
     assert run.said == []
     run.see(5_000, 5.95)
     assert [event["what"] for event in run.said] == ["plateau"]
-    assert "not known, there is no" in run.said[0]["findings"][0]
+    assert "unknown, there is no" in run.said[0]["findings"][0]
 
 
-def test_one_bad_record_among_good_ones_is_no_reason(tmp_path: Path) -> None:
+def test_one_bad_record_among_good_ones_is_not_reported(tmp_path: Path) -> None:
     run = Watched(tmp_path, settings_of(*BASE))
     run.see(30_000, 2.6)
     run.see_one(30_001, {"train/mlm_loss": math.inf, "train/loss": math.inf})

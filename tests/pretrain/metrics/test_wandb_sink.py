@@ -18,7 +18,7 @@ import psutil
 import pytest
 from wandb_stand_in import StandIn
 
-from pretrain.metrics.wandb_sink import earlier_files
+from pretrain.metrics.wandb_sink import earlier_files, read_file
 
 START = Path(__file__).parents[2] / "support" / "wandb_start.py"
 KEY = "a" * 32 + "5ec2e75e"  # of the form of a real one
@@ -71,7 +71,7 @@ class Starts:
 
     def last_step(self) -> int:
         """The last step that a file of wandb's holds by now."""
-        return max((f.last_step for f in earlier_files(self.folder, Path())), default=0)
+        return max((read_file(path)[0] for path in earlier_files(self.folder, Path())), default=0)
 
     def sync(self) -> str:
         """`wandb sync` of the run: what it printed."""
