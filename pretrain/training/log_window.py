@@ -58,5 +58,5 @@ class LogWindow:
         seconds = time.perf_counter() - self.started
         return {
             **means(totals, self.work.masked, self.work.sequences, "train", pairing),
-            **meter.figures(self.work, seconds, waited_s / ranks.world_size),
+            **meter.metrics(self.work, seconds, waited_s / ranks.world_size),
         }
