@@ -65,30 +65,12 @@ def walk(
         while last - begin >= fewest_sentences:
             philox.start(stream, key, philox.PAIR, document << 32 | number)
             target = _draw_target(stream, window, short_seq_prob)
-            end = _reach(sentence_offsets, begin, last, target)
-            partner, label, first = document, 0, 0
-            if pairing == _NONE:
-                if sentence_offsets[end] - sentence_offsets[begin] > target:
-                    end = max(begin + 1, end - 1)
-                middle = end
-            else:
-                if pairing == _SOP:
-                    end = max(begin + 2, end)
-                    if last - end == 1:  # a last sentence alone could not be ordered
-                        end += 1 if end - begin == 2 else -1
-                is_single = end - begin == 1
-                middle = begin + 1
-                if not is_single:
-                    middle += philox.next_below(stream, end - begin - 1)
-                if pairing == _SOP:
-                    # Before truncation, which treats ties by position: otherwise the lengths
-                    # would tell the label.
-                    label = first = philox.next_below(stream, 2)
-                elif is_single or philox.next_below(stream, 2) == 1:
-                    partner = philox.next_below(stream, num_documents - 1)
-                    partner += partner >= document
-                    label = 1
-                    end = middle  # the sentences after A are put back
+            middle, end, label = _draw_split(pairing, sentence_offsets, begin, last, target, stream)
+            partner = document
+            if pairing == _NSP and label:
+                partner = philox.next_below(stream, num_documents - 1)
+                partner += partner >= document
+            first = label if pairing == _SOP else 0  # 1: the second segment becomes A
             split = sentence_offsets[middle]
             starts = sentence_offsets[begin], split
             lengths = split - sentence_offsets[begin], sentence_offsets[end] - split
@@ -109,6 +91,36 @@ def _draw_target(stream: NDArray[np.uint32], window: int, short_seq_prob: float)
     if philox.next_double(stream) < short_seq_prob:
         return 2 + philox.next_below(stream, window - 1)
     return window
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _draw_split(
+    pairing: int,
+    sentence_offsets: NDArray[np.int64],
+    begin: int,
+    last: int,
+    target: int,
+    stream: NDArray[np.uint32],
+) -> tuple[int, int, int]:
+    """Ends of the first and of the second segment, in sentences from `begin` on; and the label."""
+    end = _reach(sentence_offsets, begin, last, target)
+    if pairing == _NONE:
+        if sentence_offsets[end] - sentence_offsets[begin] > target:
+            end = max(begin + 1, end - 1)
+        return end, end, 0
+    if pairing == _SOP:
+        end = max(begin + 2, end)
+        if last - end == 1:  # a last sentence alone could not be ordered
+            end += 1 if end - begin == 2 else -1
+    middle = begin + 1
+    if end - begin > 1:
+        middle += philox.next_below(stream, end - begin - 1)
+    if pairing == _SOP:
+        # Drawn before truncation, which treats ties by position: otherwise lengths tell the label.
+        return middle, end, philox.next_below(stream, 2)
+    if end - begin == 1 or philox.next_below(stream, 2) == 1:
+        return middle, middle, 1  # the sentences after A are put back
+    return middle, end, 0
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
