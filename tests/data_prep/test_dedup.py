@@ -15,16 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_documents import write_source
 from shared_data import packed
 
 from data_prep import collect, dedup, encode, vocab
-from data_prep.core.files import checksum, read_json, write_json
+from data_prep.core.files import checksum, read_json
 from data_prep.core.job import load
 from data_prep.duplicates import matching
 from data_prep.duplicates.matching import FEWEST_CHARACTERS, LEAST_EQUAL
 from data_prep.duplicates.minhash import BANDS, shingles, signature
 from data_prep.duplicates.signatures import Signatures, signatures_path
-from data_prep.stores.documents import Document, DocumentPart, describe_part, list_parts, write_part
+from data_prep.stores.documents import Document, DocumentPart, list_parts
 
 
 def made_text(seed: int, words: int = 120) -> str:
@@ -47,13 +48,7 @@ def with_changes(text: str, number: int, seed: int = 0) -> str:
 def store(data_dir: Path, sources: dict[str, Sequence[Sequence[Document]]]) -> None:
     """Documents of several sources, each given as parts."""
     for source, parts in sources.items():
-        folder = data_dir / "documents" / source
-        paths = [folder / f"part-{number:05d}.parquet" for number in range(len(parts))]
-        described = [
-            describe_part(path, write_part(path, documents))
-            for path, documents in zip(paths, parts, strict=True)
-        ]
-        write_json(folder / "manifest.json", {"parts": described})
+        write_source(data_dir, source, parts)
 
 
 def found(data_dir: Path) -> list[dict[str, Any]]:

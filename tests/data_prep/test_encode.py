@@ -1,3 +1,5 @@
+"""data_prep.encode: ids, splits, bytes, what runs again, and what is refused."""
+
 import pydoc_data.topics
 import shutil
 from pathlib import Path
@@ -6,12 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_documents import write_source
 from transformers import AutoTokenizer
 
 from data_prep import encode, vocab
-from data_prep.core.files import checksum, read_json, write_json
+from data_prep.core.files import checksum, read_json
 from data_prep.core.job import load
-from data_prep.stores.documents import Document, describe_part, list_parts, write_part
+from data_prep.stores.documents import Document, list_parts
 from data_prep.stores.tokens import TokenStore
 from data_prep.text.sentences import split_paragraph
 from data_prep.tokenizer import vocab_file, wordpiece
@@ -28,17 +31,23 @@ OVERRIDES = ("heldout_fraction=0.3", "num_workers=2", "duplicates=keep")
 
 def write_documents(data_dir: Path, texts: dict[str, str], source: str = "topics") -> None:
     """A source of PARTS parts."""
-    folder = data_dir / "documents" / source
     documents = [Document(id_, "", text) for id_, text in texts.items()]
-    paths = [folder / f"part-{number:05d}.parquet" for number in range(PARTS)]
-    counts = [write_part(path, documents[number::PARTS]) for number, path in enumerate(paths)]
-    write_json(folder / "manifest.json", {"parts": list(map(describe_part, paths, counts))})
+    write_source(data_dir, source, [documents[number::PARTS] for number in range(PARTS)])
 
 
 def write_vocab(data_dir: Path, *entries: str) -> None:
     path = data_dir / "released.txt"
     path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *entries, ""]))
     vocab.run(load([f"data_dir={data_dir}", f"vocab_file={path}"]))
+
+
+BEES = {str(number): "A bee." for number in range(30)}
+
+
+def write_bees(data_dir: Path) -> None:
+    """A source of thirty documents, and its vocabulary."""
+    write_documents(data_dir, BEES)
+    write_vocab(data_dir, "a", "bee", ".")
 
 
 def run(data_dir: Path, *overrides: str) -> dict:
@@ -172,23 +181,20 @@ def test_another_vocabulary_alone_encodes_everything_anew(tmp_path: Path) -> Non
 
 
 def test_nothing_of_a_removed_source_survives(tmp_path: Path) -> None:
-    texts = {str(number): "A bee." for number in range(30)}
-    write_documents(tmp_path, texts)
-    write_documents(tmp_path, texts, source="zoo")
-    write_vocab(tmp_path, "a", "bee", ".")
+    write_bees(tmp_path)
+    write_documents(tmp_path, BEES, source="zoo")
     assert len(run(tmp_path)["splits"]["train"]) == 2 * PARTS
     shutil.rmtree(tmp_path / "documents" / "zoo")
     run(tmp_path)
     assert len(list(tmp_path.glob("tokens/*/*.arrow"))) == 2 * PARTS
     found = {**read_all(tmp_path, "train"), **read_all(tmp_path, "heldout")}
-    assert set(found) == {f"topics/{id_}" for id_ in texts}
+    assert set(found) == {f"topics/{id_}" for id_ in BEES}
 
 
 def test_a_failing_task_leaves_no_manifest_and_the_next_start_does_the_rest(
     tmp_path: Path,
 ) -> None:
-    write_documents(tmp_path, {str(number): "A bee." for number in range(30)})
-    write_vocab(tmp_path, "a", "bee", ".")
+    write_bees(tmp_path)
     broken = tmp_path / "documents" / "topics" / "part-00001.parquet"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:50])
@@ -215,14 +221,12 @@ def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
 def test_another_source_encodes_its_own_parts_alone_and_comes_to_the_bytes_of_one_start(
     tmp_path: Path,
 ) -> None:
-    texts = {str(number): "A bee." for number in range(30)}
     for data_dir in (tmp_path / "a", tmp_path / "b"):
-        write_documents(data_dir, texts)
-        write_vocab(data_dir, "a", "bee", ".")
+        write_bees(data_dir)
     run(tmp_path / "a")
     before = times(tmp_path / "a")
     for data_dir in (tmp_path / "a", tmp_path / "b"):
-        write_documents(data_dir, texts, source="zoo")
+        write_documents(data_dir, BEES, source="zoo")
         run(data_dir)
     names = {f"zoo-{number:05d}" for number in range(PARTS)}
     assert changed(before, times(tmp_path / "a")) == names
@@ -230,19 +234,16 @@ def test_another_source_encodes_its_own_parts_alone_and_comes_to_the_bytes_of_on
 
 
 def test_a_changed_part_alone_is_encoded_again(tmp_path: Path) -> None:
-    write_documents(tmp_path, {str(number): "A bee." for number in range(30)})
-    write_vocab(tmp_path, "a", "bee", ".")
+    write_bees(tmp_path)
     run(tmp_path)
     before = times(tmp_path)
-    texts = {str(number): "A bee." for number in range(30)}
-    write_documents(tmp_path, texts | {"3": "Bee bee."})  # in the first of PARTS parts
+    write_documents(tmp_path, BEES | {"3": "Bee bee."})  # in the first of PARTS parts
     run(tmp_path)
     assert changed(before, times(tmp_path)) == {"topics-00000"}
 
 
 def test_another_heldout_fraction_encodes_every_part_again(tmp_path: Path) -> None:
-    write_documents(tmp_path, {str(number): "A bee." for number in range(30)})
-    write_vocab(tmp_path, "a", "bee", ".")
+    write_bees(tmp_path)
     run(tmp_path)
     before = times(tmp_path)
     run(tmp_path, "heldout_fraction=0.5")
@@ -251,8 +252,7 @@ def test_another_heldout_fraction_encodes_every_part_again(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("is_cut", [False, True])
 def test_a_removed_or_cut_part_is_encoded_again_and_no_other(tmp_path: Path, is_cut: bool) -> None:
-    write_documents(tmp_path, {str(number): "A bee." for number in range(30)})
-    write_vocab(tmp_path, "a", "bee", ".")
+    write_bees(tmp_path)
     run(tmp_path)
     before, bytes_before = times(tmp_path), parts_on_disk(tmp_path)
     lost = tmp_path / "tokens" / "train" / "topics-00002.arrow"
@@ -319,8 +319,7 @@ def test_the_held_out_share_is_the_fraction_and_hangs_on_the_name_alone() -> Non
 def test_too_small_a_held_out_split_is_refused_with_a_fraction_that_works(
     tmp_path: Path,
 ) -> None:
-    write_documents(tmp_path, {str(number): "A bee." for number in range(30)})
-    write_vocab(tmp_path, "a", "bee", ".")
+    write_bees(tmp_path)
     with pytest.raises(ValueError, match=r"set heldout_fraction=([\d.]+)$") as caught:
         run(tmp_path, "heldout_fraction=0.0001")
     assert not (tmp_path / "tokens" / "manifest.json").exists()

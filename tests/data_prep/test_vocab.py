@@ -1,14 +1,17 @@
+"""data_prep.vocab: trained, released and extended vocabularies, and what is refused."""
+
 import pydoc_data.topics
 from pathlib import Path
 
 import pytest
+from made_documents import write_source
 from transformers import AutoTokenizer
 
 from data_prep import vocab
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.job import load
-from data_prep.stores.documents import Document, describe_part, list_parts, write_part
+from data_prep.stores.documents import Document, list_parts
 from data_prep.tokenizer.hf_files import TOKENIZER_FILES
 from data_prep.tokenizer.vocab_file import read_vocab
 
@@ -17,11 +20,8 @@ SPECIAL = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"
 
 
 def write_documents(data_dir: Path, texts: list[str], source: str = "topics") -> None:
-    folder = data_dir / "documents" / source
     documents = [Document(str(number), "", text) for number, text in enumerate(texts)]
-    path = folder / "part-00000.parquet"
-    parts = [describe_part(path, write_part(path, documents))]
-    write_json(folder / "manifest.json", {"parts": parts})
+    write_source(data_dir, source, [documents])
 
 
 def make(data_dir: Path, *overrides: str) -> dict:

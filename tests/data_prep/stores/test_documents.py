@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_documents import write_source
 
-from data_prep.core.files import checksum, write_json
+from data_prep.core.files import checksum
 from data_prep.stores import documents
 from data_prep.stores.documents import (
     Document,
     Reject,
-    describe_part,
     list_parts,
     open_rejects,
     read_part,
@@ -23,15 +23,6 @@ from data_prep.stores.documents import (
 )
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
-
-
-def _write_source(folder: Path, *parts: list[Document]) -> None:
-    """Parts of these documents, and a manifest that names them."""
-    paths = [folder / f"part-{number:05d}.parquet" for number in range(len(parts))]
-    described = [
-        describe_part(path, write_part(path, rows)) for path, rows in zip(paths, parts, strict=True)
-    ]
-    write_json(folder / "manifest.json", {"parts": described})
 
 
 @settings(deadline=None)  # the first write loads libraries
@@ -88,8 +79,8 @@ def test_rejects_keep_their_reason(tmp_path: Path) -> None:
 
 def test_parts_are_listed_by_source_and_number_from_the_manifests(tmp_path: Path) -> None:
     row = Document("1", "", "abc")
-    _write_source(tmp_path / "documents" / "wiki", [row], [row, row])
-    _write_source(tmp_path / "documents" / "books", [row])
+    write_source(tmp_path, "wiki", [[row], [row, row]])
+    write_source(tmp_path, "books", [[row]])
     parts = list_parts(tmp_path)
     assert [(part.source, part.name, part.rows, part.characters) for part in parts] == [
         ("books", "part-00000.parquet", 1, 3),
@@ -112,7 +103,7 @@ def test_a_source_whose_collect_has_not_finished_is_refused(tmp_path: Path) -> N
 
 def test_a_missing_part_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "documents" / "books"
-    _write_source(folder, [Document("1", "", "abc")])
+    write_source(tmp_path, "books", [[Document("1", "", "abc")]])
     (folder / "part-00000.parquet").unlink()
     with pytest.raises(ValueError, match=r"part-00000\.parquet is missing, .* delete .*books"):
         list_parts(tmp_path)
