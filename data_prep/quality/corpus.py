@@ -30,10 +30,10 @@ def judge_corpus(
         "sources": _collected(data_dir),
         "dropped": dict(manifest.get("dropped", {})),
         "copies": _copies(data_dir),
-        "splits": counts["splits"],
+        "splits": {split: counts["splits"][split] for split in SPLITS},  # train first
         "heldout_in_train_share": counts["heldout_in_train_share"],
     }
-    return metrics, _faults(counts["splits"]["train"], pairing, bounds)
+    return metrics, _faults(metrics["splits"]["train"], pairing, bounds)
 
 
 def counts_path(data_dir: Path) -> Path:

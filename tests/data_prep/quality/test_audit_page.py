@@ -1,3 +1,5 @@
+"""The audit page, its plots and the data set card: complete, escaped, readable by datasets."""
+
 import copy
 import re
 import shutil
@@ -179,7 +181,7 @@ def test_the_card_names_settings_sources_sizes_and_the_verdict(report: dict) -> 
     assert "| `masking.rate` | 0.15 |" in text
     assert "| made | books | &lt;script>&#124; | 160 |" in text
     assert f"| train | {report['splits']['train']['rows']:,} |" in text
-    assert "license: [unknown]" in text
+    assert "\nlicense:\n- unknown\n" in text
     assert "unfit for training" in text
     assert "fit for training." in card({**report, "faults": []})
 
@@ -190,7 +192,7 @@ def test_the_card_has_the_licence_of_every_source(report: dict) -> None:
         source = {"documents": 1, "characters": 5, "dropped": {}, "settings": settings}
         report["corpus"]["sources"][kind] = source
     text = card(report)
-    assert "license: [unknown, other, cc-by-sa-4.0, gfdl]" in text
+    assert "license:\n- unknown\n- other\n- cc-by-sa-4.0\n- gfdl\n" in text
     assert text.count("CC BY-SA 4.0 and GFDL |") == 2
     assert "unknown: that of each file read" in text
     assert "Python Software Foundation License 2" in text
