@@ -45,40 +45,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(settings: DataPrepSettings) -> dict[str, Any]:
     """Audit the shards of `settings.seq_len`; write and return the report.
 
-    `report["faults"]` lists why they are unfit for training, empty when they are fit. Raises
-    ValueError when there are no finished shards or no vocabulary.
+    `report["faults"]` lists why they are unfit for training; it is empty if they are fit. Raises
+    ValueError if there are no finished shards, no token store or no vocabulary.
     """
     data_dir = Path(settings.data_dir)
     folder = data_dir / f"len{settings.seq_len}"
     manifest = shards.read_manifest(folder)
     vocab_path = data_dir / "vocab" / "vocab.txt"
     rule = MaskingRule.from_manifest(manifest, vocab_path)
-    faults = _provenance_faults(data_dir, manifest, settings.seq_len)
-    damaged = shards.verify(folder)
-    faults += damaged
-    report: dict[str, Any] = {"seq_len": settings.seq_len, "splits": {}, "examples": []}
-    report["shards_checksum"] = checksum(folder / "manifest.json")
-    report["made"] = {name: manifest[name] for name in ("settings", "vocab_size", "lowercase")}
-    report["other_length_counts"] = _other_length_counts(data_dir, folder)
     pairing = Pairing[manifest["pairs"]]
-    report["corpus"], corpus_faults = judge_corpus(data_dir, pairing, settings.audit)
-    faults += corpus_faults
-    if not damaged:  # the figures of a damaged file mean nothing
+    damaged = shards.verify(folder)
+    corpus, corpus_faults = judge_corpus(data_dir, pairing, settings.audit)
+    faults = [*_provenance_faults(data_dir, manifest, settings.seq_len), *damaged, *corpus_faults]
+    report: dict[str, Any] = {
+        "seq_len": settings.seq_len,
+        "shards_checksum": checksum(folder / "manifest.json"),
+        "made": {name: manifest[name] for name in ("settings", "vocab_size", "lowercase")},
+        "other_length_counts": _other_length_counts(data_dir, folder),
+        "corpus": corpus,
+        "splits": {},
+        "examples": [],
+    }
+    if not damaged:  # the metrics of a damaged file mean nothing
         for split in shards.SPLITS:
-            figures, split_faults = _audit_split(folder, split, manifest, rule, settings)
-            report["splits"][split] = figures
+            metrics, split_faults = _audit_split(folder, split, manifest, rule, settings)
+            report["splits"][split] = metrics
             faults += split_faults
         train = shard_reader.Shards.open(folder, "train")
         if pairing.label_1:
             report["shortcut"], shortcut_faults = audit_shortcut(train, settings.audit)
             faults += shortcut_faults
         if vocab_path.is_file():
-            report["examples"] = shown_examples(
-                train,
-                TokenStore.open(data_dir, "train"),
-                read_vocab(vocab_path),
-                rule.mask_id,
-            )
+            store = TokenStore.open(data_dir, "train")
+            report["examples"] = shown_examples(train, store, read_vocab(vocab_path), rule.mask_id)
     report["faults"] = faults
     out = data_dir / "audit" / str(settings.seq_len)
     write_page(out, report)
@@ -110,7 +109,7 @@ def _provenance_faults(data_dir: Path, manifest: dict[str, Any], seq_len: int) -
 
 
 def _other_length_counts(data_dir: Path, folder: Path) -> dict[str, list[int]]:
-    """Of the corpus' shards of other seq_len: place i has the train examples of i tokens."""
+    """By seq_len of the corpus' other shards: position i counts train examples of i tokens."""
     counts = {}
     for path in sorted(data_dir.glob("len*/manifest.json")):
         manifest = read_json(path)
@@ -131,7 +130,7 @@ def _audit_split(
     rule: MaskingRule,
     settings: DataPrepSettings,
 ) -> tuple[dict[str, Any], list[str]]:
-    """The figures of one split, over all and of each shard, and its faults."""
+    """The metrics of one split, in total and per shard, and its faults."""
     faults: list[str] = []
     pairing = Pairing[manifest["pairs"]]
     total: Counts = {}
@@ -159,36 +158,36 @@ def _audit_split(
         contents.append(content_hashes(examples))
     if not total.get("rows"):
         return {"rows": 0, "shards": per_shard}, faults
-    figures = shares(total, settings.seq_len)
+    metrics = shares(total, settings.seq_len)
     hashes = np.concatenate(contents)
-    figures["repeated_examples"] = len(hashes) - len(np.unique(hashes))
+    metrics["repeated_examples"] = len(hashes) - len(np.unique(hashes))
     for name in LOSSES:
-        figures[name] = manifest["splits"][split][name]
-    figures["length_counts"] = length_counts.tolist()
-    figures["shards"] = per_shard
+        metrics[name] = manifest["splits"][split][name]
+    metrics["length_counts"] = length_counts.tolist()
+    metrics["shards"] = per_shard
     faults += [
-        f"{split}: {fault}" for fault in _split_faults(total, figures, pairing, rule, settings)
+        f"{split}: {fault}" for fault in _split_faults(total, metrics, pairing, rule, settings)
     ]
-    return figures, faults
+    return metrics, faults
 
 
 def _split_faults(
     total: Counts,
-    figures: dict[str, Any],
+    metrics: dict[str, Any],
     pairing: Pairing,
     rule: MaskingRule,
     settings: DataPrepSettings,
 ) -> list[str]:
-    """Faults of the figures over a whole split."""
+    """Faults in the metrics of a whole split."""
     faults = []
     bounds = settings.audit
     ones = total[pairing.label_1] if pairing.label_1 else 0
     aims = (bounds.random_next_least, bounds.random_next_most)
     if fault := label_fault(pairing, ones, total["rows"], *aims):
         faults.append(fault)
-    if figures["unknown_share"] > bounds.most_unknown:
+    if metrics["unknown_share"] > bounds.most_unknown:
         faults.append(
-            f"{figures['unknown_share']:.2%} of the text's tokens are unknown, more than "
+            f"{metrics['unknown_share']:.2%} of the text's tokens are unknown, more than "
             f"{bounds.most_unknown:.0%}: is the vocabulary of another language or casing?"
         )
     masked = max(total["masked_tokens"], 1)
@@ -206,21 +205,21 @@ def _split_faults(
         ("random_share", rule.random_share),
         ("kept_share", kept_share),
     ):
-        if abs(figures[name] - wanted) > margin:
+        if abs(metrics[name] - wanted) > margin:
             faults.append(
-                f"{name} of the masked positions is {figures[name]:.4f}, not {wanted:.4f}"
+                f"{name} of the masked positions is {metrics[name]:.4f}, not {wanted:.4f}"
             )
     return faults
 
 
 def summary(report: dict[str, Any]) -> str:
-    """The report as a short table and the examples in words."""
+    """A short table of the report, and its examples in words."""
     pairing = Pairing[report["made"]["settings"]["pairs"]]
     splits, corpus = report["splits"], report["corpus"]["splits"]
     shards_rows = [*table_rows(SHARDS, splits), *table_rows(REPEATED_EXAMPLES, splits)]
     corpus_rows = [*table_rows(CORPUS, corpus), *table_rows(REPEATED, corpus)]
     lines = [
-        f"{row[0]:32}" + "".join(f"{figure:>15}" for figure in row[1:])
+        f"{row[0]:32}" + "".join(f"{value:>15}" for value in row[1:])
         for row in (
             *(["shards", *splits], *shards_rows),
             *(["corpus", *corpus], *corpus_rows),

@@ -116,7 +116,7 @@ def list_tasks(
 
 
 def summary(manifest: dict[str, Any]) -> str:
-    """A short table of what was built."""
+    """A short table of the shards."""
     label = Pairing[manifest["pairs"]].label_1
     title = f"{label.replace('_', ' '):>13}" if label else ""
     lines = [f"{'':9}{'shards':>7}{'examples':>13}{'tokens':>15}{'mean':>7}{'masked':>8}{title}"]

@@ -1,4 +1,4 @@
-"""What the audit measures of a corpus and its shards, and how it shows it.
+"""Measures and judges a corpus and its shards, and shows the result.
 
 May import: data_prep.core, data_prep.examples, data_prep.stores.
 """

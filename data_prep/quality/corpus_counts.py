@@ -1,7 +1,7 @@
-"""What encode counts in the finished token store, once, for build and audit to judge.
+"""Counts of a finished token store: made once, by encode, and judged by build and audit.
 
 Documents, sentences and tokens are counted part by part. Repeated sentences can only be found
-across all parts, so every sentence is compared by a hash of its ids.
+across all parts: sentences are compared by a hash of their ids.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the audit counts in the bytes of a shard, and the shares that follow from it.
+"""Counts in the bytes of a shard, and the shares that follow from them.
 
 Suffixes: N examples, T tokens of all examples end to end, M masked positions of all examples.
 """
@@ -16,12 +16,12 @@ from data_prep.core.objectives import MaskingUnit, Pairing
 from data_prep.examples.masking import MaskingRule, num_masked
 from data_prep.stores.shards import Examples
 
-# What is counted in every shard, and summed.
+# Counts of a shard by name; those of a split are their sums.
 Counts = dict[str, int]
 
 LABELS = tuple(pairing.label_1 for pairing in Pairing if pairing.label_1)
 
-# Kinds of broken examples: none of them may occur.
+# Kinds of broken examples: none may occur.
 BROKEN = (
     "pairs labelled random within one document",
     "pairs labelled next from two documents",
@@ -44,7 +44,7 @@ def count(
     special_ids: dict[str, int],
     seq_len: int,
 ) -> Counts:
-    """Everything countable of N examples, the kinds of BROKEN among it."""
+    """All counts of N examples, those of BROKEN included."""
     ids, starts, ends = examples.input_ids, examples.offsets[:-1], examples.offsets[1:]
     is_nsp, is_single = pairing is Pairing.nsp, pairing is Pairing.none
     is_one = examples.next_sentence_labels == 1
@@ -53,14 +53,14 @@ def count(
     lengths_N = ends - starts
     masked_N = np.diff(examples.masked_offsets)
     wanted_N = num_masked(lengths_N, rule)
-    # B has a token, or there is none; A's is looked at below
+    # B has a token, or there is no B; A is checked below
     whole = first_sep == ends - 1 if is_single else first_sep < ends - 2
     is_form = whole & (examples.segment_a_lengths >= 3)
     is_form &= (ids[starts] == rule.cls_id) & (ids[ends - 1] == rule.sep_id)
     is_form[whole] &= ids[first_sep[whole]] == rule.sep_id
     is_text = np.ones(len(ids), np.bool_)
-    for places in (starts, ends - 1, first_sep[whole]):
-        is_text[places] = False
+    for positions in (starts, ends - 1, first_sep[whole]):
+        is_text[positions] = False
     inner_special = [special_ids[name] for name in ("pad", "cls", "sep", "mask")]
     at = examples.masked_indices
     put, target = examples.masked_input_ids, examples.targets
@@ -101,7 +101,7 @@ def count(
 
 
 def shares(counts: Counts, seq_len: int) -> dict[str, Any]:
-    """Counts and the shares that a person compares with the literature."""
+    """The counts, and the shares to compare with the literature."""
     rows, masked = max(counts["rows"], 1), max(counts["masked_tokens"], 1)
     return {
         **{name: n for name, n in counts.items() if name not in BROKEN},
@@ -117,7 +117,7 @@ def shares(counts: Counts, seq_len: int) -> dict[str, Any]:
 
 
 def content_hashes(examples: Examples) -> NDArray[np.uint64]:
-    """(N,) one number for the ids of each example: equal ones have equal numbers."""
+    """(N,) a hash of the ids of each example."""
     ids = examples.input_ids
     rows = itertools.pairwise(examples.offsets.tolist())
     hashes = (xxhash.xxh3_64_intdigest(ids[start:end].data) for start, end in rows)

@@ -1,4 +1,4 @@
-"""The audit's figures as PNG plots, by matplotlib's Agg: no display, no global state."""
+"""PNG plots of the audit's metrics, by matplotlib's Agg: no display, no global state."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from data_prep.examples.pairs import LOSSES
 
 BLUE, ORANGE, GREY = "#2b6cb0", "#c05621", "#a0aec0"
 
-# what label 1 of the pairs says
+# Meaning of label 1, and the metric of its share
 LABELS = (("random next", "random_next_share"), ("swapped", "swapped_share"))
 
 Report = dict[str, Any]
 
 
 def draw(report: Report) -> dict[str, tuple[str, bytes]]:
-    """File name -> what it shows, and the PNG; those whose figures the report has."""
+    """Title and PNG by file name, of every plot for which the report has the metrics."""
     plots: dict[str, tuple[str, Callable[[Axes, Report], None]]] = {
         "document_tokens.png": ("Tokens per document (train)", _document_tokens),
         "sources.png": ("Sources' shares (train)", _sources),
-        "dropped.png": ("Dropped on the way, by reason", _dropped),
+        "dropped.png": ("Dropped and cut, by reason", _dropped),
     }
     if report["splits"].get("train", {}).get("rows"):
         counts = {
@@ -49,17 +49,17 @@ def draw(report: Report) -> dict[str, tuple[str, bytes]]:
 
 
 def dropped_by_reason(report: Report) -> dict[str, int]:
-    """Everything that was dropped or cut between source and shard, with what its unit is."""
+    """Counts of everything dropped or cut between source and shard, by reason with its unit."""
     corpus = report["corpus"]
     counts = {
         f"{source}: {reason} (documents)": count
-        for source, figures in corpus["sources"].items()
-        for reason, count in figures["dropped"].items()
+        for source, metrics in corpus["sources"].items()
+        for reason, count in metrics["dropped"].items()
     }
     counts |= {f"encode: {name.replace('_', ' ')}": n for name, n in corpus["dropped"].items()}
-    for split, figures in report["splits"].items():
+    for split, metrics in report["splits"].items():
         for name in LOSSES:
-            counts[f"build {split}: {name.replace('_', ' ')}"] = figures.get(name, 0)
+            counts[f"build {split}: {name.replace('_', ' ')}"] = metrics.get(name, 0)
     return counts
 
 
@@ -82,20 +82,20 @@ def _lengths(seq_len: int, length_counts: list[int], axes: Axes, _: Report) -> N
     axes.bar(np.arange(len(bins)) * width, bins, width=width, align="edge", color=BLUE)
     tokens = counts @ np.arange(len(counts))
     mean, real = tokens / max(counts.sum(), 1), tokens / max(counts.sum() * seq_len, 1)
-    axes.axvline(mean, color=ORANGE, label=f"mean {mean:.1f}; {real:.1%} of all places are real")
+    axes.axvline(mean, color=ORANGE, label=f"mean {mean:.1f}; {real:.1%} of all positions are real")
     axes.set_yscale("log")
-    axes.set_xlabel(f"tokens, special ones included ({width} a bar)")
+    axes.set_xlabel(f"tokens, including special ones ({width} per bar)")
     axes.set_ylabel("examples")
     axes.legend(frameon=False)
 
 
 def _document_tokens(axes: Axes, report: Report) -> None:
     counts = report["corpus"]["splits"]["train"]["document_tokens_log2_counts"]
-    last = max((place for place, count in enumerate(counts) if count), default=0)
+    last = max((power for power, count in enumerate(counts) if count), default=0)
     axes.bar(range(last + 1), counts[: last + 1], width=0.95, align="edge", color=BLUE)
-    labels = [_short(2**place) for place in range(0, last + 2, 2)]
+    labels = [_short(2**power) for power in range(0, last + 2, 2)]
     axes.set_xticks(range(0, last + 2, 2), labels)
-    axes.set_xlabel("tokens of a document (each bar up to twice the one before)")
+    axes.set_xlabel("tokens per document (each bar up to twice the one before)")
     axes.set_ylabel("documents")
 
 
@@ -110,23 +110,19 @@ def _short(number: int) -> str:
 def _sources(axes: Axes, report: Report) -> None:
     train = report["corpus"]["splits"]["train"]
     names = list(train["documents_of_source"])
-    places = np.arange(len(names))
+    positions = np.arange(len(names))
     for shift, key, label, colour in (
         (-0.2, "tokens", "of the tokens", BLUE),
         (0.2, "documents", "of the documents", GREY),
     ):
         counts = np.array([train[f"{key}_of_source"][name] for name in names], float)
-        bars = axes.barh(places + shift, counts / max(counts.sum(), 1), 0.38, color=colour)
+        bars = axes.barh(positions + shift, counts / max(counts.sum(), 1), 0.38, color=colour)
         bars.set_label(label)
-        axes.bar_label(bars, [f" {_share(share)}" for share in counts / max(counts.sum(), 1)])
+        axes.bar_label(bars, [f" {share:.1%}" for share in counts / max(counts.sum(), 1)])
     _name_bars(axes, names)
     axes.set_xlim(0, 1.15)
     axes.set_xlabel("share")
     axes.legend(frameon=False, loc="upper center", ncols=2, bbox_to_anchor=(0.5, -0.2))
-
-
-def _share(share: float) -> str:
-    return f"{share:.1%}"
 
 
 def _labels_and_masks(axes: Axes, report: Report) -> None:
@@ -166,7 +162,7 @@ def _dropped(axes: Axes, report: Report) -> None:
 
 
 def _name_bars(axes: Axes, names: list[str]) -> None:
-    """Names on the left, the first on top. They come from a corpus: a "$" is no formula there."""
+    """Names on the left, the first on top. In names of a corpus a "$" does not start a formula."""
     shown = [name if len(name) <= 44 else name[:43] + "…" for name in names]
     axes.set_yticks(range(len(shown)), shown, parse_math=False)
     axes.invert_yaxis()

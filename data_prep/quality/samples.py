@@ -1,4 +1,4 @@
-"""A few examples of the shards in words, for a person to read."""
+"""A few examples of the shards as words, to read."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ SHOWN = 5
 def shown_examples(
     split: Shards, store: TokenStore, vocab: Sequence[str], mask_id: int
 ) -> list[dict[str, Any]]:
-    """Examples spread over a split: number, label, names of A's and B's documents, A's length, and
-    its pieces. `store` is the split's token store.
+    """SHOWN examples spread over a split, whose token store is `store`.
 
-    A piece is {word}, or, where it is masked, {word, put, kind}: `put` stands in the input in place
-    of `word`, and `kind` says whether that is "mask", "random" or "kept".
+    Each has its number, label, names of A's and B's documents, A's length and its pieces. A piece
+    is {word}, or {word, put, kind} where it is masked: the input has `put` instead of `word`, and
+    `kind` is "mask", "random" or "kept".
     """
     if not split.num_examples:
         return []
     chosen = np.unique(np.linspace(0, split.num_examples - 1, SHOWN).astype(np.int64))
     examples = split.read(chosen)
-    names = dict(enumerate(vocab))  # an id beyond them is a fault, and shown as a number
+    names = dict(enumerate(vocab))  # an id beyond them is a fault, shown as a number
     pieces: list[dict[str, str]] = [
         {"word": names.get(token, str(token))} for token in examples.input_ids.tolist()
     ]
     targets, inputs = examples.targets.tolist(), examples.masked_input_ids.tolist()
-    for place, target, put in zip(examples.masked_indices.tolist(), targets, inputs, strict=True):
+    for position, target, put in zip(
+        examples.masked_indices.tolist(), targets, inputs, strict=True
+    ):
         kind = "mask" if put == mask_id else "kept" if put == target else "random"
-        pieces[place] |= {"put": names.get(put, str(put)), "kind": kind}
+        pieces[position] |= {"put": names.get(put, str(put)), "kind": kind}
     return [
         {
             "example": int(chosen[i]),
@@ -50,7 +52,7 @@ def shown_examples(
 
 
 def _name(store: TokenStore, document: int) -> str:
-    if document >= store.num_documents:  # shards of another store: a fault that is named elsewhere
+    if document >= store.num_documents:  # shards of another store: a fault reported elsewhere
         return f"document {document}"
     part, row = store.locate(document)
     return str(store.parts[part].documents[row])

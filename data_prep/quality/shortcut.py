@@ -1,14 +1,14 @@
-"""Can the pairs' label be told without reading? Two small classifiers try.
+"""Two small classifiers that try to predict the label of a pair without reading it.
 
-`alone` sees the lengths of A and B and which words each of them has, never both together: that a
-B of this kind is mostly random. Where documents of several domains are drawn with other shares as
-random partners than as text, as novels beside encyclopaedia articles, it is right well above the
-majority; a fault of the data (random partners marked, or cut otherwise) makes it nearly perfect.
+`alone` uses the lengths of A and B and the words of each, never both together: it can learn that a
+B of some kind is mostly random. If the random partners come from other domains in other shares than
+the text, as with novels and encyclopaedia articles, it is right well above the majority. A fault
+in the data (random partners that are marked or cut differently) makes it nearly perfect.
 
-`together` sees besides how many words A and B share, rare ones counting more. Pairs of one document
-share names and topics: this is what the task is about, and much of it can be told so. Only where
-next to nothing is left to be learnt (a title in every line, say) the pairs are unfit. Of swapped
-pairs, whose A and B are always of one document, `together` can tell no more than `alone`.
+`together` also uses how many words A and B share, rare ones weighted more. Pairs of one document
+share names and topics: the task is about this, and the classifier predicts much of it. The pairs
+are unfit only if next to nothing is left to learn, for example with a title in every line. For
+swapped pairs, whose A and B always come from one document, `together` gains nothing over `alone`.
 
 Suffixes: N examples, T words (distinct ids of an example's segment) end to end.
 """
@@ -25,14 +25,14 @@ from data_prep.core.settings import AuditSettings
 from data_prep.stores.shard_reader import Shards
 from data_prep.stores.shards import Examples
 
-SAMPLE = 5_000  # examples to learn from, and as many others to judge by
-LEAST = 500  # examples to judge by: with fewer, chance would judge
+SAMPLE = 5_000  # examples to learn from; as many others are judged
+LEAST = 500  # examples to judge; with fewer the result is chance
 
 Float = NDArray[np.float64]
 
 
 def audit_shortcut(split: Shards, bounds: AuditSettings) -> tuple[dict[str, Any], list[str]]:
-    """Accuracies on examples not learnt from, and the faults; both empty for too few examples."""
+    """Accuracies on unseen examples, and the faults; both empty for too few examples."""
     size = min(2 * SAMPLE, split.num_examples)
     if size < 2 * LEAST:
         return {}, []
@@ -42,7 +42,7 @@ def audit_shortcut(split: Shards, bounds: AuditSettings) -> tuple[dict[str, Any]
     alone, together = features(examples, is_random, size // 4)
     judged = is_random[size // 2 :]
     majority = max(judged.mean(), 1 - judged.mean())
-    figures = {"examples": len(judged), "majority": float(majority)}
+    metrics = {"examples": len(judged), "majority": float(majority)}
     faults = []
     for name, inputs, bound, told in (
         ("alone", alone, bounds.most_told_alone, "the lengths and words of either segment"),
@@ -51,9 +51,9 @@ def audit_shortcut(split: Shards, bounds: AuditSettings) -> tuple[dict[str, Any]
         learn = slice(size // 4, size // 2)
         weights = _fit(inputs[learn], is_random[learn])
         accuracy = float(((inputs[size // 2 :] @ weights > 0) == judged).mean())
-        # 0: no better than always the same answer; 1: never wrong
+        # 0: as good as the majority label; 1: never wrong
         skill = (accuracy - majority) / (1 - majority) if majority < 1 else 0.0
-        figures[f"{name}_accuracy"], figures[f"{name}_skill"] = accuracy, float(skill)
+        metrics[f"{name}_accuracy"], metrics[f"{name}_skill"] = accuracy, float(skill)
         if skill > bound:
             faults.append(
                 f"{told} tell {accuracy:.1%} of the pairs' labels where the more frequent "
@@ -61,7 +61,7 @@ def audit_shortcut(split: Shards, bounds: AuditSettings) -> tuple[dict[str, Any]
                 f"{bound:.0%} is the most: a trivial shortcut; look at the examples for what marks "
                 "pairs of label 1"
             )
-    return figures, faults
+    return metrics, faults
 
 
 @dataclass(frozen=True)
@@ -81,29 +81,29 @@ class _Words:
         return self.keys // self.vocab_size
 
     def sums(self, weights_V: Float) -> Float:
-        """(N,) sum of its words' weights."""
+        """(N,) sum of the weights of an example's words."""
         sums_N: Float = np.bincount(self.rows, weights_V[self.ids], self.num_rows).astype(
             np.float64
         )
         return sums_N
 
     def extremes(self, weights_V: Float) -> Float:
-        """(N, 2) least and greatest weight of its words, and of a word without weight."""
+        """(N, 2) smallest and largest weight of an example's words, 0 included."""
         out = np.zeros((self.num_rows, 2))
         for column, pick in enumerate((np.minimum, np.maximum)):
             pick.at(out[:, column], self.rows, weights_V[self.ids])
         return out
 
     def counts(self, is_chosen_N: NDArray[np.bool_]) -> Float:
-        """(V,) in how many of the chosen examples each word occurs."""
+        """(V,) number of the chosen examples in which each word occurs."""
         chosen_T = self.ids[is_chosen_N[self.rows]]
         return np.bincount(chosen_T, minlength=self.vocab_size).astype(np.float64)
 
 
 def features(examples: Examples, is_random: NDArray[np.bool_], size: int) -> tuple[Float, Float]:
-    """(N, 12) and (N, 15) inputs of the two classifiers, a constant among them.
+    """(N, 12) and (N, 15) inputs of the two classifiers, including a constant.
 
-    The words' scores, those of a naive Bayes classifier, are taken from the first `size` examples.
+    The words' scores are those of a naive Bayes classifier on the first `size` examples.
     """
     lengths_N = np.diff(examples.offsets)
     rows_T = np.repeat(np.arange(len(examples)), lengths_N)
@@ -128,7 +128,7 @@ def features(examples: Examples, is_random: NDArray[np.bool_], size: int) -> tup
             length_b < 8,
             a.sums(scores_a) / (words_a + 1),
             b.sums(scores_b) / (words_b + 1),
-            a.extremes(scores_a),  # one word that marks a label would be lost in the mean
+            a.extremes(scores_a),  # a single word that marks a label would be lost in the mean
             b.extremes(scores_b),
         ]
     )
@@ -149,7 +149,7 @@ def features(examples: Examples, is_random: NDArray[np.bool_], size: int) -> tup
 
 
 def _scores(words: _Words, is_first: NDArray[np.bool_], is_random: NDArray[np.bool_]) -> Float:
-    """(V,) log odds of a word under random against next, each word counted once more than found."""
+    """(V,) log odds of a word in random versus next pairs, each word counted once more."""
     random, following = words.counts(is_first & is_random), words.counts(is_first & ~is_random)
     odds_V: Float = np.log((random + 1) / (random + 1).sum())
     odds_V -= np.log((following + 1) / (following + 1).sum())
@@ -157,7 +157,7 @@ def _scores(words: _Words, is_first: NDArray[np.bool_], is_random: NDArray[np.bo
 
 
 def _standardised(inputs: Float) -> Float:
-    """Mean 0 and deviation 1 of every column but the first, which is constant."""
+    """Scale every column but the first, a constant, to mean 0 and standard deviation 1."""
     deviation = np.maximum(inputs.std(axis=0), 1e-9)
     scaled: Float = (inputs - inputs.mean(axis=0)) / deviation
     scaled[:, 0] = 1

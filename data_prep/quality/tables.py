@@ -1,4 +1,4 @@
-"""Which figures of the audit stand in its tables, on the terminal and on the page alike."""
+"""The rows of the audit's tables, on the terminal and on the page."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 Report = dict[str, Any]
 
-# What a row says, the figure's name in the report of a split, and how it is written.
+# Label, name of the metric in the report of a split, format
 Row = tuple[str, str, str]
 
 SHARDS: tuple[Row, ...] = (
     ("examples", "rows", "{:,}"),
     ("tokens", "tokens", "{:,}"),
     ("mean length", "mean_length", "{:.1f}"),
-    ("real tokens of all places", "real_share", "{:.1%}"),
+    ("real tokens of all positions", "real_share", "{:.1%}"),
     ("random next", "random_next_share", "{:.2%}"),
     ("swapped", "swapped_share", "{:.2%}"),
     ("masked", "masked_share", "{:.2%}"),
@@ -40,7 +40,7 @@ REPEATED_EXAMPLES: tuple[Row, ...] = (
 
 
 def table_rows(wanted: Iterable[Row], splits: Mapping[str, Report]) -> list[list[str]]:
-    """Label and the figure of each split, a dash where it has none; no row where none has it."""
+    """Label and metric of each split, a dash if it has none; no row if none has it."""
     return [
         [label, *(form.format(split[key]) if key in split else "-" for split in splits.values())]
         for label, key, form in wanted
