@@ -1,5 +1,6 @@
 # make demo    install, then train and export a tiny BERT in minutes
-# make test    run the fast tests; make test-slow: run those that take minutes
+# make test    run the fast tests; make test-slow: run those that take minutes;
+#              make test-slurm: run those on a private Slurm cluster
 # make check   check format, lint, types and scripts
 # make fix     format the code, and fix what ruff can fix
 # make bench   run small benchmarks and write the results to docs/log.md; make bench-gpu: on a GPU
@@ -9,7 +10,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check fix bench bench-gpu docs drill install clean
+.PHONY: demo test test-slow test-slurm check fix bench bench-gpu docs drill install clean
 .DEFAULT_GOAL := demo
 
 install: .venv/installed
@@ -27,15 +28,19 @@ install: .venv/installed
 demo: install
 	$(BIN)/python -m pretrain.run +model=tiny run.name=demo
 
-# Two workers, since most tests keep one core busy; a file's tests stay together, so that its
-# fixtures are made once
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
+PYTEST := $(BIN)/python -m pytest
+# Two workers, since most tests keep one core busy. A file's tests stay together, so that its
+# fixtures are made once.
+PARALLEL := --numprocesses 2 --dist loadscope
 
 test: install
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) $(PARALLEL) -m "not slow and not slurm and not gpu"
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow --timeout 1800
+	$(PYTEST) $(PARALLEL) -m "slow and not slurm" --timeout 1800
+
+test-slurm: install
+	$(PYTEST) -m slurm --timeout 1800
 
 check: install
 	$(BIN)/ruff format --check .
