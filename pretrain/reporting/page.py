@@ -33,11 +33,11 @@ from pretrain.run_folder.history import History, State
 
 TEMPLATE = "report.html"
 
-QUIET_EVENTS = ("checkpoint", "lost")  # too many to be listed, or said in the table of starts
+QUIET_EVENTS = ("checkpoint", "lost")  # too many to list, or in the table of starts
 
 
 def page(run: History, other: History | None = None) -> str:
-    """The whole page about `run`, set beside `other`."""
+    """The page about `run`, compared with `other` if there is one."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -72,7 +72,7 @@ def page(run: History, other: History | None = None) -> str:
 
 
 def _lead(run: History) -> str:
-    """What was trained on what, how far, how long: two sentences."""
+    """What was trained on what, how far and how long, in two sentences."""
     settings, model = run.settings, run.settings.model
     pairing = settings.data.pairs
     task = "MLM alone" if pairing is Pairing.none else f"MLM and {pairing.name.upper()}"
@@ -81,22 +81,22 @@ def _lead(run: History) -> str:
     steps = f"{run.step:,} steps" if total is None else f"{run.step:,} of {total:,} steps"
     starts = len(run.stretches)
     return (
-        f"BERT of {model.num_hidden_layers} layers of {model.hidden_size}, {task}, on "
+        f"BERT with {model.num_hidden_layers} layers of size {model.hidden_size}, {task}, on "
         f"{settings.data.dir} at {' and then '.join(map(str, lengths))} tokens, "
-        f"{settings.optim.step_size} an update. {steps} in {span(run.running_s)}"
+        f"{settings.optim.step_size} per update. {steps} in {span(run.running_s)}"
         + (f", {starts} starts." if starts > 1 else ".")
     )
 
 
 def _notices(run: History) -> Iterator[str]:
-    """What a reader must know before believing the rest."""
+    """What a reader must know first."""
     if run.state is State.died:
         yield (
-            f"The run ended without its last step and without a signal after step {run.step:,}. "
-            f"{run.folder / 'logs'} says why; the same command continues it."
+            f"The run died after step {run.step:,}: no last step, no signal. The reason is in "
+            f"{run.folder / 'logs'}; the same command continues the run."
         )
     if run.state is State.empty:
-        yield "The run has not come to its first step."
+        yield "The run has not reached its first step."
     for event in run.events:
         if event["event"] == "expectation":
             yield " ".join([event["text"], "; ".join(event["findings"])])

@@ -1,7 +1,7 @@
-"""The report's charts as SVG inside the page: by matplotlib, in the page's own colours and font.
+"""The report's charts as SVG: drawn by matplotlib, in the page's own colours and font.
 
-Lines are drawn in placeholder colours, which become CSS variables of the page, so that one picture fits
-light, dark and paper. Lines differ by stroke and mark as well: they can be told apart without colour.
+Lines are drawn in placeholder colours, which become CSS variables of the page, so that one picture
+fits light mode, dark mode and paper. Strokes and marks differ too, for readers without colour.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from matplotlib.ticker import (
     PercentFormatter,
 )
 
-MOST_POINTS = 800  # of a line; of more, means are drawn
+MOST_POINTS = 800  # per line; if there are more, means are drawn
 
-# Placeholder: the CSS variable that takes its place
+# Placeholder: CSS variable
 COLOURS = {
     "#010203": "--ink",
     "#020304": "--faint",
@@ -39,7 +39,7 @@ COLOURS = {
 }
 INK, FAINT, FIRST, SECOND, THIRD, BAND = COLOURS
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
+    "svg.fonttype": "none",  # text stays text: searchable, in the page's font
     "font.size": 10,
     "text.color": INK,
     "axes.edgecolor": FAINT,
@@ -68,7 +68,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Band:
-    """Where published runs have been."""
+    """The range of published runs."""
 
     label: str
     x: Sequence[float]
@@ -78,7 +78,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Chart:
-    """What one picture shows."""
+    """The content of one picture."""
 
     title: str
     x_label: str
@@ -107,11 +107,11 @@ def _plot(axes: Axes, chart: Chart) -> None:
     drawn = [line for line in chart.lines if len(line.x)]
     for band in chart.bands:
         axes.fill_between(band.x, band.low, band.high, color=BAND, linewidth=0, label=band.label)
-        for edge in (band.low, band.high):  # seen on paper, too
+        for edge in (band.low, band.high):  # visible on paper, too
             axes.plot(band.x, edge, color=FAINT, linewidth=0.8)
-    for number, place in enumerate(chart.breaks):
+    for number, position in enumerate(chart.breaks):
         label = "restart" if number == 0 else None
-        axes.axvline(place, color=FAINT, linewidth=1, linestyle=(0, (2, 3)), label=label)
+        axes.axvline(position, color=FAINT, linewidth=1, linestyle=(0, (2, 3)), label=label)
     for line in drawn:
         x, y = _thinned(np.asarray(line.x, float), np.asarray(line.y, float))
         axes.plot(
@@ -131,7 +131,7 @@ def _plot(axes: Axes, chart: Chart) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         values = [value for line in drawn for value in line.y]
-        is_narrow = max(values) < 10 * min(values)  # else the labels would lie on each other
+        is_narrow = max(values) < 10 * min(values)  # otherwise labels would overlap
         axes.yaxis.set_minor_formatter(FormatStrFormatter("%g") if is_narrow else NullFormatter())
     elif chart.is_share:
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
@@ -158,7 +158,7 @@ def _plot(axes: Axes, chart: Chart) -> None:
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most MOST_POINTS points: means of neighbours, the last point as it is."""
+    """At most MOST_POINTS points: means of neighbours, and the last point unchanged."""
     if len(x) <= MOST_POINTS or np.isnan(y).any():
         return x, y
     size = -(-len(x) // MOST_POINTS)
@@ -170,7 +170,7 @@ def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _for_the_page(svg: str, title: str) -> str:
-    """matplotlib's document as an element: no prolog, no fixed size, the page's colours and font."""
+    """matplotlib's document as an element without prolog and size, in the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
@@ -178,7 +178,7 @@ def _for_the_page(svg: str, title: str) -> str:
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     for placeholder, variable in COLOURS.items():
         svg = svg.replace(placeholder, f"var({variable})")
-    # ids are unique in a page only with the chart's own name before them
+    # a prefix makes ids unique in the page
     name = re.sub(r"\W+", "-", title).strip("-").lower()
     svg = re.sub(r'id="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r'xlink:href="#([^"]+)"', rf'xlink:href="#{name}-\1"', svg)

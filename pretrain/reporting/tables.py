@@ -11,7 +11,7 @@ from pretrain.metrics.names import METRICS
 from pretrain.planning.plan_vs_actual import Compared, compare
 from pretrain.run_folder.history import History, moment
 
-MOST_EVENTS = 200  # shown; the file has all
+MOST_EVENTS = 200  # in the table; events.jsonl has all
 
 
 def result_head(run: History, other: History | None) -> list[str]:
@@ -37,18 +37,18 @@ def facts(run: History) -> Iterator[tuple[str, str]]:
     stretches = run.stretches
     if stretches:
         yield "first step", f"{stretches[0].began:%Y-%m-%d %H:%M} UTC"
-        yield "last sign of life", f"{stretches[-1].ended:%Y-%m-%d %H:%M} UTC"
+        yield "last heartbeat", f"{stretches[-1].ended:%Y-%m-%d %H:%M} UTC"
         yield "training", f"{span(run.running_s)} in {len(stretches)} stretch(es)"
         yield "wall time", span(run.wall_s)
     if (goodput := run.last("perf/goodput")) is not None:
         yield "goodput", f"{goodput:.1%} of the wall time in steps that count"
     lost = sum(stretch.lost_steps for stretch in stretches)
-    yield "steps made twice", f"{lost:,}"
+    yield "repeated steps", f"{lost:,}"
     for kind, label in (
-        ("skipped_step", "updates left out"),
-        ("overflow", "overflows of fp16"),
-        ("spike", "spikes of the loss"),
-        ("checkpoint_failed", "checkpoints that failed"),
+        ("skipped_step", "skipped updates"),
+        ("overflow", "fp16 overflows"),
+        ("spike", "loss spikes"),
+        ("checkpoint_failed", "failed checkpoints"),
     ):
         if count := sum(event["event"] == kind for event in run.events):
             yield label, f"{count:,}"
@@ -60,7 +60,7 @@ def guesses_head(run: History) -> list[str]:
 
 
 def guesses(run: History) -> Iterator[list[str]]:
-    """Each sentence, and what stood first for its [MASK] early, half-way and last."""
+    """Each sentence with the guesses for its [MASK] early, half-way and at the end."""
     lines = _three(run.guesses)
     for sentence in lines[-1]["guesses"] if lines else ():
         yield [
@@ -76,12 +76,12 @@ def guesses(run: History) -> Iterator[list[str]]:
 
 def _three(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The first, the middle and the last."""
-    places = sorted({0, len(lines) // 2, len(lines) - 1}) if lines else []
-    return [lines[place] for place in places]
+    positions = sorted({0, len(lines) // 2, len(lines) - 1}) if lines else []
+    return [lines[position] for position in positions]
 
 
 def planned(run: History) -> list[Compared]:
-    """The plan and what came; nothing where the data are not there any more."""
+    """The plan and the actual values; empty if the data are gone."""
     try:
         return compare(run.folder, run.settings)
     except (OSError, SettingsError):
@@ -92,7 +92,8 @@ def start_rows(run: History) -> Iterator[list[str]]:
     for number, s in enumerate(run.stretches, start=1):
         yield [
             str(number), f"{s.began:%Y-%m-%d %H:%M:%S}", s.kind, str(s.ranks), f"{s.first_step:,}",
-            f"{s.last_step:,}", f"{s.lost_steps:,}", span((s.ended - s.began).total_seconds()), s.end,
+            f"{s.last_step:,}", f"{s.lost_steps:,}", span((s.ended - s.began).total_seconds()),
+            s.end,
         ]  # fmt: skip
 
 
@@ -127,7 +128,7 @@ def _short(value: Any) -> str:
 
 
 def differences(run: History, other: History) -> Iterator[tuple[str, str, str]]:
-    """Settings and versions that are not the same. Names of runs and where they lie are not shown."""
+    """Settings and versions that differ, without the names and folders of the runs."""
     ours = {**flat_settings(as_dict(run.settings)), **dict(environment_rows(run.environment))}
     theirs = {**flat_settings(as_dict(other.settings)), **dict(environment_rows(other.environment))}
     for name in sorted({*ours, *theirs} - {"run.name", "run.dir"}):

@@ -1,4 +1,4 @@
-"""The page about a run: complete, escaped, and good in a real browser."""
+"""The page about a run: complete, escaped, and rendered by a real browser."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ def page(folder: Path, *more: str) -> Reader:
     return Reader((folder / "report.html").read_text())
 
 
-def test_the_page_tells_what_was_made_how_far_and_through_how_many_starts(tmp_path: Path) -> None:
+def test_the_page_shows_what_was_trained_how_far_and_in_how_many_starts(tmp_path: Path) -> None:
     text = page(killed_and_stopped(tmp_path / "x").folder).text
-    assert "BERT of 2 layers of 128, MLM and NSP" in text
+    assert "BERT with 2 layers of size 128, MLM and NSP" in text
     assert "100 of 100 steps in 0:01:50, 3 starts" in text
     assert "58.8% of the wall time in steps that count" in text
     assert "signal SIGUSR1" in text
 
 
-def test_every_curve_that_has_figures_is_drawn(tmp_path: Path) -> None:
+def test_every_curve_with_metrics_is_drawn(tmp_path: Path) -> None:
     found = page(killed_and_stopped(tmp_path / "x").folder)
     assert found.tags.count("svg") == 4  # MLM loss and accuracy, speed, goodput
     assert len(found.ids) == len(set(found.ids)), "two charts share an id"
 
 
-def test_fine_tuned_checkpoints_are_a_curve_a_task(tmp_path: Path) -> None:
+def test_fine_tuned_checkpoints_are_a_curve_per_task(tmp_path: Path) -> None:
     folder = killed_and_stopped(tmp_path / "x").folder
     lines = [
         {
@@ -98,7 +98,7 @@ def test_the_page_fetches_and_runs_nothing(tmp_path: Path) -> None:
     assert not re.search(r"@import|url\((?!#)", html)
 
 
-def test_guesses_early_and_late_stand_beside_each_other(tmp_path: Path) -> None:
+def test_early_and_late_guesses_are_next_to_each_other(tmp_path: Path) -> None:
     made = killed_and_stopped(tmp_path / "x")
     for step, word in ((20, "the"), (40, "old"), (60, "a"), (80, "red"), (100, "<b>door")):
         made.guesses(step, {"He opened the [MASK].": [[word, 0.5], ["of", 0.25]]})
@@ -107,19 +107,19 @@ def test_guesses_early_and_late_stand_beside_each_other(tmp_path: Path) -> None:
         assert column in text
     assert "the 50%, of 25%" in text
     assert "<b>door 50%" in text
-    assert "red" not in text.split("Words it puts")[1]
+    assert "red" not in text.split("Guesses for [MASK]")[1]
 
 
-def test_what_is_unexpected_stands_above_all_the_rest(tmp_path: Path) -> None:
+def test_what_is_unexpected_comes_first(tmp_path: Path) -> None:
     made = killed_and_stopped(tmp_path / "x")
     made.event(
         171, "expectation", step=100, what="plateau", text="too high", findings=["masks: 1 %"]
     )
     text = page(made.folder).text
-    assert text.index("too high masks: 1 %") < text.index("What came of it")
+    assert text.index("too high masks: 1 %") < text.index("Results")
 
 
-def test_the_published_band_is_drawn_behind_the_figure_that_it_is_of(tmp_path: Path) -> None:
+def test_the_published_band_is_drawn_behind_its_own_metric(tmp_path: Path) -> None:
     large = ("model=large", "optim.global_batch=65536", "optim.learning_rate=6e-3")
     made = MadeRun(tmp_path / "x", *large)
     made.event(0, "started", step=0, ranks=1)
@@ -129,13 +129,13 @@ def test_the_published_band_is_drawn_behind_the_figure_that_it_is_of(tmp_path: P
     html = (made.folder / "report.html").read_text()
     figures = html.split("<figure>")[1:]
     assert [re.search("<h3>(.*?)</h3>", f)[1] for f in figures if "published runs" in f] == [
-        "Both losses together"
+        "Sum of both losses"
     ]
 
 
-def test_the_plan_stands_beside_what_came(trained: Path) -> None:
-    text = " ".join(page(trained).text.split("The plan and what came")[1].split())
-    assert re.match(r"planned ?came ?difference ?steps ?4 ?4 ", text)
+def test_the_plan_is_next_to_the_actual_values(trained: Path) -> None:
+    text = " ".join(page(trained).text.split("Plan and actual")[1].split())
+    assert re.match(r"planned ?actual ?difference ?steps ?4 ?4 ", text)
 
 
 @pytest.fixture(scope="module")
@@ -151,38 +151,37 @@ def trained(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_real_run_has_every_section(trained: Path) -> None:
     found = page(trained)
-    for heading in ("Curves", "Updates", "Speed", "Use of the hardware", "Words it puts", "Starts"):
+    for heading in ("Curves", "Updates", "Speed", "Use of the hardware", "Guesses", "Starts"):
         assert heading in found.text, heading
     assert len(found.ids) == len(set(found.ids))
 
 
-def test_another_run_stands_beside_it_with_the_differences(tmp_path: Path) -> None:
+def test_another_run_is_next_to_it_with_the_differences(tmp_path: Path) -> None:
     run = killed_and_stopped(tmp_path / "x").folder
     other = killed_and_stopped(tmp_path / "y", "optim.learning_rate=3e-4").folder
     text = " ".join(page(run, f"other={other}").text.split())
-    assert re.search(r"Differences to y ?setting ?x ?y ?optim.learning_rate ?0.0015 ?0.0003", text)
+    rows = r"setting ?x ?y ?optim.learning_rate ?0.0015 ?0.0003"
+    assert re.search(f"Differences from y ?{rows}", text)
 
 
-def test_the_same_settings_are_said_to_be_the_same(tmp_path: Path) -> None:
+def test_equal_settings_are_reported_as_equal(tmp_path: Path) -> None:
     run = killed_and_stopped(tmp_path / "x").folder
     other = killed_and_stopped(tmp_path / "y").folder
     assert "None: the same settings." in page(run, f"other={other}").text
 
 
 def test_a_run_without_a_step_has_a_page(tmp_path: Path) -> None:
-    assert "has not come to its first step" in page(MadeRun(tmp_path / "x").folder).text
+    assert "has not reached its first step" in page(MadeRun(tmp_path / "x").folder).text
 
 
-def test_a_run_that_died_says_so_first(tmp_path: Path) -> None:
+def test_a_run_that_died_is_reported_first(tmp_path: Path) -> None:
     made = MadeRun(tmp_path / "x")
     made.event(0, "started", step=0, ranks=1)
     made.record(10, 30, train__mlm_loss=5.0)
-    assert (
-        "ended without its last step and without a signal after step 30" in page(made.folder).text
-    )
+    assert "The run died after step 30: no last step, no signal" in page(made.folder).text
 
 
-def test_of_a_long_run_means_are_drawn(tmp_path: Path) -> None:
+def test_a_long_run_is_drawn_as_means(tmp_path: Path) -> None:
     made = MadeRun(tmp_path / "x")
     made.event(0, "started", step=0, ranks=1)
     for step in range(1, 5001):
