@@ -1,11 +1,11 @@
-"""What the words alone tell of a task: the floor that an encoder has to leave.
+"""Measure the baseline of a task without an encoder: what its words alone predict.
 
     python -m scripts.bag_of_words +task=sst2 model=runs/x/export [SETTING=VALUE ...]
 
-Arguments, sets and figures are those of scripts.finetune_classification; of the model only the tokenizer is
-read. Logistic regression, or ridge regression for a number, on which WordPieces a text has, each text of a
-pair for itself. Of five strengths of regularisation the best on the development set is kept, as fine-tuning
-keeps the best epoch.
+Arguments, sets and metrics are those of scripts.finetune_classification. Only the model's tokenizer
+is read. The predictor is logistic regression, or ridge regression for a number, on the set of
+WordPieces of each text. Of five strengths of regularization the best on the development set is
+kept, as fine-tuning keeps the best epoch.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ STRENGTHS = (100.0, 30.0, 10.0, 3.0, 1.0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the figures: 0, or 2 with a message where something cannot be used."""
+    """Run the command line: 0, or 2 with a message if something cannot be used."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(__doc__ or "")
         return 0
     try:
         settings = load(arguments, Kind.classification)
-        strength, figures = bag_of_words(settings)
+        strength, metrics = bag_of_words(settings)
     except SettingsError as error:
         sys.stderr.write(f"scripts.bag_of_words: {error}\n")
         return 2
-    shown = "  ".join(f"{name} {figure:.1f}" for name, figure in figures.items())
-    print(f"{settings.task.name}  {shown}  (regularisation {strength:g}, chosen on dev)")
+    shown = "  ".join(f"{name} {value:.1f}" for name, value in metrics.items())
+    print(f"{settings.task.name}  {shown}  (regularization {strength:g}, chosen on dev)")
     return 0
 
 
 def bag_of_words(settings: Settings) -> tuple[float, dict[str, float]]:
-    """The strength that is best on the development set, and its figures in percent on every set.
+    """The best strength on the development set, and its metrics in percent on every set.
 
     Raises InputError as scripts.finetuning.classification.prepare does.
     """
@@ -59,33 +59,33 @@ def bag_of_words(settings: Settings) -> tuple[float, dict[str, float]]:
             model: Any = Ridge(alpha=strength).fit(train, labels)
         else:
             model = LogisticRegression(C=1 / strength, max_iter=2000).fit(train, labels)
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for dev in job.dev:
             words = _which_words(dev.features, len(tokenizer))
             outputs = _logits(model, words, len(job.config.get("id2label", ())))
-            figures |= {f"{dev.name}_{name}": x for name, x in dev.score(outputs).items()}
-        tried.append((strength, figures))
+            metrics |= {f"{dev.name}_{name}": x for name, x in dev.score(outputs).items()}
+        tried.append((strength, metrics))
     first = f"dev_{settings.task.metrics[0]}"
     return max(tried, key=lambda one: one[1][first])
 
 
 def _which_words(examples: list[Features], vocab_size: int) -> sparse.csr_matrix:
-    """(examples, 2 * vocab_size), 1 where a text, or the second one, has the WordPiece."""
+    """(examples, 2 * vocab_size): 1 if the first or the second text has the WordPiece."""
     rows, columns = [], []
     for row, example in enumerate(examples):
         ids = np.array(example["input_ids"]) + vocab_size * np.array(example["token_type_ids"])
         found = np.unique(ids)
         rows.append(np.full(found.size, row))
         columns.append(found)
-    places = np.concatenate(rows), np.concatenate(columns)
-    return sparse.csr_matrix((np.ones(places[0].size), places), (len(examples), 2 * vocab_size))
+    cells = np.concatenate(rows), np.concatenate(columns)
+    return sparse.csr_matrix((np.ones(cells[0].size), cells), (len(examples), 2 * vocab_size))
 
 
 def _logits(model: Any, words: sparse.csr_matrix, num_labels: int) -> np.ndarray:
-    """(examples, labels), or (examples, 1) for a number: what a fine-tuned model gives."""
+    """(examples, labels), or (examples, 1) for a number, like a fine-tuned model's logits."""
     if num_labels == 0:
         return np.asarray(model.predict(words))[:, None]
-    logits = np.full((words.shape[0], num_labels), -np.inf)  # a label that the sample does not have
+    logits = np.full((words.shape[0], num_labels), -np.inf)  # for labels missing in the sample
     logits[:, model.classes_] = model.predict_log_proba(words)
     return logits
 

@@ -1,9 +1,10 @@
-"""What a run's checkpoints are worth downstream: each one is exported and fine-tuned.
+"""Fine-tune every checkpoint of a run, to see how downstream metrics grow.
 
     python -m scripts.evaluate_checkpoints run=runs/x +task=sst2 [SETTING=VALUE ...]
 
-Settings are those of fine-tuning (conf/finetune.yaml). A line a checkpoint and task goes to
-runs/x/downstream.jsonl, which python -m pretrain.report draws. What is there is not done again.
+Settings are those of fine-tuning (conf/finetune.yaml). Each checkpoint is exported and fine-tuned,
+and adds one line per task to runs/x/downstream.jsonl, which python -m pretrain.report draws. The
+same command skips what is done.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.core.config import SettingsError, as_dict
+from data_prep.core.files import whole_or_absent
 from scripts.finetuning import results
 from scripts.finetuning.run import FREE, finetune
 from scripts.finetuning.settings import InputError, load
@@ -27,30 +29,30 @@ FOLDER = "downstream"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate from the command line: 0, or 2 with a message where something cannot be used."""
+    """Run the command line: 0, or 2 with a message if something cannot be used."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     runs = [word.removeprefix("run=") for word in arguments if word.startswith("run=")]
     typed = [word for word in arguments if not word.startswith("run=")]
     try:
         if not runs:
-            raise InputError("no run is named; add run=FOLDER, as in run=runs/x")
+            raise InputError("no run is named; add run=FOLDER, such as run=runs/x")
         lines = evaluate(Path(runs[-1]), typed)
     except SettingsError as error:
         sys.stderr.write(f"scripts.evaluate_checkpoints: {error}\n")
         return 2
     for line in lines:
-        figures = "  ".join(
-            f"{name} {figure['mean']:.2f}" + ("" if figure["std"] is None else f" ± {figure['std']:.2f}")
-            for name, figure in line["figures"].items()
-        )  # fmt: skip
-        print(f"{line['task']}  step {line['step']:>9,}  {figures}")
+        shown = f"{line['task']}  step {line['step']:>9,}"
+        for name, value in line["figures"].items():
+            deviation = "" if value["std"] is None else f" ± {value['std']:.2f}"
+            shown += f"  {name} {value['mean']:.2f}{deviation}"
+        print(shown)
     return 0
 
 
 def evaluate(run: Path, typed: Sequence[str]) -> list[dict[str, Any]]:
-    """Fine-tune every whole checkpoint of `run`: this task's lines of the file, by step.
+    """Fine-tune every whole checkpoint of `run`; return this task's lines of the file, by step.
 
-    Raises InputError where there is no checkpoint, or one cannot be exported.
+    Raises InputError if there is no checkpoint, or one cannot be exported.
     """
     checkpoints = sorted(path.parent for path in run.glob("checkpoints/step-*/manifest.json"))
     if not checkpoints:
@@ -72,9 +74,8 @@ def evaluate(run: Path, typed: Sequence[str]) -> list[dict[str, Any]]:
         model = folder / "export"
         _export(run, checkpoint, model)
         summary = finetune(load([*typed, f"model={model}", f"out={folder}"]))
-        shutil.rmtree(model)
-        shutil.rmtree(folder / "trials")
-        shutil.rmtree(folder / "model")
+        for name in ("export", "trials", "model"):
+            shutil.rmtree(folder / name)
         lines = [line for line in lines if (line["task"], line["step"]) != (task, step)]
         lines.append(
             {
@@ -87,12 +88,13 @@ def evaluate(run: Path, typed: Sequence[str]) -> list[dict[str, Any]]:
             }
         )
         lines.sort(key=lambda line: (line["task"], line["step"]))
-        _write(run / FILE, lines)
+        with whole_or_absent(run / FILE) as temporary:
+            temporary.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     return [line for line in lines if line["task"] == task]
 
 
 def _fingerprint(typed: Sequence[str], run: Path) -> str:
-    """Of the settings that decide the figures."""
+    """A digest of the settings that change the metrics."""
     plain = as_dict(load([*typed, f"model={run}"]))
     kept = {name: value for name, value in plain.items() if name not in FREE}
     kept |= {name: plain[name] for name in ("seeds", "first_seed", "grid")}
@@ -100,14 +102,10 @@ def _fingerprint(typed: Sequence[str], run: Path) -> str:
 
 
 def _export(run: Path, checkpoint: Path, target: Path) -> None:
-    """By its command: fine-tuning sees the folder that comes out, and nothing else."""
+    """Run the export command, so that fine-tuning sees only the resulting folder."""
     words = [f"run={run}", f"checkpoint={checkpoint}", f"target={target}"]
-    ended = subprocess.run(
-        [sys.executable, "-m", "pretrain.export", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", "pretrain.export", *words]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
         raise InputError(f"{checkpoint} cannot be exported: {ended.stderr.strip()[-500:]}")
 
@@ -116,12 +114,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _write(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

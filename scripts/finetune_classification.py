@@ -1,8 +1,9 @@
-"""Fine-tune a BERT folder for a label or a number for one text or two.
+"""Fine-tune a BERT folder to predict a label or a number for one text or two.
 
     python -m scripts.finetune_classification +task=sst2 model=runs/x/export [SETTING=VALUE ...]
 
-GLUE: cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, wnli; custom: your own csv, tsv or jsonl. conf/finetune.yaml has the settings.
+GLUE: cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, wnli; custom: your own csv, tsv or jsonl.
+conf/finetune.yaml has the settings.
 """
 
 from __future__ import annotations

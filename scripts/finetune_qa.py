@@ -1,8 +1,9 @@
-"""Fine-tune a BERT folder for questions answered by a span of a text.
+"""Fine-tune a BERT folder to answer questions by a span of a text.
 
     python -m scripts.finetune_qa +task=squad model=runs/x/export [SETTING=VALUE ...]
 
-squad: SQuAD 1.1; squad2: 2.0, with questions that have no answer. conf/finetune.yaml has the settings.
+squad: SQuAD 1.1; squad2: 2.0, with questions that have no answer. conf/finetune.yaml has the
+settings.
 """
 
 from __future__ import annotations

@@ -1,30 +1,30 @@
-"""One table of what slurm/finetune.sh ran: a folder of tasks, in each a folder a seed.
+"""Print one table of the results of slurm/finetune.sh.
 
     python -m scripts.finetune_table out=FOLDER
 
-FOLDER/members names them, a line `TASK SEED` each. What has no result is named, and the status is 1.
+FOLDER has a folder per task, and in it one per seed. FOLDER/members lists them, one line `TASK
+SEED` each. Members without a result are named, and the status is 1.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.core.files import read_json, write_json
 from scripts.finetuning import results
 from scripts.finetuning.run import FREE
 from scripts.finetuning.settings import InputError
-from scripts.finetuning.trial import write_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table: 0, 1 where a member failed, 2 where something cannot be used."""
+    """Run the command line: 0, 1 if a member failed, 2 if something cannot be used."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if len(arguments) != 1 or not arguments[0].startswith("out="):
-            raise InputError("one argument is wanted, out=FOLDER")
+            raise InputError("one argument is needed: out=FOLDER")
         out = Path(arguments[0].removeprefix("out="))
         done, failed = gathered(out)
     except InputError as error:
@@ -37,14 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in failed:
         print(f"FAILED  {line}")
     if failed:
-        print(f"{len(failed)} failed; the same command again runs these alone")
+        print(f"{len(failed)} failed; the same command again runs only these")
     return 1 if failed else 0
 
 
 def gathered(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """A summary of each task over its seeds, and what is said of every member without a result.
+    """A summary of each task over its seeds, and a line for every member without a result.
 
-    Raises InputError where the members are not listed, or seeds of a task had other settings.
+    Raises InputError if the members are not listed, or seeds of a task had other settings.
     """
     path = out / "members"
     if not path.is_file():
@@ -65,8 +65,8 @@ def gathered(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
         for folder, one in zip(folders, settings, strict=True):
             if differing := [name for name in one if one[name] != settings[0].get(name)]:
                 raise InputError(
-                    f"{task}: {folder} and {folders[0]} were made with another "
-                    f"{', '.join(differing)}; give another out=, or remove one"
+                    f"{task}: {folder} and {folders[0]} differ in {', '.join(differing)}; "
+                    "give another out=, or remove one"
                 )
     return [
         results.combined([results.read(f) for f in folders]) for folders in by_task.values()
@@ -74,8 +74,8 @@ def gathered(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _deciding(folder: Path) -> dict[str, Any]:
-    """The settings on which figures depend, and the model's name."""
-    plain = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    """The settings that change the metrics, and the model's name."""
+    plain = read_json(folder / "settings.json")
     return {name: value for name, value in plain.items() if name not in FREE or name == "model"}
 
 

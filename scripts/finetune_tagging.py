@@ -1,4 +1,4 @@
-"""Fine-tune a BERT folder for a tag for every word.
+"""Fine-tune a BERT folder to tag every word.
 
     python -m scripts.finetune_tagging +task=wnut17 model=runs/x/export [SETTING=VALUE ...]
 

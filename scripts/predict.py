@@ -1,12 +1,15 @@
-"""What a BERT folder says of texts, by what its config.json says it is.
+"""Predict with a BERT folder. Its config.json decides what is predicted.
 
-    python -m scripts.predict model=DIR [TEXT ...] [--pair TEXT] [--file FILE] [--embed cls|mean] [--json]
+    python -m scripts.predict model=DIR [TEXT ...] [--pair TEXT] [--file FILE] [--top N]
+        [--embed cls|mean] [--json]
 
-fine-tuned on labels: the class and all probabilities, or the number. On questions (TEXT is the question,
-the pair the text): the answer's span. On tags: a tag a word, words being separated by blanks. Pretrained:
-what stands for each [MASK], and whether the pair follows TEXT. --embed: a vector a text, of any of them.
+fine-tuned on labels     the class and all probabilities, or the number
+fine-tuned on questions  the span that answers TEXT in the pair
+fine-tuned on tags       one tag per word; spaces separate words
+pretrained               tokens for each [MASK], and whether the pair follows TEXT
+--embed                  one vector per text, with any of these models
 
-Without TEXT the lines of --file or of standard input are read; a TAB separates a line's text and pair.
+Without TEXT, the lines of --file or of standard input are read. A TAB separates text and pair.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,9 +38,9 @@ from scripts.finetuning.tagging import Pieces, predicted_tags
 
 BATCH = 32  # texts; questions and tags: windows
 WINDOW = 384  # most tokens of a window over a long text
-STRIDE = 128  # tokens by which windows move on
+STRIDE = 128  # tokens from one window to the next
 LONGEST_QUESTION, LONGEST_ANSWER = 64, 30  # tokens
-N_BEST = 20  # starts and ends of a window that are tried
+N_BEST = 20  # starts and ends tried per window
 MASKED = ("BertForPreTraining", "BertForMaskedLM")
 
 Record = dict[str, Any]
@@ -51,24 +55,33 @@ class Input:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in eval mode, with what belongs to it."""
+    """A model in eval mode, with its tokenizer."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    longest: int  # positions
+    longest: int  # tokens: the model's positions
 
     @property
     def window(self) -> int:
         return min(WINDOW, self.longest)
 
     def outputs(self, features: Sequence[Features]) -> Any:
-        """The model's answer to one padded batch."""
+        """The model's outputs for one padded batch."""
         padded = self.tokenizer.pad(list(features), return_tensors="pt").to(self.model.device)
         with torch.inference_mode():
             return self.model(**padded)
 
+    def logits(self, features: Sequence[Features], *names: str) -> list[list[np.ndarray]]:
+        """These outputs of the model, each for any number of features."""
+        found: list[list[np.ndarray]] = [[] for _ in names]
+        for at in range(0, len(features), BATCH):
+            outputs = self.outputs(features[at : at + BATCH])
+            for values, name in zip(found, names, strict=True):
+                values += list(outputs[name].float().cpu().numpy())
+        return found
+
     def encoded(self, inputs: Sequence[Input]) -> list[Features]:
-        """Features of texts or pairs, cut where the model has no more positions; said on stderr."""
+        """Features of texts or pairs, cut at the model's last position, with a note on stderr."""
         found = []
         for one in inputs:
             encoded = self.tokenizer(
@@ -81,7 +94,7 @@ class Loaded:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Predict from the command line: 0, or 2 with a message where something cannot be used."""
+    """Run the command line: 0, or 2 with a message if something cannot be used."""
     try:
         given = _arguments(sys.argv[1:] if argv is None else argv)
         for record, line in predict(Path(given.model), _inputs(given), given.embed, given.top):
@@ -95,12 +108,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def predict(
     folder: Path, inputs: Iterable[Input], embed: str | None = None, top: int = 5
 ) -> Iterator[tuple[Record, str]]:
-    """For each input what the model says, as a record and as a line. Raises InputError."""
+    """The prediction for each input, as a record and as a line. Raises InputError."""
     config = checked(folder)
     class_name = (config.get("architectures") or ["BertModel"])[0]
-    if embed is None and class_name not in (*SAY, *MASKED):
+    if embed is None and class_name not in (*PREDICT, *MASKED):
         raise InputError(
-            f"{folder / 'config.json'}: a {class_name} says nothing of texts; use --embed, "
+            f"{folder / 'config.json'}: a {class_name} predicts nothing; use --embed, "
             "or fine-tune it"
         )
     class_name = "BertModel" if embed else class_name
@@ -118,7 +131,7 @@ def predict(
         elif class_name in MASKED:
             yield from _filled(loaded, batch, top)
         else:
-            yield from SAY[class_name](loaded, batch)
+            yield from PREDICT[class_name](loaded, batch)
 
 
 def _classified(loaded: Loaded, inputs: list[Input]) -> Iterator[tuple[Record, str]]:
@@ -144,8 +157,8 @@ def _answered(loaded: Loaded, inputs: list[Input]) -> Iterator[tuple[Record, str
     for number, one in enumerate(inputs):
         if one.pair is None or not one.pair.strip():
             raise InputError(
-                f"{one.place}: a question without the text to find the answer in; add --pair TEXT, "
-                "or a TAB and the text behind the question"
+                f"{one.place}: a question without a text to answer it; add --pair TEXT, "
+                "or a TAB and the text after the question"
             )
         contexts[str(number)] = one.pair
         for feature, window in cut.for_answering(
@@ -153,12 +166,7 @@ def _answered(loaded: Loaded, inputs: list[Input]) -> Iterator[tuple[Record, str
         ):
             features.append(feature)
             windows.append(window)
-    starts: list[Any] = []
-    ends: list[Any] = []
-    for at in range(0, len(features), BATCH):
-        answer = loaded.outputs(features[at : at + BATCH])
-        starts += list(answer.start_logits.float().cpu().numpy())
-        ends += list(answer.end_logits.float().cpu().numpy())
+    starts, ends = loaded.logits(features, "start_logits", "end_logits")
     best = best_answers(starts, ends, windows, contexts, N_BEST, LONGEST_ANSWER)
     config = loaded.model.config
     bound = getattr(config, "no_answer_threshold", 0.0)
@@ -170,7 +178,7 @@ def _answered(loaded: Loaded, inputs: list[Input]) -> Iterator[tuple[Record, str
         line = f"{first.text}  ({first.probability:.1%}, characters {first.start} to {first.end})"
         if getattr(config, "has_no_answer", False):
             record |= {"has_answer": odds <= bound, "no_answer_odds": odds}
-            line = line if odds <= bound else f"no answer  (else: {line})"
+            line = line if odds <= bound else f"no answer  (otherwise: {line})"
         yield record, f"{line}\t{one.text}"
 
 
@@ -182,9 +190,7 @@ def _tagged(loaded: Loaded, inputs: list[Input]) -> Iterator[tuple[Record, str]]
         for feature, piece in cut.of(words, number):
             features.append(feature)
             pieces.append(piece)
-    logits: list[Any] = []
-    for at in range(0, len(features), BATCH):
-        logits += list(loaded.outputs(features[at : at + BATCH]).logits.float().cpu().numpy())
+    (logits,) = loaded.logits(features, "logits")
     names = [loaded.model.config.id2label[k] for k in range(len(loaded.model.config.id2label))]
     sizes = [len(words) for words in sentences]
     for one, words, tags in zip(
@@ -197,7 +203,7 @@ def _tagged(loaded: Loaded, inputs: list[Input]) -> Iterator[tuple[Record, str]]
 
 
 def _filled(loaded: Loaded, inputs: list[Input], top: int) -> Iterator[tuple[Record, str]]:
-    """What stands for each [MASK], and of a pair whether B follows A."""
+    """Tokens for each [MASK], and for a pair whether B follows A."""
     tokenizer = loaded.tokenizer
     features = loaded.encoded(inputs)
     answer = loaded.outputs(features)
@@ -205,30 +211,24 @@ def _filled(loaded: Loaded, inputs: list[Input], top: int) -> Iterator[tuple[Rec
     follows = answer.get("seq_relationship_logits")
     for number, (one, feature) in enumerate(zip(inputs, features, strict=True)):
         record, parts = _of(one), []
-        masks = [
-            place for place, token in enumerate(feature["input_ids"]) if token == tokenizer.mask_token_id
-        ]  # fmt: skip
-        if masks:
-            shares, ids = logits[number, masks].float().softmax(-1).topk(top)
-            record["fills"] = [
-                [
-                    {"token": token, "probability": share}
-                    for token, share in zip(tokenizer.convert_ids_to_tokens(k), p, strict=True)
-                ]
-                for k, p in zip(ids.tolist(), shares.tolist(), strict=True)
-            ]
-            parts += [
-                ", ".join(f"{fill['token']} {fill['probability']:.1%}" for fill in fills)
-                for fills in record["fills"]
-            ]
+        is_mask = torch.tensor(feature["input_ids"]) == tokenizer.mask_token_id
+        if positions := is_mask.nonzero().flatten().tolist():
+            shares, ids = logits[number, positions].float().softmax(-1).topk(top)
+            record["fills"] = []
+            for top_ids, top_shares in zip(ids.tolist(), shares.tolist(), strict=True):
+                fills = dict(zip(tokenizer.convert_ids_to_tokens(top_ids), top_shares, strict=True))
+                record["fills"].append(
+                    [{"token": token, "probability": share} for token, share in fills.items()]
+                )
+                parts.append(", ".join(f"{token} {share:.1%}" for token, share in fills.items()))
         if one.pair is not None and follows is not None:
             share = follows[number].float().softmax(-1)[0].item()  # 0: B follows A
             record["follows"] = share
             parts.append(f"B follows A {share:.1%}")
         if not parts:
             raise InputError(
-                f"{one.place}: a pretrained model fills {tokenizer.mask_token}, or (with an NSP head) says "
-                "whether a second text follows (--pair, or behind a TAB); --embed gives vectors"
+                f"{one.place}: a pretrained model fills {tokenizer.mask_token} or, with an NSP head, "
+                "predicts whether a second text follows (--pair, or after a TAB); --embed gives vectors"
             )
         yield record, "  |  ".join(parts) + f"\t{_shown(one)}"
 
@@ -243,7 +243,7 @@ def _embedded(loaded: Loaded, inputs: list[Input], how: str) -> Iterator[tuple[R
         yield record, json.dumps(record, ensure_ascii=False)
 
 
-SAY: dict[str, Callable[[Loaded, list[Input]], Iterator[tuple[Record, str]]]] = {
+PREDICT: dict[str, Callable[[Loaded, list[Input]], Iterator[tuple[Record, str]]]] = {
     "BertForSequenceClassification": _classified,
     "BertForQuestionAnswering": _answered,
     "BertForTokenClassification": _tagged,
@@ -267,17 +267,17 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("model", help="model=DIR, a Hugging Face folder")
     parser.add_argument("text", nargs="*")
     parser.add_argument("--pair", help="the second text of every TEXT")
-    parser.add_argument("--file", type=Path, help="a text a line; - is standard input")
+    parser.add_argument("--file", type=Path, help="one text per line; - is standard input")
     parser.add_argument("--embed", choices=("cls", "mean"), help="vectors of the last layer")
-    parser.add_argument("--top", type=int, default=5, help="so many words for a [MASK]")
-    parser.add_argument("--json", action="store_true", help="an object a line")
-    given = parser.parse_intermixed_args(argv)  # texts may stand behind options
+    parser.add_argument("--top", type=int, default=5, help="number of tokens for each [MASK]")
+    parser.add_argument("--json", action="store_true", help="one object per line")
+    given = parser.parse_intermixed_args(argv)  # texts may follow options
     given.model = given.model.removeprefix("model=")
     return given
 
 
 def _inputs(given: argparse.Namespace) -> Iterator[Input]:
-    """The texts that were typed, else those of the file or of standard input; none may be empty."""
+    """The texts of the arguments, of the file or of standard input; none may be empty."""
     if given.text:
         found: Iterable[tuple[str, str]] = (
             (f"text {number}", text) for number, text in enumerate(given.text, start=1)
@@ -295,7 +295,7 @@ def _inputs(given: argparse.Namespace) -> Iterator[Input]:
         text, tab, pair = line.partition("\t")
         if not text.strip():
             raise InputError(
-                f"{place} has no text; every line is one text, or two with a TAB between"
+                f"{place} has no text; every line is one text, or two separated by a TAB"
             )
         yield Input(place, text, pair if tab else given.pair)
 

@@ -19,7 +19,7 @@ from scripts.finetuning.settings import InputError, Settings, TaskSettings
 from scripts.finetuning.tables import Broken, Row
 
 MOST_LABELS = 1000
-Metric = Callable[[np.ndarray, np.ndarray], float]  # of predictions and what is right
+Metric = Callable[[np.ndarray, np.ndarray], float]  # of predictions and true labels
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Example:
     place: str
     text: str
     pair: str | None
-    label: str  # as it stands in the data
+    label: str  # as in the data
 
 
 def prepare(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Job:
-    """The task's sets as features, all checked. Raises InputError."""
+    """Read and check the task's sets, and turn them into features. Raises InputError."""
     task, notes = settings.task, Notes()
     train = list(_examples(task, "train", notes))
     names = _label_names(task, train)
@@ -67,7 +67,7 @@ def prepare(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Job:
 
 
 def _examples(task: TaskSettings, role: str, notes: Notes) -> Iterator[Example]:
-    """Examples of one set. Rows without text are left out and counted."""
+    """The examples of one set; rows without text are left out and counted."""
     source = task.hub if task.folder is None else task
     assert source is not None
     columns = (source.text, source.text_pair, source.label)
@@ -77,8 +77,8 @@ def _examples(task: TaskSettings, role: str, notes: Notes) -> Iterator[Example]:
         if isinstance(row, Broken):
             if not task.skip_broken:
                 raise InputError(
-                    f"{place}: {row.found} column(s), where the first line has {row.expected}; "
-                    "mend the row, or leave such rows out by task.skip_broken=true"
+                    f"{place}: {row.found} column(s), but the first line has {row.expected}; "
+                    "correct the row, or leave such rows out with task.skip_broken=true"
                 )
             notes.add("row(s) with too few or too many columns left out", place)
             continue
@@ -92,7 +92,7 @@ def _examples(task: TaskSettings, role: str, notes: Notes) -> Iterator[Example]:
         yield Example(place, text, pair, label)
     if num_read and not num_kept:
         raise InputError(
-            f"{place}: no row up to here has text in {' and '.join(filter(None, columns[:2]))}; "
+            f"{place}: no row so far has text in {' and '.join(filter(None, columns[:2]))}; "
             "is it the right column? task.text=COLUMN names another"
         )
     if not num_read and role != "other_dev":
@@ -100,7 +100,7 @@ def _examples(task: TaskSettings, role: str, notes: Notes) -> Iterator[Example]:
 
 
 def _rows(task: TaskSettings, role: str) -> Iterator[Row | Broken]:
-    """The rows of one set; none where the task has no such set."""
+    """The rows of one set; none if the task has no such set."""
     if task.folder is None:
         assert task.hub is not None
         split = getattr(task.hub, role)
@@ -124,7 +124,7 @@ def _cell(row: Row, column: str | None) -> str | None:
 
 
 def _label_names(task: TaskSettings, train: list[Example]) -> dict[str, str]:
-    """{what stands in the data: its name}, in the order of the label ids."""
+    """The name of each label in the data, in the order of the label ids."""
     if task.is_regression:
         return {}
     if task.labels is not None:
@@ -133,7 +133,7 @@ def _label_names(task: TaskSettings, train: list[Example]) -> dict[str, str]:
     if not 2 <= len(found) <= MOST_LABELS or (len(found) > 20 and 2 * len(found) > len(train)):
         raise InputError(
             f"{train[0].place}: the training set has {len(found):,} label(s) in "
-            f"{len(train):,} rows, such as {found[0]!r}; two to {MOST_LABELS:,} are wanted. "
+            f"{len(train):,} rows, such as {found[0]!r}; it must have 2 to {MOST_LABELS:,}. "
             "task.label=COLUMN names another column, task.is_regression=true takes numbers"
         )
     return {name: name for name in found}
@@ -143,8 +143,8 @@ def _label_id(example: Example, names: dict[str, str], labels: list[str]) -> int
     name = names.get(example.label, example.label)  # the hub has the names themselves
     if name not in labels:
         raise InputError(
-            f"{example.place}: the label {example.label!r} is none of {', '.join(names)}; mend the "
-            "row, or name all labels: task.labels='{IN THE FILE: NAME, ...}'"
+            f"{example.place}: the label {example.label!r} is none of {', '.join(names)}; correct "
+            "the row, or name all labels: task.labels='{IN THE FILE: NAME, ...}'"
         )
     return labels.index(name)
 
@@ -155,7 +155,7 @@ def _number(example: Example) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise InputError(f"{example.place}: {example.label!r} is no number; mend the row")
+        raise InputError(f"{example.place}: {example.label!r} is no number; correct the row")
     return number
 
 
@@ -193,7 +193,7 @@ def _score(
 def _correlation(coefficient: Callable[..., Any]) -> Metric:
     def correlation(predicted: np.ndarray, right: np.ndarray) -> float:
         if np.ptp(predicted) == 0 or np.ptp(right) == 0:
-            return 0.0  # undefined: a constant tells nothing
+            return 0.0  # undefined for a constant
         return float(coefficient(predicted, right).statistic)
 
     return correlation

@@ -1,4 +1,4 @@
-"""What a kind of task brings to the one way through: examples as features, a model, a score."""
+"""What each kind of task prepares for the shared run: features, a model class, a score."""
 
 from __future__ import annotations
 
@@ -11,23 +11,21 @@ import numpy as np
 from scripts.finetuning.settings import InputError
 
 T = TypeVar("T")
-Features = dict[
-    str, Any
-]  # input_ids, token_type_ids: list[int] of one length; what else the model takes
+Features = dict[str, Any]  # input_ids, token_type_ids: lists of one length; labels, ...
 
 
 @dataclass(frozen=True)
 class DevSet:
-    """A development set: its figures follow from the model's outputs for all its features."""
+    """A development set, whose metrics follow from the model's outputs for all its features."""
 
     name: str
     features: list[Features]
-    score: Callable[[Any], dict[str, float]]  # of logits as Trainer.predict gives them; in percent
+    score: Callable[[Any], dict[str, float]]  # from Trainer's logits; in percent
 
 
 @dataclass
 class Notes:
-    """What was left out or cut: counted by its reason, with the first place."""
+    """Counts of what was left out or cut, by reason, with the first place."""
 
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, str] = field(default_factory=dict)
@@ -47,7 +45,7 @@ class Job:
     """One task, read and checked."""
 
     class_name: str  # of transformers
-    config: dict[str, Any]  # what the model's config gets
+    config: dict[str, Any]  # changes of the model's config
     train: list[Features]
     dev: list[DevSet]  # the first one chooses the best model
     collate: Any
@@ -55,9 +53,9 @@ class Job:
 
 
 def sample_of(examples: Iterable[T], most: int | None) -> list[T]:
-    """All, or `most` of them drawn without replacement: the same ones for every seed, in their order.
+    """All, or `most` drawn without replacement: the same ones for every seed, in their order.
 
-    Not the first ones: files are sorted by source (STS-B, SQuAD).
+    Not the first ones, because files are sorted by source (STS-B, SQuAD).
     """
     found = list(examples)
     if most is None or most >= len(found):
@@ -67,9 +65,9 @@ def sample_of(examples: Iterable[T], most: int | None) -> list[T]:
 
 
 def windows(size: int, room: int, stride: int) -> list[tuple[int, int]]:
-    """(start, end) of windows of at most `room` over `size` tokens, moving on by `stride`.
+    """(start, end) of windows of at most `room` tokens over `size` tokens, `stride` apart.
 
-    One window where all fits; else the last one ends with the text. `stride` is at most `room`.
+    One window if all fits; otherwise the last one ends with the text. `stride` is at most `room`.
     """
     stride = min(stride, room)
     starts = [0]
@@ -79,9 +77,9 @@ def windows(size: int, room: int, stride: int) -> list[tuple[int, int]]:
 
 
 def best_windows(spans: list[tuple[int, int]], size: int) -> np.ndarray:
-    """(size,) For each token the window in which it has most context on its shorter side.
+    """(size,) The window of each token in which it has the most context on its shorter side.
 
-    As google-research/bert: a hundredth of the window's length on top decides between equals.
+    As in google-research/bert, a hundredth of the window's length breaks ties.
     """
     position = np.arange(size)
     context = [
@@ -96,7 +94,7 @@ def best_windows(spans: list[tuple[int, int]], size: int) -> np.ndarray:
 
 
 def check_length(max_length: int, positions: int) -> None:
-    """Raises InputError where the model has fewer positions than an example may have tokens."""
+    """Raise InputError if the model has fewer positions than an example may have tokens."""
     if max_length > positions:
         raise InputError(
             f"max_length={max_length}: the model has {positions} positions; "

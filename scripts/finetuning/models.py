@@ -1,4 +1,4 @@
-"""BERT folders: what they are seen to be before anything is loaded, and models with a new head."""
+"""BERT folders: checks before anything is loaded, and models with a new head."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from scripts.finetuning.settings import InputError, Start
 
 SAFE = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt*", "*.pkl", "*.h5", "*.msgpack")
-NEW = ("classifier.", "qa_outputs.", "bert.pooler.", "pooler.")  # what a pretrained folder may lack
+NEW = ("classifier.", "qa_outputs.", "bert.pooler.", "pooler.")  # a pretrained folder may lack them
 
 
 def checked(folder: Path) -> dict[str, Any]:
-    """config.json of a BERT folder. Raises InputError where it is none, or has pickled weights only."""
+    """The config.json of a BERT folder. Raises InputError on other folders and pickled weights."""
     if not folder.is_dir():
         raise InputError(
-            f"there is no folder {folder}; model= takes a folder, such as runs/x/export. A model of "
-            f"the hub is made one by: hf download {folder} --local-dir FOLDER"
+            f"there is no folder {folder}; model= takes a folder, such as runs/x/export. Download a "
+            f"model of the hub with: hf download {folder} --local-dir FOLDER"
         )
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(
             f"{folder} is no Hugging Face folder: it has no config.json; "
-            "export a run by python -m pretrain.export run=runs/x"
+            "export a run with python -m pretrain.export run=runs/x"
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -43,31 +43,33 @@ def checked(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} is no JSON ({error}); write the folder again") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "bert":
-        raise InputError(f"{path}: model_type is {kind!r}, and only 'bert' is read; give a BERT")
+        raise InputError(
+            f"{path}: model_type is {kind!r}, but only 'bert' is supported; give a BERT"
+        )
     if not any((folder / name).is_file() for name in SAFE):
         pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
         if pickled:
             raise InputError(
                 f"{folder} has its weights in {pickled[0]} alone, a format that can run code when it "
-                "is read; get model.safetensors of the same model, or write it on a machine that you "
-                "can lose: AutoModel.from_pretrained(FOLDER).save_pretrained(NEW)"
+                "is read; get model.safetensors of the same model, or convert it on a disposable "
+                "machine: AutoModel.from_pretrained(FOLDER).save_pretrained(NEW)"
             )
         raise InputError(f"{folder} has no weights: model.safetensors is missing; export it again")
     return dict(config)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer. Raises InputError where it has none, or one of another vocabulary."""
+    """The folder's tokenizer. Raises InputError if it is missing or has more entries than fit."""
     config = checked(folder)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise InputError(
             f"{folder} has no tokenizer: tokenizer.json and vocab.txt are missing; "
-            "copy them from where the model came from"
+            "copy them from the model's source"
         )
     tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
     if len(tokenizer) > config["vocab_size"]:
         raise InputError(
-            f"{folder}: the tokenizer has {len(tokenizer):,} entries and the model embeddings for "
+            f"{folder}: the tokenizer has {len(tokenizer):,} entries, the model embeddings for "
             f"{config['vocab_size']:,}; copy both from the same model"
         )
     return tokenizer
@@ -76,10 +78,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def load_model(
     class_name: str, folder: Path, start: Start, changes: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, list[str]]:
-    """A model of this class of `transformers`, and the names of its parts that are new.
+    """A model of this class of `transformers`, and the names of its new parts.
 
-    `changes` go into its config. A new head is drawn by torch's generator: seed it before. Raises
-    InputError where the folder lacks more than a head.
+    `changes` go into its config. Torch's generator, which the caller seeds, draws a new head.
+    Raises InputError if the folder lacks more than a head.
     """
     checked(folder)
     model_class = getattr(transformers, class_name)
@@ -98,14 +100,14 @@ def load_model(
     new = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
     if lost := sorted(name for name in new if not name.startswith(NEW)):
         raise InputError(
-            f"{folder} lacks {len(lost)} weight(s) of a BERT of its config.json, or has them in "
+            f"{folder} lacks {len(lost)} weight(s) of its config.json's BERT, or has them in "
             f"another shape: {', '.join(lost[:3])}; export or download it again"
         )
     return model, sorted({name.rsplit(".", 1)[0] for name in new})
 
 
 def identity(folder: Path) -> str:
-    """Checksum of config and weights, by which results know their model."""
+    """Checksum of config and weights, which identifies the model of a result."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
         with path.open("rb") as file:
@@ -116,7 +118,7 @@ def identity(folder: Path) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No notes of `transformers` on the terminal: what is new or left over is said in our words."""
+    """Keep `transformers` from printing; new and missing parts are reported in our words."""
     verbosity = transformers_logging.get_verbosity()
     has_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

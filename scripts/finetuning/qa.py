@@ -1,10 +1,10 @@
-"""Questions whose answer is a span of a text: SQuAD 1.1, and 2.0 with questions that have none."""
+"""Questions answered by a span of a text: SQuAD 1.1, and 2.0 with questions without an answer."""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from scripts.finetuning.span_decoding import Window, best_answers
 
 @dataclass(frozen=True)
 class Question:
-    """`answers`: (text, first character); none where the text has no answer."""
+    """A question; `answers` are (text, first character), and empty if the text has none."""
 
     place: str
     id: str
@@ -29,14 +29,14 @@ class Question:
 
 
 def prepare(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Job:
-    """The task's sets as windows of features, all checked. Raises InputError."""
+    """Read and check the task's sets, and cut them into windows. Raises InputError."""
     task, notes = settings.task, Notes()
     assert task.max_question_length
     assert task.stride
     if settings.max_length < task.max_question_length + 8:
         raise InputError(
-            f"max_length={settings.max_length} leaves no room for a text behind a question of "
-            f"task.max_question_length={task.max_question_length}; make one larger, or the other smaller"
+            f"max_length={settings.max_length} leaves no room for a text after a question of "
+            f"task.max_question_length={task.max_question_length}; raise the one or lower the other"
         )
     cut = Windows(tokenizer, settings.max_length, task.stride, task.max_question_length)
     train: list[Features] = []
@@ -81,10 +81,10 @@ class Windows:
         self.max_length = max_length
         self.stride = stride
         self.longest_question = longest_question
-        self._last: tuple[str, Any] = ("", None)  # questions of one text follow each other
+        self._last: tuple[str, Any] = ("", None)  # questions of one text are neighbors
 
     def for_answering(self, question: Question, notes: Notes) -> list[tuple[Features, Window]]:
-        """Every window as features, and where its tokens lie in the text."""
+        """Every window as features, with the positions of its tokens in the text."""
         asked = self.tokenizer(question.text, add_special_tokens=False, verbose=False)["input_ids"]
         if len(asked) > self.longest_question:
             notes.add(f"question(s) cut at {self.longest_question} tokens", question.place)
@@ -106,7 +106,7 @@ class Windows:
         return found
 
     def for_training(self, question: Question, notes: Notes) -> Iterator[Features]:
-        """Every window, with the first answer's first and last token; 0 and 0 where it is not in it."""
+        """Every window, with the first answer's first and last token; 0 and 0 if it has none."""
         for features, window in self.for_answering(question, notes):
             first = last = 0
             if question.answers:
@@ -120,7 +120,7 @@ class Windows:
             yield {**features, "start_positions": first, "end_positions": last}
 
     def _context(self, context: str) -> tuple[list[int], np.ndarray]:
-        """Token ids (n), and (n, 2) characters from and to which each token goes."""
+        """Token ids (n), and the (n, 2) start and end of each token in characters."""
         if self._last[0] != context or self._last[1] is None:
             encoded = self.tokenizer(
                 context, add_special_tokens=False, return_offsets_mapping=True, verbose=False
@@ -140,7 +140,7 @@ def _questions(task: TaskSettings, role: str) -> Iterator[Question]:
     seen: set[str] = set()
     for question in found:
         if question.id in seen:
-            raise InputError(f"{question.place}: an earlier question has this id; give it another")
+            raise InputError(f"{question.place}: an earlier question has this id; change it")
         seen.add(question.id)
         if not question.answers and not task.has_no_answer:
             raise InputError(
@@ -157,11 +157,10 @@ def _from_file(task: TaskSettings, role: str) -> Iterator[Question]:
     try:
         for article in json.loads(tables.text_of(path))["data"]:
             for number, paragraph in enumerate(article["paragraphs"], start=1):
-                where = f"{path}, {article.get('title', '')!r}, paragraph {number}"
+                where = here = f"{path}, {article.get('title', '')!r}, paragraph {number}"
                 context = paragraph["context"]
                 for asked in paragraph["qas"]:
-                    where = f"{path}, {article.get('title', '')!r}, paragraph {number}"
-                    where += f", question {asked.get('id')!r}"
+                    where = f"{here}, question {asked.get('id')!r}"
                     is_impossible = asked.get("is_impossible", False)
                     answers = [] if is_impossible else asked["answers"]
                     yield Question(
@@ -172,9 +171,9 @@ def _from_file(task: TaskSettings, role: str) -> Iterator[Question]:
                         [(answer["text"], answer["answer_start"]) for answer in answers],
                     )
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{where}: SQuAD's JSON has {error} here; mend the file") from error
+        raise InputError(f"{where}: SQuAD's JSON has {error} here; correct the file") from error
     except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}); get it again") from error
+        raise InputError(f"{path} is no JSON ({error}); download it again") from error
 
 
 def _from_hub(task: TaskSettings, role: str) -> Iterator[Question]:
@@ -192,7 +191,7 @@ def _from_hub(task: TaskSettings, role: str) -> Iterator[Question]:
 
 
 def _kept(questions: Iterable[Question], notes: Notes) -> Iterator[Question]:
-    """Those that can be trained on; the others are counted."""
+    """The questions that can be trained on; the others are counted."""
     for question in questions:
         if not question.text.strip() or not question.context.strip():
             notes.add("question(s) without words or without a text left out", question.place)
@@ -200,9 +199,7 @@ def _kept(questions: Iterable[Question], notes: Notes) -> Iterator[Question]:
             not text or question.context[start : start + len(text)] != text
             for text, start in question.answers[:1]
         ):
-            notes.add(
-                "question(s) whose answer is not where it is said to be left out", question.place
-            )
+            notes.add("question(s) left out whose answer is not at its position", question.place)
         else:
             yield question
 
@@ -210,7 +207,7 @@ def _kept(questions: Iterable[Question], notes: Notes) -> Iterator[Question]:
 def _score(
     logits: Any, *, task: TaskSettings, windows: list[Window], questions: list[Question]
 ) -> dict[str, float]:
-    """Figures in percent, and with unanswerable questions the best thresholds (see squad_score)."""
+    """Metrics in percent; with unanswerable questions also the best thresholds."""
     assert task.n_best
     assert task.max_answer_length
     contexts = {question.id: question.context for question in questions}
@@ -222,17 +219,10 @@ def _score(
         return squad_metrics.summary(squad_metrics.scores_of(spans, right), right)
     odds = best.null_odds
     answers = {question: "" if odds[question] > 0 else text for question, text in spans.items()}
-    figures = squad_metrics.summary(squad_metrics.scores_of(answers, right), right)
-    return figures | _best(spans, right, odds)
-
-
-def _best(
-    spans: Mapping[str, str], right: Mapping[str, list[str]], odds: Mapping[str, float]
-) -> dict[str, float]:
+    metrics = squad_metrics.summary(squad_metrics.scores_of(answers, right), right)
     scores = squad_metrics.scores_of(spans, right)
-    figures: dict[str, float] = {}
-    for place, name in enumerate(("exact", "f1")):
-        alone = {question: score[place] for question, score in scores.items()}
+    for column, name in enumerate(("exact", "f1")):
+        alone = {question: score[column] for question, score in scores.items()}
         score, threshold = squad_metrics.best_threshold(alone, spans, right, odds)
-        figures |= {f"best_{name}": score, f"best_{name}_threshold": threshold}
-    return figures
+        metrics |= {f"best_{name}": score, f"best_{name}_threshold": threshold}
+    return metrics

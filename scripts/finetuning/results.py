@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.core.files import read_json
 from scripts.finetuning.job import Job
 from scripts.finetuning.settings import InputError, Settings
 
@@ -17,9 +17,9 @@ FILE = "results.json"
 def summary(
     settings: Settings, job: Job, runs: list[dict[str, Any]], tried: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What results.json holds: figures in percent, of every seed, with mean and deviation."""
+    """The content of results.json: metrics of every seed in percent, mean and deviation."""
     task = settings.task
-    choices = ["the epoch"] + (["batch size, rate and epochs"] if len(tried) > 1 else [])
+    choices = "the epoch" + " and batch size, rate and epochs" * (len(tried) > 1)
     trial = runs[0]["trial"]
     return {
         "task": task.name,
@@ -30,7 +30,7 @@ def summary(
         "seeds": [{"seed": run["trial"]["seed"], **run["figures"]} for run in runs],
         "best_epochs": [run["best_epoch"] for run in runs],
         "chosen": {name: trial[name] for name in ("batch_size", "learning_rate", "epochs")},
-        "chosen_on_dev": f"{' and '.join(choices)}, so its figures are a little too good",
+        "chosen_on_dev": f"{choices}, so its metrics are slightly optimistic",
         "tried": [{**run["trial"], **run["figures"]} for run in tried] if len(tried) > 1 else [],
         "examples": {"train": len(job.train), **{dev.name: len(dev.features) for dev in job.dev}},
         "left_out_or_cut": job.notes.lines(),
@@ -39,32 +39,30 @@ def summary(
     }
 
 
-def spread(figures: Sequence[dict[str, float]]) -> dict[str, dict[str, float | None]]:
-    """{figure: mean and standard deviation (n - 1; None of a single seed)}."""
+def spread(seeds: Sequence[dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    """Mean and standard deviation (n - 1; None for a single seed) of each metric."""
     return {
         name: {
-            "mean": statistics.fmean(line[name] for line in figures),
-            "std": statistics.stdev(line[name] for line in figures) if len(figures) > 1 else None,
+            "mean": statistics.fmean(seed[name] for seed in seeds),
+            "std": statistics.stdev(seed[name] for seed in seeds) if len(seeds) > 1 else None,
         }
-        for name in figures[0]
+        for name in seeds[0]
     }
 
 
 def table(summaries: Sequence[dict[str, Any]]) -> str:
-    """A line a figure: task, figure, mean, deviation, each seed; below it what was chosen on dev."""
-    head = ["task", "start", "figure", "mean", "std", "each seed", "chosen"]
+    """One line per metric: mean, deviation, each seed; then what was chosen on dev."""
+    head = ["task", "start", "metric", "mean", "std", "each seed", "chosen"]
     lines = [head]
     for one in summaries:
         chosen = one["chosen"]
-        how = f"batch {chosen['batch_size']}, rate {chosen['learning_rate']:g}, {chosen['epochs']:g} epochs"
+        how = "batch {batch_size}, rate {learning_rate:g}, {epochs:g} epochs".format(**chosen)
         for number, name in enumerate(one["metrics"]):
-            figure = one["figures"][name]
-            std = "–" if figure["std"] is None else f"{figure['std']:.2f}"
+            mean, std = one["figures"][name]["mean"], one["figures"][name]["std"]
             each = " ".join(f"{seed[name]:.2f}" for seed in one["seeds"])
-            label = [one["task"], one["start"]] if number == 0 else ["", ""]
-            lines.append(
-                [*label, name, f"{figure['mean']:.2f}", std, each, how if number == 0 else ""]
-            )
+            numbers = [f"{mean:.2f}", "–" if std is None else f"{std:.2f}", each]
+            task, start, end = (one["task"], one["start"], how) if number == 0 else ("", "", "")
+            lines.append([task, start, name, *numbers, end])
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     text = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -75,15 +73,15 @@ def table(summaries: Sequence[dict[str, Any]]) -> str:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """results.json of a folder. Raises InputError where there is none."""
+    """The results.json of a folder. Raises InputError if there is none."""
     path = folder / FILE
     if not path.is_file():
         raise InputError(f"there is no {path}; it is written when a task's seeds are done")
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    return dict(read_json(path))
 
 
 def combined(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One summary of several of the same task and settings, which have other seeds."""
+    """One summary of several with the same task and settings, but different seeds."""
     seeds = [seed for one in summaries for seed in one["seeds"]]
     return {
         **summaries[0],

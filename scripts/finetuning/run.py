@@ -1,4 +1,4 @@
-"""The way through that all kinds of task have: check, read, a grid or not, seeds, a table, a model."""
+"""The run of every kind of task: check, read, try a grid, repeat with seeds, write the results."""
 
 from __future__ import annotations
 
@@ -18,26 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.core.config import CONF, SettingsError, as_dict, as_yaml
+from data_prep.core.files import read_json, write_json
 from scripts.finetuning import results
 from scripts.finetuning.job import Job, check_length
 from scripts.finetuning.models import checked, identity, load_tokenizer
 from scripts.finetuning.settings import InputError, Kind, Settings, load, tasks
-from scripts.finetuning.trial import RESULT, SeedRun, run_trial, write_json
+from scripts.finetuning.trial import RESULT, SeedRun, run_trial
 
 TRIALS = "trials"
 MODEL = "model"
-# what decides no figure of a trial: where it goes, which others there are, how it is shown
+# Settings that do not change the metrics of a trial: where it goes, the other trials, the logging
 FREE = (
-    "out",
-    "seeds",
-    "first_seed",
-    "resume",
-    "wandb",
-    "project",
-    "grid",
-    "eval_batch_size",
-    "model",
-)
+    "out", "seeds", "first_seed", "resume", "wandb", "project", "grid", "eval_batch_size", "model",
+)  # fmt: skip
 
 
 def main(kind: Kind, argv: Sequence[str] | None = None) -> int:
@@ -60,9 +53,9 @@ def main(kind: Kind, argv: Sequence[str] | None = None) -> int:
 
 
 def finetune(settings: Settings) -> dict[str, Any]:
-    """All trials of a task: the content of results.json, which is also written and shown.
+    """Run all trials of a task; write, print and return the content of results.json.
 
-    Raises InputError before anything is trained where model, data or settings cannot be used.
+    Raises InputError before training if model, data or settings cannot be used.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("fine-tuning is one process; several seeds or tasks: slurm/finetune.sh")
@@ -72,7 +65,7 @@ def finetune(settings: Settings) -> dict[str, Any]:
     started = time.monotonic()
     kind = importlib.import_module(f"scripts.finetuning.{settings.task.kind.name}")
     job: Job = kind.prepare(settings, tokenizer)
-    _say_what_was_read(settings, job, time.monotonic() - started)
+    _print_inputs(settings, job, time.monotonic() - started)
     out = settings.out_folder
     if not settings.resume:
         shutil.rmtree(out / TRIALS, ignore_errors=True)
@@ -126,7 +119,7 @@ def _grid(settings: Settings) -> list[SeedRun]:
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Raises InputError where another process trains in `folder`; its end frees it, even by a kill."""
+    """Raise InputError if another process trains in `folder`. The lock ends with its process."""
     with (folder / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -138,19 +131,19 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _earlier(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The result that lies there; None where there is none. Raises InputError on another one."""
+    """The result in `folder` or None. Raises InputError if it is of another fingerprint."""
     mark = folder / "fingerprint"
     if mark.is_file() and mark.read_text() != fingerprint:
         raise InputError(
             f"{folder} was made with another model, other data or settings; "
-            "give another out=, or resume=false to make it anew"
+            "give another out=, or resume=false to start again"
         )
     path = folder / RESULT
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    return dict(read_json(path)) if path.is_file() else None
 
 
 def _fingerprint(settings: Settings) -> str:
-    """Of all that decides a trial's figures but the trial itself; data files by size and time."""
+    """A digest of all that decides a trial's metrics, except the trial; data by size and time."""
     plain = {name: value for name, value in as_dict(settings).items() if name not in FREE}
     for name in ("batch_size", "learning_rate", "epochs"):
         del plain[name]  # in the trial's name
@@ -165,10 +158,10 @@ def _fingerprint(settings: Settings) -> str:
 
 
 def _keep_best_model(out: Path, runs: list[dict[str, Any]], first: str) -> None:
-    """The best seed's model becomes out/model, as links to the trial's files."""
+    """Make the best seed's model out/model, as links to the trial's files."""
     source = _model_of(out, max(runs, key=lambda result: result["figures"][first]))
     if not source.is_dir():
-        raise InputError(f"{source} is gone, and it is the best model; resume=false trains anew")
+        raise InputError(f"{source}, the best model, is missing; resume=false trains it again")
     temporary = out / f".{MODEL}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(source, temporary, copy_function=os.link)
@@ -180,7 +173,7 @@ def _model_of(out: Path, result: dict[str, Any]) -> Path:
     return out / TRIALS / SeedRun(**result["trial"]).name / MODEL
 
 
-def _say_what_was_read(settings: Settings, job: Job, seconds: float) -> None:
+def _print_inputs(settings: Settings, job: Job, seconds: float) -> None:
     dev = ", ".join(f"{dev.name} {len(dev.features):,}" for dev in job.dev)
     print(f"{settings.task.name}: train {len(job.train):,}, {dev} inputs in {seconds:.1f} s")
     for line in job.notes.lines():

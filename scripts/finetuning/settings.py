@@ -43,7 +43,7 @@ class Precision(enum.Enum):
 
 @dataclass
 class HubSettings:
-    """A data set of the Hugging Face hub, used where a task has no folder."""
+    """A data set of the Hugging Face hub, used if a task has no folder."""
 
     dataset: str
     subset: str | None
@@ -58,26 +58,26 @@ class HubSettings:
 
 @dataclass
 class TaskSettings:
-    """A task. What a kind does not use is None, and not in its files in conf/task/."""
+    """A task. Settings that its kind does not use are None, and not in its file in conf/task/."""
 
     name: str
     kind: Kind
     metrics: list[str]  # all are reported; the first one chooses the best model
-    folder: str | None  # in which the files lie; None: from the hub
+    folder: str | None  # of the files; None: from the hub
     train: str | None
     dev: str | None
     other_dev: str | None = None  # a second development set
     hub: HubSettings | None = None
     # classification
-    labels: dict[str, str] | None = None  # what stands in the data: its name; None: those of train
+    labels: dict[str, str] | None = None  # in the data: name; None: those of train
     is_regression: bool = False
     header: bool = True
     quotes: bool = True
     skip_broken: bool = False  # rows with too few or too many columns
-    text: str | None = None  # names of columns, or numbers where there is no header
+    text: str | None = None  # names of columns, or numbers without a header
     text_pair: str | None = None
     label: str | None = None
-    # questions and tags: tokens by which a window over a long text moves on
+    # questions and tags: tokens from one window over a long text to the next
     stride: int | None = None
     has_no_answer: bool = False
     max_question_length: int | None = None
@@ -90,7 +90,7 @@ class TaskSettings:
 
 @dataclass
 class GridSettings:
-    """Values that are tried, all with all; an empty list is the single value outside."""
+    """Values to try in all combinations; an empty list means the value of the settings."""
 
     batch_size: list[int]
     learning_rate: list[float]
@@ -126,12 +126,12 @@ class Settings:
 
     @property
     def model_folder(self) -> Path:
-        assert self.model is not None  # load() has seen to it
+        assert self.model is not None  # load() refuses it
         return Path(self.model)
 
     @property
     def out_folder(self) -> Path:
-        """Where the results go. runs/x/export is known by the run's name, x."""
+        """The folder of the results. runs/x/export is named by its run, x."""
         if self.out is not None:
             return Path(self.out)
         folder = self.model_folder.resolve()
@@ -203,7 +203,7 @@ def _faults(settings: Settings, kind: Kind | None) -> Iterator[str]:
     if not task.metrics or not set(task.metrics) <= set(known):
         yield f"task.metrics={task.metrics}: one or more of {', '.join(known)}"
     if task.folder is None and task.hub is None:
-        yield f"task.folder: is not given, and {task.name} is not on the hub; add task.folder=FOLDER"
+        yield f"task.folder: is not given, but {task.name} is not on the hub; add task.folder=FOLDER"
     if task.folder is not None:
         for name in ("train", "dev"):
             if getattr(task, name) is None:

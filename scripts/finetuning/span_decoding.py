@@ -10,12 +10,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Window:
-    """Where the tokens of one window lie in the text (n of them)."""
+    """The positions in the text of the n tokens of one window."""
 
     question: str  # its id
-    first_token: int  # of the text, in the window: behind [CLS] question [SEP]
-    offsets: np.ndarray  # (n, 2) int32: characters from and to
-    is_best: np.ndarray  # (n,) bool: no other window has more context around this token
+    first_token: int  # of the text, in the window: after [CLS] question [SEP]
+    offsets: np.ndarray  # (n, 2) int32: first character, end
+    is_best: np.ndarray  # (n,) bool: no other window has more context around the token
     begins: int  # tokens of the text before the window
 
 
@@ -25,12 +25,12 @@ class Answer:
     start: int  # characters of the text
     end: int
     score: float  # start logit + end logit
-    probability: float  # among the n best, no answer included where it is asked for
+    probability: float  # among the n best, and no answer if that is allowed
 
 
 @dataclass(frozen=True)
 class Answers:
-    """By question: its n best spans, best first, and how far no answer scores above the best one."""
+    """Per question: its n best spans, and the score of no answer minus that of the best span."""
 
     spans: dict[str, list[Answer]]
     null_odds: dict[str, float]
@@ -44,12 +44,12 @@ def best_answers(
     n_best: int,
     max_answer_length: int,
 ) -> Answers:
-    """Of every question in `contexts`; a question without a span is answered by "".
+    """Decode the answers of every question in `contexts`; "" answers one without a span.
 
-    Logits are (L,) a window, with anything behind a window's end. In each window the `n_best` starts
-    and ends are paired: an end not before its start, at most `max_answer_length` tokens, and the
-    start in the window where it has most context. No answer scores as [CLS], the lowest of all
-    windows (google-research/bert, run_squad.py).
+    Logits are (L,) per window, with any values after its end. In each window the `n_best` starts and
+    ends are paired: the end is not before the start, the span has at most `max_answer_length`
+    tokens, and the start has its most context here. The score of no answer is that of [CLS], the
+    lowest over all windows (google-research/bert, run_squad.py).
     """
     candidates: dict[str, list[tuple[float, int, int]]] = {question: [] for question in contexts}
     null: dict[str, float] = dict.fromkeys(contexts, np.inf)
@@ -77,21 +77,15 @@ def best_answers(
 def _spans(
     window: Window, starts_n: np.ndarray, ends_n: np.ndarray, n_best: int, longest: int
 ) -> list[tuple[float, int, int]]:
-    """(score, first character, character behind the last) of the pairs that may be answers."""
+    """(score, first character, end) of the pairs that may be answers."""
     starts = np.argsort(-starts_n, kind="stable")[:n_best]
     ends = np.argsort(-ends_n, kind="stable")[:n_best]
     first, last = np.meshgrid(starts[window.is_best[starts]], ends, indexing="ij")
     allowed = (last >= first) & (last - first < longest)
     first, last = first[allowed], last[allowed]
     scores = starts_n[first].astype(float) + ends_n[last]
-    return list(
-        zip(
-            scores.tolist(),
-            window.offsets[first, 0].tolist(),
-            window.offsets[last, 1].tolist(),
-            strict=True,
-        )
-    )
+    begins, ends_at = window.offsets[first, 0], window.offsets[last, 1]
+    return list(zip(scores.tolist(), begins.tolist(), ends_at.tolist(), strict=True))
 
 
 def _softmax(scores: np.ndarray) -> np.ndarray:

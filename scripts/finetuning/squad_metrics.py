@@ -1,4 +1,4 @@
-"""Exact match and F1 of answers, equal to SQuAD's official evaluation scripts (v1.1 and v2.0)."""
+"""Exact match and F1 of answers, as in SQuAD's official evaluation scripts (v1.1 and v2.0)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalized(text: str) -> str:
-    """Lower case, without ASCII punctuation and articles, single blanks."""
+    """The text in lower case, without ASCII punctuation and articles, with single spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact(answer: str, right: str) -> float:
-    """1.0 where both are normalized the same, else 0.0."""
+    """1.0 if both are equal when normalized, otherwise 0.0."""
     return float(normalized(answer) == normalized(right))
 
 
 def f1(answer: str, right: str) -> float:
-    """Harmonic mean of precision and recall of the words; without words on a side: equality."""
+    """Harmonic mean of the precision and recall of words; equality if a side has none."""
     words, right_words = normalized(answer).split(), normalized(right).split()
     if not words or not right_words:
         return float(words == right_words)
@@ -36,34 +36,28 @@ def f1(answer: str, right: str) -> float:
 def scores_of(
     answers: Mapping[str, str], right: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[float, float]]:
-    """{question id: (exact, F1)}, each the best over the right answers; none of them: "" is right.
+    """(exact, F1) per question id, each the best over the right answers; "" if there are none.
 
-    A question that has no answer in `answers` is wrong, as the 1.1 script has it.
+    A question that is missing in `answers` is wrong, as in the 1.1 script.
     """
-    scores = {}
-    for question, texts in right.items():
-        texts = [text for text in texts if normalized(text)] or [""]
-        answer = answers.get(question)
-        if answer is None:
-            scores[question] = (0.0, 0.0)
-        else:
-            scores[question] = (
-                max(exact(answer, text) for text in texts),
-                max(f1(answer, text) for text in texts),
-            )
+    scores = dict.fromkeys(right, (0.0, 0.0))
+    for question in right.keys() & answers.keys():
+        texts = [text for text in right[question] if normalized(text)] or [""]
+        exacts, f1s = ([score(answers[question], text) for text in texts] for score in (exact, f1))
+        scores[question] = (max(exacts), max(f1s))
     return scores
 
 
 def summary(
     scores: Mapping[str, tuple[float, float]], right: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
-    """exact and f1 in percent; where some questions have no answer, also of either sort alone."""
-    figures = _mean(list(scores.values()), "")
+    """exact and f1 in percent; with unanswerable questions also for each kind alone."""
+    metrics = _mean(list(scores.values()), "")
     with_answer = [scores[question] for question in scores if right[question]]
     if len(with_answer) < len(scores):
         without = [scores[question] for question in scores if not right[question]]
-        figures |= _mean(with_answer, "has_answer_") | _mean(without, "no_answer_")
-    return figures
+        metrics |= _mean(with_answer, "has_answer_") | _mean(without, "no_answer_")
+    return metrics
 
 
 def best_threshold(
@@ -74,7 +68,7 @@ def best_threshold(
 ) -> tuple[float, float]:
     """The best score in percent, and the no-answer odds up to which an answer is then given.
 
-    `scores` are those of the answers as they stand. Chosen on the very questions it is told of.
+    `scores` are those of the answers without a threshold. It is chosen on the same questions.
     """
     current = best = float(sum(not right[question] for question in scores))
     threshold = 0.0
@@ -92,6 +86,6 @@ def _mean(scores: Sequence[tuple[float, float]], prefix: str) -> dict[str, float
     if not scores:
         return {}
     return {
-        f"{prefix}{name}": 100.0 * sum(score[place] for score in scores) / len(scores)
-        for place, name in enumerate(("exact", "f1"))
+        f"{prefix}{name}": 100.0 * sum(score[column] for score in scores) / len(scores)
+        for column, name in enumerate(("exact", "f1"))
     }

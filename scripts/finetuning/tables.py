@@ -1,4 +1,4 @@
-"""Rows of tables with named columns: tsv, csv, jsonl, or a data set of the hub; each knows its place."""
+"""Rows, with their places, of tables with named columns: tsv, csv, jsonl, or a hub data set."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ class Broken:
 
 
 def path_of(task: TaskSettings, name: str) -> Path:
-    """A file of a task. Raises InputError where it is not there."""
+    """The path of a task's file. Raises InputError if there is none."""
     assert task.folder is not None
     path = Path(task.folder) / name
     if not path.is_file():
         raise InputError(
-            f"there is no file {path}; task.folder=FOLDER says where the files of {task.name} lie"
+            f"there is no file {path}; task.folder=FOLDER names the folder of {task.name}'s files"
             + ("" if task.hub is None else ", task.folder=null takes them from the hub")
         )
     return path
 
 
 def text_of(path: Path) -> str:
-    """A file as text, without a byte order mark. Raises InputError where it is not UTF-8."""
+    """The text of a file, without a byte order mark. Raises InputError if it is not UTF-8."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -55,7 +55,7 @@ def text_of(path: Path) -> str:
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines, cut at line feeds alone: other separators of Unicode are part of a text."""
+    """Numbered lines, cut only at line feeds: Unicode's other separators are part of a text."""
     lines = text_of(path).split("\n")
     if lines[-1] == "":
         lines.pop()
@@ -84,7 +84,7 @@ def read_table(path: Path, *, header: bool, quotes: bool) -> Iterator[Row | Brok
 
 
 def read_json_lines(path: Path) -> Iterator[Row]:
-    """An object a line. Raises InputError where a line is none."""
+    """The rows of a file with one JSON object per line. Raises InputError."""
     for number, line in lines_of(path):
         if line.strip():
             try:
@@ -97,9 +97,9 @@ def read_json_lines(path: Path) -> Iterator[Row]:
 
 
 def read_hub(hub: HubSettings, split: str) -> Iterator[Row]:
-    """Rows of a split of a data set; labels that are numbers with names become the names.
+    """Rows of a split of a hub data set; numeric labels that have names become the names.
 
-    Raises InputError where the hub does not give it.
+    Raises InputError if the hub does not provide it.
     """
     import datasets
 
@@ -108,8 +108,9 @@ def read_hub(hub: HubSettings, split: str) -> Iterator[Row]:
         rows = datasets.load_dataset(hub.dataset, hub.subset, split=split, revision=hub.revision)
     except Exception as error:
         raise InputError(
-            f"the hub does not give {name}, split {split}: {' '.join(str(error).split())[:300]}; "
-            "without a network give the task's files: task.folder=FOLDER"
+            f"the hub did not provide {name}, split {split}: "
+            f"{' '.join(str(error).split())[:300]}; without a network name the folder of the task's "
+            "files: task.folder=FOLDER"
         ) from error
     named = {
         column: feature
@@ -136,6 +137,6 @@ def _records(path: Path, separator: str, quotes: bool) -> Iterator[tuple[int, li
                 yield reader.line_num, record
     except csv.Error as error:
         raise InputError(
-            f"{path}, line {reader.line_num}: {error}; where quotes are plain characters, "
+            f"{path}, line {reader.line_num}: {error}; if quotes are plain characters, "
             "add task.quotes=false"
         ) from error

@@ -1,4 +1,4 @@
-"""A tag for every word: named entities from CoNLL columns, or from jsonl with `tokens` and `tags`."""
+"""A tag for every word: named entities from CoNLL columns, or jsonl with `tokens` and `tags`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from seqeval import metrics
+from seqeval.metrics import f1_score, precision_score, recall_score
 from transformers import DataCollatorForTokenClassification, PreTrainedTokenizerBase
 
 from scripts.finetuning import tables
 from scripts.finetuning.job import DevSet, Features, Job, Notes, best_windows, sample_of, windows
 from scripts.finetuning.settings import InputError, Settings, TaskSettings
 
-IGNORED = -100  # label of tokens that are not the first piece of a word
+IGNORED = -100  # label of tokens other than the first piece of a word
 DOCUMENT = "-DOCSTART-"
 
 
@@ -24,12 +24,12 @@ DOCUMENT = "-DOCSTART-"
 class Sentence:
     place: str
     words: list[str]
-    tags: list[str]  # one a word, IOB2
+    tags: list[str]  # one per word, IOB2
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A window over a sentence: which of its words are labelled here, and at which token."""
+    """The words of a sentence that are labelled in one window, and their tokens there."""
 
     sentence: int
     words: np.ndarray
@@ -37,13 +37,13 @@ class Piece:
 
 
 def prepare(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Job:
-    """The task's sets as windows of features, all checked. Raises InputError."""
+    """Read and check the task's sets, and cut them into windows. Raises InputError."""
     task, notes = settings.task, Notes()
     train = list(_sentences(task, "train"))
     types = sorted({tag[2:] for sentence in train for tag in sentence.tags if tag != "O"})
     if not types:
         raise InputError(
-            f"the training set of {task.name} has no tag but 'O'; "
+            f"the training set of {task.name} has only the tag 'O'; "
             "is it the right column? task.tag_column=NUMBER names another"
         )
     names = ["O", *(f"{prefix}-{name}" for name in types for prefix in "BI")]
@@ -81,8 +81,8 @@ def prepare(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Job:
 class Pieces:
     """Cuts sentences of any length into windows of at most `max_length` tokens.
 
-    Every word keeps all its pieces, however many; its label stands at the first one, in the window
-    where that has most context.
+    Every word keeps all its pieces. Its label is at the first one, in the window where that has the
+    most context.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int) -> None:
@@ -104,24 +104,18 @@ class Pieces:
         best = best_windows(spans, len(ids))
         found = []
         for number, (start, end) in enumerate(spans):
-            features = {
-                "input_ids": [
-                    self.tokenizer.cls_token_id,
-                    *ids[start:end],
-                    self.tokenizer.sep_token_id,
-                ],
-                "token_type_ids": [0] * (end - start + 2),
-            }
+            tokens = [self.tokenizer.cls_token_id, *ids[start:end], self.tokenizer.sep_token_id]
+            features = {"input_ids": tokens, "token_type_ids": [0] * len(tokens)}
             here = start + np.flatnonzero(is_first[start:end] & (best[start:end] == number))
             found.append((features, Piece(sentence, words_of[here], here - start + 1)))
         return found
 
 
 def iob2(tags: Sequence[str], place: str) -> list[str]:
-    """Tags of one sentence in IOB2, from IOB2, IOB1 (B- only between neighbours) or plain types.
+    """Convert one sentence's tags to IOB2, from IOB2, IOB1 (B- only between neighbors) or types.
 
-    A word inside whose word before is of another type, or outside, begins an entity, as in conlleval.
-    Raises InputError on other schemes (IOBES, BILOU).
+    An I- tag after another type, or after O, begins an entity, as in conlleval. Raises InputError
+    on other schemes (IOBES, BILOU).
     """
     converted, before = [], "O"
     for tag in tags:
@@ -133,7 +127,7 @@ def iob2(tags: Sequence[str], place: str) -> list[str]:
             converted.append(f"{'B' if begins else 'I'}-{name}")
         elif re.fullmatch(r"[A-Z](-.*)?", tag) or not tag:
             raise InputError(
-                f"{place}: the tag {tag!r} is none of IOB1, IOB2 or plain types; "
+                f"{place}: the tag {tag!r} is neither IOB1, IOB2 nor a plain type; "
                 "convert E- and L- to I-, S- and U- to B-"
             )
         else:
@@ -155,7 +149,7 @@ def _sentences(task: TaskSettings, role: str) -> Iterator[Sentence]:
 
 
 def _from_columns(task: TaskSettings, path: Any) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Columns separated by tabs, or else blanks; sentences by lines without a word."""
+    """Columns are separated by tabs or spaces, sentences by lines without a word."""
     assert task.token_column is not None
     assert task.tag_column is not None
     words: list[str] = []
@@ -174,11 +168,12 @@ def _from_columns(task: TaskSettings, path: Any) -> Iterator[tuple[str, list[str
             word, tag = columns[task.token_column], columns[task.tag_column].strip()
         except IndexError:
             raise InputError(
-                f"{path}, line {number}: {len(columns)} column(s), where a word and its tag are "
-                f"wanted in columns {task.token_column} and {task.tag_column}; mend the line"
+                f"{path}, line {number}: {len(columns)} column(s), but a word and its tag must be "
+                f"in columns {task.token_column} and {task.tag_column}; correct the line"
             ) from None
         if not word.strip() or not tag:
-            raise InputError(f"{path}, line {number} has no {'tag' if word else 'word'}; mend it")
+            lacking = "tag" if word else "word"
+            raise InputError(f"{path}, line {number} has no {lacking}; correct it")
         if not words:
             began = number
         words.append(word)
@@ -190,12 +185,12 @@ def _from_json(path: Any) -> Iterator[tuple[str, list[str], list[str]]]:
         words, tags = row.values.get("tokens"), row.values.get("tags")
         if not isinstance(words, list) or not isinstance(tags, list):
             raise InputError(
-                f"{row.place}: lists `tokens` and `tags` are wanted; there are "
+                f"{row.place}: it must have lists `tokens` and `tags`; it has "
                 f"{', '.join(row.values)}"
             )
         if len(words) != len(tags) or not words:
             raise InputError(
-                f"{row.place}: {len(tags)} tag(s) for {len(words)} word(s); mend the row"
+                f"{row.place}: {len(tags)} tag(s) for {len(words)} word(s); correct the row"
             )
         yield row.place, [str(word) for word in words], [str(tag) for tag in tags]
 
@@ -204,7 +199,7 @@ def _tag_id(tag: str, names: list[str], place: str) -> int:
     if tag not in names:
         raise InputError(
             f"{place}: the training set has no tag {tag!r}, only {', '.join(names)}; "
-            "mend the sentence, or give a training set that has it"
+            "correct the sentence, or give a training set that has it"
         )
     return names.index(tag)
 
@@ -212,7 +207,7 @@ def _tag_id(tag: str, names: list[str], place: str) -> int:
 def predicted_tags(
     logits: Sequence[np.ndarray], pieces: list[Piece], sizes: Sequence[int], names: Sequence[str]
 ) -> list[list[str]]:
-    """IOB2 tags of every word of every sentence; a word without a piece is outside."""
+    """IOB2 tags of every word of every sentence; a word without a piece is O."""
     tags = [["O"] * size for size in sizes]
     for piece, logits_L in zip(pieces, logits, strict=True):
         best = np.argmax(logits_L[piece.tokens], -1)
@@ -224,11 +219,11 @@ def predicted_tags(
 def _score(
     logits: Any, *, names: list[str], pieces: list[Piece], sentences: list[Sentence]
 ) -> dict[str, float]:
-    """Entity-level figures in percent, as conlleval."""
+    """Entity-level metrics in percent, as in conlleval."""
     right = [sentence.tags for sentence in sentences]
     predicted = predicted_tags(logits, pieces, [len(tags) for tags in right], names)
+    metric_of = {"f1": f1_score, "precision": precision_score, "recall": recall_score}
     return {
-        "f1": 100 * float(metrics.f1_score(right, predicted, zero_division=0)),
-        "precision": 100 * float(metrics.precision_score(right, predicted, zero_division=0)),
-        "recall": 100 * float(metrics.recall_score(right, predicted, zero_division=0)),
+        name: 100 * float(metric(right, predicted, zero_division=0))
+        for name, metric in metric_of.items()
     }

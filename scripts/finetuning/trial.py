@@ -1,8 +1,7 @@
-"""One fine-tuning with one seed, by `transformers.Trainer`: resumed where it was, best epoch kept."""
+"""One fine-tuning with one seed, by `transformers.Trainer`: it resumes, and keeps the best epoch."""
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -20,6 +19,7 @@ from transformers import (
     set_seed,
 )
 
+from data_prep.core.files import write_json
 from scripts.finetuning.job import Job
 from scripts.finetuning.models import load_model, quiet
 from scripts.finetuning.settings import InputError, Precision, Settings
@@ -29,7 +29,7 @@ RESULT = "result.json"
 
 @dataclass(frozen=True)
 class SeedRun:
-    """What one run differs in from the others of a task."""
+    """The settings in which one run of a task differs from the others."""
 
     batch_size: int
     learning_rate: float
@@ -45,7 +45,7 @@ class SeedRun:
 
 
 class ScoringTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
-    """Trainer, whose evaluation scores whole development sets: answers span several windows."""
+    """A Trainer that scores whole development sets, because answers span several windows."""
 
     control: Any
 
@@ -54,24 +54,24 @@ class ScoringTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         self.job = job
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Figures of all development sets, `eval_<set>_<metric>`."""
-        figures: dict[str, float] = {}
+        """Metrics of all development sets, `eval_<set>_<metric>`."""
+        values: dict[str, float] = {}
         for dev in self.job.dev:
             loader = self.get_test_dataloader(dev.features)
             output = self.evaluation_loop(loader, "Evaluation", prediction_loss_only=False)
             found = dev.score(output.predictions)
-            figures |= {f"eval_{dev.name}_{name}": value for name, value in found.items()}
-            # each set has a progress bar of its own
-            self.callback_handler.on_predict(self.args, self.state, self.control, figures)
-        self.log(figures)
+            values |= {f"eval_{dev.name}_{name}": value for name, value in found.items()}
+            # each set has its own progress bar
+            self.callback_handler.on_predict(self.args, self.state, self.control, values)
+        self.log(values)
         self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, figures
+            self.args, self.state, self.control, values
         )
-        return figures
+        return values
 
 
 class _NotFinite(TrainerCallback):  # type: ignore[misc]
-    """Ends a training whose loss is not a number: it would train on for nothing."""
+    """Ends a training whose loss is not finite."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         loss = (logs or {}).get("loss")
@@ -89,9 +89,9 @@ def run_trial(
     folder: Path,
     fingerprint: str,
 ) -> dict[str, Any]:
-    """Train, or go on where an earlier start was ended: figures of the best epoch, also in a file.
+    """Train, or continue an interrupted start, and return the result with the best epoch's metrics.
 
-    `folder`/result.json is written last, beside it the best model in `folder`/model.
+    `folder`/model gets the best model; `folder`/result.json, the result, is written last.
     """
     set_seed(trial.seed)
     changes = dict(job.config)
@@ -106,26 +106,26 @@ def run_trial(
     if settings.wandb:
         import wandb
 
-        wandb.finish()  # or the next seed would go on in this one's run
+        wandb.finish()  # otherwise the next seed would continue this one's run
     best = trainer.state.best_metric
     first = f"eval_{job.dev[0].name}_{settings.task.metrics[0]}"
     evaluations = [line for line in trainer.state.log_history if first in line]
     chosen = max(evaluations, key=lambda line: line[first])
     assert best is not None
     assert math.isclose(chosen[first], best)
-    figures = {
+    metrics = {
         name.removeprefix("eval_"): value
         for name, value in chosen.items()
         if name.startswith("eval_")
     }
-    _save(trainer.model, tokenizer, figures, folder / "model")
+    _save(trainer.model, tokenizer, metrics, folder / "model")
+    for line in evaluations:
+        del line["step"]
     result = {
         "trial": vars(trial),
-        "figures": figures,
+        "figures": metrics,
         "best_epoch": chosen["epoch"],
-        "curve": [
-            {name: value for name, value in line.items() if name != "step"} for line in evaluations
-        ],
+        "curve": evaluations,
         "new_parts": new,
         "steps": trainer.state.global_step,
         "seconds": round(time.monotonic() - started, 1),
@@ -135,13 +135,6 @@ def run_trial(
         shutil.rmtree(checkpoint)
     write_json(folder / RESULT, result)
     return result
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def _trainer(
@@ -175,7 +168,7 @@ def _trainer(
         metric_for_best_model=f"{job.dev[0].name}_{settings.task.metrics[0]}",
         greater_is_better=True,
         logging_steps=max(1, round(steps / 20)),
-        logging_nan_inf_filter=False,  # _NotFinite is to see them
+        logging_nan_inf_filter=False,  # _NotFinite must see them
         dataloader_pin_memory=on_gpu,
         report_to=["wandb"] if settings.wandb else [],
         project=settings.project,
@@ -192,7 +185,7 @@ def _trainer(
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    """The newest one that is whole: Trainer writes trainer_state.json last."""
+    """The newest complete checkpoint: Trainer writes trainer_state.json last."""
     whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
     newest = max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
     return None if newest is None else str(newest)
@@ -201,12 +194,12 @@ def _last_checkpoint(folder: Path) -> str | None:
 def _save(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    figures: dict[str, float],
+    metrics: dict[str, float],
     folder: Path,
 ) -> None:
-    """A Hugging Face folder: safetensors, label names in the config, the tokenizer."""
+    """Write a Hugging Face folder: safetensors, label names in the config, the tokenizer."""
     if getattr(model.config, "has_no_answer", False):  # for prediction; chosen on dev
-        model.config.no_answer_threshold = figures["dev_best_f1_threshold"]
+        model.config.no_answer_threshold = metrics["dev_best_f1_threshold"]
     with quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Figures over a run's checkpoints, and the table over an array's members."""
+"""Metrics over a run's checkpoints, and the table over an array's members."""
 
 from __future__ import annotations
 
@@ -86,4 +86,4 @@ def test_members_of_other_settings_are_not_put_together(
     member(tmp_path, "rte", 1, 60)
     member(tmp_path, "rte", 2, 62, epochs=4)
     assert finetune_table.main([f"out={tmp_path}"]) == 2
-    assert "another epochs" in capsys.readouterr().err
+    assert "differ in epochs" in capsys.readouterr().err

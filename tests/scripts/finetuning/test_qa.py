@@ -161,7 +161,7 @@ def test_an_answer_that_is_not_in_its_context_is_left_out_and_counted(
     squad(tmp_path / "dev.json", *PEOPLE)
     job = qa.prepare(load(arguments(tmp_path, bert)), models.load_tokenizer(bert))
     (line,) = job.notes.lines()
-    assert line.startswith("1 question(s) whose answer is not where it is said to be")
+    assert line.startswith("1 question(s) left out whose answer is not at its position")
     assert "train.json" in line
     assert "question 'x'" in line
 

@@ -105,7 +105,7 @@ def test_it_learns_entities(bert: Path, tmp_path: Path) -> None:
     [
         ("anna\tB-PER\nlives\n", None, ["train.conll, line 2", "1 column"]),
         ("anna\tB-PER\nlives\t\n", None, ["train.conll, line 2", "no tag"]),
-        ("anna\tO\n", None, ["no tag but 'O'"]),
+        ("anna\tO\n", None, ["only the tag 'O'"]),
         ("\n\n", None, ["train.conll has no sentence"]),
         ("anna\tB-PER\n", "rome\tB-LOC\n", ["dev.conll, sentence at line 1", "'B-LOC'"]),
     ],
