@@ -25,7 +25,7 @@ TEXTS = {
     for name, text in sorted(pydoc_data.topics.topics.items())[:40]
 }
 PARTS = 3
-# Many of the texts here are alike; test_duplicates.py is about those that are left out
+# Many of these texts are similar; test_dedup.py tests which are left out
 OVERRIDES = ("heldout_fraction=0.3", "num_workers=2", "duplicates=keep")
 
 
@@ -167,7 +167,7 @@ def test_a_store_without_counts_is_counted_and_not_encoded_again(
     run(encoded)
 
 
-def test_another_vocabulary_alone_encodes_everything_anew(tmp_path: Path) -> None:
+def test_another_vocabulary_alone_encodes_everything_again(tmp_path: Path) -> None:
     write_documents(tmp_path, {str(number): "A bee. A cat." for number in range(30)})
     write_vocab(tmp_path, "a", "bee", "cat", ".")
     first = run(tmp_path)
@@ -309,7 +309,7 @@ def test_a_larger_fraction_holds_out_the_same_documents_and_more(
     assert encode.is_heldout(name, large) or not encode.is_heldout(name, small)
 
 
-def test_the_held_out_share_is_the_fraction_and_hangs_on_the_name_alone() -> None:
+def test_the_held_out_share_is_the_fraction_and_depends_on_the_name_alone() -> None:
     names = [f"books/{number}" for number in range(20_000)]
     heldout = [name for name in names if encode.is_heldout(name, 0.05)]
     assert 0.045 < len(heldout) / len(names) < 0.055  # 3 standard deviations are 0.0046

@@ -73,7 +73,7 @@ def test_of_a_large_corpus_a_sample_of_parts_is_trained_on(tmp_path: Path) -> No
     assert characters / 4 < used <= characters / 2
 
 
-def test_a_finished_vocabulary_is_left_alone_and_made_anew_for_other_settings_or_text(
+def test_a_finished_vocabulary_is_kept_and_made_again_for_other_settings_or_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_documents(tmp_path, TEXTS[:40])
@@ -177,7 +177,7 @@ def released(tmp_path: Path) -> Path:
     return path
 
 
-def test_added_words_stand_behind_the_released_entries_and_are_found_whole(
+def test_added_words_follow_the_released_entries_and_are_found_whole(
     tmp_path: Path, released: Path
 ) -> None:
     words = tmp_path / "words.txt"

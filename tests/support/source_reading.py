@@ -1,4 +1,4 @@
-"""Sources read whole, for tests: what becomes a document, what is rejected and why."""
+"""Reads whole sources for tests: documents, and rejects with their reasons."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from data_prep.stores.documents import Document, Reject
 
 
 def source_of(kind: str, path: Path | None = None, **more: Any) -> SourceSettings:
-    """Settings that name a source, and say what `more` says."""
+    """Settings of a source, with `more` of them."""
     text = None if path is None else str(path)
     return SourceSettings(name=kind, kind=SourceKind(kind), path=text, **more)
 
 
 def read_all(source: SourceSettings, characters: int = 10**9) -> list[Document | Reject]:
-    """Everything of a source, over all of its tasks, which pass through JSON as the engine's do."""
+    """The items of all tasks of a source. Tasks pass through JSON, as in a job."""
     module = module_of(source.kind)
     folder = Path(source.path or ".").parent
     tasks = json.loads(json.dumps(module.plan(source, characters, folder / "cache").tasks))
@@ -26,10 +26,10 @@ def read_all(source: SourceSettings, characters: int = 10**9) -> list[Document |
 
 
 def reasons(items: list[Document | Reject]) -> dict[str, str]:
-    """Of the rejects, by id."""
+    """The reasons of the rejects, by id."""
     return {item.id: item.reason for item in items if isinstance(item, Reject)}
 
 
 def texts(items: list[Document | Reject]) -> dict[str, str]:
-    """Of the documents, by id."""
+    """The texts of the documents, by id."""
     return {item.id: item.text for item in items if isinstance(item, Document)}

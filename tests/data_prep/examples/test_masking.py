@@ -135,7 +135,7 @@ def test_a_text_of_one_token_is_masked() -> None:
 def test_counts_at_full_length_are_the_published_ones() -> None:
     assert num_masked(np.array([128, 512]), RULE).tolist() == [19, 77]
     assert num_masked(np.array([512]), replace(RULE, max_predictions=76)).tolist() == [76]
-    # 0.15 * 10 and 0.15 * 30 lie half way: to the even neighbour
+    # 0.15 * 10 and 0.15 * 30 are ties: rounded to even
     assert num_masked(np.array([10, 30]), RULE).tolist() == [2, 4]
 
 

@@ -165,7 +165,7 @@ def test_b_that_follows_a_in_its_document_has_label_0(tmp_path: Path) -> None:
     for a, b, *_ in actual:
         assert a == list(range(a[0], a[0] + len(a)))
         assert b == list(range(b[0], b[0] + len(b)))
-        # between them lies at most what truncation took: no sentence of which nothing is left
+        # between them is at most what truncation removed: no whole sentence
         between = [token for token in range(a[-1], b[0]) if token in last_tokens]
         assert len(between) == 1
 
@@ -301,7 +301,7 @@ def test_a_pair_in_order_or_swapped_is_two_neighbours_of_one_document(
 
 
 def test_what_is_neither_too_long_nor_alone_is_never_truncated(tmp_path: Path) -> None:
-    """Sentences that fill the window exactly, but for the last chunk, which would be one alone."""
+    """Sentences that fill the window exactly, except for the last one, which would be alone."""
     documents = distinct_documents([[9, 10, 10, 9, 10, 10, 9]])
     pairs = pairs_of(tmp_path, [documents], PairRule(Pairing.sop, 32, 0.0, 1, 0))
     assert [len(a) + len(b) for a, b, *_ in rows(pairs)] == [29, 19, 19]
@@ -433,5 +433,5 @@ def test_pairs_are_made_at_more_than_10_megabytes_of_text_a_second(tmp_path: Pat
     make_pairs(store, 0, RULE, CLS, SEP)  # compiles
     began = time.perf_counter()
     make_pairs(store, 0, RULE, CLS, SEP)
-    # 4.3 bytes of English a token; measured 300 MB/s on one core, so that this never hangs on load
+    # 4.3 bytes of English per token; 300 MB/s on one core, so the bound holds under load
     assert store.parts[0].num_tokens * 4.3 / (time.perf_counter() - began) > 10e6

@@ -141,13 +141,13 @@ def test_a_page_that_the_parser_gives_up_on_is_rejected_alone(
     assert [item.title for item in _kept(items)] == ["E"]
 
 
-def test_a_passed_page_is_forgotten(tmp_path: Path) -> None:
+def test_a_page_is_freed_after_the_next_one_is_read(tmp_path: Path) -> None:
     (tmp_path / "w.xml").write_text(HEAD + 5_000 * PAGES[0] + "</mediawiki>")
     seen = 0
     for kind, element in wikipedia_dump._events(tmp_path / "w.xml"):
         if kind == "page":
             seen += 1
-            # Before it stands the emptied last page, behind it what one chunk holds.
+            # Before it is the emptied last page, after it the rest of one chunk.
             assert seen == 1 or len(element.getprevious()) == 0
             assert element.getparent().index(element) <= 1
             assert len(element.getparent()) < 2_000
@@ -180,7 +180,7 @@ def test_a_folder_without_dumps_is_refused(tmp_path: Path) -> None:
         ("sha1sums.txt", "{sha1} *w.xml"),
     ],
 )
-def test_a_checksum_beside_the_dump_is_checked(tmp_path: Path, name: str, line: str) -> None:
+def test_a_checksum_next_to_the_dump_is_checked(tmp_path: Path, name: str, line: str) -> None:
     data = DUMP.encode()
     sums = {"md5": hashlib.md5(data).hexdigest(), "sha1": hashlib.sha1(data).hexdigest()}
     (tmp_path / name).write_text(line.format(**sums) + "\n")
@@ -240,7 +240,7 @@ def test_the_page_in_which_a_dump_breaks_off_is_rejected_as_such(tmp_path: Path)
 
 
 def _given(tmp_path: Path) -> list[str]:
-    """What collects the dumps of tmp_path/in, short pages too."""
+    """Overrides that collect the dumps of tmp_path/in, including short pages."""
     path = f"source.path={tmp_path / 'in'}"
     return ["+source=wikipedia_dump", path, "source.min_characters=null", f"data_dir={tmp_path}"]
 
@@ -252,7 +252,7 @@ def test_a_damaged_dump_is_collected_as_far_as_it_goes_and_makes_the_exit_status
     (tmp_path / "in" / "a.xml").write_text(HEAD + PAGES[5] + PAGES[0][:150])
     (tmp_path / "in" / "b.xml").write_text(DUMP)
     given = _given(tmp_path)
-    for _ in range(2):  # a second start has nothing left to do, and must not pass it over
+    for _ in range(2):  # a second start has nothing left to do and reports it again
         assert collect.main(given) == 1
         printed = capsys.readouterr()
         assert "dropped: dump breaks off in this page  1\n" in printed.out

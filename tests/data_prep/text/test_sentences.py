@@ -12,7 +12,7 @@ from data_prep.text.sentences import split_paragraph
 
 
 def inner_boundaries(sentences: list[str]) -> set[int]:
-    """Where sentences end, but for the last, in characters other than blanks."""
+    """The ends of all sentences except the last, counted in characters that are not blanks."""
     ends, position = set(), 0
     for sentence in sentences[:-1]:
         position += len("".join(sentence.split()))
