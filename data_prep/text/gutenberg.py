@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from string import ascii_letters
 
 # Without the first character: _MARKER begins with it, which makes the search fast.
@@ -157,15 +157,12 @@ def share_of_verse(lines: list[str]) -> float:
 def _blocks(lines: list[str]) -> list[_Block]:
     """The lines between blank ones, as blocks."""
     blocks: list[_Block] = []
-    gap, block = 0, list[str]()
-    for line in [*lines, ""]:
-        if line:
-            block.append(line)
-            continue
-        if block:
+    gap = 0
+    for is_filled, run in groupby(lines, bool):
+        block = list(run)
+        if is_filled:
             blocks.append(_Block(gap, block))
-            gap, block = 0, []
-        gap += 1
+        gap = len(block)
     return blocks
 
 
