@@ -8,7 +8,9 @@ from __future__ import annotations
 import enum
 import os
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from data_prep.core.config import SettingsError
 from data_prep.core.objectives import MaskingUnit, Pairing
@@ -111,108 +113,103 @@ class DataPrepSettings:
         return int(first), int(step)
 
 
+_SHARE = (lambda value: 0 <= value <= 1, "[0, 1]")
+_POSITIVE = (lambda value: value >= 1, "1 or more")
+_POSITIVE_OR_NULL = (lambda value: value >= 1, "1 or more, or null")
+_UINT16 = 65_535
+
+# Of each number: whether a value is allowed (null always is, where the type has it), and the limits
+LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
+    # One word of the counter-based generator's key
+    "seed": (lambda value: 0 <= value < 2**32, f"from 0 to {2**32 - 1}"),
+    "num_workers": (lambda value: value >= 1, "1 or more, or null for all"),
+    "array_size": _POSITIVE,
+    "characters_per_part": _POSITIVE,
+    "heldout_fraction": (lambda value: 0 <= value < 1, "[0, 1)"),
+    "vocab_size": (lambda value: 256 <= value < 2**31, f"from 256 to {2**31 - 1}"),
+    "vocab_characters": _POSITIVE,
+    # Positions are stored as uint16
+    "seq_len": (lambda value: 8 <= value <= _UINT16, f"from 8 to {_UINT16}"),
+    "copies": (lambda value: 1 <= value <= _UINT16, f"from 1 to {_UINT16}"),
+    "short_seq_prob": _SHARE,
+    "masking.rate": (lambda value: 0 < value < 1, "more than 0 and less than 1"),
+    "masking.max_predictions": _POSITIVE_OR_NULL,
+    "audit.most_unknown": _SHARE,
+    "audit.most_one_sentence": _SHARE,
+    "audit.most_repeated": _SHARE,
+    "audit.most_told_alone": _SHARE,
+    "audit.most_told_together": _SHARE,
+    "source.rows_per_document": _POSITIVE_OR_NULL,
+    "source.min_characters": _POSITIVE_OR_NULL,
+}
+
+
 def check(settings: DataPrepSettings) -> None:
     """Raises SettingsError listing every setting that cannot work."""
-    wrong = [*_check_numbers(settings), *_check_masking(settings)]
-    least, most = settings.audit.random_next_least, settings.audit.random_next_most
-    if not 0 <= least <= most <= 1:
-        wrong.append(
-            f"audit.random_next_least={least} and audit.random_next_most={most} must be ascending "
-            "and in [0, 1]"
-        )
-    for name in (
-        "most_unknown",
-        "most_one_sentence",
-        "most_repeated",
-        "most_told_alone",
-        "most_told_together",
-    ):
-        if not 0 <= (share := getattr(settings.audit, name)) <= 1:
-            wrong.append(f"audit.{name}={share}; it takes [0, 1]")
+    wrong = [
+        f"{key}={value}; it takes {limits}"
+        for key, (is_allowed, limits) in LIMITS.items()
+        if (value := _value(settings, key)) is not None and not is_allowed(value)
+    ]
+    wrong += [*_share_faults(settings), *_other_faults(settings)]
     if settings.source is not None:
-        wrong += _check_source(settings.source)
+        wrong += _source_faults(settings.source)
     if wrong:
         raise SettingsError("\n".join(wrong))
 
 
-def _check_numbers(settings: DataPrepSettings) -> list[str]:
-    wrong = []
-    for key, least, most in (
-        ("seed", 0, 2**32 - 1),  # one word of the counter-based generator's key
-        ("characters_per_part", 1, None),
-        ("vocab_size", 256, 2**31 - 1),
-        ("vocab_characters", 1, None),
-        ("seq_len", 8, 65_535),  # positions are stored as uint16
-        ("copies", 1, 65_535),
-        ("array_size", 1, None),
-    ):
-        value = getattr(settings, key)
-        if value < least or (most is not None and value > most):
-            bound = f"from {least} to {most}" if most is not None else f"{least} or more"
-            wrong.append(f"{key}={value}; it takes {bound}")
-    if settings.num_workers is not None and settings.num_workers < 1:
-        wrong.append(f"num_workers={settings.num_workers}; it takes 1 or more, or null for all")
-    if settings.share is not None:
-        wrong += _check_share(settings.share, settings.executor)
+def _value(settings: object, key: str) -> Any:
+    """The value of a dotted key; None below a group that is None."""
+    for name in key.split("."):
+        settings = getattr(settings, name, None)
+    return settings
+
+
+def _share_faults(settings: DataPrepSettings) -> Iterator[str]:
+    share, executor = settings.share, settings.executor
+    if share is None:
+        return
+    numbers = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", share)
+    if not numbers or int(numbers[1]) > int(numbers[2]):
+        yield f"share={share}; it takes K/N, the K-th of N shares, such as 2/8"
+    elif executor is not Executor.local:
+        yield f"share={share} is for executor=local, not {executor.value}: leave one of them out"
+
+
+def _other_faults(settings: DataPrepSettings) -> Iterator[str]:
+    """Settings that do not fit each other."""
     if settings.add_words is not None and settings.vocab_file is None:
-        wrong.append(
+        yield (
             f"add_words={settings.add_words} adds to a released vocabulary: set vocab_file, too (a "
             "trained one has the text's own words)"
         )
-    if not 0 <= settings.heldout_fraction < 1:
-        wrong.append(f"heldout_fraction={settings.heldout_fraction}; it takes [0, 1)")
-    if not 0 <= settings.short_seq_prob <= 1:
-        wrong.append(f"short_seq_prob={settings.short_seq_prob}; it takes [0, 1]")
-    return wrong
-
-
-def _check_share(share: str, executor: Executor) -> list[str]:
-    numbers = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", share)
-    if not numbers or int(numbers[1]) > int(numbers[2]):
-        return [f"share={share}; it takes K/N, the K-th of N shares, such as 2/8"]
-    if executor is not Executor.local:
-        return [f"share={share} is for executor=local, not {executor.value}: leave one of them out"]
-    return []
-
-
-def _check_masking(settings: DataPrepSettings) -> list[str]:
-    wrong = []
-    masking = settings.masking
-    if not 0 < masking.rate < 1:
-        wrong.append(f"masking.rate={masking.rate}; it takes more than 0 and less than 1")
-    if masking.max_predictions is not None and masking.max_predictions < 1:
-        wrong.append(
-            f"masking.max_predictions={masking.max_predictions}; it takes 1 or more, or null"
-        )
-    shares = (masking.mask_share, masking.random_share)
+    shares = settings.masking.mask_share, settings.masking.random_share
     if min(shares) < 0 or sum(shares) > 1:
-        wrong.append(
+        yield (
             f"masking.mask_share={shares[0]} and masking.random_share={shares[1]}: neither may be "
             "negative, and their sum may not exceed 1; the paper has 0.8 and 0.1"
         )
-    return wrong
+    least, most = settings.audit.random_next_least, settings.audit.random_next_most
+    if not 0 <= least <= most <= 1:
+        yield (
+            f"audit.random_next_least={least} and audit.random_next_most={most} must be ascending "
+            "and in [0, 1]"
+        )
 
 
-def _check_source(source: SourceSettings) -> list[str]:
-    wrong = []
+def _source_faults(source: SourceSettings) -> Iterator[str]:
     if not source.name or "/" in source.name or source.name.startswith("."):
-        wrong.append(f"source.name={source.name!r} must be the name of one folder")
+        yield f"source.name={source.name!r} must be the name of one folder"
+    if source.path is not None and not os.path.exists(source.path):
+        yield f"source.path={source.path} does not exist"
     local = (SourceKind.books, SourceKind.wikiextractor, SourceKind.wikipedia_dump)
-    if source.kind in local and source.path is None:
-        wrong.append("source.path is not set; it is the folder to read: add source.path=FOLDER")
+    if source.path is None and source.kind in local:
+        yield "source.path is not set; it is the folder to read: add source.path=FOLDER"
     rows = (SourceKind.wikipedia, SourceKind.bookcorpus, SourceKind.book_rows)
-    if source.path is None and source.kind in rows:
-        if source.dataset is None:
-            wrong.append("neither source.path nor source.dataset is set; set source.path=FOLDER")
-    elif source.path is not None and not os.path.exists(source.path):
-        wrong.append(f"source.path={source.path} does not exist")
-    if source.rows_per_document is not None and source.rows_per_document < 1:
-        wrong.append(f"source.rows_per_document={source.rows_per_document}; it takes 1 or more")
-    if source.min_characters is not None and source.min_characters < 1:
-        wrong.append(f"source.min_characters={source.min_characters}; it takes 1 or more, or null")
+    if source.path is None and source.dataset is None and source.kind in rows:
+        yield "neither source.path nor source.dataset is set; set source.path=FOLDER"
     if source.language is not None and source.language not in known_languages():
-        wrong.append(
+        yield (
             f"source.language={source.language} is not known; it takes a code such as en, de or "
             "zh, or null to keep all languages"
         )
-    return wrong
