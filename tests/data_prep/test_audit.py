@@ -316,8 +316,3 @@ def test_shards_built_anew_lose_the_card_of_the_old_ones(corpus: Path, monkeypat
     monkeypatch.setattr(run, "run_processes", run_inline)
     build.run(load([f"data_dir={corpus}", "seq_len=64", "seed=2"]))
     assert not card.exists()
-
-
-def test_missing_shards_are_one_line_and_status_1(tmp_path: Path, capfd) -> None:
-    assert audit.main([f"data_dir={tmp_path}"]) == 1
-    assert "run python -m data_prep.build" in capfd.readouterr().err

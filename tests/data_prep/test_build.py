@@ -369,15 +369,3 @@ def test_the_job_prints_a_table_and_returns_0(corpus: Path, capfd) -> None:
     out = capfd.readouterr().out
     assert "train" in out
     assert "in no example" in out
-
-
-def test_a_missing_token_store_is_one_line_and_status_1(tmp_path: Path, capfd) -> None:
-    assert build.main([f"data_dir={tmp_path}"]) == 1
-    captured = capfd.readouterr()
-    assert "python -m data_prep.encode" in captured.err
-    assert "Traceback" not in captured.err
-
-
-def test_a_misspelt_setting_is_status_2(tmp_path: Path, capfd) -> None:
-    assert build.main([f"data_dir={tmp_path}", "seq_length=64"]) == 2
-    assert "seq_len" in capfd.readouterr().err

@@ -416,6 +416,7 @@ def test_the_bytes_are_the_same_for_one_and_three_workers(tmp_path: Path) -> Non
     for workers in (1, 3):
         data_dir = tmp_path / str(workers)
         assert collect_pages(data_dir, pages, f"num_workers={workers}") == 0
+        assert len(found(data_dir)) == 1
         files = [*data_dir.rglob("signatures/*"), *data_dir.glob("documents/duplicates.*")]
         sums.append({str(path.relative_to(data_dir)): checksum(path) for path in files})
     assert sums[0] == sums[1]

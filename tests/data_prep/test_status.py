@@ -63,14 +63,6 @@ def states(corpus: Path) -> list[str]:
     return [stage.state for stage in stages(corpus).values()]
 
 
-def test_a_folder_without_a_corpus_is_a_sentence_and_status_1(tmp_path: Path, capfd) -> None:
-    for folder in (tmp_path, tmp_path / "missing"):
-        assert status.main([f"data_dir={folder}"]) == 1
-        captured = capfd.readouterr()
-        assert f"{folder} holds no corpus; begin with python -m data_prep.collect" in captured.err
-        assert "Traceback" not in captured.err
-
-
 def test_a_corpus_that_is_whole_is_done_and_training_comes_next(corpus: Path, capfd) -> None:
     assert states(corpus) == ["done"] * 6
     assert status.main([f"data_dir={corpus}"]) == 0

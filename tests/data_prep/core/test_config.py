@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import ModuleType
-
 import pytest
-from omegaconf import OmegaConf
 
-from data_prep import audit, build, collect, encode, status, vocab
-from data_prep.core.config import CONF, SettingsError, as_dict, choices, compose
+from data_prep.core.config import SettingsError, as_dict, choices, compose
 from pretrain.config.settings import Precision, Settings
 
 
@@ -72,23 +67,3 @@ def test_settings_become_plain_values() -> None:
     run = {"name": "x", "dir": "runs", "init_from": None, "seed": 12345, "resume": "auto"}
     assert plain["run"] == run
     assert plain["optim"]["betas"] == [0.9, 0.999]
-
-
-def test_there_is_a_configuration_folder() -> None:
-    assert (CONF / "config.yaml").exists()
-
-
-@pytest.mark.parametrize("job", [collect, vocab, encode, build, audit, status])
-def test_help_says_what_a_job_does_and_what_there_is_to_set(job: ModuleType, capfd) -> None:
-    assert job.main(["--help", "no setting"]) == 0
-    shown = capfd.readouterr().out
-    assert shown.startswith(str(job.__doc__))
-    for setting in ("data_dir", "whole_word", "most_told_together", "|sample|"):
-        assert setting in shown
-
-
-def test_cfg_prints_the_settings_and_does_nothing(tmp_path: Path, capfd) -> None:
-    assert collect.main([f"data_dir={tmp_path}", "+source=sample", "--cfg", "seq_len=64"]) == 0
-    shown = OmegaConf.create(capfd.readouterr().out)
-    assert (shown.seq_len, shown.source.kind) == (64, "sample")
-    assert not list(tmp_path.iterdir())

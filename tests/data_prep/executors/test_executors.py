@@ -12,7 +12,7 @@ from pathlib import Path
 import made_tasks
 import pytest
 
-from data_prep import audit, collect, encode, vocab
+from data_prep import collect, encode, vocab
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum
 from data_prep.core.job import ShareDone, load
@@ -95,30 +95,6 @@ def test_shares_in_any_order_write_no_manifest_and_come_to_the_bytes_of_one_proc
             capsys.readouterr()
     assert _bytes(tmp_path / "a") == _bytes(tmp_path / "b")
     assert len(_bytes(tmp_path / "a")) > 20
-
-
-@pytest.mark.parametrize("job", [vocab, audit])
-def test_a_job_of_one_task_refuses_a_share(
-    job: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert job.main([f"data_dir={tmp_path}", "share=1/2"]) == 2  # type: ignore[attr-defined]
-    assert "share=1/2: this job is a single task" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["share=3/2"], "share=3/2; it takes K/N"),
-        (["share=0/2"], "share=0/2; it takes K/N"),
-        (["share=half"], "share=half; it takes K/N"),
-        (["share=1/2", "executor=slurm"], "share=1/2 is for executor=local, not slurm"),
-        (["array_size=0"], "array_size=0; it takes 1 or more"),
-        (["executor=dask"], "executor: .*dask"),
-    ],
-)
-def test_a_wrong_setting_of_the_executors_is_refused(overrides: list[str], message: str) -> None:
-    with pytest.raises(SettingsError, match=message):
-        load(["data_dir=d", *overrides])
 
 
 def test_slurm_is_refused_to_a_program_that_is_no_job(tmp_path: Path) -> None:

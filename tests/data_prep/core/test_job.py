@@ -1,0 +1,120 @@
+"""How every job starts: help, settings with their checks, messages and exit statuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from omegaconf import OmegaConf
+
+from data_prep import audit, build, collect, dedup, encode, status, vocab
+from data_prep.core.config import SettingsError
+from data_prep.core.job import load, start
+from data_prep.core.settings import DataPrepSettings
+
+JOBS = [collect, dedup, vocab, encode, build, audit, status]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_says_what_a_job_does_and_what_there_is_to_set(job: ModuleType, capfd) -> None:
+    assert job.main(["--help", "no setting"]) == 0
+    shown = capfd.readouterr().out
+    assert shown.startswith(str(job.__doc__))
+    assert f"python -m {job.__name__} " in shown
+    for setting in ("data_dir", "whole_word", "most_told_together", "|sample|"):
+        assert setting in shown
+
+
+def test_cfg_prints_the_settings_and_does_nothing(tmp_path: Path, capfd) -> None:
+    assert collect.main([f"data_dir={tmp_path}", "+source=sample", "--cfg", "seq_len=64"]) == 0
+    shown = OmegaConf.create(capfd.readouterr().out)
+    assert (shown.seq_len, shown.source.kind) == (64, "sample")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("job", "first"),
+    [(dedup, "collect"), (vocab, "collect"), (encode, "vocab"), (build, "encode"),
+     (audit, "build"), (status, "collect")],
+)  # fmt: skip
+def test_an_empty_folder_is_status_1_with_the_job_to_run_first(
+    job: ModuleType, first: str, tmp_path: Path, capfd
+) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        assert job.main([f"data_dir={folder}"]) == 1
+        shown = capfd.readouterr()
+        assert f"python -m data_prep.{first}" in shown.err
+        assert "Traceback" not in shown.err
+        assert shown.out == ""
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_wrong_setting_is_status_2(job: ModuleType, tmp_path: Path, capfd) -> None:
+    assert job.main([f"data_dir={tmp_path}", "seq_len=0"]) == 2
+    assert capfd.readouterr() == ("", "seq_len=0; it takes from 8 to 65535\n")
+
+
+@pytest.mark.parametrize("job", [dedup, vocab, audit, status])
+def test_a_job_of_one_task_refuses_a_share(job: ModuleType, tmp_path: Path, capfd) -> None:
+    assert job.main([f"data_dir={tmp_path}", "share=1/2"]) == 2
+    assert "share=1/2: this job is a single task" in capfd.readouterr().err
+
+
+def test_an_interrupted_job_says_how_to_go_on(tmp_path: Path, capfd) -> None:
+    def job(settings: DataPrepSettings) -> None:
+        raise KeyboardInterrupt
+
+    assert start(job, [f"data_dir={tmp_path}"], summary=lambda settings, result: "") == 130
+    assert capfd.readouterr().err == "interrupted; the same command continues\n"
+
+
+def test_no_source_is_answered_with_the_sources_there_are(tmp_path: Path) -> None:
+    expected = (
+        r"add \+source=NAME, one of bookcorpus, books, gutenberg, sample, wikiextractor, "
+        "wikipedia, wikipedia_dump"
+    )
+    with pytest.raises(SettingsError, match=expected):
+        collect.run(load([f"data_dir={tmp_path}"]))
+
+
+def test_a_folder_is_required() -> None:
+    with pytest.raises(SettingsError, match=r"data_dir is not set; .* add data_dir=FOLDER"):
+        load([])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("+source=books", r"source\.path is not set; .* add source\.path=FOLDER"),
+        ("source=books source.path=/no", r"source\.path=/no does not exist"),
+        ("+source=book", "source=book is not known; there are bookcorpus, books"),
+        ("source=sample source.name=a/b", "must be the name of one folder"),
+        (
+            "source=wikipedia source.min_characters=0",
+            "min_characters=0; it takes 1 or more, or null",
+        ),
+        ("seq_len=7", "seq_len=7; it takes from 8 to 65535"),
+        ("masking.rate=1", r"masking\.rate=1\.0; it takes more than 0"),
+        ("masking.random_share=0.3", "their sum may not exceed 1"),
+        ("num_workers=0", "num_workers=0; it takes 1 or more, or null"),
+        ("heldout_fraction=1", r"heldout_fraction=1\.0; it takes \[0, 1\)"),
+        ("audit.random_next_least=0.9", "must be ascending"),
+        ("audit.most_told_alone=80", r"told_alone=80\.0; it takes \[0, 1\]"),
+        ("vocabsize=3", "no setting 'vocabsize'; did you mean vocab_size"),
+        ("share=3/2", "share=3/2; it takes K/N"),
+        ("share=0/2", "share=0/2; it takes K/N"),
+        ("share=half", "share=half; it takes K/N"),
+        ("share=1/2 executor=slurm", "share=1/2 is for executor=local, not slurm"),
+        ("array_size=0", "array_size=0; it takes 1 or more"),
+        ("executor=dask", "executor: .*dask"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_the_cure(overrides: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load(["data_dir=d", *overrides.split()])
+
+
+def test_every_wrong_number_is_listed_at_once() -> None:
+    with pytest.raises(SettingsError, match=r"^seed=-1; .*\ncopies=0; it takes from 1 to 65535$"):
+        load(["data_dir=d", "copies=0", "seed=-1"])
