@@ -18,12 +18,18 @@ import pytest
 from run_in_fork import pretrain_run
 from wandb_files import history, records
 
+from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json
 from data_prep.core.objectives import Pairing
+from pretrain.checkpoint.identity import identity
+from pretrain.config.load import load
+from pretrain.config.settings import Precision
+from pretrain.data.corpus import manifest_of
 from pretrain.engine.engine import Engine
 from pretrain.engine.snapshot import Snapshot
 from pretrain.huggingface.load import fill_masks
 from pretrain.metrics import reference_curves
+from pretrain.run_folder.folder import open_run_folder
 
 pytestmark = pytest.mark.distributed
 
@@ -87,8 +93,9 @@ def test_a_run_writes_every_figure_under_its_name(uninterrupted: tuple[Path, str
     training = [line for line in lines if "train/loss" in line]
     assert [line["step"] for line in training] == list(range(1, 13))
     for name in (
-        "train/loss", "train/mlm_loss", "train/nsp_loss", "train/mlm_accuracy", "train/nsp_accuracy",
-        "optim/learning_rate", "optim/grad_norm", "perf/model_tflops_per_device", "perf/goodput",
+        "train/loss", "train/mlm_loss", "train/nsp_loss", "train/mlm_accuracy",
+        "train/nsp_accuracy", "optim/learning_rate", "optim/grad_norm",
+        "perf/model_tflops_per_device", "perf/goodput",
         "perf/data_wait_share", "perf/host_memory_gb", "perf/budget_fill", "data/masked_share",
     ):  # fmt: skip
         assert all(isinstance(line[name], float) for line in training), name
@@ -100,16 +107,25 @@ def test_a_run_writes_every_figure_under_its_name(uninterrupted: tuple[Path, str
         assert all(f"eval/{name}" in line for line in evaluations), name
 
 
-def test_sequences_and_tokens_are_counted_through_a_kill(
-    sample_dir: Path, tmp_path: Path, uninterrupted: tuple[Path, str]
-) -> None:
-    statuses, _ = pretrain_run(arguments(sample_dir), tmp_path, hook=kill_at(7))
+@pytest.fixture(scope="module", params=[3, 6, 9])
+def killed(
+    sample_dir: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Path:
+    """A run that was killed at its n-th training step, and then finished."""
+    folder = tmp_path_factory.mktemp("killed")
+    statuses, _ = pretrain_run(arguments(sample_dir), folder, hook=kill_at(request.param))
     assert statuses == [-signal.SIGKILL]
-    statuses, output = pretrain_run(arguments(sample_dir), tmp_path)
+    statuses, output = pretrain_run(arguments(sample_dir), folder)
     assert statuses == [0], output
+    return folder
+
+
+def test_sequences_and_tokens_are_counted_through_a_kill(
+    killed: Path, uninterrupted: tuple[Path, str]
+) -> None:
     straight = metrics(uninterrupted[0])
     seen = [(m["step"], m["data/sequences"], m["data/tokens"]) for m in straight]
-    assert seen == [(m["step"], m["data/sequences"], m["data/tokens"]) for m in metrics(tmp_path)]
+    assert seen == [(m["step"], m["data/sequences"], m["data/tokens"]) for m in metrics(killed)]
     assert seen[-1][1] == 12 * 8
     assert 12 * 8 * 30 < seen[-1][2] < 12 * 8 * 128
 
@@ -199,16 +215,11 @@ def test_only_the_newest_checkpoints_stay(uninterrupted: tuple[Path, str]) -> No
     assert names == ["step-00000004", "step-00000008", "step-00000012"]
 
 
-@pytest.mark.parametrize("call", [3, 6, 9])
 def test_a_killed_run_continues_to_the_same_weights_bit_for_bit(
-    sample_dir: Path, tmp_path: Path, uninterrupted: tuple[Path, str], call: int
+    killed: Path, uninterrupted: tuple[Path, str]
 ) -> None:
-    statuses, _ = pretrain_run(arguments(sample_dir), tmp_path, hook=kill_at(call))
-    assert statuses == [-signal.SIGKILL]
-    statuses, output = pretrain_run(arguments(sample_dir), tmp_path)
-    assert statuses == [0], output
-    assert weights(tmp_path) == weights(uninterrupted[0])
-    steps = [m["step"] for m in metrics(tmp_path) if "train/loss" in m]
+    assert weights(killed) == weights(uninterrupted[0])
+    steps = [m["step"] for m in metrics(killed) if "train/loss" in m]
     assert steps == list(range(1, 13))
 
 
@@ -459,19 +470,27 @@ def test_a_finished_run_started_again_trains_nothing_and_shows_its_end(
 def test_must_resume_without_a_checkpoint_is_refused_before_training(
     sample_dir: Path, tmp_path: Path
 ) -> None:
-    statuses, output = pretrain_run(arguments(sample_dir, "run.resume=must"), tmp_path)
-    assert statuses == [2]
-    assert "run.resume=must, but there is no checkpoint in runs/x/checkpoints" in output
+    text = refusal(tmp_path, arguments(sample_dir, "run.resume=must"))
+    assert f"run.resume=must, but there is no checkpoint in {tmp_path}/runs/x/checkpoints" in text
 
 
 def test_never_resume_does_not_overwrite_a_checkpoint(
     sample_dir: Path, uninterrupted: tuple[Path, str]
 ) -> None:
     before = weights(uninterrupted[0])
-    statuses, output = pretrain_run(arguments(sample_dir, "run.resume=never"), uninterrupted[0])
-    assert statuses == [2]
-    assert "type another run.name, or delete that folder" in output
+    text = refusal(uninterrupted[0], arguments(sample_dir, "run.resume=never"))
+    assert "type another run.name, or delete that folder" in text
     assert weights(uninterrupted[0]) == before
+
+
+def refusal(folder: Path, typed: list[str]) -> str:
+    """What `open_run_folder` raises if the run in `folder` is started with other arguments."""
+    settings, _ = load([*typed, f"run.dir={folder / 'runs'}"], 1)
+    settings.engine.precision = Precision.fp32  # as on a CPU
+    now = identity(settings, [manifest_of(settings.data)])
+    with pytest.raises(SettingsError) as refused:
+        open_run_folder(folder / "runs/x", settings, now)
+    return str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -485,9 +504,8 @@ def test_never_resume_does_not_overwrite_a_checkpoint(
 def test_a_run_with_other_settings_is_not_continued(
     sample_dir: Path, uninterrupted: tuple[Path, str], override: str, message: str
 ) -> None:
-    statuses, output = pretrain_run(arguments(sample_dir, override), uninterrupted[0])
-    assert statuses == [2]
-    assert message in output
+    text = refusal(uninterrupted[0], arguments(sample_dir, override))
+    assert [line.strip() for line in text.splitlines() if " then, " in line] == [message]
 
 
 @pytest.mark.parametrize("pairing", [Pairing.sop, Pairing.none])
@@ -495,9 +513,8 @@ def test_a_run_is_not_continued_with_another_objective(
     sample_dirs: Callable[[Pairing], Path], uninterrupted: tuple[Path, str], pairing: Pairing
 ) -> None:
     other = [f"data.dir={sample_dirs(pairing)}", f"data.pairs={pairing.name}"]
-    statuses, output = pretrain_run([*SMALL, *other], uninterrupted[0])
-    assert statuses == [2]
-    assert f"data.pairs: nsp then, {pairing.name} now" in output
+    expected = f"data.pairs: nsp then, {pairing.name} now"
+    assert expected in refusal(uninterrupted[0], [*SMALL, *other])
 
 
 def test_shards_of_another_objective_are_refused_before_training(
@@ -551,10 +568,9 @@ def test_shards_that_are_wrong_or_missing_are_named_before_training(
     assert not (tmp_path / "runs/x/metrics.jsonl").exists()
 
 
-def test_without_a_model_the_models_are_listed(tmp_path: Path) -> None:
-    statuses, output = pretrain_run([], tmp_path)
-    assert statuses == [2]
-    assert "base, large, small, tiny" in output
+def test_without_a_model_the_models_are_listed() -> None:
+    with pytest.raises(SettingsError, match="base, large, small, tiny"):
+        load([], 1)
 
 
 def no_key(rank: int) -> None:
@@ -597,9 +613,9 @@ def test_wandb_has_every_chart_and_each_step_once_over_kills_in_both_phases(
     sample_dir: Path, tmp_path: Path
 ) -> None:
     two_phases = arguments(
-        sample_dir, "log=wandb", "log.artifact=true", "schedule.total_steps=8", "checkpoint.every_steps=3",
-        "phases=[{changes: {optim: {learning_rate: 1e-4}, schedule: {total_steps: 8}}, moments: kept,"
-        " optimizer_step: kept, loss_scaler: kept}]",
+        sample_dir, "log=wandb", "log.artifact=true", "schedule.total_steps=8",
+        "checkpoint.every_steps=3", "phases=[{changes: {optim: {learning_rate: 1e-4}, "
+        "schedule: {total_steps: 8}}, moments: kept, optimizer_step: kept, loss_scaler: kept}]",
     )  # fmt: skip
 
     def watched(rank: int) -> None:

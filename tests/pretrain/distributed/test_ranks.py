@@ -1,3 +1,5 @@
+"""Ranks from the launchers' variables, where they meet, and what they exchange."""
+
 from __future__ import annotations
 
 import socket

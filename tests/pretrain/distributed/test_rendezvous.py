@@ -118,7 +118,8 @@ def test_gpus_of_another_kind_are_one_sentence_however_many_they_are() -> None:
     infos = [info(rank, f"node{rank // 8}", H100 if rank >= 24 else A100) for rank in range(32)]
     (fault,) = check_devices(infos)
     assert fault.startswith(
-        f"8 of 32 ranks, the first of them rank 24 on node3, have {H100}, rank 0 on node0 has {A100}; "
+        f"8 of 32 ranks, the first of them rank 24 on node3, have {H100}, "
+        f"rank 0 on node0 has {A100}; "
     )
 
 

@@ -1,4 +1,4 @@
-"""Two ranks that step together by barriers: one is stopped, killed or kept busy by something else."""
+"""Two ranks that step together by barriers: one is stopped, killed or hangs elsewhere."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""The engine on the CPU: precisions, updates that are skipped, dropout, evaluation, silence."""
+
 from __future__ import annotations
 
 import copy
@@ -32,10 +34,8 @@ from pretrain.engine.engine import Engine
 from pretrain.model.bert import BertForPreTraining
 
 FP32, AUTOCAST = Precision.fp32, Precision.bf16_autocast
-BF16, FP16 = (
-    Precision.bf16,
-    Precision.fp16,
-)  # fp16 runs here because the tests make DeepSpeed allow it
+# fp16 runs here because the tests make DeepSpeed allow it
+BF16, FP16 = Precision.bf16, Precision.fp16
 RATE = 1e-3
 
 
@@ -93,7 +93,7 @@ def with_a_bad_batch(
     bad: float | None,
     what: str = "factor",
 ) -> Any:
-    """Files of the state before and after a bad batch and after a good one; what the bad one gave."""
+    """State files before and after a bad batch and after a good one; the bad one's result."""
     model = build_model(kind=Poisonable)
     engine = build_engine(ranks, stage, precision, model)
     while not step(engine, 0).applied:  # in fp16 the first scale may be too large

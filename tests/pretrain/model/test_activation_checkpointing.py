@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,10 +17,7 @@ from engine_samples import (
 from model_samples import random_batch, random_model, small_settings
 from ranks_harness import run_ranks
 
-from pretrain.checkpoint.identity import identity
-from pretrain.config.load import load
 from pretrain.config.settings import Precision
-from pretrain.data.corpus import manifest_of
 from pretrain.distributed.ranks import Ranks
 from pretrain.model.bert import BertForPreTraining
 
@@ -121,19 +117,6 @@ def kept_bytes(model: BertForPreTraining, activation_checkpointing: bool) -> int
     inputs = 4 * batch.num_tokens * model.settings.hidden_size * model.settings.num_hidden_layers
     saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     return saved + (inputs if activation_checkpointing else 0)
-
-
-def test_it_is_no_part_of_a_runs_identity(sample_dir: Path) -> None:
-    def of(value: str) -> dict[str, Any]:
-        arguments = [
-            "+model=tiny",
-            f"data.dir={sample_dir}",
-            f"engine.activation_checkpointing={value}",
-        ]
-        settings, _ = load(arguments, 1)
-        return identity(settings, [manifest_of(settings.data)])
-
-    assert of("true") == of("false"), "it may be switched on when a run continues"
 
 
 def test_activations_of_a_deep_model_take_a_sixth_of_the_memory() -> None:

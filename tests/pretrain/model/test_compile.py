@@ -41,6 +41,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="compiles C++ with g++")
 
 
+def count_graphs_from_here() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
 def trained(
     ranks: Ranks,
     stage: int,
@@ -52,8 +57,7 @@ def trained(
     """Losses of three steps, of an evaluation, and the number of graphs. `backend` None: none."""
     compiling.BACKEND = backend or ""
     dropout_module._MOST_THREADS = 0  # torch's draws, which compiled code has, in plain code too
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
+    count_graphs_from_here()
     engine = build_engine(
         ranks,
         stage,
@@ -147,10 +151,8 @@ def test_a_compiled_run_goes_on_from_its_checkpoint_bit_for_bit_with_dropout(
 def test_compiled_code_gives_the_losses_and_gradients_of_plain_code(
     precision: Precision, bound: float
 ) -> None:
-    model, batch = (
-        random_model(small_settings(), 90, seed=0),
-        random_batch([5, 9, 30, 1, 17], 90, 0),
-    )
+    model = random_model(small_settings(), 90, seed=0)
+    batch = random_batch([5, 9, 30, 1, 17], 90, 0)
     plain = outcome(model, batch, is_autocast=precision is AUTOCAST)
     torch._dynamo.reset()
     compile_parts(model, precision, torch.device("cpu"))
@@ -162,8 +164,7 @@ def test_compiled_code_gives_the_losses_and_gradients_of_plain_code(
 def too_many_shapes(ranks: Ranks) -> list[int]:
     """Graphs after each of some batches, every one of another shape, where two are allowed."""
     compiling.BACKEND, compiling.MOST_SHAPES = CAPTURED, 2
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
+    count_graphs_from_here()
     model = build_model()
     compile_parts(model, Precision.bf16, torch.device("cuda"))
     graphs = []
@@ -188,8 +189,7 @@ def test_more_shapes_than_are_allowed_for_are_an_error_and_not_slowness() -> Non
 def graphs_of_masked_logits(ranks: Ranks) -> tuple[int, int]:
     """Graphs before and after logits are asked for of a batch of a shape of its own."""
     compiling.BACKEND = CAPTURED
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
+    count_graphs_from_here()
     engine = build_engine(ranks, 1, compile=Compile.true)
     counts = torch._dynamo.utils.counters["stats"]
     engine.evaluate_step(random_batch([5, 6], VOCAB_SIZE - 1, 0))
@@ -210,11 +210,7 @@ def settings_with(compile: Compile, stage: int = 1) -> EngineSettings:
 
 @pytest.mark.parametrize(
     ("device", "stage", "expected"),
-    [
-        ("cpu", 1, Compile.false),
-        ("cuda", 1, Compile.true),
-        ("cuda", 3, Compile.false),
-    ],
+    [("cpu", 1, Compile.false), ("cuda", 1, Compile.true), ("cuda", 3, Compile.false)],
 )
 def test_auto_compiles_on_a_gpu_but_for_stage_3(
     device: str, stage: int, expected: Compile, monkeypatch: pytest.MonkeyPatch
@@ -248,9 +244,10 @@ def test_compiling_under_stage_3_is_refused_with_the_cure() -> None:
     assert resolve_compile(settings.engine, torch.device("cuda")) is Compile.false
 
 
-def test_it_is_no_part_of_a_runs_identity(sample_dir: Path) -> None:
+@pytest.mark.parametrize("name", ["engine.compile", "engine.activation_checkpointing"])
+def test_it_is_no_part_of_a_runs_identity(sample_dir: Path, name: str) -> None:
     def of(value: str) -> dict[str, Any]:
-        arguments = ["+model=tiny", f"data.dir={sample_dir}", f"engine.compile={value}"]
+        arguments = ["+model=tiny", f"data.dir={sample_dir}", f"{name}={value}"]
         settings, _ = load(arguments, 1)
         return identity(settings, [manifest_of(settings.data)])
 

@@ -13,8 +13,10 @@ import orjson
 import pytest
 from run_in_fork import pretrain_run
 
+from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json
 from data_prep.stores.shard_reader import Shards
+from pretrain.config.load import load
 from pretrain.data.shuffle import ExampleOrder
 from pretrain.data.train_loader import TrainLoader
 from pretrain.engine.deepspeed_setup import get_accelerator
@@ -38,7 +40,7 @@ SMALL = (
 
 
 def poison(factor: float, positions: Collection[int], kill_at_call: int = 0) -> Callable[..., None]:
-    """A hook: the MLM loss of these batches, by number, times `factor`; SIGKILL at the n-th training step."""
+    """A hook: the MLM loss of these batches times `factor`; SIGKILL at the n-th training step."""
 
     def hook(rank: int) -> None:
         train_step, forward = Engine.train_step, BertForPreTraining.forward
@@ -171,63 +173,58 @@ def test_a_spike_is_logged_with_its_examples_and_the_run_goes_on(
     assert last_state(tmp_path)["skipped"] == []
 
 
+BACK = "survival.on_spike=rewind"
+
+
+@pytest.fixture(scope="module")
+def rewound(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that went back from step 7 to 4, without the batch at 6."""
+    folder = tmp_path_factory.mktemp("rewound")
+    status, output, events = run(sample_dir, folder, poison(20, [6]), BACK)
+    assert status == 0, output
+    assert of_kind(events, "rewound")[0]["step"] == 4
+    return folder
+
+
 @pytest.mark.distributed
 def test_a_rewound_run_has_the_weights_of_one_that_never_saw_the_batch(
-    sample_dir: Path, tmp_path: Path
+    sample_dir: Path, tmp_path: Path, rewound: Path
 ) -> None:
     def without_6(rank: int) -> None:
         batches = TrainLoader.batches
         TrainLoader.batches = lambda self, first, _: batches(self, first, [(48, 56)])  # type: ignore[method-assign,assignment,misc]
 
-    status, output, _ = run(sample_dir, tmp_path / "without", without_6)
+    status, output, _ = run(sample_dir, tmp_path, without_6)
     assert status == 0, output
-    back = "survival.on_spike=rewind"
-    status, output, events = run(sample_dir, tmp_path / "rewound", poison(20, [6]), back)
-    assert status == 0, output
-    assert of_kind(events, "rewound")[0]["step"] == 4
-    assert last_state(tmp_path / "rewound")["skipped"] == [[48, 56]]
-    assert steps(tmp_path / "rewound") == list(range(1, 13))
-    assert last_weights(tmp_path / "rewound") == last_weights(tmp_path / "without")
+    assert last_state(rewound)["skipped"] == [[48, 56]]
+    assert steps(rewound) == list(range(1, 13))
+    assert last_weights(rewound) == last_weights(tmp_path)
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("call", [9, 13])
 def test_a_run_killed_after_it_went_back_passes_over_the_same_batches(
-    sample_dir: Path, tmp_path: Path, call: int
+    sample_dir: Path, tmp_path: Path, rewound: Path, call: int
 ) -> None:
-    """Call 8 is the first after going back from step 7 to 4; call 12 is the first after saving 8."""
-    back = "survival.on_spike=rewind"
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert run(sample_dir, straight, poison(20, [6]), back)[0] == 0
-    assert run(sample_dir, killed, poison(20, [6], call), back)[0] == -signal.SIGKILL
-    status, output, _ = run(sample_dir, killed, poison(20, [6]), back)
+    """Call 8 is the first after going back; call 12 is the first after saving step 8."""
+    assert run(sample_dir, tmp_path, poison(20, [6], call), BACK)[0] == -signal.SIGKILL
+    status, output, _ = run(sample_dir, tmp_path, poison(20, [6]), BACK)
     assert status == 0, output
-    assert last_state(killed)["skipped"] == [[48, 56]]
-    assert last_weights(killed) == last_weights(straight)
+    assert last_state(tmp_path)["skipped"] == [[48, 56]]
+    assert last_weights(tmp_path) == last_weights(rewound)
 
 
 @pytest.mark.distributed
 def test_a_run_that_spikes_whatever_it_passes_over_stops(sample_dir: Path, tmp_path: Path) -> None:
-    more = ("survival.on_spike=rewind", "survival.max_rewinds=2")
+    more = (BACK, "survival.max_rewinds=2")
     status, output, events = run(sample_dir, tmp_path, poison(20, range(6, 99)), *more)
     assert status == 1
     assert "the loss jumped 3 times since step 4" in output
-    assert [event["positions"] for event in of_kind(events, "spike")] == [
-        [48, 56],
-        [48, 64],
-        [48, 72],
-    ]
+    positions = [event["positions"] for event in of_kind(events, "spike")]
+    assert positions == [[48, 56], [48, 64], [48, 72]]
 
 
-def test_checkpoints_between_two_records_are_refused_where_spikes_are_undone(
-    sample_dir: Path, tmp_path: Path
-) -> None:
-    arguments = [
-        *SMALL,
-        f"data.dir={sample_dir}",
-        "survival.on_spike=rewind",
-        "monitor.every_steps=3",
-    ]
-    statuses, output = pretrain_run(arguments, tmp_path)
-    assert statuses == [2]
-    assert "set checkpoint.every_steps=3" in output
+def test_checkpoints_between_two_records_are_refused_where_spikes_are_undone() -> None:
+    typed = [*SMALL, "survival.on_spike=rewind", "monitor.every_steps=3"]
+    with pytest.raises(SettingsError, match=r"set checkpoint\.every_steps=3"):
+        load(typed, 1)

@@ -163,7 +163,7 @@ def run(
 def test_a_run_by_tokens_goes_on_with_other_ranks_over_the_same_examples(
     sample_dir: Path, tmp_path: Path
 ) -> None:
-    """1 rank, then 4, then 2, with dropout: micro-batches do not depend on the ranks, nor does it."""
+    """1 rank, then 4, then 2, with dropout: it follows the micro-batches, not the ranks."""
     last_step = 12
     data = cut(sample_dir, tmp_path / "data", [31, 0, 22], [9, 2])
     arguments = [

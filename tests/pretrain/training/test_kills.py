@@ -48,7 +48,7 @@ def data(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def drawn(rng: np.random.Generator, steps: Sequence[int]) -> list[Kill]:
-    """A kill after each of these steps or soon after it: every second while a checkpoint is saved."""
+    """A kill at or soon after each of these steps: every second while a checkpoint is saved."""
     kills = []
     for number, step in enumerate(steps):
         victims = WHOM[rng.integers(len(WHOM))]

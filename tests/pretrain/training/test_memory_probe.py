@@ -1,3 +1,5 @@
+"""The memory rehearsal: leaves no trace, and names what to change if memory is short."""
+
 from __future__ import annotations
 
 import re
@@ -16,12 +18,8 @@ from pretrain.distributed.ranks import Ranks
 from pretrain.model.bert import BertForPreTraining
 from pretrain.training.memory_probe import fake_batch
 
-FP32, AUTOCAST, BF16, FP16 = (
-    Precision.fp32,
-    Precision.bf16_autocast,
-    Precision.bf16,
-    Precision.fp16,
-)
+FP32, AUTOCAST = Precision.fp32, Precision.bf16_autocast
+BF16, FP16 = Precision.bf16, Precision.fp16
 ADAMW, BERT_ADAM = {"name": OptimizerName.adamw}, {"name": OptimizerName.bert_adam}
 LEAST = "of 512 tokens does not fit .*: that is the least for data.seq_len=128"
 RECOMPUTED = "engine.activation_checkpointing=true"

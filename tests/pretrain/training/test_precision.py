@@ -1,8 +1,8 @@
 """Low precision learns what fp32 learns: losses over 50 steps, within tolerances stated here.
 
-Measured on two ranks, the largest and the mean difference of a step's loss from fp32's, of losses
-that fall from 5.5 to 2.6 nats: bf16_autocast 0.008 and 0.0019, bf16 0.029 and 0.0053, fp16 0.0015 and
-0.0004. The bounds are three times that.
+Measured on two ranks, the largest and the mean difference of a step's loss from fp32's, while the
+losses fall from 5.5 to 2.6 nats: bf16_autocast 0.008 and 0.0019, bf16 0.029 and 0.0053, fp16 0.0015
+and 0.0004. The bounds are three times that.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from ranks_harness import run_ranks
 from pretrain.config.settings import Precision
 from pretrain.distributed.ranks import Ranks
 
-STEPS, BATCHES = (
-    50,
-    4,
-)  # the same few batches again and again: labels at random can be learnt by heart
+# the same few batches again and again: random labels can be learnt by heart
+STEPS, BATCHES = 50, 4
 BOUNDS = {  # of a step's difference, and of their mean, in nats
     Precision.bf16_autocast: (0.025, 0.006),
     Precision.bf16: (0.09, 0.016),
@@ -48,6 +46,7 @@ def in_fp32() -> list[float]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("stage", "precision"),
@@ -55,9 +54,7 @@ def in_fp32() -> list[float]:
         (0, Precision.bf16_autocast),
         (1, Precision.bf16),
         (2, Precision.fp16),
-        pytest.param(3, Precision.bf16_autocast, marks=pytest.mark.slow),
-        pytest.param(3, Precision.bf16, marks=pytest.mark.slow),
-        pytest.param(3, Precision.fp16, marks=pytest.mark.slow),
+        *((3, precision) for precision in BOUNDS),
     ],
 )
 def test_losses_over_fifty_steps_stay_near_those_of_fp32(stage: int, precision: Precision) -> None:

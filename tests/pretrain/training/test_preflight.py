@@ -25,8 +25,8 @@ from pretrain.training import preflight as preflight_module
 from pretrain.training.preflight import RankMismatch, explain, preflight, summary
 
 SMALL = (
-    "+model=tiny", "model.hidden_size=32", "optim.global_batch=8", "run.name=x", "eval.max_examples=8",
-    "engine.timeout_minutes=2", "schedule.total_steps=2",
+    "+model=tiny", "model.hidden_size=32", "optim.global_batch=8", "run.name=x",
+    "eval.max_examples=8", "engine.timeout_minutes=2", "schedule.total_steps=2",
 )  # fmt: skip
 
 Change = Callable[[Ranks, Settings], None]
@@ -126,7 +126,8 @@ def a_wrong_sum(ranks: Ranks, settings: Settings) -> None:
         ),
         (
             another_checkout,
-            r"rank 2 on \S+ has pretrain/engine/engine.py of checksum \w+ \(rank 0 has of checksum \w+\); "
+            r"rank 2 on \S+ has pretrain/engine/engine.py of checksum \w+ "
+            r"\(rank 0 has of checksum \w+\); "
             "bring the project's folder on that node up to date",
         ),
         (
@@ -141,11 +142,13 @@ def a_wrong_sum(ranks: Ranks, settings: Settings) -> None:
         ),
         (
             no_file_system,
-            r"rank 1 on \S+ has \S+/len128/manifest.json unreadable: there are no shards of 128 tokens",
+            r"rank 1 on \S+ has \S+/len128/manifest.json unreadable: there are no shards of 128 "
+            "tokens",
         ),
         (
             a_wrong_sum,
-            r"rank 1 on \S+ got a wrong sum from an all-reduce of 1,048,576 numbers: 4 at index 4,711 "
+            r"rank 1 on \S+ got a wrong sum from an all-reduce of 1,048,576 numbers: "
+            "4 at index 4,711 "
             r"instead of 6 \(1 are wrong\)",
         ),
     ],
@@ -166,7 +169,8 @@ def test_what_a_thousand_ranks_share_is_one_sentence() -> None:
     differences = [[old] if rank >= 500 else [] for rank in range(1000)]
     (sentence,) = explain(differences, infos)
     assert sentence.startswith(
-        "500 of 1000 ranks, the first of them rank 500 on node62, have torch 2.12.0 (rank 0 has 2.13.0); "
+        "500 of 1000 ranks, the first of them rank 500 on node62, have torch 2.12.0 "
+        "(rank 0 has 2.13.0); "
     )
 
 
