@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.core.files import checksum, read_json, write_json
+from data_prep.core.files import checksum, write_json
 from data_prep.core.job import start
 from data_prep.core.objectives import Pairing
 from data_prep.core.settings import DataPrepSettings
@@ -50,17 +51,18 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     """
     data_dir = Path(settings.data_dir)
     folder = data_dir / f"len{settings.seq_len}"
-    manifest = shards.read_manifest(folder)
+    manifest = shards.read_shards_manifest(folder)
+    plain = msgspec.to_builtins(manifest)
     vocab_path = data_dir / "vocab" / "vocab.txt"
     rule = MaskingRule.from_manifest(manifest, vocab_path)
-    pairing = Pairing[manifest["pairs"]]
+    pairing = manifest.pairs
     damaged = shards.verify(folder)
     corpus, corpus_faults = judge_corpus(data_dir, pairing, settings.audit)
     faults = [*_provenance_faults(data_dir, manifest, settings.seq_len), *damaged, *corpus_faults]
     report: dict[str, Any] = {
         "seq_len": settings.seq_len,
         "shards_checksum": checksum(folder / "manifest.json"),
-        "made": {name: manifest[name] for name in ("settings", "vocab_size", "lowercase")},
+        "made": {name: plain[name] for name in ("settings", "vocab_size", "lowercase")},
         "other_length_counts": _other_length_counts(data_dir, folder),
         "corpus": corpus,
         "splits": {},
@@ -91,20 +93,20 @@ def _unfit(report: dict[str, Any]) -> str:
     return "\n".join(["unfit for training:", *reasons]) if reasons else ""
 
 
-def _provenance_faults(data_dir: Path, manifest: dict[str, Any], seq_len: int) -> list[str]:
+def _provenance_faults(data_dir: Path, manifest: shards.ShardsManifest, seq_len: int) -> list[str]:
     faults = []
     vocab_path, store = data_dir / "vocab" / "vocab.txt", data_dir / "tokens" / "manifest.json"
     if not vocab_path.is_file():
         faults.append(f"{vocab_path} is missing; put the vocabulary of these shards back")
-    elif (found := checksum(vocab_path)) != manifest["vocab_checksum"]:
+    elif (found := checksum(vocab_path)) != manifest.vocab_checksum:
         faults.append(
             f"{vocab_path} has checksum {found}, the shards were made with "
-            f"{manifest['vocab_checksum']}: run data_prep.encode and data_prep.build again"
+            f"{manifest.vocab_checksum}: run data_prep.encode and data_prep.build again"
         )
-    if store.is_file() and checksum(store) != manifest["tokens_checksum"]:
+    if store.is_file() and checksum(store) != manifest.tokens_checksum:
         faults.append(f"{store} is not of the store that the shards came from: build them again")
-    if manifest["seq_len"] != seq_len:
-        faults.append(f"the manifest's seq_len is {manifest['seq_len']}, the folder's {seq_len}")
+    if manifest.seq_len != seq_len:
+        faults.append(f"the manifest's seq_len is {manifest.seq_len}, the folder's {seq_len}")
     return faults
 
 
@@ -112,46 +114,46 @@ def _other_length_counts(data_dir: Path, folder: Path) -> dict[str, list[int]]:
     """By seq_len of the corpus' other shards: position i counts train examples of i tokens."""
     counts = {}
     for path in sorted(data_dir.glob("len*/manifest.json")):
-        manifest = read_json(path)
+        manifest = shards.read_shards_manifest(path.parent)
         if path.parent == folder or shards.size_faults(path.parent, manifest, "train"):
             continue
-        total = np.zeros(manifest["seq_len"] + 1, np.int64)
-        for entry in manifest["splits"]["train"]["shards"]:
-            examples, _ = shards.read_shard(path.parent / "train" / entry["name"])
+        total = np.zeros(manifest.seq_len + 1, np.int64)
+        for entry in manifest.splits["train"].shards:
+            examples, _ = shards.read_shard(path.parent / "train" / entry.name)
             total += np.bincount(np.diff(examples.offsets), minlength=len(total))
-        counts[str(manifest["seq_len"])] = total.tolist()
+        counts[str(manifest.seq_len)] = total.tolist()
     return counts
 
 
 def _audit_split(
     folder: Path,
     split: str,
-    manifest: dict[str, Any],
+    manifest: shards.ShardsManifest,
     rule: MaskingRule,
     settings: DataPrepSettings,
 ) -> tuple[dict[str, Any], list[str]]:
     """The metrics of one split, in total and per shard, and its faults."""
     faults: list[str] = []
-    pairing = Pairing[manifest["pairs"]]
+    pairing = manifest.pairs
     total: Counts = {}
     length_counts = np.zeros(settings.seq_len + 1, np.int64)
     per_shard = []
     contents: list[NDArray[np.uint64]] = []
-    for entry in manifest["splits"][split]["shards"]:
-        path = folder / split / entry["name"]
+    for entry in manifest.splits[split].shards:
+        path = folder / split / entry.name
         examples, metadata = shards.read_shard(path)
         for key in ("vocab_checksum", "seq_len"):
-            if metadata.get(key) != str(manifest[key]):
+            if metadata.get(key) != (stated := str(getattr(manifest, key))):
                 faults.append(
                     f"{path} was made with {key} {metadata.get(key)}, the manifest says "
-                    f"{manifest[key]}: a shard of another corpus; run data_prep.build again"
+                    f"{stated}: a shard of another corpus; run data_prep.build again"
                 )
-        counts = count(examples, pairing, rule, manifest["special_ids"], settings.seq_len)
+        counts = count(examples, pairing, rule, manifest.special_ids, settings.seq_len)
         faults += [f"{path}: {counts[kind]:,} {kind}" for kind in BROKEN if counts[kind]]
         for name in filter(None, ("rows", "tokens", "masked_tokens", pairing.label_1)):
-            if counts[name] != entry[name]:
-                faults.append(f"{path} has {counts[name]:,} {name}, the manifest {entry[name]:,}")
-        per_shard.append({"name": entry["name"], **shares(counts, settings.seq_len)})
+            if counts[name] != (count_there := getattr(entry, name)):
+                faults.append(f"{path} has {counts[name]:,} {name}, the manifest {count_there:,}")
+        per_shard.append({"name": entry.name, **shares(counts, settings.seq_len)})
         total = {name: total.get(name, 0) + n for name, n in counts.items()}
         lengths_N = np.diff(examples.offsets)
         length_counts += np.bincount(lengths_N, minlength=len(length_counts))[: len(length_counts)]
@@ -162,7 +164,7 @@ def _audit_split(
     hashes = np.concatenate(contents)
     metrics["repeated_examples"] = len(hashes) - len(np.unique(hashes))
     for name in LOSSES:
-        metrics[name] = manifest["splits"][split][name]
+        metrics[name] = getattr(manifest.splits[split], name)
     metrics["length_counts"] = length_counts.tolist()
     metrics["shards"] = per_shard
     faults += [

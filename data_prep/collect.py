@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.core.config import as_dict
-from data_prep.core.files import read_json, write_json
+from data_prep.core.files import write_json
 from data_prep.core.job import Rows, require_source, start
+from data_prep.core.records import read_record
 from data_prep.core.settings import DataPrepSettings, SourceSettings
 from data_prep.duplicates.signatures import SignatureWriter, signatures_path
 from data_prep.executors.run import run_tasks
@@ -29,9 +30,10 @@ from data_prep.stores.documents import (
     SCHEMA_VERSION,
     Damage,
     Document,
+    DocumentsManifest,
+    PartEntry,
     Reject,
     RowWriter,
-    describe_part,
     open_rejects,
     repeated_ids,
     write_part,
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return start(run, argv, summary=_summary, faults=_damage, has_shares=True)
 
 
-def run(settings: DataPrepSettings) -> dict[str, Any]:
+def run(settings: DataPrepSettings) -> DocumentsManifest:
     """Collect settings.source into data_dir/documents/<name>/; return its manifest.
 
     Raises SettingsError for a source that cannot be read, RuntimeError if tasks fail, two documents
@@ -68,7 +70,7 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     task = partial(_collect_part, folder, source, plan.tasks)
     counts = run_tasks(f"collect {source.name}", folder / "logs", tasks, task, settings)
     manifest = _manifest(folder, source.name, identity, plan, counts)
-    write_json(folder / "dropped.json", manifest["dropped"])
+    write_json(folder / "dropped.json", manifest.dropped)
     write_json(folder / "manifest.json", manifest)  # last: it vouches for the rest
     shutil.rmtree(folder / "cache", ignore_errors=True)
     return manifest
@@ -102,11 +104,10 @@ def _collect_part(
                     rejects = rejects or stack.enter_context(open_rejects(rejects_path))
                     rejects.add(item)
 
-        counts = write_part(path, kept())
-    entry = describe_part(path, counts)
-    signatures.write(path, entry["checksum"])
+        entry = write_part(path, kept())
+    signatures.write(path, entry.checksum)
     write_json(_entry_path(folder, index), entry)
-    return {**counts, **notes}
+    return {"documents": entry.rows, "characters": entry.characters, **notes}
 
 
 def _read(source: SourceSettings, task: Any) -> Iterator[Document | Reject | Damage]:
@@ -152,9 +153,12 @@ def _identity(source: SourceSettings, characters_per_part: int) -> dict[str, Any
 
 def _manifest(
     folder: Path, name: str, identity: dict[str, Any], plan: SourcePlan, counts: dict[str, int]
-) -> dict[str, Any]:
-    parts = [read_json(_entry_path(folder, index)) for index in range(len(plan.tasks))]
-    paths = [folder / part["name"] for part in parts]
+) -> DocumentsManifest:
+    again = f"delete {folder} and collect the source {name} again"
+    parts = [
+        read_record(_entry_path(folder, index), PartEntry, again)
+        for index in range(len(plan.tasks))
+    ]
     dropped = {
         key.removeprefix("dropped: "): n for key, n in counts.items() if key.startswith("dropped: ")
     }
@@ -162,39 +166,39 @@ def _manifest(
     if not counts.get("documents"):
         broken = "".join(f"; {damage}" for damage in damaged)
         raise RuntimeError(f"source {name}: no document is left; dropped were {dropped}{broken}")
-    if repeated := repeated_ids(paths):
+    if repeated := repeated_ids(folder / part.name for part in parts):
         raise RuntimeError(
             f"source {name}: several documents have one id, such as {', '.join(repeated)}; collect "
             "what comes from different dumps as sources of their own (source.path, source.name)"
         )
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "source": name,
-        "settings": identity,
-        "inputs": plan.inputs,
-        "parts": parts,
-        "documents": counts["documents"],
-        "characters": counts["characters"],
-        "dropped": dropped,
-        "damaged": damaged,
-    }
+    return DocumentsManifest(
+        schema_version=SCHEMA_VERSION,
+        source=name,
+        settings=identity,
+        inputs=plan.inputs,
+        parts=parts,
+        documents=counts["documents"],
+        characters=counts["characters"],
+        dropped=dropped,
+        damaged=damaged,
+    )
 
 
-def _summary(settings: DataPrepSettings, manifest: dict[str, Any]) -> Rows:
+def _summary(settings: DataPrepSettings, manifest: DocumentsManifest) -> Rows:
     return [
-        ("source", manifest["source"]),
-        ("documents", f"{manifest['documents']:,}"),
-        ("text", f"{manifest['characters'] / 1e6:,.1f} million characters"),
-        *((f"dropped: {reason}", f"{n:,}") for reason, n in manifest["dropped"].items()),
-        ("parts", f"{len(manifest['parts']):,}"),
+        ("source", manifest.source),
+        ("documents", f"{manifest.documents:,}"),
+        ("text", f"{manifest.characters / 1e6:,.1f} million characters"),
+        *((f"dropped: {reason}", f"{n:,}") for reason, n in manifest.dropped.items()),
+        ("parts", f"{len(manifest.parts):,}"),
     ]
 
 
-def _damage(manifest: dict[str, Any]) -> str:
-    if not manifest["damaged"]:
+def _damage(manifest: DocumentsManifest) -> str:
+    if not manifest.damaged:
         return ""
     return (
-        "\n".join(manifest["damaged"]) + "\nAll the rest is collected, and the next jobs use it as "
+        "\n".join(manifest.damaged) + "\nAll the rest is collected, and the next jobs use it as "
         "it is; fetch the damaged files again and run collect again to have it all"
     )
 

@@ -22,8 +22,9 @@ import tokenizers
 import xxhash
 from numpy.typing import NDArray
 
-from data_prep.core.files import read_json, write_json
+from data_prep.core.files import write_json
 from data_prep.core.job import Rows, start
+from data_prep.core.records import read_record
 from data_prep.core.settings import DataPrepSettings
 from data_prep.dedup import LeftOut, dropped_ids, left_out
 from data_prep.executors.run import run_tasks
@@ -31,7 +32,15 @@ from data_prep.executors.tasks import TaskEntry, fingerprint
 from data_prep.quality.corpus import counts_path, read_counts
 from data_prep.quality.corpus_counts import count_corpus
 from data_prep.stores.documents import Document, DocumentPart, list_parts, read_part
-from data_prep.stores.tokens import SCHEMA_VERSION, SPLITS, token_dtype, write_part
+from data_prep.stores.tokens import (
+    SCHEMA_VERSION,
+    SPLITS,
+    EncodeSettings,
+    TokenPartEntry,
+    TokensManifest,
+    token_dtype,
+    write_part,
+)
 from data_prep.text.sentences import split_paragraph
 from data_prep.tokenizer.wordpiece import Encoder
 from data_prep.vocab import read_vocab_store
@@ -45,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return start(run, argv, summary=_summary, has_shares=True)
 
 
-def run(settings: DataPrepSettings) -> dict[str, Any]:
+def run(settings: DataPrepSettings) -> TokensManifest:
     """Encode all documents into data_dir/tokens/; return its manifest.
 
     Raises ValueError if documents or vocabulary are missing, or a split would have too few
@@ -56,36 +65,40 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     tokens, vocab = read_vocab_store(data_dir)
     parts = list_parts(data_dir)
     dropped = left_out(settings, parts)
-    identity = {
-        "vocab_checksum": vocab["checksum"],
-        "lowercase": vocab["lowercase"],
+    identity: dict[str, Any] = {
+        "vocab_checksum": vocab.checksum,
+        "lowercase": vocab.lowercase,
         "heldout_fraction": settings.heldout_fraction,
         "nupunkt": nupunkt.__version__,
         "tokenizers": tokenizers.__version__,
         "schema_version": SCHEMA_VERSION,
     }
     tasks = [_task_entry(folder, part, identity, dropped) for part in parts]
-    lowercase, fraction = bool(vocab["lowercase"]), settings.heldout_fraction
-    task = partial(_encode_part, data_dir, parts, dropped, tokens, lowercase, fraction)
+    fraction = settings.heldout_fraction
+    task = partial(_encode_part, data_dir, parts, dropped, tokens, vocab.lowercase, fraction)
     counts = run_tasks("encode", folder / "logs", tasks, task, settings)
-    written = [read_json(_entry_path(folder, task.name)) for task in tasks]
+    again = f"delete {folder} and run python -m data_prep.encode data_dir={data_dir}"
+    written = [
+        read_record(_entry_path(folder, task.name), dict[str, TokenPartEntry], again)
+        for task in tasks
+    ]
     splits = {split: [entries[split] for entries in written] for split in SPLITS}
     _check_splits(splits, settings.heldout_fraction)
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "dtype": str(token_dtype(len(tokens))),
-        "vocab_checksum": vocab["checksum"],
-        "vocab_size": len(tokens),
-        "lowercase": vocab["lowercase"],
-        "special_ids": vocab["special_ids"],
-        "settings": {
+    manifest = TokensManifest(
+        schema_version=SCHEMA_VERSION,
+        dtype=str(token_dtype(len(tokens))),
+        vocab_checksum=vocab.checksum,
+        vocab_size=len(tokens),
+        lowercase=vocab.lowercase,
+        special_ids=vocab.special_ids,
+        settings=EncodeSettings(
             **identity,
-            "documents": {part.key: part.checksum for part in parts},
-            "duplicates": dropped,
-        },
-        "splits": splits,
-        "dropped": {name: counts[name] for name in sorted(Dropped.__dataclass_fields__)},
-    }
+            documents={part.key: part.checksum for part in parts},
+            duplicates=dropped,
+        ),
+        splits=splits,
+        dropped={name: counts[name] for name in sorted(Dropped.__dataclass_fields__)},
+    )
     if read_counts(data_dir, manifest) is None:
         write_json(counts_path(data_dir), count_corpus(folder, manifest, settings.workers))
     write_json(folder / "manifest.json", manifest)  # last: it vouches for the rest
@@ -145,7 +158,7 @@ class Split:
         self.sentence_lengths.append(lengths)
         self.document_lengths.append(len(lengths))
 
-    def write(self, path: Path, encoder: Encoder) -> dict[str, int | str]:
+    def write(self, path: Path, encoder: Encoder) -> TokenPartEntry:
         """Write the part; return its entry in the manifest."""
         ids = np.concatenate([np.zeros(0, np.uint32), *self.ids])
         special = [number for name, number in encoder.special_ids.items() if name != "unk"]
@@ -154,15 +167,14 @@ class Split:
             f"{path}: an id beyond the vocabulary"
         )
         lengths = np.concatenate([np.zeros(1, np.int64), *self.sentence_lengths])
-        entry = write_part(
+        return write_part(
             path,
             self.documents,
             ids.astype(token_dtype(encoder.vocab_size)),
             np.cumsum(lengths),
             np.cumsum([0, *self.document_lengths]),
+            unknown_tokens=int(np.count_nonzero(ids == encoder.special_ids["unk"])),
         )
-        unknown = int(np.count_nonzero(ids == encoder.special_ids["unk"]))
-        return {**entry, "unknown_tokens": unknown}
 
 
 def _encode_part(
@@ -221,13 +233,13 @@ def _entry_path(folder: Path, name: str) -> Path:
     return folder / "logs" / "parts" / f"{name}.json"
 
 
-def _totals(entries: Sequence[dict[str, Any]]) -> dict[str, int]:
+def _totals(entries: Sequence[TokenPartEntry]) -> dict[str, int]:
     """Sums over the parts of one split."""
     names = ("documents", "sentences", "tokens", "unknown_tokens")
-    return {name: sum(entry[name] for entry in entries) for name in names}
+    return {name: sum(getattr(entry, name) for entry in entries) for name in names}
 
 
-def _check_splits(splits: dict[str, list[dict[str, Any]]], heldout_fraction: float) -> None:
+def _check_splits(splits: dict[str, list[TokenPartEntry]], heldout_fraction: float) -> None:
     """Refuse a split of fewer than two documents, and text that the vocabulary does not fit."""
     totals = {split: _totals(entries) for split, entries in splits.items()}
     documents = {split: total["documents"] for split, total in totals.items()}
@@ -255,14 +267,14 @@ def _check_splits(splits: dict[str, list[dict[str, Any]]], heldout_fraction: flo
         )
 
 
-def _summary(settings: DataPrepSettings, manifest: dict[str, Any]) -> Rows:
+def _summary(settings: DataPrepSettings, manifest: TokensManifest) -> Rows:
     rows = [("tokens", str(Path(settings.data_dir) / "tokens"))]
     for split in SPLITS:
-        total = _totals(manifest["splits"][split])
+        total = _totals(manifest.splits[split])
         counts = (f"{total[name]:,} {name}" for name in ("documents", "sentences", "tokens"))
         unknown = f"{total['unknown_tokens'] / total['tokens']:.4%} unknown"
         rows.append((split, ", ".join([*counts, unknown])))
-    for name, count in manifest["dropped"].items():
+    for name, count in manifest.dropped.items():
         rows.append(("dropped", f"{count:,} {name.replace('_', ' ')}"))
     return rows
 

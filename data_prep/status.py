@@ -14,17 +14,23 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data_prep.core.config import choices
 from data_prep.core.files import checksum, read_json
 from data_prep.core.job import start
+from data_prep.core.records import read_record
 from data_prep.core.settings import DataPrepSettings, Duplicates
+from data_prep.stores.documents import DocumentsManifest
+from data_prep.stores.shards import ShardsManifest
+from data_prep.stores.tokens import TokensManifest
+from data_prep.vocab import VocabManifest
 
 LONG = 5  # times the longest finished task: after that a task on another host may be dead
 SHOWN = 10  # notes per stage
 
 # Input of a result: what it was made of, and what is there now.
+T = TypeVar("T")
 Inputs = dict[str, tuple[Any, Any]]
 
 
@@ -82,33 +88,36 @@ def stages_of(settings: DataPrepSettings, now: float) -> list[Stage]:
 
 def _plan(root: Path, settings: DataPrepSettings) -> Iterator[tuple[str, Path, str, Inputs]]:
     """Name, last file of the result, options of the command and inputs of each stage."""
-    documents = {}
+    documents: dict[str, str] = {}
     for folder in sorted(path for path in (root / "documents").glob("*") if path.is_dir()):
         path = folder / "manifest.json"
         yield f"collect {folder.name}", path, f"+source={folder.name}", {}
-        for part in _read(path).get("parts", []):
-            documents[f"{folder.name}/{part['name']}"] = part["checksum"]
+        if collected := _manifest(path, DocumentsManifest):
+            documents |= {f"{folder.name}/{part.name}": part.checksum for part in collected.parts}
     vocab_path, tokens_path = root / "vocab" / "manifest.json", root / "tokens" / "manifest.json"
-    vocab, tokens = _read(vocab_path), _read(tokens_path)
+    vocab, tokens = _manifest(vocab_path, VocabManifest), _manifest(tokens_path, TokensManifest)
     copies_path = root / "documents" / "duplicates.json"
     compared = _read(copies_path).get("made_from", {}).get("documents")
     # A token store without them was encoded with duplicates=keep
     if settings.duplicates is Duplicates.drop and (compared or not tokens):
         yield "dedup", copies_path, "", {"documents": (compared, documents)}
-    learnt = vocab.get("settings", {}).get("documents", documents)  # a released one lacks them
-    is_sample = len(learnt) < vocab.get("parts", len(learnt))  # then other documents do not matter
-    there = {name: documents.get(name) for name in learnt} if is_sample else documents
-    casing = str(vocab.get("lowercase", True)).lower()
-    options = f"vocab_size={vocab['vocab_size']} lowercase={casing}" if vocab else ""
+    options, learnt = "", documents
+    there: dict[str, str | None] = {**documents}
+    if vocab:
+        options = f"vocab_size={vocab.vocab_size} lowercase={str(vocab.lowercase).lower()}"
+        learnt = vocab.settings.documents or documents  # a released one was trained on none
+        if len(learnt) < vocab.parts:  # trained on a sample: other documents do not matter
+            there = {name: documents.get(name) for name in learnt}
     yield "vocab", vocab_path, options, {"documents": (learnt, there)}
-    encoded = tokens.get("settings", {}).get("documents")
-    ids = (tokens.get("vocab_checksum"), vocab.get("checksum"))
+    encoded = tokens and tokens.settings.documents
+    ids = (tokens and tokens.vocab_checksum, vocab and vocab.checksum)
     yield "encode", tokens_path, "", {"documents": (encoded, documents), "vocabulary": ids}
     lengths = [int(path.name[3:]) for path in root.glob("len*") if path.name[3:].isdigit()]
     for length in sorted(lengths) or [settings.seq_len]:
         path = root / f"len{length}" / "manifest.json"
         audit_path = root / "audit" / str(length) / "audit.json"
-        store = (_read(path).get("tokens_checksum"), _checksum(tokens_path))
+        built = _manifest(path, ShardsManifest)
+        store = (built and built.tokens_checksum, _checksum(tokens_path))
         shards = (_read(audit_path).get("shards_checksum"), _checksum(path))
         yield f"build {length}", path, f"seq_len={length}", {"token store": store}
         yield f"audit {length}", audit_path, f"seq_len={length}", {"shards": shards}
@@ -184,6 +193,11 @@ def _read(path: Path) -> Any:
         return read_json(path)
     except FileNotFoundError:
         return {}
+
+
+def _manifest(path: Path, kind: type[T]) -> T | None:
+    """A store's manifest; None if the store is not finished."""
+    return read_record(path, kind, "delete it and run its job again") if path.exists() else None
 
 
 def _records(folder: Path) -> dict[str, Any]:

@@ -12,14 +12,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Final, Literal
 
 import tokenizers
 import xxhash
 
 from data_prep.core.config import SettingsError
-from data_prep.core.files import checksum, read_json, write_json
+from data_prep.core.files import checksum, write_json
 from data_prep.core.job import Rows, start
+from data_prep.core.records import Record, read_manifest
 from data_prep.core.settings import DataPrepSettings
 from data_prep.dedup import LeftOut, dropped_ids, left_out
 from data_prep.stores.documents import DocumentPart, list_parts, read_part
@@ -27,8 +28,33 @@ from data_prep.tokenizer.hf_files import TOKENIZER_FILES, save_tokenizer
 from data_prep.tokenizer.training import add_words, train_vocab
 from data_prep.tokenizer.vocab_file import check_casing, read_vocab, special_ids
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 BATCH_CHARACTERS = 1_000_000  # passed to the trainer at once
+
+
+class VocabSettings(Record):
+    """Everything that determines the bytes of the vocabulary."""
+
+    lowercase: bool
+    tokenizers: str  # version of the library
+    duplicates: LeftOut
+    vocab_file: str | None  # checksum of a released one; None: trained
+    vocab_size: int | None  # None: as released
+    documents: dict[str, str] | None = None  # checksum of each part it was trained on
+    add_words: str | None = None  # checksum of the file
+
+
+class VocabManifest(Record):
+    """vocab/manifest.json, written when the tokenizer's files are there."""
+
+    schema_version: Literal[1]
+    vocab_size: int
+    lowercase: bool
+    special_ids: dict[str, int]  # of pad, unk, cls, sep, mask
+    checksum: str  # of vocab.txt
+    settings: VocabSettings
+    added_words: list[str]
+    parts: int  # of the documents; settings.documents has those it was trained on
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return start(run, argv, summary=_summary)
 
 
-def run(settings: DataPrepSettings) -> dict[str, Any]:
+def run(settings: DataPrepSettings) -> VocabManifest:
     """Train or take over the vocabulary; return the manifest of data_dir/vocab.
 
     A finished one of the same settings and documents is left alone. Raises SettingsError if
@@ -50,9 +76,8 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     parts = _sample(all_parts, settings.vocab_characters)
     dropped = {part.key: dropped[part.key] for part in parts if part.key in dropped}
     identity = _identity(settings, parts, dropped)
-    if _is_finished(folder, identity):
-        manifest: dict[str, Any] = read_json(manifest_path)
-        return manifest
+    if (former := _finished(data_dir)) and former.settings == identity:
+        return former
     added: list[str] = []
     if settings.vocab_file:
         tokens, added = _released(Path(settings.vocab_file), settings)
@@ -62,21 +87,21 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
         check_casing(tokens, settings.lowercase)
     manifest_path.unlink(missing_ok=True)  # it must never describe files of another vocabulary
     save_tokenizer(folder, tokens, settings.lowercase)
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "vocab_size": len(tokens),
-        "lowercase": settings.lowercase,
-        "special_ids": special_ids(tokens),
-        "checksum": checksum(folder / "vocab.txt"),
-        "settings": identity,
-        "added_words": added,
-        "parts": len(all_parts),  # settings.documents has those it was trained on
-    }
+    manifest = VocabManifest(
+        schema_version=SCHEMA_VERSION,
+        vocab_size=len(tokens),
+        lowercase=settings.lowercase,
+        special_ids=special_ids(tokens),
+        checksum=checksum(folder / "vocab.txt"),
+        settings=identity,
+        added_words=added,
+        parts=len(all_parts),
+    )
     write_json(manifest_path, manifest)
     return manifest
 
 
-def read_vocab_store(data_dir: Path) -> tuple[list[str], dict[str, Any]]:
+def read_vocab_store(data_dir: Path) -> tuple[list[str], VocabManifest]:
     """The entries of data_dir/vocab and its manifest.
 
     Raises ValueError, with the cure, if it is missing, of another version or changed since.
@@ -84,16 +109,9 @@ def read_vocab_store(data_dir: Path) -> tuple[list[str], dict[str, Any]]:
     folder = data_dir / "vocab"
     path = folder / "manifest.json"
     command = f"python -m data_prep.vocab data_dir={data_dir}"
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: there is no vocabulary yet; run {command}")
-    manifest: dict[str, Any] = read_json(path)
-    if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(
-            f"{path} has version {manifest.get('schema_version')}, this program reads version "
-            f"{SCHEMA_VERSION}; delete {folder} and run {command}"
-        )
+    manifest = read_manifest(path, VocabManifest, command)
     vocab_path = folder / "vocab.txt"
-    if not vocab_path.is_file() or checksum(vocab_path) != manifest["checksum"]:
+    if not vocab_path.is_file() or checksum(vocab_path) != manifest.checksum:
         raise ValueError(
             f"{vocab_path} is not the file that {path} describes: it was changed or removed since; "
             f"delete {folder} and run {command}"
@@ -103,43 +121,44 @@ def read_vocab_store(data_dir: Path) -> tuple[list[str], dict[str, Any]]:
 
 def _identity(
     settings: DataPrepSettings, parts: Sequence[DocumentPart], dropped: LeftOut
-) -> dict[str, Any]:
-    """Everything that determines the bytes of the vocabulary."""
-    identity: dict[str, Any] = {
-        "lowercase": settings.lowercase,
-        "tokenizers": tokenizers.__version__,
-        "duplicates": dropped,
-        "vocab_file": None,
-        "vocab_size": None,
-    }
+) -> VocabSettings:
+    """Raises SettingsError if a file that the settings name is missing."""
+    identity = VocabSettings(
+        lowercase=settings.lowercase,
+        tokenizers=tokenizers.__version__,
+        duplicates=dropped,
+        vocab_file=None,
+        vocab_size=None,
+    )
     if not settings.vocab_file:
-        documents = {part.key: part.checksum for part in parts}
-        return {**identity, "vocab_size": settings.vocab_size, "documents": documents}
+        identity.vocab_size = settings.vocab_size
+        identity.documents = {part.key: part.checksum for part in parts}
+        return identity
     path = Path(settings.vocab_file)
     if not path.is_file():
         raise SettingsError(
             f"vocab_file={path} is not a file; give the path of a vocab.txt, or leave vocab_file "
             "out to train a vocabulary on the documents"
         )
-    identity["vocab_file"] = checksum(path)
-    if settings.add_words:  # otherwise no such key: vocabularies of earlier versions stay valid
+    identity.vocab_file = checksum(path)
+    if settings.add_words:
         if not Path(settings.add_words).is_file():
             raise SettingsError(
                 f"add_words={settings.add_words} is not a file; give the path of one with one word "
                 "per line"
             )
-        identity["add_words"] = checksum(Path(settings.add_words))
+        identity.add_words = checksum(Path(settings.add_words))
     return identity
 
 
-def _is_finished(folder: Path, identity: dict[str, Any]) -> bool:
-    """Whether all files exist, unchanged, and were written for the same settings and text."""
-    path = folder / "manifest.json"
-    if not path.is_file() or not all((folder / name).is_file() for name in TOKENIZER_FILES):
-        return False
-    manifest = read_json(path)
-    same = manifest.get("schema_version") == SCHEMA_VERSION and manifest["settings"] == identity
-    return same and bool(checksum(folder / "vocab.txt") == manifest["checksum"])
+def _finished(data_dir: Path) -> VocabManifest | None:
+    """The manifest of a whole and unchanged vocabulary; None if there is none."""
+    if not all((data_dir / "vocab" / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    try:
+        return read_vocab_store(data_dir)[1]
+    except ValueError:
+        return None
 
 
 def _released(path: Path, settings: DataPrepSettings) -> tuple[list[str], list[str]]:
@@ -193,24 +212,23 @@ def _batches(
         yield batch
 
 
-def _summary(settings: DataPrepSettings, manifest: dict[str, Any]) -> Rows:
+def _summary(settings: DataPrepSettings, manifest: VocabManifest) -> Rows:
     if settings.vocab_file:
         made = f"taken from {settings.vocab_file}"
         if settings.add_words:
-            added = len(manifest.get("added_words", []))  # missing in manifests of earlier versions
-            made += f", followed by {added:,} words of {settings.add_words}"
+            made += f", followed by {len(manifest.added_words):,} words of {settings.add_words}"
     else:
-        used = manifest["settings"]
-        duplicates = sum(entry["documents"] for entry in used["duplicates"].values())
+        used = manifest.settings
+        duplicates = sum(entry["documents"] for entry in used.duplicates.values())
         made = (
-            f"trained on {len(used['documents']):,} of {manifest['parts']:,} parts of the "
+            f"trained on {len(used.documents or ()):,} of {manifest.parts:,} parts of the "
             f"documents, without their {duplicates:,} duplicates"
         )
     return [
         ("vocabulary", f"{Path(settings.data_dir) / 'vocab'}, {made}"),
-        ("entries", f"{manifest['vocab_size']:,}"),
-        ("casing", "uncased" if manifest["lowercase"] else "cased"),
-        ("checksum", manifest["checksum"]),
+        ("entries", f"{manifest.vocab_size:,}"),
+        ("casing", "uncased" if manifest.lowercase else "cased"),
+        ("checksum", manifest.checksum),
     ]
 
 

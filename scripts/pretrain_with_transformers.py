@@ -25,7 +25,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +34,7 @@ from torch import Tensor, nn
 from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json
 from data_prep.core.objectives import Pairing
+from data_prep.stores.shards import ShardsManifest
 from data_prep.tokenizer.vocab_file import read_vocab
 from pretrain.checkpoint.files import STATE_FILE, find_fault
 from pretrain.config.arguments import run_command
@@ -213,15 +213,15 @@ class _Window:
         }
 
 
-def _model(settings: Settings, manifest: dict[str, Any]) -> nn.Module:
+def _model(settings: Settings, manifest: ShardsManifest) -> nn.Module:
     """Stock BERT with the first weights of the run."""
-    vocab_size, pairing = manifest["vocab_size"], settings.data.pairs
+    vocab_size, pairing = manifest.vocab_size, settings.data.pairs
     ours = BertForPreTraining(settings.model, vocab_size, pairing)
     ours.initialize(torch.Generator().manual_seed(settings.run.seed))
     if settings.run.init_from is not None:
         tokens = read_vocab(Path(settings.data.dir) / "vocab" / "vocab.txt")
         origin = init_from.find(settings.run.init_from)
-        ours.load_weights(origin.weights(ours, tokens, manifest["lowercase"])[0])
+        ours.load_weights(origin.weights(ours, tokens, manifest.lowercase)[0])
     state = {name: parameter.detach().clone() for name, parameter in ours.named_parameters()}
     config = transformers.BertConfig(**model_config(settings.model, vocab_size, pairing))
     model: nn.Module = getattr(transformers, hugging_face_class(pairing))(config)
@@ -256,14 +256,14 @@ def _continue(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     settings: Settings,
-    manifest: dict[str, Any],
+    manifest: ShardsManifest,
     checkpoint: Path,
 ) -> None:
     """Load weights, moments and optimizer step of one of our checkpoints into stock parts."""
     ours: dict[str, dict[str, Tensor]] = {WEIGHT: {}, **{key: {} for key in MOMENTS}}
     for key, name, value in read_tensors(checkpoint):
         ours[key][name] = value
-    shape = (settings.model, manifest["vocab_size"], settings.data.pairs)
+    shape = (settings.model, manifest.vocab_size, settings.data.pairs)
     theirs = {key: to_hugging_face(values, *shape) for key, values in ours.items()}
     taken = read_json(checkpoint / ENGINE_FILE)["optimizer_step"]
     with torch.no_grad():

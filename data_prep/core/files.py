@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 import xxhash
 
@@ -78,7 +79,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write indented JSON with sorted keys, whole or not at all: same value, same bytes."""
     options = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
     with whole_or_absent(path) as temporary:
-        temporary.write_bytes(orjson.dumps(value, option=options))
+        temporary.write_bytes(orjson.dumps(value, msgspec.to_builtins, options))
 
 
 def read_json(path: Path) -> Any:

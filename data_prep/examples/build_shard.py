@@ -8,45 +8,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 import numpy as np
 import orjson
 
 from data_prep.core.objectives import MaskingUnit, Pairing
 from data_prep.examples.masking import MaskingRule, mask_examples, static_keys
 from data_prep.examples.pairs import LOSSES, PairRule, Pairs, make_pairs
-from data_prep.stores.shards import Examples, shard_name, write_shard
+from data_prep.stores.shards import Examples, ShardsIdentity, shard_name, write_shard
 from data_prep.stores.tokens import TokenPart, TokenStore
 
 
 def build_shard(
-    folder: Path, tasks: Sequence[tuple[str, int, int]], manifest: dict[str, Any], index: int
+    folder: Path, tasks: Sequence[tuple[str, int, int]], identity: ShardsIdentity, index: int
 ) -> dict[str, int]:
     """Write the shard of task `index` below `folder`, data_dir/len<seq_len>; return its counts.
 
     A shard may have no rows.
     """
     split, copy, part = tasks[index]
-    settings, data_dir = manifest["settings"], folder.parent
+    settings, data_dir = identity.settings, folder.parent
     store = TokenStore.open(data_dir, split)
     pair_rule = PairRule(
-        pairing=Pairing[settings["pairs"]],
-        seq_len=settings["seq_len"],
-        short_seq_prob=settings["short_seq_prob"],
-        seed=settings["seed"],
+        pairing=settings.pairs,
+        seq_len=settings.seq_len,
+        short_seq_prob=settings.short_seq_prob,
+        seed=settings.seed,
         copy=copy,
     )
-    masking_rule = MaskingRule.from_manifest(manifest, data_dir / "vocab" / "vocab.txt")
+    masking_rule = MaskingRule.from_manifest(identity, data_dir / "vocab" / "vocab.txt")
     examples, pairs = make_examples(store, part, pair_rule, masking_rule)
     metadata = {
         "split": split,
         "copy": str(copy),
-        "seed": str(settings["seed"]),
-        "seq_len": str(settings["seq_len"]),
-        "vocab_checksum": str(manifest["vocab_checksum"]),
+        "seed": str(settings.seed),
+        "seq_len": str(settings.seq_len),
+        "vocab_checksum": identity.vocab_checksum,
         "token_part": store.parts[part].name,
-        "settings": orjson.dumps(settings, option=orjson.OPT_SORT_KEYS).decode(),
+        "settings": orjson.dumps(settings, msgspec.to_builtins, orjson.OPT_SORT_KEYS).decode(),
     }
     write_shard(folder / split / shard_name(tasks, index), examples, metadata)
     return {f"{split}/{name}": getattr(pairs, name) for name in LOSSES}
@@ -82,7 +83,7 @@ def _load_kernels() -> None:
     for column in (ids, sentence_offsets, document_offsets):
         column.flags.writeable = False  # like a memory map; numba compiles another version for it
     part = TokenPart("", ids, sentence_offsets, document_offsets, documents=None)
-    store = TokenStore(Path(), "", {}, [part], np.array([0, 2]))
+    store = TokenStore(Path(), "", cast(Any, None), [part], np.array([0, 2]))
     masking_rule = MaskingRule(
         rate=0.15,
         max_predictions=None,

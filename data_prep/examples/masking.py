@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +20,9 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.core.objectives import MaskingUnit, Pairing
+from data_prep.core.objectives import MaskingUnit
 from data_prep.examples import philox
+from data_prep.stores.shards import ShardsIdentity
 from data_prep.tokenizer.vocab_file import read_vocab
 
 # Random words for rejected draws. One draw in ten thousand, or fewer, is rejected.
@@ -108,34 +108,28 @@ class MaskingRule:
         return 65_535 if self.max_predictions is None else self.max_predictions
 
     @classmethod
-    def from_manifest(cls, manifest: Mapping[str, Any], vocab_path: Path | None) -> MaskingRule:
+    def from_manifest(cls, manifest: ShardsIdentity, vocab_path: Path | None) -> MaskingRule:
         """The rule that masked a folder of shards. `vocab_path` is read for whole words only.
 
         Raises ValueError when that vocabulary is needed but missing, or has another size.
         """
-        masking, special_ids = manifest["masking"], manifest["special_ids"]
-        vocab_size = int(manifest["vocab_size"])
-        unit = MaskingUnit[masking["unit"]]
+        masking, special_ids = manifest.masking, manifest.special_ids
         continuation = None
-        if unit is MaskingUnit.whole_word and vocab_path is not None:
+        if masking.unit is MaskingUnit.whole_word and vocab_path is not None:
             entries = read_vocab(vocab_path)
-            if len(entries) != vocab_size:
+            if len(entries) != manifest.vocab_size:
                 raise ValueError(
                     f"{vocab_path} has {len(entries)} entries, the data was made with "
-                    f"{vocab_size}; use the vocabulary next to the data"
+                    f"{manifest.vocab_size}; use the vocabulary next to the data"
                 )
             continuation = np.array([entry.startswith("##") for entry in entries])
         return cls(
-            rate=masking["rate"],
-            max_predictions=masking["max_predictions"],
-            mask_share=masking["mask_share"],
-            random_share=masking["random_share"],
-            unit=unit,
-            num_special=Pairing[manifest["pairs"]].num_special,
+            **vars(masking),
+            num_special=manifest.pairs.num_special,
             mask_id=special_ids["mask"],
             cls_id=special_ids["cls"],
             sep_id=special_ids["sep"],
-            vocab_size=vocab_size,
+            vocab_size=manifest.vocab_size,
             special_ids=tuple(sorted(special_ids.values())),
             continuation=continuation,
         )

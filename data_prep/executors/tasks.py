@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 import xxhash
 
@@ -57,8 +58,9 @@ def is_finished(log_dir: Path, entry: TaskEntry) -> bool:
 
 
 def fingerprint(value: Any) -> str:
-    """32 hexadecimal digits of a JSON-serialisable value: equal values, equal digits."""
-    return xxhash.xxh3_128_hexdigest(orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
+    """32 hexadecimal digits of a record or a value of JSON's types: equal values, equal digits."""
+    plain = orjson.dumps(value, msgspec.to_builtins, orjson.OPT_SORT_KEYS)
+    return xxhash.xxh3_128_hexdigest(plain)
 
 
 def unfinished(plan: TaskPlan, indices: Iterable[int]) -> list[int]:

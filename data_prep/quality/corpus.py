@@ -8,7 +8,8 @@ from typing import Any
 from data_prep.core.files import read_json
 from data_prep.core.objectives import Pairing
 from data_prep.core.settings import AuditSettings
-from data_prep.stores.tokens import SPLITS, read_manifest
+from data_prep.stores.documents import read_documents_manifest
+from data_prep.stores.tokens import SPLITS, TokensManifest, read_tokens_manifest
 
 
 def judge_corpus(
@@ -18,7 +19,7 @@ def judge_corpus(
 
     Raises ValueError if the token store or its counts are missing or of another version.
     """
-    manifest = read_manifest(data_dir)
+    manifest = read_tokens_manifest(data_dir)
     counts = read_counts(data_dir, manifest)
     if counts is None:
         raise ValueError(
@@ -28,7 +29,7 @@ def judge_corpus(
         )
     metrics = {
         "sources": _collected(data_dir),
-        "dropped": dict(manifest.get("dropped", {})),
+        "dropped": manifest.dropped,
         "copies": _copies(data_dir),
         "splits": {split: counts["splits"][split] for split in SPLITS},  # train first
         "heldout_in_train_share": counts["heldout_in_train_share"],
@@ -41,12 +42,12 @@ def counts_path(data_dir: Path) -> Path:
     return data_dir / "tokens" / "counts.json"
 
 
-def made_from(manifest: dict[str, Any]) -> dict[str, list[str]]:
+def made_from(manifest: TokensManifest) -> dict[str, list[str]]:
     """The checksums of a token store's parts: what its counts were made from."""
-    return {split: [part["checksum"] for part in manifest["splits"][split]] for split in SPLITS}
+    return {split: [part.checksum for part in manifest.splits[split]] for split in SPLITS}
 
 
-def read_counts(data_dir: Path, manifest: dict[str, Any]) -> dict[str, Any] | None:
+def read_counts(data_dir: Path, manifest: TokensManifest) -> dict[str, Any] | None:
     """The counts of the token store that `manifest` describes; None if there are none of it."""
     path = counts_path(data_dir)
     counts: dict[str, Any] = read_json(path) if path.is_file() else {}
@@ -55,15 +56,11 @@ def read_counts(data_dir: Path, manifest: dict[str, Any]) -> dict[str, Any] | No
 
 def _collected(data_dir: Path) -> dict[str, Any]:
     """What collect has recorded for each source; the documents may have been deleted since."""
-    manifests = sorted((data_dir / "documents").glob("*/manifest.json"))
-    names = ("documents", "dropped", "settings")
-    read = {path.parent.name: read_json(path) for path in manifests}
+    names = ("documents", "dropped", "settings", "characters")
     return {
-        source: {
-            **{name: manifest[name] for name in names},
-            "characters": sum(part["characters"] for part in manifest["parts"]),
-        }
-        for source, manifest in read.items()
+        path.parent.name: {name: getattr(manifest, name) for name in names}
+        for path in sorted((data_dir / "documents").glob("*/manifest.json"))
+        for manifest in [read_documents_manifest(path.parent)]
     }
 
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data_prep.quality.corpus import made_from
-from data_prep.stores.tokens import SPLITS, TokenPart
+from data_prep.stores.tokens import SPLITS, TokenPart, TokensManifest
 
 MOST_HASHES = 1 << 24  # sentences compared; of a larger store a sample, all copies of each
 SIZES = 32  # powers of two of a document's length in tokens
@@ -27,21 +27,21 @@ SIZES = 32  # powers of two of a document's length in tokens
 SUMMED = ("documents", "sentences", "tokens", "unknown", "one_sentence")
 
 
-def count_corpus(folder: Path, manifest: dict[str, Any], num_threads: int) -> dict[str, Any]:
+def count_corpus(folder: Path, manifest: TokensManifest, num_threads: int) -> dict[str, Any]:
     """The content of counts.json for a token store: counts of each split, and shares of them.
 
     `manifest` is that of `folder`, which need not have it yet. `num_threads` parts are read at the
     same time. Raises ValueError naming a part that cannot be read.
     """
-    total = sum(part["sentences"] for parts in manifest["splits"].values() for part in parts)
+    total = sum(part.sentences for parts in manifest.splits.values() for part in parts)
     one_in = 1
     while total > one_in * MOST_HASHES:
         one_in *= 2
     counted = {}
     with ThreadPoolExecutor(num_threads) as pool:
         for split in SPLITS:
-            paths = [folder / split / part["name"] for part in manifest["splits"][split]]
-            count = partial(_count_part, manifest["special_ids"]["unk"], one_in)
+            paths = [folder / split / part.name for part in manifest.splits[split]]
+            count = partial(_count_part, manifest.special_ids["unk"], one_in)
             counted[split] = list(pool.map(count, paths))
     sentences = {split: _Sentences(parts) for split, parts in counted.items()}
     return {

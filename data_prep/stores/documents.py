@@ -10,15 +10,17 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
+import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.core.files import checksum, read_json, whole_or_absent
+from data_prep.core.files import checksum, whole_or_absent
+from data_prep.core.records import Record, read_manifest
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 DOCUMENT_COLUMNS = ("id", "title", "text")
 REJECT_COLUMNS = ("id", "title", "text", "reason")
 
@@ -51,16 +53,34 @@ class Damage:
     what: str
 
 
-@dataclass(frozen=True)
-class DocumentPart:
-    """One file of the store, as its manifest describes it."""
+class PartEntry(Record):
+    """One file of the store in its manifest."""
+
+    name: str
+    rows: int
+    characters: int  # of the texts, newlines included
+    checksum: str
+
+
+class DocumentsManifest(Record):
+    """documents/<source>/manifest.json, written when all parts are there."""
+
+    schema_version: Literal[1]
+    source: str
+    settings: dict[str, Any]  # of the source: they decide the bytes of the documents
+    inputs: dict[str, Any]  # what there was to read
+    parts: list[PartEntry]
+    documents: int
+    characters: int
+    dropped: dict[str, int]  # documents by reason
+    damaged: list[str]  # inputs that could not be read to their end
+
+
+class DocumentPart(PartEntry, kw_only=True):
+    """One file of the store, with its source and where it lies."""
 
     source: str
-    name: str
     path: Path
-    rows: int
-    characters: int
-    checksum: str
 
     @property
     def key(self) -> str:
@@ -95,15 +115,17 @@ class RowWriter:
         self._group, self._group_characters = [], 0
 
 
-def write_part(path: Path, documents: Iterable[Document]) -> dict[str, int]:
-    """Write documents to one parquet file, whole or not at all; the same rows, the same bytes.
-
-    Returns {documents, characters}; characters are those of the texts, newlines included.
-    """
+def write_part(path: Path, documents: Iterable[Document]) -> PartEntry:
+    """Write documents to one parquet file, whole or not at all; the same rows, the same bytes."""
     with _open(path, DOCUMENT_COLUMNS) as writer:
         for document in documents:
             writer.add(document)
-    return {"documents": writer.num_rows, "characters": writer.characters}
+    return PartEntry(
+        name=path.name,
+        rows=writer.num_rows,
+        characters=writer.characters,
+        checksum=checksum(path),
+    )
 
 
 @contextlib.contextmanager
@@ -148,14 +170,10 @@ def list_parts(data_dir: Path) -> list[DocumentPart]:
     return [part for folder in sources for part in _parts_of(folder)]
 
 
-def describe_part(path: Path, counts: dict[str, int]) -> dict[str, Any]:
-    """What a manifest says of a part: name, rows, characters, checksum; `counts` are write_part's."""
-    return {
-        "name": path.name,
-        "rows": counts["documents"],
-        "characters": counts["characters"],
-        "checksum": checksum(path),
-    }
+def read_documents_manifest(folder: Path) -> DocumentsManifest:
+    """Read the manifest of a source's documents. Raises ValueError as `read_manifest` does."""
+    command = f"python -m data_prep.collect +source={folder.name}"
+    return read_manifest(folder / "manifest.json", DocumentsManifest, command)
 
 
 def repeated_ids(paths: Iterable[Path], most: int = 5) -> list[str]:
@@ -167,21 +185,16 @@ def repeated_ids(paths: Iterable[Path], most: int = 5) -> list[str]:
 
 
 def _parts_of(folder: Path) -> list[DocumentPart]:
-    manifest_path = folder / "manifest.json"
-    if not manifest_path.exists():
-        raise ValueError(
-            f"{folder} has no manifest.json: its collect has not finished; run it again, or "
-            "delete the folder"
-        )
     parts = []
-    for entry in read_json(manifest_path)["parts"]:
-        path = folder / entry["name"]
+    for entry in read_documents_manifest(folder).parts:
+        path = folder / entry.name
         if not path.exists():
             raise ValueError(
-                f"{path} is missing, though {manifest_path} names it; delete {folder} and collect "
+                f"{path} is missing, though manifest.json names it; delete {folder} and collect "
                 f"the source {folder.name} again"
             )
-        parts.append(DocumentPart(source=folder.name, path=path, **entry))
+        fields = msgspec.structs.asdict(entry)
+        parts.append(DocumentPart(source=folder.name, path=path, **fields))
     return parts
 
 

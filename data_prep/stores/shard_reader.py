@@ -11,7 +11,13 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.stores.shards import Examples, read_manifest, read_shard, size_faults
+from data_prep.stores.shards import (
+    Examples,
+    ShardsManifest,
+    read_shard,
+    read_shards_manifest,
+    size_faults,
+)
 
 
 @dataclass(frozen=True)
@@ -83,12 +89,12 @@ class Shards:
     memory-mapped when first touched; lengths and counts come from offsets, without touching ids.
     """
 
-    def __init__(self, folder: Path, split: str, manifest: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, split: str, manifest: ShardsManifest) -> None:
         self.folder = folder
         self.split = split
         self.manifest = manifest
-        self._shards = manifest["splits"][split]["shards"]
-        rows = [shard["rows"] for shard in self._shards]
+        self._shards = manifest.splits[split].shards
+        rows = [shard.rows for shard in self._shards]
         self._first_example = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
         self.num_examples = int(self._first_example[-1])
         self._mapped: dict[int, Examples] = {}
@@ -100,11 +106,9 @@ class Shards:
 
         Raises ValueError with the cure when the manifest or a shard is missing or of another size.
         """
-        manifest = read_manifest(folder)
-        if split not in manifest["splits"]:
-            raise ValueError(
-                f"{folder} has no split {split!r}; it has {sorted(manifest['splits'])}"
-            )
+        manifest = read_shards_manifest(folder)
+        if split not in manifest.splits:
+            raise ValueError(f"{folder} has no split {split!r}; it has {sorted(manifest.splits)}")
         if faults := size_faults(folder, manifest, split):
             more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
             raise ValueError(
@@ -129,7 +133,7 @@ class Shards:
         rows = examples - self._first_example[shards]
         lengths, masked_counts = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
         _measure(self._addresses, shards, rows, lengths, masked_counts)
-        like = np.zeros(0, self.manifest["dtype"])
+        like = np.zeros(0, self.manifest.dtype)
         return Rows(self._addresses, like, shards, rows, lengths, masked_counts, self)
 
     def lengths(self, examples: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
@@ -146,15 +150,15 @@ class Shards:
 
     def _map_shard(self, index: int) -> Examples:
         shard = self._shards[index]
-        path = self.folder / self.split / shard["name"]
+        path = self.folder / self.split / shard.name
         columns, _ = read_shard(path)
-        if len(columns) != shard["rows"]:
+        if len(columns) != shard.rows:
             raise RuntimeError(
-                f"{path} holds {len(columns)} examples, the manifest says {shard['rows']}; "
+                f"{path} holds {len(columns)} examples, the manifest says {shard.rows}; "
                 f"delete {self.folder} and run data_prep.build again"
             )
         types = [column.dtype for column in vars(columns).values()]
-        if types != (expected := _column_types(np.dtype(self.manifest["dtype"]))):
+        if types != (expected := _column_types(np.dtype(self.manifest.dtype))):
             raise RuntimeError(
                 f"{path} has columns of the types {', '.join(map(str, types))} instead of "
                 f"{', '.join(map(str, expected))}; delete {self.folder} and run data_prep.build again"

@@ -17,17 +17,109 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.core.files import checksum, read_json, whole_or_absent
+from data_prep.core.files import checksum, whole_or_absent
+from data_prep.core.objectives import Pairing
+from data_prep.core.records import Record, read_manifest
+from data_prep.core.settings import MaskingSettings
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION: Final = 2
 SPLITS = ("train", "heldout")
 MAX_TOKENS = 2**31 - 1  # of one shard: Arrow's list offsets are int32
+
+
+class ExampleCounts(Record, kw_only=True):
+    """Counts of examples; of label 1 there is the count of the pairing's task, if it has one."""
+
+    rows: int
+    tokens: int
+    masked_tokens: int
+    random_next: int | None = None
+    swapped: int | None = None
+
+    @property
+    def label_1(self) -> int:
+        """Examples of `next_sentence_label` 1."""
+        return self.random_next or self.swapped or 0
+
+
+class ShardEntry(ExampleCounts):
+    """One shard in the manifest."""
+
+    name: str
+    bytes: int
+    checksum: str
+
+    @classmethod
+    def of(cls, path: Path, examples: Examples, pairing: Pairing) -> ShardEntry:
+        """The entry of the shard at `path`, which holds `examples`. Reads every byte."""
+        entry = cls(
+            name=path.name,
+            rows=len(examples),
+            tokens=int(examples.offsets[-1] - examples.offsets[0]),
+            masked_tokens=int(examples.masked_offsets[-1] - examples.masked_offsets[0]),
+            bytes=path.stat().st_size,
+            checksum=checksum(path),
+        )
+        if pairing.label_1:
+            setattr(entry, pairing.label_1, int(examples.next_sentence_labels.sum()))
+        return entry
+
+
+class SplitEntry(ExampleCounts):
+    """One split in the manifest: its shards in order, their totals, and what is in no example."""
+
+    shards: list[ShardEntry]
+    truncated_tokens: int
+    long_sentences: int  # cut into pieces
+    unpaired_documents: int  # of one sentence
+
+    @classmethod
+    def of(
+        cls, shards: list[ShardEntry], pairing: Pairing, losses: Mapping[str, int]
+    ) -> SplitEntry:
+        """The entry of a split with the totals of its shards; `losses` are its own counts."""
+        names = ("rows", "tokens", "masked_tokens", *filter(None, [pairing.label_1]))
+        totals = {name: sum(getattr(shard, name) for shard in shards) for name in names}
+        return cls(shards=shards, **totals, **losses)
+
+
+class BuildSettings(Record):
+    """The settings of data_prep.build that decide the bytes of the shards."""
+
+    seed: int
+    seq_len: int
+    pairs: Pairing
+    copies: int
+    short_seq_prob: float
+    masking: MaskingSettings
+
+
+class ShardsIdentity(Record):
+    """All that decides the bytes of the shards: the manifest but for its splits."""
+
+    schema_version: Literal[2]
+    seq_len: int
+    dtype: str  # of the ids
+    vocab_size: int
+    vocab_checksum: str
+    lowercase: bool
+    special_ids: dict[str, int]  # of pad, unk, cls, sep, mask
+    tokens_checksum: str  # of the token store's manifest
+    pairs: Pairing
+    masking: MaskingSettings
+    settings: BuildSettings
+
+
+class ShardsManifest(ShardsIdentity):
+    """len<seq_len>/manifest.json, written when all shards are there."""
+
+    splits: dict[str, SplitEntry]
 
 
 @dataclass(frozen=True)
@@ -134,21 +226,10 @@ def shard_name(tasks: Sequence[tuple[str, int, int]], index: int) -> str:
     return f"shard-{index - [split for split, _, _ in tasks].index(tasks[index][0]):05d}.arrow"
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder of shards. ValueError with the cure where there is none of ours."""
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise ValueError(
-            f"{path} is missing: no finished shards there; "
-            "run python -m data_prep.build with this data_dir and seq_len"
-        )
-    manifest: dict[str, Any] = read_json(path)
-    if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(
-            f"{path} has schema version {manifest.get('schema_version')}, not {SCHEMA_VERSION}; "
-            "run data_prep.build again with this data_dir and seq_len"
-        )
-    return manifest
+def read_shards_manifest(folder: Path) -> ShardsManifest:
+    """Read the manifest of a folder of shards. Raises ValueError as `read_manifest` does."""
+    command = "python -m data_prep.build with this data_dir and seq_len"
+    return read_manifest(folder / "manifest.json", ShardsManifest, command)
 
 
 def read_token_counts(folder: Path) -> NDArray[np.int64]:
@@ -157,20 +238,20 @@ def read_token_counts(folder: Path) -> NDArray[np.int64]:
     return counts
 
 
-def size_faults(folder: Path, manifest: Mapping[str, Any], split: str) -> list[str]:
+def size_faults(folder: Path, manifest: ShardsManifest, split: str) -> list[str]:
     """What of a split's shards is missing or of another size than the manifest says."""
-    shards = manifest["splits"][split]["shards"]
-    faults = [_size_fault(folder / split / shard["name"], shard) for shard in shards]
+    shards = manifest.splits[split].shards
+    faults = [_size_fault(folder / split / shard.name, shard) for shard in shards]
     return [fault for fault in faults if fault is not None]
 
 
-def _size_fault(path: Path, shard: Mapping[str, Any]) -> str | None:
+def _size_fault(path: Path, shard: ShardEntry) -> str | None:
     try:
         size = os.stat(path).st_size  # once: there may be ten thousand
     except FileNotFoundError:
         return f"{path} is missing"
-    if size != shard["bytes"]:
-        return f"{path} has {size:,} bytes, the manifest says {shard['bytes']:,}"
+    if size != shard.bytes:
+        return f"{path} has {size:,} bytes, the manifest says {shard.bytes:,}"
     return None
 
 
@@ -180,24 +261,24 @@ def verify(folder: Path, share: int = 0, num_shares: int = 1) -> list[str]:
     With `num_shares`, of that share of the shards alone: many processes can divide the work. Threads
     read at the same time, since checksums are computed without the interpreter's lock.
     """
-    manifest = read_manifest(folder)
-    shards = [(split, shard) for split in SPLITS for shard in manifest["splits"][split]["shards"]]
+    manifest = read_shards_manifest(folder)
+    shards = [(split, shard) for split in SPLITS for shard in manifest.splits[split].shards]
     with ThreadPoolExecutor(max_workers=min(8, len(os.sched_getaffinity(0)))) as pool:
         faults = pool.map(lambda item: _fault(folder, *item), shards[share::num_shares])
         return [fault for fault in faults if fault is not None]
 
 
-def _fault(folder: Path, split: str, shard: dict[str, Any]) -> str | None:
+def _fault(folder: Path, split: str, shard: ShardEntry) -> str | None:
     """What is wrong with one shard; None where it is what the manifest says."""
-    path = folder / split / shard["name"]
+    path = folder / split / shard.name
     if (fault := _size_fault(path, shard)) is not None:
         return fault
     try:
         found = checksum(path)
     except OSError as error:
         return f"{path} cannot be read: {error}"
-    if found != shard["checksum"]:
-        return f"{path} has checksum {found}, the manifest says {shard['checksum']}"
+    if found != shard.checksum:
+        return f"{path} has checksum {found}, the manifest says {shard.checksum}"
     return None
 
 

@@ -18,15 +18,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.core.files import checksum, read_json, whole_or_absent
+from data_prep.core.files import checksum, whole_or_absent
+from data_prep.core.records import Record, read_manifest
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 SPLITS = ("train", "heldout")
 MOST_TOKENS = 2**31 - 1  # of a part: Arrow's list offsets are int32
 
@@ -34,6 +35,44 @@ MOST_TOKENS = 2**31 - 1  # of a part: Arrow's list offsets are int32
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """The narrowest dtype that holds every id of a vocabulary: uint16 up to 65,536 entries."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+class TokenPartEntry(Record):
+    """One file of the store in its manifest."""
+
+    name: str
+    documents: int
+    sentences: int
+    tokens: int
+    unknown_tokens: int  # [UNK]
+    checksum: str
+
+
+class EncodeSettings(Record):
+    """What decides the ids, and the documents that were encoded."""
+
+    vocab_checksum: str
+    lowercase: bool
+    heldout_fraction: float
+    nupunkt: str  # versions of the libraries
+    tokenizers: str
+    schema_version: int
+    documents: dict[str, str]  # checksum of each part, by "source/name"
+    duplicates: dict[str, Any]  # of these parts, as `data_prep.dedup.duplicates.left_out`
+
+
+class TokensManifest(Record):
+    """tokens/manifest.json, written when all parts are there."""
+
+    schema_version: Literal[1]
+    dtype: str  # of the ids
+    vocab_checksum: str
+    vocab_size: int
+    lowercase: bool
+    special_ids: dict[str, int]  # of pad, unk, cls, sep, mask
+    settings: EncodeSettings
+    splits: dict[str, list[TokenPartEntry]]
+    dropped: dict[str, int]  # documents and sentences by reason
 
 
 @dataclass(frozen=True)
@@ -86,12 +125,13 @@ def write_part(
     ids: NDArray[Any],
     sentence_offsets: NDArray[np.integer[Any]],
     document_offsets: NDArray[np.integer[Any]],
-) -> dict[str, int | str]:
+    unknown_tokens: int = 0,
+) -> TokenPartEntry:
     """Write one part, whole or not at all: same arguments, same bytes.
 
-    D documents, (T,) ids, (S + 1,) and (D + 1,) offsets as in the head of this file. A part may
-    hold no documents. Returns its entry in the manifest: name, documents, sentences, tokens,
-    checksum. Raises ValueError where the offsets do not fit the ids or the part is too large.
+    D documents, (T,) ids, (S + 1,) and (D + 1,) offsets as in the head of this file; how many of
+    the ids are [UNK]. A part may hold no documents. Raises ValueError where the offsets do not fit
+    the ids or the part is too large.
     """
     if len(ids) > MOST_TOKENS:
         raise ValueError(
@@ -113,13 +153,14 @@ def write_part(
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as out:
             out.write_batch(batch)
         digest = checksum(temporary)
-    return {
-        "name": path.name,
-        "documents": len(documents),
-        "sentences": len(sentence_offsets) - 1,
-        "tokens": len(ids),
-        "checksum": digest,
-    }
+    return TokenPartEntry(
+        name=path.name,
+        documents=len(documents),
+        sentences=len(sentence_offsets) - 1,
+        tokens=len(ids),
+        unknown_tokens=unknown_tokens,
+        checksum=digest,
+    )
 
 
 def _check_offsets(
@@ -139,7 +180,7 @@ class TokenStore:
 
     folder: Path
     split: str
-    manifest: dict[str, Any]  # of data_dir/tokens, both splits
+    manifest: TokensManifest  # of both splits
     parts: list[TokenPart]
     first_document: NDArray[np.int64]  # (P + 1,) number of each part's first document; the count
 
@@ -155,15 +196,15 @@ class TokenStore:
         has other counts or another dtype than the manifest says.
         """
         folder = data_dir / "tokens"
-        manifest = read_manifest(data_dir)
-        if split not in manifest["splits"]:
+        manifest = read_tokens_manifest(data_dir)
+        if split not in manifest.splits:
             raise ValueError(f"{folder} has no split {split!r}; there are {', '.join(SPLITS)}")
         parts: list[TokenPart] = []
-        for entry in manifest["splits"][split]:
-            path = folder / split / entry["name"]
+        for entry in manifest.splits[split]:
+            path = folder / split / entry.name
             part = TokenPart.open(path)
             found = (part.num_documents, part.num_sentences, part.num_tokens, str(part.ids.dtype))
-            wanted = (entry["documents"], entry["sentences"], entry["tokens"], manifest["dtype"])
+            wanted = (entry.documents, entry.sentences, entry.tokens, manifest.dtype)
             if found != wanted:
                 raise ValueError(
                     f"{path} holds (documents, sentences, tokens, dtype) = {found}, the manifest "
@@ -175,8 +216,8 @@ class TokenStore:
 
     def one_by_one(self) -> Iterator[TokenPart]:
         """Each part, mapped for itself: who reads a whole store so keeps the pages of one part."""
-        for entry in self.manifest["splits"][self.split]:
-            yield TokenPart.open(self.folder / self.split / entry["name"])
+        for entry in self.manifest.splits[self.split]:
+            yield TokenPart.open(self.folder / self.split / entry.name)
 
     def locate(self, document: int) -> tuple[int, int]:
         """The part of a document number, and the document's place in that part."""
@@ -191,28 +232,17 @@ class TokenStore:
 
     def verify(self) -> None:
         """Read every byte. Raises RuntimeError naming the first part of another checksum."""
-        for entry in self.manifest["splits"][self.split]:
-            path = self.folder / self.split / entry["name"]
-            if (found := checksum(path)) != entry["checksum"]:
+        for entry in self.manifest.splits[self.split]:
+            path = self.folder / self.split / entry.name
+            if (found := checksum(path)) != entry.checksum:
                 raise RuntimeError(
-                    f"{path} has checksum {found}, the manifest says {entry['checksum']}: the file "
+                    f"{path} has checksum {found}, the manifest says {entry.checksum}: the file "
                     f"was changed after it was written; delete {self.folder} and run "
                     f"data_prep.encode again"
                 )
 
 
-def read_manifest(data_dir: Path) -> dict[str, Any]:
-    """The manifest of data_dir/tokens. Raises ValueError where it is missing or of another version."""
-    path = data_dir / "tokens" / "manifest.json"
-    if not path.is_file():
-        raise ValueError(
-            f"{path} is missing: there is no finished token store; "
-            f"run python -m data_prep.encode data_dir={data_dir}"
-        )
-    manifest: dict[str, Any] = read_json(path)
-    if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(
-            f"{path} is of version {manifest.get('schema_version')}, this program reads version "
-            f"{SCHEMA_VERSION}; delete {path.parent} and run data_prep.encode again"
-        )
-    return manifest
+def read_tokens_manifest(data_dir: Path) -> TokensManifest:
+    """Read data_dir/tokens/manifest.json. Raises ValueError as `read_manifest` does."""
+    command = f"python -m data_prep.encode data_dir={data_dir}"
+    return read_manifest(data_dir / "tokens" / "manifest.json", TokensManifest, command)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import xxhash
 
 from data_prep.core.config import as_dict
+from data_prep.stores.shards import ShardEntry, ShardsManifest
 from pretrain.config.phases import phases_of
 from pretrain.config.settings import Settings
-
-pass
 
 # Groups of settings that decide which numbers come out, and that a phase may change
 _DECIDING = ("data", "optim", "schedule")
 
 
 def identity(
-    settings: Settings, manifests: list[dict[str, Any]], initial: dict[str, str] | None = None
+    settings: Settings, manifests: Sequence[ShardsManifest], initial: dict[str, str] | None = None
 ) -> dict[str, Any]:
     """What may not change while a run continues: whatever decides which numbers come out.
 
@@ -42,8 +42,8 @@ def identity(
         "data.masking": settings.data.masking.name,
         "data.pairs": settings.data.pairs.name,
         "data.seq_len": settings.data.seq_len,
-        "data (checksum of the vocabulary)": manifests[0]["vocab_checksum"],
-        "data (training shards)": _together(manifests[0]["splits"]["train"]["shards"]),
+        "data (checksum of the vocabulary)": manifests[0].vocab_checksum,
+        "data (training shards)": _together(manifests[0].splits["train"].shards),
         "phases": [
             {
                 # earlier versions kept the positions always, and did not say so
@@ -53,7 +53,7 @@ def identity(
             for phase in everything["phases"]
         ],
         **{
-            f"data (training shards of phase {number})": _together(m["splits"]["train"]["shards"])
+            f"data (training shards of phase {number})": _together(m.splits["train"].shards)
             for number, m in enumerate(manifests[1:], start=2)
         },
         **{
@@ -64,9 +64,9 @@ def identity(
     }
 
 
-def _together(shards: list[dict[str, Any]]) -> str:
+def _together(shards: Sequence[ShardEntry]) -> str:
     """One checksum for the shards of a split, in their order."""
-    return xxhash.xxh3_128("".join(shard["checksum"] for shard in shards).encode()).hexdigest()
+    return xxhash.xxh3_128("".join(shard.checksum for shard in shards).encode()).hexdigest()
 
 
 IDENTITY = "run.init_from"  # in a run's identity: {"folder": as typed, "checksum": of the weights}

@@ -15,6 +15,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.stores.shards import ShardsManifest
 from pretrain.config.settings import Settings
 
 Bins = tuple[
@@ -167,10 +168,10 @@ def _group(bin_of: NDArray[np.int64], ends: NDArray[np.int64], members: NDArray[
         at[bin_of[i]] += 1
 
 
-def micro_steps(settings: Settings, manifest: dict[str, Any], world_size: int) -> int:
+def micro_steps(settings: Settings, manifest: ShardsManifest, world_size: int) -> int:
     """Micro-batches of a rank in a step, at the mean length of the manifest's training examples."""
-    train = manifest["splits"]["train"]
-    return micro_steps_of_chunk(settings, train["tokens"] / train["rows"], world_size)
+    train = manifest.splits["train"]
+    return micro_steps_of_chunk(settings, train.tokens / train.rows, world_size)
 
 
 def micro_steps_of_chunk(settings: Settings, mean_length: float, world_size: int) -> int:

@@ -6,10 +6,11 @@ Imports no torch: what is wrong with the data is said within a second.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from data_prep.core.config import SettingsError
-from data_prep.core.files import checksum, read_json
+from data_prep.core.files import checksum
+from data_prep.core.records import read_manifest
+from data_prep.stores.shards import ShardsManifest
 from pretrain.config.settings import DataSettings
 
 # The sample is small: a small vocabulary, one document in twelve held out so that the held-out
@@ -23,11 +24,12 @@ def folder_of(data: DataSettings) -> Path:
     return Path(data.dir) / f"len{data.seq_len}"
 
 
-def manifest_of(data: DataSettings) -> dict[str, Any]:
+def manifest_of(data: DataSettings) -> ShardsManifest:
     """The shards' manifest, checked against the vocabulary that lies beside it.
 
-    Raises SettingsError when there are no such shards, when they hold other pairs than data.pairs,
-    or when the vocabulary is another one than the shards were encoded with.
+    Raises SettingsError when there are no such shards, when their manifest is of another version,
+    when they hold other pairs than data.pairs, or when the vocabulary is another one than the shards
+    were encoded with.
     """
     folder = folder_of(data)
     path = folder / "manifest.json"
@@ -40,30 +42,28 @@ def manifest_of(data: DataSettings) -> dict[str, Any]:
             + f"make them: python -m data_prep.build data_dir={data.dir} seq_len={data.seq_len}"
             + ("" if lengths else " (after the jobs before it: docs/data.md)")
         )
-    manifest: dict[str, Any] = read_json(path)
     build = f"python -m data_prep.build data_dir={data.dir} seq_len={data.seq_len}"
-    if "pairs" not in manifest:
-        raise SettingsError(
-            f"{path} has schema version {manifest.get('schema_version')}, which does not say what "
-            f"its pairs are; make the shards again: {build}"
-        )
-    if manifest["pairs"] != data.pairs.name:
+    try:
+        manifest = read_manifest(path, ShardsManifest, build)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    if manifest.pairs is not data.pairs:
         raise SettingsError(
             f"data.pairs={data.pairs.name}, but the shards in {folder} were built with "
-            f"pairs={manifest['pairs']}; set data.pairs={manifest['pairs']}, or build others in "
+            f"pairs={manifest.pairs.name}; set data.pairs={manifest.pairs.name}, or build others in "
             f"their place: {build} pairs={data.pairs.name}"
         )
     vocab = Path(data.dir) / "vocab" / "vocab.txt"
     if not vocab.exists():
         raise SettingsError(f"{vocab} is missing; the shards in {folder} cannot be read without it")
-    if (found := checksum(vocab)) != manifest["vocab_checksum"]:
+    if (found := checksum(vocab)) != manifest.vocab_checksum:
         raise SettingsError(
             f"{vocab} (checksum {found}) is not the vocabulary that the shards in {folder} were "
-            f"encoded with ({manifest['vocab_checksum']}); run data_prep.encode and "
+            f"encoded with ({manifest.vocab_checksum}); run data_prep.encode and "
             f"data_prep.build again with data_dir={data.dir}"
         )
     for split in ("train", "heldout"):
-        if not manifest["splits"][split]["rows"]:
+        if not manifest.splits[split].rows:
             raise SettingsError(f"{path} lists no examples in its {split} split; build it again")
     return manifest
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from data_prep.examples.masking import MaskingRule
 from data_prep.stores.shard_reader import Shards
+from data_prep.stores.shards import ShardsManifest
 from pretrain.config.settings import Settings
 from pretrain.data.corpus import folder_of
 from pretrain.data.eval_loader import EvalLoader
@@ -17,7 +18,7 @@ from pretrain.data.train_loader import TrainLoader
 def open_loaders(
     settings: Settings,
     phase: int,
-    manifest: dict[str, Any],
+    manifest: ShardsManifest,
     *,
     rank: int,
     world_size: int,

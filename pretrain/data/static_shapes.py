@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from data_prep.stores.shard_reader import Rows, Shards
+from data_prep.stores.shards import ShardsManifest
 from pretrain.data.packing import NewMasks, PackedBatch, Shape, pack_rows
 
 
@@ -20,11 +20,11 @@ class Shapes:
     have room at the mean length.
     """
 
-    def __init__(self, manifest: dict[str, Any], split: str) -> None:
-        totals = manifest["splits"][split]
-        self._sequences_a_token = 1.3 * totals["rows"] / max(1, totals["tokens"])
-        self._rate = manifest["masking"]["rate"]
-        self._max_seqlen = int(manifest["seq_len"])
+    def __init__(self, manifest: ShardsManifest, split: str) -> None:
+        totals = manifest.splits[split]
+        self._sequences_a_token = 1.3 * totals.rows / max(1, totals.tokens)
+        self._rate = manifest.masking.rate
+        self._max_seqlen = manifest.seq_len
         self.used: set[Shape] = set()
 
     def around(self, real: Shape, tokens: int) -> Shape:
@@ -46,7 +46,7 @@ class Packer:
     """Packs rows of one split for one rank, in static shapes or as they come."""
 
     def __init__(self, shards: Shards, static: bool) -> None:
-        self._max_seqlen = int(shards.manifest["seq_len"])
+        self._max_seqlen = shards.manifest.seq_len
         self._shapes = Shapes(shards.manifest, shards.split) if static else None
         self._pinned = torch.cuda.is_available()
 

@@ -84,7 +84,7 @@ class TrainLoader:
         `static`: micro-batches are filled up to a few sizes, for compiled code. Raises SettingsError
         on a batch that cannot be dealt, ValueError where there is no example.
         """
-        seq_len = int(shards.manifest["seq_len"])
+        seq_len = shards.manifest.seq_len
         check_dealable(global_batch, world_size, token_budget, seq_len, tokens_per_step)
         self.waited_s = 0.0
         self._shards = shards
@@ -153,8 +153,8 @@ class TrainLoader:
             rows = self._shards.rows(ids)
             return epochs, ids, rows, deal(rows.lengths, self._world_size, self._token_budget)
         tokens = self._num_bins * self._token_budget
-        totals = self._shards.manifest["splits"][self._shards.split]
-        count = 64 + int(1.1 * tokens * totals["rows"] / totals["tokens"])
+        totals = self._shards.manifest.splits[self._shards.split]
+        count = 64 + int(1.1 * tokens * totals.rows / totals.tokens)
         while True:
             epochs, ids = self._order.examples(first, count)
             rows = self._shards.rows(ids)

@@ -16,6 +16,7 @@ import xxhash
 
 from data_prep.core.config import SettingsError, as_dict, choices, compose
 from data_prep.core.files import checksum, read_json
+from data_prep.stores.shards import ShardsManifest, read_shards_manifest
 from data_prep.tokenizer.vocab_file import read_vocab
 from data_prep.tokenizer.wordpiece import make_tokenizer
 from pretrain.checkpoint.files import STATE_FILE, find_fault, newest_whole
@@ -62,7 +63,7 @@ class InitWeights:
         one = sums if len(self.files) == 1 else xxhash.xxh3_128(sums.encode()).hexdigest()
         return {"folder": typed, "checksum": one}
 
-    def check(self, settings: Settings, manifest: Mapping[str, Any]) -> None:
+    def check(self, settings: Settings, manifest: ShardsManifest) -> None:
         """Raise SettingsError where the run's model or vocabulary is another than the folder's.
 
         `manifest` is that of the run's shards. Further entries behind the folder's are no difference.
@@ -84,13 +85,13 @@ class InitWeights:
             f"{_overrides(self.sizes)}"
         ]
 
-    def _other_vocabulary(self, settings: Settings, manifest: Mapping[str, Any]) -> list[str]:
+    def _other_vocabulary(self, settings: Settings, manifest: ShardsManifest) -> list[str]:
         path = Path(settings.data.dir) / "vocab" / "vocab.txt"
         own = read_vocab(path)
         there, where = self.tokens, f"that of run.init_from={self.folder}"
         pairs = zip(own, there, strict=False)
         first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(own), len(there)))
-        other_casing = self.lowercase not in (None, manifest["lowercase"])
+        other_casing = self.lowercase not in (None, manifest.lowercase)
         if first == len(there) and not other_casing:
             return []
         casing = ("lowercase=false", "lowercase=true", "lowercase=true or false")
@@ -101,7 +102,7 @@ class InitWeights:
             "data_prep.build again"
         )
         if first == len(there):
-            return [f"{path} has lowercase={manifest['lowercase']} and is not {where}; {cure}"]
+            return [f"{path} has lowercase={manifest.lowercase} and is not {where}; {cure}"]
         ours = repr(own[first]) if first < len(own) else "nothing"
         return [
             f"{path} ({len(own):,} entries) is not {where} ({len(there):,} entries): entry {first} "
@@ -198,8 +199,8 @@ def begin(settings: Settings, run_folder: Path) -> tuple[dict[str, str] | None, 
         if known is not None and known["folder"] == typed:
             return known, None
     origin = find(typed)
-    data = Path(settings.data.dir) / f"len{settings.data.seq_len}" / "manifest.json"
-    origin.check(settings, read_json(data))
+    data = Path(settings.data.dir) / f"len{settings.data.seq_len}"
+    origin.check(settings, read_shards_manifest(data))
     return origin.identity(typed), origin
 
 

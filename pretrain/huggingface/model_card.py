@@ -8,6 +8,7 @@ from typing import Any
 
 from data_prep.core.config import as_dict
 from data_prep.core.objectives import Pairing
+from data_prep.stores.shards import ShardsManifest
 from pretrain.config.phases import phases_of
 from pretrain.config.settings import Settings
 from pretrain.huggingface.weights import hugging_face_class
@@ -132,31 +133,31 @@ def _training(card: Mapping[str, Any]) -> str:
     left, paragraphs = card["step"], []
     for phase, manifest in zip(phases_of(card["settings"]), card["data"], strict=True):
         last_step, optim = phase.settings.schedule.last_step, phase.settings.optim
-        train = manifest["splits"]["train"]
+        train = manifest.splits["train"]
         steps = left if last_step is None else min(left, last_step)
         left -= steps
         of_all = "" if last_step is None else f"of {last_step:,} "
-        sequences = round(steps * optim.sequences_per_step(train["tokens"] / train["rows"]))
+        sequences = round(steps * optim.sequences_per_step(train.tokens / train.rows))
         about = "" if optim.tokens_per_step is None else "about "
         paragraphs.append(
             f"{steps:,} {of_all}steps of {optim.step_size}: {about}{sequences:,} sequences of up to\n"
-            f"{phase.settings.data.seq_len} tokens, {sequences / train['rows']:.2f} passes over the training examples."
+            f"{phase.settings.data.seq_len} tokens, {sequences / train.rows:.2f} passes over the training examples."
         )
     return "\n\n".join(paragraphs)
 
 
 def _data(card: Mapping[str, Any]) -> str:
-    manifest = card["data"][0]
+    manifest: ShardsManifest = card["data"][0]
     what = "texts" if card["settings"].data.pairs is Pairing.none else "sentence pairs"
     lines = [f"- {name}: {count:,} documents" for name, count in card["sources"].items()]
     for split, name in (("train", "training"), ("heldout", "held-out")):
-        facts = manifest["splits"][split]
+        facts = manifest.splits[split]
         lines.append(
-            f"- {name} examples: {facts['rows']:,} {what}, {facts['tokens']:,} tokens, "
-            f"{facts['masked_tokens']:,} of them masked"
+            f"- {name} examples: {facts.rows:,} {what}, {facts.tokens:,} tokens, "
+            f"{facts.masked_tokens:,} of them masked"
         )
-    checksum = manifest["vocab_checksum"]
-    lines.append(f"- vocabulary: {manifest['vocab_size']:,} entries (xxh3 {checksum})")
+    checksum = manifest.vocab_checksum
+    lines.append(f"- vocabulary: {manifest.vocab_size:,} entries (xxh3 {checksum})")
     return "\n".join(lines)
 
 

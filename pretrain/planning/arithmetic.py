@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.core.files import read_json
 from pretrain.config.settings import Padding, Settings
 from pretrain.data.balancing import micro_steps_of_chunk
 from pretrain.data.shuffle import order_seed
@@ -66,16 +64,15 @@ def corpus_of(settings: Settings) -> LengthStats:
     if (folder / "manifest.json").exists():
         from data_prep.stores.shard_reader import Shards
 
-        manifest: dict[str, Any] = read_json(folder / "manifest.json")
-        train = manifest["splits"]["train"]
         shards = Shards.open(folder, "train")
+        train = shards.manifest.splits["train"]
         each = np.concatenate([
-            shards.lengths(np.arange(first, min(first + CHUNK, train["rows"]))).astype(np.uint16)
-            for first in range(0, train["rows"], CHUNK)
+            shards.lengths(np.arange(first, min(first + CHUNK, train.rows))).astype(np.uint16)
+            for first in range(0, train.rows, CHUNK)
         ])  # fmt: skip
-        mean, masked = train["tokens"] / train["rows"], train["masked_tokens"] / train["rows"]
+        mean, masked = train.tokens / train.rows, train.masked_tokens / train.rows
         lengths = Lengths(mean, float(np.square(each, dtype=np.float64).mean()), masked)
-        found = LengthStats(train["rows"], manifest["vocab_size"], lengths, each, str(folder))
+        found = LengthStats(train.rows, shards.manifest.vocab_size, lengths, each, str(folder))
     else:
         mean, square = assumed.lengths.get(data.seq_len, [data.seq_len, data.seq_len**2])
         lengths = Lengths(mean, square, 0.15 * mean)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.core.files import read_json
+from data_prep.stores.shards import ShardsManifest
 from pretrain.checkpoint.files import STATE_FILE, newest_whole
 from pretrain.checkpoint.progress import ResumePoint, resume_point
 from pretrain.config.phases import Phase
@@ -24,7 +25,7 @@ class RunContext:
 
     folder: Path
     phases: Sequence[Phase]
-    manifests: Sequence[dict[str, Any]]  # of each phase's data
+    manifests: Sequence[ShardsManifest]  # of each phase's data
     identity: dict[str, Any]
     origin: init_from.InitWeights | None  # of the first phase's weights; None: random
     ranks: Ranks

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data_prep.core.objectives import Pairing
 from data_prep.stores.shard_reader import Shards
-from data_prep.stores.shards import read_token_counts
+from data_prep.stores.shards import ShardsManifest, read_token_counts
 from pretrain.config.settings import Settings
 from pretrain.data.corpus import folder_of
 from pretrain.data.eval_loader import EvalLoader, held_out_ids
@@ -77,14 +77,14 @@ def frequency_loss(
     return float(-(held_out_counts_V * log_probabilities_V).sum() / max(1, total))
 
 
-def frequency_baseline(settings: Settings, manifest: dict[str, Any]) -> float:
+def frequency_baseline(settings: Settings, manifest: ShardsManifest) -> float:
     """MLM loss in nats of guessing by token frequency, on the evaluated held-out examples."""
-    size = manifest["vocab_size"]
     folder = folder_of(settings.data)
     held_out = Shards.open(folder, "heldout")
     ids = held_out_ids(held_out.num_examples, settings.eval.max_examples)
     targets = held_out.read(ids).targets
-    return frequency_loss(read_token_counts(folder), np.bincount(targets, minlength=size))
+    counts = np.bincount(targets, minlength=manifest.vocab_size)
+    return frequency_loss(read_token_counts(folder), counts)
 
 
 def last_evaluation(metrics: Path, up_to_step: float = math.inf) -> dict[str, Any]:

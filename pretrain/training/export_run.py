@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 
 from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json
+from data_prep.stores.documents import read_documents_manifest
+from data_prep.stores.shards import read_shards_manifest
 from pretrain.checkpoint.files import newest_whole
 from pretrain.config.load import settings_of
 from pretrain.config.phases import phases_of
@@ -40,12 +42,11 @@ def export_run(
         "step": step,
         "settings": settings,
         "sources": {
-            path.parent.name: read_json(path)["documents"]
+            path.parent.name: read_documents_manifest(path.parent).documents
             for path in sorted(data_folder.glob("documents/*/manifest.json"))
         },
         "data": [
-            read_json(folder_of(phase.settings.data) / "manifest.json")
-            for phase in phases_of(settings)
+            read_shards_manifest(folder_of(phase.settings.data)) for phase in phases_of(settings)
         ],
         "held_out": {n: value for n, value in held_out.items() if n.startswith("eval/")},
         "start": _start(run_folder / "events.jsonl"),

@@ -8,13 +8,12 @@ that did.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from data_prep.examples.masking import MaskingRule, num_masked
-from data_prep.stores.shards import Examples
+from data_prep.stores.shards import Examples, ShardsManifest
 from pretrain.config.phases import Phase
 from pretrain.data.balancing import micro_steps
 from pretrain.data.packing import PackedBatch, pack
@@ -24,7 +23,7 @@ PARTS = 4  # sizes tried: quarters of the whole
 _SHORTEST = 8  # tokens of a sequence that fills up the row
 
 
-def rehearse(engine: Engine, phase: Phase, manifest: dict[str, Any]) -> None:
+def rehearse(engine: Engine, phase: Phase, manifest: ShardsManifest) -> None:
     """Try a step of a phase at full size and leave the engine unchanged. Collective.
 
     `manifest` is that of the phase's shards. If a step has several micro-batches, two are tried:
@@ -40,7 +39,7 @@ def rehearse(engine: Engine, phase: Phase, manifest: dict[str, Any]) -> None:
     least = min(whole, seq_len if is_even else 2 * seq_len)  # batches.dealing refuses less
     fitted = None
     for tokens in sorted({max(least, whole * part // PARTS) for part in range(1, PARTS + 1)}):
-        batch = fake_batch(tokens, seq_len, rule, manifest["vocab_size"])
+        batch = fake_batch(tokens, seq_len, rule, manifest.vocab_size)
         try:
             recompute = settings.engine.activation_checkpointing
             engine.rehearse([batch] * num_micro_batches, recompute)

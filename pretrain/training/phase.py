@@ -97,7 +97,7 @@ class PhaseTraining:
             self._log_start(how)
             if self._checkpoint is None and settings.survival.on_spike is OnSpike.rewind:
                 self._saver.save(progress)  # so that there is always one to go back to
-            vocab_rows = padded_vocab_size(self._manifest["vocab_size"], settings.model)
+            vocab_rows = padded_vocab_size(self._manifest.vocab_size, settings.model)
             finished = train(
                 Trainer(
                     context=context,
@@ -155,9 +155,7 @@ class PhaseTraining:
         """The model with its first weights, under the engine, after the memory rehearsal."""
         context, settings, watchdog = self._context, self._settings, self._context.watchdog
         watchdog.begin("building the model")
-        model = BertForPreTraining(
-            settings.model, self._manifest["vocab_size"], settings.data.pairs
-        )
+        model = BertForPreTraining(settings.model, self._manifest.vocab_size, settings.data.pairs)
         model.initialize(torch.Generator().manual_seed(settings.run.seed))
         if self._checkpoint is None and context.origin is not None:
             watchdog.begin(f"reading the weights in {context.origin.folder}")
@@ -178,7 +176,7 @@ class PhaseTraining:
         tokens = read_vocab(Path(self._settings.data.dir) / "vocab" / "vocab.txt")
         fault = None
         try:
-            weights, facts = origin.weights(model, tokens, self._manifest["lowercase"])
+            weights, facts = origin.weights(model, tokens, self._manifest.lowercase)
             model.load_weights(weights)
         except SettingsError as error:
             fault = str(error)

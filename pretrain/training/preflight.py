@@ -24,6 +24,7 @@ import pretrain
 from data_prep.core.config import SettingsError, as_dict
 from data_prep.core.files import checksum
 from data_prep.core.objectives import Pairing
+from data_prep.stores.shards import ShardsManifest
 from pretrain.config.phases import phases_of
 from pretrain.config.settings import DataSettings, ModelSettings, Settings
 from pretrain.data.corpus import folder_of, manifest_of
@@ -62,7 +63,7 @@ class RankMismatch:
 class Preflight:
     """The findings, which rank 0 prints; the same manifests on every rank."""
 
-    manifests: list[dict[str, Any]]  # of each phase's shards
+    manifests: list[ShardsManifest]  # of each phase's shards
     infos: list[RankInfo]
     facts: dict[str, Any]  # of the event
     warnings: list[str] = field(default_factory=list)
@@ -110,7 +111,7 @@ def preflight(ranks: Ranks, settings: Settings) -> Preflight:
     facts: dict[str, Any] = {"hosts": len({s.host for s in infos}), "device": infos[0].device}
     if ranks.world_size > 1:
         facts |= measure_all_reduce(ranks, infos)
-    vocab_size = manifests[0]["vocab_size"]
+    vocab_size = manifests[0].vocab_size
     size = checkpoint_bytes(settings.model, vocab_size, settings.data.pairs)
     keep = max(phase.settings.checkpoint.keep for phase in phases)
     folder = Path(settings.run.dir) / str(settings.run.name) / "checkpoints"

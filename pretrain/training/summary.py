@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_prep.core.objectives import Pairing
+from data_prep.stores.shards import ShardsManifest
 from pretrain.config.settings import Settings
 from pretrain.training.evaluation import frequency_baseline, last_evaluation
 
 
-def close_run(run_folder: Path, settings: Settings, manifest: dict[str, Any]) -> None:
+def close_run(run_folder: Path, settings: Settings, manifest: ShardsManifest) -> None:
     """Export the last checkpoint of a finished run and print its results.
 
     Raises RuntimeError if metrics.jsonl has no held-out evaluation.
@@ -39,7 +39,7 @@ def close_run(run_folder: Path, settings: Settings, manifest: dict[str, Any]) ->
     )
 
 
-def _table(metrics: dict[str, Any], by_frequency: float, manifest: dict[str, Any]) -> list[str]:
+def _table(metrics: dict[str, Any], by_frequency: float, manifest: ShardsManifest) -> list[str]:
     loss = metrics["eval/mlm_loss"]
     comparison = "better" if loss < by_frequency else "worse"
     lines = [
@@ -48,9 +48,9 @@ def _table(metrics: dict[str, Any], by_frequency: float, manifest: dict[str, Any
         f"{abs(by_frequency - loss):.4f} {comparison}",
         f"  MLM accuracy  {metrics['eval/mlm_accuracy']:8.2%}",
     ]
-    pairing, held_out = Pairing[manifest["pairs"]], manifest["splits"]["heldout"]
+    pairing, held_out = manifest.pairs, manifest.splits["heldout"]
     if pairing.label_1:
-        task, share = pairing.name.upper(), held_out[pairing.label_1] / held_out["rows"]
+        task, share = pairing.name.upper(), held_out.label_1 / held_out.rows
         lines += [
             f"  {task} loss      {metrics[f'eval/{pairing.name}_loss']:8.4f}",
             f"  {task} accuracy  {metrics[f'eval/{pairing.name}_accuracy']:8.2%}   a constant "

@@ -9,24 +9,32 @@ tokens throughout.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.core.files import checksum, write_json
+from data_prep.core.files import write_json
+from data_prep.core.objectives import MaskingUnit, Pairing
+from data_prep.core.settings import MaskingSettings
 from data_prep.examples.masking import MaskingRule, mask_examples, static_keys
+from data_prep.examples.pairs import LOSSES
 from data_prep.stores.shard_reader import Shards
-from data_prep.stores.shards import SCHEMA_VERSION, Examples, write_shard
+from data_prep.stores.shards import (
+    SCHEMA_VERSION,
+    BuildSettings,
+    Examples,
+    ShardEntry,
+    ShardsIdentity,
+    ShardsManifest,
+    SplitEntry,
+    write_shard,
+)
 
 SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
-MASKING = {
-    "rate": 0.15,
-    "max_predictions": 80,
-    "mask_share": 0.8,
-    "random_share": 0.1,
-    "unit": "token",
-}
+MASKING = MaskingSettings(
+    rate=0.15, max_predictions=80, mask_share=0.8, random_share=0.1, unit=MaskingUnit.token
+)
 # Share of the sequences up to each length; the rest has 512 tokens.
 WIKIPEDIA = (
     [0, .01, .025, .05, .10, .15, .20, .25, .30, .35, .40, .45, .50, .55, .60, .65, .70, .75, .7656],
@@ -70,33 +78,38 @@ def write_synthetic_shards(
     Tokens are uniform over the vocabulary without its five special entries; lengths are 5 or more.
     """
     rng = np.random.default_rng(seed)
-    manifest: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "seq_len": seq_len,
-        "dtype": "uint16" if vocab_size <= 2**16 else "uint32",
-        "vocab_size": vocab_size,
-        "vocab_checksum": "synthetic",
-        "lowercase": True,
-        "special_ids": SPECIAL_IDS,
-        "pairs": "nsp",
-        "masking": MASKING,
-        "settings": {"seed": seed},
-        "splits": {},
-    }
-    rule = MaskingRule.from_manifest(manifest, vocab_path=None)
+    identity = ShardsIdentity(
+        schema_version=SCHEMA_VERSION,
+        seq_len=seq_len,
+        dtype="uint16" if vocab_size <= 2**16 else "uint32",
+        vocab_size=vocab_size,
+        vocab_checksum="synthetic",
+        lowercase=True,
+        special_ids=SPECIAL_IDS,
+        tokens_checksum="synthetic",
+        pairs=Pairing.nsp,
+        masking=MASKING,
+        settings=BuildSettings(
+            seed=seed,
+            seq_len=seq_len,
+            pairs=Pairing.nsp,
+            copies=1,
+            short_seq_prob=0.0,
+            masking=MASKING,
+        ),
+    )
+    rule = MaskingRule.from_manifest(identity, vocab_path=None)
+    splits = {}
     for split, shards in lengths_of_shards.items():
         (folder / split).mkdir(parents=True, exist_ok=True)
         entries = []
         for number, lengths in enumerate(shards):
-            examples = _random_examples(lengths, manifest["dtype"], rule, number, rng)
+            examples = _random_examples(lengths, identity.dtype, rule, number, rng)
             path = folder / split / f"shard-{number:05}.arrow"
             write_shard(path, examples, {"split": split})
-            entries.append(_entry(path, examples))
-        totals = {
-            key: sum(entry[key] for entry in entries)
-            for key in ("rows", "tokens", "masked_tokens", "random_next")
-        }
-        manifest["splits"][split] = {"shards": entries, **totals}
+            entries.append(ShardEntry.of(path, examples, identity.pairs))
+        splits[split] = SplitEntry.of(entries, identity.pairs, dict.fromkeys(LOSSES, 0))
+    manifest = ShardsManifest(**msgspec.structs.asdict(identity), splits=splits)
     write_json(folder / "manifest.json", manifest)
 
 
@@ -141,15 +154,3 @@ def _random_examples(
         document_a=np.arange(size, dtype=np.uint32),
         document_b=(np.arange(size) + labels).astype(np.uint32),
     )
-
-
-def _entry(path: Path, examples: Examples) -> dict[str, Any]:
-    return {
-        "name": path.name,
-        "rows": len(examples),
-        "tokens": int(examples.offsets[-1]),
-        "masked_tokens": int(examples.masked_offsets[-1]),
-        "random_next": int(examples.next_sentence_labels.sum()),
-        "bytes": path.stat().st_size,
-        "checksum": checksum(path),
-    }

@@ -90,16 +90,16 @@ def train(
         "model.hidden_dropout_prob=0",
         "model.attention_probs_dropout_prob=0",
         f"run.seed={seed}",
-        f"data.pairs={shards.manifest['pairs']}",
+        f"data.pairs={shards.manifest.pairs.name}",
     )
-    packed = packed_model(settings, int(shards.manifest["vocab_size"]))
+    packed = packed_model(settings, shards.manifest.vocab_size)
     theirs = hugging_face_twin(packed).train()
     ours = {"packed": packed}
     if is_compiled:
         ours["compiled"] = compiled_twin(packed, Precision.fp32)
     optimizers = {name: optimizer_of(one, settings) for name, one in ours.items()}
     their_optimizer = optimizer_of(theirs, settings)
-    width = int(shards.manifest["seq_len"])
+    width = shards.manifest.seq_len
     # one for all steps, with room for the longest sequences
     shape = Shape(sequences * width, 2 * sequences, sequences * -(-width // 4))
     rng = np.random.default_rng(seed)

@@ -27,13 +27,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 
 from data_prep.core.files import write_json
 from data_prep.examples.masking import MaskingRule, dynamic_keys
+from data_prep.examples.pairs import LOSSES
 from data_prep.stores.shard_reader import Shards
-from data_prep.stores.shards import read_shard
+from data_prep.stores.shards import SplitEntry, read_shard
 from pretrain.config.arguments import run_command
 from pretrain.config.settings import MaskMode
 from pretrain.data.balancing import deal, longest_prefix
@@ -154,18 +156,19 @@ def _opening(shards: Shards) -> float:
 
     All are one file under many names, with its few rows: only their number matters.
     """
-    whole = shards.manifest["splits"]["train"]
+    whole = shards.manifest.splits["train"]
+    first = whole.shards[0]
     with tempfile.TemporaryDirectory(dir=shards.folder) as name:
         folder = Path(name)
         (folder / "train").mkdir()
-        source = shards.folder / "train" / whole["shards"][0]["name"]
+        source = shards.folder / "train" / first.name
         entries = []
         for number in range(10_000):
-            entries.append(whole["shards"][0] | {"name": f"shard-{number:05d}.arrow"})
-            os.link(source, folder / "train" / entries[-1]["name"])
-        totals = {key: 10_000 * whole[key] for key in ("rows", "tokens")}
-        splits = {"train": {**totals, "shards": entries}}
-        write_json(folder / "manifest.json", shards.manifest | {"splits": splits})
+            entries.append(msgspec.structs.replace(first, name=f"shard-{number:05d}.arrow"))
+            os.link(source, folder / "train" / entries[-1].name)
+        splits = {"train": SplitEntry.of(entries, shards.manifest.pairs, dict.fromkeys(LOSSES, 0))}
+        manifest = msgspec.structs.replace(shards.manifest, splits=splits)
+        write_json(folder / "manifest.json", manifest)
         started = time.perf_counter()
         with _loader(Shards.open(folder, "train"), MaskMode.dynamic, 256, 16_384):
             return time.perf_counter() - started
@@ -181,7 +184,7 @@ def _hugging_face(shards: Shards, batch_size: int, seconds: float) -> Measure:
     words += [f"word{number}" for number in range(len(words), VOCAB_SIZE)]
     (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
     tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
-    rows = Dataset.from_file(str(folder / shards.manifest["splits"]["train"]["shards"][0]["name"]))
+    rows = Dataset.from_file(str(folder / shards.manifest.splits["train"].shards[0].name))
     rows = rows.map(_columns_of_the_collator, remove_columns=rows.column_names, keep_in_memory=True)
     collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
     rng = np.random.default_rng(1)

@@ -116,8 +116,8 @@ class Corpus:
         vocab.run(self.settings)
         encode.run(self.settings)
         data_dir = Path(self.settings.data_dir)
-        self.tokens, manifest = read_vocab_store(data_dir)
-        self.lowercase = bool(manifest["lowercase"])
+        self.tokens, stored = read_vocab_store(data_dir)
+        self.lowercase = stored.lowercase
         documents = [d for part in list_parts(data_dir) for d in read_part(part.path)]
         self.paragraphs = [document.text.split("\n") for document in documents]
         self.num_bytes = sum(len(document.text.encode()) for document in documents)

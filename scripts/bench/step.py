@@ -143,7 +143,7 @@ def batch_of(lengths: str, size: int, device: torch.device) -> tuple[PackedBatch
     """`size` sequences of these lengths on `device`, and the tokens for which they are prepared."""
     with tempfile.TemporaryDirectory() as folder:
         shards = open_synthetic_shards(Path(folder), lengths, size, VOCAB_SIZE)
-        width = int(shards.manifest["seq_len"])
+        width = shards.manifest.seq_len
         return pack(shards.read(np.arange(size)), width).to(device), width
 
 

@@ -195,7 +195,7 @@ def shard(drill: Drill) -> Outcome:
     shutil.copytree(folder_of(data), folder)
     shutil.copytree(Path(data.dir) / "vocab", copy / "vocab")
     run = drill.run("shard", f"data.dir={copy}")
-    path = folder / "train" / manifest_of(data)["splits"]["train"]["shards"][0]["name"]
+    path = folder / "train" / manifest_of(data).splits["train"].shards[0].name
     whole = path.read_bytes()
     path.write_bytes(_flip(whole))
     began = time.time()

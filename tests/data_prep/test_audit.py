@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_corpora import SPECIAL_IDS, random_documents, run_inline, write_corpus
+from made_corpora import random_documents, run_inline, write_corpus
+from made_manifests import SPECIAL_IDS
 
 from data_prep import audit, build
 from data_prep.core.files import checksum, read_json, write_json
@@ -288,7 +289,7 @@ def test_a_share_of_random_pairs_out_of_bounds_is_named(corpus: Path, capfd) -> 
 
 def test_another_token_store_than_the_shards_is_named(corpus: Path, capfd) -> None:
     path = corpus / "tokens" / "manifest.json"
-    write_json(path, {**read_json(path), "settings": "others"})
+    write_json(path, {**read_json(path), "dropped": {"others": 1}})
     assert audit.main([f"data_dir={corpus}", "seq_len=64"]) == 1
     assert "not of the store that the shards came from" in capfd.readouterr().err
 

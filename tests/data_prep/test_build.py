@@ -3,12 +3,13 @@ import tracemalloc
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from made_corpora import FIRST_TEXT_ID, random_documents, run_inline, write_corpus
 
 from data_prep import build
-from data_prep.core.files import read_json, write_json
+from data_prep.core.files import write_json
 from data_prep.core.job import load
 from data_prep.core.objectives import Pairing
 from data_prep.core.settings import DataPrepSettings
@@ -17,8 +18,8 @@ from data_prep.examples.masking import MaskingRule, mask_examples, static_keys
 from data_prep.examples.pairs import label_fault
 from data_prep.executors import run
 from data_prep.stores.shard_reader import Shards
-from data_prep.stores.shards import read_shard, read_token_counts, verify
-from data_prep.stores.tokens import read_manifest
+from data_prep.stores.shards import read_shard, read_shards_manifest, read_token_counts, verify
+from data_prep.stores.tokens import read_tokens_manifest
 
 HELDOUT_FROM = 700  # the ids of held-out documents; those of train documents lie below
 
@@ -82,39 +83,38 @@ def all_examples(data_dir: Path, split: str):
 
 
 def test_the_manifest_counts_what_the_shards_hold(corpus: Path) -> None:
-    manifest = read_json(corpus / "len64" / "manifest.json")
+    manifest = read_shards_manifest(corpus / "len64")
     for split in ("train", "heldout"):
         examples = all_examples(corpus, split)
-        figures = manifest["splits"][split]
-        assert figures["rows"] == len(examples) > 0
-        assert figures["tokens"] == len(examples.input_ids)
-        assert figures["masked_tokens"] == len(examples.masked_positions)
-        assert figures["random_next"] == examples.next_sentence_labels.sum()
-        assert figures["rows"] == sum(shard["rows"] for shard in figures["shards"])
+        entry = manifest.splits[split]
+        assert entry.rows == len(examples) > 0
+        assert entry.tokens == len(examples.input_ids)
+        assert entry.masked_tokens == len(examples.masked_positions)
+        assert entry.random_next == examples.next_sentence_labels.sum()
+        assert entry.rows == sum(shard.rows for shard in entry.shards)
     assert verify(corpus / "len64") == []
 
 
 def test_the_manifest_holds_what_training_needs(corpus: Path) -> None:
-    manifest = read_json(corpus / "len64" / "manifest.json")
-    tokens = read_manifest(corpus)
+    manifest, tokens = read_shards_manifest(corpus / "len64"), read_tokens_manifest(corpus)
     for name in ("dtype", "vocab_size", "vocab_checksum", "lowercase", "special_ids"):
-        assert manifest[name] == tokens[name]
-    assert manifest["seq_len"] == 64
-    assert manifest["masking"]["rate"] == 0.15
-    assert manifest["settings"]["seed"] == 12345
+        assert getattr(manifest, name) == getattr(tokens, name)
+    assert manifest.seq_len == 64
+    assert manifest.masking.rate == 0.15
+    assert manifest.settings.seed == 12345
 
 
 def test_a_shard_says_what_it_was_made_from(corpus: Path) -> None:
     _, metadata = read_shard(corpus / "len64" / "train" / "shard-00005.arrow")
     assert metadata["copy"] == "1"
     assert metadata["token_part"] == "part-00002.arrow"
-    assert metadata["vocab_checksum"] == read_manifest(corpus)["vocab_checksum"]
+    assert metadata["vocab_checksum"] == read_tokens_manifest(corpus).vocab_checksum
     assert metadata["seed"] == "12345"
 
 
 def test_every_pass_covers_every_document_with_other_pairs_and_masks(corpus: Path) -> None:
-    shards = read_json(corpus / "len64" / "manifest.json")["splits"]["train"]["shards"]
-    assert len({shard["checksum"] for shard in shards}) == len(shards) == 6
+    shards = read_shards_manifest(corpus / "len64").splits["train"].shards
+    assert len({shard.checksum for shard in shards}) == len(shards) == 6
     passes = []
     for copy in range(2):
         documents: set[int] = set()
@@ -156,7 +156,7 @@ def test_masks_do_not_stand_in_the_stored_ids(corpus: Path) -> None:
 
 
 def test_stored_masks_are_those_of_seed_pass_document_and_pair(corpus: Path) -> None:
-    rule = MaskingRule.from_manifest(read_json(corpus / "len64" / "manifest.json"), None)
+    rule = MaskingRule.from_manifest(read_shards_manifest(corpus / "len64"), None)
     for copy, name in ((0, "shard-00000.arrow"), (1, "shard-00003.arrow")):
         examples, _ = read_shard(corpus / "len64" / "train" / name)
         documents = examples.document_a.tolist()
@@ -180,7 +180,7 @@ def test_shards_of_other_settings_are_removed(tmp_path: Path, inline) -> None:
     build.run(settings_of(tmp_path, "copies=2"))
     manifest = build.run(settings_of(tmp_path, "copies=1", "seed=2"))
     found = sorted(path.name for path in (tmp_path / "len64" / "train").iterdir())
-    assert found == [shard["name"] for shard in manifest["splits"]["train"]["shards"]]
+    assert found == [shard.name for shard in manifest.splits["train"].shards]
     assert len(found) == 3
     assert read_shard(tmp_path / "len64" / "train" / found[0])[1]["seed"] == "2"
 
@@ -268,18 +268,18 @@ def test_the_manifest_of_shards_of_another_pairing_says_so(
     make_corpus(tmp_path)
     build.run(settings_of(tmp_path))
     manifest = build.run(settings_of(tmp_path, f"pairs={pairing.name}"))
-    assert manifest["pairs"] == manifest["settings"]["pairs"] == pairing.name
+    assert manifest.pairs is manifest.settings.pairs is pairing
     for split in ("train", "heldout"):
-        examples, figures = all_examples(tmp_path, split), manifest["splits"][split]
-        assert figures["rows"] == len(examples) > 0
-        assert "random_next" not in figures
-        assert figures.get("swapped", 0) == examples.next_sentence_labels.sum()
+        examples, entry = all_examples(tmp_path, split), manifest.splits[split]
+        assert entry.rows == len(examples) > 0
+        assert entry.random_next is None
+        assert (entry.swapped or 0) == examples.next_sentence_labels.sum()
         np.testing.assert_array_equal(examples.document_a, examples.document_b)
-        documents = len(np.unique(examples.document_a)) + figures["unpaired_documents"]
+        documents = len(np.unique(examples.document_a)) + entry.unpaired_documents
         assert documents == {"train": 60, "heldout": 12}[split]
-        own = figures["tokens"] - pairing.num_special * figures["rows"]
-        stored = sum(part["tokens"] for part in read_manifest(tmp_path)["splits"][split])
-        assert own + figures["truncated_tokens"] == stored
+        own = entry.tokens - pairing.num_special * entry.rows
+        stored = sum(part.tokens for part in read_tokens_manifest(tmp_path).splits[split])
+        assert own + entry.truncated_tokens == stored
     assert verify(tmp_path / "len64") == []
 
 
@@ -289,15 +289,17 @@ def test_where_no_document_can_be_ordered_building_is_refused(tmp_path: Path, in
     with pytest.raises(RuntimeError, match=r"each of its 50 documents is one sentence.*pairs=none"):
         build.run(settings_of(tmp_path, "pairs=sop", "audit.most_one_sentence=1"))
     assert not (tmp_path / "len64" / "manifest.json").exists()
-    assert build.run(settings_of(tmp_path, "pairs=none"))["splits"]["train"]["rows"] == 50
+    assert build.run(settings_of(tmp_path, "pairs=none")).splits["train"].rows == 50
 
 
 def test_shards_of_an_older_schema_are_built_anew(tmp_path: Path, inline) -> None:
     make_corpus(tmp_path)
     made = build.run(settings_of(tmp_path))
     path = tmp_path / "len64" / "manifest.json"
-    write_json(path, {**{k: v for k, v in made.items() if k != "pairs"}, "schema_version": 1})
-    with pytest.raises(ValueError, match=r"version 1, not 2; run data_prep\.build again"):
+    plain = msgspec.to_builtins(made)
+    del plain["pairs"]
+    write_json(path, {**plain, "schema_version": 1})
+    with pytest.raises(ValueError, match=r"delete it and run python -m data_prep\.build"):
         Shards.open(tmp_path / "len64", "train")
     shutil.rmtree(tmp_path / "len64" / "logs")  # as if an older program had written them
     assert build.run(settings_of(tmp_path)) == made
@@ -315,7 +317,7 @@ def test_more_parts_than_documents_end_with_shards_without_rows(tmp_path: Path, 
     parts = [[documents[0]], [], [], [documents[1]], []]
     write_corpus(tmp_path, parts, [documents[2:]])
     manifest = build.run(settings_of(tmp_path))
-    rows = [shard["rows"] for shard in manifest["splits"]["train"]["shards"]]
+    rows = [shard.rows for shard in manifest.splits["train"].shards]
     assert [count > 0 for count in rows] == [True, False, False, True, False]
     assert Shards.open(tmp_path / "len64", "train").num_examples == sum(rows)
 
@@ -343,21 +345,21 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, inline) -> None:
     """Ten times the parts, of one size each: a task's peak stays within 10 %."""
     documents = random_documents(np.random.default_rng(0), 1000)
     write_corpus(tmp_path, [documents], [documents[:2]])
-    manifest = build._describe(settings_of(tmp_path), tmp_path)
-    tokens = read_manifest(tmp_path)
-    [part] = tokens["splits"]["train"]
+    identity = build._identity(settings_of(tmp_path), tmp_path)
+    tokens = read_tokens_manifest(tmp_path)
+    [part] = tokens.splits["train"]
     peaks = []
     for count in (4, 40):
         names = [f"part-{number:05d}.arrow" for number in range(count)]
         for name in names[1:]:
             folder = tmp_path / "tokens" / "train"
-            shutil.copy(folder / part["name"], folder / name)
-        tokens["splits"]["train"] = [{**part, "name": name} for name in names]
+            shutil.copy(folder / part.name, folder / name)
+        tokens.splits["train"] = [msgspec.structs.replace(part, name=name) for name in names]
         write_json(tmp_path / "tokens" / "manifest.json", tokens)
         tasks = build.list_tasks(tokens, Pairing.nsp, 1)
-        build_shard(tmp_path / "len64", tasks, manifest, 1)  # loads the kernels
+        build_shard(tmp_path / "len64", tasks, identity, 1)  # loads the kernels
         tracemalloc.start()  # numpy reports its arrays; memory-mapped pages are the system's
-        build_shard(tmp_path / "len64", tasks, manifest, 0)
+        build_shard(tmp_path / "len64", tasks, identity, 0)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.1 * peaks[0]

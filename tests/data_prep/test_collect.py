@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pyarrow.parquet as pq
 import pytest
 
@@ -53,10 +54,10 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers_or_the_run(tmp_path: P
 def test_documents_in_are_documents_out_and_dropped(tmp_path: Path) -> None:
     manifest = _run(tmp_path / "d", _books(tmp_path / "books"))
     folder = tmp_path / "d" / "documents" / "books"
-    assert manifest["documents"] == 6
-    assert manifest["dropped"] == {"HTML page": 1, "empty": 1}
-    assert read_json(folder / "dropped.json") == manifest["dropped"]
-    assert read_json(folder / "manifest.json") == manifest
+    assert manifest.documents == 6
+    assert manifest.dropped == {"HTML page": 1, "empty": 1}
+    assert read_json(folder / "dropped.json") == manifest.dropped
+    assert read_json(folder / "manifest.json") == msgspec.to_builtins(manifest)
     rejects = [
         row["id"]
         for path in sorted(folder.glob("rejects/*.parquet"))
@@ -75,7 +76,7 @@ def test_the_manifest_holds_what_the_parts_hold(tmp_path: Path) -> None:
         texts = [document.text for document in read_part(part.path)]
         assert (part.rows, part.characters) == (len(texts), sum(map(len, texts)))
         assert part.checksum == checksum(part.path)
-    assert manifest["documents"] == sum(part.rows for part in parts)
+    assert manifest.documents == sum(part.rows for part in parts)
 
 
 def test_another_source_adds_to_the_corpus(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from data_prep.duplicates.matching import FEWEST_CHARACTERS, LEAST_EQUAL
 from data_prep.duplicates.minhash import BANDS, shingles, signature
 from data_prep.duplicates.signatures import Signatures, signatures_path
 from data_prep.stores.documents import Document, DocumentPart, list_parts
+from data_prep.stores.tokens import TokensManifest
 
 
 def made_text(seed: int, words: int = 120) -> str:
@@ -211,7 +212,18 @@ def test_memory_is_a_hundred_bytes_a_document_and_not_its_signature(
             bands=[np.ascontiguousarray(values[:, band]) for band in range(BANDS)],
         )
         monkeypatch.setattr(matching, "_signatures_of", lambda part, made=made: made)
-        corpus = matching.Corpus([DocumentPart("a", "part-00000.parquet", Path(), number, 0, "")])
+        corpus = matching.Corpus(
+            [
+                DocumentPart(
+                    source="a",
+                    path=Path(),
+                    name="part-00000.parquet",
+                    rows=number,
+                    characters=0,
+                    checksum="",
+                )
+            ]
+        )
         tracemalloc.start()
         assert matching.compare(corpus).num_rows == number // 10
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -297,14 +309,14 @@ def corpus_of_jobs(data_dir: Path) -> None:
     )
 
 
-def run_jobs(data_dir: Path, *overrides: str) -> dict[str, Any]:
+def run_jobs(data_dir: Path, *overrides: str) -> TokensManifest:
     given = [f"data_dir={data_dir}", "vocab_size=300", "heldout_fraction=0.4", *overrides]
     vocab.run(load(given))
     return encode.run(load(given))
 
 
-def stored(manifest: dict[str, Any]) -> int:
-    return sum(part["documents"] for split in manifest["splits"].values() for part in split)
+def stored(manifest: TokensManifest) -> int:
+    return sum(part.documents for split in manifest.splits.values() for part in split)
 
 
 def test_encode_leaves_duplicates_out_and_counts_them(
@@ -312,7 +324,7 @@ def test_encode_leaves_duplicates_out_and_counts_them(
 ) -> None:
     corpus_of_jobs(tmp_path)
     manifest = run_jobs(tmp_path)
-    assert manifest["dropped"]["duplicates"] == 2
+    assert manifest.dropped["duplicates"] == 2
     assert stored(manifest) == 9
     given = [f"data_dir={tmp_path}", "heldout_fraction=0.4"]
     assert encode.main(given) == 0
@@ -331,7 +343,7 @@ def test_the_vocabulary_is_that_of_the_corpus_without_its_duplicates(tmp_path: P
         b=[with_changes(made_text(4), 1), made_text(20)],
     )
     sums = [
-        vocab.run(load([f"data_dir={tmp_path / name}", "vocab_size=300"]))["checksum"]
+        vocab.run(load([f"data_dir={tmp_path / name}", "vocab_size=300"])).checksum
         for name in ("all", "rest")
     ]
     assert sums[0] == sums[1]
@@ -341,7 +353,7 @@ def test_the_setting_keep_leaves_them_in_and_compares_nothing(tmp_path: Path) ->
     store(tmp_path, {"a": [[Document(str(n), "", made_text(n % 10)) for n in range(20)]]})
     manifest = run_jobs(tmp_path, "duplicates=keep")
     assert stored(manifest) == 20
-    assert manifest["dropped"]["duplicates"] == 0
+    assert manifest.dropped["duplicates"] == 0
     assert not (tmp_path / "documents" / "duplicates.json").exists()
     assert stored(run_jobs(tmp_path)) == 10
 
@@ -363,7 +375,7 @@ def test_a_further_source_encodes_only_the_parts_anew_whose_duplicates_changed(
     manifest = encode.run(load(given))
     after = {path.name: read_json(path)["ended"] for path in records.iterdir()}
     assert {name for name in before if after[name] != before[name]} == {"a-00002.json"}
-    assert manifest["dropped"]["duplicates"] == 1
+    assert manifest.dropped["duplicates"] == 1
     assert stored(manifest) == 8
 
 

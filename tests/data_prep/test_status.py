@@ -8,14 +8,22 @@ from pathlib import Path
 import made_tasks
 import pytest
 import task_starts
+from made_manifests import (
+    documents_manifest,
+    part_entry,
+    shards_manifest,
+    tokens_manifest,
+    vocab_manifest,
+)
 
 from data_prep import status
 from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.job import load
 
 NOW = 1_000_000.0
-PARTS = {"parts": [{"name": "part-00000.parquet", "checksum": "a"}]}
-VOCAB = {"checksum": "v", "vocab_size": 512, "lowercase": False, "settings": {}}
+PARTS = documents_manifest([part_entry("part-00000.parquet", "a")])
+DOCUMENTS = {"books/part-00000.parquet": "a"}
+VOCAB = vocab_manifest(DOCUMENTS, vocab_size=512, lowercase=False)
 
 
 def write_records(folder: Path, tasks: list[str], **kinds: dict[str, dict]) -> None:
@@ -42,13 +50,12 @@ def corpus(tmp_path: Path) -> Path:
     books = tmp_path / "documents" / "books"
     write_records(books, ["part-00000"], finished=finished("part-00000"))
     write_json(books / "manifest.json", PARTS)
-    made_of = {"documents": {"books/part-00000.parquet": "a"}}
-    copies = {"made_from": made_of, "dropped": 0, "dropped_characters": 0}
+    copies = {"made_from": {"documents": DOCUMENTS}, "dropped": 0, "dropped_characters": 0}
     write_json(tmp_path / "documents" / "duplicates.json", copies)
-    write_json(tmp_path / "vocab" / "manifest.json", {**VOCAB, "settings": made_of})
+    write_json(tmp_path / "vocab" / "manifest.json", VOCAB)
     tokens, shards = tmp_path / "tokens" / "manifest.json", tmp_path / "len128" / "manifest.json"
-    write_json(tokens, {"vocab_checksum": "v", "settings": made_of})
-    write_json(shards, {"tokens_checksum": checksum(tokens)})
+    write_json(tokens, tokens_manifest(documents=DOCUMENTS))
+    write_json(shards, shards_manifest(tokens_checksum=checksum(tokens)))
     report = {"faults": [], "shards_checksum": checksum(shards)}
     write_json(tmp_path / "audit" / "128" / "audit.json", report)
     return tmp_path
@@ -80,7 +87,7 @@ def test_stages_not_begun_are_listed_and_the_first_of_them_comes_next(
 
 
 def test_other_documents_make_vocabulary_and_encode_out_of_date(corpus: Path) -> None:
-    changed = {"parts": [{"name": "part-00000.parquet", "checksum": "b"}]}
+    changed = documents_manifest([part_entry("part-00000.parquet", "b")])
     write_json(corpus / "documents" / "books" / "manifest.json", changed)
     assert states(corpus) == ["done"] + ["out of date"] * 3 + ["done"] * 2
     assert stages(corpus)["encode"].notes == ["other documents than it was made of"]
@@ -108,23 +115,28 @@ def test_a_source_more_makes_encode_out_of_date(corpus: Path) -> None:
 
 
 def test_a_released_vocabulary_does_not_hang_on_the_documents(corpus: Path) -> None:
-    write_json(corpus / "vocab" / "manifest.json", VOCAB)
+    write_json(corpus / "vocab" / "manifest.json", vocab_manifest())
     write_json(corpus / "documents" / "wiki" / "manifest.json", PARTS)
     assert stages(corpus)["vocab"].state == "done"
 
 
 def test_another_vocabulary_makes_encode_out_of_date(corpus: Path) -> None:
-    write_json(corpus / "vocab" / "manifest.json", {**VOCAB, "checksum": "w"})
+    write_json(corpus / "vocab" / "manifest.json", vocab_manifest(DOCUMENTS, checksum="w"))
     assert stages(corpus)["encode"].notes == ["other vocabulary than it was made of"]
 
 
 def test_another_token_store_makes_shards_out_of_date(corpus: Path) -> None:
-    write_json(corpus / "tokens" / "manifest.json", {"vocab_checksum": "v", "more": 1})
+    write_json(
+        corpus / "tokens" / "manifest.json",
+        tokens_manifest(documents=DOCUMENTS, dropped={"more": 1}),
+    )
     assert stages(corpus)["build 128"].notes == ["other token store than it was made of"]
 
 
 def test_other_shards_make_the_audit_out_of_date(corpus: Path) -> None:
-    write_json(corpus / "len128" / "manifest.json", {"tokens_checksum": "t"})
+    store = checksum(corpus / "tokens" / "manifest.json")
+    changed = shards_manifest(tokens_checksum=store, lowercase=False)
+    write_json(corpus / "len128" / "manifest.json", changed)
     assert stages(corpus)["audit 128"].notes == ["other shards than it was made of"]
 
 

@@ -11,6 +11,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_manifests import shards_manifest, split_entry
 from run_in_fork import pretrain_run
 
 from data_prep.core.config import SettingsError, as_dict, as_overrides, choices, compose
@@ -52,7 +53,7 @@ def test_micro_steps_are_those_that_it_takes_to_hold_the_tokens(
 ) -> None:
     settings = dataclasses.replace(BASE, optim=dataclasses.replace(BASE.optim, global_batch=batch))
     settings.engine = dataclasses.replace(BASE.engine, tokens_per_micro_batch=budget)
-    manifest = {"splits": {"train": {"rows": 10, "tokens": 10 * mean}}}
+    manifest = shards_manifest({"train": split_entry(rows=10, tokens=10 * mean)})
     needed = 1
     while needed * budget * ranks < batch * mean:
         needed += 1

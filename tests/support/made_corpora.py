@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from made_manifests import tokens_manifest
 
 from data_prep.core.files import checksum, write_json
 from data_prep.executors import tasks
 from data_prep.quality.corpus import counts_path
 from data_prep.quality.corpus_counts import count_corpus
-from data_prep.stores.tokens import TokenStore, write_part
+from data_prep.stores.tokens import TokenPartEntry, TokenStore, write_part
 
-SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 FIRST_TEXT_ID = 5
 Document = Sequence[Sequence[int]]  # sentences of ids
 
@@ -36,15 +36,11 @@ def write_corpus(
             _write_part(data_dir / "tokens" / split / f"part-{index:05d}.arrow", part)
             for index, part in enumerate(parts)
         ]
-    manifest = {
-        "schema_version": 1,
-        "dtype": "uint16",
-        "vocab_checksum": checksum(data_dir / "vocab" / "vocab.txt"),
-        "vocab_size": vocab_size,
-        "lowercase": True,
-        "special_ids": SPECIAL_IDS,
-        "splits": splits,
-    }
+    manifest = tokens_manifest(
+        splits,
+        vocab_checksum=checksum(data_dir / "vocab" / "vocab.txt"),
+        vocab_size=vocab_size,
+    )
     write_json(counts_path(data_dir), count_corpus(data_dir / "tokens", manifest, 1))
     write_json(data_dir / "tokens" / "manifest.json", manifest)
 
@@ -80,7 +76,7 @@ def random_documents(
     ]
 
 
-def _write_part(path: Path, documents: Sequence[Document]) -> dict[str, int | str]:
+def _write_part(path: Path, documents: Sequence[Document]) -> TokenPartEntry:
     sentences = [sentence for document in documents for sentence in document]
     ids = np.array([token for sentence in sentences for token in sentence], np.uint16)
     return write_part(

@@ -7,11 +7,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
+from made_manifests import split_entry
 
-from data_prep.core.files import checksum, write_json
+from data_prep.core.files import write_json
 from data_prep.stores.shard_reader import Shards
-from data_prep.stores.shards import Examples, write_shard
+from data_prep.stores.shards import ShardEntry, write_shard
 from pretrain.data.packing import PackedBatch
 
 SEQ_LEN = 128
@@ -21,8 +23,7 @@ def cut(sample_dir: Path, folder: Path, train: Sequence[int], held_out: Sequence
     """Write a data folder whose shards hold so many of the sample's first examples; `folder`."""
     shutil.copytree(sample_dir / "vocab", folder / "vocab")
     target = folder / f"len{SEQ_LEN}"
-    manifest = dict(Shards.open(sample_dir / target.name, "train").manifest)
-    manifest["splits"] = {}
+    splits = {}
     for split, sizes in (("train", train), ("heldout", held_out)):
         whole = Shards.open(sample_dir / target.name, split)
         entries = []
@@ -30,25 +31,11 @@ def cut(sample_dir: Path, folder: Path, train: Sequence[int], held_out: Sequence
             examples = whole.read(np.arange(first, first + sizes[number]))
             path = target / split / f"shard-{number:05d}.arrow"
             write_shard(path, examples, {"split": split})
-            entries.append(_facts(path, examples))
-        counted = {key for key in whole.manifest["splits"][split] if key != "shards"}
-        totals = {key: sum(entry.get(key, 0) for entry in entries) for key in counted}
-        manifest["splits"][split] = {**totals, "shards": entries}
+            entries.append(ShardEntry.of(path, examples, whole.manifest.pairs))
+        splits[split] = split_entry(entries)
     shutil.copy(sample_dir / target.name / "token_counts.npy", target)
-    write_json(target / "manifest.json", manifest)
+    write_json(target / "manifest.json", msgspec.structs.replace(whole.manifest, splits=splits))
     return folder
-
-
-def _facts(path: Path, examples: Examples) -> dict[str, object]:
-    return {
-        "name": path.name,
-        "rows": len(examples),
-        "tokens": int(examples.offsets[-1]),
-        "masked_tokens": int(examples.masked_offsets[-1]),
-        "random_next": int(examples.next_sentence_labels.sum()),
-        "bytes": path.stat().st_size,
-        "checksum": checksum(path),
-    }
 
 
 def numbers_by_content(data: Path) -> dict[bytes, int]:

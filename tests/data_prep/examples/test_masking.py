@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_manifests import shards_manifest
 
 from data_prep.core.objectives import MaskingUnit
+from data_prep.core.settings import MaskingSettings
 from data_prep.examples import philox
 from data_prep.examples.masking import (
     MaskingRule,
@@ -270,18 +272,9 @@ def test_no_examples_give_no_masks() -> None:
     assert offsets.tolist() == [0]
 
 
-MANIFEST = {
-    "pairs": "nsp",
-    "masking": {
-        "rate": 0.15,
-        "max_predictions": 20,
-        "mask_share": 0.8,
-        "random_share": 0.1,
-        "unit": "whole_word",
-    },
-    "special_ids": {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4},
-    "vocab_size": 7,
-}
+MANIFEST = shards_manifest(
+    masking=MaskingSettings(0.15, 20, 0.8, 0.1, MaskingUnit.whole_word), vocab_size=7
+)
 
 
 def test_the_rule_of_a_manifest_reads_continuations_from_the_vocabulary(tmp_path: Path) -> None:

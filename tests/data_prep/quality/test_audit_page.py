@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pytest
 from made_corpora import random_documents, run_inline, write_corpus
+from made_manifests import documents_manifest
 
 from data_prep import audit, build
 from data_prep.core.files import read_json, write_json
@@ -31,12 +32,12 @@ def audited(tmp_path_factory) -> Path:
     write_corpus(data_dir, [random_documents(rng, 150)], [random_documents(rng, 10)])
     write_json(
         data_dir / "documents" / "made" / "manifest.json",
-        {
-            "documents": 160,
-            "dropped": {"<script>alert('reason')</script> $": 3},
-            "settings": {"kind": "books", "path": "<script>|"},
-            "parts": [{"characters": 5}],
-        },
+        documents_manifest(
+            documents=160,
+            dropped={"<script>alert('reason')</script> $": 3},
+            settings={"kind": "books", "path": "<script>|"},
+            characters=5,
+        ),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "run_processes", run_inline)

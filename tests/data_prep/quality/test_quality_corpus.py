@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from made_corpora import SPECIAL_IDS, random_documents, write_corpus
+from made_corpora import random_documents, write_corpus
+from made_manifests import SPECIAL_IDS
 
 from data_prep.core.job import load
 from data_prep.core.objectives import Pairing

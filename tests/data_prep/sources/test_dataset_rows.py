@@ -86,8 +86,8 @@ def test_the_manifest_says_how_many_rows_make_a_document(tmp_path: Path) -> None
     (tmp_path / "a.jsonl").write_text('{"text": "she said ."}\n' * 30)
     given = ["+source=bookcorpus", f"source.path={tmp_path / 'a.jsonl'}", f"data_dir={tmp_path}"]
     manifest = collect.run(load([*given, "source.rows_per_document=20", "num_workers=1"]))
-    assert manifest["settings"]["rows_per_document"] == 20
-    assert (manifest["inputs"], manifest["documents"]) == ({"rows": 30}, 2)
+    assert manifest.settings["rows_per_document"] == 20
+    assert (manifest.inputs, manifest.documents) == ({"rows": 30}, 2)
 
 
 def test_a_bookcorpus_row_can_be_a_whole_book(tmp_path: Path) -> None:

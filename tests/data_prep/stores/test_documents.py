@@ -33,9 +33,9 @@ def test_documents_are_read_as_written_whatever_the_row_groups(
     path = tmp_path_factory.mktemp("store") / "part-00000.parquet"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(documents, "ROW_GROUP_CHARACTERS", characters)
-        counts = write_part(path, rows)
+        entry = write_part(path, rows)
     assert list(read_part(path)) == rows
-    assert counts == {"documents": len(rows), "characters": sum(len(row.text) for row in rows)}
+    assert (entry.rows, entry.characters) == (len(rows), sum(len(row.text) for row in rows))
 
 
 def test_the_same_documents_give_the_same_bytes(tmp_path: Path) -> None:
@@ -97,7 +97,8 @@ def test_a_corpus_without_documents_is_refused_with_the_command(tmp_path: Path) 
 
 def test_a_source_whose_collect_has_not_finished_is_refused(tmp_path: Path) -> None:
     (tmp_path / "documents" / "books").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"books has no manifest\.json: .* run it again"):
+    cure = r"manifest\.json is missing: .*; run python -m data_prep\.collect \+source=books"
+    with pytest.raises(ValueError, match=cure):
         list_parts(tmp_path)
 
 

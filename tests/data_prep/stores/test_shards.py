@@ -6,10 +6,19 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_manifests import shards_manifest, split_entry
 
-from data_prep.core.files import checksum, write_json
+from data_prep.core.files import write_json
+from data_prep.core.objectives import Pairing
 from data_prep.stores.shard_reader import Shards
-from data_prep.stores.shards import SCHEMA_VERSION, Examples, read_shard, verify, write_shard
+from data_prep.stores.shards import (
+    SCHEMA_VERSION,
+    Examples,
+    ShardEntry,
+    read_shard,
+    verify,
+    write_shard,
+)
 
 
 def make_examples(size: int, seed: int, dtype: type = np.uint16) -> Examples:
@@ -39,16 +48,8 @@ def write_folder(folder: Path, sizes: list[int], dtype: type = np.uint16) -> lis
     for number, examples in enumerate(shards):
         path = folder / "train" / f"shard-{number:05d}.arrow"
         write_shard(path, examples, {"seed": "1"})
-        entries.append(
-            {
-                "name": path.name,
-                "rows": len(examples),
-                "bytes": path.stat().st_size,
-                "checksum": checksum(path),
-            }
-        )
-    splits = {"train": {"shards": entries}, "heldout": {"shards": []}}
-    manifest = {"schema_version": SCHEMA_VERSION, "dtype": np.dtype(dtype).name, "splits": splits}
+        entries.append(ShardEntry.of(path, examples, Pairing.nsp))
+    manifest = shards_manifest({"train": split_entry(entries)}, dtype=np.dtype(dtype).name)
     write_json(folder / "manifest.json", manifest)
     return shards
 
@@ -200,9 +201,9 @@ def test_a_folder_without_manifest_names_the_job_to_run(tmp_path: Path) -> None:
 
 
 def test_a_manifest_of_another_version_is_refused(tmp_path: Path) -> None:
-    write_json(tmp_path / "manifest.json", {"schema_version": 99})
+    write_json(tmp_path / "manifest.json", shards_manifest(schema_version=99))
     with pytest.raises(
-        ValueError, match=rf"schema version 99, not {SCHEMA_VERSION}; run data_prep.build again"
+        ValueError, match=r"manifest\.json .* 99 .*schema_version.*data_prep\.build"
     ):
         Shards.open(tmp_path, "train")
 

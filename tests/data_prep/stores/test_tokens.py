@@ -7,16 +7,23 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_manifests import tokens_manifest
 
 from data_prep.core.files import write_json
-from data_prep.stores.tokens import SCHEMA_VERSION, TokenPart, TokenStore, token_dtype, write_part
+from data_prep.stores.tokens import (
+    TokenPart,
+    TokenPartEntry,
+    TokenStore,
+    token_dtype,
+    write_part,
+)
 
 Documents = list[list[list[int]]]  # documents of sentences of ids
 
 DOCUMENTS: Documents = [[[5, 6, 7], [8]], [[9, 65_535]], [[1], [2], [3, 4]]]
 
 
-def write(path: Path, documents: Documents, dtype: Any = np.uint16) -> dict[str, int | str]:
+def write(path: Path, documents: Documents, dtype: Any = np.uint16) -> TokenPartEntry:
     sentences = [sentence for document in documents for sentence in document]
     ids = np.array([token for sentence in sentences for token in sentence], dtype)
     return write_part(
@@ -28,18 +35,13 @@ def write(path: Path, documents: Documents, dtype: Any = np.uint16) -> dict[str,
     )
 
 
-def write_store(data_dir: Path, parts: list[Documents]) -> dict[str, Any]:
+def write_store(data_dir: Path, parts: list[Documents], **changes: Any) -> None:
     entries = [
         write(data_dir / "tokens" / "train" / f"part-{number:05d}.arrow", documents)
         for number, documents in enumerate(parts)
     ]
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "dtype": "uint16",
-        "splits": {"train": entries, "heldout": []},
-    }
+    manifest = tokens_manifest({"train": entries}, **changes)
     write_json(data_dir / "tokens" / "manifest.json", manifest)
-    return manifest
 
 
 def read_back(part: TokenPart) -> Documents:
@@ -103,9 +105,7 @@ def test_the_same_part_written_twice_has_the_same_bytes(tmp_path: Path) -> None:
     assert write(tmp_path / "b" / "part-00000.arrow", DOCUMENTS) == first
     a, b = (tmp_path / folder / "part-00000.arrow" for folder in "ab")
     assert a.read_bytes() == b.read_bytes()
-    assert first["documents"] == 3
-    assert first["sentences"] == 6
-    assert first["tokens"] == 10
+    assert (first.documents, first.sentences, first.tokens) == (3, 6, 10)
 
 
 @pytest.mark.parametrize(
@@ -148,9 +148,10 @@ def test_an_unknown_split_is_refused_with_the_splits_there_are(tmp_path: Path) -
 
 
 def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:
-    manifest = write_store(tmp_path, [DOCUMENTS])
-    write_json(tmp_path / "tokens" / "manifest.json", manifest | {"schema_version": 99})
-    with pytest.raises(ValueError, match=r"version 99.*run data_prep\.encode again"):
+    write_store(tmp_path, [DOCUMENTS], schema_version=99)
+    with pytest.raises(
+        ValueError, match=r"tokens/manifest\.json .* 99 .*schema_version.*data_prep\.encode"
+    ):
         TokenStore.open(tmp_path, "train")
 
 

@@ -63,7 +63,7 @@ def _run(folder: Path, data_dir: Path, *overrides: str) -> Any:
         for path in sorted(data_dir.glob("documents/books/rejects/*.parquet"))
         for row in pq.read_table(path).to_pylist()
     }
-    assert sum(manifest["dropped"].values()) == len(reasons)
+    assert sum(manifest.dropped.values()) == len(reasons)
     return (
         {id.removesuffix(".txt"): text for id, text in texts.items()},
         {id.removesuffix(".txt"): reason for id, reason in reasons.items()},
@@ -298,7 +298,7 @@ def test_other_sources_take_the_language_too(tmp_path: Path) -> None:
     (tmp_path / "wiki" / "wiki_00").write_text(pages)
     given = ["+source=wikiextractor", f"source.path={tmp_path / 'wiki'}", f"data_dir={tmp_path}"]
     manifest = collect.run(load([*given, "source.language=en", "num_workers=1"]))
-    assert manifest["dropped"] == {"language fr, not en": 1}
+    assert manifest.dropped == {"language fr, not en": 1}
 
 
 def test_settings_that_mean_nothing_are_refused(tmp_path: Path) -> None:

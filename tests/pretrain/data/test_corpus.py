@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from made_manifests import shards_manifest, split_entry
 
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json, write_json
@@ -19,14 +20,14 @@ def corpus(folder: Path, rows: int = 5) -> DataSettings:
     (folder / "vocab").mkdir()
     vocab = folder / "vocab/vocab.txt"
     vocab.write_text("[PAD]\n[UNK]\n")
-    splits = {"train": {"rows": rows}, "heldout": {"rows": 1}}
-    manifest = {"pairs": "nsp", "vocab_checksum": checksum(vocab), "splits": splits}
+    splits = {"train": split_entry(rows=rows), "heldout": split_entry(rows=1)}
+    manifest = shards_manifest(splits, vocab_checksum=checksum(vocab))
     write_json(folder / "len128/manifest.json", manifest)
     return DataSettings(dir=str(folder), seq_len=128, pairs=Pairing.nsp, masking=MaskMode.static)
 
 
 def test_a_whole_corpus_is_accepted(tmp_path: Path) -> None:
-    assert manifest_of(corpus(tmp_path))["splits"]["train"]["rows"] == 5
+    assert manifest_of(corpus(tmp_path)).splits["train"].rows == 5
 
 
 def test_another_vocabulary_than_that_of_the_shards_is_refused(tmp_path: Path) -> None:
@@ -57,13 +58,13 @@ def test_shards_of_other_pairs_are_refused_with_both_values_and_the_cure(
     assert f"data_prep.build data_dir={tmp_path} seq_len=128 pairs={asked.name}" in said
 
 
-def test_shards_that_do_not_say_what_their_pairs_are_are_refused_with_the_cure(
+def test_a_manifest_of_another_version_is_refused_with_its_field_and_the_cure(
     tmp_path: Path,
 ) -> None:
     data = corpus(tmp_path)
     path = tmp_path / "len128/manifest.json"
     write_json(path, {k: v for k, v in read_json(path).items() if k != "pairs"})
-    with pytest.raises(SettingsError, match=r"make the shards again: python -m data_prep\.build"):
+    with pytest.raises(SettingsError, match=r"field `pairs`; delete it and run .*data_prep\.build"):
         manifest_of(data)
 
 

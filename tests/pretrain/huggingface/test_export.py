@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 import pytest
 import torch
+from made_manifests import documents_manifest, shards_manifest, split_entry
 from model_samples import random_batch, random_model, small_settings
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,12 +30,11 @@ from pretrain.training.export_run import export_run
 WORDS = "the a cat dog mouse sat ran ate on in mat house garden and . ,".split()
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s"]
 VOCAB_SIZE = len(TOKENS)
-SPLIT = {"rows": 80, "tokens": 4_000, "masked_tokens": 600, "random_next": 40}
-MANIFEST = {
-    "vocab_size": VOCAB_SIZE,
-    "vocab_checksum": "0123abcd",
-    "splits": {"train": SPLIT, "heldout": {**SPLIT, "rows": 8}},
+SPLITS = {
+    name: split_entry(rows=rows, tokens=4_000, masked_tokens=600, random_next=40)
+    for name, rows in (("train", 80), ("heldout", 8))
 }
+MANIFEST = shards_manifest(SPLITS, vocab_size=VOCAB_SIZE, vocab_checksum="0123abcd")
 
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None,
@@ -360,7 +360,9 @@ def run_folder(tmp_path: Path, vocab_folder: Path, model: BertForPreTraining) ->
 
     data_dir = tmp_path / "corpus"
     save_tokenizer(data_dir / "vocab", TOKENS, lowercase=True)
-    write_json(data_dir / "documents" / "novels" / "manifest.json", {"documents": 77})
+    write_json(
+        data_dir / "documents" / "novels" / "manifest.json", documents_manifest(documents=77)
+    )
     write_json(data_dir / "len64" / "manifest.json", MANIFEST)
     folder = tmp_path / "runs" / "first"
     folder.mkdir(parents=True)

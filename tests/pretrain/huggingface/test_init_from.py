@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from made_manifests import shards_manifest
 from model_samples import small_settings
 from run_in_fork import pretrain_run
 from safetensors.torch import load_file, save_file
@@ -180,7 +181,7 @@ def test_another_model_is_refused_with_both_sizes_and_the_settings_that_fit(
 ) -> None:
     saved(tmp_path / "bert")
     origin = find(str(tmp_path / "bert"))
-    manifest = {"lowercase": True}
+    manifest = shards_manifest()
     origin.check(settings_for(data), manifest)
     with pytest.raises(
         SettingsError, match=r"hidden_size is 32 there and 64 in this run.*Type \+model"

@@ -27,10 +27,10 @@ LAMB = {"name": OptimizerName.lamb, "trust_ratio": TrustRatio.all}
 
 
 def rule(sample_dir: Path) -> MaskingRule:
-    from data_prep.stores.shards import read_manifest
+    from data_prep.stores.shards import read_shards_manifest
 
     return MaskingRule.from_manifest(
-        read_manifest(sample_dir / "len128"), sample_dir / "vocab/vocab.txt"
+        read_shards_manifest(sample_dir / "len128"), sample_dir / "vocab/vocab.txt"
     )
 
 

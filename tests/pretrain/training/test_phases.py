@@ -17,6 +17,7 @@ import pytest
 import torch
 from engine_samples import build_engine, gathered, global_batch, save_state
 from google_schedule import google
+from made_manifests import shard_entry, shards_manifest, split_entry
 from ranks_harness import run_ranks
 from run_in_fork import pretrain_run
 
@@ -146,8 +147,7 @@ def test_a_checkpoint_says_in_which_phase_the_run_goes_on(
 
 def test_the_token_budget_belongs_to_the_identity_of_a_run_by_tokens_alone() -> None:
     def of_run(*typed: str) -> dict[str, Any]:
-        manifests = [{"vocab_checksum": "v", "splits": {"train": {"shards": []}}}]
-        return identity(settings_of(*typed), manifests)
+        return identity(settings_of(*typed), [shards_manifest()])
 
     smaller = "engine.tokens_per_micro_batch=4096"
     assert of_run() == of_run(smaller)
@@ -158,8 +158,8 @@ def test_the_token_budget_belongs_to_the_identity_of_a_run_by_tokens_alone() -> 
 
 def test_what_a_phase_changes_and_its_shards_belong_to_the_run_s_identity() -> None:
     def identity_of(checksum: str, *typed: str) -> dict[str, Any]:
-        shards = [{"splits": {"train": {"shards": [{"checksum": c}]}}} for c in ("a", checksum)]
-        manifests: list[dict[str, Any]] = [{"vocab_checksum": "v", **shard} for shard in shards]
+        splits = [{"train": split_entry([shard_entry(checksum=c)])} for c in ("a", checksum)]
+        manifests = [shards_manifest(split) for split in splits]
         return identity(settings_of("recipe=nvidia_lamb", *typed), manifests)
 
     assert identity_of("b") == identity_of("b", "eval.every_steps=7")
