@@ -1,9 +1,9 @@
 """Build the documentation as a site with search: python -m scripts.build_site (make docs).
 
 README.md becomes the front page; CONTRIBUTING.md, CHANGELOG.md and docs/ become its pages. They are
-copied to build/site/source with their links rewritten, because on GitHub a link may point to any file
-of the repository and on the site only to a page. zensical reads mkdocs.yml and writes build/site/html.
-The exit status is 1 where a link, an anchor or an image leads nowhere.
+copied to build/site/source with their links rewritten: on GitHub a link may point to any file of
+the repository, on the site only to a page. zensical reads mkdocs.yml and writes build/site/html.
+The exit status is 1 if a link, an anchor or an image leads nowhere.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def pages() -> list[Path]:
 
 
 def links(page: Path) -> Iterator[tuple[str, Path, str]]:
-    """The links of a page to files here: as written, the file's path in the repository, the anchor."""
+    """A page's links to files of the repository: as written, the file's path, the anchor."""
     for match in _LINK.finditer((ROOT / page).read_text(encoding="utf-8")):
         if match[2] and not re.match(r"[a-z]+:", match[2]):
             name, _, anchor = match[2].partition("#")
@@ -69,27 +69,27 @@ def broken_links() -> list[str]:
 
 
 def stage(folder: Path) -> None:
-    """Copy all pages and their images to `folder`, with links that hold there."""
+    """Copy all pages and their images to `folder`, with links that work there."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "docs", folder)
     for page in pages():
         text = (ROOT / page).read_text(encoding="utf-8")
-        name = _name(page)
-        assert name is not None, f"{page} is no page"
-        (folder / name).write_text(_LINK.sub(partial(_link, page=page), text), encoding="utf-8")
+        (folder / str(_name(page))).write_text(
+            _LINK.sub(partial(_link, page=page), text), encoding="utf-8"
+        )
 
 
 def _name(path: Path) -> str | None:
-    """The path of a page or image on the site; None of a file that is only in the repository."""
+    """The path of a page or image on the site; None for a file that is only in the repository."""
     if str(path) in PAGES:
         return PAGES[str(path)]
     return str(path.relative_to("docs")) if path.is_relative_to("docs") else None
 
 
 def _link(match: re.Match[str], *, page: Path) -> str:
-    """A link as the site needs it: to a page, or, of a file that is none, its text alone.
+    """A link for the site: to a page, or only the text if the file is no page.
 
-    In a code span GitHub's tables need a backslash before a bar, and show it as a bar.
+    In a code span GitHub's tables need a backslash before a bar, which the site would show.
     """
     if match[0].startswith("`") and not match[0].startswith("```"):
         return match[0].replace(r"\|", "|")
@@ -101,7 +101,7 @@ def _link(match: re.Match[str], *, page: Path) -> str:
 
 
 def stale_drawings() -> list[Path]:
-    """The Graphviz sources in docs/images whose committed SVG was drawn from another text."""
+    """The Graphviz sources in docs/images whose committed SVG is of another version."""
     return [
         source
         for source in sorted((ROOT / "docs/images").glob("*.dot"))
@@ -111,7 +111,7 @@ def stale_drawings() -> list[Path]:
 
 
 def draw(source: Path) -> None:
-    """Draw one Graphviz source as SVG next to it. Needs the program dot (apt-get install graphviz)."""
+    """Draw a Graphviz source as SVG next to it. Needs dot (apt-get install graphviz)."""
     svg = subprocess.run(["dot", "-Tsvg", source], check=True, text=True, capture_output=True)
     source.with_suffix(".svg").write_text(svg.stdout + _mark(source), encoding="utf-8")
 

@@ -41,7 +41,8 @@ from scripts.drills.faults import FAULTS
 from scripts.drills.harness import BATCH, EVERY, RANKS, STEPS, Drill, Outcome, Seen
 
 SIZES = (
-    "+model=tiny", "model.hidden_size=64", "model.intermediate_size=256", f"optim.global_batch={BATCH}",
+    "+model=tiny", "model.hidden_size=64", "model.intermediate_size=256",
+    f"optim.global_batch={BATCH}",
 )  # fmt: skip
 SCHEDULE = (
     f"schedule.total_steps={STEPS}", f"checkpoint.every_steps={EVERY}", "monitor.every_steps=1",

@@ -173,7 +173,8 @@ def _answered(loaded: Loaded, inputs: list[Input]) -> Iterator[tuple[Record, str
     for number, one in enumerate(inputs):
         first, odds = best.spans[str(number)][0], best.null_odds[str(number)]
         record = _of(one) | {
-            "answer": first.text, "start": first.start, "end": first.end, "probability": first.probability
+            "answer": first.text, "start": first.start, "end": first.end,
+            "probability": first.probability,
         }  # fmt: skip
         line = f"{first.text}  ({first.probability:.1%}, characters {first.start} to {first.end})"
         if getattr(config, "has_no_answer", False):
@@ -227,8 +228,9 @@ def _filled(loaded: Loaded, inputs: list[Input], top: int) -> Iterator[tuple[Rec
             parts.append(f"B follows A {share:.1%}")
         if not parts:
             raise InputError(
-                f"{one.place}: a pretrained model fills {tokenizer.mask_token} or, with an NSP head, "
-                "predicts whether a second text follows (--pair, or after a TAB); --embed gives vectors"
+                f"{one.place}: a pretrained model fills {tokenizer.mask_token} or, with an NSP "
+                "head, predicts whether a second text follows (--pair, or after a TAB); --embed "
+                "gives vectors"
             )
         yield record, "  |  ".join(parts) + f"\t{_shown(one)}"
 

@@ -119,9 +119,10 @@ class Experiment:
 
     def check(self) -> None:
         """Raise SettingsError if something is not named or does not exist."""
-        wrong = [f"{name}={kind} is none of {', '.join(known)}"
-                 for name, chosen, known in (("starts", self.starts, STARTS), ("tasks", self.tasks, TASKS))
-                 for kind in chosen if kind not in known]  # fmt: skip
+        wrong = [f"starts={start} is none of {', '.join(STARTS)}"
+                 for start in self.starts if start not in STARTS]  # fmt: skip
+        wrong += [f"tasks={task} is none of {', '.join(TASKS)}"
+                  for task in self.tasks if task not in TASKS]  # fmt: skip
         needed = {"out", *self.needed_runs(), *(TASKS[t][1] for t in self.tasks if t in TASKS)}
         for name in sorted(needed):
             folder: Path | None = getattr(self.given, name)
@@ -148,8 +149,8 @@ class Experiment:
     def pretraining(self, name: str) -> list[str]:
         """The command that pretrains `name`, nsp or none."""
         return [
-            "-m", "pretrain.run", *PRETRAINING, f"data.dir={getattr(self.given, name)}", f"data.pairs={name}",
-            *self.overrides, f"run.dir={self.runs}", f"run.name={name}",
+            "-m", "pretrain.run", *PRETRAINING, f"data.dir={getattr(self.given, name)}",
+            f"data.pairs={name}", *self.overrides, f"run.dir={self.runs}", f"run.name={name}",
         ]  # fmt: skip
 
     def export(self, start: str) -> Path:
@@ -217,7 +218,7 @@ def results_of(experiment: Experiment) -> Results:
 
 
 def table(experiment: Experiment, found: Results) -> str:
-    """Markdown: mean ± standard deviation over the seeds, in percent, per metric; then the rates."""
+    """Markdown: mean ± standard deviation over the seeds, in percent, per metric; the rates."""
     starts = experiment.starts
     lines = [
         f"| | {' | '.join(STARTS[start][0] for start in starts)} |",

@@ -1,4 +1,4 @@
-"""What benchmarks and tests measure against: methods of peers, synthetic data.
+"""Baselines of benchmarks and tests: methods of peers, synthetic data.
 
 May import: data_prep.core, data_prep.examples, data_prep.stores, pretrain.config, pretrain.data,
     pretrain.huggingface, pretrain.model, pretrain.optim.

@@ -1,4 +1,4 @@
-"""What ranks send each other, counted where torch hands it to the process group."""
+"""Count the collectives of ranks at torch's call of the process group."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# by torch's names of operators; how often the bytes of the whole go one way, in (n - 1) / n
+# Per operator of torch: the kind, and how often (n - 1) / n of all bytes are sent one way
 KINDS = {
     "allreduce_": ("all-reduce", 2),
     "_allreduce_base_": ("all-reduce", 2),
@@ -27,12 +27,12 @@ class Calls:
     """Collectives of one kind."""
 
     calls: int = 0
-    bytes: int = 0  # of the whole tensors: those before a reduce-scatter, after an all-gather
+    bytes: int = 0  # of whole tensors: before a reduce-scatter, after an all-gather
     one_way: int = 0  # bytes sent one way; an all-reduce counts twice
 
 
 class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is entered, this rank's collectives, by kind. A kind that it does not know raises."""
+    """A context that counts this rank's collectives by kind. An unknown kind raises KeyError."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
-"""Data preparation as published with BERT, in plain Python: what the benchmark sets ours beside.
+"""Data preparation as published with BERT, in plain Python, for the benchmark to compare with.
 
-After google-research/bert, tokenization.py and create_pretraining_data.py, step by step: one pass
-(dupe_factor 1), instances in memory. Left out, in its favour: reading, and writing TFRecords.
+It follows tokenization.py and create_pretraining_data.py of google-research/bert step by step: one
+pass (dupe_factor 1), instances in memory. In its favor, files are neither read nor written.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SHORT_SEQ_PROB = 0.1
 
 
 class PublishedTokenizer:
-    """FullTokenizer, by the transcription of tokenization.py that `transformers` keeps."""
+    """FullTokenizer, from the copy of tokenization.py in `transformers`."""
 
     def __init__(self, tokens: Sequence[str], lowercase: bool) -> None:
         from transformers.models.bert.tokenization_bert_legacy import (
@@ -37,7 +37,7 @@ class PublishedTokenizer:
 def prepare(
     documents: Sequence[Sequence[str]], tokenizer: PublishedTokenizer, seq_len: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Sentences of documents -> padded features of masked pairs, as lists of integers."""
+    """Turn sentences of documents into padded features of masked pairs, as lists of integers."""
     rng = random.Random(seed)
     most_predictions = round(MASK_RATE * seq_len)
     tokenized = [
@@ -87,7 +87,7 @@ def _pairs(
                     b.extend(sentence)
                     if len(b) >= target - len(a):
                         break
-                i -= len(chunk) - a_end  # what was not used is put back
+                i -= len(chunk) - a_end  # put back the unused sentences
             else:
                 b.extend(token for sentence in chunk[a_end:] for token in sentence)
             _truncate(a, b, window, rng)
@@ -111,7 +111,7 @@ def _truncate(a: list[str], b: list[str], window: int, rng: random.Random) -> No
 def _mask(
     tokens: list[str], most: int, words: list[str], rng: random.Random
 ) -> list[tuple[int, str]]:
-    """create_masked_lm_predictions, in place; the positions and what stood there."""
+    """create_masked_lm_predictions, in place; returns the positions and their tokens."""
     candidates = [i for i, token in enumerate(tokens) if token not in ("[CLS]", "[SEP]")]
     rng.shuffle(candidates)
     quota = min(most, max(1, round(len(tokens) * MASK_RATE)))

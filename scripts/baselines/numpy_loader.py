@@ -1,7 +1,7 @@
-"""What pretrain.data does to a micro-batch, in NumPy alone: read, mask, pack, with the same bits.
+"""A micro-batch of pretrain.data in NumPy alone: read, mask and pack, with the same bits.
 
-For comparison: what vectorised NumPy reaches (scripts.bench.loader), and a second program that the
-compiled one must agree with (tests). Masks of tokens only; whole words have no such form.
+It shows the speed of vectorized NumPy (scripts.bench.loader), and is a second program that the
+compiled one must agree with (tests). It masks tokens, not whole words.
 
 Suffixes: N sequences, T tokens of the packed row, M masked positions; R of a group of sequences.
 """
@@ -18,8 +18,8 @@ from data_prep.examples.philox import MASK
 from data_prep.stores.shards import Examples
 
 Columns = dict[str, NDArray[Any]]
-GROUP = 1024  # sequences that are masked side by side: their random words fit the cache
-SPARE = 16  # random words of a sequence for draws that are rejected
+GROUP = 1024  # sequences masked together: their random words fit the cache
+SPARE = 16  # random words per sequence for rejected draws
 _LOW, _32 = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
@@ -30,22 +30,22 @@ def packed_columns(
     first_N = shard.offsets[rows].astype(np.int64)
     lengths_N = shard.offsets[rows + 1] - first_N
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths_N)])
-    places_T = np.arange(cu_seqlens[-1])
-    position_ids_T = places_T - np.repeat(cu_seqlens[:-1], lengths_N)
-    ids_T = shard.input_ids[np.repeat(first_N - cu_seqlens[:-1], lengths_N) + places_T]
+    offsets_T = np.arange(cu_seqlens[-1])
+    position_ids_T = offsets_T - np.repeat(cu_seqlens[:-1], lengths_N)
+    ids_T = shard.input_ids[np.repeat(first_N - cu_seqlens[:-1], lengths_N) + offsets_T]
     segment_a_N = shard.segment_a_lengths[rows].astype(np.int64)
     is_chosen = np.zeros(len(ids_T), np.bool_)
-    standing_T = ids_T.astype(np.int32)
+    masked_ids_T = ids_T.astype(np.int32)
     quotas_N = num_masked(lengths_N, rule)
     longest_first = np.argsort(-quotas_N, kind="stable")
     for begin in range(0, len(rows), GROUP):
         group_R = longest_first[begin : begin + GROUP]
         positions, ids = _masks(ids_T, cu_seqlens[group_R], lengths_N[group_R], keys[group_R], rule)
         is_chosen[positions] = True
-        standing_T[positions] = ids
+        masked_ids_T[positions] = ids
     masked_positions_M = np.flatnonzero(is_chosen)
     return {
-        "input_ids": standing_T,
+        "input_ids": masked_ids_T,
         "position_ids": position_ids_T.astype(np.int32),
         "segment_ids": (position_ids_T >= np.repeat(segment_a_N, lengths_N)).astype(np.int32),
         "cu_seqlens": cu_seqlens.astype(np.int32),
@@ -63,15 +63,15 @@ def _masks(
     keys: NDArray[np.uint64],
     rule: MaskingRule,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Masked positions in the packed row and what stands there, of R sequences, quotas descending."""
+    """Masked positions in the packed row and their ids, of R sequences with descending quotas."""
     quotas_R = num_masked(lengths_R, rule)
     most = int(quotas_R[0])
-    # candidates, one sequence a column: all but [CLS] and [SEP]
-    places = np.arange(int(lengths_R.max()))[:, None]
-    ids = ids_T[np.minimum(starts_R + places, len(ids_T) - 1)]
-    is_candidate = (places < lengths_R) & (ids != rule.cls_id) & (ids != rule.sep_id)
+    # candidates, one sequence per column: all but [CLS] and [SEP]
+    offsets = np.arange(int(lengths_R.max()))[:, None]
+    ids = ids_T[np.minimum(starts_R + offsets, len(ids_T) - 1)]
+    is_candidate = (offsets < lengths_R) & (ids != rule.cls_id) & (ids != rule.sep_id)
     counts_R = is_candidate.sum(0)
-    candidates = np.empty((len(places), len(lengths_R)), np.int64)
+    candidates = np.empty((len(offsets), len(lengths_R)), np.int64)
     sequence, position = np.nonzero(is_candidate.T)
     ranks = np.arange(len(sequence)) - np.repeat(np.cumsum(counts_R) - counts_R, counts_R)
     candidates[ranks, sequence] = position
@@ -80,7 +80,7 @@ def _masks(
     numbers_R = np.arange(len(lengths_R))
     chosen = np.zeros(candidates.shape, np.bool_)
     used_R = np.zeros(len(lengths_R), np.int64)
-    for drawn in range(most):  # Fisher-Yates, of all sequences that have not met their quota
+    for drawn in range(most):  # Fisher-Yates, on all sequences below their quota
         active = numbers_R[: np.count_nonzero(quotas_R > drawn)]
         other = _below(words, used_R, active, (counts_R[active] - drawn).astype(np.uint64)) + drawn
         chosen[candidates[other, active], active] = True
@@ -95,7 +95,7 @@ def _masks(
         np.uint64(np.ceil(2.0**53 * share))
         for share in (rule.mask_share, rule.mask_share + rule.random_share)
     )
-    for number in range(most):  # how many words a sequence takes depends on those it took
+    for number in range(most):  # a sequence's words depend on those it has used
         active = numbers_R[: np.count_nonzero(quotas_R > number)]
         used = used_R[active]
         high, low = words[used, active] >> np.uint64(5), words[used + 1, active] >> np.uint64(6)
@@ -114,10 +114,10 @@ def _masks(
 def _below(
     words: NDArray[np.uint64], used_R: NDArray[np.int64], active: NDArray[np.int64], bounds: Any
 ) -> NDArray[np.int64]:
-    """`philox.next_below` for the active sequences, whose next words are used."""
+    """`philox.next_below` for the active sequences, with their next words."""
     product = words[used_R[active], active] * bounds
     used_R[active] += 1
-    rejected = np.flatnonzero((product & _LOW) < bounds)  # perhaps: next to never is there any
+    rejected = np.flatnonzero((product & _LOW) < bounds)  # candidates, almost never any
     while len(rejected):
         bound = np.broadcast_to(bounds, product.shape)[rejected]
         is_below = (product[rejected] & _LOW) < (np.uint64(2**32) - bound) % bound

@@ -1,4 +1,4 @@
-"""A global batch of random tokens, the same micro-batch on every rank: for benchmarks of the engine."""
+"""A global batch of random tokens with the same micro-batch on every rank, for benchmarks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEQ_LEN = 512
 def synthetic_batch(
     lengths: NDArray[np.int64], world_size: int, micro_batches: int = 1
 ) -> GlobalBatch:
-    """Each of a rank's micro-batches holds sequences of these lengths, 5 tokens or more each."""
+    """A batch whose micro-batches each hold sequences of these lengths, 5 tokens or more."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_synthetic_shards(

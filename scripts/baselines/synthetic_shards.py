@@ -1,9 +1,10 @@
-"""Shards of random tokens with published distributions of lengths: for benchmarks, without a corpus.
+"""Shards of random tokens with published distributions of lengths, for benchmarks without a corpus.
 
-`wikipedia`: 19 points of the cumulative histogram of Wikipedia's sequences at 512 tokens (Krell et
-al., "Efficient sequence packing without cross-contamination", arXiv 2107.02027), mean 256, 23 % at
-512. `books`: 10 % short targets, 84 % full, the rest ends of documents. `full`: 512 throughout; a number: so many
-tokens throughout.
+wikipedia  19 points of the cumulative histogram of Wikipedia's sequences at 512 tokens (Krell et
+           al., "Efficient sequence packing without cross-contamination", arXiv 2107.02027):
+           mean 256, 23 % at 512
+books      10 % short targets, 84 % full, the rest ends of documents
+full       512 tokens; a number: that many tokens
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ MASKING = MaskingSettings(
 )
 # Share of the sequences up to each length; the rest has 512 tokens.
 WIKIPEDIA = (
-    [0, .01, .025, .05, .10, .15, .20, .25, .30, .35, .40, .45, .50, .55, .60, .65, .70, .75, .7656],
+    [0, .01, .025, .05, .1, .15, .2, .25, .3, .35, .4, .45, .5, .55, .6, .65, .7, .75, .7656],
     [5, 22, 29, 36, 48, 59, 70, 84, 100, 120, 143, 171, 204, 243, 288, 342, 407, 484, 511],
 )  # fmt: skip
 
@@ -60,7 +61,7 @@ def draw_lengths(name: str, count: int, rng: np.random.Generator) -> NDArray[np.
 
 
 def typical_lengths(name: str, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """(count,) lengths that divide the distribution evenly: a handful stands for all of it."""
+    """(count,) lengths at even quantiles, so that a handful represents the distribution."""
     drawn = np.sort(draw_lengths(name, 16 * count + 4096, rng))
     return rng.permutation(drawn[((np.arange(count) + 0.5) / count * len(drawn)).astype(int)])
 
@@ -73,7 +74,7 @@ def write_synthetic_shards(
     vocab_size: int,
     seed: int,
 ) -> None:
-    """Write a folder of shards with a manifest; `lengths_of_shards` is split -> shard -> lengths.
+    """Write a folder of shards with a manifest; `lengths_of_shards`: split -> shard -> lengths.
 
     Tokens are uniform over the vocabulary without its five special entries; lengths are 5 or more.
     """
@@ -116,7 +117,7 @@ def write_synthetic_shards(
 def open_synthetic_shards(folder: Path, name: str, count: int, vocab_size: int) -> Shards:
     """Write one train shard of `count` examples with these lengths, and open it.
 
-    It is prepared for 512 tokens, where the lengths are all equal for so many.
+    Its seq_len is 512, or the length if all are equal.
     """
     lengths = typical_lengths(name, count, np.random.default_rng(1))
     seq_len = int(name) if name.isdigit() else 512

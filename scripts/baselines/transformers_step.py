@@ -1,6 +1,6 @@
 """A training step of stock `transformers` and of ours: the same weights, examples and optimizer.
 
-Each variant is a loss on one batch, the mean over the masked tokens plus that over the pairs.
+The loss of each variant is the mean over the masked tokens plus the mean over the pairs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TOLERANCE = {False: 1e-5, True: 1e-2}  # of the losses, relative: fp32, bf16
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to compute the loss, and the optimizer of the model that does."""
+    """One way to compute the loss, with its model and optimizer."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -41,10 +41,10 @@ class Variant:
 def variants(
     settings: Settings, vocab_size: int, batch: PackedBatch, width: int, is_bf16: bool
 ) -> dict[str, Variant]:
-    """By name, `transformers` first; compiled ones and other attentions on CUDA alone.
+    """Variants by name, `transformers` first; compiled ones and other attentions only on CUDA.
 
-    Those of `transformers` share one model, whatever they are given: `width` tokens a sequence, or
-    as many as the batch's longest has.
+    Those of `transformers` share one model. They are padded to `width` tokens per sequence, or to
+    the batch's longest.
     """
     device = batch.input_ids.device
     ours = packed_model(settings, vocab_size).to(device)
@@ -86,7 +86,7 @@ def variants(
 
 
 def check_equal_losses(found: dict[str, Variant], is_bf16: bool) -> dict[str, float]:
-    """The losses by name, dropout off. Raises SystemExit where they are not all the same."""
+    """The losses by name, without dropout. Raises SystemExit if they differ."""
     losses = {}
     with torch.no_grad():
         for name, variant in found.items():
@@ -98,20 +98,20 @@ def check_equal_losses(found: dict[str, Variant], is_bf16: bool) -> dict[str, fl
         if not abs(loss - first) <= TOLERANCE[is_bf16] * abs(first):
             raise SystemExit(
                 f"{other} has the loss {loss:.7g} and {name} {first:.7g}, on the same examples and "
-                "weights: they do not compute the same, and their times are not compared"
+                "weights: they compute different things, so their times are not compared"
             )
     return losses
 
 
 def packed_model(settings: Settings, vocab_size: int) -> BertForPreTraining:
-    """Ours, drawn by the run's seed."""
+    """Our model, initialized with the run's seed."""
     model = BertForPreTraining(settings.model, vocab_size, settings.data.pairs)
     model.initialize(torch.Generator().manual_seed(settings.run.seed))
     return model.train()
 
 
 def compiled_twin(model: BertForPreTraining, precision: Precision) -> BertForPreTraining:
-    """The same weights once more, with the parts compiled that a run compiles."""
+    """A copy of the model, with the parts compiled that a run compiles."""
     twin = BertForPreTraining(model.settings, model.vocab_size, model.pairing)
     twin.load_weights(dict(model.named_parameters()))
     twin.to(next(model.parameters()).device)
@@ -120,7 +120,7 @@ def compiled_twin(model: BertForPreTraining, precision: Precision) -> BertForPre
 
 
 def packed_loss(model: BertForPreTraining, batch: PackedBatch) -> Tensor:
-    """Means over the masked tokens and over the pairs, added."""
+    """The mean over the masked tokens plus the mean over the pairs."""
     mlm_loss, pair_loss, *_ = model(batch)
     loss: Tensor = mlm_loss / batch.num_masked + pair_loss / batch.num_sequences
     return loss
@@ -145,7 +145,7 @@ def hugging_face_twin(model: BertForPreTraining) -> Any:
 
 
 def padded(batch: PackedBatch, width: int) -> dict[str, Tensor]:
-    """The same batch as `transformers` takes it: (N, width) rows, label -100 outside the masks."""
+    """The batch in the form of `transformers`: (N, width) rows, label -100 outside the masks."""
     labels_T = torch.full_like(batch.input_ids, -100, dtype=torch.long)
     labels_T[batch.masked_positions] = batch.labels.long()
 
@@ -166,7 +166,7 @@ def padded(batch: PackedBatch, width: int) -> dict[str, Tensor]:
 
 
 def masked_head_loss(theirs: Any, inputs: dict[str, Tensor]) -> Callable[[], Tensor]:
-    """Their padded encoder with the head at masked positions alone: what packing itself gains."""
+    """Their padded encoder with the head at masked positions only, to isolate packing's gain."""
     positions = (inputs["labels"].flatten() != -100).nonzero().flatten()
     labels = inputs["labels"].flatten()[positions]
     encoder_inputs = {k: v for k, v in inputs.items() if not k.endswith(("labels", "label"))}
@@ -192,5 +192,5 @@ def _autocast(
 
 
 def optimizer_of(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """As a run has it: for `transformers` too."""
+    """The optimizer of a run, also for a model of `transformers`."""
     return build_optimizer(parameter_groups(model, settings.optim.weight_decay), settings.optim)

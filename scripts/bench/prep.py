@@ -250,7 +250,7 @@ def _run_here(
     task: tasks_module.Task,
     settings: DataPrepSettings,
 ) -> dict[str, int]:
-    """Replace data_prep.executors.run.run_tasks: all tasks run one after another in this process."""
+    """Replace data_prep.executors.run.run_tasks: run all tasks one by one in this process."""
     total: Counter[str] = Counter()
     for index in range(len(tasks)):
         total.update(task(index))

@@ -137,7 +137,7 @@ def table(which: str, results: Sequence[Result], load: float) -> str:
 
 
 def insert(text: str, which: str, block: str) -> str:
-    """`text` with `block` between the markers of `which`. Raises SettingsError if one is missing."""
+    """`text` with `block` between the markers of `which`. Raises SettingsError if one is lost."""
     begin, end = (f"<!-- {word} of the {which} figures -->" for word in ("begin", "end"))
     if (begin in text) != (end in text):
         raise SettingsError(

@@ -117,7 +117,8 @@ def _cell(row: Row, column: str | None) -> str | None:
     if column not in row.values:
         raise InputError(
             f"{row.place}: there is no column {column!r}; there are "
-            f"{', '.join(map(repr, row.values))}. task.text, task.text_pair and task.label name them"
+            f"{', '.join(map(repr, row.values))}. task.text, task.text_pair and task.label name "
+            "them"
         )
     value = row.values[column]
     return "" if value is None else str(value)

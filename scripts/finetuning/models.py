@@ -21,15 +21,15 @@ from scripts.finetuning.settings import InputError, Start
 
 SAFE = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt*", "*.pkl", "*.h5", "*.msgpack")
-NEW = ("classifier.", "qa_outputs.", "bert.pooler.", "pooler.")  # a pretrained folder may lack them
+NEW = ("classifier.", "qa_outputs.", "bert.pooler.", "pooler.")  # pretrained folders may lack them
 
 
 def checked(folder: Path) -> dict[str, Any]:
     """The config.json of a BERT folder. Raises InputError on other folders and pickled weights."""
     if not folder.is_dir():
         raise InputError(
-            f"there is no folder {folder}; model= takes a folder, such as runs/x/export. Download a "
-            f"model of the hub with: hf download {folder} --local-dir FOLDER"
+            f"there is no folder {folder}; model= takes a folder, such as runs/x/export. "
+            f"Download a model of the hub with: hf download {folder} --local-dir FOLDER"
         )
     path = folder / "config.json"
     if not path.is_file():
@@ -50,9 +50,9 @@ def checked(folder: Path) -> dict[str, Any]:
         pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
         if pickled:
             raise InputError(
-                f"{folder} has its weights in {pickled[0]} alone, a format that can run code when it "
-                "is read; get model.safetensors of the same model, or convert it on a disposable "
-                "machine: AutoModel.from_pretrained(FOLDER).save_pretrained(NEW)"
+                f"{folder} has its weights in {pickled[0]} alone, a format that can run code when "
+                "it is read; get model.safetensors of the same model, or convert it on a "
+                "disposable machine: AutoModel.from_pretrained(FOLDER).save_pretrained(NEW)"
             )
         raise InputError(f"{folder} has no weights: model.safetensors is missing; export it again")
     return dict(config)

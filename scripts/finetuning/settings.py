@@ -203,7 +203,7 @@ def _faults(settings: Settings, kind: Kind | None) -> Iterator[str]:
     if not task.metrics or not set(task.metrics) <= set(known):
         yield f"task.metrics={task.metrics}: one or more of {', '.join(known)}"
     if task.folder is None and task.hub is None:
-        yield f"task.folder: is not given, but {task.name} is not on the hub; add task.folder=FOLDER"
+        yield f"task.folder: is not given, and {task.name} has no hub; add task.folder=FOLDER"
     if task.folder is not None:
         for name in ("train", "dev"):
             if getattr(task, name) is None:

@@ -46,8 +46,8 @@ def best_answers(
 ) -> Answers:
     """Decode the answers of every question in `contexts`; "" answers one without a span.
 
-    Logits are (L,) per window, with any values after its end. In each window the `n_best` starts and
-    ends are paired: the end is not before the start, the span has at most `max_answer_length`
+    Logits are (L,) per window, with any values after its end. In each window the `n_best` starts
+    and ends are paired: the end is not before the start, the span has at most `max_answer_length`
     tokens, and the start has its most context here. The score of no answer is that of [CLS], the
     lowest over all windows (google-research/bert, run_squad.py).
     """

@@ -107,10 +107,10 @@ def read_hub(hub: HubSettings, split: str) -> Iterator[Row]:
     try:
         rows = datasets.load_dataset(hub.dataset, hub.subset, split=split, revision=hub.revision)
     except Exception as error:
+        reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"the hub did not provide {name}, split {split}: "
-            f"{' '.join(str(error).split())[:300]}; without a network name the folder of the task's "
-            "files: task.folder=FOLDER"
+            f"the hub did not provide {name}, split {split}: {reason}; without a network name the "
+            "folder of the task's files: task.folder=FOLDER"
         ) from error
     named = {
         column: feature

@@ -1,4 +1,4 @@
-"""One fine-tuning with one seed, by `transformers.Trainer`: it resumes, and keeps the best epoch."""
+"""One fine-tuning with one seed by `transformers.Trainer`: it resumes and keeps the best epoch."""
 
 from __future__ import annotations
 

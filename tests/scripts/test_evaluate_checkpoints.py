@@ -17,7 +17,7 @@ REVIEWS = "words\tmood\n" + "the film was good\tpositive\nthe film was bad\tnega
 def test_each_checkpoint_is_exported_and_fine_tuned_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The export is a stand-in here, a copy of one model; the command is tried in test_export.py."""
+    """The export is faked here by a copy of one model; test_export.py tests the command."""
     run, bert = tmp_path / "run", tiny_bert(tmp_path / "bert")
     (tmp_path / "reviews.tsv").write_text(REVIEWS)
     exported = []

@@ -1,4 +1,4 @@
-"""Labels and numbers for texts: reading GLUE and tables, a training that learns, what is refused."""
+"""Labels and numbers for texts: reading GLUE and tables, a training that learns, refusals."""
 
 from __future__ import annotations
 
@@ -100,9 +100,8 @@ def test_what_is_done_is_not_done_again(trained: Path, capsys: pytest.CaptureFix
 def reviews_of(settings: dict[str, dict[str, str]]) -> list[str]:
     task = settings["task"]
     names = ("folder", "train", "dev", "text", "label")
-    return [
-        "+task=custom", f"model={settings['model']}", *(f"task.{name}={task[name]}" for name in names)
-    ]  # fmt: skip
+    typed = [f"task.{name}={task[name]}" for name in names]
+    return ["+task=custom", f"model={settings['model']}", *typed]
 
 
 def test_results_of_other_settings_are_not_mixed_in(
@@ -213,6 +212,30 @@ def test_the_files_of_glue_are_read_whole(
     assert (0 <= min(labels) < max(labels) <= 5) if task == "stsb" else labels == {0, 1}
 
 
+@pytest.mark.parametrize(
+    ("task", "lines", "example"),
+    [
+        ("sst2", ["sentence\tlabel", 'a "good" film \t1'], ('a "good" film ', None, "1")),
+        ("cola", ["gj04\t1\t\tThe car honked."], ("The car honked.", None, "1")),
+        (
+            "mrpc", ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "0\t7\t8\tone\ttwo"],
+            ("one", "two", "0"),
+        ),
+        ("rte", ["index\tsentence1\tsentence2\tlabel", "0\tone\ttwo\tentailment"],
+         ("one", "two", "entailment")),
+        ("stsb", ["index\tsentence1\tsentence2\tscore", "0\tone\ttwo\t2.5"],
+         ("one", "two", "2.5")),
+    ],
+)  # fmt: skip
+def test_a_task_of_glue_reads_its_columns(
+    tmp_path: Path, task: str, lines: list[str], example: tuple[str, str | None, str]
+) -> None:
+    (tmp_path / "train.tsv").write_text("\n".join([*lines, ""]))
+    settings = load([f"+task={task}", f"task.folder={tmp_path}", "model=x"])
+    (found,) = classification._examples(settings.task, "train", Notes())
+    assert (found.text, found.pair, found.label) == example
+
+
 def test_a_sample_is_drawn_from_the_whole_file_and_is_the_same_at_each_call() -> None:
     sample = sample_of(iter(range(10_000)), 100)
     assert len(set(sample)) == 100
@@ -271,7 +294,8 @@ def test_numbers_are_scored_by_their_correlation(prepared: Callable[..., Job]) -
 
     numbers = "words\tmood\ngood\t5\nfine\t3\nbad\t0.5\n"
     job = prepared(
-        "task.is_regression=true", "task.metrics=[spearman,pearson]", train_tsv=numbers, dev_tsv=numbers
+        "task.is_regression=true", "task.metrics=[spearman,pearson]",
+        train_tsv=numbers, dev_tsv=numbers,
     )  # fmt: skip
     assert job.config["num_labels"] == 1
     assert job.dev[0].score(np.array([[9.0], [2.0], [1.0]]))["spearman"] == 100
@@ -286,7 +310,10 @@ HEAD = "words\tmood\n"
     [
         (["task.text=sentence"], {}, ["train.tsv, line 2", "'sentence'", "'words'"]),
         ([], {"dev_tsv": HEAD + "good\tpositive\nfine\thappy\n"}, ["dev.tsv, line 3", "'happy'"]),
-        ([], {"train_tsv": HEAD + "good\tpositive\nbad\n"}, ["train.tsv, line 3", "skip_broken=true"]),
+        (
+            [], {"train_tsv": HEAD + "good\tpositive\nbad\n"},
+            ["train.tsv, line 3", "skip_broken=true"],
+        ),
         ([], {"train_tsv": HEAD + " \tpositive\n \tnegative\n"}, ["line 3", "task.text=COLUMN"]),
         ([], {"train_tsv": HEAD}, ["no rows"]),
         ([], {"train_tsv": HEAD + "good\tpositive\n"}, ["1 label"]),

@@ -1,4 +1,4 @@
-"""Answers as spans: the official score, windows, decoding, a training that learns, what is refused."""
+"""Answers as spans: the official score, windows, decoding, a training that learns, refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tags for words: schemes, columns, windows, a training that learns, what is refused."""
+"""Tags for words: schemes, columns, windows, a training that learns, refusals."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ def test_other_schemes_are_refused(tag: str) -> None:
 @pytest.mark.parametrize(
     ("archive", "task", "sizes"),
     [
-        ("ner/wnut17", "wnut17", {"train": (3_394, 62_730), "dev": (1_009, 15_733), "other_dev": (1_287, 23_394)}),
+        (
+            "ner/wnut17", "wnut17",
+            {"train": (3_394, 62_730), "dev": (1_009, 15_733), "other_dev": (1_287, 23_394)},
+        ),
         ("ner/sec_filings_iob1", "tags", {"train": (1_164, 41_010), "dev": (303, 13_246)}),
     ],
 )  # fmt: skip
