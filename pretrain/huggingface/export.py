@@ -1,4 +1,4 @@
-"""Writes the Hugging Face folder and checks it against stock transformers."""
+"""Writes the Hugging Face folder and checks it against stock `transformers`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pretrain.model.fill_mask import packed
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE = 1e-5  # between our logits and those of transformers, in parts of the largest (or of 1)
+TOLERANCE = 1e-5  # between our logits and those of transformers, relative to the largest (or 1)
 
 
 def export(
@@ -41,9 +41,9 @@ def export(
     """Write `target`: weights, config, tokenizer and a model card from `card` (see model_card).
 
     `state` holds fp32 weights by our parameter names, `vocab_folder` the tokenizer's files. An
-    earlier export at `target` is replaced, anything else there is not. Raises SettingsError where
-    vocabulary, weights and settings do not belong together, RuntimeError where `transformers` reads
-    something else from the folder than was written.
+    earlier export at `target` is replaced; other files are not. Raises SettingsError if vocabulary,
+    weights and settings do not fit together, RuntimeError if `transformers` reads something else
+    than was written.
     """
     tokenizer = load_tokenizer(vocab_folder)
     vocab_size = tokenizer.get_vocab_size()
@@ -58,7 +58,7 @@ def export(
             metadata={"format": "pt"},
         )
         write_json(temporary / "config.json", _config(settings, tokenizer, pairing))
-        # safetensors lets the owner alone read its files
+        # safetensors lets only the owner read its files
         shutil.copymode(temporary / "config.json", temporary / "model.safetensors")
         for name in TOKENIZER_FILES:
             shutil.copyfile(vocab_folder / name, temporary / name)
@@ -78,11 +78,11 @@ def export(
 def check_export(
     target: Path, state: Mapping[str, Tensor], settings: ModelSettings, pairing: Pairing
 ) -> float | None:
-    """Largest difference between the folder's logits through `transformers` and ours from `state`.
+    """Largest difference between the folder's logits in `transformers` and ours from `state`.
 
-    In parts of the largest logit (or of 1), over random sequences; None where `transformers` is not
-    installed. Raises RuntimeError where it is above TOLERANCE, or where a weight is missing,
-    left over or of another shape.
+    Relative to the largest logit (or 1), over random sequences; None if `transformers` is not
+    installed. Raises RuntimeError if it is above TOLERANCE, or if a weight is missing, left over or
+    of another shape.
     """
     if importlib.util.find_spec("transformers") is None:
         logger.info("transformers is not installed: the export is not checked against it")
@@ -122,7 +122,7 @@ def check_export(
     if worst > TOLERANCE:
         raise RuntimeError(
             f"the logits of {target} through transformers differ from ours by {worst:.1e} "
-            f"(bound {TOLERANCE:.0e}); config.json and the weights do not belong together"
+            f"(bound {TOLERANCE:.0e}); config.json and the weights do not fit together"
         )
     logger.info("the export's logits equal those of transformers to %.1e", worst)
     return worst
@@ -137,7 +137,7 @@ def _config(settings: ModelSettings, tokenizer: Tokenizer, pairing: Pairing) -> 
 
 
 def model_config(settings: ModelSettings, vocab_size: int, pairing: Pairing) -> dict[str, Any]:
-    """What `transformers.BertConfig` takes for such a model, but for the tokenizer's ids."""
+    """The arguments of `transformers.BertConfig` for such a model, without the tokenizer's ids."""
     return {
         **{name: getattr(settings, name) for name in SAME_NAMES},
         "architectures": [hugging_face_class(pairing)],
@@ -151,14 +151,14 @@ def model_config(settings: ModelSettings, vocab_size: int, pairing: Pairing) -> 
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:
-    """Largest difference in parts of the largest logit, or of 1; infinite where one is NaN."""
+    """Largest difference relative to the largest logit (or 1); infinite if one is NaN."""
     difference = (ours - theirs).abs().max() / theirs.abs().max().clamp_min(1.0)
     return difference.nan_to_num(nan=float("inf")).item()
 
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No progress bars and no notes of `transformers` on the terminal."""
+    """Keep progress bars and messages of `transformers` off the terminal."""
     from transformers.utils import logging as theirs
 
     verbosity, has_bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()

@@ -1,8 +1,8 @@
-"""The weights that a run starts from, where they are not random: run.init_from.
+"""The weights that a run starts from if they are not random: run.init_from.
 
-A Hugging Face BERT folder, a run (its newest whole checkpoint) or one of its checkpoints. Weights alone
-are taken: moments, step and place in the data begin anew. What does not fit is refused by the folder's
-small files, before torch is imported.
+A Hugging Face BERT folder, a run (its newest whole checkpoint) or one of its checkpoints. Only the
+weights are taken: moments, step and data position start from zero. A misfit is refused by the
+folder's small files, before torch is imported.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from data_prep.stores.shards import ShardsManifest, read_shards_manifest
 from data_prep.tokenizer.vocab_file import read_vocab
 from data_prep.tokenizer.wordpiece import make_tokenizer
 from pretrain.checkpoint.files import STATE_FILE, find_fault, newest_whole
+from pretrain.checkpoint.identity import IDENTITY
 from pretrain.config.settings import ModelSettings, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pretrain.model.bert import BertForPreTraining
-from pretrain.checkpoint.identity import IDENTITY
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack")
-# Settings of the model that its weights depend on, and what old files, which lack some, mean
+# Model settings that the weights depend on, and the values of old files that lack them
 SIZES: dict[str, Any] = {
     "hidden_size": None,
     "num_hidden_layers": None,
@@ -41,32 +41,32 @@ SIZES: dict[str, Any] = {
     "type_vocab_size": 2,
     "layer_norm_eps": 1e-12,
 }
-MOST_PADDING = 128  # rows to which some pad the vocabulary's: a multiple of it is in common use
+MOST_PADDING = 128  # some files pad the vocabulary's rows to a multiple of at most this
 _SAME = {"gelu_pytorch_tanh": "gelu_new"}  # activations with two names
 _HEADS = ("pooler", "pair_head", "mlm_head")
 
 
 @dataclass(frozen=True)
 class InitWeights:
-    """A folder with weights, by its small files: no weight has been read."""
+    """A folder with weights, known by its small files: no weight has been read."""
 
     folder: Path
-    files: tuple[Path, ...]  # that hold the weights
-    is_checkpoint: bool  # of our own; else a Hugging Face folder
+    files: tuple[Path, ...]  # with the weights
+    is_checkpoint: bool  # ours; otherwise a Hugging Face folder
     sizes: dict[str, Any]  # by the names in SIZES
     tokens: list[str]  # its vocabulary
-    lowercase: bool | None  # None: it does not say
+    lowercase: bool | None  # None: unknown
 
     def identity(self, typed: str) -> dict[str, str]:
-        """What a run's identity holds of it. Reads every byte of the weights."""
+        """Its entry in a run's identity. Reads every byte of the weights."""
         sums = "".join(checksum(path) for path in self.files)
         one = sums if len(self.files) == 1 else xxhash.xxh3_128(sums.encode()).hexdigest()
         return {"folder": typed, "checksum": one}
 
     def check(self, settings: Settings, manifest: ShardsManifest) -> None:
-        """Raise SettingsError where the run's model or vocabulary is another than the folder's.
+        """Raise SettingsError if the run's model or vocabulary differs from the folder's.
 
-        `manifest` is that of the run's shards. Further entries behind the folder's are no difference.
+        `manifest`: of the run's shards. The run's vocabulary may have more entries at its end.
         """
         wrong = [*self._other_sizes(settings.model), *self._other_vocabulary(settings, manifest)]
         if wrong:
@@ -112,11 +112,11 @@ class InitWeights:
     def weights(
         self, model: BertForPreTraining, tokens: Sequence[str], lowercase: bool
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights for all of `model`, by `named_parameters`, and what came of the folder's, as facts.
+        """Weights for all of `model`, by `named_parameters`, and facts about how they were made.
 
         A part that the folder lacks keeps the model's values. `tokens` is the run's vocabulary: an
-        entry behind the folder's gets the mean of the rows of its pieces there. Raises SettingsError
-        where a file cannot be read or the weights are not those of such a model.
+        entry after the folder's gets the mean of the rows of its pieces. Raises SettingsError if a
+        file cannot be read or the weights do not fit the model.
         """
         import torch
 
@@ -176,17 +176,17 @@ class InitWeights:
                 state |= load_file(path)
             except (OSError, SafetensorError) as error:
                 raise SettingsError(
-                    f"{path} cannot be read as safetensors ({error}); get the file again (a file of "
-                    "some hundred bytes is Git LFS's pointer: git lfs pull)"
+                    f"{path} cannot be read as safetensors ({error}); get the file again (a file "
+                    "of some hundred bytes is a pointer of Git LFS: git lfs pull)"
                 ) from error
         return state
 
 
 def begin(settings: Settings, run_folder: Path) -> tuple[dict[str, str] | None, InitWeights | None]:
-    """What the run's identity holds of run.init_from, and the folder where the run begins with it.
+    """The entry of run.init_from in the run's identity, and its folder if the run begins with it.
 
-    Both None without run.init_from. A run that has a checkpoint goes on with that one's identity, and
-    the folder is not looked at again: it may be gone. Raises SettingsError as `find` and `check`.
+    Both None without run.init_from. A run with a checkpoint continues with that one's identity and
+    does not look at the folder again: it may be gone. Raises SettingsError as `find` and `check`.
     """
     typed = settings.run.init_from
     if typed is None:
@@ -195,7 +195,7 @@ def begin(settings: Settings, run_folder: Path) -> tuple[dict[str, str] | None, 
         try:
             known: dict[str, str] | None = read_json(path / STATE_FILE)["identity"].get(IDENTITY)
         except (OSError, ValueError, KeyError):
-            continue  # a broken one, which open_run_folder names
+            continue  # broken; open_run_folder names it
         if known is not None and known["folder"] == typed:
             return known, None
     origin = find(typed)
@@ -205,7 +205,7 @@ def begin(settings: Settings, run_folder: Path) -> tuple[dict[str, str] | None, 
 
 
 def summary(identity: Mapping[str, str], facts: Mapping[str, Any]) -> str:
-    """What a run started from, in a sentence or two."""
+    """What a run started from, for the log."""
     parts = [
         f"starts from the weights of {facts['folder']} (xxh3 {identity['checksum']}): "
         f"{facts['taken']} tensors"
@@ -228,7 +228,7 @@ def summary(identity: Mapping[str, str], facts: Mapping[str, Any]) -> str:
 def find(typed: str) -> InitWeights:
     """The folder that run.init_from names, known by its small files.
 
-    Raises SettingsError where it is none, holds no BERT, or holds its weights as pickles alone.
+    Raises SettingsError if it is none, holds no BERT, or holds its weights only as pickles.
     """
     folder = Path(typed)
     if not folder.is_dir():
@@ -247,8 +247,8 @@ def find(typed: str) -> InitWeights:
             raise SettingsError(f"run.init_from={typed}: that run has no whole checkpoint yet")
         return _checkpoint(newest)
     raise SettingsError(
-        f"run.init_from={typed} holds neither config.json (a Hugging Face folder) nor {STATE_FILE} (a "
-        "checkpoint) nor checkpoints/ (a run)"
+        f"run.init_from={typed} holds neither config.json (a Hugging Face folder) nor {STATE_FILE} "
+        "(a checkpoint) nor checkpoints/ (a run)"
     )
 
 
@@ -277,7 +277,7 @@ def _hugging_face(folder: Path) -> InitWeights:
     if not len(tokens) <= config["vocab_size"] < len(tokens) + MOST_PADDING:
         raise SettingsError(
             f"run.init_from={folder}: config.json has vocab_size={config['vocab_size']} and "
-            f"{_vocabulary_file(folder)} {len(tokens):,} entries; get the tokenizer of these weights"
+            f"{_vocabulary_file(folder)} {len(tokens):,} entries; get the weights' own tokenizer"
         )
     return InitWeights(folder, _weight_files(folder), False, sizes, tokens, lowercase)
 
@@ -298,14 +298,14 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     if not pickled:
         raise SettingsError(f"run.init_from={folder} has no {WEIGHTS} and no {INDEX}; get it again")
     raise SettingsError(
-        f"run.init_from={folder} holds its weights as {', '.join(pickled)} alone, a format whose reading "
-        f"can run code; get its {WEIGHTS}, or make one of a pytorch_model.bin, tensors alone:\n"
+        f"run.init_from={folder} holds its weights as {', '.join(pickled)} alone, a format that "
+        f"can run code when read; get its {WEIGHTS}, or convert pytorch_model.bin, tensors only:\n"
         f"  {conversion(folder / 'pytorch_model.bin')}"
     )
 
 
 def conversion(pickled: Path) -> str:
-    """The command that makes a safetensors file of a pickle, of which it takes nothing but tensors."""
+    """A command that converts a pickle to safetensors, and reads nothing but its tensors."""
     return (
         'python -c "import torch; from safetensors.torch import save_file; '
         f"w = torch.load('{pickled}', map_location='cpu', weights_only=True); "
@@ -318,12 +318,12 @@ def _vocabulary_file(folder: Path) -> Path | None:
 
 
 def _vocabulary_of(folder: Path) -> tuple[list[str], bool | None]:
-    """A Hugging Face folder's entries, and whether it lower-cases; None where it does not say."""
+    """The vocabulary of a Hugging Face folder, and whether it lower-cases (None: unknown)."""
     path = _vocabulary_file(folder)
     if path is None:
         raise SettingsError(
-            f"run.init_from={folder} has neither tokenizer.json nor vocab.txt, without which its rows "
-            "mean nothing; copy the tokenizer's files there"
+            f"run.init_from={folder} has neither tokenizer.json nor vocab.txt, without which its "
+            "rows mean nothing; copy the tokenizer's files there"
         )
     try:
         tokens = read_vocab(path)
@@ -338,7 +338,7 @@ def _vocabulary_of(folder: Path) -> tuple[list[str], bool | None]:
 
 
 def _checkpoint(folder: Path) -> InitWeights:
-    """One of our own, whole by its manifest."""
+    """A checkpoint of ours, whole by its manifest."""
     if fault := find_fault(folder):
         raise SettingsError(f"run.init_from={folder}: that checkpoint is broken: {fault}")
     identity = read_json(folder / STATE_FILE)["identity"]
@@ -349,24 +349,24 @@ def _checkpoint(folder: Path) -> InitWeights:
 
 
 def _checkpoint_vocabulary(folder: Path, wanted: str) -> list[str]:
-    """From the run's data or its export, by its checksum."""
+    """The vocabulary with this checksum, from the run's data or its export."""
     from pretrain.config.load import settings_of
 
     run = folder.absolute().parent.parent
-    places = [run / "export" / "vocab.txt"]
+    paths = [run / "export" / "vocab.txt"]
     if (run / "config.yaml").is_file():
-        places.insert(0, Path(settings_of(run).data.dir) / "vocab" / "vocab.txt")
-    for path in places:
+        paths.insert(0, Path(settings_of(run).data.dir) / "vocab" / "vocab.txt")
+    for path in paths:
         if path.is_file() and checksum(path) == wanted:
             return read_vocab(path)
     raise SettingsError(
         f"run.init_from={folder}: its vocabulary (checksum {wanted}) is in none of "
-        f"{', '.join(map(str, places))}; put the vocab.txt that it was trained with in one of them"
+        f"{', '.join(map(str, paths))}; put the vocab.txt that it was trained with in one of them"
     )
 
 
 def _overrides(sizes: Mapping[str, Any]) -> str:
-    """What is typed to get a model of these sizes: the nearest model, and what it has otherwise."""
+    """What to type for a model of these sizes: the nearest model, and what differs."""
     typed = []
     for model in choices("model"):
         given = as_dict(compose("config", Settings, [f"+model={model}"])[0])["model"]

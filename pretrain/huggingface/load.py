@@ -40,10 +40,10 @@ SAME_NAMES = (
 
 
 def load_exported(folder: Path) -> BertForPreTraining:
-    """Our model, in eval mode, from a folder that `export` or `save_pretrained` wrote."""
+    """Our model in eval mode, from a folder that `export` or `save_pretrained` wrote."""
     config = read_json(folder / "config.json")
     values = {name: config[name] for name in SAME_NAMES}
-    if values["hidden_act"] == "gelu_pytorch_tanh":  # another name of the same
+    if values["hidden_act"] == "gelu_pytorch_tanh":  # another name for it
         values["hidden_act"] = "gelu_new"
     settings = ModelSettings(**values, pad_vocab_size_multiple_of=1)
     has_pairs = "BertForPreTraining" in config["architectures"]
@@ -55,10 +55,10 @@ def load_exported(folder: Path) -> BertForPreTraining:
 
 
 def fill_masks(folder: Path, sentences: Sequence[str], top_k: int) -> list[Guesses]:
-    """For each sentence, which holds one [MASK]: the `top_k` likeliest tokens, best first.
+    """The `top_k` likeliest tokens for the [MASK] of each sentence, best first, with probabilities.
 
-    With their probabilities, by the exported model at `folder`, without `transformers`. Raises
-    SettingsError on a sentence with no [MASK] or several, or longer than the model's positions.
+    By the exported model at `folder`, without `transformers`. Raises SettingsError on a sentence
+    with no [MASK] or several, or longer than the model's positions.
     """
     model = load_exported(folder)
     longest = model.settings.max_position_embeddings
@@ -68,7 +68,7 @@ def fill_masks(folder: Path, sentences: Sequence[str], top_k: int) -> list[Guess
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in `folder`. Raises SettingsError where a file is missing or two disagree."""
+    """The tokenizer in `folder`. Raises SettingsError if a file is missing or two disagree."""
     if missing := [name for name in TOKENIZER_FILES if not (folder / name).exists()]:
         raise SettingsError(
             f"{folder} lacks {', '.join(missing)}; make the vocabulary again: "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ tags:
 
 # {name}
 
-BERT ({casing}; {layers} layers of {hidden}, {heads} heads; {num_parameters:,} parameters), pretrained
-from {start} by {objective}.
+BERT ({casing}; {layers} layers of size {hidden}, {heads} heads; {num_parameters:,} parameters),
+pretrained from {start} by {objective}.
 
 ## Trained on
 
@@ -35,7 +35,7 @@ from {start} by {objective}.
 
 {training}
 
-## Held-out figures
+## Held-out metrics
 
 {held_out}
 
@@ -61,33 +61,24 @@ OBJECTIVES = {
     Pairing.sop: "masked language modelling and sentence order prediction",
     Pairing.none: "masked language modelling alone",
 }
-HEADS = {"pooler": "pooler", "pair_head": "head of pairs", "mlm_head": "head of masked tokens"}
+HEADS = {"pooler": "pooler", "pair_head": "pair head", "mlm_head": "MLM head"}
 LABELS = {
     Pairing.nsp: "`seq_relationship` is next sentence prediction: label 0 means that the second "
-    "segment follows the first, 1 that it is from another document.",
-    Pairing.sop: "`seq_relationship` is sentence order prediction, in place of next sentence "
-    "prediction: label 0 means that the second segment follows the first, 1 that the two are swapped.",
-    Pairing.none: "Its inputs were one segment each, `[CLS] text [SEP]`: there is no pooler, and what "
-    "needs one (`BertForSequenceClassification`) trains it from random weights.",
-}
-_FIGURES = {
-    "eval/mlm_loss": "MLM loss (nats per masked token)",
-    "eval/mlm_perplexity": "MLM perplexity",
-    "eval/mlm_accuracy": "MLM accuracy",
-    "eval/nsp_loss": "NSP loss",
-    "eval/nsp_accuracy": "NSP accuracy",
-    "eval/sop_loss": "SOP loss",
-    "eval/sop_accuracy": "SOP accuracy",
+    "segment follows the first, 1 that it comes from another document.",
+    Pairing.sop: "`seq_relationship` is sentence order prediction, instead of next sentence "
+    "prediction: label 0 means that the second segment follows the first, 1 that the two are "
+    "swapped.",
+    Pairing.none: "Each input was one segment, `[CLS] text [SEP]`: there is no pooler. What needs "
+    "one (`BertForSequenceClassification`) trains it from random weights.",
 }
 
 
 def model_card(card: Mapping[str, Any], num_parameters: int, is_lowercase: bool) -> str:
-    """The card's Markdown. `card` is what is known of the run:
+    """The card's Markdown. `card` holds what is known about the run:
 
-    `name`; `step`, updates made; `settings`, a `Settings`; `sources`, documents of each source;
-    `data`, the manifest of each phase's shards; `held_out`, figures of the last evaluation by their
-    names in metrics.jsonl, empty where there was none; `start`, the event of run.init_from, where
-    there is one.
+    `name`; `step`, updates made; `settings`, a `Settings`; `sources`, documents per source; `data`,
+    the manifest of each phase's shards; `held_out`, metrics of the last evaluation by label, empty
+    if there was none; `start`, the event of run.init_from if there is one.
     """
     settings: Settings = card["settings"]
     pairing = settings.data.pairs
@@ -110,26 +101,27 @@ def model_card(card: Mapping[str, Any], num_parameters: int, is_lowercase: bool)
 
 
 def _start(event: Mapping[str, Any] | None) -> str:
-    """What it was before the run; a folder by its name, for its path says nothing elsewhere."""
+    """The weights before the run; a folder by its name, since its path is of this machine."""
     if event is None:
         return "random weights"
     folder = Path(event["folder"])
     is_checkpoint = folder.parent.name == "checkpoints"
     name = f"{folder.parent.parent.name}/{folder.name}" if is_checkpoint else folder.name
     parts = [f"xxh3 {event['checksum']}"]
-    if new := [f"the {HEADS[part]}" for part in HEADS if _is_among(part, event["new"])]:
+    new = [
+        f"the {head}"
+        for part, head in HEADS.items()
+        if any(name.startswith(f"{part}.") for name in event["new"])
+    ]
+    if new:
         parts.append(f"from random weights: {', '.join(new)}")
     if event["added_words"]:
         parts.append(f"{event['added_words']:,} added words from the means of their pieces")
     return f"the weights of `{name}` ({'; '.join(parts)})"
 
 
-def _is_among(part: str, names: Sequence[str]) -> bool:
-    return any(name.startswith(f"{part}.") for name in names)
-
-
 def _training(card: Mapping[str, Any]) -> str:
-    """What each phase did up to `step`, a paragraph a phase."""
+    """What each phase did up to `step`, a paragraph per phase."""
     left, paragraphs = card["step"], []
     for phase, manifest in zip(phases_of(card["settings"]), card["data"], strict=True):
         last_step, optim = phase.settings.schedule.last_step, phase.settings.optim
@@ -140,8 +132,9 @@ def _training(card: Mapping[str, Any]) -> str:
         sequences = round(steps * optim.sequences_per_step(train.tokens / train.rows))
         about = "" if optim.tokens_per_step is None else "about "
         paragraphs.append(
-            f"{steps:,} {of_all}steps of {optim.step_size}: {about}{sequences:,} sequences of up to\n"
-            f"{phase.settings.data.seq_len} tokens, {sequences / train.rows:.2f} passes over the training examples."
+            f"{steps:,} {of_all}steps of {optim.step_size}: {about}{sequences:,} sequences of up "
+            f"to\n{phase.settings.data.seq_len} tokens, {sequences / train.rows:.2f} passes "
+            "over the training examples."
         )
     return "\n\n".join(paragraphs)
 
@@ -161,12 +154,11 @@ def _data(card: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _held_out(figures: Mapping[str, float]) -> str:
-    known = [(label, figures[key]) for key, label in _FIGURES.items() if key in figures]
-    if not known:
+def _held_out(metrics: Mapping[str, float]) -> str:
+    if not metrics:
         return "None: the run was exported before its first held-out evaluation."
-    rows = [f"| {label} | {value:.4f} |" for label, value in known]
-    return "\n".join(["| figure | value |", "|---|---|", *rows])
+    rows = [f"| {label} | {value:.4f} |" for label, value in metrics.items()]
+    return "\n".join(["| metric | value |", "|---|---|", *rows])
 
 
 def _yaml(settings: Settings) -> str:

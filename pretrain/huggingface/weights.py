@@ -1,10 +1,10 @@
-"""Weights between our names and those of `transformers.BertForPreTraining`, both ways, exactly.
+"""Converts weights between our names and those of `transformers.BertForPreTraining`, exactly.
 
-A model without pairs is their BertForMaskedLM: the same names without the pooler and the pairs' head.
+A model without pairs is their BertForMaskedLM: the same names without pooler and pair head.
 
-The two differ in three things: Hugging Face keeps queries, keys and values in three matrices where
-we keep one, stores no rows that only pad the vocabulary, and has other names. Tied tensors are
-stored once, as `save_pretrained` does.
+Three things differ: Hugging Face keeps queries, keys and values in three matrices instead of one,
+stores no rows that only pad the vocabulary, and has other names. Tied tensors are stored once, as
+`save_pretrained` does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from data_prep.core.objectives import Pairing
 from pretrain.config.settings import ModelSettings
 from pretrain.model.bert import padded_vocab_size
 
-# our module -> theirs, `.weight` (and `.bias`) to be added
+# our module -> theirs, without `.weight` and `.bias`
 _MODULES = {
     "embeddings.word": "bert.embeddings.word_embeddings",
     "embeddings.position": "bert.embeddings.position_embeddings",
@@ -39,24 +39,24 @@ _LAYER_MODULES = {
 _QKV = ("attention.self.query", "attention.self.key", "attention.self.value")
 _WORDS = "bert.embeddings.word_embeddings.weight"
 _WORD_BIAS = "cls.predictions.bias"
-# parts that a folder may lack as a whole, by the beginnings of their names
+# parts that a folder may lack as a whole, by their prefixes
 _OPTIONAL = ("bert.pooler.", "cls.seq_relationship.", "cls.predictions.")
-# copies of tied tensors, and buffers that old files hold: theirs to keep, nothing to us
+# copies of tied tensors, and buffers in old files, which we do not need
 _TIED = {"cls.predictions.decoder.weight": _WORDS, "cls.predictions.decoder.bias": _WORD_BIAS}
 _BUFFERS = {"bert.embeddings.position_ids", "bert.embeddings.token_type_ids"}
 
 
 def hugging_face_class(pairing: Pairing) -> str:
-    """The class of `transformers` that has exactly our weights."""
+    """The class of `transformers` with exactly our weights."""
     return "BertForMaskedLM" if pairing is Pairing.none else "BertForPreTraining"
 
 
 def to_hugging_face(
     state: Mapping[str, Tensor], settings: ModelSettings, vocab_size: int, pairing: Pairing
 ) -> dict[str, Tensor]:
-    """Our weights, by `named_parameters`, under Hugging Face's names, padded rows cut.
+    """Our weights, by `named_parameters`, under Hugging Face's names and without padding rows.
 
-    Raises SettingsError where a weight is missing, is not known or has rows for another vocabulary.
+    Raises SettingsError if a weight is missing, unknown or has rows for another vocabulary.
     """
     names = list(_names(settings, pairing))
     _expect("our weights", state, {ours for ours, _ in names})
@@ -69,7 +69,7 @@ def to_hugging_face(
         if converted[name].shape[0] != rows:
             raise SettingsError(
                 f"{name} has {converted[name].shape[0]} rows and a vocabulary of {vocab_size} "
-                f"entries, padded, {rows}; take the vocabulary with which the model was trained"
+                f"entries, padded, {rows}; take the vocabulary that the model was trained with"
             )
         converted[name] = converted[name][:vocab_size].contiguous()
     return converted
@@ -78,10 +78,10 @@ def to_hugging_face(
 def from_hugging_face(
     state: Mapping[str, Tensor], settings: ModelSettings, vocab_size: int, pairing: Pairing
 ) -> dict[str, Tensor]:
-    """The inverse: our weights by `named_parameters`, rows that pad the vocabulary 0.
+    """The inverse: our weights by `named_parameters`, with zeros in the padding rows.
 
-    Names of older files are known, see `_today`. Raises SettingsError where a weight is missing, is not
-    known, has another vocabulary's rows, or where a tied tensor is stored twice with two values.
+    Takes the names of older files, see `_today`. Raises SettingsError if a weight is missing,
+    unknown or has another vocabulary's rows, or if a tied tensor is stored twice with two values.
     """
     given = _today(state)
     names = list(_names(settings, pairing))
@@ -102,13 +102,13 @@ def from_hugging_face(
 def starting_weights(
     state: Mapping[str, Tensor], settings: ModelSettings, pairing: Pairing
 ) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """What a run may start from: our weights by `named_parameters`, rows of the vocabulary as they are.
+    """Weights to start a run from: ours by `named_parameters`, vocabulary rows unchanged.
 
-    Pooler, head of pairs and head of masked tokens may each be absent, as in BertModel and
-    BertForMaskedLM; names of older files are known, see `_today`. Also returns the names of ours that
-    are absent, and those of theirs that have no place here: heads of other tasks and, without pairs,
-    pooler and head of pairs. Raises SettingsError where anything else is missing or not known, or
-    where a tied tensor is stored twice with two values.
+    Pooler, pair head and MLM head may each be absent, as in BertModel and BertForMaskedLM. Takes
+    the names of older files, see `_today`. Also returns our names that are absent, and their names
+    that are not used: heads of other tasks and, without pairs, pooler and pair head. Raises
+    SettingsError if anything else is missing or unknown, or if a tied tensor is stored twice with
+    two values.
     """
     given = _today(state)
     weights, new = {}, []
@@ -131,8 +131,8 @@ def starting_weights(
 def _today(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Hugging Face's weights under the names of today's BertForPreTraining, tied ones once.
 
-    LayerNorm weights may have TensorFlow's names (gamma, beta), as in the first released files; the
-    decoder's bias its own; BertModel's names lack `bert.`; tensors may be of any floating type.
+    LayerNorm weights may have TensorFlow's names (gamma, beta), as in the first released files, and
+    the decoder's bias its own. BertModel's names lack `bert.`. Any floating dtype is taken.
     """
     bare = "embeddings.word_embeddings.weight" in state  # BertModel
     given: dict[str, Tensor] = {}
@@ -150,7 +150,7 @@ def _today(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _names(settings: ModelSettings, pairing: Pairing) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each of our parameters, and theirs of which it is made, one below the other."""
+    """Each of our parameters, and those of theirs that it concatenates."""
     modules: dict[str, tuple[str, ...]]
     outside_layers = _MODULES | (_PAIR_MODULES if pairing is not Pairing.none else {})
     modules = {ours: (theirs,) for ours, theirs in outside_layers.items()}
@@ -174,5 +174,5 @@ def _expect(what: str, state: Mapping[str, Tensor], names: set[str]) -> None:
 def _misfit(what: str, missing: list[str], unknown: list[str]) -> str:
     return (
         f"{what} do not fit these model settings: {len(missing)} missing {missing[:3]}, "
-        f"{len(unknown)} not known {unknown[:3]}; compare num_hidden_layers and data.pairs with the weights"
+        f"{len(unknown)} unknown {unknown[:3]}; compare num_hidden_layers and data.pairs with them"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -67,3 +68,13 @@ METRICS = {
 }
 
 AXES = ("data/sequences", "data/tokens")  # besides the step, for the charts of wandb
+
+
+def held_out(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Held-out metrics by label, losses with their unit: "MLM loss (nats per masked token)"."""
+    return {
+        metric.label.removeprefix("held-out ")
+        + (f" ({metric.unit})" if metric.unit.startswith("nats") else ""): metrics[name]
+        for name, metric in METRICS.items()
+        if metric.label and name.startswith("eval/") and name in metrics
+    }

@@ -16,6 +16,7 @@ from pretrain.config.load import settings_of
 from pretrain.config.phases import phases_of
 from pretrain.data.corpus import folder_of
 from pretrain.huggingface.export import export
+from pretrain.metrics.names import held_out
 from pretrain.run_folder.jsonl import readable_lines
 from pretrain.training.evaluation import last_evaluation
 
@@ -35,7 +36,6 @@ def export_run(
             "until the first is written, or give checkpoint=FOLDER"
         )
     step = read_json(checkpoint / "state.json")["step"]
-    held_out = last_evaluation(run_folder / "metrics.jsonl", step)
     data_folder = Path(settings.data.dir)
     card = {
         "name": run_folder.resolve().name,
@@ -48,7 +48,7 @@ def export_run(
         "data": [
             read_shards_manifest(folder_of(phase.settings.data)) for phase in phases_of(settings)
         ],
-        "held_out": {n: value for n, value in held_out.items() if n.startswith("eval/")},
+        "held_out": held_out(last_evaluation(run_folder / "metrics.jsonl", step)),
         "start": _start(run_folder / "events.jsonl"),
     }
     target = target or run_folder / "export"

@@ -1,4 +1,4 @@
-"""Where a replay differs from the run."""
+"""Where two replays of a run differ."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LOSS_TOLERANCE = 1e-4  # nats, between numbers of ranks, in fp32 without dropout
 
 @dataclass(frozen=True)
 class ReplayMismatch:
-    """The first of two copies' values that differ."""
+    """The first value that differs between two copies."""
 
     where: str
     quantity: str
@@ -24,7 +24,7 @@ class ReplayMismatch:
 
 
 def first_changed_file(straight: Copy, other: Copy, step: int) -> ReplayMismatch | None:
-    """Of the checkpoints of `step`: weights, moments, counts of updates, place in the data."""
+    """The first file that differs between the checkpoints of `step`: weights, moments, state."""
     expected, found = straight.checksums(step), other.checksums(step)
     for name in sorted({*expected, *found}):
         if expected.get(name) != found.get(name):
@@ -35,12 +35,12 @@ def first_changed_file(straight: Copy, other: Copy, step: int) -> ReplayMismatch
 
 
 def mismatch_reasons(settings: Settings) -> list[str]:
-    """Why another number of ranks gives other losses, besides the order of sums in fp32."""
+    """Why another number of ranks changes the losses, besides the order of fp32 sums."""
     reasons = []
     if settings.schedule.budget_hours is not None:
         reasons.append("the rate follows the clock")
     if settings.model.hidden_dropout_prob or settings.model.attention_probs_dropout_prob:
-        reasons.append("dropout is drawn by micro-batch, which the number of ranks decides")
+        reasons.append("dropout is drawn by micro-batch, which depends on the number of ranks")
     if settings.engine.precision is not Precision.fp32:
         reasons.append(f"{settings.engine.precision.name} rounds by micro-batch")
     return reasons

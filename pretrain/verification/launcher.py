@@ -1,6 +1,6 @@
-"""A run's ranks as processes of this machine, for jobs that start runs and end them: verify, the drill.
+"""Starts a run's ranks as processes of this machine, for commands that start and end runs.
 
-What torchrun does with one node, but whoever holds the processes can kill one of them, or all, at once.
+Like torchrun on one node, but the caller holds the processes and can kill one of them, or all.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ POLL_S = 0.05
 
 
 class Launched:
-    """The ranks of one start of a run. As a context it leaves no process behind."""
+    """The ranks of one start of a run. As a context manager it leaves no process behind."""
 
     def __init__(self, processes: Sequence[subprocess.Popen[bytes]], output: Path) -> None:
-        self.processes = processes  # by rank; each leads a process group of its own
+        self.processes = processes  # by rank; each leads its own process group
         self.output = output  # what all of them printed
 
     def __enter__(self) -> Launched:
@@ -43,26 +43,25 @@ class Launched:
 
     @property
     def statuses(self) -> list[int | None]:
-        """By rank: None while it runs, a negative signal's number where one ended it."""
+        """Exit statuses by rank: None while it runs, negative if a signal ended it."""
         return [process.poll() for process in self.processes]
 
     @property
     def is_running(self) -> bool:
-        """Whether one rank at least runs."""
+        """Whether at least one rank runs."""
         return None in self.statuses
 
     def send(self, number: signal.Signals, ranks: Iterable[int] | None = None) -> None:
-        """A signal to these ranks and the processes they started; to all where none are named."""
+        """Send a signal to these ranks and their child processes; default: to all ranks."""
         for rank in range(len(self.processes)) if ranks is None else ranks:
             process = self.processes[rank]
             if process.poll() is None:
                 os.killpg(process.pid, number)
 
     def wait(self, limit_s: float, grace_s: float = 0.0) -> list[int | None]:
-        """Until all have ended, or the limit: the statuses, None for a rank that still runs.
+        """Wait until all ranks have ended, or `limit_s`; the statuses, None for a running rank.
 
-        Once a rank fails, the others have `grace_s` to end by themselves and are then killed, as a
-        launcher does it.
+        Once a rank fails, the others have `grace_s` to end and are then killed, as launchers do.
         """
         end = time.monotonic() + limit_s
         failed_at = None
@@ -84,12 +83,12 @@ def launch(
     program: Sequence[str] = RUN,
     environment: Mapping[str, str] | None = None,
 ) -> Launched:
-    """Start `python PROGRAM ARGUMENTS` on so many ranks of this machine, all printing into `output`.
+    """Start `python PROGRAM ARGUMENTS` on `num_ranks` ranks, all printing to `output`.
 
     `environment` is added to this process's. A single rank starts as a bare `python` does.
     """
     shared = {**os.environ, **(environment or {})}
-    for name in list(shared):  # these ranks are not those of a launcher around this process
+    for name in list(shared):  # a launcher around this process has other ranks
         if name.startswith("SLURM_") or name in VARIABLES:
             del shared[name]
     shared.setdefault("OMP_NUM_THREADS", "1")

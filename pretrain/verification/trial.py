@@ -1,4 +1,4 @@
-"""The replays of a run: which, on how many ranks, and their verdict."""
+"""The replays of a run, on how many ranks, and the verdict."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def verify_run(
     keep: bool = False,
     say: Callable[[str], object] = lambda line: None,
 ) -> tuple[bool, str]:
-    """Whether the run's continuation is exact, and what was seen, in a sentence or two.
+    """Whether the run's continuation is exact, and the verdict in words.
 
-    `say` is given a line on each thing done. The copies stay, below <run>/verify, where something
-    differs or fails, or with `keep`. Raises SettingsError where the run has no `steps` steps to make
-    again or this machine cannot have so many ranks, RunFailedError where a copy fails.
+    `say` gets a line of progress. The copies stay in <run>/verify if something differs or fails, or
+    with `keep`. Raises SettingsError if the run has no `steps` steps to repeat or this machine
+    cannot run that many ranks, RunFailedError if a copy fails.
     """
     settings = settings_of(run)
     num_ranks, num_others, why = _rank_counts(run, settings, ranks, other_ranks)
@@ -47,14 +47,14 @@ def verify_run(
     try:
         scratch.mkdir(parents=True)
     except OSError as error:
-        raise SettingsError(f"{scratch}, for the copies, cannot be made: {error}") from error
+        raise SettingsError(f"{scratch}, for the copies, cannot be created: {error}") from error
     must_stay = keep
     try:
         origin, which = find_origin(run, phases_of(settings), steps, scratch)
         say(f"from      {which}")
         say(f"ranks     {why}")
         trial = Replay(settings, origin, origin.step + steps, num_ranks, scratch, say)
-        holds, sentence = trial.judge(num_others)
+        holds, verdict = trial.judge(num_others)
         must_stay = must_stay or not holds
     except RunFailedError:
         must_stay = True
@@ -63,8 +63,8 @@ def verify_run(
         if not must_stay:
             shutil.rmtree(scratch)
             with contextlib.suppress(OSError):
-                scratch.parent.rmdir()  # where no other verification has left its copies
-    return holds, f"{sentence} The copies lie in {scratch}." if must_stay else sentence
+                scratch.parent.rmdir()  # if no other verification left its copies
+    return holds, f"{verdict} The copies are in {scratch}." if must_stay else verdict
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Replay:
     say: Callable[[str], object]
 
     def judge(self, num_others: int) -> tuple[bool, str]:
-        """Train all copies, the third on `num_others` ranks (0: none), until one shows a difference."""
+        """Train all copies, the third on `num_others` ranks (0: none), until one differs."""
         straight = self._straight("straight", self.num_ranks, save=True)
         killed = self._killed()
         holds, seen = self._compare_killed(straight, killed)
@@ -101,7 +101,7 @@ class Replay:
         return copy
 
     def _killed(self) -> Copy:
-        """Twice: all ranks behind a checkpoint, then one rank ahead of the next."""
+        """Killed twice: all ranks after a checkpoint, then one rank before the next."""
         first, steps = self.origin.step, self.last - self.origin.step
         saved, again = first + max(1, steps // 3), first + max(2, 2 * steps // 3)
         victim = self.num_ranks - 1
@@ -129,7 +129,7 @@ class Replay:
         if difference is None and not by_clock:
             difference = first_changed_file(straight, killed, self.last)
         num_steps, first = self.last - self.origin.step, self.origin.step
-        num_kills = sum(killed.was_killed[:-1])  # the last start was ended where it should end
+        num_kills = sum(killed.was_killed[:-1])  # the last start is always killed at its end
         seen = (
             f"{num_steps} steps from step {first:,} on, on {_ranks(self.num_ranks)}, killed "
             f"{_times(num_kills)} and started again"
@@ -162,18 +162,18 @@ class Replay:
         return True, f"{seen} the same batches, and losses within {largest:.0e}{why}"
 
     def _first_difference(self, straight: Copy, other: Copy, losses: bool) -> ReplayMismatch | None:
-        """By steps, in a step by start, and examples before figures."""
+        """By step, then by start, and examples before metrics."""
         [expected] = straight.starts
         for step in range(self.origin.step + 1, self.last + 1):
             made = [(n, start[step]) for n, start in enumerate(other.starts, 1) if step in start]
             if step not in expected or not made:
                 lacking = other if step in expected else straight
                 raise RunFailedError(f"{lacking.folder} has no record of step {step:,}")
-            figures = sorted(
+            metrics = sorted(
                 name for name in expected[step] if name.startswith(("optim/", "train/"))
             )
             for number, record in made:
-                for quantity in (CHECKSUM, *(figures if losses else ())):
+                for quantity in (CHECKSUM, *(metrics if losses else ())):
                     if record[quantity] != expected[step][quantity]:
                         start = f", in start {number}," if len(other.starts) > 1 else ""
                         where = f"after step {step:,}{start}"
@@ -186,7 +186,7 @@ class Replay:
 def _rank_counts(
     run: Path, settings: Settings, ranks: int | None, other_ranks: int | None
 ) -> tuple[int, int, str]:
-    """Ranks of the first two copies, of the third (0: none), and why, in words."""
+    """Ranks of the first two copies, ranks of the third (0: none), and the reason."""
     import torch
 
     num_gpus = torch.cuda.device_count()
@@ -208,7 +208,7 @@ def _rank_counts(
     else:
         before = _ranks_of_last_start(run)
         ranks = first_possible(range(min(before, most), 0, -1))
-        why = f"{ranks}, as its last start had"
+        why = f"{ranks}, as in its last start"
         if ranks < before:
             why = f"{ranks}: its last start had {before}, this machine has {most} {device}s"
     if other_ranks is None:
@@ -228,7 +228,7 @@ def _fits(settings: Settings, num_ranks: int) -> bool:
 
 
 def _ranks_of_last_start(run: Path) -> int:
-    """By events.jsonl; 1 where it does not say."""
+    """By events.jsonl; 1 if there is no start in it."""
     counts = [
         event["ranks"]
         for event in json_lines(run / "events.jsonl")

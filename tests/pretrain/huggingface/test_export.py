@@ -62,8 +62,13 @@ def card() -> dict[str, Any]:
         "settings": settings,
         "sources": {"novels": 77},
         "data": [MANIFEST],
-        "held_out": {"eval/mlm_loss": 5.4321, "eval/nsp_accuracy": 0.625},
+        "held_out": {"MLM loss (nats per masked token)": 5.4321, "NSP accuracy": 0.625},
     }
+
+
+def written(model: BertForPreTraining, vocab_folder: Path, target: Path) -> Path:
+    export(weights_of(model), model.settings, Pairing.nsp, vocab_folder, target, card())
+    return target
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +80,7 @@ def model() -> BertForPreTraining:
 def exported(
     model: BertForPreTraining, vocab_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    target = tmp_path_factory.mktemp("run") / "export"
-    export(weights_of(model), model.settings, Pairing.nsp, vocab_folder, target, card())
-    return target
+    return written(model, vocab_folder, tmp_path_factory.mktemp("run") / "export")
 
 
 def test_the_folder_holds_what_a_hugging_face_folder_holds_and_nothing_is_left_beside_it(
@@ -173,7 +176,7 @@ def test_weights_without_pairs_are_not_exported_as_weights_with_pairs(
 ) -> None:
     model = random_model(small_settings(), VOCAB_SIZE, 0, Pairing.none)
     with pytest.raises(SettingsError, match=r"4 missing \['pair_head.bias'.*data\.pairs"):
-        export(weights_of(model), model.settings, Pairing.nsp, vocab_folder, tmp_path / "e", card())
+        written(model, vocab_folder, tmp_path / "e")
 
 
 @needs_transformers
@@ -205,7 +208,7 @@ def test_a_config_that_says_something_else_than_the_training_is_detected(
     vocab_folder: Path, model: BertForPreTraining, tmp_path: Path, key: str, value: object
 ) -> None:
     target = tmp_path / "export"
-    export(weights_of(model), model.settings, Pairing.nsp, vocab_folder, target, card())
+    written(model, vocab_folder, target)
     write_json(target / "config.json", {**read_json(target / "config.json"), key: value})
     with pytest.raises(RuntimeError, match="differ from ours"):
         check_export(target, weights_of(model), model.settings, Pairing.nsp)
@@ -218,7 +221,7 @@ def test_a_missing_weight_is_detected(
     from safetensors.torch import load_file
 
     target = tmp_path / "export"
-    export(weights_of(model), model.settings, Pairing.nsp, vocab_folder, target, card())
+    written(model, vocab_folder, target)
     weights = load_file(target / "model.safetensors")
     del weights["bert.pooler.dense.weight"]
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
@@ -233,7 +236,7 @@ def test_a_failed_check_leaves_the_earlier_export_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     target = tmp_path / "export"
-    export(weights_of(model), model.settings, Pairing.nsp, vocab_folder, target, card())
+    written(model, vocab_folder, target)
     before = (target / "model.safetensors").read_bytes()
 
     def refuse(*_: object) -> None:
@@ -242,11 +245,11 @@ def test_a_failed_check_leaves_the_earlier_export_as_it_was(
     monkeypatch.setattr("pretrain.huggingface.export.check_export", refuse)
     other = random_model(model.settings, VOCAB_SIZE, seed=1)
     with pytest.raises(RuntimeError, match="differs"):
-        export(weights_of(other), model.settings, Pairing.nsp, vocab_folder, target, card())
+        written(other, vocab_folder, target)
     assert (target / "model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
     monkeypatch.setattr("pretrain.huggingface.export.check_export", lambda *_: None)
-    export(weights_of(other), model.settings, Pairing.nsp, vocab_folder, target, card())
+    written(other, vocab_folder, target)
     assert (target / "model.safetensors").read_bytes() != before
 
 
@@ -255,7 +258,7 @@ def test_a_folder_that_is_no_export_is_not_replaced(
 ) -> None:
     (tmp_path / "thesis.txt").write_text("all my work")
     with pytest.raises(SettingsError, match="holds files and is no earlier export"):
-        export(weights_of(model), model.settings, Pairing.nsp, vocab_folder, tmp_path, card())
+        written(model, vocab_folder, tmp_path)
     assert (tmp_path / "thesis.txt").exists()
 
 
@@ -279,14 +282,7 @@ def test_a_missing_tokenizer_file_is_named_with_the_cure(
     save_tokenizer(tmp_path / "vocab", TOKENS, lowercase=True)
     (tmp_path / "vocab" / missing).unlink()
     with pytest.raises(SettingsError, match=rf"lacks {missing}; .*data_prep\.vocab data_dir="):
-        export(
-            weights_of(model),
-            model.settings,
-            Pairing.nsp,
-            tmp_path / "vocab",
-            tmp_path / "export",
-            card(),
-        )
+        written(model, tmp_path / "vocab", tmp_path / "export")
     assert not (tmp_path / "export").exists()
 
 
@@ -294,24 +290,10 @@ def test_a_vocabulary_of_another_size_is_refused(model: BertForPreTraining, tmp_
     more = [*TOKENS, *(f"w{i}" for i in range(60))]
     save_tokenizer(tmp_path / "vocab", more, lowercase=True)
     with pytest.raises(SettingsError, match=f"64 rows and a vocabulary of {VOCAB_SIZE + 60}"):
-        export(
-            weights_of(model),
-            model.settings,
-            Pairing.nsp,
-            tmp_path / "vocab",
-            tmp_path / "export",
-            card(),
-        )
+        written(model, tmp_path / "vocab", tmp_path / "export")
     (tmp_path / "vocab" / "vocab.txt").write_text("[PAD]\n")
     with pytest.raises(SettingsError, match=r"vocab.txt has 1 entries and tokenizer.json 82"):
-        export(
-            weights_of(model),
-            model.settings,
-            Pairing.nsp,
-            tmp_path / "vocab",
-            tmp_path / "export",
-            card(),
-        )
+        written(model, tmp_path / "vocab", tmp_path / "export")
 
 
 def test_masks_are_filled_with_the_tokens_the_model_prefers(

@@ -36,7 +36,7 @@ HEAD = ["pair_head.bias", "pair_head.weight"]
 
 
 def saved(folder: Path, name: str = "BertForPreTraining", tokens: list[str] = TOKENS) -> Any:
-    """A model of `transformers` with random weights, biases included, saved by itself; the model."""
+    """A saved model of `transformers` with random weights and biases; returns the model."""
     config = transformers.BertConfig(
         vocab_size=len(tokens),
         hidden_size=32,
@@ -113,7 +113,12 @@ def test_what_transformers_saved_is_exported_again_bit_for_bit(
         ("BertForMaskedLM", Pairing.nsp, [*HEAD, "pooler.bias", "pooler.weight"], []),
         ("BertForMaskedLM", Pairing.none, [], []),
         ("BertForPreTraining", Pairing.none, [], 4 * ["pooler or head of pairs"]),
-        ("BertForSequenceClassification", Pairing.nsp, [*HEAD, *5 * ["mlm_head"]], 2 * ["classifier"]),
+        (
+            "BertForSequenceClassification",
+            Pairing.nsp,
+            [*HEAD, *5 * ["mlm_head"]],
+            2 * ["classifier"],
+        ),
         ("BertModel", Pairing.nsp, [*HEAD, *5 * ["mlm_head"]], []),
     ],
 )  # fmt: skip
@@ -240,7 +245,9 @@ def test_entries_behind_the_folder_s_get_the_mean_of_their_pieces_and_are_counte
             "model_type is 'roberta' and not 'bert'",
         ),
         (
-            lambda folder: [path.unlink() for path in folder.glob("*") if path.stem in ("vocab", "tokenizer")],
+            lambda folder: [
+                path.unlink() for path in folder.glob("*") if path.stem in ("vocab", "tokenizer")
+            ],
             "has neither tokenizer.json nor vocab.txt",
         ),
     ],
@@ -275,8 +282,8 @@ def test_the_model_card_says_what_was_new(tmp_path: Path) -> None:
     saved(tmp_path / "bert", "BertForMaskedLM")
     facts = taken(find(str(tmp_path / "bert")), drawn())
     text = model_card({**card(), "start": {"checksum": "0", **facts}}, 1, is_lowercase=True)
-    start = "`bert` (xxh3 0; from random weights: the pooler, the head of pairs) by masked"
-    assert f"pretrained\nfrom the weights of {start}" in text
+    start = "`bert` (xxh3 0; from random weights: the pooler, the pair head) by masked"
+    assert f"pretrained from the weights of {start}" in text
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ def test_missing_and_left_over_weights_are_named() -> None:
     theirs["stranger"] = theirs.pop("bert.pooler.dense.bias")
     with pytest.raises(SettingsError, match=r"1 missing \['bert.pooler.dense.bias'\].*stranger"):
         from_hugging_face(theirs, small_settings(), 50, Pairing.nsp)
-    with pytest.raises(SettingsError, match=r"our weights .* 0 missing .* 12 not known"):
+    with pytest.raises(SettingsError, match=r"our weights .* 0 missing .* 12 unknown"):
         to_hugging_face(weights(), small_settings(num_hidden_layers=1), 50, Pairing.nsp)
 
 

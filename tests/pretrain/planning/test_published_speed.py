@@ -1,9 +1,10 @@
 """The model of a step's time against published runs; `-s` prints the table.
 
 Seven rows are those that conf/cluster was fitted to, one constant each; all others are predicted.
-Published runs pad their sequences or not, fuse their kernels or not: `Program` and `Lengths` say which.
-Sources: NVIDIA/DeepLearningExamples, PyTorch and TensorFlow LanguageModeling/BERT (README); the result
-logs of MLPerf Training v2.0 and v3.1, BERT; deepspeed.ai, "the fastest BERT training"; Oneflow-Inc/DLPerf.
+Published runs pad their sequences or not, and fuse their kernels or not: see `Program`, `Lengths`.
+Sources: NVIDIA/DeepLearningExamples, PyTorch and TensorFlow LanguageModeling/BERT (README); the
+result logs of MLPerf Training v2.0 and v3.1, BERT; deepspeed.ai, "the fastest BERT training";
+Oneflow-Inc/DLPerf.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from pretrain.planning.step_time import Program, step
 TOLERANCE = 0.15
 VOCAB = 30_522
 
-# Wikipedia at 512 tokens (Krell et al., arXiv 2107.02027): as they are, and rounded up to bins of 64
-# tokens by the published shares of each bin
+# Wikipedia at 512 tokens (Krell et al., arXiv 2107.02027): unchanged, and rounded up to bins of 64
+# tokens by the published share of each bin
 WIKIPEDIA = Lengths(255.83, 98_826, 38.4)
-_BINS = {64: 0.176, 128: 0.193, 192: 0.0985, 256: 0.0985, 320: 0.059, 384: 0.059, 448: 0.041, 512: 0.275}  # fmt: skip
+_BINS = {
+    64: 0.176, 128: 0.193, 192: 0.0985, 256: 0.0985, 320: 0.059, 384: 0.059, 448: 0.041, 512: 0.275,
+}  # fmt: skip
 BINNED = Lengths(
     sum(n * share for n, share in _BINS.items()),
     sum(n * n * share for n, share in _BINS.items()),
@@ -57,19 +60,19 @@ DEEPSPEED = dataclasses.replace(NVIDIA, layer_bytes=94, score_bytes=20)
 
 @dataclass(frozen=True)
 class Row:
-    """One published figure, and what is needed to predict it."""
+    """One published speed, and what is needed to predict it."""
 
     name: str
     published: float  # sequences/s of all GPUs
     cluster: ClusterSettings
     program: Program
     lengths: Lengths
-    sequences: float  # a GPU and step
+    sequences: float  # per GPU and step
     micro_steps: int
     gpus: int
     model: str = "large"
     is_fitted: bool = False
-    miss: str = ""  # why it is not met
+    miss: str = ""  # why the prediction misses it
 
     @property
     def predicted(self) -> float:
@@ -104,8 +107,8 @@ DGX2 = hardware("dgx2_v100")
 A100_40GB = dataclasses.replace(A100, bandwidth_gb_s=1555)
 TENSORFLOW = "TensorFlow's graph of 2020 took half as long again as NVIDIA's PyTorch on like GPUs"
 SMALL_FP16 = (
-    "apex's automatic mixed precision of early 2020 on PyTorch 1.5: casts and host time that are not "
-    "modelled weigh most where a step is shortest, 144 to 208 ms"
+    "apex's automatic mixed precision of early 2020 on PyTorch 1.5: casts and host time that are "
+    "not modelled weigh most where a step is shortest, 144 to 208 ms"
 )
 
 
@@ -133,8 +136,13 @@ def nvidia_rows() -> Iterator[Row]:
     ]  # fmt: skip
     for count, at_128, at_512 in nodes:
         name = f"NVIDIA, {count} DGX A100, fp16"
-        yield Row(f"{name}, 128", at_128, A100, NVIDIA, FULL_128, 8192 / count, 32 // count, 8 * count)  # fmt: skip
-        yield Row(f"{name}, 512", at_512, A100, NVIDIA, BINNED, 4096 / count, 128 // count, 8 * count)  # fmt: skip
+        for at, published, lengths, sequences, micro_steps in (
+            (128, at_128, FULL_128, 8192, 32), (512, at_512, BINNED, 4096, 128)
+        ):  # fmt: skip
+            yield Row(
+                f"{name}, {at}", published, A100, NVIDIA, lengths, sequences / count,
+                micro_steps // count, 8 * count,
+            )  # fmt: skip
 
 
 def other_rows() -> Iterator[Row]:
@@ -162,7 +170,7 @@ def other_rows() -> Iterator[Row]:
         ("fp16, 96", DLPERF, 96, (462.4, 1727.9, 3287.1, 5426, 10349)),
     ]
     one_adapter = dataclasses.replace(V100, network_gb_s=12.5 / 8)  # 100 Gb/s a node of 8
-    missed = {("fp16, 64", 1), ("fp16, 64", 4), ("fp16, 64", 8), *(("fp16, 96", n) for n in (1, 4, 8, 16))}  # fmt: skip
+    missed = {("fp16, 64", n) for n in (1, 4, 8)} | {("fp16, 96", n) for n in (1, 4, 8, 16)}
     for name, program, sequences, rates in batches:
         for gpus, published in zip((1, 4, 8, 16, 32), rates, strict=True):
             yield Row(
@@ -173,8 +181,8 @@ def other_rows() -> Iterator[Row]:
 
 
 def mlperf_rows() -> Iterator[Row]:
-    """Name, GPU, nodes, GPUs a node, sequences a GPU, GB/s a GPU, overlap, in-network sums, published."""
-    rows = [
+    """MLPerf: sequences and GB/s of the network are per GPU."""
+    rows = [  # name, GPU, nodes, GPUs per node, sequences, GB/s, overlap, in-network sums, published
         ("v2.0, 1 DGX A100", A100, 1, 8, 56, 25, False, False, 2410),
         ("v2.0, 8 DGX A100", A100, 8, 8, 48, 25, False, True, 18421),
         ("v2.0, 128 DGX A100", A100, 128, 8, 4, 25, False, True, 113497),
@@ -260,9 +268,9 @@ def test_the_hours_of_nvidias_whole_run() -> None:
 def test_the_hours_of_deepspeeds_whole_runs_but_where_their_own_speed_says_more() -> None:
     """BERT-large on DGX-2: 44 min, 144 min, 8 h 41, 33 h 13, at 272 and 52 sequences/s a GPU.
 
-    How many sequences those runs saw is not published. With the counts of the code's tutorial, 402.7 M
-    at 128 tokens and 34.5 M at 512, its own speeds give 37.2 hours on 16 GPUs, 12 % more than 33.2: the two
-    smaller clusters cannot be met at 272 and 52 (predicted as 245 and 52).
+    How many sequences those runs saw is not published. With the counts of the code's tutorial,
+    402.7 M at 128 tokens and 34.5 M at 512, its own speeds give 37.2 hours on 16 GPUs, 12 % more
+    than 33.2: the two smaller clusters cannot be met at 272 and 52 (predicted as 245 and 52).
     """
     counts = ((402_679_081, FULL_128, 65_536), (34_464_170, FULL_512, 32_768))
     published = {1024: 44 / 60, 256: 144 / 60, 64: 8 + 41 / 60, 16: 33 + 13 / 60}
@@ -276,7 +284,8 @@ def test_the_hours_of_deepspeeds_whole_runs_but_where_their_own_speed_says_more(
             total += count / row.predicted / 3600
         error = total / hours - 1
         print(
-            f"DeepSpeed, {gpus} V100: {hours:.2f} hours published, {total:.2f} predicted {error:+.1%}"
+            f"DeepSpeed, {gpus} V100: {hours:.2f} hours published, {total:.2f} predicted, "
+            f"{error:+.1%}"
         )
         met.append(abs(error) <= TOLERANCE)
     assert met == [True, True, False, False]

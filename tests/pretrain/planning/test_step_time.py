@@ -151,11 +151,14 @@ def test_what_is_sent_is_what_the_collectives_were_counted_as(
     assert our_program(autocast, OptimizerName.adamw, micro_steps, False).sent_bytes == 4 * ways
 
 
-def took(program: Program, sequences: float = 64, micro_steps: int = 1, gpus: int = 8, **of: float) -> float:  # fmt: skip
+def took(
+    program: Program, sequences: float = 64, micro_steps: int = 1, gpus: int = 8, **of: float
+) -> float:
     cluster = dataclasses.replace(hardware(), **of)  # type: ignore[arg-type]
     lengths = Lengths(256, 98_826, 38)
     return step(
-        model_of("large"), 30_522, 336_000_000, lengths, cluster, program, sequences, micro_steps, gpus
+        model_of("large"), 30_522, 336_000_000, lengths, cluster, program, sequences, micro_steps,
+        gpus,
     ).total  # fmt: skip
 
 

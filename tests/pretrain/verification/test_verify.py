@@ -1,4 +1,4 @@
-"""`pretrain.verify` on real runs: what holds, what it finds where something is not exact, what it refuses."""
+"""`pretrain.verify` on real runs: what holds, what it finds if not, what it refuses."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Forked:
 
 
 def forking(hook: Hook = lambda rank: None) -> Callable[..., Launched]:
-    """What `launch` does, but from this process, which has imported all. `hook` runs in each rank."""
+    """`launch`, but forked from this process, which has imported everything. Ranks run `hook`."""
 
     def lead_a_group(rank: int) -> None:
         os.setsid()
@@ -86,7 +86,7 @@ def forking(hook: Hook = lambda rank: None) -> Callable[..., Launched]:
 
 @pytest.fixture(scope="module")
 def finished(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that two ranks have brought to its end: 10 steps, of which 8 and 10 are kept."""
+    """A run that two ranks finished: 10 steps, with the checkpoints of 8 and 10."""
     folder = tmp_path_factory.mktemp("runs")
     statuses, output = pretrain_run(
         [*SMALL, f"data.dir={sample_dir}", "data.seq_len=128", "run.name=x"], folder, ranks=2
@@ -97,7 +97,7 @@ def finished(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    """The same, to be changed."""
+    """A copy of it, to be changed."""
     return Path(shutil.copytree(finished, tmp_path / "x"))
 
 
@@ -108,7 +108,7 @@ def verified(run: Path, hook: Hook = lambda rank: None, **arguments: Any) -> tup
 
 
 def everything(folder: Path) -> dict[str, str | None]:
-    """All there is below a folder, with the checksums of files."""
+    """Everything in a folder, with the checksums of files."""
     return {
         str(path.relative_to(folder)): checksum(path) if path.is_file() else None
         for path in sorted(folder.rglob("*"))
@@ -121,8 +121,8 @@ def test_a_sound_run_holds_and_is_left_as_it_was(run: Path) -> None:
     assert holds
     assert re.fullmatch(
         "Holds: 8 steps from step 0 on, on 2 ranks, killed twice and started again, gave the same "
-        "batches, losses, weights and moments, bit for bit; on 1 rank instead of 2 the same batches, "
-        r"and losses within \de-0[5-9]\.",
+        "batches, losses, weights and moments, bit for bit; on 1 rank instead of 2 the same "
+        r"batches, and losses within \de-0[5-9]\.",
         sentence,
     ), sentence
     assert everything(run) == before
@@ -204,7 +204,7 @@ def test_the_first_difference_is_named_and_the_copies_stay(
     holds, sentence = verified(run, hook)
     assert not holds
     assert re.search(f"^Does not hold: .*{found}", sentence), sentence
-    folder = Path(sentence.rpartition("The copies lie in ")[2].rstrip("."))
+    folder = Path(sentence.rpartition("The copies are in ")[2].rstrip("."))
     assert folder.parent == run / "verify"
     assert (folder / "straight" / "metrics-0.jsonl").exists()
 
@@ -256,7 +256,7 @@ def test_the_ranks_are_those_of_the_last_start_where_they_fit(
     assert trial._rank_counts(run, settings, None, None) == (
         2,
         1,
-        "2, as its last start had; then 1",
+        "2, as in its last start; then 1",
     )
     with (run / "events.jsonl").open("a") as events:
         events.write('{"time": "", "event": "resumed", "step": 8, "ranks": 16}\n{"time')
