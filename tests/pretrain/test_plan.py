@@ -124,7 +124,8 @@ def test_padding_to_the_full_length_costs_what_it_adds() -> None:
     [
         (
             ["cluster.nodes=128", "optim.global_batch=1000", "phases=[]"],
-            r"to 1024 ranks.*set optim.global_batch=1024 or more, or cluster.nodes=125",
+            r"cannot be dealt to 1024 ranks.*set optim.global_batch=1024 or more, "
+            r"or cluster.nodes=125",
         ),
         (
             ["engine.tokens_per_micro_batch=256"],

@@ -182,7 +182,7 @@ def other_rows() -> Iterator[Row]:
 
 def mlperf_rows() -> Iterator[Row]:
     """MLPerf: sequences and GB/s of the network are per GPU."""
-    rows = [  # name, GPU, nodes, GPUs per node, sequences, GB/s, overlap, in-network sums, published
+    rows = [  # name, GPU, nodes, GPUs per node, sequences, GB/s, overlap, network sums, published
         ("v2.0, 1 DGX A100", A100, 1, 8, 56, 25, False, False, 2410),
         ("v2.0, 8 DGX A100", A100, 8, 8, 48, 25, False, True, 18421),
         ("v2.0, 128 DGX A100", A100, 128, 8, 4, 25, False, True, 113497),
