@@ -247,5 +247,7 @@ def test_what_is_damaged_on_its_way_to_the_disk_is_found(
 
 def test_a_host_without_memory_for_the_copy_says_so() -> None:
     layout = Layout(OptimizerName.adamw.name, {"w": [10**15]}, {"w": "decayed"})
-    with pytest.raises(RuntimeError, match=r"no 12,000,000\.0 GB for the copy of weights and mom"):
+    with pytest.raises(
+        RuntimeError, match=r"lacks 12,000,000\.0 GB for the copy of weights and mom"
+    ):
         Snapshot.allocate(layout, torch.device("cpu"))
