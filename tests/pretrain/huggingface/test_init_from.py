@@ -204,7 +204,7 @@ def test_another_vocabulary_is_refused_with_both_files_and_the_first_difference(
     saved(tmp_path / "bert", tokens=tokens)
     origin = find(str(tmp_path / "bert"))
     with pytest.raises(SettingsError) as refusal:
-        origin.check(settings_for(data), {"lowercase": True})
+        origin.check(settings_for(data), shards_manifest())
     text = str(refusal.value)
     assert f"{data}/vocab/vocab.txt ({len(TOKENS)} entries)" in text
     assert f"run.init_from={tmp_path}/bert ({len(TOKENS)} entries)" in text
