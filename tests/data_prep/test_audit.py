@@ -1,3 +1,5 @@
+"""The audit: its metrics are those of a naive count, and every fault of a corpus is named."""
+
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -59,26 +61,26 @@ def test_a_good_corpus_has_no_faults_and_the_job_returns_0(corpus: Path, capfd) 
     assert "[CLS]" in out
 
 
-def test_the_report_holds_the_figures_counted_one_by_one(corpus: Path) -> None:
+def test_the_report_holds_the_metrics_counted_one_by_one(corpus: Path) -> None:
     report = report_of(corpus)
     assert report == read_json(corpus / "audit" / "64" / "audit.json")
-    figures = report["splits"]["train"]
+    metrics = report["splits"]["train"]
     examples, _ = read_shard(corpus / "len64" / "train" / "shard-00000.arrow")
     lengths = np.diff(examples.offsets).tolist()
-    assert figures["rows"] == len(lengths)
-    assert figures["mean_length"] == sum(lengths) / len(lengths)
-    assert figures["real_share"] == sum(lengths) / (64 * len(lengths))
-    assert figures["length_counts"] == [lengths.count(n) for n in range(65)]
+    assert metrics["rows"] == len(lengths)
+    assert metrics["mean_length"] == sum(lengths) / len(lengths)
+    assert metrics["real_share"] == sum(lengths) / (64 * len(lengths))
+    assert metrics["length_counts"] == [lengths.count(n) for n in range(65)]
     random_next = [int(label) for label in examples.next_sentence_labels]
-    assert figures["random_next_share"] == sum(random_next) / len(random_next)
+    assert metrics["random_next_share"] == sum(random_next) / len(random_next)
     puts = list(zip(examples.masked_input_ids, examples.targets, strict=True))
-    assert figures["masked_share"] == len(puts) / sum(lengths)
-    assert figures["mask_share"] == sum(put == 4 for put, _ in puts) / len(puts)
-    assert figures["kept_share"] == sum(put == target for put, target in puts) / len(puts)
-    shares = [figures[name] for name in ("mask_share", "random_share", "kept_share")]
+    assert metrics["masked_share"] == len(puts) / sum(lengths)
+    assert metrics["mask_share"] == sum(put == 4 for put, _ in puts) / len(puts)
+    assert metrics["kept_share"] == sum(put == target for put, target in puts) / len(puts)
+    shares = [metrics[name] for name in ("mask_share", "random_share", "kept_share")]
     assert sum(shares) == pytest.approx(1)
-    assert figures["repeated_examples"] == 0
-    assert len(figures["shards"]) == 1
+    assert metrics["repeated_examples"] == 0
+    assert len(metrics["shards"]) == 1
 
 
 def test_the_lengths_of_other_shards_of_the_corpus_are_counted(corpus: Path, monkeypatch) -> None:
@@ -177,36 +179,18 @@ def lose_masks(examples: Examples) -> Examples:
     )
 
 
-@pytest.mark.parametrize(
-    ("harm", "reason"),
-    [
-        (invert_labels, "pairs labelled random within one document"),
-        (invert_labels, "pairs labelled next from two documents"),
-        (pair_with_itself, "pairs labelled random within one document"),
-        (unmask, "mask_share of the masked positions is 0.0000"),
-        (always_random_entries, "random_share of the masked positions"),
-        (put_mask_into_the_text, "1 special ids inside the text"),
-        (put_sep_into_the_text, "1 special ids inside the text"),
-        (make_unknown, "of the text's tokens are unknown"),
-        (lose_the_middle_sep, "examples not of the form [CLS] A [SEP] B [SEP]"),
-        (mask_cls, "masks on [CLS], [SEP] or out of order"),
-        (descend, "masks on [CLS], [SEP] or out of order"),
-        (leave_the_vocabulary, "1 ids outside the vocabulary"),
-        (lose_masks, "examples with a wrong number of masks"),
-        (lose_masks, "positions are masked, the rule asks for"),
-    ],
-)
-def test_unfit_shards_are_named(corpus: Path, harm, reason: str, monkeypatch, capfd) -> None:
-    monkeypatch.setattr(audit, "write_page", lambda folder, report: None)  # a second each
-    rewrite(corpus, harm)
-    assert audit.main([f"data_dir={corpus}", "seq_len=64"]) == 1
-    assert reason in capfd.readouterr().err
+def point_at_another_document(examples: Examples) -> None:
+    examples.document_b[0] += 1
+
+
+def label_all_1(examples: Examples) -> None:
+    examples.next_sentence_labels[:] = 1
 
 
 @pytest.fixture(scope="module")
-def built_otherwise(built: Path, tmp_path_factory) -> dict[str, Path]:
-    """The same corpus with sentences in order or swapped, and without pairs."""
-    made = {}
+def built_by_pairs(built: Path, tmp_path_factory) -> dict[str, Path]:
+    """The same corpus with random pairs, with swapped ones and without pairs."""
+    made = {"nsp": built}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "run_processes", run_inline)
         for pairs in ("sop", "none"):
@@ -222,10 +206,10 @@ def built_otherwise(built: Path, tmp_path_factory) -> dict[str, Path]:
         ("none", ("one text",), "[CLS] text [SEP]"),
     ],
 )
-def test_figures_page_and_card_say_what_the_examples_are(
-    built_otherwise: dict[str, Path], pairs: str, said: tuple[str, ...], form: str, capfd
+def test_metrics_page_and_card_say_what_the_examples_are(
+    built_by_pairs: dict[str, Path], pairs: str, said: tuple[str, ...], form: str, capfd
 ) -> None:
-    data_dir = built_otherwise[pairs]
+    data_dir = built_by_pairs[pairs]
     assert audit.main([f"data_dir={data_dir}", "seq_len=64"]) == 0
     told = capfd.readouterr().out
     page = (data_dir / "audit" / "64" / "index.html").read_text()
@@ -237,77 +221,100 @@ def test_figures_page_and_card_say_what_the_examples_are(
     assert form in card
     assert "another document" not in card
     assert (">swapped<" in page) == ("| swapped |" in card) == (pairs == "sop")
-    figures = read_json(data_dir / "audit" / "64" / "audit.json")
-    assert ("shortcut" in figures) == (pairs == "sop")
+    metrics = read_json(data_dir / "audit" / "64" / "audit.json")
+    assert ("shortcut" in metrics) == (pairs == "sop")
 
 
-def point_at_another_document(examples: Examples) -> None:
-    examples.document_b[0] += 1
-
-
-def label_all_1(examples: Examples) -> None:
-    examples.next_sentence_labels[:] = 1
+ONE = "1 examples of two documents where all are of one"
 
 
 @pytest.mark.parametrize(
     ("pairs", "harm", "reason"),
     [
-        ("sop", point_at_another_document, "1 examples of two documents where all are of one"),
+        ("nsp", invert_labels, "pairs labelled random within one document"),
+        ("nsp", invert_labels, "pairs labelled next from two documents"),
+        ("nsp", pair_with_itself, "pairs labelled random within one document"),
+        ("nsp", unmask, "mask_share of the masked positions is 0.0000"),
+        ("nsp", always_random_entries, "random_share of the masked positions"),
+        ("nsp", put_mask_into_the_text, "1 special ids inside the text"),
+        ("nsp", put_sep_into_the_text, "1 special ids inside the text"),
+        ("nsp", make_unknown, "of the text's tokens are unknown"),
+        ("nsp", lose_the_middle_sep, "examples not of the form [CLS] A [SEP] B [SEP]"),
+        ("nsp", mask_cls, "masks on [CLS], [SEP] or out of order"),
+        ("nsp", descend, "masks on [CLS], [SEP] or out of order"),
+        ("nsp", leave_the_vocabulary, "1 ids outside the vocabulary"),
+        ("nsp", lose_masks, "examples with a wrong number of masks"),
+        ("nsp", lose_masks, "positions are masked, the rule asks for"),
+        ("sop", point_at_another_document, ONE),
         ("sop", label_all_1, "pairs are swapped, and 0.5 is what a fair coin gives"),
         ("sop", lose_the_middle_sep, "examples not of the form [CLS] A [SEP] B [SEP]"),
-        ("none", point_at_another_document, "1 examples of two documents where all are of one"),
+        ("none", point_at_another_document, ONE),
         ("none", label_all_1, "labels of examples without a pair"),
         ("none", put_sep_into_the_text, "1 special ids inside the text"),
         ("none", lose_the_middle_sep, "examples not of the form [CLS] text [SEP]"),
         ("none", lose_masks, "examples with a wrong number of masks"),
     ],
 )
-def test_what_does_not_fit_the_pairing_is_named(
-    built_otherwise: dict[str, Path], tmp_path: Path, pairs: str, harm, reason, monkeypatch, capfd
+def test_unfit_examples_are_named(
+    built_by_pairs: dict[str, Path], tmp_path: Path, pairs: str, harm, reason, no_page, capfd
 ) -> None:
-    monkeypatch.setattr(audit, "write_page", lambda folder, report: None)  # a second each
-    corpus = Path(shutil.copytree(built_otherwise[pairs], tmp_path / "corpus"))
+    corpus = Path(shutil.copytree(built_by_pairs[pairs], tmp_path / "corpus"))
     rewrite(corpus, harm)
     assert audit.main([f"data_dir={corpus}", "seq_len=64"]) == 1
     assert reason in capfd.readouterr().err
 
 
-def test_a_flipped_bit_is_named(corpus: Path, capfd) -> None:
+@pytest.fixture
+def no_page(monkeypatch) -> None:
+    """Without the plots and the page, which take a second."""
+    monkeypatch.setattr(audit, "write_page", lambda folder, report: None)
+
+
+def flip_a_bit(corpus: Path) -> None:
     path = corpus / "len64" / "train" / "shard-00000.arrow"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
+
+
+def change_the_token_store(corpus: Path) -> None:
+    path = corpus / "tokens" / "manifest.json"
+    write_json(path, {**read_json(path), "dropped": {"others": 1}})
+
+
+def change_the_vocabulary(corpus: Path) -> None:
+    path = corpus / "vocab" / "vocab.txt"
+    path.write_text(path.read_text().replace("w5\n", "another\n"))
+
+
+def bring_a_shard_of_another_corpus(corpus: Path) -> None:
+    path = corpus / "len64" / "train" / "shard-00000.arrow"
+    examples, metadata = read_shard(path)
+    write_shard(path, examples, {**metadata, "vocab_checksum": "0" * 32})
+    rewrite(corpus, lambda examples: examples)
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (flip_a_bit, "shard-00000.arrow has checksum"),
+        (change_the_token_store, "not of the store that the shards came from"),
+        (change_the_vocabulary, "vocab.txt has checksum"),
+        (bring_a_shard_of_another_corpus, "a shard of another corpus"),
+    ],
+)
+def test_files_that_do_not_belong_together_are_named(
+    corpus: Path, harm, reason: str, no_page, capfd
+) -> None:
+    harm(corpus)
     assert audit.main([f"data_dir={corpus}", "seq_len=64"]) == 1
-    assert "shard-00000.arrow has checksum" in capfd.readouterr().err
+    assert reason in capfd.readouterr().err
 
 
 def test_a_share_of_random_pairs_out_of_bounds_is_named(corpus: Path, capfd) -> None:
     overrides = [f"data_dir={corpus}", "seq_len=64", "audit.random_next_most=0.46"]
     assert audit.main(overrides) == 1
     assert "pairs have a random next sentence, and 0.45 to 0.46 is fit" in capfd.readouterr().err
-
-
-def test_another_token_store_than_the_shards_is_named(corpus: Path, capfd) -> None:
-    path = corpus / "tokens" / "manifest.json"
-    write_json(path, {**read_json(path), "dropped": {"others": 1}})
-    assert audit.main([f"data_dir={corpus}", "seq_len=64"]) == 1
-    assert "not of the store that the shards came from" in capfd.readouterr().err
-
-
-def test_a_vocabulary_of_other_shards_is_named(corpus: Path, capfd) -> None:
-    path = corpus / "vocab" / "vocab.txt"
-    path.write_text(path.read_text().replace("w5\n", "another\n"))
-    assert audit.main([f"data_dir={corpus}", "seq_len=64"]) == 1
-    assert "vocab.txt has checksum" in capfd.readouterr().err
-
-
-def test_a_shard_of_another_corpus_is_named(corpus: Path, capfd) -> None:
-    path = corpus / "len64" / "train" / "shard-00000.arrow"
-    examples, metadata = read_shard(path)
-    write_shard(path, examples, {**metadata, "vocab_checksum": "0" * 32})
-    rewrite(corpus, lambda examples: examples)
-    assert audit.main([f"data_dir={corpus}", "seq_len=64"]) == 1
-    assert "a shard of another corpus" in capfd.readouterr().err
 
 
 def test_shards_built_anew_lose_the_card_of_the_old_ones(corpus: Path, monkeypatch) -> None:

@@ -1,3 +1,5 @@
+"""The shards of data_prep.build: bytes, manifest, pairs and masks, and what is refused."""
+
 import shutil
 import tracemalloc
 from collections import Counter
@@ -18,7 +20,13 @@ from data_prep.examples.masking import MaskingRule, mask_examples, static_keys
 from data_prep.examples.pairs import label_fault
 from data_prep.executors import run
 from data_prep.stores.shard_reader import Shards
-from data_prep.stores.shards import read_shard, read_shards_manifest, read_token_counts, verify
+from data_prep.stores.shards import (
+    ShardsManifest,
+    read_shard,
+    read_shards_manifest,
+    read_token_counts,
+    verify,
+)
 from data_prep.stores.tokens import read_tokens_manifest
 
 HELDOUT_FROM = 700  # the ids of held-out documents; those of train documents lie below
@@ -38,6 +46,11 @@ def make_corpus(data_dir: Path, documents: int = 60) -> None:
         for document in random_documents(rng, 12, vocab_size=1000 - HELDOUT_FROM)
     ]
     write_corpus(data_dir, [train[:40], [], train[40:]], [[], heldout, []])
+
+
+def made_and_built(data_dir: Path, *overrides: str) -> ShardsManifest:
+    make_corpus(data_dir)
+    return build.run(settings_of(data_dir, *overrides))
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -60,8 +73,7 @@ def inline():
 def corpus(tmp_path_factory, inline) -> Path:
     """A corpus built in two passes; tests only read it."""
     data_dir = tmp_path_factory.mktemp("built")
-    make_corpus(data_dir)
-    build.run(settings_of(data_dir, "copies=2"))
+    made_and_built(data_dir, "copies=2")
     return data_dir
 
 
@@ -168,16 +180,14 @@ def test_stored_masks_are_those_of_seed_pass_document_and_pair(corpus: Path) -> 
 
 
 def test_a_second_run_finds_all_done_and_touches_nothing(tmp_path: Path, inline) -> None:
-    make_corpus(tmp_path)
-    first = build.run(settings_of(tmp_path))
+    first = made_and_built(tmp_path)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "len64").rglob("*")}
     assert build.run(settings_of(tmp_path, "num_workers=1")) == first
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "len64").rglob("*")} == times
 
 
 def test_shards_of_other_settings_are_removed(tmp_path: Path, inline) -> None:
-    make_corpus(tmp_path)
-    build.run(settings_of(tmp_path, "copies=2"))
+    made_and_built(tmp_path, "copies=2")
     manifest = build.run(settings_of(tmp_path, "copies=1", "seed=2"))
     found = sorted(path.name for path in (tmp_path / "len64" / "train").iterdir())
     assert found == [shard.name for shard in manifest.splits["train"].shards]
@@ -186,8 +196,7 @@ def test_shards_of_other_settings_are_removed(tmp_path: Path, inline) -> None:
 
 
 def test_a_lost_shard_is_made_again_with_the_same_bytes(tmp_path: Path, inline) -> None:
-    make_corpus(tmp_path)
-    build.run(settings_of(tmp_path))
+    made_and_built(tmp_path)
     before = files_of(tmp_path / "len64")
     (tmp_path / "len64" / "train" / "shard-00002.arrow").unlink()
     build.run(settings_of(tmp_path))
@@ -228,8 +237,7 @@ def test_every_share_refuses_an_unfit_store(tmp_path: Path, inline, share: str) 
 
 
 def test_shards_that_are_there_outlive_a_store_that_is_refused(tmp_path: Path, inline) -> None:
-    make_corpus(tmp_path)
-    build.run(settings_of(tmp_path))
+    made_and_built(tmp_path)
     before = files_of(tmp_path / "len64")
     with pytest.raises(RuntimeError, match="nothing is built"):
         build.run(settings_of(tmp_path, "seed=2", "audit.fewest_documents=61"))
@@ -265,8 +273,7 @@ def test_a_fair_coin_swaps_and_texts_without_pairs_have_no_label() -> None:
 def test_the_manifest_of_shards_of_another_pairing_says_so(
     tmp_path: Path, inline, pairing: Pairing
 ) -> None:
-    make_corpus(tmp_path)
-    build.run(settings_of(tmp_path))
+    made_and_built(tmp_path)
     manifest = build.run(settings_of(tmp_path, f"pairs={pairing.name}"))
     assert manifest.pairs is manifest.settings.pairs is pairing
     for split in ("train", "heldout"):
@@ -293,8 +300,7 @@ def test_where_no_document_can_be_ordered_building_is_refused(tmp_path: Path, in
 
 
 def test_shards_of_an_older_schema_are_built_anew(tmp_path: Path, inline) -> None:
-    make_corpus(tmp_path)
-    made = build.run(settings_of(tmp_path))
+    made = made_and_built(tmp_path)
     path = tmp_path / "len64" / "manifest.json"
     plain = msgspec.to_builtins(made)
     del plain["pairs"]
@@ -331,8 +337,7 @@ def test_a_vocabulary_changed_since_encoding_is_refused(tmp_path: Path, inline) 
 
 
 def test_whole_words_are_masked_together(tmp_path: Path, inline) -> None:
-    make_corpus(tmp_path)
-    build.run(settings_of(tmp_path, "masking.unit=whole_word"))
+    made_and_built(tmp_path, "masking.unit=whole_word")
     examples = all_examples(tmp_path, "train")
     is_masked = np.zeros(len(examples.input_ids), bool)
     is_masked[examples.masked_indices] = True

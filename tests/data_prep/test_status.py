@@ -1,3 +1,5 @@
+"""data_prep.status: the state of every stage, the time left, what failed, what to type next."""
+
 import functools
 import os
 import subprocess

@@ -55,13 +55,13 @@ def test_unknown_tokens_are_refused(tmp_path, documents) -> None:
     assert "set audit.most_unknown" in fault
 
 
-def test_the_figures_are_those_of_a_naive_count(tmp_path, documents) -> None:
+def test_the_metrics_are_those_of_a_naive_count(tmp_path, documents) -> None:
     parts, heldout = [documents[:60], documents[60:] + documents[:10]], [documents[:3]]
     write_corpus(tmp_path, parts, heldout)
-    figures, _ = judge_corpus(tmp_path, Pairing.nsp, BOUNDS)
+    metrics, _ = judge_corpus(tmp_path, Pairing.nsp, BOUNDS)
     whole = [document for part in parts for document in part]
     sentences = [tuple(sentence) for document in whole for sentence in document]
-    train = figures["splits"]["train"]
+    train = metrics["splits"]["train"]
     assert train["documents"] == train["documents_of_source"]["made"] == len(whole)
     assert train["tokens"] == train["tokens_of_source"]["made"] == sum(map(len, sentences))
     assert train["one_sentence_share"] == sum(len(d) == 1 for d in whole) / len(whole)
@@ -69,15 +69,15 @@ def test_the_figures_are_those_of_a_naive_count(tmp_path, documents) -> None:
     assert train["repeated_sentences_share"] == pytest.approx(repeated)
     sizes = [int(np.log2(sum(map(len, document)))) for document in whole]
     assert train["document_tokens_log2_counts"][:20] == [sizes.count(n) for n in range(20)]
-    assert figures["heldout_in_train_share"] == 1
+    assert metrics["heldout_in_train_share"] == 1
 
 
 def test_a_sample_of_the_sentences_gives_the_share_of_all(tmp_path, monkeypatch) -> None:
     documents = random_documents(np.random.default_rng(2), 2_000)
     monkeypatch.setattr(corpus_counts, "MOST_HASHES", 8_000)
     write_corpus(tmp_path, [documents + documents[:600]])
-    figures, _ = judge_corpus(tmp_path, Pairing.nsp, BOUNDS)
-    assert figures["splits"]["train"]["repeated_sentences_share"] == pytest.approx(0.23, abs=0.02)
+    metrics, _ = judge_corpus(tmp_path, Pairing.nsp, BOUNDS)
+    assert metrics["splits"]["train"]["repeated_sentences_share"] == pytest.approx(0.23, abs=0.02)
 
 
 def test_a_store_without_counts_or_with_those_of_another_names_the_cure(

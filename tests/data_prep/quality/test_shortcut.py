@@ -1,3 +1,5 @@
+"""The bag of words that tries to predict the labels of pairs."""
+
 import functools
 from dataclasses import replace
 from pathlib import Path
@@ -39,11 +41,11 @@ def split(tmp_path: Path, monkeypatch) -> Shards:
 
 
 def test_pairs_of_random_words_tell_nothing(split: Shards) -> None:
-    figures, faults = audit_shortcut(split, BOUNDS)
+    metrics, faults = audit_shortcut(split, BOUNDS)
     assert faults == []
-    assert figures["examples"] >= 500
-    assert figures["alone_skill"] < 0.4  # lengths tell a little: B's of documents' ends are short
-    assert figures["together_skill"] < 0.4
+    assert metrics["examples"] >= 500
+    assert metrics["alone_skill"] < 0.4  # lengths tell a little: B's of documents' ends are short
+    assert metrics["together_skill"] < 0.4
 
 
 def mark_random(segment: str, examples: Examples) -> Examples:
@@ -57,8 +59,8 @@ def mark_random(segment: str, examples: Examples) -> Examples:
 @pytest.mark.parametrize("segment", ["A", "B"])
 def test_a_word_that_marks_random_pairs_is_refused(split: Shards, segment: str) -> None:
     marked = Changed(split, functools.partial(mark_random, segment))
-    figures, faults = audit_shortcut(marked, BOUNDS)
-    assert figures["alone_accuracy"] > 0.95
+    metrics, faults = audit_shortcut(marked, BOUNDS)
+    assert metrics["alone_accuracy"] > 0.95
     assert "the lengths and words of either segment tell" in faults[0]
 
 
@@ -69,9 +71,9 @@ def test_a_name_in_every_sentence_is_refused(tmp_path: Path, monkeypatch) -> Non
     ]
     rare = [[[w if i < 4 else 950 + w % 40 for i, w in enumerate(s)] for s in d] for d in documents]
     split = build_corpus(tmp_path, [d for d in rare if d], monkeypatch)
-    figures, faults = audit_shortcut(split, BOUNDS)
-    assert figures["alone_skill"] < 0.5
-    assert figures["together_skill"] > 0.98
+    metrics, faults = audit_shortcut(split, BOUNDS)
+    assert metrics["alone_skill"] < 0.5
+    assert metrics["together_skill"] > 0.98
     assert len(faults) == 1
     assert "the words that the segments share tell" in faults[0]
 
@@ -81,5 +83,5 @@ def test_too_few_examples_are_not_judged(tmp_path: Path, monkeypatch) -> None:
     assert audit_shortcut(build_corpus(tmp_path, documents, monkeypatch), BOUNDS) == ({}, [])
 
 
-def test_an_audit_gives_the_same_figures_twice(split: Shards) -> None:
+def test_an_audit_gives_the_same_metrics_twice(split: Shards) -> None:
     assert audit_shortcut(split, BOUNDS) == audit_shortcut(split, BOUNDS)
