@@ -12,15 +12,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_bert import tiny_bert
 
 from scripts.finetuning.models import load_tokenizer
 from scripts.predict import main
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bert(tmp_path_factory.mktemp("bert") / "tiny")
 
 
 def with_head(bert: Path, target: Path, class_name: str, **config: Any) -> Path:
@@ -50,7 +44,7 @@ def test_classes_come_with_their_names_and_all_probabilities(
         assert record["probabilities"].keys() == {"negative", "positive"}
         assert sum(record["probabilities"].values()) == pytest.approx(1)
         assert record["label"] == max(record["probabilities"], key=record["probabilities"].get)
-        # what stands beside a text in a batch does not change it
+        # the other texts of a batch do not change the prediction
         assert record["probabilities"] == pytest.approx(single["probabilities"], abs=1e-5)
 
 

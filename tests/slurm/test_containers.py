@@ -1,4 +1,4 @@
-"""CONTAINER=...: the words that Apptainer and pyxis get, and a run in a stand-in for Apptainer."""
+"""CONTAINER=...: the arguments of Apptainer and pyxis, and a run in a fake Apptainer."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_sif_without_apptainer_is_refused_with_a_sentence(tmp_path: Path) -> N
 def test_with_pyxis_a_job_starts_its_tasks_by_srun_in_the_image(
     cluster: Any, job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """srun is a stand-in that notes its words: without the plugin it refuses pyxis' options."""
+    """srun is a fake that logs its arguments: without the plugin it refuses pyxis' options."""
     srun = executable(tmp_path / "bin/srun", f'#!/bin/sh\nprintf "%s\\n" "$@" >{tmp_path}/words\n')
     monkeypatch.setitem(cluster.env, "PATH", f"{srun.parent}:{os.environ['PATH']}")
     monkeypatch.setitem(cluster.env, "CONTAINER", "org#bert")
@@ -136,7 +136,7 @@ def test_two_nodes_train_in_a_container_that_sees_no_more_than_what_is_mounted(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
-        pytest.skip("no right to make mounts, which the stand-in for Apptainer needs")
+        pytest.skip("no right to make mounts, which the fake Apptainer needs")
     image = {sys.prefix, sys.base_prefix} - {"/usr"}
     text = APPTAINER.format(image=" ".join(sorted(image)), python=f"{sys.prefix}/bin")
     programs = executable(tmp_path / "bin/apptainer", text).parent

@@ -45,7 +45,7 @@ def _source(folder: Path) -> list[str]:
 
 
 def _bytes(data_dir: Path) -> dict[str, str]:
-    """Checksums of what lies in the stores, but for the notes of the runs and the audit's."""
+    """Checksums of the stores' files, without logs and the audit."""
     files = [path for path in data_dir.rglob("*") if path.is_file() and path.name != "README.md"]
     names = {path: path.relative_to(data_dir) for path in files}
     return {
@@ -218,7 +218,7 @@ def test_control_c_cancels_the_array(
     _until(lambda: not _queue(cluster), "the array's end")
 
 
-def test_an_element_that_failed_is_requeued_once_its_input_is_mended_and_runs_its_rest_alone(
+def test_an_element_that_failed_is_requeued_after_its_input_is_fixed_and_runs_only_the_rest(
     cluster: Any, repository: Path, collected: Path, encoded: dict[str, str], tmp_path: Path
 ) -> None:
     _link_documents(collected, tmp_path / "d")

@@ -1,4 +1,4 @@
-"""What the batch scripts do by themselves, on a real Slurm, with a stand-in for the programs."""
+"""The batch scripts alone, on a real Slurm, with a fake in place of the programs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCRIPTS = (*JOBS, CHAIN)
 # says what follows: `stopped` waits for a signal in the job's first start, as a trainer would that
 # is still far from its last step; `failed` fails in task 1 alone, `refused` in data_prep.vocab
 # alone; `status=N` ends every start so, the first after a checkpoint.
-STAND_IN = """#!{executable}
+FAKE_PYTHON = """#!{executable}
 import json, os, signal, sys
 calls, arguments = {calls!r}, sys.argv[1:]
 told = [signal.SIGUSR1, signal.SIGTERM]
@@ -60,11 +60,11 @@ Calls = Callable[[], list[dict[str, Any]]]
 
 @pytest.fixture
 def calls(tmp_path: Path) -> Calls:
-    """Makes the stand-in in tmp_path, which then is a virtual environment; reads what it noted."""
+    """Make tmp_path a virtual environment with a fake python; return a reader of its calls."""
     noted, python = tmp_path / "calls.jsonl", tmp_path / "bin" / "python"
     noted.touch()
     python.parent.mkdir()
-    python.write_text(STAND_IN.format(executable=sys.executable, calls=str(noted)))
+    python.write_text(FAKE_PYTHON.format(executable=sys.executable, calls=str(noted)))
     python.chmod(0o755)
     return lambda: [json.loads(line) for line in noted.read_text().splitlines()]
 

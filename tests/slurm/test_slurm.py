@@ -51,12 +51,12 @@ def undisturbed(cluster: Any, folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def disturbed(cluster: Any, undisturbed: Any, folder: Path) -> Any:
-    """The same, told to end three times in the first phase; in the second two ranks are lost."""
+    """The same run, told to end three times in the first phase; the second loses two ranks."""
     run = folder / "runs/disturbed"
     job = _submit(cluster, folder, "disturbed", *TWO_PHASES)
 
     def preempt() -> None:
-        """By a job that takes all nodes. USR1 to the script, as --signal says."""
+        """Submit a job that takes all nodes. Slurm sends USR1 to the script, as --signal says."""
         command = ["sbatch", "--partition=urgent", "--nodes=4", "--gpus-per-node=8", "--wrap=true"]
         subprocess.run(command, env=cluster.env, cwd=folder, check=True, capture_output=True)
 
@@ -88,9 +88,9 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def _steps(run: Path, figure: str) -> list[int]:
-    """The steps for which metrics.jsonl holds a figure, in the order of its lines."""
-    return [record["step"] for record in _lines(run / "metrics.jsonl") if figure in record]
+def _steps(run: Path, metric: str) -> list[int]:
+    """The steps with this metric in metrics.jsonl, in the order of its lines."""
+    return [record["step"] for record in _lines(run / "metrics.jsonl") if metric in record]
 
 
 def _saved(run: Path) -> int:

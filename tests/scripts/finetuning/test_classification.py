@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 from shared_data import unpacked
-from tiny_bert import tiny_bert
 
 from scripts.finetuning import classification, models
 from scripts.finetuning.job import Job, Notes, sample_of
@@ -20,11 +19,6 @@ from scripts.finetuning.settings import InputError, Kind, load, tasks
 
 GOOD, BAD = ("good", "great", "fine"), ("bad", "awful", "poor")
 QUICK = ["epochs=10", "learning_rate=1e-2", "batch_size=16", "max_length=16", "dropout=0"]
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bert(tmp_path_factory.mktemp("bert") / "tiny")
 
 
 def reviews(folder: Path) -> list[str]:

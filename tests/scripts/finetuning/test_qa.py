@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from shared_data import read_json
-from tiny_bert import tiny_bert
 
 from scripts.finetuning import models, qa, squad_metrics
 from scripts.finetuning.job import Notes, best_windows, windows
@@ -19,11 +18,6 @@ from scripts.finetuning.settings import InputError, Kind, load
 from scripts.finetuning.span_decoding import Window, best_answers
 
 TEXT = "anna lives in paris. bob lives in rome, and eva was born in london"
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bert(tmp_path_factory.mktemp("bert") / "tiny")
 
 
 def squad(path: Path, *asked: dict[str, Any], context: str = TEXT) -> Path:
@@ -77,8 +71,8 @@ def test_published_predictions_have_the_official_scripts_figures(
 ) -> None:
     right = right_answers(f"squad/{data}.json")
     answers = read_json(f"squad/predictions-{predictions}.json")
-    figures = squad_metrics.summary(squad_metrics.scores_of(answers, right), right)
-    assert (figures["exact"], figures["f1"]) == (exact, f1)
+    metrics = squad_metrics.summary(squad_metrics.scores_of(answers, right), right)
+    assert (metrics["exact"], metrics["f1"]) == (exact, f1)
 
 
 def test_the_best_thresholds_are_the_official_script_s() -> None:
@@ -93,8 +87,8 @@ def test_the_best_thresholds_are_the_official_script_s() -> None:
     assert best == [
         (72.83753053145793, -5.559882640838623), (76.10335982008996, -4.95320200920105)
     ]  # fmt: skip
-    figures = squad_metrics.summary(scores, right)
-    assert (figures["has_answer_exact"], figures["no_answer_f1"]) == (
+    metrics = squad_metrics.summary(scores, right)
+    assert (metrics["has_answer_exact"], metrics["no_answer_f1"]) == (
         71.49122807017544, 72.49789739276703
     )  # fmt: skip
 

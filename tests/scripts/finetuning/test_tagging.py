@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from shared_data import unpacked
-from tiny_bert import tiny_bert
 
 from scripts.finetuning import models, tagging
 from scripts.finetuning.run import main
@@ -19,11 +18,6 @@ PEOPLE = [
     for name in ("anna", "bob", "eva")
     for city in ("paris", "london", "rome")
 ]
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bert(tmp_path_factory.mktemp("bert") / "tiny")
 
 
 def arguments(folder: Path, bert: Path, train: str, dev: str | None = None) -> list[str]:
