@@ -13,7 +13,6 @@ import pickle
 import tempfile
 import time
 import traceback
-import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
@@ -43,8 +42,7 @@ def run_ranks(
     Raises RuntimeError with a rank's own traceback, or naming the ranks that did not end in time.
     """
     context = multiprocessing.get_context("fork")
-    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: fork of a process with threads
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ranks = range(world_size)
         processes = [
