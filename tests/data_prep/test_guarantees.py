@@ -1,4 +1,4 @@
-"""The jobs as they are typed: the same bytes through kills, and memory that the input does not move."""
+"""The jobs as they are typed: the same bytes through kills; memory does not grow with the input."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_the_copy_is_not_overwritten_before_it_is_on_the_disk(tmp_path: Path) ->
 
 
 def trained(ranks: Ranks, folder: Path, stage: int) -> None:
-    """Two steps, a save that is held up while two more are made, and a blocking one for comparison."""
+    """Two steps, a save that is held up during two more, and a blocking save to compare it with."""
     engine = build_engine(ranks, stage, model=build_model(dropout=0.2))
     train_on(engine, 0, 2)
     blocking = folder / "blocking"

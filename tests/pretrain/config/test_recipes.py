@@ -1,4 +1,4 @@
-"""Recipes, published ones and our own: their numbers, with any model, and wherever they are typed."""
+"""Recipes, published and our own: their numbers, with any model, wherever they are typed."""
 
 from __future__ import annotations
 

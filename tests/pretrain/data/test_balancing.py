@@ -100,7 +100,7 @@ def test_a_prefix_fills_its_bins_and_one_sequence_more_does_not(
 
 @pytest.mark.parametrize(("tokens", "num_bins", "least"), [(4096, 8, 0.98), (16_384, 8, 0.99)])
 def test_steps_of_tokens_are_full(tokens: int, num_bins: int, least: float) -> None:
-    """98 % from 32 k tokens a step on, 99 % from 128 k on, with lengths as Wikipedia's and books'."""
+    """98 % from 32 k tokens per step on, 99 % from 128 k on, with the lengths of real corpora."""
     rng = np.random.default_rng(0)
     for name in ("wikipedia", "books"):
         fills = []

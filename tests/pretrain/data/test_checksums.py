@@ -1,4 +1,4 @@
-"""A global batch's checksum: the same whoever holds it, another with any change of what is in it."""
+"""A global batch's checksum: the same whoever holds it, another with any change of its content."""
 
 from __future__ import annotations
 

@@ -476,7 +476,7 @@ def test_the_place_behind_what_is_passed_over_is_the_first_that_is_in_no_range(
 
 @pytest.mark.parametrize("seed", range(3))
 def test_micro_batches_are_those_of_numpy_alone(shards: Shards, folder: Path, seed: int) -> None:
-    """A second program, without a line in common: the same bits. Masks of several rates and shares."""
+    """A second program without a line in common: the same bits, for masks of several rates."""
     changes = [{}, {"rate": 0.4, "mask_share": 0.3, "random_share": 0.6}, {"max_predictions": 3}]
     rule = dataclasses.replace(
         MaskingRule.from_manifest(shards.manifest, None), **changes[seed], special_ids=(0, 2, 3, 9)
