@@ -1,4 +1,4 @@
-"""The arithmetic of a run, its refusals and what it prints."""
+"""The arithmetic of a plan, its refusals and its table."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_tokens_are_those_of_the_stream_one_by_one(
     assert tokens_between(found, first, first + count, seed) == tokens
 
 
-def test_a_phase_of_hours_is_planned_by_the_step_and_lasts_as_long_as_it_says() -> None:
+def test_a_phase_of_hours_is_planned_by_the_step_and_lasts_its_hours() -> None:
     found = forecast(load(["+model=large", "recipe=budget_24h", "cluster=dgx_a100"]))
     (phase,) = found.phases
     assert phase.plan.total_steps is None
@@ -98,7 +98,7 @@ def test_a_phase_of_hours_is_planned_by_the_step_and_lasts_as_long_as_it_says() 
     assert "24" in "\n".join(table.lines(found))
 
 
-def test_money_and_energy_are_gpu_hours_times_the_cluster_s_figures() -> None:
+def test_money_and_energy_are_gpu_hours_times_the_cluster_s_rates() -> None:
     typed = [*LARGE, "cluster.nodes=128", "cluster.usd_per_gpu_hour=3", "cluster.watts_per_gpu=500"]
     found = table.as_dict(forecast(load(typed)))
     total = found["total"]
@@ -222,7 +222,7 @@ def test_a_cluster_comes_back_from_the_settings_that_a_run_has_written(name: str
 
 
 @pytest.mark.distributed
-def test_a_run_keeps_its_plan_and_ends_with_what_came_of_it(
+def test_a_run_keeps_its_plan_and_ends_with_the_actual_values(
     sample_dir: Path, tmp_path: Path
 ) -> None:
     phase = (

@@ -1,4 +1,4 @@
-"""What wandb's files hold, by wandb's own reader."""
+"""The content of wandb's files, by wandb's own reader."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def records(run_folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def history(run_folder: Path) -> list[dict[str, Any]]:
-    """The rows of figures, in the order in which they are sent."""
+    """The rows of metrics, in the order in which they are sent."""
     return [record["item"] for record in records(run_folder, "history")]

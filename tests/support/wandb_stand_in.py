@@ -1,4 +1,4 @@
-"""A small local stand-in for wandb's server, which can fail in every way that a real one does."""
+"""A small local stand-in for wandb's server, which can fail as a real one does."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 
 class StandIn(ThreadingHTTPServer):
-    """Keeps what was uploaded of one run. As a context it listens; `url` is WANDB_BASE_URL.
+    """Keeps what was uploaded of one run. As a context manager it listens at `url`.
 
-    `trouble`: None; a status that every request is answered with; or "hang": it accepts and never
-    answers. It begins after so many uploads of figures.
+    `trouble`: None; the status of every answer; or "hang": it accepts and never answers. Trouble
+    begins after `after_uploads` uploads of metrics.
     """
 
     daemon_threads = True
@@ -43,7 +43,7 @@ class StandIn(ThreadingHTTPServer):
         self.server_close()
 
     def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """What wandb's server says to a request, with as little as its client needs."""
+        """The answer of wandb's server to a request, with as little as its client needs."""
         if path.endswith("/file_stream"):
             self.uploads += 1
             history = body.get("files", {}).get("wandb-history.jsonl")

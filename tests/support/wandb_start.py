@@ -1,4 +1,4 @@
-"""A start of a run as far as wandb sees it: figures of the steps FIRST + 1 to LAST, in FOLDER.
+"""A start of a run as wandb sees it: metrics of the steps FIRST + 1 to LAST, in FOLDER.
 
 python wandb_start.py FOLDER FIRST LAST TIMEOUT_S ENDING
 

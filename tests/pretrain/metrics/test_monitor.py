@@ -1,4 +1,4 @@
-"""Figures go to files first; a run that continues writes every step once."""
+"""Metrics reach their files at once; a run that continues writes every step once."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [orjson.loads(line) for line in path.read_bytes().splitlines()]
 
 
-def figures(folder: Path) -> list[dict[str, Any]]:
-    """The records without the moments at which they were written."""
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records without their times."""
     records = lines(folder / "metrics.jsonl")
     return [{name: record[name] for name in record if name != "time"} for record in records]
 
@@ -38,11 +38,11 @@ def test_a_record_is_one_json_line_with_its_step(tmp_path: Path) -> None:
     monitor.record(3, {"train/loss": 1.5})
     monitor.event("checkpoint", step=3)
     monitor.close()
-    assert figures(tmp_path) == [{"step": 3, "train/loss": 1.5}]
+    assert metrics(tmp_path) == [{"step": 3, "train/loss": 1.5}]
     assert lines(tmp_path / "events.jsonl")[0]["event"] == "checkpoint"
 
 
-def test_every_line_says_when_it_was_written(tmp_path: Path) -> None:
+def test_every_line_has_the_time_it_was_written(tmp_path: Path) -> None:
     monitor = Monitor([JsonLines(tmp_path, 0)])
     monitor.record(3, {"train/loss": 1.5})
     monitor.event("checkpoint", step=3)
@@ -56,11 +56,11 @@ def test_every_line_says_when_it_was_written(tmp_path: Path) -> None:
 def test_a_line_is_on_disk_before_the_run_ends(tmp_path: Path) -> None:
     sink = JsonLines(tmp_path, 0)
     sink.record(1, {"train/loss": 1.0})
-    assert figures(tmp_path) == [{"step": 1, "train/loss": 1.0}]
+    assert metrics(tmp_path) == [{"step": 1, "train/loss": 1.0}]
     sink.close()
 
 
-def test_a_line_that_a_full_disk_does_not_take_is_written_with_the_next(
+def test_a_line_that_a_full_disk_refuses_is_written_with_the_next(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sink = JsonLines(tmp_path, 0)
@@ -68,13 +68,13 @@ def test_a_line_that_a_full_disk_does_not_take_is_written_with_the_next(
     resource.setrlimit(resource.RLIMIT_FSIZE, (40, resource.RLIM_INFINITY))
     sink.record(2, {"train/loss": 2.0})
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-    assert "metrics.jsonl: " in caplog.text, "it is said"
+    assert "metrics.jsonl: " in caplog.text, "no warning"
     sink.record(3, {"train/loss": 3.0})
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
     sink.close()
 
 
-def test_lines_beyond_the_checkpoint_go_when_a_run_continues(tmp_path: Path) -> None:
+def test_lines_after_the_checkpoint_are_dropped_when_a_run_continues(tmp_path: Path) -> None:
     first = JsonLines(tmp_path, 0)
     for step in (1, 2, 3, 4):
         first.record(step, {"train/loss": float(step)})
@@ -88,7 +88,7 @@ def test_lines_beyond_the_checkpoint_go_when_a_run_continues(tmp_path: Path) -> 
     assert lines(tmp_path / "metrics.jsonl")[-1]["train/loss"] == 30.0
 
 
-def test_how_far_a_killed_start_had_come_stays_known(tmp_path: Path) -> None:
+def test_how_far_a_killed_start_came_is_kept(tmp_path: Path) -> None:
     first = JsonLines(tmp_path, 0)
     for step in (1, 2, 3):
         first.record(step, {"train/loss": float(step)})
@@ -101,7 +101,7 @@ def test_how_far_a_killed_start_had_come_stays_known(tmp_path: Path) -> None:
     assert lost["until"] == last["time"]
 
 
-def test_half_a_line_of_a_killed_process_takes_no_later_one_along(tmp_path: Path) -> None:
+def test_half_a_line_of_a_killed_process_spoils_no_later_one(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_bytes(b'{"time": "2026-03-01T12:00:00+00:00", "ev')
     sink = JsonLines(tmp_path, 0)
     sink.event("resumed", {"step": 3})
@@ -110,11 +110,11 @@ def test_half_a_line_of_a_killed_process_takes_no_later_one_along(tmp_path: Path
     assert event["step"] == 3
 
 
-def test_not_a_number_is_written_as_null_and_the_file_stays_json(tmp_path: Path) -> None:
+def test_nan_is_written_as_null_and_the_file_stays_json(tmp_path: Path) -> None:
     sink = JsonLines(tmp_path, 0)
     sink.record(1, {"train/loss": float("nan")})
     sink.close()
-    assert figures(tmp_path) == [{"step": 1, "train/loss": None}]
+    assert metrics(tmp_path) == [{"step": 1, "train/loss": None}]
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -124,19 +124,19 @@ def test_on_a_terminal_the_progress_bar_fits_the_width_and_shows_the_loss(
 ) -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    figures = {
+    metrics = {
         "train/mlm_loss": 10.25, "train/mlm_accuracy": 0.123, "train/nsp_loss": 0.693,
         "train/nsp_accuracy": 0.512, "perf/tokens_per_second": 1_234_567.0,
     }  # fmt: skip
     with open(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         screen = Screen(0, total_steps)
-        screen.record(900_000, figures)
+        screen.record(900_000, metrics)
         screen._bar.refresh()
         screen.event("phase", {"number": 2})
         screen.close()
     shown = ""
-    with contextlib.suppress(OSError):  # the end: nobody writes any more
+    with contextlib.suppress(OSError):  # the end: no writer is left
         while True:
             shown += os.read(ours, 100_000).decode()
     os.close(ours)

@@ -26,7 +26,7 @@ LIMIT_S = 120
 
 
 class Starts:
-    """The starts of one run in `folder`; `url` is wandb's server, None: there is no key."""
+    """The starts of one run in `folder`; `url` is wandb's server, empty: there is no key."""
 
     def __init__(self, folder: Path, home: Path) -> None:
         self.folder, self.url = folder, ""
@@ -41,14 +41,14 @@ class Starts:
         return ours | ({"WANDB_API_KEY": KEY, "WANDB_BASE_URL": self.url} if self.url else {})
 
     def ended(self, first: int, last: int, timeout_s: float = 20) -> str:
-        """A start that ends by itself: what it printed."""
+        """Run a start to its end; what it printed."""
         start = self._start(first, last, timeout_s, "end")
         output = start.communicate(timeout=LIMIT_S)[0]
         assert start.returncode == 0, output
         return output
 
     def killed(self, first: int, last: int, until: Any) -> None:
-        """A start that is killed with all its processes once `until()` holds."""
+        """Run a start and kill all its processes once `until()` is true."""
         start = self._start(first, last, 20, "hold")
         try:
             while not until():
@@ -70,11 +70,11 @@ class Starts:
         )
 
     def last_step(self) -> int:
-        """The last step that a file of wandb's holds by now."""
+        """The last step in wandb's files so far."""
         return max((read_file(path)[0] for path in earlier_files(self.folder, Path())), default=0)
 
     def sync(self) -> str:
-        """`wandb sync` of the run: what it printed."""
+        """Run `wandb sync`; what it printed."""
         command = [sys.executable, "-m", "wandb", "sync", str(self.folder / "wandb")]
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -100,7 +100,7 @@ def assert_complete(server: StandIn, last: int) -> None:
 
 
 @pytest.mark.slow
-def test_offline_starts_killed_and_ended_come_to_every_step_once(
+def test_offline_starts_killed_and_ended_send_every_step_once(
     starts: Starts, server: StandIn
 ) -> None:
     starts.killed(0, 35, until=lambda: starts.last_step() > 0)
@@ -112,7 +112,9 @@ def test_offline_starts_killed_and_ended_come_to_every_step_once(
 
 
 @pytest.mark.slow
-def test_an_online_run_goes_on_where_its_server_stands(starts: Starts, server: StandIn) -> None:
+def test_an_online_run_continues_after_its_server_s_last_step(
+    starts: Starts, server: StandIn
+) -> None:
     starts.url = server.url
     starts.killed(0, 35, until=lambda: server.rows)
     starts.ended(30, 40)
@@ -132,7 +134,7 @@ def test_a_start_that_reaches_the_server_sends_what_earlier_ones_kept_offline(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trouble", [401, 500, "hang", "refuses"])
-def test_a_server_that_does_not_start_the_run_holds_nothing_up(
+def test_a_server_that_does_not_start_the_run_delays_nothing(
     starts: Starts, server: StandIn, trouble: int | str
 ) -> None:
     server.trouble = trouble if trouble != "refuses" else None
@@ -151,7 +153,7 @@ def test_a_server_that_does_not_start_the_run_holds_nothing_up(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_wandbs_own_process_ended_by_a_signal_or_hanging_leaves_one_line(
+def test_a_killed_or_hanging_process_of_wandb_leaves_one_warning(
     starts: Starts, number: signal.Signals
 ) -> None:
     start = starts._start(0, 20, 1, "hold")  # `scancel --signal=TERM` reaches all processes
@@ -178,7 +180,7 @@ def test_wandbs_own_process_ended_by_a_signal_or_hanging_leaves_one_line(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trouble", [401, 500, "hang"])
-def test_a_server_that_fails_in_mid_run_holds_nothing_up(
+def test_a_server_that_fails_in_mid_run_delays_nothing(
     starts: Starts, server: StandIn, trouble: int | str
 ) -> None:
     server.trouble, server.after_uploads = trouble, 1

@@ -168,7 +168,7 @@ def test_a_step_takes_longer_with_more_work_and_slower_hardware() -> None:
     assert took(OURS, bandwidth_gb_s=1000) > base
     assert took(OURS, gpus=1024) > base
     assert took(dataclasses.replace(OURS, is_recomputing=True)) > 1.2 * base
-    assert took(OURS, call_us=2000) > 2 * base  # the host asks too slowly
+    assert took(OURS, call_us=2000) > 2 * base  # the host launches kernels too slowly
     assert took(dataclasses.replace(OURS, overlap=1.0), gpus=1024) < took(OURS, gpus=1024)
     assert math.isclose(took(OURS, call_us=0), base, rel_tol=0.5)
 
