@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _row(folder: Path) -> list[str]:
     try:
         run = History.read(folder)
-    except SettingsError as error:  # one folder that cannot be read hides no other
+    except SettingsError as error:  # one unreadable folder must not hide the others
         return [folder.name, f"unreadable: {error}"]
     speed, total = run.last("perf/tokens_per_second"), run.total_steps
     pair = run.last("train/nsp_loss")
@@ -55,7 +55,7 @@ def _row(folder: Path) -> list[str]:
 
 
 def _left(run: History) -> str:
-    """How long the rest takes at the pace of this stretch; of a run that does not run, nothing."""
+    """Time left at the speed of this stretch; a dash if the run is not running."""
     if run.state is not State.running or not run.stretches or run.total_steps is None:
         return "–"
     stretch = run.stretches[-1]
@@ -71,14 +71,14 @@ def _number(value: float | None, form: str) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines of columns: the first two to the left, figures to the right."""
+    """Rows as lines of aligned columns: the first two to the left, numbers to the right."""
     full = [row for row in rows if len(row) == len(rows[0])]
     widths = [max(map(len, column)) for column in zip(*full, strict=True)]
     widths[0] = max(len(row[0]) for row in rows)
     return [
         "  ".join(
-            cell.ljust(width) if place < 2 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=False))
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=False))
         ).rstrip()
         for row in rows
     ]

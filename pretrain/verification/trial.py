@@ -14,7 +14,7 @@ from data_prep.core.config import SettingsError
 from pretrain.config.load import settings_of
 from pretrain.config.phases import check_phases, phases_of
 from pretrain.config.settings import Settings
-from pretrain.run_folder.jsonl import json_lines
+from pretrain.run_folder.jsonl import readable_lines
 from pretrain.verification.comparison import (
     LOSS_TOLERANCE,
     ReplayMismatch,
@@ -231,7 +231,7 @@ def _ranks_of_last_start(run: Path) -> int:
     """By events.jsonl; 1 if there is no start in it."""
     counts = [
         event["ranks"]
-        for event in json_lines(run / "events.jsonl")
+        for event in readable_lines(run / "events.jsonl")
         if event["event"] in ("started", "resumed", "rewound")
     ]
     return int(counts[-1]) if counts else 1
