@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
+from killing import at_step
 from run_in_fork import pretrain_run
 from wandb_files import history, records
 
@@ -30,6 +30,7 @@ from pretrain.engine.snapshot import Snapshot
 from pretrain.huggingface.load import fill_masks
 from pretrain.metrics import reference_curves
 from pretrain.run_folder.folder import open_run_folder
+from pretrain.run_folder.jsonl import readable_lines
 
 pytestmark = pytest.mark.distributed
 
@@ -54,30 +55,11 @@ def arguments(sample_dir: Path, *more: str) -> list[str]:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "runs/x/metrics.jsonl").read_bytes().splitlines()
-    return [orjson.loads(line) for line in lines]
+    return readable_lines(folder / "runs/x/metrics.jsonl")
 
 
 def weights(folder: Path, step: int = 12) -> str:
     return checksum(folder / f"runs/x/checkpoints/step-{step:08d}/model.safetensors")
-
-
-def kill_at(call: int, of_rank: int = 0) -> Any:
-    """A hook: SIGKILL to the rank when it comes to its n-th training step."""
-
-    def hook(rank: int) -> None:
-        train_step, calls = Engine.train_step, 0
-
-        def killed(self: Engine, *args: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == call and rank == of_rank:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return train_step(self, *args)
-
-        Engine.train_step = killed  # type: ignore[method-assign]
-
-    return hook
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +95,7 @@ def killed(
 ) -> Path:
     """A run that was killed at its n-th training step, and then finished."""
     folder = tmp_path_factory.mktemp("killed")
-    statuses, _ = pretrain_run(arguments(sample_dir), folder, hook=kill_at(request.param))
+    statuses, _ = pretrain_run(arguments(sample_dir), folder, hook=at_step(request.param))
     assert statuses == [-signal.SIGKILL]
     statuses, output = pretrain_run(arguments(sample_dir), folder)
     assert statuses == [0], output
@@ -131,9 +113,7 @@ def test_sequences_and_tokens_are_counted_through_a_kill(
 
 
 def assert_guesses_are_those_of_the_exported_model(folder: Path) -> None:
-    lines = [
-        orjson.loads(line) for line in (folder / "runs/x/guesses.jsonl").read_bytes().splitlines()
-    ]
+    lines = readable_lines(folder / "runs/x/guesses.jsonl")
     sentences = list(lines[-1]["guesses"])
     exported = fill_masks(folder / "runs/x/export", sentences, top_k=3)
     for (sentence, live), after in zip(lines[-1]["guesses"].items(), exported, strict=True):
@@ -146,8 +126,8 @@ def test_guesses_of_the_live_model_are_those_of_the_exported_one(
     uninterrupted: tuple[Path, str],
 ) -> None:
     assert_guesses_are_those_of_the_exported_model(uninterrupted[0])
-    lines = (uninterrupted[0] / "runs/x/guesses.jsonl").read_bytes().splitlines()
-    assert [orjson.loads(line)["step"] for line in lines] == [6, 12]
+    lines = readable_lines(uninterrupted[0] / "runs/x/guesses.jsonl")
+    assert [line["step"] for line in lines] == [6, 12]
 
 
 @pytest.mark.slow
@@ -232,7 +212,9 @@ def test_two_ranks_killed_one_after_the_other_continue_to_the_same_weights(
     statuses, output = pretrain_run(arguments(sample_dir), straight, ranks=2)
     assert statuses == [0, 0], output
     for call, rank in ((6, 1), (3, 0)):
-        statuses, _ = pretrain_run(arguments(sample_dir), killed, ranks=2, hook=kill_at(call, rank))
+        statuses, _ = pretrain_run(
+            arguments(sample_dir), killed, ranks=2, hook=at_step(call, of_rank=rank)
+        )
         assert statuses[rank] == -signal.SIGKILL
     statuses, output = pretrain_run(arguments(sample_dir), killed, ranks=2)
     assert statuses == [0, 0], output
@@ -283,7 +265,7 @@ def test_a_broken_checkpoint_is_named_with_its_fault_and_stays_as_it_is(
     content[len(content) // 2] ^= 1
     (broken / "optimizer.safetensors").write_bytes(content)
     before = {path.name: path.read_bytes() for path in broken.iterdir()}
-    statuses, output = pretrain_run(arguments(sample_dir), tmp_path, hook=kill_at(1))
+    statuses, output = pretrain_run(arguments(sample_dir), tmp_path, hook=at_step(1))
     assert statuses == [-signal.SIGKILL]
     named = (
         "checkpoint runs/x/checkpoints/step-00000012 is broken and passed over: "
@@ -303,16 +285,7 @@ def test_a_signal_saves_ends_with_0_and_the_next_start_continues(
 ) -> None:
     def signal_at_step_5(rank: int) -> None:
         os.environ["BERT_JOB_FILE"] = str(tmp_path / "job")
-        train_step, calls = Engine.train_step, 0
-
-        def signalled(self: Engine, *args: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == 5:
-                os.kill(os.getpid(), signal.SIGUSR1)
-            return train_step(self, *args)
-
-        Engine.train_step = signalled  # type: ignore[method-assign]
+        at_step(5, signal.SIGUSR1)(rank)
 
     statuses, output = pretrain_run(arguments(sample_dir), tmp_path, hook=signal_at_step_5)
     assert statuses == [0], output
@@ -410,8 +383,8 @@ def test_a_kill_while_a_checkpoint_is_written_continues_from_the_one_before(
 
 
 def test_what_a_save_cost_stands_in_events_and_figures(uninterrupted: tuple[Path, str]) -> None:
-    lines = (uninterrupted[0] / "runs/x/events.jsonl").read_bytes().splitlines()
-    saves = [event for event in map(orjson.loads, lines) if event["event"] == "checkpoint"]
+    events = readable_lines(uninterrupted[0] / "runs/x/events.jsonl")
+    saves = [event for event in events if event["event"] == "checkpoint"]
     assert [event["step"] for event in saves] == [4, 8, 12]
     for event in saves:
         assert event["seconds_blocked"] > 0
@@ -588,7 +561,7 @@ def test_wandb_has_each_step_once_though_a_killed_start_made_some_twice(
 
     def killed(rank: int) -> None:
         no_key(rank)
-        kill_at(7)(rank)
+        at_step(7)(rank)
 
     statuses, _ = pretrain_run(with_wandb, tmp_path, ranks=2, hook=killed)
     assert -signal.SIGKILL in statuses
@@ -626,7 +599,7 @@ def test_wandb_has_every_chart_and_each_step_once_over_kills_in_both_phases(
 
         def killed(rank: int, call: int = call) -> None:
             watched(rank)
-            kill_at(call)(rank)
+            at_step(call)(rank)
 
         statuses, output = pretrain_run(two_phases, tmp_path, hook=killed)
         assert statuses == [-signal.SIGKILL], output
@@ -648,7 +621,7 @@ def test_wandb_has_every_chart_and_each_step_once_over_kills_in_both_phases(
     assert [phase["total_steps"] for phase in config["plan"]["phases"]] == [8, 8]
     assert list(config["manifests"].values()) == [checksum(sample_dir / "len128/manifest.json")]
     assert config["environment"]["packages"]["torch"]
-    events = [orjson.loads(line) for line in (run / "events.jsonl").read_bytes().splitlines()]
+    events = readable_lines(run / "events.jsonl")
     assert [e["what"] for e in events if e["event"] == "expectation"] == ["plateau"]
     assert len(records(run, "alert")) == 1
     models = [a for a in records(run, "artifact") if a["type"] == "model"]

@@ -1,25 +1,46 @@
-"""SIGKILL at a given moment, to one rank of a run or to all of them at once.
+"""Signals at a given moment, to one rank of a run or to all of them at once.
 
-A moment is an activity that a rank begins (Watchdog.begin), and so many milliseconds after it, or
-the n-th time that the process touches the files of an unfinished checkpoint, in whatever thread.
+A moment is a training step, an activity that a rank begins (Watchdog.begin) and so many
+milliseconds after it, or the n-th time that the process touches an unfinished checkpoint.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pretrain.distributed.watchdog import Watchdog
+from pretrain.engine.engine import Engine
 
 PIDS = "pids"  # in the current folder: how a rank finds the others
 UNFINISHED = re.compile(r"/\.step-(\d+)\.")
 EXPORT = re.compile(r"/\.?export")
+
+
+def at_step(
+    call: int | None, number: int = signal.SIGKILL, of_rank: int | None = 0
+) -> Callable[[int], None]:
+    """A hook: the rank (None: each) gets the signal when it comes to its n-th training step."""
+
+    def hook(rank: int) -> None:
+        train_step, calls = Engine.train_step, itertools.count(1)
+
+        def signalled(self: Engine, *args: Any) -> Any:
+            if next(calls) == call and of_rank in (None, rank):
+                os.kill(os.getpid(), number)
+            return train_step(self, *args)
+
+        Engine.train_step = signalled  # type: ignore[method-assign]
+
+    return hook
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import orjson
 import pytest
+from run_in_fork import _free_port
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -19,36 +19,27 @@ PROJECT = Path(__file__).resolve().parents[3]
 @pytest.mark.parametrize(
     ("launcher", "ranks"),
     [
-        (["{python}", "-m", "pretrain.run"], 1),
+        ("{python} -m pretrain.run", 1),
         (
-            [
-                "{python}",
-                "-m",
-                "torch.distributed.run",
-                "--nproc-per-node=2",
-                "--master-port={port}",
-                "-m",
-                "pretrain.run",
-            ],
+            "{python} -m torch.distributed.run --nproc-per-node=2 --master-port={port} "
+            "-m pretrain.run",
             2,
         ),
-        (
-            ["{bin}/deepspeed", "--num_gpus=2", "--master_port={port}", "--module", "pretrain.run"],
-            2,
-        ),
+        ("{bin}/deepspeed --num_gpus=2 --master_port={port} --module pretrain.run", 2),
     ],
     ids=["bare", "torchrun", "deepspeed"],
 )
 def test_a_run_starts_and_ends_under_every_launcher(
-    sample_dir: Path, tmp_path: Path, launcher: list[str], ranks: int
+    sample_dir: Path, tmp_path: Path, launcher: str, ranks: int
 ) -> None:
     bin_folder = Path(sys.executable).parent
-    with (
-        socket.socket() as free
-    ):  # two at once, each with the launcher's own port, are in each other's way
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [word.format(python=sys.executable, bin=bin_folder, port=port) for word in launcher]
+    # not the launcher's own port, which another test may use at the same time
+    names = {"python": sys.executable, "bin": bin_folder, "port": _free_port()}
+    command = [word.format(**names) for word in launcher.split()]
+    typed = (
+        "+model=tiny run.name=x model.hidden_size=32 optim.global_batch=8 schedule.total_steps=3 "
+        "monitor.every_steps=1 eval.max_examples=8"
+    )
     environment = {
         **os.environ,
         "PYTHONPATH": str(PROJECT),
@@ -56,17 +47,7 @@ def test_a_run_starts_and_ends_under_every_launcher(
         "PATH": f"{bin_folder}:{os.environ['PATH']}",
     }
     answer = subprocess.run(
-        [
-            *command,
-            "+model=tiny",
-            f"data.dir={sample_dir}",
-            "run.name=x",
-            "model.hidden_size=32",
-            "optim.global_batch=8",
-            "schedule.total_steps=3",
-            "monitor.every_steps=1",
-            "eval.max_examples=8",
-        ],
+        [*command, *typed.split(), f"data.dir={sample_dir}"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from killing import at_step
 from ranks_harness import run_ranks
 from run_in_fork import pretrain_run
 
 from pretrain.distributed.rank_logs import RankOutput
 from pretrain.distributed.ranks import Ranks
 from pretrain.distributed.watchdog import Watchdog, remove_heartbeats
-from pretrain.engine.engine import Engine
 
 pytestmark = pytest.mark.distributed
 
@@ -134,23 +134,13 @@ def test_a_run_that_ends_in_order_leaves_no_beats(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_with_a_stopped_rank_ends_by_itself(sample_dir: Path, tmp_path: Path) -> None:
-    def stop_rank_1_in_step_3(rank: int) -> None:
-        train_step, calls = Engine.train_step, 0
-
-        def stopped(self: Engine, *args: object) -> object:
-            nonlocal calls
-            calls += 1
-            if calls == 3 and rank == 1:
-                os.kill(os.getpid(), signal.SIGSTOP)
-            return train_step(self, *args)  # type: ignore[arg-type]
-
-        Engine.train_step = stopped  # type: ignore[assignment,method-assign]
-
     arguments = [
         "+model=tiny", f"data.dir={sample_dir}", "model.hidden_size=32", "optim.global_batch=8",
         "eval.max_examples=8", "run.name=x", "engine.timeout_minutes=0.5",
     ]  # fmt: skip
-    statuses, output = pretrain_run(arguments, tmp_path, ranks=2, hook=stop_rank_1_in_step_3)
+    statuses, output = pretrain_run(
+        arguments, tmp_path, ranks=2, hook=at_step(3, signal.SIGSTOP, of_rank=1)
+    )
     assert statuses == [1, -signal.SIGKILL], output
     assert "rank 0 in the training step after step 2: waiting for rank 1" in output
     assert "train_step" in (tmp_path / "runs/x/logs/rank-00000.log").read_text()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
+from killing import at_step
 from run_in_fork import pretrain_run
 
 from data_prep.core.config import SettingsError
@@ -22,6 +21,7 @@ from pretrain.data.train_loader import TrainLoader
 from pretrain.engine.deepspeed_setup import get_accelerator
 from pretrain.engine.engine import Engine
 from pretrain.model.bert import BertForPreTraining
+from pretrain.run_folder.jsonl import readable_lines
 from pretrain.training.anomalies import spike_limit
 
 SMALL = (
@@ -39,18 +39,17 @@ SMALL = (
 )
 
 
-def poison(factor: float, positions: Collection[int], kill_at_call: int = 0) -> Callable[..., None]:
+def poison(
+    factor: float, positions: Collection[int], kill_at_call: int | None = None
+) -> Callable[..., None]:
     """A hook: the MLM loss of these batches times `factor`; SIGKILL at the n-th training step."""
 
     def hook(rank: int) -> None:
         train_step, forward = Engine.train_step, BertForPreTraining.forward
-        now, calls = 1.0, 0
+        now = 1.0
 
         def step(self: Engine, batch: Any, rate: float) -> Any:
-            nonlocal now, calls
-            calls += 1
-            if calls == kill_at_call:
-                os.kill(os.getpid(), signal.SIGKILL)
+            nonlocal now
             now = factor if batch.position // 8 in positions else 1.0
             return train_step(self, batch, rate)
 
@@ -59,6 +58,7 @@ def poison(factor: float, positions: Collection[int], kill_at_call: int = 0) -> 
             return (mlm_loss * now if self.training else mlm_loss, *rest)
 
         Engine.train_step = step  # type: ignore[method-assign]
+        at_step(kill_at_call)(rank)
         BertForPreTraining.forward = poisoned  # type: ignore[assignment,method-assign]
 
     return hook
@@ -71,8 +71,7 @@ def run(
     folder.mkdir(exist_ok=True)
     arguments = [*SMALL, f"data.dir={sample_dir}", *more]
     (status,), output = pretrain_run(arguments, folder, hook=hook)
-    lines = (folder / "runs/x/events.jsonl").read_bytes().splitlines()
-    return status, output, [orjson.loads(line) for line in lines]
+    return status, output, readable_lines(folder / "runs/x/events.jsonl")
 
 
 def examples_of(sample_dir: Path, position: int) -> list[int]:
@@ -86,7 +85,7 @@ def of_kind(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 
 def steps(folder: Path) -> list[int]:
-    lines = map(orjson.loads, (folder / "runs/x/metrics.jsonl").read_bytes().splitlines())
+    lines = readable_lines(folder / "runs/x/metrics.jsonl")
     return [line["step"] for line in lines if "train/loss" in line]
 
 

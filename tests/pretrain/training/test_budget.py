@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
+from killing import at_step
 from ranks_harness import run_ranks
 from run_in_fork import pretrain_run
 from test_anomalies import poison
@@ -21,7 +20,7 @@ import pretrain.training.phase
 from data_prep.core.files import checksum, read_json
 from pretrain.distributed.clock import TrainingClock
 from pretrain.distributed.ranks import Ranks
-from pretrain.engine.engine import Engine
+from pretrain.run_folder.jsonl import readable_lines
 
 pytestmark = pytest.mark.distributed
 
@@ -62,14 +61,7 @@ def clocked(kill_at_call: int | None = None) -> Callable[[int], None]:
         times = itertools.count(0.0, STEP_S * (1 + 9 * rank))
         train: Any = functools.partial(pretrain.training.phase.train, now=lambda: next(times))
         pretrain.training.phase.train = train
-        train_step, calls = Engine.train_step, itertools.count(1)
-
-        def killed(self: Engine, *args: Any) -> Any:
-            if next(calls) == kill_at_call:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return train_step(self, *args)
-
-        Engine.train_step = killed  # type: ignore[method-assign]
+        at_step(kill_at_call, of_rank=None)(rank)
 
     return hook
 
@@ -90,8 +82,8 @@ def test_the_rate_follows_the_clock_across_a_kill_to_the_same_weights(
     assert statuses == [0, 0], output
 
     for folder in (straight, killed):
-        lines = (folder / "runs/x/metrics.jsonl").read_bytes().splitlines()
-        training = [m for m in map(orjson.loads, lines) if "train/loss" in m]
+        lines = readable_lines(folder / "runs/x/metrics.jsonl")
+        training = [m for m in lines if "train/loss" in m]
         assert [m["step"] for m in training] == list(range(1, 13))
         hours = [step / 12 for step in range(12)]
         expected = [1.5e-3 * (h / 0.25 if h < 0.25 else (1 - h) / 0.75) for h in hours]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -12,13 +11,14 @@ from typing import Any
 
 import orjson
 import pytest
-from killing import Kill
+from killing import Kill, at_step
 from run_in_fork import pretrain_run
 from small_corpus import contents, cut, numbers_by_content
 
 from pretrain.data.shuffle import ExampleOrder
 from pretrain.data.train_loader import GlobalBatch
 from pretrain.engine.engine import Engine
+from pretrain.run_folder.jsonl import readable_lines
 
 pytestmark = pytest.mark.distributed
 
@@ -68,26 +68,15 @@ def seen_by(folder: Path, start: int, ranks: int) -> dict[int, list[int]]:
 
 
 def losses(folder: Path) -> list[float]:
-    lines = map(orjson.loads, (folder / "runs/x/metrics.jsonl").read_bytes().splitlines())
+    lines = readable_lines(folder / "runs/x/metrics.jsonl")
     training = [line for line in lines if "train/loss" in line]
     assert [line["step"] for line in training] == list(range(1, len(training) + 1))
     return [line["train/loss"] for line in training]
 
 
 def stopped_at(step: int) -> Callable[[int], None]:
-    """A hook: as Slurm does before the time limit, each rank is told to end."""
-
-    def hook(rank: int) -> None:
-        train_step, calls = Engine.train_step, itertools.count(1)
-
-        def signalled(self: Engine, *args: Any) -> Any:
-            if next(calls) == step:
-                os.kill(os.getpid(), signal.SIGUSR1)
-            return train_step(self, *args)
-
-        Engine.train_step = signalled  # type: ignore[method-assign]
-
-    return hook
+    """A hook: each rank is told to end, as Slurm does before the time limit."""
+    return at_step(step, signal.SIGUSR1, of_rank=None)
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import orjson
 import pyarrow as pa
 import pytest
 import torch
@@ -17,6 +16,7 @@ from run_in_fork import pretrain_run
 
 from data_prep.core.files import read_json
 from data_prep.core.objectives import Pairing
+from pretrain.run_folder.jsonl import readable_lines
 
 pytestmark = pytest.mark.distributed
 
@@ -82,7 +82,7 @@ def test_stock_transformers_finds_the_held_out_figures_of_the_run(
             pair_right += int(logits.argmax() == row["next_sentence_label"])
         num_sequences += 1
 
-    lines = [orjson.loads(line) for line in (run / "metrics.jsonl").read_bytes().splitlines()]
+    lines = readable_lines(run / "metrics.jsonl")
     (figures,) = [line for line in lines if "eval/mlm_loss" in line]
     assert figures["eval/mlm_loss"] == pytest.approx(mlm_loss / num_masked, rel=1e-4)
     assert figures["eval/mlm_accuracy"] == pytest.approx(mlm_right / num_masked, abs=1e-4)

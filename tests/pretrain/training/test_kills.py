@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import pytest
 from killing import Kill
 from run_in_fork import pretrain_run
@@ -20,6 +19,7 @@ from small_corpus import cut
 from data_prep.core.files import checksum, read_json
 from pretrain.checkpoint.files import find_fault
 from pretrain.engine.deepspeed_setup import get_accelerator
+from pretrain.run_folder.jsonl import readable_lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(900)]
 
@@ -90,7 +90,7 @@ def train(arguments: Sequence[str], folder: Path, kills: Sequence[Kill]) -> int:
 
 def figures(folder: Path) -> list[dict[str, Any]]:
     """All that metrics.jsonl holds, line by line, but for the clock and the speed."""
-    lines = map(orjson.loads, (folder / "runs/x/metrics.jsonl").read_bytes().splitlines())
+    lines = readable_lines(folder / "runs/x/metrics.jsonl")
     return [
         {k: v for k, v in line.items() if k != "time" and not k.startswith("perf/")}
         for line in lines

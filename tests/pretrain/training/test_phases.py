@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import gc
-import itertools
-import os
 import shutil
 import signal
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 import torch
 from engine_samples import build_engine, gathered, global_batch, save_state
 from google_schedule import google
+from killing import at_step
 from made_manifests import shard_entry, shards_manifest, split_entry
 from ranks_harness import run_ranks
 from run_in_fork import pretrain_run
@@ -35,6 +32,7 @@ from pretrain.distributed.ranks import Ranks
 from pretrain.engine.engine import Engine
 from pretrain.model.bert import BertForPreTraining
 from pretrain.optim.schedules import learning_rate
+from pretrain.run_folder.jsonl import readable_lines
 
 STEPS = (6, 5)  # of the first and the second phase
 SECOND = (
@@ -173,22 +171,6 @@ def test_what_a_phase_changes_and_its_shards_belong_to_the_run_s_identity() -> N
     assert identity_of("b", phase % (256, 5)) != identity_of("b", longer("tiled"))
 
 
-def killed_at(call: int | None) -> Callable[[int], None]:
-    """A hook: SIGKILL to rank 1 when it comes to its n-th training step."""
-
-    def hook(rank: int) -> None:
-        train_step, calls = Engine.train_step, itertools.count(1)
-
-        def killed(self: Engine, *args: Any) -> Any:
-            if next(calls) == call and rank == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return train_step(self, *args)
-
-        Engine.train_step = killed  # type: ignore[method-assign]
-
-    return hook
-
-
 @pytest.fixture(scope="module")
 def arguments(sample_dir: Path) -> list[str]:
     prepare_sample(DataSettings(str(sample_dir), 64, Pairing.nsp, MaskMode.static))
@@ -198,12 +180,12 @@ def arguments(sample_dir: Path) -> list[str]:
 def run_through(arguments: list[str], folder: Path, kills: list[int]) -> None:
     folder.mkdir()
     for call in [*kills, None]:
-        statuses, output = pretrain_run(arguments, folder, ranks=2, hook=killed_at(call))
+        statuses, output = pretrain_run(arguments, folder, ranks=2, hook=at_step(call, of_rank=1))
         assert statuses == [0, 0] if call is None else -signal.SIGKILL in statuses, output
 
 
 def lines_of(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [orjson.loads(line) for line in (folder / "runs/x" / name).read_bytes().splitlines()]
+    return readable_lines(folder / "runs/x" / name)
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 import torch
 from ranks_harness import run_ranks
@@ -21,6 +20,7 @@ from pretrain.config import load
 from pretrain.config.settings import Settings
 from pretrain.distributed.ranks import Ranks
 from pretrain.distributed.rendezvous import RankInfo
+from pretrain.run_folder.jsonl import readable_lines
 from pretrain.training import preflight as preflight_module
 from pretrain.training.preflight import RankMismatch, explain, preflight, summary
 
@@ -250,8 +250,7 @@ def test_a_run_of_two_ranks_records_its_preflight_and_writes_the_map_of_ranks(
     statuses, output = pretrain_run(arguments, tmp_path, ranks=2)
     assert statuses == [0, 0], output
     assert len(re.findall(r"2 ranks on 1 host: a CPU; all-reduce", output)) == 1
-    lines = (tmp_path / "runs/x/events.jsonl").read_bytes().splitlines()
-    event = orjson.loads(lines[0])
+    event = readable_lines(tmp_path / "runs/x/events.jsonl")[0]
     assert event["event"] == "preflight"
     assert event["bus_gb_per_s"] > 0
     assert event["checkpoint_mb"] < event["free_mb"]
