@@ -36,7 +36,7 @@ from data_prep.core.files import read_json
 from data_prep.core.objectives import Pairing
 from data_prep.stores.shards import ShardsManifest
 from data_prep.tokenizer.vocab_file import read_vocab
-from pretrain.checkpoint.files import STATE_FILE, find_fault
+from pretrain.checkpoint.files import find_fault, read_state
 from pretrain.config.arguments import run_command
 from pretrain.config.load import settings_of
 from pretrain.config.settings import OptimizerName, Precision, Settings
@@ -100,10 +100,10 @@ def _check_checkpoint(checkpoint: Path, steps: int) -> None:
     """Raise SettingsError unless it is whole and before step `steps`."""
     if fault := find_fault(checkpoint):
         raise SettingsError(f"checkpoint={checkpoint} is no whole checkpoint: {fault}")
-    state = read_json(checkpoint / STATE_FILE)
-    if state["step"] >= steps:
+    state = read_state(checkpoint)
+    if state.step >= steps:
         raise SettingsError(
-            f"checkpoint={checkpoint} is of step {state['step']}, and training would end at step "
+            f"checkpoint={checkpoint} is of step {state.step}, and training would end at step "
             f"{steps}; give an earlier checkpoint or a later steps="
         )
 
@@ -119,8 +119,8 @@ def train(settings: Settings, out: Path, steps: int, begin: Path | None = None) 
     optimizer = _optimizer(model, settings)
     step_before, position = 0, 0
     if begin is not None:
-        state = read_json(begin / STATE_FILE)
-        step_before, position = state["step"], state["position"]
+        state = read_state(begin)
+        step_before, position = state.step, state.position
         _continue(model, optimizer, settings, manifest, begin)
     loader, held_out = open_loaders(settings, 1, manifest, rank=0, world_size=1, static=False)
     lines = JsonLines(out, 0)

@@ -13,19 +13,51 @@ import os
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final, Literal
 
-from data_prep.core.files import checksum, flush_to_disk, read_json, write_json
+from data_prep.core.config import SettingsError
+from data_prep.core.files import checksum, flush_to_disk, write_json
+from data_prep.core.records import Record, read_record
+from pretrain.checkpoint.progress import CheckpointState
 
 if TYPE_CHECKING:
     from pretrain.distributed.ranks import Ranks
     from pretrain.engine.engine import Engine
     from pretrain.engine.snapshot import Snapshot
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
 
 logger = logging.getLogger(__name__)
+
+
+class FileEntry(Record):
+    """One file in the manifest."""
+
+    bytes: int
+    checksum: str
+
+
+class CheckpointManifest(Record):
+    """manifest.json, written last: it vouches for every other file."""
+
+    schema_version: Literal[1]
+    files: dict[str, FileEntry]
+
+
+def read_checkpoint_manifest(checkpoint: Path) -> CheckpointManifest:
+    """Read the manifest of a checkpoint. Raises ValueError as `read_record` does."""
+    cure = "it is broken, or of another version"
+    return read_record(checkpoint / MANIFEST_FILE, CheckpointManifest, cure)
+
+
+def read_state(checkpoint: Path) -> CheckpointState:
+    """Read state.json of a checkpoint. Raises SettingsError if another version wrote it."""
+    cure = "continue with the version that wrote it, or type another run.name"
+    try:
+        return read_record(checkpoint / STATE_FILE, CheckpointState, cure)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
 
 
 def path_of(run_folder: Path, step: int) -> Path:
@@ -46,9 +78,9 @@ def make_room(path: Path, need: int) -> None:
 
 
 def write_checkpoint(
-    path: Path, state: dict[str, Any], snapshot: Snapshot, keep: int, keep_every: int | None = None
+    path: Path, state: CheckpointState, snapshot: Snapshot, keep: int, keep_every: int | None = None
 ) -> int:
-    """Write `snapshot` and `state` (JSON) as the checkpoint at `path`; how many bytes it has.
+    """Write `snapshot` and `state` as the checkpoint at `path`; how many bytes it has.
 
     `make_room` comes first. Then old ones go: the newest `keep` stay, and those of the steps that
     are multiples of `keep_every`. Raises OSError or SafetensorError.
@@ -82,7 +114,7 @@ def load_checkpoint(
     ranks: Ranks,
     forget: Collection[str] = (),
     tiles: int | None = None,
-) -> dict[str, Any]:
+) -> CheckpointState:
     """Put the engine into the state of the checkpoint at `path`; the `state` it was saved with.
 
     `forget` and `tiles` are as in Engine.load. Collective; every rank reads `path`. Raises
@@ -90,29 +122,23 @@ def load_checkpoint(
     """
     engine.load(path, forget, tiles)
     ranks.barrier()  # no rank starts a step, or removes a checkpoint, while another still reads
-    state: dict[str, Any] = read_json(path / STATE_FILE)
-    return state
+    return read_state(path)
 
 
 def find_fault(path: Path) -> str | None:
     """What is wrong with the checkpoint at `path`, by its manifest; None if it is whole."""
-    manifest_path = path / MANIFEST_FILE
-    if not manifest_path.is_file():
+    if not (path / MANIFEST_FILE).is_file():
         return f"{MANIFEST_FILE} is missing"
     try:
-        manifest = read_json(manifest_path)
-        version = manifest["schema_version"]
-        files = [(n, facts["bytes"], facts["checksum"]) for n, facts in manifest["files"].items()]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST_FILE} cannot be read"
-    if version != SCHEMA_VERSION:
-        return f"it has schema version {version}, known is {SCHEMA_VERSION}"
-    for name, num_bytes, expected in files:
+        manifest = read_checkpoint_manifest(path)
+    except ValueError as error:
+        return str(error)
+    for name, entry in manifest.files.items():
         if not (path / name).is_file():
             return f"{name} is missing"
-        if (size := (path / name).stat().st_size) != num_bytes:
-            return f"{name} has {size} bytes instead of {num_bytes}"
-        if checksum(path / name) != expected:
+        if (size := (path / name).stat().st_size) != entry.bytes:
+            return f"{name} has {size} bytes instead of {entry.bytes}"
+        if checksum(path / name) != entry.checksum:
             return f"{name} is not what was written: its checksum differs"
     return None
 
@@ -132,9 +158,10 @@ def _seal(folder: Path, checksums: Mapping[str, str]) -> int:
         flush_to_disk(path)
         known = checksums.get(path.name) or checksum(path)
         size = path.stat().st_size
-        files[path.name] = {"bytes": size, "checksum": known}
+        files[path.name] = FileEntry(bytes=size, checksum=known)
         total += size
-    write_json(folder / MANIFEST_FILE, {"schema_version": SCHEMA_VERSION, "files": files})
+    manifest = CheckpointManifest(schema_version=SCHEMA_VERSION, files=files)
+    write_json(folder / MANIFEST_FILE, manifest)
     return total
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import xxhash
 
@@ -11,6 +11,9 @@ from data_prep.core.config import as_dict
 from data_prep.stores.shards import ShardEntry, ShardsManifest
 from pretrain.config.phases import phases_of
 from pretrain.config.settings import Settings
+
+# Entries of an identity that are read again; the file has these names
+INIT_FROM, VOCAB_CHECKSUM = "run.init_from", "data (checksum of the vocabulary)"
 
 # Groups of settings that decide which numbers come out, and that a phase may change
 _DECIDING = ("data", "optim", "schedule")
@@ -34,7 +37,7 @@ def identity(
         if phase.settings.optim.tokens_per_step is not None
     }
     return {
-        IDENTITY: initial,
+        INIT_FROM: initial,
         **budget,
         "place in the data": "examples taken",  # earlier versions counted batches
         "run.seed": settings.run.seed,
@@ -42,7 +45,7 @@ def identity(
         "data.masking": settings.data.masking.name,
         "data.pairs": settings.data.pairs.name,
         "data.seq_len": settings.data.seq_len,
-        "data (checksum of the vocabulary)": manifests[0].vocab_checksum,
+        VOCAB_CHECKSUM: manifests[0].vocab_checksum,
         "data (training shards)": _together(manifests[0].splits["train"].shards),
         "phases": [
             {
@@ -69,4 +72,20 @@ def _together(shards: Sequence[ShardEntry]) -> str:
     return xxhash.xxh3_128("".join(shard.checksum for shard in shards).encode()).hexdigest()
 
 
-IDENTITY = "run.init_from"  # in a run's identity: {"folder": as typed, "checksum": of the weights}
+def init_from_of(identity: dict[str, Any]) -> dict[str, str] | None:
+    """The {"folder", "checksum"} of run.init_from; None if the run began with random weights."""
+    return cast("dict[str, str] | None", identity[INIT_FROM])
+
+
+def vocab_checksum_of(identity: dict[str, Any]) -> str:
+    """The checksum of the run's vocab.txt."""
+    return cast(str, identity[VOCAB_CHECKSUM])
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A line for each entry in which two identities differ."""
+    return [
+        f"{name}: {before.get(name)} then, {now.get(name)} now"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]

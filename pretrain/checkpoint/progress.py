@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from data_prep.core.records import Record
 from pretrain.config.phases import Phase
 from pretrain.optim.schedules import is_over
 
@@ -28,36 +29,56 @@ class ResumePoint:
         return self.phase.tiles if self.is_beginning else None
 
 
-def resume_point(phases: Sequence[Phase], state: dict[str, Any] | None) -> ResumePoint:
-    """Where the run is that continues from a checkpoint's `state`; None: at its very beginning."""
-    if state is None:
+class Progress(Record):
+    """What the loop advances, and a checkpoint holds."""
+
+    step: int  # optimizer updates made
+    position: int  # examples taken from the stream; skipped updates took theirs, too
+    elapsed_s: float  # of training, where schedule.budget_hours asks for it
+    phase: int  # of the run; all but `step`, `sequences` and `tokens` is counted in it
+    first_step: int  # updates made before the phase
+    sequences: int  # trained on in updates that were made, over all phases
+    tokens: int
+    skipped_steps: int  # batches of the phase that made no update
+    skipped: list[list[int]]  # [first, end) of examples passed over
+    recent_losses: list[float]  # of the last records, oldest first
+
+    @classmethod
+    def begin(cls, phase: int = 1, step: int = 0, sequences: int = 0, tokens: int = 0) -> Progress:
+        """The progress of a run that begins this phase after `step` updates."""
+        return cls(
+            step=step,
+            position=0,
+            elapsed_s=0.0,
+            phase=phase,
+            first_step=step,
+            sequences=sequences,
+            tokens=tokens,
+            skipped_steps=0,
+            skipped=[],
+            recent_losses=[],
+        )
+
+    @classmethod
+    def at(cls, point: ResumePoint, saved: Progress) -> Progress:
+        """The progress from which training goes on at `point`, where `saved` was written."""
+        if point.is_beginning:
+            return cls.begin(point.phase.number, saved.step, saved.sequences, saved.tokens)
+        return cls(**{name: getattr(saved, name) for name in cls.__struct_fields__})
+
+
+class CheckpointState(Progress):
+    """state.json of a checkpoint."""
+
+    identity: dict[str, Any]  # of the run, see identity.py
+
+
+def resume_point(phases: Sequence[Phase], saved: Progress | None) -> ResumePoint:
+    """Where the run continues from a checkpoint's progress; None: at its very beginning."""
+    if saved is None:
         return ResumePoint(phases[0], is_beginning=True)
-    phase = phases[state["phase"] - 1]
-    done = is_over(state["step"] - state["first_step"], phase.settings.schedule, state["elapsed_s"])
+    phase = phases[saved.phase - 1]
+    done = is_over(saved.step - saved.first_step, phase.settings.schedule, saved.elapsed_s)
     if done and phase.number < len(phases):
         return ResumePoint(phases[phase.number], is_beginning=True)
     return ResumePoint(phase, is_beginning=False)
-
-
-@dataclass
-class Progress:
-    """What the loop advances, and a checkpoint holds."""
-
-    step: int = 0  # optimizer updates made
-    position: int = 0  # examples taken from the stream; skipped updates took theirs, too
-    elapsed_s: float = 0.0  # of training, where schedule.budget_hours asks for it
-    phase: int = 1  # of the run; all but `step`, `sequences` and `tokens` is counted in it
-    first_step: int = 0  # updates made before the phase
-    sequences: int = 0  # trained on in updates that were made, over all phases
-    tokens: int = 0
-    skipped_steps: int = 0  # batches of the phase that made no update
-    skipped: list[list[int]] = field(default_factory=list)  # [first, end) of examples passed over
-    recent_losses: list[float] = field(default_factory=list)  # of the last records, oldest first
-
-    @classmethod
-    def at(cls, place: ResumePoint, state: dict[str, Any]) -> Progress:
-        """Where training goes on from a checkpoint's `state`, which lies at `place`."""
-        if place.is_beginning:
-            through = {name: state[name] for name in ("step", "sequences", "tokens")}
-            return cls(**through, phase=place.phase.number, first_step=state["step"])
-        return cls(**{name: state[name] for name in cls.__dataclass_fields__})

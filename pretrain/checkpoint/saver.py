@@ -18,11 +18,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from pretrain.checkpoint.files import make_room, path_of, temporary_of, write_checkpoint
+from pretrain.checkpoint.progress import CheckpointState, Progress
 from pretrain.config.settings import CheckpointSettings, OnFailure
 
 if TYPE_CHECKING:
-    from pretrain.checkpoint.progress import Progress
     from pretrain.distributed.ranks import Ranks
     from pretrain.engine.engine import Engine
 
@@ -99,7 +101,8 @@ class Saver:
         is_refused = self._ranks.any(write.failure is not None)
         if not is_refused:
             self._engine.take(self._snapshot)
-            self._start(write, {**dataclasses.asdict(progress), "identity": self._identity})
+            fields = msgspec.structs.asdict(progress)
+            self._start(write, CheckpointState(**fields, identity=self._identity))
         write.seconds_blocked = time.perf_counter() - started
         if is_refused or is_last:
             self.settle(is_last)
@@ -156,7 +159,7 @@ class Saver:
         if failure is not None:
             logger.error("checkpoint %s was not written: %s", self._write.path, failure)
 
-    def _start(self, write: _Write, state: dict[str, Any]) -> None:
+    def _start(self, write: _Write, state: CheckpointState) -> None:
         """Let a thread write the copy, on rank 0. It keeps no process alive."""
         if self._snapshot is None:
             return

@@ -19,14 +19,14 @@ from data_prep.core.files import checksum, read_json
 from data_prep.stores.shards import ShardsManifest, read_shards_manifest
 from data_prep.tokenizer.vocab_file import read_vocab
 from data_prep.tokenizer.wordpiece import make_tokenizer
-from pretrain.checkpoint.files import STATE_FILE, find_fault, newest_whole
-from pretrain.checkpoint.identity import IDENTITY
+from pretrain.checkpoint.files import STATE_FILE, find_fault, newest_whole, read_state
 from pretrain.config.settings import ModelSettings, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pretrain.model.bert import BertForPreTraining
+from pretrain.checkpoint.identity import init_from_of, vocab_checksum_of
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack")
@@ -193,8 +193,8 @@ def begin(settings: Settings, run_folder: Path) -> tuple[dict[str, str] | None, 
         return None, None
     for path in sorted((run_folder / "checkpoints").glob("step-*"), reverse=True):
         try:
-            known: dict[str, str] | None = read_json(path / STATE_FILE)["identity"].get(IDENTITY)
-        except (OSError, ValueError, KeyError):
+            known = init_from_of(read_state(path).identity)
+        except (OSError, ValueError):
             continue  # broken; open_run_folder names it
         if known is not None and known["folder"] == typed:
             return known, None
@@ -341,10 +341,9 @@ def _checkpoint(folder: Path) -> InitWeights:
     """A checkpoint of ours, whole by its manifest."""
     if fault := find_fault(folder):
         raise SettingsError(f"run.init_from={folder}: that checkpoint is broken: {fault}")
-    identity = read_json(folder / STATE_FILE)["identity"]
+    identity = read_state(folder).identity
     sizes = {name: identity[f"model.{name}"] for name in SIZES}
-    wanted = identity["data (checksum of the vocabulary)"]
-    tokens = _checkpoint_vocabulary(folder, wanted)
+    tokens = _checkpoint_vocabulary(folder, vocab_checksum_of(identity))
     return InitWeights(folder, (folder / WEIGHTS,), True, sizes, tokens, None)
 
 

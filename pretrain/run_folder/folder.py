@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.core.config import SettingsError, as_yaml
-from data_prep.core.files import read_json, whole_or_absent, write_json
+from data_prep.core.files import whole_or_absent, write_json
+from pretrain.checkpoint.identity import differences
 from pretrain.config.settings import Resume, Settings
 from pretrain.run_folder.environment import environment
 
@@ -49,15 +50,12 @@ def open_run_folder(folder: Path, settings: Settings, now: dict[str, Any]) -> Pa
 
 
 def _refuse_another_run(checkpoint: Path, now: dict[str, Any]) -> None:
-    before = read_json(checkpoint / "state.json")["identity"]
-    changed = [
-        f"  {name}: {before.get(name)} then, {now.get(name)} now"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]
-    if changed:
+    from pretrain.checkpoint.files import read_state
+
+    before = read_state(checkpoint).identity
+    if changed := differences(before, now):
         raise SettingsError(
             f"{checkpoint} cannot be continued, its run had other settings:\n"
-            + "\n".join(changed)
+            + "\n".join(f"  {line}" for line in changed)
             + "\nType another run.name for a new run, or the settings of that one"
         )

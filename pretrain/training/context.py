@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.core.files import read_json
 from data_prep.stores.shards import ShardsManifest
-from pretrain.checkpoint.files import STATE_FILE, newest_whole
+from pretrain.checkpoint.files import newest_whole, read_state
 from pretrain.checkpoint.progress import ResumePoint, resume_point
 from pretrain.config.phases import Phase
 from pretrain.distributed.ranks import Ranks
@@ -35,7 +34,7 @@ class RunContext:
 
     def resume_point(self, checkpoint: Path | None) -> ResumePoint:
         """Where the run continues from `checkpoint`; None: the beginning of the first phase."""
-        state = None if checkpoint is None else read_json(checkpoint / STATE_FILE)
+        state = None if checkpoint is None else read_state(checkpoint)
         return resume_point(self.phases, state)
 
     def newest_checkpoint(self) -> Path:

@@ -8,10 +8,9 @@ from typing import Any
 from safetensors.torch import load_file
 
 from data_prep.core.config import SettingsError
-from data_prep.core.files import read_json
 from data_prep.stores.documents import read_documents_manifest
 from data_prep.stores.shards import read_shards_manifest
-from pretrain.checkpoint.files import newest_whole
+from pretrain.checkpoint.files import newest_whole, read_state
 from pretrain.config.load import settings_of
 from pretrain.config.phases import phases_of
 from pretrain.data.corpus import folder_of
@@ -35,7 +34,7 @@ def export_run(
             f"there is no whole checkpoint in {checkpoint or run_folder / 'checkpoints'}; train "
             "until the first is written, or give checkpoint=FOLDER"
         )
-    step = read_json(checkpoint / "state.json")["step"]
+    step = read_state(checkpoint).step
     data_folder = Path(settings.data.dir)
     card = {
         "name": run_folder.resolve().name,

@@ -13,8 +13,8 @@ import torch
 from data_prep.core.config import SettingsError, as_dict
 from data_prep.core.files import checksum, read_json
 from data_prep.tokenizer.vocab_file import read_vocab
-from pretrain.checkpoint import identity as identity_module
 from pretrain.checkpoint.files import load_checkpoint
+from pretrain.checkpoint.identity import init_from_of
 from pretrain.checkpoint.progress import Progress, ResumePoint
 from pretrain.checkpoint.saver import Saver
 from pretrain.config.settings import Compile, OnSpike, Settings
@@ -61,7 +61,7 @@ class PhaseTraining:
             rank=ranks.rank, world_size=ranks.world_size, static=self._is_compiled,
         )  # fmt: skip
         self._sentences = _masked_sentences(settings)
-        self._progress = Progress() if checkpoint is None else self._load(checkpoint)
+        self._progress = Progress.begin() if checkpoint is None else self._load(checkpoint)
         if settings.log.wandb and self._is_main and not context.lasting:
             name, step = str(settings.run.name), self._progress.step
             wandb = Wandb(context.folder, name, settings.log, _wandb_config(context), step)
@@ -183,7 +183,8 @@ class PhaseTraining:
         if faults := sorted({text for text in context.ranks.gather(fault) if text}):
             raise SettingsError("\n".join(faults))
         if self._is_main:
-            begun_from = context.identity[identity_module.IDENTITY]
+            begun_from = init_from_of(context.identity)
+            assert begun_from is not None, "the run has run.init_from"
             append_event(context.folder, "init_from", {**begun_from, **facts})
             summary = init_from.summary(begun_from, facts)
             logger.info("%s", summary)

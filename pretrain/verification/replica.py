@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.core.config import SettingsError, as_dict, as_overrides
-from data_prep.core.files import read_json
-from pretrain.checkpoint.files import STATE_FILE, find_fault
-from pretrain.checkpoint.progress import resume_point
+from pretrain.checkpoint.files import find_fault, read_state
+from pretrain.checkpoint.progress import Progress, resume_point
 from pretrain.config.phases import Phase
 from pretrain.config.settings import OnFailure, OnSpike, Resume, Settings
 from pretrain.run_folder.jsonl import readable_lines
@@ -124,7 +123,7 @@ def find_origin(
     passed = []
     for path in sorted((run / "checkpoints").glob("step-*"), reverse=True):
         try:
-            state = read_json(path / STATE_FILE)
+            state = read_state(path)
             left = steps_left(phases, state)
             if left < steps:
                 passed.append(f"{path.name} has {left:,} steps left in its phase")
@@ -150,17 +149,17 @@ def find_origin(
     return ReplayStart(0, phases[0], None), f"step 0 ({because})"
 
 
-def steps_left(phases: Sequence[Phase], state: dict[str, Any] | None) -> int:
+def steps_left(phases: Sequence[Phase], state: Progress | None) -> int:
     """Updates from a checkpoint's `state` to the end of its phase; estimated if a clock ends it."""
     place = resume_point(phases, state)
     schedule = place.phase.settings.schedule
     if state is None or place.is_beginning:
         return NEVER if schedule.last_step is None else schedule.last_step
-    done = int(state["step"] - state["first_step"])
+    done = state.step - state.first_step
     if schedule.last_step is not None:
         return max(0, schedule.last_step - done)
-    step_s = state["elapsed_s"] / max(1, done)
-    return max(0, int((schedule.total - state["elapsed_s"]) / max(SLOWER * step_s, 1e-9)))
+    step_s = state.elapsed_s / max(1, done)
+    return max(0, int((schedule.total - state.elapsed_s) / max(SLOWER * step_s, 1e-9)))
 
 
 def _link(source: str, target: str) -> None:

@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from data_prep.core.files import read_json
-from pretrain.checkpoint.files import MANIFEST_FILE
+from pretrain.checkpoint.files import MANIFEST_FILE, read_checkpoint_manifest
 from pretrain.run_folder.jsonl import readable_lines
 from pretrain.verification.launcher import Launched
 
@@ -68,10 +67,10 @@ class WatchedRun:
 
     def checksums(self, step: int) -> dict[str, str]:
         """Checksums by file of the checkpoint of `step`; {} if there is none."""
-        path = self.checkpoint(step) / MANIFEST_FILE
-        if not path.exists():
+        if not (self.checkpoint(step) / MANIFEST_FILE).exists():
             return {}
-        return {name: facts["checksum"] for name, facts in read_json(path)["files"].items()}
+        manifest = read_checkpoint_manifest(self.checkpoint(step))
+        return {name: entry.checksum for name, entry in manifest.files.items()}
 
 
 def until(condition: Callable[[], T], launched: Launched, limit_s: float, what: str) -> T:

@@ -63,7 +63,7 @@ def main(
             _step(engine, batch)
         usual = statistics.median(_step(engine, batch) for _ in range(steps))
         during = [_steps_during_a_save(saver, engine, batch, number) for number in (1, 2)]
-        saver.save(Progress(step=3), is_last=True)
+        saver.save(Progress.begin(step=3), is_last=True)
     finally:
         if ranks.rank == 0:
             shutil.rmtree(into)
@@ -94,7 +94,7 @@ def _steps_during_a_save(
     saver: Saver, engine: Engine, batch: GlobalBatch, number: int
 ) -> list[float]:
     """The seconds of each step made while the checkpoint was being written."""
-    saver.save(Progress(step=number))
+    saver.save(Progress.begin(step=number))
     steps = [_step(engine, batch)]
     while not engine.ranks.any(saver.has_ended):
         steps.append(_step(engine, batch))

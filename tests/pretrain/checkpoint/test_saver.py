@@ -42,7 +42,7 @@ class Held:
 def test_a_save_returns_while_the_checkpoint_is_being_written(tmp_path: Path) -> None:
     held, events = Held(), []  # type: ignore[var-annotated]
     saver = saver_of(tmp_path, FileEngine(10, held), events=events)
-    saver.save(Progress(step=10))
+    saver.save(Progress.begin(step=10))
     assert held.is_reached.wait(60)
     assert not saver.has_ended
     assert newest_whole(tmp_path) is None
@@ -60,7 +60,7 @@ def test_a_save_returns_while_the_checkpoint_is_being_written(tmp_path: Path) ->
 
 def test_the_last_checkpoint_is_whole_when_the_save_returns(tmp_path: Path) -> None:
     saver = saver_of(tmp_path, FileEngine(10))
-    saver.save(Progress(step=10), is_last=True)
+    saver.save(Progress.begin(step=10), is_last=True)
     assert newest_whole(tmp_path) == path_of(tmp_path, 10)
 
 
@@ -68,14 +68,14 @@ def test_the_copy_is_not_overwritten_before_it_is_on_the_disk(tmp_path: Path) ->
     held = Held()
     engine = FileEngine(10, held)
     saver = saver_of(tmp_path, engine)
-    saver.save(Progress(step=10))
+    saver.save(Progress.begin(step=10))
     assert saver._write is not None
     thread = saver._write.thread
     assert thread is not None
     join = thread.join
     thread.join = lambda *_: (held.go.set(), join())  # type: ignore[assignment,method-assign]
     engine.number = 20
-    saver.save(Progress(step=20), is_last=True)
+    saver.save(Progress.begin(step=20), is_last=True)
     for step in (10, 20):
         path = path_of(tmp_path, step)
         assert (path / "model.safetensors").read_text() == f"weights {step}"
@@ -98,7 +98,7 @@ def trained(ranks: Ranks, folder: Path, stage: int) -> None:
 
     Snapshot.write = held_up  # type: ignore[method-assign]
     saver = saver_of(folder, engine, ranks)
-    saver.save(Progress(step=2))
+    saver.save(Progress.begin(step=2))
     train_on(engine, 2, 4)
     held.go.set()
     saver.settle()
@@ -134,7 +134,7 @@ def save_until_it_fails(ranks: Ranks, run_folder: Path, fault: Callable[[], None
     saver = saver_of(run_folder, FileEngine(1, fault), ranks)
     if ranks.rank > 0:
         saver._snapshot = None
-    saver.save(Progress(step=1))
+    saver.save(Progress.begin(step=1))
     while not ranks.any(saver.has_ended):
         pass  # as steps from record to record
     with pytest.raises(NotSavedError) as failure:
@@ -160,7 +160,7 @@ def save_on_too_small_a_disk(ranks: Ranks, run_folder: Path) -> str:
     engine.state_bytes = 10**18
     engine.take = None  # no rank comes so far
     with pytest.raises(NotSavedError) as failure:
-        saver_of(run_folder, engine, ranks).save(Progress(step=1))
+        saver_of(run_folder, engine, ranks).save(Progress.begin(step=1))
     return str(failure.value)
 
 
@@ -173,11 +173,11 @@ def test_told_to_go_on_a_save_that_failed_is_tried_again_with_the_next(tmp_path:
     events: list[dict[str, Any]] = []
     engine = FileEngine(10, full_disk)
     saver = saver_of(tmp_path, engine, on_failure=OnFailure.go_on, events=events)
-    saver.save(Progress(step=10))
+    saver.save(Progress.begin(step=10))
     saver.settle()
     assert saver._snapshot is not None
     saver._snapshot.between = lambda: None  # type: ignore[attr-defined]
-    saver.save(Progress(step=20))
+    saver.save(Progress.begin(step=20))
     saver.settle()
     assert newest_whole(tmp_path) == path_of(tmp_path, 20)
     assert [(e["event"], e["step"]) for e in events] == [
@@ -189,7 +189,7 @@ def test_told_to_go_on_a_save_that_failed_is_tried_again_with_the_next(tmp_path:
 def test_told_to_go_on_the_last_save_must_succeed(tmp_path: Path) -> None:
     saver = saver_of(tmp_path, FileEngine(10, full_disk), on_failure=OnFailure.go_on)
     with pytest.raises(NotSavedError):
-        saver.save(Progress(step=10), is_last=True)
+        saver.save(Progress.begin(step=10), is_last=True)
 
 
 def test_an_exception_waits_for_what_is_being_written(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_an_exception_waits_for_what_is_being_written(tmp_path: Path) -> None:
 
     def break_off() -> None:
         with saver_of(tmp_path, FileEngine(10, held)) as saver:
-            saver.save(Progress(step=10))
+            saver.save(Progress.begin(step=10))
             held.go.set()
             raise ZeroDivisionError
 
@@ -209,7 +209,7 @@ def test_an_exception_waits_for_what_is_being_written(tmp_path: Path) -> None:
 def save_for_ever(run_folder: Path) -> None:
     saving.LONGEST_FAREWELL_S = 0.1
     with saver_of(run_folder, FileEngine(10, threading.Event().wait)) as saver:  # type: ignore[arg-type]
-        saver.save(Progress(step=10))
+        saver.save(Progress.begin(step=10))
         raise SystemExit(3)
 
 

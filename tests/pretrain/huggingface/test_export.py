@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 import pytest
 import torch
@@ -20,6 +21,7 @@ from data_prep.core.files import read_json, write_json
 from data_prep.core.objectives import Pairing
 from data_prep.tokenizer.hf_files import save_tokenizer
 from pretrain.checkpoint.files import MANIFEST_FILE
+from pretrain.checkpoint.progress import CheckpointState, Progress
 from pretrain.config.settings import Settings
 from pretrain.export import main
 from pretrain.huggingface.export import check_export, export
@@ -359,7 +361,8 @@ def run_folder(tmp_path: Path, vocab_folder: Path, model: BertForPreTraining) ->
         checkpoint.mkdir(parents=True)
         state = {name: tensor * (step / 20) for name, tensor in weights_of(model).items()}
         save_file(state, checkpoint / "model.safetensors")
-        write_json(checkpoint / "state.json", {"step": step})
+        state = CheckpointState(**msgspec.structs.asdict(Progress.begin(step=step)), identity={})
+        write_json(checkpoint / "state.json", state)
         files = {
             path.name: {"bytes": path.stat().st_size, "checksum": checksum(path)}
             for path in checkpoint.iterdir()

@@ -9,6 +9,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from engine_samples import build_engine, gathered, global_batch, save_state
@@ -22,7 +23,7 @@ from data_prep.core.config import SettingsError, compose
 from data_prep.core.files import checksum, read_json
 from data_prep.core.objectives import Pairing
 from pretrain.checkpoint.identity import identity
-from pretrain.checkpoint.progress import resume_point
+from pretrain.checkpoint.progress import Progress, resume_point
 from pretrain.config.load import load
 from pretrain.config.phases import phases_of
 from pretrain.config.settings import DataSettings, MaskMode, Precision, Settings
@@ -116,10 +117,14 @@ def test_tiled_positions_after_a_phase_that_was_no_shorter_are_refused() -> None
         load(["+model=base", "data.seq_len=128", longer("tiled", 128)], world_size=1)
 
 
+def progress(step: int, first_step: int, phase: int) -> Progress:
+    return msgspec.structs.replace(Progress.begin(phase, step), first_step=first_step)
+
+
 def test_positions_are_tiled_where_the_longer_phase_begins_and_never_again() -> None:
     tiled = phases_of(settings_of("data.seq_len=128", "schedule.total_steps=9", longer("tiled")))
-    end = {"step": 9, "first_step": 0, "phase": 1, "elapsed_s": 0.0}
-    later = {"step": 10, "first_step": 9, "phase": 2, "elapsed_s": 0.0}
+    end = progress(9, 0, 1)
+    later = progress(10, 9, 2)
     places = [resume_point(tiled, state) for state in (None, end, later)]
     assert [place.tiles for place in places] == [None, 128, None]
     kept = phases_of(settings_of("data.seq_len=128", "schedule.total_steps=9", longer("kept")))
@@ -130,14 +135,14 @@ def test_positions_are_tiled_where_the_longer_phase_begins_and_never_again() -> 
     ("state", "number", "is_beginning"),
     [
         (None, 1, True),
-        ({"step": 899_999, "first_step": 0, "phase": 1, "elapsed_s": 0.0}, 1, False),
-        ({"step": 900_000, "first_step": 0, "phase": 1, "elapsed_s": 0.0}, 2, True),
-        ({"step": 900_001, "first_step": 900_000, "phase": 2, "elapsed_s": 0.0}, 2, False),
-        ({"step": 1_000_000, "first_step": 900_000, "phase": 2, "elapsed_s": 0.0}, 2, False),
+        (progress(899_999, 0, 1), 1, False),
+        (progress(900_000, 0, 1), 2, True),
+        (progress(900_001, 900_000, 2), 2, False),
+        (progress(1_000_000, 900_000, 2), 2, False),
     ],
 )
 def test_a_checkpoint_says_in_which_phase_the_run_goes_on(
-    state: dict[str, Any] | None, number: int, is_beginning: bool
+    state: Progress | None, number: int, is_beginning: bool
 ) -> None:
     place = resume_point(phases_of(settings_of("recipe=paper")), state)
     assert (place.phase.number, place.is_beginning) == (number, is_beginning)

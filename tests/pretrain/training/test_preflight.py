@@ -74,9 +74,7 @@ def another_manifest(ranks: Ranks, settings: Settings) -> None:
         stale = Path(settings.run.dir) / "stale"
         shutil.copytree(settings.data.dir, stale)
         manifest = read_json(stale / "len128/manifest.json")
-        write_json(
-            stale / "len128/manifest.json", {**manifest, "splits": manifest["splits"], "x": 1}
-        )
+        write_json(stale / "len128/manifest.json", {**manifest, "tokens_checksum": "another"})
         see_instead(settings.data.dir, stale)
 
 
