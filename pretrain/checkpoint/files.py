@@ -1,8 +1,8 @@
-"""Checkpoints: whole or absent, found by their manifests, the newest of them kept.
+"""Checkpoints: whole or absent, found by their manifests; the newest are kept.
 
-A checkpoint is the folder <run>/checkpoints/step-00001000. It is written under another name; its
-manifest, with the size and checksum of every other file, comes last; then it is renamed. Whatever
-ends the process, under the final name there is a whole checkpoint or none.
+A checkpoint is the folder <run>/checkpoints/step-00001000. It is written under another name. Its
+manifest, with the size and checksum of every other file, is written last; then the folder is
+renamed. So the final name has a whole checkpoint or none, however the process ends.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ def read_state(checkpoint: Path) -> CheckpointState:
 
 
 def path_of(run_folder: Path, step: int) -> Path:
-    """Where the checkpoint of `step` lies once it is whole."""
+    """The path of the checkpoint of `step` once it is whole."""
     return run_folder / "checkpoints" / f"step-{step:08d}"
 
 
 def make_room(path: Path, need: int) -> None:
-    """Make ready to write the checkpoint at `path`, of `need` bytes; clear what a killed save left.
+    """Remove what a killed save left, and make the temporary folder of the checkpoint at `path`.
 
-    Raises OSError where so many bytes are not free. A quota is not seen here, but by the write.
+    Raises OSError if `need` bytes are not free. A quota is only noticed by the write itself.
     """
     _remove_leftovers(path.parent)
     temporary_of(path).mkdir(parents=True)
@@ -80,10 +80,10 @@ def make_room(path: Path, need: int) -> None:
 def write_checkpoint(
     path: Path, state: CheckpointState, snapshot: Snapshot, keep: int, keep_every: int | None = None
 ) -> int:
-    """Write `snapshot` and `state` as the checkpoint at `path`; how many bytes it has.
+    """Write `snapshot` and `state` as the checkpoint at `path`; return its bytes.
 
-    `make_room` comes first. Then old ones go: the newest `keep` stay, and those of the steps that
-    are multiples of `keep_every`. Raises OSError or SafetensorError.
+    Call `make_room` first. Old checkpoints are then removed, except the newest `keep` and those of
+    steps that are multiples of `keep_every`. Raises OSError or SafetensorError.
     """
     temporary = temporary_of(path)
     checksums = snapshot.write(temporary)
@@ -95,10 +95,10 @@ def write_checkpoint(
 
 
 def newest_whole(run_folder: Path) -> Path | None:
-    """The newest checkpoint whose manifest holds; None where there is none.
+    """The newest checkpoint that agrees with its manifest; None if there is none.
 
-    Reads every byte of the ones it looks at: call it on one rank. A broken one is passed over, with
-    a warning that names it and what is wrong.
+    Reads every byte: call it on one rank. A broken one is skipped with a warning that names its
+    fault.
     """
     for path in sorted((run_folder / "checkpoints").glob("step-*"), reverse=True):
         fault = find_fault(path)
@@ -115,10 +115,10 @@ def load_checkpoint(
     forget: Collection[str] = (),
     tiles: int | None = None,
 ) -> CheckpointState:
-    """Put the engine into the state of the checkpoint at `path`; the `state` it was saved with.
+    """Load the checkpoint at `path` into the engine; return the state saved with it.
 
     `forget` and `tiles` are as in Engine.load. Collective; every rank reads `path`. Raises
-    SettingsError where it does not fit this run.
+    SettingsError if it does not fit this run.
     """
     engine.load(path, forget, tiles)
     ranks.barrier()  # no rank starts a step, or removes a checkpoint, while another still reads
@@ -126,7 +126,7 @@ def load_checkpoint(
 
 
 def find_fault(path: Path) -> str | None:
-    """What is wrong with the checkpoint at `path`, by its manifest; None if it is whole."""
+    """The first fault of the checkpoint at `path`, by its manifest; None if it is whole."""
     if not (path / MANIFEST_FILE).is_file():
         return f"{MANIFEST_FILE} is missing"
     try:
@@ -144,14 +144,14 @@ def find_fault(path: Path) -> str | None:
 
 
 def temporary_of(path: Path) -> Path:
-    """Where the checkpoint at `path` lies until it is whole."""
+    """The path of the checkpoint `path` until it is whole."""
     return path.with_name(f".{path.name}.tmp")
 
 
 def _seal(folder: Path, checksums: Mapping[str, str]) -> int:
-    """Flush every file to the disk and write the manifest that vouches for them; their bytes.
+    """Flush every file to the disk and write the manifest; return the bytes of the files.
 
-    `checksums` of those files whose writer knows what they must hold; the others are read again.
+    `checksums` has the files whose writer knows their checksum; the others are read again.
     """
     files, total = {}, 0
     for path in sorted(folder.iterdir()):
@@ -166,7 +166,7 @@ def _seal(folder: Path, checksums: Mapping[str, str]) -> int:
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
-    """Give a sealed folder its name; a broken checkpoint of that name makes way."""
+    """Give a sealed folder its name; replace a broken checkpoint of that name."""
     if final.exists():
         os.rename(final, final.with_name(f".{final.name}.replaced.tmp"))
     os.rename(temporary, final)
@@ -177,7 +177,7 @@ def _put_in_place(temporary: Path, final: Path) -> None:
 def _remove_old(path: Path, keep: int, keep_every: int | None) -> None:
     """Keep the newest `keep` up to `path`, and each of a step that `keep_every` divides.
 
-    Later ones are broken, or the run would have continued from them; they count for nothing.
+    Later ones are not counted: they are broken, or the run would have continued from them.
     """
     older = sorted(other for other in path.parent.glob("step-*") if other.name <= path.name)
     for other in older[:-keep]:

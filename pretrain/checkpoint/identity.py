@@ -1,4 +1,4 @@
-"""What decides the numbers of a run, and may not change while it continues."""
+"""The identity of a run: what determines its numbers, and may not change while it continues."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from pretrain.config.settings import Settings
 # Entries of an identity that are read again; the file has these names
 INIT_FROM, VOCAB_CHECKSUM = "run.init_from", "data (checksum of the vocabulary)"
 
-# Groups of settings that decide which numbers come out, and that a phase may change
+# Groups of settings that determine the numbers, and that a phase may change
 _DECIDING = ("data", "optim", "schedule")
 
 
 def identity(
     settings: Settings, manifests: Sequence[ShardsManifest], initial: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """What may not change while a run continues: whatever decides which numbers come out.
+    """Everything that determines a run's numbers, by the name it has in state.json.
 
-    `manifests` are those of each phase's shards, `initial` what run.init_from holds (initial.begin).
-    The number of ranks and the ZeRO stage are free, as they do not; so is the token budget, but where
-    it decides how many sequences a step has.
+    `manifests` are those of each phase's shards; `initial` is the entry of run.init_from. The
+    number of ranks and the ZeRO stage are free. So is the token budget, unless it determines how
+    many sequences a step has.
     """
     everything = as_dict(settings)
     budget = {

@@ -13,19 +13,19 @@ from pretrain.optim.schedules import is_over
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where in a run a checkpoint lies, or where a run begins."""
+    """The point of a run at which a checkpoint was written, or the beginning."""
 
     phase: Phase
     is_beginning: bool  # of the phase; the checkpoint is the last one of the phase before
 
     @property
     def forgets(self) -> tuple[str, ...]:
-        """What of the checkpoint does not come over."""
+        """What is not taken over from the checkpoint."""
         return self.phase.forgets if self.is_beginning else ()
 
     @property
     def tiles(self) -> int | None:
-        """Of the checkpoint's position table, as in Phase."""
+        """Rows of the checkpoint's position table to repeat, as in Phase."""
         return self.phase.tiles if self.is_beginning else None
 
 

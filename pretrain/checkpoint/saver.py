@@ -1,8 +1,8 @@
-"""Saving while training goes on: rank 0 copies the state, and a thread writes the copy.
+"""Saves while training continues: rank 0 copies the state, and a thread writes the copy.
 
-Training stands still for the copy alone. One checkpoint is on its way at a time; how it went, all
-ranks learn together, at a record of figures or at the next save. No lock is needed: the thread reads
-the copy and writes one record, which rank 0 reads once the thread has ended.
+Training pauses only for the copy. One checkpoint is written at a time. All ranks learn the result
+together, at a record of metrics or at the next save. No lock is needed: the thread reads the copy
+and writes one record, which rank 0 reads after the thread has ended.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ if TYPE_CHECKING:
     from pretrain.distributed.ranks import Ranks
     from pretrain.engine.engine import Engine
 
-# An exception ends the run: so long rank 0 waits for the checkpoint that is being written, rather
-# than lose it. Launchers give a rank as long between SIGTERM and SIGKILL.
+# How long rank 0 waits, after an exception, for the checkpoint that is being written. Launchers give
+# a rank as long between SIGTERM and SIGKILL.
 LONGEST_FAREWELL_S = 30.0
 
 logger = logging.getLogger(__name__)
 
 
 class NotSavedError(RuntimeError):
-    """A checkpoint could not be written. Raised on every rank; those before it are still there."""
+    """A checkpoint could not be written. Raised on every rank; earlier ones still exist."""
 
 
 @dataclasses.dataclass
 class _Write:
-    """A checkpoint on its way to the disk; but for its path, rank 0 alone knows about it."""
+    """A checkpoint that is being written. Other ranks than 0 only know its path."""
 
     step: int
     path: Path
     failure: str | None = None
     bytes: int = 0
-    seconds_blocked: float = 0.0  # for which training stood still
+    seconds_blocked: float = 0.0  # for which training paused
     seconds_written: float = 0.0
     thread: threading.Thread | None = None
 
     def run(self, write: Callable[[], int]) -> None:
-        """Write, and note how it went. What failed is removed: it may hold the last free bytes."""
+        """Write, and note the result. A failed write is removed: it may hold the last free bytes."""
         started = time.perf_counter()
         try:
             self.bytes = write()
-        except Exception as error:  # noqa: BLE001  whatever it was, all ranks are told
+        except Exception as error:  # noqa: BLE001  whatever it is, all ranks learn of it
             self.failure = f"{type(error).__name__}: {error}"
             shutil.rmtree(temporary_of(self.path), ignore_errors=True)
         self.seconds_written = time.perf_counter() - started
@@ -74,9 +74,9 @@ class Saver:
         identity: dict[str, Any],
         tell: Callable[..., None],
     ) -> None:
-        """Take the memory for a copy of the state. Raises RuntimeError where rank 0 has none.
+        """Allocate memory for a copy of the state. Raises RuntimeError if rank 0 has too little.
 
-        `identity` goes into each checkpoint; `tell` is `Monitor.event`.
+        `identity` is written into each checkpoint; `tell` is `Monitor.event`.
         """
         self._run_folder, self._engine, self._ranks = run_folder, engine, ranks
         self._settings, self._identity, self._tell = settings, identity, tell
@@ -84,10 +84,10 @@ class Saver:
         self._write: _Write | None = None
 
     def save(self, progress: Progress, is_last: bool = False) -> None:
-        """Begin to write the state as the checkpoint of `progress`; the last one: and wait for it.
+        """Begin to write the checkpoint of `progress`; if it is the last one, wait for it.
 
-        The one before is waited for. Raises NotSavedError on every rank where one could not be
-        written and the run shall stop for that, or nothing comes after it.
+        Waits for the one before. Raises NotSavedError on every rank if one could not be written
+        and it was the last, or checkpoint.on_failure is stop.
         """
         self.settle()
         started = time.perf_counter()
@@ -109,12 +109,12 @@ class Saver:
 
     @property
     def has_ended(self) -> bool:
-        """Whether `settle` would not wait: False on all ranks but 0, and where nothing is written."""
+        """Whether a write has ended: False on all ranks but 0, and if nothing is being written."""
         thread = self._write.thread if self._write else None
         return thread is not None and not thread.is_alive()
 
     def settle(self, is_last: bool = False) -> None:
-        """Wait for the checkpoint that is being written, if there is one, and say how it went.
+        """Wait for the checkpoint that is being written, if there is one, and log the result.
 
         Raises NotSavedError as `save` does.
         """
@@ -151,7 +151,7 @@ class Saver:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """After an exception, give what is being written a while to become whole. Not collective."""
+        """After an exception, wait a while for the checkpoint being written. Not collective."""
         if self._write is None or self._write.thread is None:
             return
         self._write.thread.join(LONGEST_FAREWELL_S)
@@ -160,7 +160,7 @@ class Saver:
             logger.error("checkpoint %s was not written: %s", self._write.path, failure)
 
     def _start(self, write: _Write, state: CheckpointState) -> None:
-        """Let a thread write the copy, on rank 0. It keeps no process alive."""
+        """Start the thread that writes the copy, on rank 0. It keeps no process alive."""
         if self._snapshot is None:
             return
         keep, keep_every = self._settings.keep, self._settings.keep_every

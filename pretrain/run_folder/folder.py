@@ -1,4 +1,4 @@
-"""runs/<run.name>/: opened by rank 0, which decides where the run continues."""
+"""Opens runs/<run.name>/ on rank 0, and decides where the run continues."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from pretrain.run_folder.environment import environment
 
 
 def open_run_folder(folder: Path, settings: Settings, now: dict[str, Any]) -> Path | None:
-    """Make the folder, write config.yaml and environment.json; the checkpoint to continue from.
+    """Make the folder with config.yaml and environment.json; return the checkpoint to continue.
 
-    `now` is the run's identity. None means step 0. Raises SettingsError where run.resume forbids
-    what is found, where all checkpoints are broken and where the newest belongs to a run with other
-    settings or data.
+    None means step 0. `now` is the run's identity. Raises SettingsError if run.resume forbids what
+    is found, all checkpoints are broken, or the newest belongs to a run of other settings or data.
     """
     from pretrain.checkpoint.files import find_fault, newest_whole
 

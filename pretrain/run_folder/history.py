@@ -1,6 +1,6 @@
-"""What a run's folder tells of it: its starts and how each ended, its figures, its events.
+"""A run's history from its folder: its starts and how each ended, its metrics, its events.
 
-For whoever looks at runs: nothing is written, and a run may be in progress. Needs no torch.
+Nothing is written, and the run may be in progress. Needs no torch.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ BEGINNINGS = ("started", "resumed", "rewound")
 class State(enum.Enum):
     running = "running"
     finished = "finished"
-    stopped = "stopped"  # by a signal, all saved: it waits for its next start
+    stopped = "stopped"  # by a signal, after saving: the next start continues it
     died = "died"  # killed, or ended by an error
-    empty = "empty"  # it has not come to its first step
+    empty = "empty"  # no step yet
 
 
 @dataclass
 class Stretch:
-    """Training from a start, or from where the run went back before a spike, up to its end."""
+    """Training from a start, or from a rewind before a spike, up to its end."""
 
     began: datetime
     kind: str  # started, resumed or rewound
@@ -51,13 +51,13 @@ class Stretch:
 
     @property
     def lost_steps(self) -> int:
-        """Steps that were made and had to be made again."""
+        """Steps that had to be made again."""
         return self.last_step - self.counted_step
 
 
 @dataclass
 class History:
-    """All that the files of one run folder say. `records` and `events`: their lines, oldest first."""
+    """The content of a run folder. `records` and `events` are lines of its files, oldest first."""
 
     folder: Path
     settings: Settings
@@ -66,16 +66,15 @@ class History:
     guesses: list[dict[str, Any]]  # of each evaluation, by sentence
     environment: dict[str, Any]
     owner_lives: bool
-    downstream: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # fine-tuned checkpoints, by task
+    # fine-tuned checkpoints, by task
+    downstream: list[dict[str, Any]] = field(default_factory=list)
     stretches: list[Stretch] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: Path) -> History:
-        """Raises SettingsError where `folder` is not a run's."""
-        settings = settings_of(folder)
-        if any("time" not in record for record in readable_lines(folder / "metrics.jsonl")):
+        """Read a run folder. Raises SettingsError if `folder` is none."""
+        settings, records = settings_of(folder), readable_lines(folder / "metrics.jsonl")
+        if any("time" not in record for record in records):
             raise SettingsError(
                 f"{folder / 'metrics.jsonl'} does not say when its records were written: an earlier "
                 "version of this project wrote it; use that one, or train again"
@@ -84,7 +83,7 @@ class History:
         history = cls(
             folder,
             settings,
-            readable_lines(folder / "metrics.jsonl"),
+            records,
             readable_lines(folder / "events.jsonl"),
             readable_lines(folder / "guesses.jsonl"),
             read_json(environment) if environment.exists() else {},
@@ -104,32 +103,28 @@ class History:
 
     @property
     def state(self) -> State:
-        """What the run does now."""
+        """Whether the run is running, or how it ended."""
         if self.owner_lives:
             return State.running
         if not self.stretches:
             return State.empty
         end = self.stretches[-1].end
-        return (
-            State.finished
-            if end == "finished"
-            else State("stopped" if end == "stopped" else "died")
-        )
+        return State(end) if end in ("finished", "stopped") else State.died
 
     @property
     def step(self) -> int:
-        """Updates made, those included that the next start may have to make again."""
+        """Updates made, including those that the next start may have to repeat."""
         return max((record["step"] for record in self.records), default=0)
 
     @property
     def total_steps(self) -> int | None:
-        """Updates of all phases together; None where hours end one of them."""
+        """Updates of all phases together; None if a budget of hours ends one of them."""
         lasts = [phase.settings.schedule.last_step for phase in self.phases]
         return None if None in lasts else sum(last for last in lasts if last is not None)
 
     @property
     def wall_s(self) -> float:
-        """Seconds from the first start's first step to the last sign of life, pauses included."""
+        """Seconds from the first start to the last line written, pauses included."""
         if not self.stretches:
             return 0.0
         return (self.stretches[-1].ended - self.stretches[0].began).total_seconds()
@@ -140,12 +135,12 @@ class History:
         return sum((s.ended - s.began).total_seconds() for s in self.stretches)
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
-        """Steps and values of a figure, without the values that are not finite."""
+        """Steps and values of a metric, without values that are not finite."""
         points = [(r["step"], r[name]) for r in self.records if r.get(name) is not None]
         return [step for step, _ in points], [value for _, value in points]
 
     def last(self, name: str) -> float | None:
-        """The newest value of a figure; None where there is none."""
+        """The newest value of a metric; None if there is none."""
         return next((r[name] for r in reversed(self.records) if r.get(name) is not None), None)
 
     def _stretches(self) -> Iterator[Stretch]:
@@ -206,7 +201,7 @@ def moment(line: dict[str, Any]) -> datetime:
 
 
 def run_folders(parent: Path) -> list[Path]:
-    """The run folders in `parent`, by name. Raises SettingsError where there are none."""
+    """The run folders in `parent`, by name. Raises SettingsError if there are none."""
     folders = sorted(path.parent for path in parent.glob("*/config.yaml"))
     if not folders:
         raise SettingsError(
@@ -216,7 +211,7 @@ def run_folders(parent: Path) -> list[Path]:
 
 
 def _lives(owner_file: Path) -> bool:
-    """Whether the process that holds the run folder lives, by what it left there."""
+    """Whether the process that holds the run folder lives, by its owner.json."""
     try:
         owner = read_json(owner_file)
         if owner["host"] == os.uname().nodename:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import logging
 import os
@@ -18,14 +17,14 @@ logger = logging.getLogger(__name__)
 
 
 def append_event(run_folder: Path, kind: str, facts: dict[str, Any]) -> None:
-    """One line in events.jsonl of what happens before there is a monitor."""
+    """Append one line to events.jsonl, before there is a monitor."""
     events = Lines(run_folder / "events.jsonl")
     events.write(event_line(kind, facts))
     events.close()
 
 
 class Lines:
-    """Appends to a file. What a full disk does not take is kept, and written once it does."""
+    """Appends to a file. Keeps what a full disk refuses, and writes it once there is room."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -57,36 +56,38 @@ def _ends_in_a_line(path: Path) -> bool:
 
 
 def readable_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file of JSON lines, but one that a killed process did not finish; [] without it."""
-    lines = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
+    """The objects of a JSON-lines file, without a half-written line; [] if there is no file."""
+    return [line for _, line in _parsed(path)] if path.exists() else []
+
+
+def _parsed(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Each line as it is, and parsed; passes over one that a killed process did not finish."""
+    for line in path.read_bytes().splitlines(keepends=True):
         try:
-            lines.append(orjson.loads(line))
+            yield line, orjson.loads(line)
         except orjson.JSONDecodeError:
             continue
-    return lines
 
 
 def json_line(value: dict[str, Any]) -> bytes:
+    """One line of a JSON-lines file."""
     return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
 
 
 def event_line(kind: str, facts: dict[str, Any]) -> bytes:
+    """One line of events.jsonl."""
     return json_line({"time": now(), "event": kind, **facts})
 
 
 def now() -> str:
+    """The time in UTC, as in the files: 2026-01-31T12:00:00.000+00:00."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
 def keep_steps_up_to(metrics: Path, step: int) -> dict[str, Any] | None:
-    """Drop the records of later steps; the last of them, or None where there is none."""
+    """Drop the records of later steps; return the last of them, or None if there is none."""
     kept, last = [], None
-    for line in metrics.read_bytes().splitlines(keepends=True):
-        try:
-            record = orjson.loads(line)
-        except orjson.JSONDecodeError:  # the line that a killed process did not finish
-            continue
+    for line, record in _parsed(metrics):
         if record["step"] <= step:
             kept.append(line)
         else:
@@ -94,11 +95,3 @@ def keep_steps_up_to(metrics: Path, step: int) -> dict[str, Any] | None:
     with whole_or_absent(metrics) as temporary:
         temporary.write_bytes(b"".join(kept))
     return last
-
-
-def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON lines of a file that is being written: without one that is half there."""
-    if path.exists():
-        for line in path.read_bytes().splitlines():
-            with contextlib.suppress(orjson.JSONDecodeError):
-                yield orjson.loads(line)

@@ -1,14 +1,14 @@
-"""One job at a time on a run folder: a second one is told who is there.
+"""One job at a time on a run folder: a second one is refused, with the owner named.
 
-Two things say that a folder is taken. An fcntl lock on `run.lock`, which the kernel drops when its
-process dies, however it dies. And `owner.json`, which names the owner and counts up while it lives.
+Two things mark a folder as taken: an fcntl lock on `run.lock`, which the kernel drops when its
+process dies, and `owner.json`, which names the owner and counts up while it lives.
 
-What holds where. On a local disk, on NFS 4 and on Lustre mounted with `flock` the lock alone decides;
-a lost node's lock falls when the server gives its client up. On Lustre with `localflock` and on some
-FUSE mounts a lock is known on its own node only, and NFS without lockd or Lustre with `noflock` has none:
-there the count decides. Each look opens the file anew, which NFS answers from the server, and
-no clocks are compared: a count that stands still for WATCH_S is a dead owner's. Not covered: two
-jobs that start within the same second on such a file system.
+On a local disk, on NFS 4 and on Lustre mounted with `flock` the lock alone decides. The lock of a
+lost node is dropped when the server gives up its client. On Lustre with `localflock` and on some
+FUSE mounts a lock is known on its own node only; NFS without lockd and Lustre with `noflock` have
+none. There the count decides. Each check opens the file again, which NFS answers from the server.
+No clocks are compared: if the count does not change for WATCH_S, the owner is dead. Not covered:
+two jobs that start within the same second on such a file system.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class RunLock:
         self._beats = threading.Thread(target=self._keep_beating, daemon=True, name="run-lock")
 
     def __enter__(self) -> RunLock:
-        """Take the folder. Raises SettingsError, naming the owner, where another job holds it."""
+        """Take the folder. Raises SettingsError, naming the owner, if another job holds it."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        # fcntl drops a lock when its process closes any descriptor of the file: nothing else opens it
+        # fcntl drops a lock when its process closes any descriptor of the file; only this one is open
         self._file: IO[bytes] = (self._folder / LOCK_FILE).open("ab")
         try:
             self._take()
@@ -84,7 +84,7 @@ class RunLock:
             is_locked = False
         owner = _read_owner(self._folder)
         if owner is not None:
-            # on one host the lock has answered already; from elsewhere it may not be seen
+            # on one host the lock is certain; from another it may not be seen
             is_certain = is_locked and owner.get("host") == self._owner["host"]
             if not is_certain and self._counts_up(owner):
                 self._refuse(owner)
@@ -92,7 +92,7 @@ class RunLock:
         write_json(self._folder / OWNER_FILE, self._owner)
 
     def _counts_up(self, owner: dict[str, Any]) -> bool:
-        """Watch whether the owner still lives; ends early where it does or leaves in order."""
+        """Whether the owner still lives. Returns early if its count or its file changes."""
         end = time.monotonic() + self._watch_s
         while time.monotonic() < end:
             time.sleep(self._beat_s / 5)
@@ -116,12 +116,12 @@ class RunLock:
             self._owner["beat"] += 1
             try:
                 write_json(self._folder / OWNER_FILE, self._owner)
-            except OSError as error:  # a full disk: the lock still stands
+            except OSError as error:  # a full disk: the lock still holds
                 logger.warning("%s cannot be written: %s", self._folder / OWNER_FILE, error)
 
 
 def _read_owner(folder: Path) -> dict[str, Any] | None:
-    """Who says that the folder is theirs; None where nobody does."""
+    """The owner of the folder; None if there is none."""
     try:
         owner: dict[str, Any] = read_json(folder / OWNER_FILE)
     except (FileNotFoundError, ValueError):
