@@ -286,7 +286,7 @@ def resume(
     if ranks.rank == 0:
         again.mkdir()
     save_state(engine, again)
-    return continue_training(engine, state["position"], 6), gathered(engine)
+    return continue_training(engine, state.position, 6), gathered(engine)
 
 
 ENGINE_FILES = ("model.safetensors", "optimizer.safetensors", "engine.json")
