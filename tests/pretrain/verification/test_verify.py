@@ -11,6 +11,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import run_in_fork
 from run_in_fork import Hook, pretrain_run
@@ -19,6 +20,7 @@ import pretrain.verification.replica
 from data_prep.core.config import SettingsError, as_dict, as_overrides
 from data_prep.core.files import checksum
 from pretrain import verify
+from pretrain.checkpoint.progress import Progress
 from pretrain.config.load import load, settings_of
 from pretrain.config.phases import phases_of
 from pretrain.data.train_loader import TrainLoader
@@ -327,8 +329,9 @@ def test_a_run_s_settings_as_they_are_typed_are_its_settings(
     assert settings_of(tmp_path) == settings
 
 
-def state_at(step: int, phase: int = 1, first_step: int = 0, elapsed_s: float = 0.0) -> Any:
-    return {"step": step, "phase": phase, "first_step": first_step, "elapsed_s": elapsed_s}
+def state_at(step: int, phase: int = 1, first_step: int = 0, elapsed_s: float = 0.0) -> Progress:
+    begun = Progress.begin(phase, step)
+    return msgspec.structs.replace(begun, first_step=first_step, elapsed_s=elapsed_s)
 
 
 @pytest.mark.parametrize(
@@ -344,7 +347,7 @@ def state_at(step: int, phase: int = 1, first_step: int = 0, elapsed_s: float = 
     ],
 )
 def test_steps_left_are_those_of_the_phase_or_as_many_as_the_clock_allows_a_slow_copy(
-    recipe: str, state: Any, left: int
+    recipe: str, state: Progress | None, left: int
 ) -> None:
     settings, _ = load(["+model=tiny", f"recipe={recipe}"], world_size=1)
     assert steps_left(phases_of(settings), state) == left
