@@ -77,7 +77,7 @@ class DocumentsManifest(Record):
 
 
 class DocumentPart(PartEntry, kw_only=True):
-    """One file of the store, with its source and where it lies."""
+    """One file of the store, with its source and path."""
 
     source: str
     path: Path

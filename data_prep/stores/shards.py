@@ -2,8 +2,8 @@
 
 A shard is an Arrow IPC stream file, uncompressed, with one record batch: it is memory-mapped
 without a copy, has the same bytes when written twice, and opens with `datasets` and pyarrow alone.
-A row is one example, `[CLS] A [SEP] B [SEP]`, unmasked and unpadded, with its static mask beside
-it. What the pairs are, the manifest says (`pairs`, see data_prep/core/objectives.py). Without pairs the
+A row is one example, `[CLS] A [SEP] B [SEP]`, unmasked and unpadded, with its static mask next
+to it. The manifest has the kind of pairs (`pairs`, see data_prep/core/objectives.py). Without pairs the
 row is `[CLS] text [SEP]` in the same columns: all of it is segment A, `next_sentence_label` is 0
 and `document_b` is `document_a`. The manifest of the folder, written last, names every shard with its size and checksum.
 
@@ -135,7 +135,7 @@ class Examples:
     next_sentence_labels: NDArray[np.uint8]  # (N,) 1: random or swapped (Pairing.label_1)
     masked_positions: NDArray[np.uint16]  # (M,) inside the example, ascending
     masked_offsets: NDArray[Any]  # (N + 1,) into masked_positions and masked_input_ids
-    masked_input_ids: NDArray[Any]  # (M,) what stands there in the masked input
+    masked_input_ids: NDArray[Any]  # (M,) ids at these positions in the masked input
     document_a: NDArray[np.uint32]  # (N,) running number of A's document in its split
     document_b: NDArray[np.uint32]  # (N,) and of B's
 
@@ -150,7 +150,7 @@ class Examples:
 
     @property
     def targets(self) -> NDArray[Any]:
-        """(M,) the ids that the model has to find: what stands unmasked at the masked positions."""
+        """(M,) the ids that the model has to predict: the unmasked ids at the masked positions."""
         targets_M: NDArray[Any] = self.input_ids[self.masked_indices]
         return targets_M
 

@@ -112,7 +112,7 @@ def _check_numbers(settings: Settings) -> list[str]:
     wrong += _check_schedule(settings.schedule)
     name = settings.run.name
     if name is not None and (not name or "/" in name or name.startswith(".")):
-        wrong.append(f"run.name={name!r} must be the name of one folder (run.dir is where it lies)")
+        wrong.append(f"run.name={name!r} must be the name of one folder (run.dir is its parent)")
     return wrong
 
 

@@ -11,14 +11,14 @@ from pretrain.config.settings import Settings
 
 
 def folder_of_run(settings: Settings) -> Path:
-    """Where it lies."""
+    """The folder of the run with these settings."""
     return Path(settings.run.dir) / str(settings.run.name)
 
 
 def settings_of(folder: Path) -> Settings:
-    """The settings of the run in `folder`. What its version did not have is as in conf/.
+    """The settings of the run in `folder`; settings that its version lacked are as in conf/.
 
-    Raises SettingsError where there is no run, or one of a version that had other settings.
+    Raises SettingsError if there is no run, or it is of a version that had other settings.
     """
     from omegaconf import OmegaConf
 

@@ -1,7 +1,7 @@
 """What a pretraining run is: typed settings.
 
-The values live in conf/, with a comment on each line; here are their types, and nothing has a
-default twice. What may stand beside what: pretrain/config/checks.py.
+The values are in conf/, with a comment on each line; only their types are here, so that nothing has
+two defaults. pretrain/config/checks.py checks which values go together.
 """
 
 from __future__ import annotations
@@ -125,10 +125,10 @@ class DataSettings:
 class OptimSettings:
     name: OptimizerName
     global_batch: int  # sequences per optimizer step, all ranks together
-    tokens_per_step: int | None  # as many sequences as fill so many tokens; None: global_batch
+    tokens_per_step: int | None  # in place of global_batch: as many sequences as fill these
     learning_rate: float  # peak
     betas: list[float]
-    eps: float  # beside the root, not below it
+    eps: float  # added to the root, not under it
     weight_decay: float  # not on biases and LayerNorm
     max_grad_norm: float | None  # global norm to which gradients are clipped; None: not clipped
     bias_correction: bool  # of the moments
@@ -137,15 +137,15 @@ class OptimSettings:
 
     @property
     def step_size(self) -> str:
-        """What an optimizer step is made on, in words."""
+        """The size of an optimizer step, in words."""
         if self.tokens_per_step is None:
             return f"{self.global_batch:,} sequences"
         return f"{self.tokens_per_step:,} tokens, in whole sequences"
 
     def sequences_per_step(self, mean_length: float) -> float:
-        """Of sequences of so many tokens on the average; with tokens_per_step about so many.
+        """Sequences per optimizer step of this mean length; an estimate with tokens_per_step.
 
-        The sequence that comes next does not fit: half a sequence's room is left.
+        The next sequence does not fit: on average half a sequence's room is left.
         """
         if self.tokens_per_step is None:
             return self.global_batch
@@ -187,7 +187,7 @@ class ScheduleSettings:
 
 @dataclass
 class PhaseSettings:
-    """A further phase: what it changes, and what it takes over besides the weights."""
+    """A further phase: its changes, and what it takes over in addition to the weights."""
 
     changes: dict[str, Any]  # {group: {name: value}}; all else is as in the first phase
     moments: Carried
@@ -247,7 +247,7 @@ class LogSettings:
     project: str
     entity: str | None
     artifact: bool  # send the exported model to wandb at the end
-    timeout_s: float  # seconds for wandb's server to start the run, and to take the last figures
+    timeout_s: float  # seconds for wandb's server to start the run, and to take the last metrics
 
 
 class Padding(enum.Enum):

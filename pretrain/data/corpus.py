@@ -1,6 +1,6 @@
-"""The prepared corpus that a run trains on: found, checked by its manifest, or made if it is the sample.
+"""The prepared corpus that a run trains on: found and checked, or made if it is the sample.
 
-Imports no torch: what is wrong with the data is said within a second.
+Imports no torch: wrong data is refused within a second.
 """
 
 from __future__ import annotations
@@ -13,23 +13,22 @@ from data_prep.core.records import read_manifest
 from data_prep.stores.shards import ShardsManifest
 from pretrain.config.settings import DataSettings
 
-# The sample is small: a small vocabulary, one document in twelve held out so that the held-out
-# figures rest on some ten thousand masked tokens, and several passes, each with other pairs, or next
-# sentence prediction is learnt by heart.
+# The sample is small. So its vocabulary is small, and one document in twelve is held out, so that
+# evaluation has some ten thousand masked tokens. It takes several passes, each with other pairs:
+# otherwise the pairs are memorised.
 SAMPLE = ("vocab_size=4096", "heldout_fraction=0.08", "copies=5")
 
 
 def folder_of(data: DataSettings) -> Path:
-    """Where the shards of data.seq_len tokens lie."""
+    """The folder of the shards of data.seq_len tokens."""
     return Path(data.dir) / f"len{data.seq_len}"
 
 
 def manifest_of(data: DataSettings) -> ShardsManifest:
-    """The shards' manifest, checked against the vocabulary that lies beside it.
+    """The shards' manifest, checked against the vocabulary next to it.
 
-    Raises SettingsError when there are no such shards, when their manifest is of another version,
-    when they hold other pairs than data.pairs, or when the vocabulary is another one than the shards
-    were encoded with.
+    Raises SettingsError if there are no such shards, their manifest is of another version, they hold
+    other pairs than data.pairs, or they were encoded with another vocabulary.
     """
     folder = folder_of(data)
     path = folder / "manifest.json"

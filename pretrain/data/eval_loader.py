@@ -22,7 +22,7 @@ class HeldOutBatch:
 
 
 def held_out_ids(num_examples: int, max_examples: int | None) -> NDArray[np.int64]:
-    """The examples that are evaluated, ascending: all, or so many spread evenly over all.
+    """The examples that are evaluated, ascending: all, or `max_examples` spread evenly over all.
 
     They are stored document by document and source by source: the first ones would be of a few
     documents of one source.

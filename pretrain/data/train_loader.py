@@ -1,9 +1,9 @@
 """Global batches of a run, read, masked, dealt and packed ahead of the training loop.
 
-What is in the global batch that begins at place p of the stream is a pure function of (shards, seed,
-p): never of the rank, the number of ranks or a thread, and of the token budget only where steps are
-counted in tokens. The deal of it to ranks is one of these and the lengths. So the state of the loader
-is one integer, the examples taken, and starting at it is all that resuming takes.
+The content of the global batch that begins at position p of the stream is a pure function of (shards,
+seed, p). It depends on no rank, number of ranks or thread, and on the token budget only if steps are
+counted in tokens. How it is dealt to ranks depends on these and on the lengths. So the state of the
+loader is one integer, the examples taken; resuming starts at it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class GlobalBatch:
 
 
 def passed_over(position: int, ranges: Sequence[Sequence[int]]) -> int:
-    """The first position from this one on that lies in none of the ranges [first, end)."""
+    """The first position from this one on that is in none of the ranges [first, end)."""
     while (ends := [end for first, end in ranges if first <= position < end]) != []:
         position = max(ends)
     return position
@@ -60,9 +60,9 @@ def passed_over(position: int, ranges: Sequence[Sequence[int]]) -> int:
 class TrainLoader:
     """The stream of global batches, as one rank sees it.
 
-    Of exactly `global_batch` examples each, or, with `tokens_per_step`, of as many as fill so many
-    tokens in micro-batches of `token_budget`. A background thread prepares the next few. `waited_s`
-    is how long the loop has waited for data.
+    Each has exactly `global_batch` examples, or, with `tokens_per_step`, as many as fill these tokens
+    in micro-batches of `token_budget`. A background thread prepares the next few. `waited_s` is how
+    long the loop has waited for data.
     """
 
     def __init__(

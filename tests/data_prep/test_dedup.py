@@ -419,7 +419,7 @@ def test_the_job_finds_nothing_to_do_with_keep_and_refuses_an_unfinished_collect
     assert dedup.main([f"data_dir={tmp_path / 'd'}", "duplicates=keep"]) == 0
     assert "kept and not looked for" in capsys.readouterr().out
     assert dedup.main([f"data_dir={tmp_path / 'd'}"]) == 1
-    assert "its collect has not finished" in capsys.readouterr().err
+    assert "the store is not finished" in capsys.readouterr().err
 
 
 def test_the_bytes_are_the_same_for_one_and_three_workers(tmp_path: Path) -> None:
