@@ -32,6 +32,7 @@ SHOWN = 10  # notes per stage
 # Input of a result: what it was made of, and what is there now.
 T = TypeVar("T")
 Inputs = dict[str, tuple[Any, Any]]
+Faults = dict[Path, str]  # of manifests that cannot be read
 
 
 @dataclass
@@ -57,7 +58,8 @@ def run(settings: DataPrepSettings) -> list[Stage]:
 def stages_of(settings: DataPrepSettings, now: float) -> list[Stage]:
     """All stages in order; `now` in unix seconds. Raises ValueError if none has begun."""
     root = Path(settings.data_dir)
-    plan = list(_plan(root, settings))
+    unreadable: Faults = {}
+    plan = list(_plan(root, settings, unreadable))
     if not any(path.parent.exists() for _, path, _, _ in plan):
         raise ValueError(
             f"{root} holds no corpus; begin with python -m data_prep.collect +source=NAME "
@@ -73,6 +75,8 @@ def stages_of(settings: DataPrepSettings, now: float) -> list[Stage]:
         to_do = _judge_tasks(stage, logs, planned, settings.workers, now)
         changed = [what for what, (then, there) in inputs.items() if then != there]
         faults = [*result.get("faults", []), *result.get("damaged", [])]
+        if path in unreadable:
+            changed, faults = [], [unreadable[path]]
         if result and not to_do:
             stage.state = "out of date" if changed else "faulty" if faults else "done"
             stage.notes += [f"other {what} than it was made of" for what in changed] or faults
@@ -86,16 +90,22 @@ def stages_of(settings: DataPrepSettings, now: float) -> list[Stage]:
     return stages
 
 
-def _plan(root: Path, settings: DataPrepSettings) -> Iterator[tuple[str, Path, str, Inputs]]:
-    """Name, last file of the result, options of the command and inputs of each stage."""
+def _plan(
+    root: Path, settings: DataPrepSettings, unreadable: Faults
+) -> Iterator[tuple[str, Path, str, Inputs]]:
+    """Name, last file of the result, options of the command and inputs of each stage.
+
+    Fills in `unreadable` with the manifests that are not as this version writes them.
+    """
     documents: dict[str, str] = {}
     for folder in sorted(path for path in (root / "documents").glob("*") if path.is_dir()):
         path = folder / "manifest.json"
         yield f"collect {folder.name}", path, f"+source={folder.name}", {}
-        if collected := _manifest(path, DocumentsManifest):
+        if collected := _manifest(path, DocumentsManifest, unreadable):
             documents |= {f"{folder.name}/{part.name}": part.checksum for part in collected.parts}
     vocab_path, tokens_path = root / "vocab" / "manifest.json", root / "tokens" / "manifest.json"
-    vocab, tokens = _manifest(vocab_path, VocabManifest), _manifest(tokens_path, TokensManifest)
+    vocab = _manifest(vocab_path, VocabManifest, unreadable)
+    tokens = _manifest(tokens_path, TokensManifest, unreadable)
     copies_path = root / "documents" / "duplicates.json"
     compared = _read(copies_path).get("made_from", {}).get("documents")
     # A token store without them was encoded with duplicates=keep
@@ -116,7 +126,7 @@ def _plan(root: Path, settings: DataPrepSettings) -> Iterator[tuple[str, Path, s
     for length in sorted(lengths) or [settings.seq_len]:
         path = root / f"len{length}" / "manifest.json"
         audit_path = root / "audit" / str(length) / "audit.json"
-        built = _manifest(path, ShardsManifest)
+        built = _manifest(path, ShardsManifest, unreadable)
         store = (built and built.tokens_checksum, _checksum(tokens_path))
         shards = (_read(audit_path).get("shards_checksum"), _checksum(path))
         yield f"build {length}", path, f"seq_len={length}", {"token store": store}
@@ -195,9 +205,15 @@ def _read(path: Path) -> Any:
         return {}
 
 
-def _manifest(path: Path, kind: type[T]) -> T | None:
-    """A store's manifest; None if the store is not finished."""
-    return read_record(path, kind, "delete it and run its job again") if path.exists() else None
+def _manifest(path: Path, kind: type[T], faults: Faults) -> T | None:
+    """A store's manifest; None if the store is not finished, or if another version wrote it."""
+    try:
+        return read_record(path, kind, "delete it and run its job again")
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        faults[path] = str(error)
+        return None
 
 
 def _records(folder: Path) -> dict[str, Any]:

@@ -15,13 +15,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.core.config import SettingsError
 from pretrain.config.arguments import run_command
 from pretrain.training.export_run import export_run
 
 
 def export(run: Path, checkpoint: Path | None = None, target: Path | None = None) -> None:
     """The command."""
-    print(f"export  {export_run(run, checkpoint, target)}")
+    try:
+        print(f"export  {export_run(run, checkpoint, target)}")
+    except ValueError as error:  # a manifest or a state of another version
+        raise SettingsError(str(error)) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

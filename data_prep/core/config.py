@@ -114,11 +114,13 @@ def _use_names(values: Any, schema: type) -> None:
     for name, kind in _fields(schema).items():
         if name not in values or values[name] is None:
             continue
+        is_group = isinstance(values[name], Mapping)
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            _use_names(values[name], kind)
+            if is_group:
+                _use_names(values[name], kind)
         elif isinstance(kind, enum.EnumType) and isinstance(values[name], bool):
             values[name] = str(values[name]).lower()
-        elif get_origin(kind) is dict and get_args(kind)[0] is str:
+        elif is_group and get_origin(kind) is dict and get_args(kind)[0] is str:
             values[name] = {str(key): value for key, value in values[name].items()}
 
 

@@ -31,7 +31,7 @@ def read_record(path: Path, kind: type[T], cure: str) -> T:
 
 
 def read_manifest(path: Path, kind: type[T], command: str) -> T:
-    """Read the manifest of a store that `command` makes. Raises ValueError as read_record does."""
+    """Read the manifest of a store that `command` makes. Raises ValueError as `read_record`."""
     if not path.is_file():
         raise ValueError(f"{path} is missing: the store is not finished; run {command}")
     return read_record(path, kind, f"delete it and run {command}")

@@ -172,7 +172,7 @@ def list_parts(data_dir: Path) -> list[DocumentPart]:
 
 def read_documents_manifest(folder: Path) -> DocumentsManifest:
     """Read the manifest of a source's documents. Raises ValueError as `read_manifest` does."""
-    command = f"python -m data_prep.collect +source={folder.name}"
+    command = f"the command in {folder}/logs/job.json again, or delete {folder}"
     return read_manifest(folder / "manifest.json", DocumentsManifest, command)
 
 

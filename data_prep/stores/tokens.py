@@ -58,7 +58,7 @@ class EncodeSettings(Record):
     tokenizers: str
     schema_version: int
     documents: dict[str, str]  # checksum of each part, by "source/name"
-    duplicates: dict[str, Any]  # of these parts, as `data_prep.dedup.duplicates.left_out`
+    duplicates: dict[str, Any]  # of these parts, as `data_prep.dedup.left_out`
 
 
 class TokensManifest(Record):

@@ -15,7 +15,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, flush_to_disk, write_json
 from data_prep.core.records import Record, read_record
 from pretrain.checkpoint.progress import CheckpointState
@@ -47,17 +46,14 @@ class CheckpointManifest(Record):
 
 def read_checkpoint_manifest(checkpoint: Path) -> CheckpointManifest:
     """Read the manifest of a checkpoint. Raises ValueError as `read_record` does."""
-    cure = "it is broken, or of another version"
+    cure = "it is broken, or continues only with the version that wrote it"
     return read_record(checkpoint / MANIFEST_FILE, CheckpointManifest, cure)
 
 
 def read_state(checkpoint: Path) -> CheckpointState:
-    """Read state.json of a checkpoint. Raises SettingsError if another version wrote it."""
+    """Read state.json of a checkpoint. Raises ValueError if another version wrote it."""
     cure = "continue with the version that wrote it, or type another run.name"
-    try:
-        return read_record(checkpoint / STATE_FILE, CheckpointState, cure)
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
+    return read_record(checkpoint / STATE_FILE, CheckpointState, cure)
 
 
 def path_of(run_folder: Path, step: int) -> Path:

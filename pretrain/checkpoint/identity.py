@@ -74,7 +74,7 @@ def _together(shards: Sequence[ShardEntry]) -> str:
 
 def init_from_of(identity: dict[str, Any]) -> dict[str, str] | None:
     """The {"folder", "checksum"} of run.init_from; None if the run began with random weights."""
-    return cast("dict[str, str] | None", identity[INIT_FROM])
+    return cast("dict[str, str] | None", identity.get(INIT_FROM))
 
 
 def vocab_checksum_of(identity: dict[str, Any]) -> str:

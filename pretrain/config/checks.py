@@ -18,8 +18,6 @@ from pretrain.config.settings import (
     TrustRatio,
 )
 
-pass
-
 
 def check(settings: Settings, world_size: int) -> None:
     """Refuse what cannot work on `world_size` ranks. Raises SettingsError listing every reason."""

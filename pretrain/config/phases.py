@@ -86,7 +86,7 @@ def phases_of(settings: Settings) -> list[Phase]:
 
 
 def check_phases(settings: Settings, world_size: int) -> None:
-    """`settings_check.check` of every phase. Raises SettingsError naming the phase."""
+    """`config.checks.check` of every phase. Raises SettingsError naming the phase."""
     check(settings, world_size)
     for phase in phases_of(settings)[1:]:
         try:

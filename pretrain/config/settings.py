@@ -12,8 +12,6 @@ from typing import Any
 
 from data_prep.core.objectives import Pairing
 
-pass
-
 
 class Resume(enum.Enum):
     """What to do about checkpoints of an earlier start of the same run."""

@@ -57,7 +57,7 @@ def resolve_precision(settings: EngineSettings, device: torch.device) -> Precisi
             "engine.precision=fp16 needs a GPU; set engine.precision=fp32 on this machine"
         )
     low = precision in (Precision.bf16, Precision.fp16)
-    assert settings.zero_stage > 0 or not low, "settings_check.check refuses this"
+    assert settings.zero_stage > 0 or not low, "config.checks.check refuses this"
     return precision
 
 

@@ -20,13 +20,13 @@ from data_prep.stores.shards import ShardsManifest, read_shards_manifest
 from data_prep.tokenizer.vocab_file import read_vocab
 from data_prep.tokenizer.wordpiece import make_tokenizer
 from pretrain.checkpoint.files import STATE_FILE, find_fault, newest_whole, read_state
+from pretrain.checkpoint.identity import init_from_of, vocab_checksum_of
 from pretrain.config.settings import ModelSettings, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pretrain.model.bert import BertForPreTraining
-from pretrain.checkpoint.identity import init_from_of, vocab_checksum_of
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack")
@@ -341,7 +341,10 @@ def _checkpoint(folder: Path) -> InitWeights:
     """A checkpoint of ours, whole by its manifest."""
     if fault := find_fault(folder):
         raise SettingsError(f"run.init_from={folder}: that checkpoint is broken: {fault}")
-    identity = read_state(folder).identity
+    try:
+        identity = read_state(folder).identity
+    except ValueError as error:
+        raise SettingsError(f"run.init_from={folder}: {error}") from error
     sizes = {name: identity[f"model.{name}"] for name in SIZES}
     tokens = _checkpoint_vocabulary(folder, vocab_checksum_of(identity))
     return InitWeights(folder, (folder / WEIGHTS,), True, sizes, tokens, None)

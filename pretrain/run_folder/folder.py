@@ -51,7 +51,10 @@ def open_run_folder(folder: Path, settings: Settings, now: dict[str, Any]) -> Pa
 def _refuse_another_run(checkpoint: Path, now: dict[str, Any]) -> None:
     from pretrain.checkpoint.files import read_state
 
-    before = read_state(checkpoint).identity
+    try:
+        before = read_state(checkpoint).identity
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
     if changed := differences(before, now):
         raise SettingsError(
             f"{checkpoint} cannot be continued, its run had other settings:\n"

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from data_prep.core.config import SettingsError
-from data_prep.stores.documents import read_documents_manifest
+from data_prep.core.files import read_json
 from data_prep.stores.shards import read_shards_manifest
 from pretrain.checkpoint.files import newest_whole, read_state
 from pretrain.config.load import settings_of
@@ -41,7 +41,7 @@ def export_run(
         "step": step,
         "settings": settings,
         "sources": {
-            path.parent.name: read_documents_manifest(path.parent).documents
+            path.parent.name: read_json(path)["documents"]  # of any version: the run is trained
             for path in sorted(data_folder.glob("documents/*/manifest.json"))
         },
         "data": [

@@ -256,6 +256,15 @@ def test_a_stage_that_is_being_done_again_is_not_done(corpus: Path) -> None:
     assert stages(corpus)["build 128"].state == "running"
 
 
+def test_a_manifest_of_another_version_is_the_fault_of_its_stage_alone(corpus: Path) -> None:
+    path = corpus / "len128" / "manifest.json"
+    write_json(path, {"schema_version": 1})
+    found = stages(corpus)
+    assert found["build 128"].state == "faulty"
+    assert "is not as this version writes it" in found["build 128"].notes[0]
+    assert found["encode"].state == "done"
+
+
 def test_of_many_failed_tasks_some_are_shown_and_the_rest_counted(tmp_path: Path, capfd) -> None:
     failed = {f"books-{number:02}": {"reason": "why"} for number in range(25)}
     write_records(tmp_path / "tokens", sorted(failed), failed=failed)

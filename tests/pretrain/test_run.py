@@ -443,16 +443,18 @@ def test_a_finished_run_started_again_trains_nothing_and_shows_its_end(
 def test_must_resume_without_a_checkpoint_is_refused_before_training(
     sample_dir: Path, tmp_path: Path
 ) -> None:
-    text = refusal(tmp_path, arguments(sample_dir, "run.resume=must"))
-    assert f"run.resume=must, but there is no checkpoint in {tmp_path}/runs/x/checkpoints" in text
+    statuses, output = pretrain_run(arguments(sample_dir, "run.resume=must"), tmp_path)
+    assert statuses == [2]
+    assert "run.resume=must, but there is no checkpoint in runs/x/checkpoints" in output
 
 
 def test_never_resume_does_not_overwrite_a_checkpoint(
     sample_dir: Path, uninterrupted: tuple[Path, str]
 ) -> None:
     before = weights(uninterrupted[0])
-    text = refusal(uninterrupted[0], arguments(sample_dir, "run.resume=never"))
-    assert "type another run.name, or delete that folder" in text
+    statuses, output = pretrain_run(arguments(sample_dir, "run.resume=never"), uninterrupted[0])
+    assert statuses == [2]
+    assert "type another run.name, or delete that folder" in output
     assert weights(uninterrupted[0]) == before
 
 

@@ -22,7 +22,8 @@ BAD = Outcome("flip", Seen(None, ""), failures=("waiting for step 17: not within
 def finished(folder: Path, checksum: str, last: int = STEPS) -> harness.Run:
     """A run of `last` steps, with one file in its last checkpoint."""
     run = harness.Run(folder, [])
-    write_json(run.checkpoint(STEPS) / "manifest.json", {"files": {"m": {"checksum": checksum}}})
+    files = {"m": {"bytes": 1, "checksum": checksum}}
+    write_json(run.checkpoint(STEPS) / "manifest.json", {"schema_version": 1, "files": files})
     lines = [json.dumps({"step": step, "train/loss": 1.0}) for step in range(1, last + 1)]
     (folder / "metrics.jsonl").write_text("\n".join([*lines, ""]))
     return run
