@@ -42,8 +42,8 @@ from data_prep.stores.tokens import (
     write_part,
 )
 from data_prep.text.sentences import split_paragraph
+from data_prep.tokenizer.store import read_vocab_store
 from data_prep.tokenizer.wordpiece import Encoder
-from data_prep.vocab import read_vocab_store
 
 FEWEST_DOCUMENTS = 2  # per split: a random next segment comes from another document
 MOST_UNKNOWN = 0.05  # of the tokens; 0.0002 for English text and its own vocabulary

@@ -24,7 +24,7 @@ from data_prep.core.settings import DataPrepSettings, Duplicates
 from data_prep.stores.documents import DocumentsManifest
 from data_prep.stores.shards import ShardsManifest
 from data_prep.stores.tokens import TokensManifest
-from data_prep.vocab import VocabManifest
+from data_prep.tokenizer.store import VocabManifest
 
 LONG = 5  # times the longest finished task: after that a task on another host may be dead
 SHOWN = 10  # notes per stage

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import tokenizers
 import xxhash
@@ -20,41 +20,16 @@ import xxhash
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, write_json
 from data_prep.core.job import Rows, start
-from data_prep.core.records import Record, read_manifest
 from data_prep.core.settings import DataPrepSettings
 from data_prep.dedup import LeftOut, dropped_ids, left_out
 from data_prep.stores.documents import DocumentPart, list_parts, read_part
 from data_prep.tokenizer.hf_files import TOKENIZER_FILES, save_tokenizer
+from data_prep.tokenizer.store import VocabManifest, VocabSettings, read_vocab_store
 from data_prep.tokenizer.training import add_words, train_vocab
 from data_prep.tokenizer.vocab_file import check_casing, read_vocab, special_ids
 
 SCHEMA_VERSION: Final = 1
 BATCH_CHARACTERS = 1_000_000  # passed to the trainer at once
-
-
-class VocabSettings(Record):
-    """Everything that determines the bytes of the vocabulary."""
-
-    lowercase: bool
-    tokenizers: str  # version of the library
-    duplicates: LeftOut
-    vocab_file: str | None  # checksum of a released one; None: trained
-    vocab_size: int | None  # None: as released
-    documents: dict[str, str] | None = None  # checksum of each part it was trained on
-    add_words: str | None = None  # checksum of the file
-
-
-class VocabManifest(Record):
-    """vocab/manifest.json, written when the tokenizer's files are there."""
-
-    schema_version: Literal[1]
-    vocab_size: int
-    lowercase: bool
-    special_ids: dict[str, int]  # of pad, unk, cls, sep, mask
-    checksum: str  # of vocab.txt
-    settings: VocabSettings
-    added_words: list[str]
-    parts: int  # of the documents; settings.documents has those it was trained on
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,24 +74,6 @@ def run(settings: DataPrepSettings) -> VocabManifest:
     )
     write_json(manifest_path, manifest)
     return manifest
-
-
-def read_vocab_store(data_dir: Path) -> tuple[list[str], VocabManifest]:
-    """The entries of data_dir/vocab and its manifest.
-
-    Raises ValueError, with the cure, if it is missing, of another version or changed since.
-    """
-    folder = data_dir / "vocab"
-    path = folder / "manifest.json"
-    command = f"python -m data_prep.vocab data_dir={data_dir}"
-    manifest = read_manifest(path, VocabManifest, command)
-    vocab_path = folder / "vocab.txt"
-    if not vocab_path.is_file() or checksum(vocab_path) != manifest.checksum:
-        raise ValueError(
-            f"{vocab_path} is not the file that {path} describes: it was changed or removed since; "
-            f"delete {folder} and run {command}"
-        )
-    return read_vocab(vocab_path), manifest
 
 
 def _identity(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,9 +17,11 @@ from data_prep.stores.shards import ShardsManifest, read_token_counts
 from pretrain.config.settings import Settings
 from pretrain.data.corpus import folder_of
 from pretrain.data.eval_loader import EvalLoader, held_out_ids
-from pretrain.distributed.ranks import Ranks
-from pretrain.engine.engine import Engine
 from pretrain.run_folder.jsonl import readable_lines
+
+if TYPE_CHECKING:
+    from pretrain.distributed.ranks import Ranks
+    from pretrain.engine.engine import Engine
 
 
 def means(

@@ -40,8 +40,8 @@ from data_prep.sources import sample
 from data_prep.stores.documents import Document, list_parts, read_part
 from data_prep.stores.tokens import SPLITS, TokenStore
 from data_prep.text.sentences import split_paragraph
+from data_prep.tokenizer.store import read_vocab_store
 from data_prep.tokenizer.wordpiece import Encoder
-from data_prep.vocab import read_vocab_store
 from pretrain.config.arguments import run_command
 from scripts.baselines.google_prep import PublishedTokenizer, prepare
 from scripts.bench.harness import Record, benchmark, in_turn, table

@@ -12,6 +12,7 @@ from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.job import load
 from data_prep.stores.documents import Document, list_parts
+from data_prep.tokenizer import store
 from data_prep.tokenizer.hf_files import TOKENIZER_FILES
 from data_prep.tokenizer.vocab_file import read_vocab
 
@@ -24,7 +25,7 @@ def write_documents(data_dir: Path, texts: list[str], source: str = "topics") ->
     write_source(data_dir, source, [documents])
 
 
-def make(data_dir: Path, *overrides: str) -> vocab.VocabManifest:
+def make(data_dir: Path, *overrides: str) -> store.VocabManifest:
     return vocab.run(load([f"data_dir={data_dir}", *overrides]))
 
 
@@ -43,7 +44,7 @@ def contents(data_dir: Path) -> dict[str, bytes]:
 def test_a_trained_vocabulary_has_the_size_asked_for_and_a_manifest_that_describes_it(
     trained: Path,
 ) -> None:
-    tokens, manifest = vocab.read_vocab_store(trained)
+    tokens, manifest = store.read_vocab_store(trained)
     assert len(tokens) == manifest.vocab_size == 1000
     assert manifest.lowercase is True
     assert manifest.special_ids == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
@@ -92,7 +93,7 @@ def test_a_vocabulary_killed_before_its_manifest_counts_as_missing(tmp_path: Pat
     first = make(tmp_path, "vocab_size=500")
     (tmp_path / "vocab" / "manifest.json").unlink()
     with pytest.raises(ValueError, match=r"run python -m data_prep\.vocab data_dir="):
-        vocab.read_vocab_store(tmp_path)
+        store.read_vocab_store(tmp_path)
     assert make(tmp_path, "vocab_size=500") == first
 
 
@@ -132,7 +133,7 @@ def test_a_changed_vocabulary_is_refused_by_name(trained: Path, tmp_path: Path) 
     path = tmp_path / "vocab" / "vocab.txt"
     path.write_text(path.read_text() + "more\n")
     with pytest.raises(ValueError, match=r"vocab\.txt is not the file that .* describes"):
-        vocab.read_vocab_store(tmp_path)
+        store.read_vocab_store(tmp_path)
 
 
 def test_a_vocabulary_of_another_version_is_refused(tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_a_vocabulary_of_another_version_is_refused(tmp_path: Path) -> None:
     manifest_path = tmp_path / "vocab" / "manifest.json"
     write_json(manifest_path, read_json(manifest_path) | {"schema_version": 99})
     with pytest.raises(ValueError, match=r"vocab/manifest\.json .* 99 .*schema_version"):
-        vocab.read_vocab_store(tmp_path)
+        store.read_vocab_store(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ def test_added_words_follow_the_released_entries_and_are_found_whole(
     words = tmp_path / "words.txt"
     words.write_text("COVID\ncat\n\ncovid\nCafé\n")  # lower-cased, there already, blank, twice
     manifest = make(tmp_path, f"vocab_file={released}", f"add_words={words}")
-    tokens, _ = vocab.read_vocab_store(tmp_path)
+    tokens, _ = store.read_vocab_store(tmp_path)
     assert tokens == [*read_vocab(released), "covid", "cafe"]
     assert manifest.added_words == ["covid", "cafe"]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "vocab")
@@ -225,7 +226,7 @@ def test_a_tokenizer_json_is_taken_with_the_entries_added_to_it(
     tokenizer.add_tokens(["covid"])
     tokenizer.save_pretrained(tmp_path / "theirs")
     make(tmp_path / "again", f"vocab_file={tmp_path / 'theirs/tokenizer.json'}")
-    assert vocab.read_vocab_store(tmp_path / "again")[0] == [*read_vocab(released), "covid"]
+    assert store.read_vocab_store(tmp_path / "again")[0] == [*read_vocab(released), "covid"]
     path = tmp_path / "tokenizer.json"
     path.write_text('{"model": {"type": "BPE", "vocab": {}}, "added_tokens": []}')
     with pytest.raises(SettingsError, match="of kind BPE; BERT's is WordPiece"):

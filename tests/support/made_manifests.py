@@ -12,7 +12,7 @@ from data_prep.core.settings import MaskingSettings
 from data_prep.stores.documents import DocumentsManifest, PartEntry
 from data_prep.stores.shards import BuildSettings, ShardEntry, ShardsManifest, SplitEntry
 from data_prep.stores.tokens import EncodeSettings, TokenPartEntry, TokensManifest
-from data_prep.vocab import VocabManifest, VocabSettings
+from data_prep.tokenizer.store import VocabManifest, VocabSettings
 
 SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 

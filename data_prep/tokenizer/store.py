@@ -1,0 +1,53 @@
+"""The vocabulary as a store: its manifest, and its reader, which checks the file against it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from data_prep.core.files import checksum
+from data_prep.core.records import Record, read_manifest
+from data_prep.tokenizer.vocab_file import read_vocab
+
+
+class VocabSettings(Record):
+    """Everything that determines the bytes of the vocabulary."""
+
+    lowercase: bool
+    tokenizers: str  # version of the library
+    duplicates: dict[str, dict[str, Any]]  # of these documents, as data_prep.dedup.left_out
+    vocab_file: str | None  # checksum of a released one; None: trained
+    vocab_size: int | None  # None: as released
+    documents: dict[str, str] | None = None  # checksum of each part it was trained on
+    add_words: str | None = None  # checksum of the file
+
+
+class VocabManifest(Record):
+    """vocab/manifest.json, written when the tokenizer's files are there."""
+
+    schema_version: Literal[1]
+    vocab_size: int
+    lowercase: bool
+    special_ids: dict[str, int]  # of pad, unk, cls, sep, mask
+    checksum: str  # of vocab.txt
+    settings: VocabSettings
+    added_words: list[str]
+    parts: int  # of the documents; settings.documents has those it was trained on
+
+
+def read_vocab_store(data_dir: Path) -> tuple[list[str], VocabManifest]:
+    """The entries of data_dir/vocab and its manifest.
+
+    Raises ValueError, with the cure, if it is missing, of another version or changed since.
+    """
+    folder = data_dir / "vocab"
+    path = folder / "manifest.json"
+    command = f"python -m data_prep.vocab data_dir={data_dir}"
+    manifest = read_manifest(path, VocabManifest, command)
+    vocab_path = folder / "vocab.txt"
+    if not vocab_path.is_file() or checksum(vocab_path) != manifest.checksum:
+        raise ValueError(
+            f"{vocab_path} is not the file that {path} describes: it was changed or removed since; "
+            f"delete {folder} and run {command}"
+        )
+    return read_vocab(vocab_path), manifest
