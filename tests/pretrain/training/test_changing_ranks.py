@@ -85,11 +85,11 @@ def test_ranks_and_stages_may_change_at_every_start_of_one_run(
     sample_dir: Path, tmp_path: Path
 ) -> None:
     """1 rank, then 2, 4, 2, 1 under ZeRO 0, 1, 2, 3, 1; killed and stopped by turns; 3.4 epochs."""
-    num_examples, size, last_step = 53, 6, 30
+    num_examples, size, last_step, interval = 53, 6, 30, 4
     data = cut(sample_dir, tmp_path / "data", [31, 0, 22], [9, 2])
     arguments = [
         *RUN, f"data.dir={data}", f"optim.global_batch={size}", f"schedule.total_steps={last_step}",
-        "checkpoint.every_steps=4",
+        f"checkpoint.every_steps={interval}",
     ]  # fmt: skip
     chain: list[tuple[int, int, Callable[[int], None] | None]] = [
         (1, 0, Kill(7, "the training step", victims=(0,))),
@@ -120,7 +120,8 @@ def test_ranks_and_stages_may_change_at_every_start_of_one_run(
     assert set().union(*positions) == set(range(0, last_step * size, size))
     redone = [len(done & again) for done, again in itertools.pairwise(positions)]
     assert redone[1] == 0, "nothing is trained twice after a signal"
-    assert max(redone) <= 4
+    # A kill while the last checkpoint is being written costs one interval more
+    assert max(redone) < 2 * interval
 
 
 def run(
