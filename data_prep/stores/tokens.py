@@ -15,7 +15,7 @@ place in that order, over all parts of its split.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -213,11 +213,6 @@ class TokenStore:
             parts.append(part)
         first = np.cumsum([0, *(part.num_documents for part in parts)], dtype=np.int64)
         return cls(folder, split, manifest, parts, first)
-
-    def one_by_one(self) -> Iterator[TokenPart]:
-        """Each part, mapped for itself: who reads a whole store so keeps the pages of one part."""
-        for entry in self.manifest.splits[self.split]:
-            yield TokenPart.open(self.folder / self.split / entry.name)
 
     def locate(self, document: int) -> tuple[int, int]:
         """The part of a document number, and the document's place in that part."""
