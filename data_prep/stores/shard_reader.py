@@ -161,7 +161,8 @@ class Shards:
         if types != (expected := _column_types(np.dtype(self.manifest.dtype))):
             raise RuntimeError(
                 f"{path} has columns of the types {', '.join(map(str, types))} instead of "
-                f"{', '.join(map(str, expected))}; delete {self.folder} and run data_prep.build again"
+                f"{', '.join(map(str, expected))}; "
+                f"delete {self.folder} and run data_prep.build again"
             )
         return columns
 
@@ -173,7 +174,7 @@ def _addresses(examples: Examples) -> NDArray[np.int64]:
 
 
 def _column_types(ids: np.dtype[Any]) -> list[np.dtype[Any]]:
-    """Of a mapped shard's columns, in the order of the fields of `Examples`: kernels rely on them."""
+    """The types of a mapped shard's columns, in the order of `Examples`; kernels rely on them."""
     names = ("int32", "uint16", "uint8", "uint16", "int32")
     return [ids, *map(np.dtype, names), ids, np.dtype(np.uint32), np.dtype(np.uint32)]
 

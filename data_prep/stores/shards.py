@@ -3,9 +3,10 @@
 A shard is an Arrow IPC stream file, uncompressed, with one record batch: it is memory-mapped
 without a copy, has the same bytes when written twice, and opens with `datasets` and pyarrow alone.
 A row is one example, `[CLS] A [SEP] B [SEP]`, unmasked and unpadded, with its static mask next
-to it. The manifest has the kind of pairs (`pairs`, see data_prep/core/objectives.py). Without pairs the
-row is `[CLS] text [SEP]` in the same columns: all of it is segment A, `next_sentence_label` is 0
-and `document_b` is `document_a`. The manifest of the folder, written last, names every shard with its size and checksum.
+to it. The manifest has the kind of pairs (`pairs`, see data_prep/core/objectives.py). Without pairs
+the row is `[CLS] text [SEP]` in the same columns: all of it is segment A, `next_sentence_label` is
+0 and `document_b` is `document_a`. The manifest of the folder, written last, names every shard with
+its size and checksum.
 
 Suffixes: N examples, T tokens of all examples end to end, M masked positions of all examples.
 """
@@ -124,7 +125,7 @@ class ShardsManifest(ShardsIdentity):
 
 @dataclass(frozen=True)
 class Examples:
-    """N examples as ragged columns: the tokens of example i are input_ids[offsets[i]:offsets[i + 1]].
+    """N examples as ragged columns: example i is input_ids[offsets[i] : offsets[i + 1]].
 
     Views of a memory-mapped shard have int32 offsets, everything else int64.
     """
@@ -258,8 +259,8 @@ def _size_fault(path: Path, shard: ShardEntry) -> str | None:
 def verify(folder: Path, share: int = 0, num_shares: int = 1) -> list[str]:
     """Read every byte of every shard: what does not agree with the manifest, each named.
 
-    With `num_shares`, of that share of the shards alone: many processes can divide the work. Threads
-    read at the same time, since checksums are computed without the interpreter's lock.
+    With `num_shares`, only that share of the shards is read: many processes can divide the work.
+    Threads read at the same time, since checksums are computed without the interpreter's lock.
     """
     manifest = read_shards_manifest(folder)
     shards = [(split, shard) for split in SPLITS for shard in manifest.splits[split].shards]

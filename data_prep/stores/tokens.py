@@ -1,7 +1,7 @@
 """The token store: WordPiece ids of every sentence of every document, memory-mapped.
 
-`data_dir/tokens/{train,heldout}/<source>-00000.arrow` are uncompressed Arrow IPC streams of one record
-batch each; a row is a document: `document` (string, "<source>/<id>") and `sentences`
+`data_dir/tokens/{train,heldout}/<source>-00000.arrow` are uncompressed Arrow IPC streams of one
+record batch each; a row is a document: `document` (string, "<source>/<id>") and `sentences`
 (list<list<uint16>>, uint32 above 65,536 vocabulary entries). They open with pyarrow and `datasets`
 without this code; here they are read as three flat numpy arrays, without a copy:
 
@@ -107,8 +107,8 @@ class TokenPart:
             documents = batch.column("document")
         except (pa.ArrowInvalid, OSError, KeyError, StopIteration) as error:
             raise ValueError(
-                f"{path} is no part of a token store ({error}); delete {path.parent.parent} and run "
-                f"data_prep.encode again"
+                f"{path} is no part of a token store ({error}); "
+                f"delete {path.parent.parent} and run data_prep.encode again"
             ) from error
         return cls(
             name=path.name,

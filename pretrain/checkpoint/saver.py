@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from pretrain.distributed.ranks import Ranks
     from pretrain.engine.engine import Engine
 
-# How long rank 0 waits, after an exception, for the checkpoint that is being written. Launchers give
-# a rank as long between SIGTERM and SIGKILL.
+# How long rank 0 waits, after an exception, for the checkpoint that is being written. Launchers
+# give a rank as long between SIGTERM and SIGKILL.
 LONGEST_FAREWELL_S = 30.0
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class _Write:
     thread: threading.Thread | None = None
 
     def run(self, write: Callable[[], int]) -> None:
-        """Write, and note the result. A failed write is removed: it may hold the last free bytes."""
+        """Write and keep the result. A failed write is removed: it may hold the last free bytes."""
         started = time.perf_counter()
         try:
             self.bytes = write()
@@ -135,8 +135,8 @@ class Saver:
             self._tell("checkpoint", **facts)
             return
         message = (
-            f"checkpoint {write.path} could not be written ({write.failure}); make room or mend the "
-            "disk and start again: the run continues from the checkpoint before"
+            f"checkpoint {write.path} could not be written ({write.failure}); make room or repair "
+            "the disk and start again: the run continues from the previous checkpoint"
         )
         self._tell("checkpoint_failed", **facts, reason=message)
         if is_last or self._settings.on_failure is OnFailure.stop:

@@ -95,8 +95,8 @@ def _check_numbers(settings: Settings) -> list[str]:
         )
     if settings.monitor.peak_tflops is not None and settings.monitor.peak_tflops <= 0:
         wrong.append(
-            f"monitor.peak_tflops={settings.monitor.peak_tflops}; it must be above 0, or null for what "
-            "is known of the device"
+            f"monitor.peak_tflops={settings.monitor.peak_tflops}; it must be above 0, "
+            "or null for the known peak of the device"
         )
     if settings.optim.max_grad_norm is not None and settings.optim.max_grad_norm <= 0:
         wrong.append(
@@ -191,8 +191,9 @@ def _check_engine(settings: Settings) -> list[str]:
         ]
     if engine.zero_stage == 3 and engine.compile is Compile.true:
         return [
-            "engine.compile=true with engine.zero_stage=3: its hooks, which gather a layer's weights "
-            "before it runs, cannot be compiled; set engine.zero_stage=2 or engine.compile=false"
+            "engine.compile=true with engine.zero_stage=3: its hooks, which gather a layer's "
+            "weights before it runs, cannot be compiled; set engine.zero_stage=2 or "
+            "engine.compile=false"
         ]
     return []
 
@@ -208,9 +209,10 @@ def _check_survival(settings: Settings) -> list[str]:
     saves, records = settings.checkpoint.every_steps, settings.monitor.every_steps
     if settings.survival.on_spike is OnSpike.rewind and records >= 1 and saves % records:
         return [
-            f"survival.on_spike=rewind looks for spikes at every monitor.every_steps={records} steps, "
-            f"and checkpoint.every_steps={saves} is not a multiple of it, so that a checkpoint could "
-            f"hold half of a spike; set checkpoint.every_steps={max(1, saves // records) * records}"
+            "survival.on_spike=rewind looks for spikes once per "
+            f"monitor.every_steps={records} steps, but checkpoint.every_steps={saves} is not a "
+            "multiple of it, so that a checkpoint could hold half of a spike; "
+            f"set checkpoint.every_steps={max(1, saves // records) * records}"
         ]
     return []
 
@@ -237,18 +239,18 @@ def check_dealable(
     """
     if token_budget < seq_len:
         raise SettingsError(
-            f"engine.tokens_per_micro_batch={token_budget} cannot hold one sequence of data.seq_len="
-            f"{seq_len} tokens; set engine.tokens_per_micro_batch={seq_len} or more"
+            f"engine.tokens_per_micro_batch={token_budget} cannot hold one sequence of "
+            f"data.seq_len={seq_len} tokens; set engine.tokens_per_micro_batch={seq_len} or more"
         )
     if tokens_per_step is not None:
         of_all = num_ranks * token_budget
         if tokens_per_step < 1 or tokens_per_step % of_all:
             nearest = max(1, round(tokens_per_step / of_all)) * of_all
             raise SettingsError(
-                f"optim.tokens_per_step={tokens_per_step} is not a multiple of {num_ranks} rank(s) x "
-                f"engine.tokens_per_micro_batch={token_budget}, so that some would have fewer "
-                f"micro-batches than others; set optim.tokens_per_step={nearest}, or null for "
-                "optim.global_batch sequences"
+                f"optim.tokens_per_step={tokens_per_step} is not a multiple of {num_ranks} rank(s) "
+                f"x engine.tokens_per_micro_batch={token_budget}, so that some ranks would have "
+                f"fewer micro-batches than others; set optim.tokens_per_step={nearest}, or null "
+                "for optim.global_batch sequences"
             )
         return
     if global_batch < num_ranks:

@@ -1,8 +1,8 @@
 """The phases of a run, one after the other in one run folder.
 
-The first is the settings themselves; each further one of `phases` is the settings with its changes. A
-phase begins as a start that continues from the checkpoint at the end of the one before: one path for
-both, whether the process went on or was ended in between.
+The first phase is the settings themselves; each entry of `phases` is the settings with its changes.
+A phase always begins like a restart: it continues from the checkpoint at the end of the previous
+phase, in the same process or in a new one.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def check_phases(settings: Settings, world_size: int) -> None:
             raise SettingsError(f"phase {phase.number}: {error}") from error
         if phase.tiles is not None and phase.settings.data.seq_len <= phase.tiles:
             raise SettingsError(
-                f"phase {phase.number}: positions=tiled fills the rows that the phase before did not "
-                f"train, and with data.seq_len={phase.settings.data.seq_len} after {phase.tiles} "
-                "there are none; take positions=kept there, or phases=[] for the first phase alone"
+                f"phase {phase.number}: positions=tiled fills the rows that the previous phase did "
+                f"not train, but with data.seq_len={phase.settings.data.seq_len} after "
+                f"{phase.tiles} there are none; set positions=kept there, or phases=[] for the "
+                "first phase alone"
             )

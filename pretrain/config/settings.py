@@ -67,7 +67,8 @@ class Positions(enum.Enum):
     """What a longer phase makes of the rows of the position table that no phase has trained."""
 
     kept = "kept"  # the first weights, as in the published recipes
-    tiled = "tiled"  # copies of the trained ones, end to end (Longformer: Beltagy et al. 2020, section 5)
+    # copies of the trained ones, end to end (Longformer: Beltagy et al. 2020, section 5)
+    tiled = "tiled"
 
 
 class OnFailure(enum.Enum):
@@ -259,7 +260,7 @@ class PlanSettings:
 
     padding: Padding
     vocab_size: int
-    # data.seq_len: mean tokens of a sequence, and of their squares; a length not there counts as full
+    # data.seq_len: mean of a sequence's tokens, and of their squares; other lengths count as full
     lengths: dict[int, list[float]]
 
 

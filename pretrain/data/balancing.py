@@ -50,13 +50,13 @@ def deal(lengths: NDArray[np.int64], num_ranks: int, token_budget: int) -> Deal:
 
     Every rank gets the same number of micro-steps, the smallest with which no micro-batch exceeds
     `token_budget` tokens; none is empty. (The smallest of the first eight tried; beyond, where
-    sequences are nearly as long as the budget, the smallest that bisection finds.) Raises ValueError
-    where that cannot be (`check_dealable` tells beforehand).
+    sequences are nearly as long as the budget, the smallest that bisection finds.) Raises
+    ValueError if that is impossible (`check_dealable` finds out beforehand).
     """
     if len(lengths) < num_ranks or lengths.min() < 1 or lengths.max() > token_budget:
         raise ValueError(
-            f"{len(lengths)} sequences of {lengths.min(initial=0)} to {lengths.max(initial=0)} tokens "
-            f"cannot be dealt to {num_ranks} ranks in micro-batches of {token_budget} tokens"
+            f"{len(lengths)} sequences of {lengths.min(initial=0)} to {lengths.max(initial=0)} "
+            f"tokens cannot be dealt to {num_ranks} ranks in micro-batches of {token_budget} tokens"
         )
     order = _longest_first(lengths)
     fewest = -(-int(lengths.sum()) // (num_ranks * token_budget))
@@ -82,8 +82,8 @@ def deal(lengths: NDArray[np.int64], num_ranks: int, token_budget: int) -> Deal:
 def longest_prefix(lengths: NDArray[np.int64], num_bins: int, token_budget: int) -> int:
     """How many of the first of (N,) lengths fill `num_bins` bins of `token_budget` tokens each.
 
-    As many as LPT deals into them, found from above in growing strides and then by bisection: a pure
-    function of the lengths, at least `num_bins`. They should be more than the bins can hold.
+    As many as LPT deals into them, found from above in growing strides and then by bisection: a
+    pure function of the lengths, at least `num_bins`. They should be more than the bins can hold.
     """
     ends = np.cumsum(lengths)
     above = int(np.searchsorted(ends, num_bins * token_budget, side="right"))
@@ -160,7 +160,7 @@ def _lpt(lengths: NDArray[np.int64], order: NDArray[np.int64], num_bins: int) ->
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _group(bin_of: NDArray[np.int64], ends: NDArray[np.int64], members: NDArray[np.int64]) -> None:
-    """Fill `members` with the sequences, ascending, of one bin after the other; bins end at `ends`."""
+    """Fill `members` with each bin's sequences, ascending, bin after bin; bins end at `ends`."""
     at = np.zeros(len(ends), np.int64)
     at[1:] = ends[:-1]
     for i in range(len(bin_of)):

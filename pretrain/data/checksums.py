@@ -21,7 +21,8 @@ def batch_checksum(batch: GlobalBatch) -> int:
     """This rank's part of a global batch's checksum; `together` adds the parts up.
 
     The sum of its sequences' xxh3_128: of the batch's position in the stream, token ids (masks
-    applied), segment ids, masked positions, labels and the pair's label. The batch must be on the CPU.
+    applied), segment ids, masked positions, labels and the pair's label. The batch must be on the
+    CPU.
     """
     total = 0
     for micro_batch in batch.micro_batches:

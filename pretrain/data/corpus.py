@@ -27,8 +27,8 @@ def folder_of(data: DataSettings) -> Path:
 def manifest_of(data: DataSettings) -> ShardsManifest:
     """The shards' manifest, checked against the vocabulary next to it.
 
-    Raises SettingsError if there are no such shards, their manifest is of another version, they hold
-    other pairs than data.pairs, or they were encoded with another vocabulary.
+    Raises SettingsError if there are no such shards, their manifest is of another version, they
+    hold other pairs than data.pairs, or they were encoded with another vocabulary.
     """
     folder = folder_of(data)
     path = folder / "manifest.json"
@@ -49,8 +49,8 @@ def manifest_of(data: DataSettings) -> ShardsManifest:
     if manifest.pairs is not data.pairs:
         raise SettingsError(
             f"data.pairs={data.pairs.name}, but the shards in {folder} were built with "
-            f"pairs={manifest.pairs.name}; set data.pairs={manifest.pairs.name}, or build others in "
-            f"their place: {build} pairs={data.pairs.name}"
+            f"pairs={manifest.pairs.name}; set data.pairs={manifest.pairs.name}, or build others "
+            f"in their place: {build} pairs={data.pairs.name}"
         )
     vocab = Path(data.dir) / "vocab" / "vocab.txt"
     if not vocab.exists():

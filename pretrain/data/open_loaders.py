@@ -24,10 +24,10 @@ def open_loaders(
     world_size: int,
     static: bool,
 ) -> tuple[TrainLoader, EvalLoader]:
-    """Training and held-out examples of phase number `phase`, for this rank; the first is to be closed.
+    """Training and held-out examples of phase number `phase`, for this rank.
 
-    `static`: micro-batches have few shapes, for compiled code. Raises SettingsError where a shard is
-    not what the manifest says.
+    The caller closes the training loader. `static`: micro-batches have few shapes, for compiled
+    code. Raises SettingsError if a shard differs from the manifest.
     """
     data, folder = settings.data, folder_of(settings.data)
     cut: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """Packing: examples end to end in one row of tokens, without padding, as tensors.
 
-Each sequence keeps its own position ids from 0, and `cu_seqlens` holds its borders so that attention
-stays inside it: the logits of a packed sequence are those of the sequence alone.
+Each sequence has position ids from 0, and `cu_seqlens` holds its borders so that attention stays
+inside it: the logits of a packed sequence are those of the sequence alone.
 
 Suffixes: T tokens of the packed row, N sequences, M masked positions.
 """
@@ -47,8 +47,8 @@ class Shape:
 class PackedBatch:
     """One micro-batch: N sequences of T tokens in all, M of them masked. Integers throughout.
 
-    Behind the real sequences there may be filler, up to a static `Shape`: sequences of filler tokens
-    to the end of the row, then slots of length 0. Filler has no label, so that it adds nothing to a
+    After the real sequences there may be filler, up to a static `Shape`: sequences of filler tokens
+    to the end of the row, then slots of length 0. Filler has no label, so it adds nothing to a
     loss, and no real token sees it.
     """
 

@@ -41,7 +41,7 @@ class ExampleOrder:
         self._half_bits = max(MIN_HALF_BITS, ((num_examples - 1).bit_length() + 1) // 2)
 
     def examples(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Epochs and example ids, (count,) int64 each, at stream places `first`, `first` + 1, ..."""
+        """Epochs and example ids, (count,) int64 each, of the stream's places from `first` on."""
         epochs, places = np.divmod(np.arange(first, first + count), self.num_examples)
         first_epoch = first // self.num_examples
         num_epochs = (first + count - 1) // self.num_examples - first_epoch + 1

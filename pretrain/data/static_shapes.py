@@ -14,10 +14,10 @@ from pretrain.data.packing import NewMasks, PackedBatch, Shape, pack_rows
 
 
 class Shapes:
-    """Static sizes for micro-batches, the same for nearly all: few programs are to be compiled.
+    """Static sizes for micro-batches, the same for nearly all, so that few programs are compiled.
 
-    Lengths vary from one micro-batch to the next, so there are slots for 1.3 times as many sequences as
-    have room at the mean length.
+    Lengths vary between micro-batches, so there are slots for 1.3 times as many sequences as fit at
+    the mean length.
     """
 
     def __init__(self, manifest: ShardsManifest, split: str) -> None:

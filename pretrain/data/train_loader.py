@@ -1,9 +1,9 @@
 """Global batches of a run, read, masked, dealt and packed ahead of the training loop.
 
-The content of the global batch that begins at position p of the stream is a pure function of (shards,
-seed, p). It depends on no rank, number of ranks or thread, and on the token budget only if steps are
-counted in tokens. How it is dealt to ranks depends on these and on the lengths. So the state of the
-loader is one integer, the examples taken; resuming starts at it.
+The content of the global batch that begins at position p of the stream is a pure function of
+(shards, seed, p). It depends on no rank, number of ranks or thread, and on the token budget only if
+steps are counted in tokens. How it is dealt to ranks depends on these and on the lengths. So the
+state of the loader is one integer, the examples taken; resuming starts at it.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def passed_over(position: int, ranges: Sequence[Sequence[int]]) -> int:
 class TrainLoader:
     """The stream of global batches, as one rank sees it.
 
-    Each has exactly `global_batch` examples, or, with `tokens_per_step`, as many as fill these tokens
-    in micro-batches of `token_budget`. A background thread prepares the next few. `waited_s` is how
-    long the loop has waited for data.
+    Each has exactly `global_batch` examples, or, with `tokens_per_step`, as many as fill these
+    tokens in micro-batches of `token_budget`. A background thread prepares the next few. `waited_s`
+    is how long the loop has waited for data.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class TrainLoader:
     ) -> None:
         """`token_budget` is the most tokens of a micro-batch; `rule` draws the dynamic masks.
 
-        `static`: micro-batches are filled up to a few sizes, for compiled code. Raises SettingsError
-        on a batch that cannot be dealt, ValueError where there is no example.
+        `static`: micro-batches are filled up to a few sizes, for compiled code. Raises
+        SettingsError if a batch cannot be dealt, ValueError if there is no example.
         """
         seq_len = shards.manifest.seq_len
         check_dealable(global_batch, world_size, token_budget, seq_len, tokens_per_step)
@@ -105,8 +105,8 @@ class TrainLoader:
     ) -> Iterator[GlobalBatch]:
         """Global batches from the example at `first_position` on, without an end.
 
-        Examples in the ranges [first, end) of `skipped`, which are those of whole batches, are passed
-        over. What fails in the background is raised here, at the batch that it concerns.
+        Examples in the ranges [first, end) of `skipped`, which are those of whole batches, are
+        skipped. An error in the background is raised here, at the batch that it concerns.
         """
         stream = self.prepared(first_position, skipped)
         ahead: deque[Future[GlobalBatch]] = deque()

@@ -76,8 +76,8 @@ class History:
         settings, records = settings_of(folder), readable_lines(folder / "metrics.jsonl")
         if any("time" not in record for record in records):
             raise SettingsError(
-                f"{folder / 'metrics.jsonl'} does not say when its records were written: an earlier "
-                "version of this project wrote it; use that one, or train again"
+                f"the records of {folder / 'metrics.jsonl'} have no time: an earlier version of "
+                "this project wrote them; use that one, or train again"
             )
         environment = folder / "environment.json"
         history = cls(

@@ -53,7 +53,7 @@ class RunLock:
     def __enter__(self) -> RunLock:
         """Take the folder. Raises SettingsError, naming the owner, if another job holds it."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        # fcntl drops a lock when its process closes any descriptor of the file; only this one is open
+        # fcntl drops a lock when its process closes any descriptor of the file: open only this one
         self._file: IO[bytes] = (self._folder / LOCK_FILE).open("ab")
         try:
             self._take()
@@ -107,8 +107,8 @@ class RunLock:
         job = f", Slurm job {owner['slurm_job']}" if owner.get("slurm_job") else ""
         raise SettingsError(
             f"{self._folder} is in use by process {owner.get('pid', 'unknown')} on host "
-            f"{owner.get('host', 'unknown')}{job}, since {owner.get('since', 'unknown')}; wait until "
-            "it has ended, end it, or type another run.name"
+            f"{owner.get('host', 'unknown')}{job}, since {owner.get('since', 'unknown')}; "
+            "wait until it has ended, end it, or type another run.name"
         )
 
     def _keep_beating(self) -> None:
