@@ -6,12 +6,8 @@ GLUE: cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, wnli; custom: your own csv, 
 conf/finetune.yaml has the settings.
 """
 
-from __future__ import annotations
-
-import sys
-
 from scripts.finetuning.run import main
 from scripts.finetuning.settings import Kind
 
 if __name__ == "__main__":
-    sys.exit(main(Kind.classification))
+    raise SystemExit(main(Kind.classification))

@@ -6,12 +6,8 @@ squad: SQuAD 1.1; squad2: 2.0, with questions that have no answer. conf/finetune
 settings.
 """
 
-from __future__ import annotations
-
-import sys
-
 from scripts.finetuning.run import main
 from scripts.finetuning.settings import Kind
 
 if __name__ == "__main__":
-    sys.exit(main(Kind.qa))
+    raise SystemExit(main(Kind.qa))

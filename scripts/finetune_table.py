@@ -69,7 +69,8 @@ def gathered(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
                     "give another out=, or remove one"
                 )
     return [
-        results.combined([results.read(f) for f in folders]) for folders in by_task.values()
+        results.combined([read_json(folder / results.FILE) for folder in folders])
+        for folders in by_task.values()
     ], failed
 
 

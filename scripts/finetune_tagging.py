@@ -5,12 +5,8 @@
 wnut17: named entities; tags: your own CoNLL columns or jsonl. conf/finetune.yaml has the settings.
 """
 
-from __future__ import annotations
-
-import sys
-
 from scripts.finetuning.run import main
 from scripts.finetuning.settings import Kind
 
 if __name__ == "__main__":
-    sys.exit(main(Kind.tagging))
+    raise SystemExit(main(Kind.tagging))

@@ -20,6 +20,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,13 +126,9 @@ def predict(
         model.to(device).eval(), load_tokenizer(folder), config["max_position_embeddings"]
     )
     stream = iter(inputs)
+    how = partial(_embedded, how=embed) if embed else PREDICT.get(class_name)
     while batch := list(itertools.islice(stream, BATCH)):
-        if embed:
-            yield from _embedded(loaded, batch, embed)
-        elif class_name in MASKED:
-            yield from _filled(loaded, batch, top)
-        else:
-            yield from PREDICT[class_name](loaded, batch)
+        yield from (how or partial(_filled, top=top))(loaded, batch)
 
 
 def _classified(loaded: Loaded, inputs: list[Input]) -> Iterator[tuple[Record, str]]:
@@ -153,7 +150,7 @@ def _classified(loaded: Loaded, inputs: list[Input]) -> Iterator[tuple[Record, s
 
 def _answered(loaded: Loaded, inputs: list[Input]) -> Iterator[tuple[Record, str]]:
     cut = Windows(loaded.tokenizer, loaded.window, STRIDE, LONGEST_QUESTION)
-    features, windows, contexts = [], [], {}
+    cuts, contexts = [], {}
     for number, one in enumerate(inputs):
         if one.pair is None or not one.pair.strip():
             raise InputError(
@@ -161,12 +158,10 @@ def _answered(loaded: Loaded, inputs: list[Input]) -> Iterator[tuple[Record, str
                 "or a TAB and the text after the question"
             )
         contexts[str(number)] = one.pair
-        for feature, window in cut.for_answering(
-            Question(one.place, str(number), one.text, one.pair, []), Notes()
-        ):
-            features.append(feature)
-            windows.append(window)
-    starts, ends = loaded.logits(features, "start_logits", "end_logits")
+        question = Question(one.place, str(number), one.text, one.pair, [])
+        cuts += cut.for_answering(question, Notes())
+    starts, ends = loaded.logits([each for each, _ in cuts], "start_logits", "end_logits")
+    windows = [window for _, window in cuts]
     best = best_answers(starts, ends, windows, contexts, N_BEST, LONGEST_ANSWER)
     config = loaded.model.config
     bound = getattr(config, "no_answer_threshold", 0.0)
@@ -186,17 +181,12 @@ def _answered(loaded: Loaded, inputs: list[Input]) -> Iterator[tuple[Record, str
 def _tagged(loaded: Loaded, inputs: list[Input]) -> Iterator[tuple[Record, str]]:
     cut = Pieces(loaded.tokenizer, loaded.window, STRIDE)
     sentences = [one.text.split() for one in inputs]
-    features, pieces = [], []
-    for number, words in enumerate(sentences):
-        for feature, piece in cut.of(words, number):
-            features.append(feature)
-            pieces.append(piece)
-    (logits,) = loaded.logits(features, "logits")
-    names = [loaded.model.config.id2label[k] for k in range(len(loaded.model.config.id2label))]
+    cuts = [each for number, words in enumerate(sentences) for each in cut.of(words, number)]
+    (logits,) = loaded.logits([features for features, _ in cuts], "logits")
+    names = [name for _, name in sorted(loaded.model.config.id2label.items())]
     sizes = [len(words) for words in sentences]
-    for one, words, tags in zip(
-        inputs, sentences, predicted_tags(logits, pieces, sizes, names), strict=True
-    ):
+    found = predicted_tags(logits, [piece for _, piece in cuts], sizes, names)
+    for one, words, tags in zip(inputs, sentences, found, strict=True):
         line = " ".join(
             word if tag == "O" else f"{word}/{tag}" for word, tag in zip(words, tags, strict=True)
         )
@@ -280,20 +270,17 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def _inputs(given: argparse.Namespace) -> Iterator[Input]:
     """The texts of the arguments, of the file or of standard input; none may be empty."""
+    lines: Iterable[tuple[int, str]]
     if given.text:
-        found: Iterable[tuple[str, str]] = (
-            (f"text {number}", text) for number, text in enumerate(given.text, start=1)
-        )
+        kind, lines = "text", enumerate(given.text, start=1)
     elif given.file is not None and str(given.file) != "-":
         if not given.file.is_file():
             raise InputError(f"there is no file {given.file}")
-        found = ((f"{given.file}, line {n}", line) for n, line in tables.lines_of(given.file))
+        kind, lines = f"{given.file}, line", tables.lines_of(given.file)
     else:
-        found = (
-            (f"line {number}", line.removesuffix("\n"))
-            for number, line in enumerate(sys.stdin, start=1)
-        )
-    for place, line in found:
+        kind, lines = "line", enumerate((line.removesuffix("\n") for line in sys.stdin), start=1)
+    for number, line in lines:
+        place = f"{kind} {number}"
         text, tab, pair = line.partition("\t")
         if not text.strip():
             raise InputError(

@@ -14,9 +14,9 @@ from sklearn import metrics
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from scripts.finetuning import tables
-from scripts.finetuning.job import DevSet, Features, Job, Notes, sample_of
+from scripts.finetuning.job import DevSet, Features, Job, Notes, label_names, sample_of
 from scripts.finetuning.settings import InputError, Settings, TaskSettings
-from scripts.finetuning.tables import Broken, Row
+from scripts.finetuning.tables import Row
 
 MOST_LABELS = 1000
 Metric = Callable[[np.ndarray, np.ndarray], float]  # of predictions and true labels
@@ -51,11 +51,7 @@ def prepare(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Job:
             dev.append(DevSet(role, features, functools.partial(score, right=right)))
     config: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
     if not task.is_regression:
-        config = {
-            "id2label": dict(enumerate(labels)),
-            "label2id": {name: number for number, name in enumerate(labels)},
-            "problem_type": "single_label_classification",
-        }
+        config = {**label_names(labels), "problem_type": "single_label_classification"}
     return Job(
         "BertForSequenceClassification",
         config,
@@ -74,11 +70,11 @@ def _examples(task: TaskSettings, role: str, notes: Notes) -> Iterator[Example]:
     place, num_read, num_kept = "", 0, 0
     for row in _rows(task, role):
         place, num_read = row.place, num_read + 1
-        if isinstance(row, Broken):
+        if row.fault:
             if not task.skip_broken:
                 raise InputError(
-                    f"{place}: {row.found} column(s), but the first line has {row.expected}; "
-                    "correct the row, or leave such rows out with task.skip_broken=true"
+                    f"{place}: {row.fault}; correct the row, or leave such rows out with "
+                    "task.skip_broken=true"
                 )
             notes.add("row(s) with too few or too many columns left out", place)
             continue
@@ -99,16 +95,15 @@ def _examples(task: TaskSettings, role: str, notes: Notes) -> Iterator[Example]:
         raise InputError(f"the set {role!r} of {task.name} has no rows; give a file that has some")
 
 
-def _rows(task: TaskSettings, role: str) -> Iterator[Row | Broken]:
+def _rows(task: TaskSettings, role: str) -> Iterator[Row]:
     """The rows of one set; none if the task has no such set."""
-    if task.folder is None:
+    if task.folder is not None:
+        if name := getattr(task, role):
+            path = tables.path_of(task, name)
+            yield from tables.read_table(path, header=task.header, quotes=task.quotes)
+    elif split := getattr(task.hub, role):
         assert task.hub is not None
-        split = getattr(task.hub, role)
-        return iter(()) if split is None else tables.read_hub(task.hub, split)
-    name = getattr(task, role)
-    if name is None:
-        return iter(())
-    return tables.read_table(tables.path_of(task, name), header=task.header, quotes=task.quotes)
+        yield from tables.read_hub(task.hub, split)
 
 
 def _cell(row: Row, column: str | None) -> str | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
-
-from scripts.finetuning.settings import InputError
 
 T = TypeVar("T")
 Features = dict[str, Any]  # input_ids, token_type_ids: lists of one length; labels, ...
@@ -25,19 +23,15 @@ class DevSet:
 
 @dataclass
 class Notes:
-    """Counts of what was left out or cut, by reason, with the first place."""
+    """The places of what was left out or cut, by reason."""
 
-    counts: dict[str, int] = field(default_factory=dict)
-    first: dict[str, str] = field(default_factory=dict)
+    places: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, reason: str, place: str) -> None:
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-        self.first.setdefault(reason, place)
+        self.places.setdefault(reason, []).append(place)
 
     def lines(self) -> list[str]:
-        return [
-            f"{n:,} {reason} (first: {self.first[reason]})" for reason, n in self.counts.items()
-        ]
+        return [f"{len(at):,} {reason} (first: {at[0]})" for reason, at in self.places.items()]
 
 
 @dataclass(frozen=True)
@@ -50,6 +44,14 @@ class Job:
     dev: list[DevSet]  # the first one chooses the best model
     collate: Any
     notes: Notes
+
+
+def label_names(names: Sequence[str]) -> dict[str, Any]:
+    """The part of a model's config that names its labels, in the order of their ids."""
+    return {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: number for number, name in enumerate(names)},
+    }
 
 
 def sample_of(examples: Iterable[T], most: int | None) -> list[T]:
@@ -91,12 +93,3 @@ def best_windows(spans: list[tuple[int, int]], size: int) -> np.ndarray:
         for start, end in spans
     ]
     return np.argmax(np.stack(context), axis=0) if spans and size else np.zeros(size, int)
-
-
-def check_length(max_length: int, positions: int) -> None:
-    """Raise InputError if the model has fewer positions than an example may have tokens."""
-    if max_length > positions:
-        raise InputError(
-            f"max_length={max_length}: the model has {positions} positions; "
-            f"add max_length={positions}"
-        )

@@ -39,29 +39,22 @@ def prepare(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Job:
             f"task.max_question_length={task.max_question_length}; raise the one or lower the other"
         )
     cut = Windows(tokenizer, settings.max_length, task.stride, task.max_question_length)
-    train: list[Features] = []
     asked = sample_of(_questions(task, "train"), settings.max_train_examples)
-    for question in _kept(asked, notes):
-        train += cut.for_training(question, notes)
+    train = [each for one in _kept(asked, notes) for each in cut.for_training(one, notes)]
     if not train:
         raise InputError(
             f"the training set of {task.name} has no usable question: {'; '.join(notes.lines())}"
         )
     dev = sample_of(_questions(task, "dev"), settings.max_dev_examples)
-    features: list[Features] = []
-    spans: list[Window] = []
-    for question in dev:
-        for feature, span in cut.for_answering(question, notes):
-            features.append(feature)
-            spans.append(span)
-    if not features:
+    cuts = [each for question in dev for each in cut.for_answering(question, notes)]
+    if not cuts:
         raise InputError(f"the development set of {task.name} has no question with a text")
-    score = functools.partial(_score, task=task, windows=spans, questions=dev)
+    score = functools.partial(_score, task=task, windows=[w for _, w in cuts], questions=dev)
     return Job(
         "BertForQuestionAnswering",
         {"has_no_answer": task.has_no_answer},
         train,
-        [DevSet("dev", features, score)],
+        [DevSet("dev", [features for features, _ in cuts], score)],
         DataCollatorWithPadding(tokenizer),
         notes,
     )
@@ -81,7 +74,7 @@ class Windows:
         self.max_length = max_length
         self.stride = stride
         self.longest_question = longest_question
-        self._last: tuple[str, Any] = ("", None)  # questions of one text are neighbors
+        self._context = functools.lru_cache(1)(self._encoded)  # a text's questions are neighbors
 
     def for_answering(self, question: Question, notes: Notes) -> list[tuple[Features, Window]]:
         """Every window as features, with the positions of its tokens in the text."""
@@ -99,10 +92,8 @@ class Windows:
                 "input_ids": [*head, *ids[start:end], self.tokenizer.sep_token_id],
                 "token_type_ids": [0] * len(head) + [1] * (end - start + 1),
             }
-            window = Window(
-                question.id, len(head), offsets[start:end], best[start:end] == number, start
-            )
-            found.append((features, window))
+            is_best = best[start:end] == number
+            found.append((features, Window(question.id, len(head), offsets[start:end], is_best)))
         return found
 
     def for_training(self, question: Question, notes: Notes) -> Iterator[Features]:
@@ -119,26 +110,18 @@ class Windows:
                     first, last = (window.first_token + inside[[0, -1]]).tolist()
             yield {**features, "start_positions": first, "end_positions": last}
 
-    def _context(self, context: str) -> tuple[list[int], np.ndarray]:
+    def _encoded(self, context: str) -> tuple[list[int], np.ndarray]:
         """Token ids (n), and the (n, 2) start and end of each token in characters."""
-        if self._last[0] != context or self._last[1] is None:
-            encoded = self.tokenizer(
-                context, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-            )
-            offsets = np.array(encoded["offset_mapping"], np.int32).reshape(-1, 2)
-            self._last = (context, (encoded["input_ids"], offsets))
-        answer: tuple[list[int], np.ndarray] = self._last[1]
-        return answer
+        encoded = self.tokenizer(
+            context, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        offsets = np.array(encoded["offset_mapping"], np.int32).reshape(-1, 2)
+        return encoded["input_ids"], offsets
 
 
 def _questions(task: TaskSettings, role: str) -> Iterator[Question]:
-    if task.folder is None:
-        assert task.hub is not None
-        found = _from_hub(task, role)
-    else:
-        found = _from_file(task, role)
     seen: set[str] = set()
-    for question in found:
+    for question in (_from_hub if task.folder is None else _from_file)(task, role):
         if question.id in seen:
             raise InputError(f"{question.place}: an earlier question has this id; change it")
         seen.add(question.id)

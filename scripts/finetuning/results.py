@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from data_prep.core.files import read_json
 from scripts.finetuning.job import Job
-from scripts.finetuning.settings import InputError, Settings
+from scripts.finetuning.settings import Settings
 
 FILE = "results.json"
 
@@ -70,14 +68,6 @@ def table(summaries: Sequence[dict[str, Any]]) -> str:
     ]
     text += sorted({f"chosen on dev: {one['chosen_on_dev']}" for one in summaries})
     return "\n".join(text)
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """The results.json of a folder. Raises InputError if there is none."""
-    path = folder / FILE
-    if not path.is_file():
-        raise InputError(f"there is no {path}; it is written when a task's seeds are done")
-    return dict(read_json(path))
 
 
 def combined(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import importlib
 import itertools
@@ -13,20 +11,18 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep.core.config import CONF, SettingsError, as_dict, as_yaml
-from data_prep.core.files import read_json, write_json
+from data_prep.core.files import write_json
 from scripts.finetuning import results
-from scripts.finetuning.job import Job, check_length
+from scripts.finetuning.job import Job
 from scripts.finetuning.models import checked, identity, load_tokenizer
 from scripts.finetuning.settings import InputError, Kind, Settings, load, tasks
-from scripts.finetuning.trial import RESULT, SeedRun, run_trial
+from scripts.finetuning.trial import MODEL, TRIALS, SeedRun, Task
 
-TRIALS = "trials"
-MODEL = "model"
 # Settings that do not change the metrics of a trial: where it goes, the other trials, the logging
 FREE = (
     "out", "seeds", "first_seed", "resume", "wandb", "project", "grid", "eval_batch_size", "model",
@@ -61,85 +57,43 @@ def finetune(settings: Settings) -> dict[str, Any]:
         raise InputError("fine-tuning is one process; several seeds or tasks: slurm/finetune.sh")
     config = checked(settings.model_folder)
     tokenizer = load_tokenizer(settings.model_folder)
-    check_length(settings.max_length, config["max_position_embeddings"])
+    if settings.max_length > (positions := config["max_position_embeddings"]):
+        raise InputError(
+            f"max_length={settings.max_length}: the model has {positions} positions; "
+            f"add max_length={positions}"
+        )
     started = time.monotonic()
     kind = importlib.import_module(f"scripts.finetuning.{settings.task.kind.name}")
     job: Job = kind.prepare(settings, tokenizer)
-    _print_inputs(settings, job, time.monotonic() - started)
+    dev = ", ".join(f"{dev.name} {len(dev.features):,}" for dev in job.dev)
+    seconds = time.monotonic() - started
+    print(f"{settings.task.name}: train {len(job.train):,}, {dev} inputs in {seconds:.1f} s")
+    print("".join(f"  {line}\n" for line in job.notes.lines()), end="")
     out = settings.out_folder
     if not settings.resume:
         shutil.rmtree(out / TRIALS, ignore_errors=True)
-    fingerprint = _fingerprint(settings)
-
-    def outcome(trial: SeedRun) -> dict[str, Any]:
-        folder = out / TRIALS / trial.name
-        earlier = _earlier(folder, fingerprint)
-        if earlier is not None:
-            print(f"{trial.name}: done before")
-            return earlier
-        print(f"{trial.name}: in {folder}", flush=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        with _alone_in(folder):
-            (folder / "fingerprint").write_text(fingerprint)
-            return run_trial(trial, settings, job, tokenizer, folder, fingerprint)
-
-    first = f"{job.dev[0].name}_{settings.task.metrics[0]}"
+    task = Task(settings, job, tokenizer, _fingerprint(settings))
     tried: list[dict[str, Any]] = []
-    for trial in _grid(settings):
-        tried.append(outcome(trial))
-        best = max(tried, key=lambda result: result["figures"][first])
-        for result in tried:  # a grid's models would fill a disk
-            if result is not best:
-                shutil.rmtree(_model_of(out, result), ignore_errors=True)
+    for values in itertools.product(
+        settings.grid.batch_size or [settings.batch_size],
+        settings.grid.learning_rate or [settings.learning_rate],
+        settings.grid.epochs or [settings.epochs],
+    ):
+        tried.append(task.outcome(SeedRun(*values, settings.first_seed)))
+        best = task.best(tried)
+        for other in tried:  # a grid's models would fill a disk
+            if other is not best:
+                shutil.rmtree(task.model(other), ignore_errors=True)
     chosen = SeedRun(**best["trial"])
-    runs = [best] + [
-        outcome(dataclasses.replace(chosen, seed=settings.first_seed + number))
-        for number in range(1, settings.seeds)
-    ]
+    more = range(settings.first_seed + 1, settings.first_seed + settings.seeds)
+    runs = [best] + [task.outcome(dataclasses.replace(chosen, seed=seed)) for seed in more]
     summary = results.summary(settings, job, runs, tried)
     write_json(out / "settings.json", as_dict(settings))
-    _keep_best_model(out, runs, first)
+    _link_model(task.model(task.best(runs)), out / MODEL)
     write_json(out / results.FILE, summary)
     print(results.table([summary]))
     print(f"results  {out / results.FILE}\nmodel    {out / MODEL}")
     return summary
-
-
-def _grid(settings: Settings) -> list[SeedRun]:
-    grid = settings.grid
-    return [
-        SeedRun(batch_size, rate, epochs, settings.first_seed)
-        for batch_size, rate, epochs in itertools.product(
-            grid.batch_size or [settings.batch_size],
-            grid.learning_rate or [settings.learning_rate],
-            grid.epochs or [settings.epochs],
-        )
-    ]
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Raise InputError if another process trains in `folder`. The lock ends with its process."""
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another process is training in {folder}; let it end, or give another out="
-            ) from None
-        yield
-
-
-def _earlier(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The result in `folder` or None. Raises InputError if it is of another fingerprint."""
-    mark = folder / "fingerprint"
-    if mark.is_file() and mark.read_text() != fingerprint:
-        raise InputError(
-            f"{folder} was made with another model, other data or settings; "
-            "give another out=, or resume=false to start again"
-        )
-    path = folder / RESULT
-    return dict(read_json(path)) if path.is_file() else None
 
 
 def _fingerprint(settings: Settings) -> str:
@@ -157,27 +111,15 @@ def _fingerprint(settings: Settings) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _keep_best_model(out: Path, runs: list[dict[str, Any]], first: str) -> None:
-    """Make the best seed's model out/model, as links to the trial's files."""
-    source = _model_of(out, max(runs, key=lambda result: result["figures"][first]))
+def _link_model(source: Path, target: Path) -> None:
+    """Make the best seed's model `target`, as links to the trial's files."""
     if not source.is_dir():
         raise InputError(f"{source}, the best model, is missing; resume=false trains it again")
-    temporary = out / f".{MODEL}.tmp"
+    temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(source, temporary, copy_function=os.link)
-    shutil.rmtree(out / MODEL, ignore_errors=True)
-    temporary.rename(out / MODEL)
-
-
-def _model_of(out: Path, result: dict[str, Any]) -> Path:
-    return out / TRIALS / SeedRun(**result["trial"]).name / MODEL
-
-
-def _print_inputs(settings: Settings, job: Job, seconds: float) -> None:
-    dev = ", ".join(f"{dev.name} {len(dev.features):,}" for dev in job.dev)
-    print(f"{settings.task.name}: train {len(job.train):,}, {dev} inputs in {seconds:.1f} s")
-    for line in job.notes.lines():
-        print(f"  {line}")
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
 
 
 def _help(module: str, kind: Kind) -> str:

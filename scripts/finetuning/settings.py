@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from data_prep.core.config import CONF, SettingsError, choices, compose
@@ -18,6 +19,18 @@ METRICS = {
     "qa": ("f1", "exact"),
     "tagging": ("f1", "precision", "recall"),
 }
+
+# Names of numbers (of a list: its lowest), whether a value is allowed, and how that is worded
+BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    (
+        "seeds batch_size max_length eval_batch_size max_train_examples max_dev_examples "
+        "task.stride task.max_question_length task.max_answer_length task.n_best grid.batch_size",
+        lambda value: value >= 1,
+        "at least 1",
+    ),
+    ("learning_rate epochs", lambda value: value > 0, "above 0"),
+    ("warmup_fraction dropout", lambda value: 0 <= value < 1, "from 0 to below 1"),
+)
 
 
 class InputError(SettingsError):
@@ -179,35 +192,19 @@ def _faults(settings: Settings, kind: Kind | None) -> Iterator[str]:
             f"task={task.name} is a task of the kind {task.kind.name}; use "
             f"python -m scripts.finetune_{task.kind.name}"
         )
-    whole = {
-        "seeds": settings.seeds, "batch_size": settings.batch_size,
-        "max_length": settings.max_length, "eval_batch_size": settings.eval_batch_size,
-        "max_train_examples": settings.max_train_examples,
-        "max_dev_examples": settings.max_dev_examples, "task.stride": task.stride,
-        "task.max_question_length": task.max_question_length,
-        "task.max_answer_length": task.max_answer_length, "task.n_best": task.n_best,
-        "grid.batch_size": min(settings.grid.batch_size, default=None),
-    }  # fmt: skip
-    for name, value in whole.items():
-        if value is not None and value < 1:
-            yield f"{name}={value}: must be at least 1"
-    positive = {"learning_rate": settings.learning_rate, "epochs": settings.epochs}
-    for name, number in positive.items():
-        if not number > 0:
-            yield f"{name}={number}: must be above 0"
-    shares = {"warmup_fraction": settings.warmup_fraction, "dropout": settings.dropout}
-    for name, share in shares.items():
-        if share is not None and not 0 <= share < 1:
-            yield f"{name}={share}: must be from 0 to below 1"
+    for names, holds, bound in BOUNDS:
+        for name in names.split():
+            value = attrgetter(name)(settings)
+            if isinstance(value, list):
+                value = min(value, default=None)
+            if value is not None and not holds(value):
+                yield f"{name}={value}: must be {bound}"
     known = METRICS[task.kind.name]
     if not task.metrics or not set(task.metrics) <= set(known):
         yield f"task.metrics={task.metrics}: one or more of {', '.join(known)}"
     if task.folder is None and task.hub is None:
         yield f"task.folder: is not given, and {task.name} has no hub; add task.folder=FOLDER"
-    if task.folder is not None:
-        for name in ("train", "dev"):
-            if getattr(task, name) is None:
-                yield f"task.{name}: is not given; add task.{name}=FILE"
+    needed = {"train": "FILE", "dev": "FILE"}
     if task.kind is Kind.classification:
         is_number = set(task.metrics) <= {"pearson", "spearman"}
         if is_number != task.is_regression:
@@ -215,6 +212,7 @@ def _faults(settings: Settings, kind: Kind | None) -> Iterator[str]:
                 f"task.metrics={task.metrics} with task.is_regression={task.is_regression}: "
                 "pearson and spearman are for numbers, the others for labels"
             )
-        for name in ("text", "label"):
-            if task.folder is not None and getattr(task, name) is None:
-                yield f"task.{name}: is not given; add task.{name}=COLUMN"
+        needed |= {"text": "COLUMN", "label": "COLUMN"}
+    for name, what in needed.items():
+        if task.folder is not None and getattr(task, name) is None:
+            yield f"task.{name}: is not given; add task.{name}={what}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import softmax
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,6 @@ class Window:
     first_token: int  # of the text, in the window: after [CLS] question [SEP]
     offsets: np.ndarray  # (n, 2) int32: first character, end
     is_best: np.ndarray  # (n,) bool: no other window has more context around the token
-    begins: int  # tokens of the text before the window
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def best_answers(
         best = sorted(candidates[question], key=lambda span: -span[0])[:n_best]
         has_null = np.isfinite(null[question])
         scores = [score for score, _, _ in best] + ([null[question]] if has_null else [])
-        shares = _softmax(np.array(scores)) if scores else np.zeros(0)
+        shares = softmax(scores) if scores else []
         found[question] = [
             Answer(context[start:end], start, end, score, float(share))
             for (score, start, end), share in zip(best, shares, strict=False)
@@ -86,8 +86,3 @@ def _spans(
     scores = starts_n[first].astype(float) + ends_n[last]
     begins, ends_at = window.offsets[first, 0], window.offsets[last, 1]
     return list(zip(scores.tolist(), begins.tolist(), ends_at.tolist(), strict=True))
-
-
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    powers = np.exp(scores - scores.max())
-    return np.asarray(powers / powers.sum())

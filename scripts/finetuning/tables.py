@@ -21,15 +21,7 @@ class Row:
 
     place: str  # file and line, for messages
     values: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A row with too few or too many columns."""
-
-    place: str
-    found: int
-    expected: int
+    fault: str = ""  # of a row with too few or too many columns, which has no values
 
 
 def path_of(task: TaskSettings, name: str) -> Path:
@@ -63,24 +55,24 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
         yield number, line.removesuffix("\r")
 
 
-def read_table(path: Path, *, header: bool, quotes: bool) -> Iterator[Row | Broken]:
+def read_table(path: Path, *, header: bool, quotes: bool) -> Iterator[Row]:
     """The rows of a file. Without a header columns are named "0", "1", ... Raises InputError."""
     if path.suffix == ".jsonl":
         yield from read_json_lines(path)
         return
     if path.suffix not in SEPARATORS:
         raise InputError(f"{path}: the name must end in .jsonl, {', '.join(SEPARATORS)}; rename it")
-    records = _records(path, SEPARATORS[path.suffix], quotes)
     names: list[str] | None = None
-    for number, record in records:
+    for number, record in _records(path, SEPARATORS[path.suffix], quotes):
         if names is None:
             names = record if header else [str(column) for column in range(len(record))]
             if header:
                 continue
-        if len(record) != len(names):
-            yield Broken(f"{path}, line {number}", len(record), len(names))
-        else:
+        if len(record) == len(names):
             yield Row(f"{path}, line {number}", dict(zip(names, record, strict=True)))
+        else:
+            fault = f"{len(record)} column(s), but the first line has {len(names)}"
+            yield Row(f"{path}, line {number}", {}, fault)
 
 
 def read_json_lines(path: Path) -> Iterator[Row]:

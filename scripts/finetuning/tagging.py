@@ -13,7 +13,16 @@ from seqeval.metrics import f1_score, precision_score, recall_score
 from transformers import DataCollatorForTokenClassification, PreTrainedTokenizerBase
 
 from scripts.finetuning import tables
-from scripts.finetuning.job import DevSet, Features, Job, Notes, best_windows, sample_of, windows
+from scripts.finetuning.job import (
+    DevSet,
+    Features,
+    Job,
+    Notes,
+    best_windows,
+    label_names,
+    sample_of,
+    windows,
+)
 from scripts.finetuning.settings import InputError, Settings, TaskSettings
 
 IGNORED = -100  # label of tokens other than the first piece of a word
@@ -69,13 +78,14 @@ def prepare(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Job:
             features, pieces = featured(sentences)
             score = functools.partial(_score, names=names, pieces=pieces, sentences=sentences)
             dev.append(DevSet(role, features, score))
-    config = {
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: number for number, name in enumerate(names)},
-    }
-    collate = DataCollatorForTokenClassification(tokenizer)
-    sample = sample_of(train, settings.max_train_examples)
-    return Job("BertForTokenClassification", config, featured(sample)[0], dev, collate, notes)
+    return Job(
+        "BertForTokenClassification",
+        label_names(names),
+        featured(sample_of(train, settings.max_train_examples))[0],
+        dev,
+        DataCollatorForTokenClassification(tokenizer),
+        notes,
+    )
 
 
 class Pieces:

@@ -121,7 +121,7 @@ def test_an_answer_is_found_at_its_characters_in_each_window_that_holds_all_of_i
 def test_the_best_span_is_decoded_with_its_case_and_by_the_window_of_most_context() -> None:
     offsets = np.array([(0, 3), (4, 9), (10, 12)])
     seen = np.array([True, True, True])
-    spans = [Window("q", 2, offsets, seen, 0), Window("q", 2, offsets, ~seen, 0)]
+    spans = [Window("q", 2, offsets, seen), Window("q", 2, offsets, ~seen)]
     starts, ends = np.full((2, 9), -9.0), np.full((2, 9), -9.0)
     starts[0, 3], ends[0, 4] = 5.0, 4.0  # "Ships at"
     starts[1, 0] = ends[1, 0] = 1.0
