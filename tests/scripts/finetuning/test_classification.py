@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from shared_data import unpacked
 
-from scripts.finetuning import classification, models
+from data_prep.core.files import read_json
+from scripts.finetuning import classification, models, trial
 from scripts.finetuning.job import Job, Notes, sample_of
 from scripts.finetuning.run import finetune, main
-from scripts.finetuning.settings import InputError, Kind, load, tasks
+from scripts.finetuning.settings import InputError, Kind, Start, load, tasks
 
 GOOD, BAD = ("good", "great", "fine"), ("bad", "awful", "poor")
 QUICK = ["epochs=10", "learning_rate=1e-2", "batch_size=16", "max_length=16", "dropout=0"]
@@ -39,12 +41,22 @@ def reviews(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def trained(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of two seeds."""
+def arguments(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Those of the training of two seeds."""
     folder = tmp_path_factory.mktemp("reviews")
-    arguments = [*reviews(folder), f"model={bert}", f"out={folder / 'out'}", "seeds=2", *QUICK]
+    return [*reviews(folder), f"model={bert}", f"out={folder / 'out'}", "seeds=2", *QUICK]
+
+
+@pytest.fixture(scope="module")
+def trained(arguments: list[str]) -> Path:
+    """The results of two seeds."""
     assert main(Kind.classification, arguments) == 0
-    return folder / "out"
+    return load(arguments).out_folder
+
+
+@pytest.fixture(scope="module")
+def results(trained: Path) -> dict[str, Any]:
+    return dict(read_json(trained / "results.json"))
 
 
 @pytest.fixture
@@ -60,13 +72,11 @@ def prepared(bert: Path, tmp_path: Path) -> Callable[..., Job]:
     return prepare
 
 
-def test_it_learns_what_can_be_learned(trained: Path) -> None:
-    figures = json.loads((trained / "results.json").read_text())["figures"]
-    assert figures["dev_accuracy"]["mean"] > 95
+def test_it_learns_what_can_be_learned(results: dict[str, Any]) -> None:
+    assert results["figures"]["dev_accuracy"]["mean"] > 95
 
 
-def test_results_hold_every_seed_their_mean_and_that_dev_chose(trained: Path) -> None:
-    results = json.loads((trained / "results.json").read_text())
+def test_results_hold_every_seed_their_mean_and_that_dev_chose(results: dict[str, Any]) -> None:
     each = [seed["dev_accuracy"] for seed in results["seeds"]]
     assert [seed["seed"] for seed in results["seeds"]] == [1, 2]
     assert results["figures"]["dev_accuracy"]["mean"] == pytest.approx(sum(each) / 2)
@@ -82,28 +92,20 @@ def test_the_model_has_its_label_names_in_a_pipeline(trained: Path) -> None:
     assert labels == ["positive", "negative"]
 
 
-def test_what_is_done_is_not_done_again(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = json.loads((trained / "settings.json").read_text())
-    arguments = [*reviews_of(settings), f"out={trained}", "seeds=2", *QUICK]
+def test_what_is_done_is_not_done_again(
+    trained: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     before = (trained / "results.json").read_text()
     assert main(Kind.classification, arguments) == 0
     assert capsys.readouterr().out.count("done before") == 2
     assert (trained / "results.json").read_text() == before
 
 
-def reviews_of(settings: dict[str, dict[str, str]]) -> list[str]:
-    task = settings["task"]
-    names = ("folder", "train", "dev", "text", "label")
-    typed = [f"task.{name}={task[name]}" for name in names]
-    return ["+task=custom", f"model={settings['model']}", *typed]
-
-
+@pytest.mark.usefixtures("trained")
 def test_results_of_other_settings_are_not_mixed_in(
-    trained: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = json.loads((trained / "settings.json").read_text())
-    arguments = [*reviews_of(settings), f"out={trained}", *QUICK, "dropout=0.2"]
-    assert main(Kind.classification, arguments) == 2
+    assert main(Kind.classification, [*arguments, "dropout=0.2"]) == 2
     assert "resume=false" in capsys.readouterr().err
 
 
@@ -111,20 +113,18 @@ def test_a_folder_in_which_another_process_trains_is_refused(
     bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [*reviews(tmp_path), f"model={bert}", f"out={tmp_path / 'out'}", *QUICK]
-    trial = tmp_path / "out/trials/batch-16-rate-0.01-epochs-10-seed-1"
-    trial.mkdir(parents=True)
-    with (trial / "lock").open("w") as file:
+    folder = tmp_path / "out/trials/batch-16-rate-0.01-epochs-10-seed-1"
+    folder.mkdir(parents=True)
+    with (folder / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert main(Kind.classification, arguments) == 2
-    assert f"another process is training in {trial}" in capsys.readouterr().err
+    assert f"another process is training in {folder}" in capsys.readouterr().err
     assert main(Kind.classification, arguments) == 0
 
 
 def test_a_killed_training_goes_on_to_the_same_figures(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from scripts.finetuning import trial
-
     arguments = [*reviews(tmp_path / "data"), f"model={bert}", *QUICK, "epochs=2", "dropout=0.1"]
     straight = finetune(load([*arguments, f"out={tmp_path / 'straight'}"]))
     killed = load([*arguments, f"out={tmp_path / 'killed'}"])
@@ -152,10 +152,8 @@ def test_the_grid_tries_all_with_one_seed_and_says_so(bert: Path, tmp_path: Path
     grid = ["grid.learning_rate=[1e-2,1e-9]", "epochs=6", "seeds=2"]
     arguments = [*reviews(tmp_path / "data"), f"model={bert}", *QUICK, *grid]
     results = finetune(load([*arguments, f"out={tmp_path / 'out'}"]))
-    assert [(one["learning_rate"], one["seed"]) for one in results["tried"]] == [
-        (1e-2, 1),
-        (1e-9, 1),
-    ]
+    tried = [(one["learning_rate"], one["seed"]) for one in results["tried"]]
+    assert tried == [(1e-2, 1), (1e-9, 1)]
     assert results["chosen"]["learning_rate"] == 1e-2
     kept = {path.parent.name for path in (tmp_path / "out/trials").glob("*/model")}
     assert {name.split("-rate-")[1].split("-")[0] for name in kept} == {"0.01"}
@@ -241,11 +239,9 @@ def test_a_sample_is_drawn_from_the_whole_file_and_is_the_same_at_each_call() ->
 def test_labels_are_those_of_the_whole_training_set_also_where_it_is_sampled(
     prepared: Callable[..., Job],
 ) -> None:
-    rows = [f"word,{mood}" for mood in "abcd"]
-    job = prepared(
-        "task.train=a.csv", "task.dev=b.csv", "max_train_examples=2", "max_dev_examples=3",
-        a_csv="\n".join(["words,mood", *rows, ""]), b_csv="\n".join(["words,mood", *rows, ""]),
-    )  # fmt: skip
+    rows = "words,mood\nword,a\nword,b\nword,c\nword,d\n"
+    files = ["task.train=a.csv", "task.dev=a.csv"]
+    job = prepared(*files, "max_train_examples=2", "max_dev_examples=3", a_csv=rows)
     assert list(job.config["label2id"]) == ["a", "b", "c", "d"]
     assert (len(job.train), len(job.dev[0].features)) == (2, 3)
 
@@ -253,23 +249,15 @@ def test_labels_are_those_of_the_whole_training_set_also_where_it_is_sampled(
 def test_a_data_set_of_the_hub_s_library_is_read_with_its_label_names(
     bert: Path, tmp_path: Path
 ) -> None:
-    from datasets import ClassLabel, Dataset, Features, Value
+    from datasets import ClassLabel, Dataset
 
-    features = Features(
-        {"sentence": Value("string"), "label": ClassLabel(names=["negative", "positive"])}
-    )
-    rows = Dataset.from_dict({"sentence": ["good", "bad"], "label": [1, 0]}, features=features)
-    folder = tmp_path / "data"
-    folder.mkdir()
+    rows = Dataset.from_dict({"sentence": ["good", "bad"], "label": [1, 0]})
+    rows = rows.cast_column("label", ClassLabel(names=["negative", "positive"]))
     for split in ("train", "validation"):
-        rows.to_parquet(folder / f"{split}.parquet")
-    arguments = [
-        "+task=sst2",
-        f"model={bert}",
-        f"task.hub.dataset={folder}",
-        "task.hub.subset=null",
-    ]
-    job = classification.prepare(load([*arguments, "max_length=32"]), models.load_tokenizer(bert))
+        rows.to_parquet(tmp_path / f"{split}.parquet")
+    hub = [f"task.hub.dataset={tmp_path}", "task.hub.subset=null"]
+    settings = load(["+task=sst2", f"model={bert}", *hub, "max_length=32"])
+    job = classification.prepare(settings, models.load_tokenizer(bert))
     assert [example["labels"] for example in job.train] == [1, 0]
 
 
@@ -284,8 +272,6 @@ def test_jsonl_and_quoted_csv_are_read(prepared: Callable[..., Job]) -> None:
 
 
 def test_numbers_are_scored_by_their_correlation(prepared: Callable[..., Job]) -> None:
-    import numpy as np
-
     numbers = "words\tmood\ngood\t5\nfine\t3\nbad\t0.5\n"
     job = prepared(
         "task.is_regression=true", "task.metrics=[spearman,pearson]",
@@ -378,8 +364,6 @@ def test_what_is_no_bert_folder_is_refused(
 def test_weights_that_are_not_a_whole_bert_are_refused(bert: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from scripts.finetuning.settings import Start
-
     folder = Path(shutil.copytree(bert, tmp_path / "x"))
     weights = load_file(folder / "model.safetensors")
     del weights["bert.encoder.layer.1.output.dense.weight"]
@@ -389,13 +373,11 @@ def test_weights_that_are_not_a_whole_bert_are_refused(bert: Path, tmp_path: Pat
 
 
 def test_a_random_start_takes_no_weights(bert: Path) -> None:
-    from scripts.finetuning.settings import Start
-
     name = "embeddings.word_embeddings.weight"
-    models_of = [
+    pretrained, random = (
         models.load_model("BertModel", bert, start, {})[0].state_dict()[name] for start in Start
-    ]
-    assert not models_of[0].equal(models_of[1])
+    )
+    assert not pretrained.equal(random)
 
 
 def test_a_loss_that_is_no_number_ends_the_training(
