@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
 import os
 import re
@@ -19,7 +20,7 @@ from data_prep.core.config import as_dict
 from pretrain import plan
 from pretrain.config import load
 from pretrain.config.arguments import parse_arguments
-from scripts import build_site, predict
+from scripts import build_site, predict, seed_experiment
 from scripts.finetuning import settings as finetuning_settings
 from scripts.finetuning.settings import Kind
 
@@ -73,7 +74,7 @@ def test_every_command_shown_exists_and_takes_its_settings(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for folder in ("my_texts", "novels"):
+    for folder in ("my_texts", "novels", "FOLDER"):
         (tmp_path / folder).mkdir()
     words = shlex.split(command)
     typed = [word for word in words if re.match(r"\+?[\w.]+=", word)]
@@ -87,14 +88,21 @@ def test_every_command_shown_exists_and_takes_its_settings(
     module = module_of(command)
     assert module is not None
     assert (PROJECT / module.replace(".", "/")).with_suffix(".py").is_file(), module
+    arguments = words[words.index(module) + 1 :]
     if module.startswith("data_prep."):
         job.load(typed)
     elif module == "pretrain.run":
         load.load(typed, world_size=8)
     elif module == "pretrain.plan":
         plan.load([word for word in typed if not word.startswith("json=")])
+    elif module in ("pretrain.export", "pretrain.report", "pretrain.runs", "pretrain.verify"):
+        function = getattr(importlib.import_module(module), module.removeprefix("pretrain."))
+        parse_arguments(function, arguments)
+    elif module == "scripts.seed_experiment":
+        given = parse_arguments(seed_experiment.Arguments, arguments)
+        seed_experiment.Experiment(seed_experiment.Arguments(**given), []).check()
     elif module == "scripts.predict":
-        predict._arguments(words[words.index(module) + 1 :])
+        predict._arguments(arguments)
     elif module == "scripts.bag_of_words":
         finetuning_settings.load(typed, Kind.classification)
     elif module == "scripts.evaluate_checkpoints":
@@ -102,6 +110,8 @@ def test_every_command_shown_exists_and_takes_its_settings(
         finetuning_settings.load([*typed, "model=x"])
     elif kind := re.fullmatch(r"scripts\.finetune_(\w+)", module):
         finetuning_settings.load(typed, Kind[kind[1]])
+    else:
+        pytest.fail(f"no check of the arguments of {module}")
 
 
 def _finetune(tasks: str, model: str) -> None:

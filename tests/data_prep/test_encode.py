@@ -336,6 +336,14 @@ def test_a_vocabulary_that_does_not_fit_the_text_is_refused(tmp_path: Path) -> N
     assert not (tmp_path / "tokens" / "manifest.json").exists()
 
 
+def test_a_vocabulary_without_documents_names_the_job_to_run_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_vocab(tmp_path, "a")
+    assert encode.main([f"data_dir={tmp_path}"]) == 1
+    assert "run python -m data_prep.collect" in capsys.readouterr().err
+
+
 def test_the_program_prints_what_it_made(encoded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert encode.main([f"data_dir={encoded}", *OVERRIDES]) == 0
     printed = capsys.readouterr().out

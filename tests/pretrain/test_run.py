@@ -492,6 +492,19 @@ def test_a_run_is_not_continued_with_another_objective(
     assert expected in refusal(uninterrupted[0], [*SMALL, *other])
 
 
+def test_the_command_refuses_other_settings_and_another_objective_before_training(
+    sample_dirs: Callable[[Pairing], Path], uninterrupted: tuple[Path, str]
+) -> None:
+    before = metrics(uninterrupted[0])
+    other = [f"data.dir={sample_dirs(Pairing.sop)}", "data.pairs=sop", "optim.learning_rate=2e-3"]
+    statuses, output = pretrain_run([*SMALL, *other], uninterrupted[0])
+    assert statuses == [2]
+    assert "cannot be continued, its run had other settings" in output
+    for line in ("data.pairs: nsp then, sop now", "optim.learning_rate: 0.0015 then, 0.002 now"):
+        assert output.count(line) == 1
+    assert metrics(uninterrupted[0]) == before
+
+
 def test_shards_of_another_objective_are_refused_before_training(
     sample_dir: Path, tmp_path: Path
 ) -> None:

@@ -34,17 +34,23 @@ def test_cfg_prints_the_settings_and_does_nothing(tmp_path: Path, capfd) -> None
 
 
 @pytest.mark.parametrize(
-    ("job", "first"),
-    [(dedup, "collect"), (vocab, "collect"), (encode, "vocab"), (build, "encode"),
-     (audit, "build"), (status, "collect")],
-)  # fmt: skip
+    ("job", "message"),
+    [
+        (dedup, "run python -m data_prep.collect"),
+        (vocab, "run python -m data_prep.collect"),
+        (encode, "run python -m data_prep.vocab"),
+        (build, "run python -m data_prep.encode"),
+        (audit, "run python -m data_prep.build"),
+        (status, "{folder} holds no corpus; begin with python -m data_prep.collect"),
+    ],
+)
 def test_an_empty_folder_is_status_1_with_the_job_to_run_first(
-    job: ModuleType, first: str, tmp_path: Path, capfd
+    job: ModuleType, message: str, tmp_path: Path, capfd
 ) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         assert job.main([f"data_dir={folder}"]) == 1
         shown = capfd.readouterr()
-        assert f"python -m data_prep.{first}" in shown.err
+        assert message.format(folder=folder) in shown.err
         assert "Traceback" not in shown.err
         assert shown.out == ""
 
