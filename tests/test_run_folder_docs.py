@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from run_in_fork import pretrain_run
+from killing import at_step
+from run_in_fork import TINY, finished_run, pretrain_run
 
 from pretrain.engine.engine import Engine
 from pretrain.metrics import names
@@ -34,23 +34,9 @@ SOURCES = "".join(
 )
 
 SMALL = (
-    "+model=tiny", "model.hidden_size=32", "model.intermediate_size=64", "optim.global_batch=8",
-    "engine.tokens_per_micro_batch=512", "schedule.total_steps=6", "eval.every_steps=3",
-    "eval.max_examples=8", "checkpoint.every_steps=2", "monitor.every_steps=1", "run.name=x",
+    *TINY, "schedule.total_steps=6", "eval.every_steps=3", "eval.max_examples=8",
+    "checkpoint.every_steps=2",
 )  # fmt: skip
-
-
-def kill_at_the_fifth_step(rank: int) -> None:
-    train_step, calls = Engine.train_step, 0
-
-    def killed(self: Engine, *args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return train_step(self, *args)
-
-    Engine.train_step = killed  # type: ignore[method-assign]
 
 
 def skip_the_first_batch(rank: int) -> None:
@@ -69,11 +55,10 @@ def runs(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Pat
     lamb, clock = tmp_path_factory.mktemp("lamb"), tmp_path_factory.mktemp("clock")
     small = [*SMALL, f"data.dir={sample_dir}"]
     options = [*small, "optim=lamb", "monitor.batch_checksums=true", "monitor.peak_tflops=1"]
-    assert pretrain_run(options, lamb, hook=kill_at_the_fifth_step)[0] == [-signal.SIGKILL]
+    assert pretrain_run(options, lamb, hook=at_step(5))[0] == [-signal.SIGKILL]
     by_clock = [*small, "schedule.budget_hours=0.0001"]
     for where, arguments, hook in ((lamb, options, None), (clock, by_clock, skip_the_first_batch)):
-        statuses, output = pretrain_run(arguments, where, hook=hook)
-        assert statuses == [0], output
+        finished_run(arguments, where, hook=hook)
     return [where / "runs" / "x" for where in (lamb, clock)]
 
 
@@ -106,9 +91,7 @@ def test_every_metric_that_the_code_names_is_on_the_page() -> None:
 
 
 def test_every_metric_on_the_page_occurs_in_the_code() -> None:
-    assert [
-        name for name in sorted(METRICS) if name not in SOURCES and _last(name) not in SOURCES
-    ] == []
+    assert [n for n in sorted(METRICS) if n not in SOURCES and _last(n) not in SOURCES] == []
 
 
 def _last(name: str) -> str:
@@ -139,13 +122,7 @@ def test_every_kind_of_event_that_the_code_names_is_on_the_page() -> None:
 
 
 def test_every_file_of_a_run_folder_is_on_the_page(runs: list[Path]) -> None:
-    written = {
-        general(str(path.relative_to(run)))
-        for run in runs
-        for path in run.rglob("*")
-        if path.is_file()
-    }
-    known = NAMES | {
-        f"{folder}{file}" for folder in NAMES if folder.endswith("/") for file in NAMES
-    }
-    assert written - known == set()
+    files = [path.relative_to(run) for run in runs for path in run.rglob("*") if path.is_file()]
+    folders = [name for name in NAMES if name.endswith("/")]
+    known = NAMES | {f"{folder}{file}" for folder in folders for file in NAMES}
+    assert {general(str(file)) for file in files} - known == set()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_manifests import shards_manifest, split_entry
-from run_in_fork import pretrain_run
+from run_in_fork import TINY, finished_run
 
 from data_prep.core.config import SettingsError, as_dict, as_overrides, choices, compose
 from data_prep.core.files import read_json
@@ -61,9 +61,8 @@ def test_micro_steps_are_those_that_it_takes_to_hold_the_tokens(
 
 
 def test_steps_of_tokens_are_planned_with_the_sequences_that_they_hold_on_the_average() -> None:
-    settings = dataclasses.replace(
-        BASE, optim=dataclasses.replace(BASE.optim, tokens_per_step=8 * 4096)
-    )
+    optim = dataclasses.replace(BASE.optim, tokens_per_step=8 * 4096)
+    settings = dataclasses.replace(BASE, optim=optim)
     settings.engine = dataclasses.replace(BASE.engine, tokens_per_micro_batch=4096)
     known = corpus()
     found = plan(settings, known, 1, world_size=2, number=1)
@@ -122,25 +121,19 @@ def test_padding_to_the_full_length_costs_what_it_adds() -> None:
 @pytest.mark.parametrize(
     ("typed", "cure"),
     [
-        (
-            ["cluster.nodes=128", "optim.global_batch=1000", "phases=[]"],
-            r"cannot be dealt to 1024 ranks.*set optim.global_batch=1024 or more, "
-            r"or cluster.nodes=125",
-        ),
-        (
-            ["engine.tokens_per_micro_batch=256"],
-            r"phase 2: .*256 cannot hold one sequence of data.seq_len=512.*=512 or more",
-        ),
-        (
-            ["optim.global_batch=1001", "phases=[]", "engine.tokens_per_micro_batch=128"],
-            r"set engine.tokens_per_micro_batch=256 or optim.global_batch=1000",
-        ),
+        (["cluster.nodes=128", "optim.global_batch=1000", "phases=[]"],
+         r"cannot be dealt to 1024 ranks.*set optim.global_batch=1024 or more, "
+         r"or cluster.nodes=125"),
+        (["engine.tokens_per_micro_batch=256"],
+         r"phase 2: .*256 cannot hold one sequence of data.seq_len=512.*=512 or more"),
+        (["optim.global_batch=1001", "phases=[]", "engine.tokens_per_micro_batch=128"],
+         r"set engine.tokens_per_micro_batch=256 or optim.global_batch=1000"),
         (["cluster=dgx_a1000"], r"cluster=dgx_a1000 is not known; there are .*dgx_h100.*local"),
         (["cluster=none"], r"there are .*dgx_a100"),
         (["cluster=dgx1_v100", "engine=bf16"], r"no bfloat16; set engine.precision=fp16"),
         (["optim.lr=1"], r"did you mean optim.learning_rate"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_work_is_refused_with_the_nearest_that_does(
     typed: list[str], cure: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,20 +218,13 @@ def test_a_cluster_comes_back_from_the_settings_that_a_run_has_written(name: str
 def test_a_run_keeps_its_plan_and_ends_with_the_actual_values(
     sample_dir: Path, tmp_path: Path
 ) -> None:
-    phase = (
-        "{changes: {optim: {global_batch: 4}, schedule: {total_steps: 3}}, moments: kept, "
-        "optimizer_step: kept, loss_scaler: kept}"
-    )
-    statuses, output = pretrain_run(
-        [
-            "+model=tiny", "model.hidden_size=32", "model.intermediate_size=64",
-            "optim.global_batch=8", "schedule.total_steps=5", "eval.max_examples=8",
-            "monitor.every_steps=2", "run.name=x", "engine.timeout_minutes=2", "cluster=dgx_a100",
-            f"phases=[{phase}]", f"data.dir={sample_dir}",
-        ],
-        tmp_path,
-    )  # fmt: skip
-    assert statuses == [0], output
+    typed = [
+        *TINY, "schedule.total_steps=5", "eval.max_examples=8", "monitor.every_steps=2",
+        "engine.timeout_minutes=2", "cluster=dgx_a100", f"data.dir={sample_dir}",
+        "phases=[{changes: {optim: {global_batch: 4}, schedule: {total_steps: 3}}, "
+        "moments: kept, optimizer_step: kept, loss_scaler: kept}]",
+    ]  # fmt: skip
+    output = finished_run(typed, tmp_path)
     planned = read_json(tmp_path / "runs/x/plan.json")["phases"]
     assert [p["steps"] for p in planned] == [5, 3]
     assert "epochs over the data" in (tmp_path / "runs/x/plan.txt").read_text()

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import flip_a_bit
 from killing import at_step
-from run_in_fork import pretrain_run
+from run_in_fork import TINY, Hook, finished_run, pretrain_run
 from wandb_files import history, records
 
 from data_prep.core.config import SettingsError
@@ -35,19 +36,10 @@ from pretrain.run_folder.jsonl import readable_lines
 pytestmark = pytest.mark.distributed
 
 SMALL = (
-    "+model=tiny",
-    "model.hidden_size=32",
-    "model.intermediate_size=64",
-    "optim.global_batch=8",
-    "engine.tokens_per_micro_batch=512",
-    "engine.timeout_minutes=2",  # the survivors of a killed rank look for it a shorter time
-    "schedule.total_steps=12",
-    "eval.every_steps=6",
-    "eval.max_examples=40",
+    *TINY, "schedule.total_steps=12", "eval.every_steps=6", "eval.max_examples=40",
     "checkpoint.every_steps=4",
-    "monitor.every_steps=1",
-    "run.name=x",
-)
+    "engine.timeout_minutes=2",  # the survivors of a killed rank look for it a shorter time
+)  # fmt: skip
 
 
 def arguments(sample_dir: Path, *more: str) -> list[str]:
@@ -62,11 +54,17 @@ def weights(folder: Path, step: int = 12) -> str:
     return checksum(folder / f"runs/x/checkpoints/step-{step:08d}/model.safetensors")
 
 
+def killed_run(typed: list[str], folder: Path, hook: Hook) -> str:
+    """What a run prints that ends by SIGKILL."""
+    statuses, output = pretrain_run(typed, folder, hook=hook)
+    assert statuses == [-signal.SIGKILL], output
+    return output
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("uninterrupted")
-    statuses, output = pretrain_run(arguments(sample_dir), folder)
-    assert statuses == [0], output
+    output = finished_run(arguments(sample_dir), folder)
     return folder, output
 
 
@@ -76,9 +74,9 @@ def test_a_run_writes_every_figure_under_its_name(uninterrupted: tuple[Path, str
     assert [line["step"] for line in training] == list(range(1, 13))
     for name in (
         "train/loss", "train/mlm_loss", "train/nsp_loss", "train/mlm_accuracy",
-        "train/nsp_accuracy", "optim/learning_rate", "optim/grad_norm",
-        "perf/model_tflops_per_device", "perf/goodput",
-        "perf/data_wait_share", "perf/host_memory_gb", "perf/budget_fill", "data/masked_share",
+        "train/nsp_accuracy", "optim/learning_rate", "optim/grad_norm", "perf/goodput",
+        "perf/model_tflops_per_device", "perf/data_wait_share", "perf/host_memory_gb",
+        "perf/budget_fill", "data/masked_share",
     ):  # fmt: skip
         assert all(isinstance(line[name], float) for line in training), name
     assert all(line["perf/tokens_per_second"] > 0 for line in training)
@@ -95,10 +93,8 @@ def killed(
 ) -> Path:
     """A run that was killed at its n-th training step, and then finished."""
     folder = tmp_path_factory.mktemp("killed")
-    statuses, _ = pretrain_run(arguments(sample_dir), folder, hook=at_step(request.param))
-    assert statuses == [-signal.SIGKILL]
-    statuses, output = pretrain_run(arguments(sample_dir), folder)
-    assert statuses == [0], output
+    killed_run(arguments(sample_dir), folder, at_step(request.param))
+    finished_run(arguments(sample_dir), folder)
     return folder
 
 
@@ -113,10 +109,9 @@ def test_sequences_and_tokens_are_counted_through_a_kill(
 
 
 def assert_guesses_are_those_of_the_exported_model(folder: Path) -> None:
-    lines = readable_lines(folder / "runs/x/guesses.jsonl")
-    sentences = list(lines[-1]["guesses"])
-    exported = fill_masks(folder / "runs/x/export", sentences, top_k=3)
-    for (sentence, live), after in zip(lines[-1]["guesses"].items(), exported, strict=True):
+    guesses = readable_lines(folder / "runs/x/guesses.jsonl")[-1]["guesses"]
+    exported = fill_masks(folder / "runs/x/export", list(guesses), top_k=3)
+    for (sentence, live), after in zip(guesses.items(), exported, strict=True):
         assert "[MASK]" in sentence
         assert [p for _, p in live] == pytest.approx([p for _, p in after], rel=1e-4)
         assert [word for word, _ in live] == [word for word, _ in after]
@@ -133,19 +128,8 @@ def test_guesses_of_the_live_model_are_those_of_the_exported_one(
 @pytest.mark.slow
 def test_ranks_that_share_the_weights_guess_alike(sample_dir: Path, tmp_path: Path) -> None:
     typed = arguments(sample_dir, "engine=zero3", "schedule.total_steps=4")
-    statuses, output = pretrain_run(typed, tmp_path, ranks=2)
-    assert statuses == [0, 0], output
+    finished_run(typed, tmp_path, ranks=2)
     assert_guesses_are_those_of_the_exported_model(tmp_path)
-
-
-def test_a_sentence_without_a_mask_is_refused_before_training(
-    sample_dir: Path, tmp_path: Path
-) -> None:
-    typed = arguments(sample_dir, "monitor.sentences=[Nothing is masked here.]")
-    statuses, output = pretrain_run(typed, tmp_path)
-    assert statuses == [2]
-    assert "'Nothing is masked here.' holds 0 [MASK]; it must hold exactly one" in output
-    assert not (tmp_path / "runs/x/metrics.jsonl").exists()
 
 
 def test_the_learning_rate_at_every_update_is_googles(uninterrupted: tuple[Path, str]) -> None:
@@ -209,15 +193,13 @@ def test_two_ranks_killed_one_after_the_other_continue_to_the_same_weights(
 ) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     straight.mkdir(), killed.mkdir()
-    statuses, output = pretrain_run(arguments(sample_dir), straight, ranks=2)
-    assert statuses == [0, 0], output
+    finished_run(arguments(sample_dir), straight, ranks=2)
     for call, rank in ((6, 1), (3, 0)):
         statuses, _ = pretrain_run(
             arguments(sample_dir), killed, ranks=2, hook=at_step(call, of_rank=rank)
         )
         assert statuses[rank] == -signal.SIGKILL
-    statuses, output = pretrain_run(arguments(sample_dir), killed, ranks=2)
-    assert statuses == [0, 0], output
+    finished_run(arguments(sample_dir), killed, ranks=2)
     assert weights(killed) == weights(straight)
 
 
@@ -233,8 +215,7 @@ def test_three_ranks_log_what_one_rank_logs(sample_dir: Path, tmp_path: Path) ->
     for ranks in (1, 3):
         folder = tmp_path / str(ranks)
         folder.mkdir()
-        statuses, output = pretrain_run(arguments(sample_dir, *exact), folder, ranks=ranks)
-        assert statuses == [0] * ranks, output
+        finished_run(arguments(sample_dir, *exact), folder, ranks=ranks)
         logged.append(metrics(folder))
     alone, together = logged
     assert [line["step"] for line in alone] == [line["step"] for line in together]
@@ -261,12 +242,9 @@ def test_a_broken_checkpoint_is_named_with_its_fault_and_stays_as_it_is(
 ) -> None:
     shutil.copytree(uninterrupted[0] / "runs", tmp_path / "runs")
     broken = tmp_path / "runs/x/checkpoints/step-00000012"
-    content = bytearray((broken / "optimizer.safetensors").read_bytes())
-    content[len(content) // 2] ^= 1
-    (broken / "optimizer.safetensors").write_bytes(content)
+    flip_a_bit(broken / "optimizer.safetensors")
     before = {path.name: path.read_bytes() for path in broken.iterdir()}
-    statuses, output = pretrain_run(arguments(sample_dir), tmp_path, hook=at_step(1))
-    assert statuses == [-signal.SIGKILL]
+    output = killed_run(arguments(sample_dir), tmp_path, at_step(1))
     named = (
         "checkpoint runs/x/checkpoints/step-00000012 is broken and passed over: "
         "optimizer.safetensors is not what was written: its checksum differs"
@@ -275,8 +253,7 @@ def test_a_broken_checkpoint_is_named_with_its_fault_and_stays_as_it_is(
     assert named in (tmp_path / "runs/x/logs/rank-00000.log").read_text()
     assert "resumed: step=8" in output
     assert {path.name: path.read_bytes() for path in broken.iterdir()} == before
-    statuses, output = pretrain_run(arguments(sample_dir), tmp_path)
-    assert statuses == [0], output
+    finished_run(arguments(sample_dir), tmp_path)
     assert weights(tmp_path) == weights(uninterrupted[0]), "in its place there is a whole one"
 
 
@@ -287,12 +264,10 @@ def test_a_signal_saves_ends_with_0_and_the_next_start_continues(
         os.environ["BERT_JOB_FILE"] = str(tmp_path / "job")
         at_step(5, signal.SIGUSR1)(rank)
 
-    statuses, output = pretrain_run(arguments(sample_dir), tmp_path, hook=signal_at_step_5)
-    assert statuses == [0], output
+    finished_run(arguments(sample_dir), tmp_path, hook=signal_at_step_5)
     assert (tmp_path / "job").read_text() == "stopped"
     assert (tmp_path / "runs/x/checkpoints/step-00000005/manifest.json").exists()
-    statuses, output = pretrain_run(arguments(sample_dir), tmp_path)
-    assert statuses == [0], output
+    finished_run(arguments(sample_dir), tmp_path)
     assert weights(tmp_path) == weights(uninterrupted[0])
 
 
@@ -351,8 +326,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_neither_notices(
 
         at_write(two_steps_later)
 
-    statuses, output = pretrain_run(arguments(sample_dir), tmp_path, hook=hold_up)
-    assert statuses == [0], output
+    finished_run(arguments(sample_dir), tmp_path, hook=hold_up)
     for step in (4, 8, 12):
         for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
             file = f"runs/x/checkpoints/step-{step:08d}/{name}"
@@ -372,12 +346,10 @@ def test_a_kill_while_a_checkpoint_is_written_continues_from_the_one_before(
 
         at_write(two_steps_later)
 
-    statuses, _ = pretrain_run(arguments(sample_dir), tmp_path, hook=kill)
-    assert statuses == [-signal.SIGKILL]
+    killed_run(arguments(sample_dir), tmp_path, kill)
     names = sorted(path.name for path in (tmp_path / "runs/x/checkpoints").iterdir())
     assert names == [".step-00000008.tmp", "step-00000004"]
-    statuses, output = pretrain_run(arguments(sample_dir), tmp_path)
-    assert statuses == [0], output
+    output = finished_run(arguments(sample_dir), tmp_path)
     assert "resumed: step=4" in output
     assert weights(tmp_path) == weights(uninterrupted[0])
 
@@ -404,8 +376,7 @@ def test_a_run_that_cannot_save_stops_and_continues_from_the_checkpoint_before(
     assert "step-00000008 could not be written" in output
     names = [path.name for path in (tmp_path / "runs/x/checkpoints").iterdir()]
     assert names == ["step-00000004"]
-    statuses, output = pretrain_run(arguments(sample_dir), tmp_path)
-    assert statuses == [0], output
+    finished_run(arguments(sample_dir), tmp_path)
     assert weights(tmp_path) == weights(uninterrupted[0])
 
 
@@ -413,8 +384,7 @@ def test_a_run_told_to_go_on_saves_later(
     sample_dir: Path, tmp_path: Path, uninterrupted: tuple[Path, str]
 ) -> None:
     go_on = arguments(sample_dir, "checkpoint.on_failure=go_on")
-    statuses, output = pretrain_run(go_on, tmp_path, hook=full_at(2))
-    assert statuses == [0], output
+    output = finished_run(go_on, tmp_path, hook=full_at(2))
     assert "checkpoint failed: step=8" in output
     names = sorted(path.name for path in (tmp_path / "runs/x/checkpoints").iterdir())
     assert names == ["step-00000004", "step-00000012"]
@@ -434,18 +404,9 @@ def test_a_finished_run_started_again_trains_nothing_and_shows_its_end(
     sample_dir: Path, uninterrupted: tuple[Path, str]
 ) -> None:
     before = metrics(uninterrupted[0])
-    statuses, output = pretrain_run(arguments(sample_dir), uninterrupted[0])
-    assert statuses == [0], output
+    output = finished_run(arguments(sample_dir), uninterrupted[0])
     assert metrics(uninterrupted[0]) == before
     assert "by token frequency alone" in output
-
-
-def test_must_resume_without_a_checkpoint_is_refused_before_training(
-    sample_dir: Path, tmp_path: Path
-) -> None:
-    statuses, output = pretrain_run(arguments(sample_dir, "run.resume=must"), tmp_path)
-    assert statuses == [2]
-    assert "run.resume=must, but there is no checkpoint in runs/x/checkpoints" in output
 
 
 def test_never_resume_does_not_overwrite_a_checkpoint(
@@ -505,46 +466,41 @@ def test_the_command_refuses_other_settings_and_another_objective_before_trainin
     assert metrics(uninterrupted[0]) == before
 
 
-def test_shards_of_another_objective_are_refused_before_training(
-    sample_dir: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("typed", "message", "not_made"),
+    [
+        (
+            "monitor.sentences=[Nothing is masked here.]",
+            "'Nothing is masked here.' holds 0 [MASK]; it must hold exactly one",
+            "runs/x/metrics.jsonl",
+        ),
+        (
+            "run.resume=must",
+            "run.resume=must, but there is no checkpoint in runs/x/checkpoints",
+            "runs/x/metrics.jsonl",
+        ),
+        ("data.dir=data/mein", "no data/mein/len128/manifest.json", "data"),  # nor the sample
+        ("data.pairs=none", "data.pairs=none, but the shards in", "runs"),
+        ("model.num_attention_heads=5", "num_attention_heads=5", "runs"),
+    ],
+)
+def test_a_mistake_is_named_once_and_not_per_rank_before_training(
+    sample_dir: Path, tmp_path: Path, typed: str, message: str, not_made: str
 ) -> None:
-    statuses, output = pretrain_run(arguments(sample_dir, "data.pairs=none"), tmp_path, ranks=2)
-    assert statuses == [2, 2]
-    assert output.count("data.pairs=none, but the shards in") == 1
-    assert not (tmp_path / "runs").exists()
-
-
-def test_a_mistake_is_said_once_and_not_once_per_rank(sample_dir: Path, tmp_path: Path) -> None:
-    statuses, output = pretrain_run(
-        arguments(sample_dir, "model.num_attention_heads=5"), tmp_path, ranks=2
-    )
-    assert statuses == [2, 2]
-    assert output.count("num_attention_heads=5") == 1
-    assert not (tmp_path / "runs").exists()
-
-
-def test_a_mistyped_data_folder_is_refused_and_the_sample_not_taken_instead(
-    tmp_path: Path,
-) -> None:
-    statuses, output = pretrain_run([*SMALL, "data.dir=data/mein"], tmp_path)
-    assert statuses == [2]
-    assert "no data/mein/len128/manifest.json" in output
-    assert not (tmp_path / "data").exists()
+    ranks = 2 if not_made == "runs" else 1
+    statuses, output = pretrain_run(arguments(sample_dir, typed), tmp_path, ranks=ranks)
+    assert statuses == [2] * ranks
+    assert output.count(message) == 1
+    assert not (tmp_path / not_made).exists()
 
 
 def test_shards_that_are_wrong_or_missing_are_named_before_training(
     sample_dir: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(sample_dir, tmp_path / "data")
-    shards = [
-        path
-        for split in ("train", "heldout")
-        for path in sorted((tmp_path / f"data/len128/{split}").iterdir())
-    ]
+    shards = sorted((tmp_path / "data/len128").glob("*/*.arrow"))
     for shard in shards[:2]:  # one of them in each rank's share
-        content = bytearray(shard.read_bytes())
-        content[len(content) // 2] ^= 1
-        shard.write_bytes(content)
+        flip_a_bit(shard)
     shards[2].unlink()
     statuses, output = pretrain_run([*SMALL, "data.dir=data"], tmp_path, ranks=2)
     assert statuses == [2, 2]
@@ -580,8 +536,7 @@ def test_wandb_has_each_step_once_though_a_killed_start_made_some_twice(
 
     statuses, _ = pretrain_run(with_wandb, tmp_path, ranks=2, hook=killed)
     assert -signal.SIGKILL in statuses
-    statuses, output = pretrain_run(with_wandb, tmp_path, ranks=2, hook=no_key)
-    assert statuses == [0, 0], output
+    output = finished_run(with_wandb, tmp_path, ranks=2, hook=no_key)
     rows = history(tmp_path / "runs/x")
     assert [row["_step"] for row in rows] == list(range(1, 13))
     for line in metrics(tmp_path):
@@ -616,10 +571,8 @@ def test_wandb_has_every_chart_and_each_step_once_over_kills_in_both_phases(
             watched(rank)
             at_step(call)(rank)
 
-        statuses, output = pretrain_run(two_phases, tmp_path, hook=killed)
-        assert statuses == [-signal.SIGKILL], output
-    statuses, output = pretrain_run(two_phases, tmp_path, hook=watched)
-    assert statuses == [0], output
+        killed_run(two_phases, tmp_path, killed)
+    finished_run(two_phases, tmp_path, hook=watched)
     run = tmp_path / "runs/x"
     rows = history(run)
     assert [row["_step"] for row in rows] == list(range(1, 17))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from run_in_fork import pretrain_run
+from run_in_fork import finished_run
 from small_corpus import cut
 
 from pretrain.report import main as report
@@ -30,8 +30,7 @@ def run(sample_dir: Path, tmp_path: Path) -> Path:
         "checkpoint.every_steps=3 monitor.every_steps=1 monitor.sentences=[] eval.every_steps=3 "
         f"run.name=ours run.dir={tmp_path}"
     ).split()
-    statuses, output = pretrain_run(command, tmp_path)
-    assert statuses == [0], output
+    finished_run(command, tmp_path)
     return tmp_path / "ours"
 
 

@@ -23,23 +23,29 @@ import pretrain.training.phase  # noqa: E402, F401
 from pretrain import run  # noqa: E402
 
 Hook = Callable[[int], None]
+# Arguments of a run that takes a second per few steps
+TINY = (
+    "+model=tiny", "model.hidden_size=32", "model.intermediate_size=64", "optim.global_batch=8",
+    "engine.tokens_per_micro_batch=512", "monitor.every_steps=1", "run.name=x",
+)  # fmt: skip
+
+
+def finished_run(argv: Sequence[str], cwd: Path, ranks: int = 1, hook: Hook | None = None) -> str:
+    """What `pretrain_run` prints; AssertionError unless every rank ends with 0."""
+    statuses, output = pretrain_run(argv, cwd, ranks=ranks, hook=hook)
+    assert statuses == [0] * ranks, output
+    return output
 
 
 def pretrain_run(
-    argv: Sequence[str],
-    cwd: Path,
-    *,
-    ranks: int = 1,
-    hook: Hook | None = None,
-    timeout_s: float = 240,
+    argv: Sequence[str], cwd: Path, *, ranks: int = 1, hook: Hook | None = None
 ) -> tuple[list[int], str]:
     """`python -m pretrain.run ARGV` on so many ranks: exit statuses and all they printed.
 
     A negative status is a signal's number. Once one rank fails, the others are ended as a launcher
     does. `hook(rank)` runs first in each child.
     """
-    output = cwd / "output.txt"
-    port = _free_port()
+    output, port = cwd / "output.txt", _free_port()
     context = multiprocessing.get_context("fork")
     children = [
         context.Process(target=_child, args=(argv, cwd, output, rank, ranks, port, hook))
@@ -49,7 +55,7 @@ def pretrain_run(
     for child in children:
         child.start()
     for child in children:
-        child.join(timeout_s)
+        child.join(240)
         if child.exitcode != 0:
             for other in children:
                 other.terminate()
@@ -57,9 +63,8 @@ def pretrain_run(
                 other.kill()
     for child in children:
         child.join()
-    return [child.exitcode if child.exitcode is not None else 99 for child in children], (
-        output.read_text(errors="replace")
-    )
+    statuses = [99 if child.exitcode is None else child.exitcode for child in children]
+    return statuses, output.read_text(errors="replace")
 
 
 def _child(
@@ -78,13 +83,9 @@ def _child(
     sys.stdout = open(1, "w", closefd=False)
     sys.stderr = open(2, "w", closefd=False, buffering=1)
     if ranks > 1:
-        os.environ.update(
-            RANK=str(rank),
-            WORLD_SIZE=str(ranks),
-            LOCAL_RANK=str(rank),
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-        )
+        given = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in given.items()})
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
     status = 1
     try:
         if hook is not None:
@@ -102,5 +103,4 @@ def _child(
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+        return int(listener.getsockname()[1])

@@ -3,7 +3,6 @@
 import copy
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import datasets
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from made_corpora import random_documents, run_inline, write_corpus
 from made_manifests import documents_manifest
+from page_reader import PageReader
 
 from data_prep import audit, build
 from data_prep.core.files import read_json, write_json
@@ -30,15 +30,11 @@ def audited(tmp_path_factory) -> Path:
     data_dir = tmp_path_factory.mktemp("audited")
     rng = np.random.default_rng(0)
     write_corpus(data_dir, [random_documents(rng, 150)], [random_documents(rng, 10)])
-    write_json(
-        data_dir / "documents" / "made" / "manifest.json",
-        documents_manifest(
-            documents=160,
-            dropped={"<script>alert('reason')</script> $": 3},
-            settings={"kind": "books", "path": "<script>|"},
-            characters=5,
-        ),
-    )
+    made = documents_manifest(
+        documents=160, dropped={"<script>alert('reason')</script> $": 3}, characters=5,
+        settings={"kind": "books", "path": "<script>|"},
+    )  # fmt: skip
+    write_json(data_dir / "documents" / "made" / "manifest.json", made)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "run_processes", run_inline)
         build.run(load([f"data_dir={data_dir}", "seq_len=64"]))
@@ -55,37 +51,18 @@ def report(audited: Path) -> dict:
     return read_json(audited / "audit" / "64" / "audit.json")
 
 
-class Reader(HTMLParser):
-    """Tags, attributes and text of a page, as a browser has them."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.links: list[str] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs) -> None:
-        self.tags.append(tag)
-        self.links += [value for name, value in attrs if name in ("src", "href", "srcset")]
-        assert not any(name.startswith("on") for name, _ in attrs)
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 @pytest.fixture
-def page(audited: Path) -> Reader:
-    return Reader((audited / "audit" / "64" / "index.html").read_text())
+def page(audited: Path) -> PageReader:
+    return PageReader((audited / "audit" / "64" / "index.html").read_text())
 
 
-def test_a_script_in_a_document_is_text_on_the_page(page: Reader) -> None:
+def test_a_script_in_a_document_is_text_on_the_page(page: PageReader) -> None:
     assert "script" not in page.tags
     assert page.text.count('<script>alert("') > 50
     assert "<script>alert('reason')</script>" in page.text
 
 
-def test_the_page_fetches_nothing(page: Reader) -> None:
+def test_the_page_fetches_nothing(page: PageReader) -> None:
     assert len(page.links) == len(PLOTS)
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
 
@@ -110,7 +87,7 @@ def test_copies_of_documents_are_shown_as_text(report: dict, tmp_path: Path) -> 
         "largest": [{"kept": "made/7", "title": "<script>", "copies": 5}],
     }
     audit_page.write_page(tmp_path, report)
-    page = Reader((tmp_path / "index.html").read_text())
+    page = PageReader((tmp_path / "index.html").read_text())
     assert "script" not in page.tags
     assert "made/7: <script>" in page.text
     assert "4,321" in page.text
@@ -128,7 +105,7 @@ def test_every_source_has_its_shares(report: dict) -> None:
     ]
 
 
-def test_every_reason_is_on_the_page(page: Reader, report: dict) -> None:
+def test_every_reason_is_on_the_page(page: PageReader, report: dict) -> None:
     assert report["faults"]
     assert all(fault in page.text for fault in report["faults"])
 

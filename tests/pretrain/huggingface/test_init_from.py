@@ -10,7 +10,7 @@ import pytest
 import torch
 from made_manifests import shards_manifest
 from model_samples import small_settings
-from run_in_fork import pretrain_run
+from run_in_fork import finished_run, pretrain_run
 from safetensors.torch import load_file, save_file
 from small_corpus import cut
 from test_export import TOKENS, card
@@ -296,8 +296,7 @@ def trained(sample_dir: Path, tmp_path: Path) -> list[str]:
         "survival.rehearse=false survival.on_spike=rewind checkpoint.every_steps=10 "
         "monitor.every_steps=1 eval.every_steps=2 engine.zero_stage=0 monitor.sentences=[]"
     ).split()
-    statuses, output = pretrain_run([*command, "run.name=first"], tmp_path)
-    assert statuses == [0], output
+    finished_run([*command, "run.name=first"], tmp_path)
     return command
 
 
@@ -305,8 +304,7 @@ def test_a_run_starts_from_another_s_newest_checkpoint_and_later_from_its_own_al
     trained: list[str], tmp_path: Path
 ) -> None:
     second = [*trained, "run.name=second", "run.init_from=runs/first"]
-    statuses, output = pretrain_run(second, tmp_path)
-    assert statuses == [0], output
+    finished_run(second, tmp_path)
     newest = tmp_path / "runs/first/checkpoints/step-00000002"
     folder = tmp_path / "runs/second"
     begun = folder / "checkpoints/step-00000000"
@@ -323,8 +321,7 @@ def test_a_run_starts_from_another_s_newest_checkpoint_and_later_from_its_own_al
     assert f"from the weights of `first/step-00000002` (xxh3 {checksum}) by masked" in text
 
     shutil.rmtree(tmp_path / "runs/first")
-    statuses, output = pretrain_run(second, tmp_path)
-    assert statuses == [0], output
+    finished_run(second, tmp_path)
     kinds = [event["event"] for event in readable_lines(folder / "events.jsonl")]
     assert (kinds.count("init_from"), kinds.count("resumed")) == (1, 1)
     statuses, output = pretrain_run(second[:-1], tmp_path)

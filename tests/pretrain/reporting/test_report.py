@@ -6,45 +6,25 @@ import json
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from made_history import MadeRun, killed_and_stopped
 from matplotlib.image import imread
-from run_in_fork import pretrain_run
+from page_reader import PageReader
+from run_in_fork import TINY, finished_run
 
 from pretrain import report
 from pretrain.reporting import page as page_module
 from pretrain.run_folder.history import History
 
 
-class Reader(HTMLParser):
-    """Tags and text of a page, as a browser has them."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.ids: list[str] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        for name, value in attrs:
-            assert not name.startswith("on"), (tag, name)
-            if name == "id":
-                self.ids.append(str(value))
-            if name in ("src", "href", "srcset", "xlink:href"):
-                assert str(value).startswith("#"), f"{tag} fetches {value}"
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def page(folder: Path, *more: str) -> Reader:
+def page(folder: Path, *more: str) -> PageReader:
+    """The page, which fetches nothing."""
     assert report.main([f"run={folder}", *more]) == 0
-    return Reader((folder / "report.html").read_text())
+    found = PageReader((folder / "report.html").read_text())
+    assert all(link.startswith("#") for link in found.links)
+    return found
 
 
 def test_the_page_shows_what_was_trained_how_far_and_in_how_many_starts(tmp_path: Path) -> None:
@@ -63,15 +43,8 @@ def test_every_curve_with_metrics_is_drawn(tmp_path: Path) -> None:
 
 def test_fine_tuned_checkpoints_are_a_curve_per_task(tmp_path: Path) -> None:
     folder = killed_and_stopped(tmp_path / "x").folder
-    lines = [
-        {
-            "step": step,
-            "task": "rte",
-            "figures": {"dev_accuracy": {"mean": 50.0 + step}},
-            "seeds": 2,
-        }
-        for step in (4, 8)
-    ]
+    figures = [(step, {"dev_accuracy": {"mean": 50.0 + step}}) for step in (4, 8)]
+    lines = [{"step": n, "task": "rte", "figures": made, "seeds": 2} for n, made in figures]
     (folder / "downstream.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     text = page(folder).text
     assert "Fine-tuned on rte" in text
@@ -91,7 +64,7 @@ def test_text_from_data_and_settings_is_escaped(tmp_path: Path) -> None:
 
 def test_the_page_fetches_and_runs_nothing(tmp_path: Path) -> None:
     folder = killed_and_stopped(tmp_path / "x").folder
-    found = page(folder)  # the reader refuses links
+    found = page(folder)
     assert not {"script", "link", "iframe", "object", "base"} & set(found.tags)
     html = (folder / "report.html").read_text()
     assert "default-src 'none'" in html
@@ -112,9 +85,8 @@ def test_early_and_late_guesses_are_next_to_each_other(tmp_path: Path) -> None:
 
 def test_what_is_unexpected_comes_first(tmp_path: Path) -> None:
     made = killed_and_stopped(tmp_path / "x")
-    made.event(
-        171, "expectation", step=100, what="plateau", text="too high", findings=["masks: 1 %"]
-    )
+    facts = {"what": "plateau", "text": "too high", "findings": ["masks: 1 %"]}
+    made.event(171, "expectation", step=100, **facts)
     text = page(made.folder).text
     assert text.index("too high masks: 1 %") < text.index("Results")
 
@@ -128,9 +100,8 @@ def test_the_published_band_is_drawn_behind_its_own_metric(tmp_path: Path) -> No
     page(made.folder)
     html = (made.folder / "report.html").read_text()
     figures = html.split("<figure>")[1:]
-    assert [re.search("<h3>(.*?)</h3>", f)[1] for f in figures if "published runs" in f] == [
-        "Sum of both losses"
-    ]
+    drawn = [re.search("<h3>(.*?)</h3>", f)[1] for f in figures if "published runs" in f]
+    assert drawn == ["Sum of both losses"]
 
 
 def test_the_plan_is_next_to_the_actual_values(trained: Path) -> None:
@@ -142,10 +113,8 @@ def test_the_plan_is_next_to_the_actual_values(trained: Path) -> None:
 def trained(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real run of four steps."""
     folder = tmp_path_factory.mktemp("trained")
-    small = ("model.hidden_size=32", "model.intermediate_size=64", "optim.global_batch=8")
-    typed = ["+model=tiny", *small, "schedule.total_steps=4", "eval.max_examples=8"]
-    status, output = pretrain_run([*typed, f"data.dir={sample_dir}", "run.name=x"], folder)
-    assert status == [0], output
+    typed = [*TINY, "schedule.total_steps=4", "eval.max_examples=8", f"data.dir={sample_dir}"]
+    finished_run(typed, folder)
     return folder / "runs" / "x"
 
 

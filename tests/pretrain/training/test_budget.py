@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from killing import at_step
 from ranks_harness import run_ranks
-from run_in_fork import pretrain_run
+from run_in_fork import TINY, finished_run, pretrain_run
 from test_anomalies import poison
 
 import pretrain.training.phase
@@ -26,21 +26,10 @@ pytestmark = pytest.mark.distributed
 
 STEP_S = 300.0  # of the injected clock: an hour is twelve steps
 ONE_HOUR = (
-    "+model=tiny",
-    "optim=lamb_nvidia",
-    "model.hidden_size=32",
-    "model.intermediate_size=64",
-    "optim.global_batch=8",
-    "engine.tokens_per_micro_batch=512",
-    "schedule.budget_hours=1",
-    "schedule.warmup_fraction=0.25",
-    "schedule.decay_from_step_0=false",
-    "eval.every_steps=6",
-    "eval.max_examples=40",
+    *TINY, "optim=lamb_nvidia", "schedule.budget_hours=1", "schedule.warmup_fraction=0.25",
+    "schedule.decay_from_step_0=false", "eval.every_steps=6", "eval.max_examples=40",
     "checkpoint.every_steps=4",
-    "monitor.every_steps=1",
-    "run.name=x",
-)
+)  # fmt: skip
 
 
 def read_clock(ranks: Ranks, elapsed_s: float) -> float:
@@ -71,15 +60,11 @@ def test_the_rate_follows_the_clock_across_a_kill_to_the_same_weights(
 ) -> None:
     arguments = [*ONE_HOUR, f"data.dir={sample_dir}"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    straight.mkdir()
-    killed.mkdir()
-    statuses, output = pretrain_run(arguments, straight, ranks=2, hook=clocked())
-    assert statuses == [0, 0], output
-    assert "1.0 hours of training" in output
+    straight.mkdir(), killed.mkdir()
+    assert "1.0 hours of training" in finished_run(arguments, straight, 2, clocked())
     statuses, output = pretrain_run(arguments, killed, ranks=2, hook=clocked(kill_at_call=7))
     assert -signal.SIGKILL in statuses, output
-    statuses, output = pretrain_run(arguments, killed, ranks=2, hook=clocked())
-    assert statuses == [0, 0], output
+    finished_run(arguments, killed, 2, clocked())
 
     for folder in (straight, killed):
         lines = readable_lines(folder / "runs/x/metrics.jsonl")
@@ -106,7 +91,6 @@ def test_a_budget_ends_with_an_update_and_its_checkpoint_where_the_last_batch_is
         clocked()(rank)
         poison(math.nan, [11])(rank)  # the twelfth
 
-    statuses, output = pretrain_run([*ONE_HOUR, f"data.dir={sample_dir}"], tmp_path, hook=hook)
-    assert statuses == [0], output
+    finished_run([*ONE_HOUR, f"data.dir={sample_dir}"], tmp_path, hook=hook)
     state = read_json(tmp_path / "runs/x/checkpoints/step-00000012/state.json")
     assert (state["position"], state["elapsed_s"]) == (104, 3600)

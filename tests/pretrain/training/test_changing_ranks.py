@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import pytest
 from killing import Kill, at_step
-from run_in_fork import pretrain_run
+from run_in_fork import TINY, pretrain_run
 from small_corpus import contents, cut, numbers_by_content
 
 from pretrain.data.shuffle import ExampleOrder
@@ -24,18 +24,9 @@ pytestmark = pytest.mark.distributed
 
 SEED = 12345
 RUN = (
-    "+model=tiny",
-    "model.hidden_size=32",
-    "model.intermediate_size=64",
-    "model.hidden_dropout_prob=0",
-    "model.attention_probs_dropout_prob=0",
-    "engine=fp32",
-    "engine.tokens_per_micro_batch=512",
-    "engine.timeout_minutes=1",
-    "eval.every_steps=100",
-    "monitor.every_steps=1",
-    "run.name=x",
-)
+    *TINY, "model.hidden_dropout_prob=0", "model.attention_probs_dropout_prob=0", "engine=fp32",
+    "engine.timeout_minutes=1", "eval.every_steps=100",
+)  # fmt: skip
 
 
 def remembering(data: Path, folder: Path, start: int) -> Callable[[int], None]:
@@ -91,7 +82,7 @@ def test_ranks_and_stages_may_change_at_every_start_of_one_run(
         *RUN, f"data.dir={data}", f"optim.global_batch={size}", f"schedule.total_steps={last_step}",
         f"checkpoint.every_steps={interval}",
     ]  # fmt: skip
-    chain: list[tuple[int, int, Callable[[int], None] | None]] = [
+    chain: list[tuple[int, int, Any]] = [
         (1, 0, Kill(7, "the training step", victims=(0,))),
         (2, 1, stopped_at(6)),  # steps 5 to 10
         (4, 2, Kill(17, "the training step", victims=(0, 1, 2, 3))),
@@ -125,14 +116,9 @@ def test_ranks_and_stages_may_change_at_every_start_of_one_run(
 
 
 def run(
-    arguments: Sequence[str],
-    data: Path,
-    folder: Path,
-    start: int,
-    ranks: int,
-    stage: int,
-    end: Callable[[int], None] | None,
+    arguments: Sequence[str], data: Path, folder: Path, start: int, ranks: int, stage: int, end: Any
 ) -> None:
+    """One start, which `end`, a hook, may end early."""
     remember = remembering(data, folder, start)
 
     def hook(rank: int) -> None:
@@ -160,11 +146,9 @@ def test_a_run_by_tokens_goes_on_with_other_ranks_over_the_same_examples(
         *RUN, f"data.dir={data}", f"schedule.total_steps={last_step}", "checkpoint.every_steps=4",
         "optim.tokens_per_step=2048", "model.hidden_dropout_prob=0.1",
     ]  # fmt: skip
-    chain: list[tuple[int, Callable[[int], None] | None]] = [
-        (1, Kill(6, "the training step", victims=(0,))),
-        (4, stopped_at(4)),
-        (2, None),
-    ]
+    chain: list[tuple[int, Any]] = [
+        (1, Kill(6, "the training step", victims=(0,))), (4, stopped_at(4)), (2, None),
+    ]  # fmt: skip
     straight, changed = tmp_path / "straight", tmp_path / "changed"
     straight.mkdir(), changed.mkdir()
     run(arguments, data, straight, 0, 1, 1, None)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from run_in_fork import pretrain_run
+from run_in_fork import finished_run
 
 from data_prep.core.files import read_json
 from data_prep.core.objectives import Pairing
@@ -25,23 +25,13 @@ NUM_EXAMPLES = 300  # spread evenly over the stored ones
 
 def finished(sample_dir: Path, pairing: Pairing, folder: Path) -> Path:
     """The folder of a run on two ranks."""
-    statuses, output = pretrain_run(
-        [
-            "+model=tiny",
-            f"data.dir={sample_dir}",
-            f"data.pairs={pairing.name}",
-            "run.name=x",
-            "model.hidden_size=64",
-            "optim.global_batch=16",
-            "schedule.total_steps=40",
-            "eval.every_steps=40",
-            f"eval.max_examples={NUM_EXAMPLES}",
-            "engine.tokens_per_micro_batch=1024",
-        ],
-        folder,
-        ranks=2,
-    )
-    assert statuses == [0, 0], output
+    typed = [
+        "+model=tiny", f"data.dir={sample_dir}", f"data.pairs={pairing.name}", "run.name=x",
+        "model.hidden_size=64", "optim.global_batch=16", "schedule.total_steps=40",
+        "eval.every_steps=40", f"eval.max_examples={NUM_EXAMPLES}",
+        "engine.tokens_per_micro_batch=1024",
+    ]  # fmt: skip
+    finished_run(typed, folder, ranks=2)
     return folder / "runs/x"
 
 

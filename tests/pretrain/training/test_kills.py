@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from killing import Kill
-from run_in_fork import pretrain_run
+from run_in_fork import TINY, pretrain_run
 from small_corpus import cut
 
 from data_prep.core.files import checksum, read_json
@@ -25,18 +25,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(900
 
 NUM_EXAMPLES, GLOBAL_BATCH = 53, 6
 RUN = (
-    "+model=tiny",
-    "model.hidden_size=32",
-    "model.intermediate_size=64",
-    "model.attention_probs_dropout_prob=0.1",  # dropout has to be the same, too
-    f"optim.global_batch={GLOBAL_BATCH}",
-    "engine.tokens_per_micro_batch=512",
-    "engine.timeout_minutes=1",
-    "eval.every_steps=5",
+    *TINY, f"optim.global_batch={GLOBAL_BATCH}", "engine.timeout_minutes=1", "eval.every_steps=5",
     "checkpoint.every_steps=3",
-    "monitor.every_steps=1",
-    "run.name=x",
-)
+    "model.attention_probs_dropout_prob=0.1",  # dropout has to be the same, too
+)  # fmt: skip
 ACTIVITIES = ("reading a batch", "the training step", "summing metrics", "an evaluation")
 TOUCHES = 20  # of the files of one checkpoint, about: from its folder to its name
 WHOM = ((0, 1), (0,), (1,))

@@ -10,9 +10,10 @@ import pytest
 import torch
 from engine_samples import MANY_MICRO_STEPS, build_engine, build_model, global_batch, save_state
 from ranks_harness import run_ranks
-from run_in_fork import pretrain_run
+from run_in_fork import TINY, finished_run, pretrain_run
 
 from data_prep.examples.masking import MaskingRule
+from data_prep.stores.shards import read_shards_manifest
 from pretrain.config.settings import OptimizerName, Precision, TrustRatio
 from pretrain.distributed.ranks import Ranks
 from pretrain.model.bert import BertForPreTraining
@@ -27,8 +28,6 @@ LAMB = {"name": OptimizerName.lamb, "trust_ratio": TrustRatio.all}
 
 
 def rule(sample_dir: Path) -> MaskingRule:
-    from data_prep.stores.shards import read_shards_manifest
-
     return MaskingRule.from_manifest(
         read_shards_manifest(sample_dir / "len128"), sample_dir / "vocab/vocab.txt"
     )
@@ -44,22 +43,16 @@ def test_the_made_up_batch_has_the_size_asked_for_and_full_masks(sample_dir: Pat
 
 
 def state_of(
-    ranks: Ranks,
-    folder: Path,
-    stage: int,
-    precision: Precision,
-    rehearse: bool,
-    activation_checkpointing: bool = False,
-    **optim: Any,
-) -> Any:
+    ranks: Ranks, folder: Path, stage: int, precision: Precision, rehearse: bool,
+    activation_checkpointing: bool = False, **optim: Any,
+) -> Any:  # fmt: skip
     """Files, generator and DeepSpeed's counters before the first step; files after two steps."""
     engine = build_engine(ranks, stage, precision, build_model(dropout=0.3), **optim)
     if rehearse:
         engine.rehearse(global_batch(7).micro_batches * 2, activation_checkpointing)
-    counters = [
-        getattr(engine._engine, counter)
-        for counter in ("global_steps", "global_samples", "micro_steps", "skipped_steps")
-    ] + [engine._model.activation_checkpointing]
+    names = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
+    counters = [getattr(engine._engine, name) for name in names]
+    counters.append(engine._model.activation_checkpointing)
     first = saved(engine, folder), torch.get_rng_state().tolist(), counters
     for position in range(2):
         batch = global_batch(position, ranks.rank, ranks.world_size, MANY_MICRO_STEPS)
@@ -111,9 +104,8 @@ def out_of_memory_above(limit: int, of_rank: int = 0) -> Any:
 
 
 ARGUMENTS = (
-    "+model=tiny", "model.hidden_size=32", "optim.global_batch=8", "eval.max_examples=8",
-    "schedule.total_steps=2", "run.name=x", "engine.tokens_per_micro_batch=2048",
-    "engine.timeout_minutes=2",
+    *TINY, "eval.max_examples=8", "schedule.total_steps=2", "engine.timeout_minutes=2",
+    "engine.tokens_per_micro_batch=2048",
 )  # fmt: skip
 
 
@@ -156,6 +148,5 @@ def test_a_later_phase_that_does_not_fit_is_seen_before_the_first(
 
 @pytest.mark.distributed
 def test_the_size_named_as_fitting_trains(sample_dir: Path, tmp_path: Path) -> None:
-    arguments = [*ARGUMENTS[:-2], "engine.tokens_per_micro_batch=1536", f"data.dir={sample_dir}"]
-    statuses, output = pretrain_run(arguments, tmp_path, hook=out_of_memory_above(1600))
-    assert statuses == [0], output
+    arguments = [*ARGUMENTS, "engine.tokens_per_micro_batch=1536", f"data.dir={sample_dir}"]
+    finished_run(arguments, tmp_path, hook=out_of_memory_above(1600))

@@ -12,12 +12,13 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from damage import flip_a_bit
 from engine_samples import build_engine, gathered, global_batch, save_state
 from google_schedule import google
 from killing import at_step
 from made_manifests import shard_entry, shards_manifest, split_entry
 from ranks_harness import run_ranks
-from run_in_fork import pretrain_run
+from run_in_fork import TINY, finished_run, pretrain_run
 
 from data_prep.core.config import SettingsError, compose
 from data_prep.core.files import checksum, read_json
@@ -42,20 +43,10 @@ SECOND = (
     "loss_scaler: reset}"
 )
 TWO_PHASES = (
-    "+model=tiny",
-    "optim=lamb_nvidia",
-    "model.hidden_size=32",
-    "model.intermediate_size=64",
-    "optim.global_batch=8",
-    "engine.tokens_per_micro_batch=512",
-    "schedule.total_steps=6",
-    "schedule.warmup_steps=1",
-    "eval.every_steps=100",
-    "eval.max_examples=40",
-    "checkpoint.every_steps=4",
-    "monitor.every_steps=1",
-    "run.name=x",
-)
+    *TINY, "optim=lamb_nvidia", "schedule.total_steps=6", "schedule.warmup_steps=1",
+    "eval.every_steps=100", "eval.max_examples=40", "checkpoint.every_steps=4",
+)  # fmt: skip
+KEPT = "moments: kept, optimizer_step: kept, loss_scaler: kept"
 
 
 def settings_of(*typed: str) -> Settings:
@@ -65,11 +56,8 @@ def settings_of(*typed: str) -> Settings:
 def test_the_second_phase_of_nvidia_s_recipe_has_its_published_numbers() -> None:
     first, second = phases_of(settings_of("recipe=nvidia_lamb"))
     now = second.settings
-    assert (now.data.seq_len, now.optim.global_batch, now.optim.learning_rate) == (
-        512,
-        32_768,
-        4e-3,
-    )
+    assert (now.data.seq_len, now.optim.global_batch) == (512, 32_768)
+    assert now.optim.learning_rate == 4e-3
     assert (now.schedule.total_steps, now.schedule.warmup_fraction) == (1_563, 0.128)
     assert (now.schedule.power, now.schedule.decay_from_step_0) == (0.5, True)
     assert second.forgets == ("optimizer_step", "loss_scaler"), "the moments are kept"
@@ -101,15 +89,13 @@ def test_the_paper_s_two_phases_are_one_curve() -> None:
     ],
 )
 def test_a_change_that_no_phase_can_make_is_refused(changes: str, message: str) -> None:
-    kept = "moments: kept, optimizer_step: kept, loss_scaler: kept"
-    typed = f"phases=[{{changes: {changes}, {kept}}}]"
+    typed = f"phases=[{{changes: {changes}, {KEPT}}}]"
     with pytest.raises(SettingsError, match=message):
         load(["+model=base", typed], world_size=1)
 
 
 def longer(positions: str, seq_len: int = 256) -> str:
-    kept = "moments: kept, optimizer_step: kept, loss_scaler: kept"
-    return f"phases=[{{changes: {{data: {{seq_len: {seq_len}}}}}, {kept}, positions: {positions}}}]"
+    return f"phases=[{{changes: {{data: {{seq_len: {seq_len}}}}}, {KEPT}, positions: {positions}}}]"
 
 
 def test_tiled_positions_after_a_phase_that_was_no_shorter_are_refused() -> None:
@@ -123,8 +109,7 @@ def progress(step: int, first_step: int, phase: int) -> Progress:
 
 def test_positions_are_tiled_where_the_longer_phase_begins_and_never_again() -> None:
     tiled = phases_of(settings_of("data.seq_len=128", "schedule.total_steps=9", longer("tiled")))
-    end = progress(9, 0, 1)
-    later = progress(10, 9, 2)
+    end, later = progress(9, 0, 1), progress(10, 9, 2)
     places = [resume_point(tiled, state) for state in (None, end, later)]
     assert [place.tiles for place in places] == [None, 128, None]
     kept = phases_of(settings_of("data.seq_len=128", "schedule.total_steps=9", longer("kept")))
@@ -168,8 +153,7 @@ def test_what_a_phase_changes_and_its_shards_belong_to_the_run_s_identity() -> N
     assert identity_of("b") == identity_of("b", "eval.every_steps=7")
     assert identity_of("b") != identity_of("c")
     assert identity_of("b") != identity_of("b", "phases=[]")
-    phase = "phases=[{changes: {data: {seq_len: %d}, checkpoint: {every_steps: %d}}, moments: kept,"
-    phase += " optimizer_step: kept, loss_scaler: kept}]"
+    phase = "phases=[{changes: {data: {seq_len: %d}, checkpoint: {every_steps: %d}}, " + KEPT + "}]"
     assert identity_of("b", phase % (256, 5)) == identity_of("b", phase % (256, 6))
     assert identity_of("b", phase % (256, 5)) != identity_of("b", phase % (512, 5))
     assert identity_of("b", phase % (256, 5)) == identity_of("b", longer("kept"))
@@ -230,9 +214,7 @@ def test_a_wrong_byte_in_the_shards_of_a_later_phase_is_seen_before_the_first(
 ) -> None:
     shutil.copytree(sample_dir, tmp_path / "data")
     shard = min((tmp_path / "data/len64/train").iterdir())
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 2] ^= 1
-    shard.write_bytes(content)
+    flip_a_bit(shard)
     typed = [*arguments, f"phases=[{SECOND % 'kept'}]", "data.dir=data"]
     statuses, output = pretrain_run(typed, tmp_path)
     assert statuses == [2]
@@ -278,8 +260,7 @@ def test_a_spike_in_the_second_phase_goes_back_to_its_beginning_and_no_further(
     rewound, without = tmp_path / "rewound", tmp_path / "without"
     for folder, hook in ((rewound, poisoned_batch_2), (without, without_batch_2)):
         folder.mkdir()
-        statuses, output = pretrain_run(typed, folder, hook=hook)
-        assert statuses == [0], output
+        finished_run(typed, folder, hook=hook)
     events = lines_of(rewound, "events.jsonl")
     assert [e["step"] for e in events if e["event"] == "rewound"] == [6]
     last = "runs/x/checkpoints/step-00000011"
@@ -314,12 +295,12 @@ def test_a_phase_takes_over_weights_always_and_the_rest_as_told(
     stage: int, is_fresh: bool, tmp_path: Path
 ) -> None:
     arguments = {"folder": tmp_path, "stage": stage, "is_fresh": is_fresh}
-    everything = run_ranks(carried, 2, forget=(), **arguments)[0]
-    assert everything == (True, True, {3.0})
-    forgotten = run_ranks(carried, 2, forget=("moments", "optimizer_step"), **arguments)[0]
-    assert forgotten == (True, False, {0.0})
-    restarted = run_ranks(carried, 2, forget=("optimizer_step",), **arguments)[0]
-    assert restarted == (True, True, {0.0}), "as NVIDIA does"
+    for forget, expected in (
+        ((), (True, True, {3.0})),
+        (("moments", "optimizer_step"), (True, False, {0.0})),
+        (("optimizer_step",), (True, True, {0.0})),  # as NVIDIA does
+    ):
+        assert run_ranks(carried, 2, forget=forget, **arguments)[0] == expected
 
 
 def tiled_tables(ranks: Ranks, folder: Path, stage: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

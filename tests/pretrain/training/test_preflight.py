@@ -7,12 +7,13 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from ranks_harness import run_ranks
-from run_in_fork import pretrain_run
+from run_in_fork import TINY, finished_run
 
 from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json, write_json
@@ -24,10 +25,7 @@ from pretrain.run_folder.jsonl import readable_lines
 from pretrain.training import preflight as preflight_module
 from pretrain.training.preflight import RankMismatch, explain, preflight, summary
 
-SMALL = (
-    "+model=tiny", "model.hidden_size=32", "optim.global_batch=8", "run.name=x",
-    "eval.max_examples=8", "engine.timeout_minutes=2", "schedule.total_steps=2",
-)  # fmt: skip
+SMALL = (*TINY, "eval.max_examples=8", "engine.timeout_minutes=2", "schedule.total_steps=2")
 
 Change = Callable[[Ranks, Settings], None]
 
@@ -118,39 +116,25 @@ def a_wrong_sum(ranks: Ranks, settings: Settings) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (
-            another_version,
-            r"rank 2 on \S+ has torch 2.0.0 \(rank 0 has 2\.\S+\); give all nodes one",
-        ),
-        (
-            another_checkout,
-            r"rank 2 on \S+ has pretrain/engine/engine.py of checksum \w+ "
-            r"\(rank 0 has of checksum \w+\); "
-            "bring the project's folder on that node up to date",
-        ),
-        (
-            other_settings,
-            r"2 of 3 ranks, the first of them rank 1 on \S+, have optim.learning_rate 0.5 "
-            r"\(rank 0 has 0.0015\); give every rank the same arguments",
-        ),
-        (
-            another_manifest,
-            r"rank 1 on \S+ has \S+/len128/manifest.json of checksum \w+ \(rank 0 has of checksum "
-            r"\w+\); see that the file system is mounted and up to date on that node",
-        ),
-        (
-            no_file_system,
-            r"rank 1 on \S+ has \S+/len128/manifest.json unreadable: there are no shards of 128 "
-            "tokens",
-        ),
-        (
-            a_wrong_sum,
-            r"rank 1 on \S+ got a wrong sum from an all-reduce of 1,048,576 numbers: "
-            "4 at index 4,711 "
-            r"instead of 6 \(1 are wrong\)",
-        ),
+        (another_version,
+         r"rank 2 on \S+ has torch 2.0.0 \(rank 0 has 2\.\S+\); give all nodes one"),
+        (another_checkout,
+         r"rank 2 on \S+ has pretrain/engine/engine.py of checksum \w+ \(rank 0 has of checksum "
+         r"\w+\); bring the project's folder on that node up to date"),
+        (other_settings,
+         r"2 of 3 ranks, the first of them rank 1 on \S+, have optim.learning_rate 0.5 "
+         r"\(rank 0 has 0.0015\); give every rank the same arguments"),
+        (another_manifest,
+         r"rank 1 on \S+ has \S+/len128/manifest.json of checksum \w+ \(rank 0 has of checksum "
+         r"\w+\); see that the file system is mounted and up to date on that node"),
+        (no_file_system,
+         r"rank 1 on \S+ has \S+/len128/manifest.json unreadable: there are no shards of 128 "
+         "tokens"),
+        (a_wrong_sum,
+         r"rank 1 on \S+ got a wrong sum from an all-reduce of 1,048,576 numbers: "
+         r"4 at index 4,711 instead of 6 \(1 are wrong\)"),
     ],
-)
+)  # fmt: skip
 def test_a_rank_that_is_not_like_rank_0_is_named_on_every_rank(
     change: Change, sentence: str, sample_dir: Path, tmp_path: Path
 ) -> None:
@@ -166,10 +150,8 @@ def test_what_a_thousand_ranks_share_is_one_sentence() -> None:
     old = RankMismatch("versions", (("torch", "2.12.0", "2.13.0"),), 0)
     differences = [[old] if rank >= 500 else [] for rank in range(1000)]
     (sentence,) = explain(differences, infos)
-    assert sentence.startswith(
-        "500 of 1000 ranks, the first of them rank 500 on node62, have torch 2.12.0 "
-        "(rank 0 has 2.13.0); "
-    )
+    ranks = "500 of 1000 ranks, the first of them rank 500 on node62"
+    assert sentence.startswith(f"{ranks}, have torch 2.12.0 (rank 0 has 2.13.0); ")
 
 
 def test_the_ranks_are_summed_up_in_a_line() -> None:
@@ -184,8 +166,8 @@ def disk_with(checkpoints: float) -> Change:
 
     def change(ranks: Ranks, settings: Settings) -> None:
         size = preflight_module.checkpoint_bytes(settings.model, 4096, settings.data.pairs)
-        usage = (0, 0, int(checkpoints * size))
-        preflight_module.shutil.disk_usage = lambda path: type("Usage", (), {"free": usage[2]})()
+        usage = SimpleNamespace(free=int(checkpoints * size))
+        preflight_module.shutil.disk_usage = lambda path: usage
 
     return change
 
@@ -194,8 +176,7 @@ def disk_with(checkpoints: float) -> Change:
 def test_a_disk_without_room_for_one_checkpoint_is_refused_on_every_rank(
     sample_dir: Path, tmp_path: Path
 ) -> None:
-    arguments = {"data_dir": sample_dir, "folder": tmp_path}
-    texts = run_ranks(look, 2, change=disk_with(0.9), **arguments)
+    texts = run_ranks(look, 2, change=disk_with(0.9), data_dir=sample_dir, folder=tmp_path)
     assert re.match(r"\S+/x/checkpoints has room for [\d.]+ MB, and a checkpoint takes", texts[0])
     assert texts[0] == texts[1]
 
@@ -204,14 +185,15 @@ def test_a_disk_without_room_for_one_checkpoint_is_refused_on_every_rank(
 def test_a_disk_without_room_for_those_to_be_kept_is_warned_of(
     sample_dir: Path, tmp_path: Path
 ) -> None:
-    arguments = {"data_dir": sample_dir, "folder": tmp_path}
-    ((*_, warnings, _),) = run_ranks(look, 1, change=disk_with(3.9), **arguments)
-    assert re.search(r"the 3 checkpoints to keep \(checkpoint.keep\) and the next one", warnings[0])
-    ((*_, warnings, _),) = run_ranks(look, 1, change=disk_with(4), **arguments)
-    assert warnings == []
+    def warnings_with(checkpoints: float) -> list[str]:
+        change = disk_with(checkpoints)
+        return run_ranks(look, 1, change=change, data_dir=sample_dir, folder=tmp_path)[0][2]
+
+    (warning,) = warnings_with(3.9)
+    assert "the 3 checkpoints to keep (checkpoint.keep) and the next one" in warning
+    assert warnings_with(4) == []
     (tmp_path / "x/checkpoints/step-00000001").mkdir(parents=True)
-    ((*_, warnings, _),) = run_ranks(look, 1, change=disk_with(3), **arguments)
-    assert warnings == [], "one of them is there"
+    assert warnings_with(3) == [], "one of them is there"
 
 
 @pytest.mark.distributed
@@ -221,7 +203,7 @@ def test_rests_of_a_killed_save_do_not_count_as_used(sample_dir: Path, tmp_path:
     with (rest / "model.safetensors").open("wb") as file:
         file.truncate(10**9)
     arguments = {"data_dir": sample_dir, "folder": tmp_path}
-    ((_, facts, *_),) = run_ranks(look, 1, change=disk_with(0.5), **arguments)
+    facts = run_ranks(look, 1, change=disk_with(0.5), **arguments)[0][1]
     assert facts["free_mb"] > 1000
 
 
@@ -234,10 +216,9 @@ def test_ranks_that_are_alike_start_and_the_all_reduce_is_measured(
     assert re.fullmatch(
         r"2 ranks on 1 host: a CPU; all-reduce of 4 MB at [\d.]+ GB/s \(bus [\d.]+\)", lines[0]
     )
-    assert facts["algorithm_gb_per_s"] > 0
-    assert facts["bus_gb_per_s"] == pytest.approx(facts["algorithm_gb_per_s"], rel=1e-2), (
-        "2 (n-1)/n"
-    )
+    algorithm = facts["algorithm_gb_per_s"]
+    assert algorithm > 0
+    assert facts["bus_gb_per_s"] == pytest.approx(algorithm, rel=1e-2), "2 (n-1)/n"
 
 
 @pytest.mark.distributed
@@ -245,8 +226,7 @@ def test_a_run_of_two_ranks_records_its_preflight_and_writes_the_map_of_ranks(
     sample_dir: Path, tmp_path: Path
 ) -> None:
     arguments = [*SMALL, f"data.dir={sample_dir}"]
-    statuses, output = pretrain_run(arguments, tmp_path, ranks=2)
-    assert statuses == [0, 0], output
+    output = finished_run(arguments, tmp_path, ranks=2)
     assert len(re.findall(r"2 ranks on 1 host: a CPU; all-reduce", output)) == 1
     event = readable_lines(tmp_path / "runs/x/events.jsonl")[0]
     assert event["event"] == "preflight"

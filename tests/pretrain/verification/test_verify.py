@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 import run_in_fork
-from run_in_fork import Hook, pretrain_run
+from omegaconf import OmegaConf
+from run_in_fork import TINY, Hook, finished_run
 
 import pretrain.verification.replica
 from data_prep.core.config import SettingsError, as_dict, as_overrides
@@ -34,20 +35,10 @@ from pretrain.verification.replica import NEVER, find_origin, steps_left
 pytestmark = pytest.mark.distributed
 
 SMALL = (
-    "+model=tiny",
-    "model.hidden_size=32",
-    "model.intermediate_size=64",
-    "model.hidden_dropout_prob=0",
-    "model.attention_probs_dropout_prob=0",
-    "optim.global_batch=8",
-    "engine.tokens_per_micro_batch=2048",
-    "schedule.total_steps=10",
-    "schedule.warmup_steps=1",
-    "eval.max_examples=8",
-    "checkpoint.every_steps=2",
-    "checkpoint.keep=2",
-    "run.dir=.",
-)
+    *TINY, "model.hidden_dropout_prob=0", "model.attention_probs_dropout_prob=0",
+    "engine.tokens_per_micro_batch=2048", "schedule.total_steps=10", "schedule.warmup_steps=1",
+    "eval.max_examples=8", "checkpoint.every_steps=2", "checkpoint.keep=2", "run.dir=.",
+)  # fmt: skip
 
 
 class Forked:
@@ -90,10 +81,7 @@ def forking(hook: Hook = lambda rank: None) -> Callable[..., Launched]:
 def finished(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that two ranks finished: 10 steps, with the checkpoints of 8 and 10."""
     folder = tmp_path_factory.mktemp("runs")
-    statuses, output = pretrain_run(
-        [*SMALL, f"data.dir={sample_dir}", "data.seq_len=128", "run.name=x"], folder, ranks=2
-    )
-    assert statuses == [0, 0], output
+    finished_run([*SMALL, f"data.dir={sample_dir}", "data.seq_len=128"], folder, ranks=2)
     return folder / "x"
 
 
@@ -184,22 +172,16 @@ def rate_by_ranks(rank: int) -> None:
 @pytest.mark.parametrize(
     ("hook", "found"),
     [
-        (
-            lose_the_position,
-            r"killed twice .*: after step 3, in start 2, data/batch is \w{32}, str",
-        ),
+        (lose_the_position,
+         r"killed twice .*: after step 3, in start 2, data/batch is \w{32}, str"),
         (lose_a_moment, "killed twice .*: after step 4, in start 2, optim/grad_norm is "),
-        (
-            change_what_is_saved,
-            "with equal losses, in the checkpoint of step 8 the checksum of model.safetensors is ",
-        ),
-        (
-            seed_by_ranks,
-            r"on 1 rank instead of 2 after step 1 data/batch is \w{32}, straight it is",
-        ),
+        (change_what_is_saved,
+         "with equal losses, in the checkpoint of step 8 the checksum of model.safetensors is "),
+        (seed_by_ranks,
+         r"on 1 rank instead of 2 after step 1 data/batch is \w{32}, straight it is"),
         (rate_by_ranks, r"on 1 rank instead of 2 after step [2-5] train/loss is .* 0.0001 apart"),
     ],
-)
+)  # fmt: skip
 def test_the_first_difference_is_named_and_the_copies_stay(
     run: Path, hook: Hook, found: str
 ) -> None:
@@ -244,9 +226,8 @@ def test_a_run_without_a_checkpoint_is_made_again_from_step_0(run: Path, tmp_pat
 
 
 def test_a_run_that_is_too_short_is_refused_with_what_it_has(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        SettingsError, match=r"no 11 steps to repeat.* makes 10 from step 0 on.*steps=10"
-    ):
+    refusal = r"no 11 steps to repeat.* makes 10 from step 0 on.*steps=10"
+    with pytest.raises(SettingsError, match=refusal):
         find_origin(run, phases_of(settings_of(run)), 11, tmp_path)
 
 
@@ -255,11 +236,8 @@ def test_the_ranks_are_those_of_the_last_start_where_they_fit(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(2)))
     settings = settings_of(run)
-    assert trial._rank_counts(run, settings, None, None) == (
-        2,
-        1,
-        "2, as in its last start; then 1",
-    )
+    expected = (2, 1, "2, as in its last start; then 1")
+    assert trial._rank_counts(run, settings, None, None) == expected
     with (run / "events.jsonl").open("a") as events:
         events.write('{"time": "", "event": "resumed", "step": 8, "ranks": 16}\n{"time')
     ranks, others, why = trial._rank_counts(run, settings, None, None)
@@ -282,11 +260,7 @@ def test_the_ranks_are_those_of_the_last_start_where_they_fit(
     ],
 )
 def test_wrong_arguments_are_one_message_and_status_2(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arguments, message, tmp_path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert verify.main(arguments) == 2
@@ -323,8 +297,6 @@ def test_a_run_s_settings_as_they_are_typed_are_its_settings(
     assert again == settings
     plain = as_dict(settings)
     del plain["monitor"]["batch_checksums"]
-    from omegaconf import OmegaConf
-
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain)))
     assert settings_of(tmp_path) == settings
 
