@@ -1,7 +1,5 @@
 """README.md, CONTRIBUTING.md and docs/ are right: their commands, their output, their links."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import itertools
@@ -70,9 +68,7 @@ def module_of(command: str) -> str | None:
 
 
 @pytest.mark.parametrize("command", shown_commands())
-def test_every_command_shown_exists_and_takes_its_settings(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_command_shown_exists_and_takes_its_settings(command, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in ("my_texts", "novels", "FOLDER"):
         (tmp_path / folder).mkdir()
@@ -227,9 +223,7 @@ def test_the_output_shown_is_what_the_command_prints(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_folder_of_text_files_becomes_a_model_by_the_commands_shown(
-    sample_dir: Path, tmp_path: Path
-) -> None:
+def test_a_folder_of_text_files_becomes_a_model_by_the_commands_shown(sample_dir, tmp_path) -> None:
     for folder in ("novels", "my_texts"):
         (tmp_path / folder).mkdir()
         for part in (sample_dir / "documents/sample").glob("part-*.parquet"):

@@ -1,7 +1,5 @@
 """The layout of the packages: what each may import, without circles, and how many files it has."""
 
-from __future__ import annotations
-
 import ast
 import re
 from graphlib import CycleError, TopologicalSorter

@@ -303,9 +303,7 @@ def bring_a_shard_of_another_corpus(corpus: Path) -> None:
         (bring_a_shard_of_another_corpus, "a shard of another corpus"),
     ],
 )
-def test_files_that_do_not_belong_together_are_named(
-    corpus: Path, harm, reason: str, no_page, capfd
-) -> None:
+def test_files_that_do_not_belong_together_are_named(corpus, harm, reason, no_page, capfd) -> None:
     harm(corpus)
     assert audit.main([f"data_dir={corpus}", "seq_len=64"]) == 1
     assert reason in capfd.readouterr().err

@@ -209,9 +209,7 @@ def lines_as_documents(data_dir: Path) -> None:
     write_corpus(data_dir, [lines[:50]], [lines[50:]])
 
 
-def test_documents_of_one_sentence_are_refused_and_leave_no_manifest(
-    tmp_path: Path, inline
-) -> None:
+def test_documents_of_one_sentence_are_refused_and_leave_no_manifest(tmp_path, inline) -> None:
     lines_as_documents(tmp_path)
     with pytest.raises(RuntimeError, match=r"1\.000 of 50 pairs.*is every line its own document"):
         build.run(settings_of(tmp_path, "audit.most_one_sentence=1"))
@@ -270,9 +268,7 @@ def test_a_fair_coin_swaps_and_texts_without_pairs_have_no_label() -> None:
 
 
 @pytest.mark.parametrize("pairing", [Pairing.sop, Pairing.none])
-def test_the_manifest_of_shards_of_another_pairing_says_so(
-    tmp_path: Path, inline, pairing: Pairing
-) -> None:
+def test_the_manifest_of_shards_of_another_pairing_says_so(tmp_path, inline, pairing) -> None:
     made_and_built(tmp_path)
     manifest = build.run(settings_of(tmp_path, f"pairs={pairing.name}"))
     assert manifest.pairs is manifest.settings.pairs is pairing

@@ -1,7 +1,5 @@
 """The collect job: the same bytes every time, nothing lost uncounted, no half-finished source."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -152,9 +150,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         _run(tmp_path / "d", books)
 
 
-def test_a_killed_collect_is_completed_by_the_same_command_with_the_same_bytes(
-    tmp_path: Path,
-) -> None:
+def test_a_killed_collect_is_completed_by_the_same_command_with_the_same_bytes(tmp_path) -> None:
     books = _books(tmp_path / "books", count=8)
     command = [
         sys.executable, "-m", "data_prep.collect", "+source=books", f"source.path={books}",
@@ -192,9 +188,7 @@ def test_a_source_without_any_document_is_refused_with_the_reasons(tmp_path: Pat
         _run(tmp_path / "d", _books(tmp_path / "books", count=0))
 
 
-def test_the_program_prints_a_table_and_an_error_without_a_traceback(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_program_prints_a_table_and_an_error_without_a_traceback(tmp_path, capsys) -> None:
     books = _books(tmp_path / "books")
     given = ["+source=books", f"source.path={books}", f"data_dir={tmp_path / 'd'}", *ANY_TEXT]
     assert collect.main(given) == 0

@@ -1,7 +1,5 @@
 """Documents dropped as copies: the rule, the record, and what vocab and encode leave out."""
 
-from __future__ import annotations
-
 import itertools
 import tarfile
 import tracemalloc
@@ -76,9 +74,7 @@ def of_texts(data_dir: Path, **sources: Sequence[str]) -> dict[str, str]:
     return kept_of(data_dir)
 
 
-def test_a_copy_of_other_case_blanks_and_punctuation_is_exact_across_sources(
-    tmp_path: Path,
-) -> None:
+def test_a_copy_of_other_case_blanks_and_punctuation_is_exact_across_sources(tmp_path) -> None:
     text = "It was a bright cold day in April, and the clocks were striking."
     other = "IT WAS\na bright, cold day in april and\nthe Clocks were striking"
     assert of_texts(tmp_path, books=[text, "Another."], web=["A third.", other]) == {
@@ -102,9 +98,7 @@ def test_texts_of_one_pattern_below_the_bound_are_kept(tmp_path: Path) -> None:
     assert of_texts(tmp_path, a=[text, with_changes(text, 6)]) == {}
 
 
-def test_stubs_that_differ_in_a_name_are_kept_and_dropped_where_they_are_equal(
-    tmp_path: Path,
-) -> None:
+def test_stubs_that_differ_in_a_name_are_kept_and_dropped_where_they_are_equal(tmp_path) -> None:
     stubs = [
         f"{name} is a village in Lviv Raion in Lviv Oblast in western Ukraine. It belongs to the "
         "Davydiv rural hromada, one of the hromadas of Ukraine."
@@ -131,9 +125,7 @@ def test_nothing_is_dropped_by_way_of_a_third(tmp_path: Path) -> None:
         assert equal.sum() >= LEAST_EQUAL
 
 
-def test_more_dissimilar_ones_in_a_chain_than_are_compared_are_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_dissimilar_ones_in_a_chain_than_are_compared_are_kept(tmp_path, monkeypatch) -> None:
     text = made_text(1, 400)
     monkeypatch.setattr(matching, "MOST_KEPT", 1)
     other = made_text(2, 300)
@@ -193,9 +185,7 @@ def test_each_dropped_one_is_a_copy_of_a_kept_one_and_no_two_kept_ones_are_copie
         assert not (share_a_band and are_near(one, other))
 
 
-def test_memory_is_a_hundred_bytes_a_document_and_not_its_signature(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_memory_is_a_hundred_bytes_a_document_and_not_its_signature(monkeypatch) -> None:
     monkeypatch.setattr(matching, "ROWS_AT_ONCE", 500)
     monkeypatch.setattr(matching, "MOST_KEPT", 500)
     peaks = []
@@ -215,15 +205,11 @@ def test_memory_is_a_hundred_bytes_a_document_and_not_its_signature(
         corpus = matching.Corpus(
             [
                 DocumentPart(
-                    source="a",
-                    path=Path(),
-                    name="part-00000.parquet",
-                    rows=number,
-                    characters=0,
+                    source="a", path=Path(), name="part-00000.parquet", rows=number, characters=0,
                     checksum="",
                 )
             ]
-        )
+        )  # fmt: skip
         tracemalloc.start()
         assert matching.compare(corpus).num_rows == number // 10
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -319,9 +305,7 @@ def stored(manifest: TokensManifest) -> int:
     return sum(part.documents for split in manifest.splits.values() for part in split)
 
 
-def test_encode_leaves_duplicates_out_and_counts_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_encode_leaves_duplicates_out_and_counts_them(tmp_path, capsys) -> None:
     corpus_of_jobs(tmp_path)
     manifest = run_jobs(tmp_path)
     assert manifest.dropped["duplicates"] == 2
@@ -358,14 +342,9 @@ def test_the_setting_keep_leaves_them_in_and_compares_nothing(tmp_path: Path) ->
     assert stored(run_jobs(tmp_path)) == 10
 
 
-def test_a_further_source_encodes_only_the_parts_anew_whose_duplicates_changed(
-    tmp_path: Path,
-) -> None:
+def test_a_further_source_encodes_only_the_parts_anew_whose_duplicates_changed(tmp_path) -> None:
     texts = [made_text(n) for n in range(8)]
-    store(
-        tmp_path,
-        {"a": [[Document(str(n), "", texts[n])] for n in range(8)]},
-    )
+    store(tmp_path, {"a": [[Document(str(n), "", texts[n])] for n in range(8)]})
     given = [f"data_dir={tmp_path}", "vocab_size=300", "heldout_fraction=0.4"]
     vocab.run(load(given))
     encode.run(load(given))
@@ -397,9 +376,7 @@ def collect_pages(data_dir: Path, pages: Path, *overrides: str) -> int:
     ])  # fmt: skip
 
 
-def test_the_job_finds_them_and_prints_where_the_list_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_job_finds_them_and_prints_where_the_list_is(tmp_path, capsys) -> None:
     assert collect_pages(tmp_path / "d", wiki_pages(tmp_path / "pages")) == 0
     path = tmp_path / "d" / "documents" / "duplicates.parquet"
     assert not path.exists()

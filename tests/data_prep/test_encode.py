@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from made_documents import write_source
 from transformers import AutoTokenizer
@@ -81,9 +81,7 @@ def parts_on_disk(data_dir: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
-def test_every_document_is_in_one_split_with_the_ids_of_stock_auto_tokenizer(
-    encoded: Path,
-) -> None:
+def test_every_document_is_in_one_split_with_the_ids_of_stock_auto_tokenizer(encoded) -> None:
     tokenizer = AutoTokenizer.from_pretrained(encoded / "vocab")
     train, heldout = read_all(encoded, "train"), read_all(encoded, "heldout")
     assert not set(train) & set(heldout)
@@ -94,9 +92,7 @@ def test_every_document_is_in_one_split_with_the_ids_of_stock_auto_tokenizer(
         assert tokenizer(split, add_special_tokens=False)["input_ids"] == sentences
 
 
-def test_the_manifest_holds_the_counts_checksums_and_identity_of_what_lies_there(
-    encoded: Path,
-) -> None:
+def test_the_manifest_holds_the_counts_checksums_and_identity_of_what_lies_there(encoded) -> None:
     manifest = read_json(encoded / "tokens" / "manifest.json")
     for split in ("train", "heldout"):
         store = TokenStore.open(encoded, split)
@@ -112,9 +108,7 @@ def test_the_manifest_holds_the_counts_checksums_and_identity_of_what_lies_there
     assert set(manifest["dropped"].values()) == {0}
 
 
-def test_one_worker_or_three_and_a_second_corpus_give_the_same_bytes(
-    encoded: Path, tmp_path: Path
-) -> None:
+def test_one_worker_or_three_and_a_second_corpus_give_the_same_bytes(encoded, tmp_path) -> None:
     write_documents(tmp_path, TEXTS)
     vocab.run(load([f"data_dir={tmp_path}", "vocab_size=1000"]))
     run(tmp_path, "num_workers=1")
@@ -153,9 +147,7 @@ def test_a_finished_store_is_left_alone(encoded: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_a_store_without_counts_is_counted_and_not_encoded_again(
-    encoded: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_without_counts_is_counted_and_not_encoded_again(encoded, monkeypatch) -> None:
     counts, before = read_json(encoded / "tokens" / "counts.json"), times(encoded)
     (encoded / "tokens" / "counts.json").unlink()
     manifest = run(encoded)
@@ -192,9 +184,7 @@ def test_nothing_of_a_removed_source_survives(tmp_path: Path) -> None:
     assert set(found) == {f"topics/{id_}" for id_ in BEES}
 
 
-def test_a_failing_task_leaves_no_manifest_and_the_next_start_does_the_rest(
-    tmp_path: Path,
-) -> None:
+def test_a_failing_task_leaves_no_manifest_and_the_next_start_does_the_rest(tmp_path) -> None:
     write_bees(tmp_path)
     broken = tmp_path / "documents" / "topics" / "part-00001.parquet"
     whole = broken.read_bytes()
@@ -263,17 +253,11 @@ def test_a_removed_or_cut_part_is_encoded_again_and_no_other(tmp_path: Path, is_
     assert parts_on_disk(tmp_path) == bytes_before
 
 
-def test_what_has_no_tokens_is_dropped_and_counted_and_special_tokens_stay_text(
-    tmp_path: Path,
-) -> None:
+def test_what_has_no_tokens_is_dropped_and_counted_and_special_tokens_stay_text(tmp_path) -> None:
     texts = {str(number): "A bee." for number in range(20)} | {
-        "empty": "",
-        "blank": " \n\n ",
-        "controls": "\x07\u200b\n\ufeff",
-        "mixed": "\u200b\nA bee. \u200b",
-        "one": "bee",
-        "literal": "a [MASK] [SEP]",
-    }
+        "empty": "", "blank": " \n\n ", "controls": "\x07\u200b\n\ufeff",
+        "mixed": "\u200b\nA bee. \u200b", "one": "bee", "literal": "a [MASK] [SEP]",
+    }  # fmt: skip
     write_documents(tmp_path, texts)
     write_vocab(tmp_path, "a", "bee", ".", "[", "]", "mask", "sep")
     manifest = run(tmp_path)
@@ -290,7 +274,6 @@ def test_what_has_no_tokens_is_dropped_and_counted_and_special_tokens_stay_text(
 ENCODER = Encoder(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", ".", "##a"], True)
 
 
-@settings(deadline=None)
 @given(text=st.text(st.sampled_from("aAb. \n\x07\u200b"), max_size=30))
 def test_a_document_s_sentences_are_never_empty_and_none_goes_uncounted(text: str) -> None:
     dropped = encode.Dropped()
@@ -303,9 +286,7 @@ def test_a_document_s_sentences_are_never_empty_and_none_goes_uncounted(text: st
 
 
 @given(st.text(), st.floats(0, 1), st.floats(0, 1))
-def test_a_larger_fraction_holds_out_the_same_documents_and_more(
-    name: str, one: float, other: float
-) -> None:
+def test_a_larger_fraction_holds_out_the_same_documents_and_more(name, one, other) -> None:
     small, large = sorted((one, other))
     assert encode.is_heldout(name, large) or not encode.is_heldout(name, small)
 
@@ -317,9 +298,7 @@ def test_the_held_out_share_is_the_fraction_and_depends_on_the_name_alone() -> N
     assert heldout[:3] == ["books/14", "books/25", "books/31"]  # for ever
 
 
-def test_too_small_a_held_out_split_is_refused_with_a_fraction_that_works(
-    tmp_path: Path,
-) -> None:
+def test_too_small_a_held_out_split_is_refused_with_a_fraction_that_works(tmp_path) -> None:
     write_bees(tmp_path)
     with pytest.raises(ValueError, match=r"set heldout_fraction=([\d.]+)$") as caught:
         run(tmp_path, "heldout_fraction=0.0001")
@@ -336,9 +315,7 @@ def test_a_vocabulary_that_does_not_fit_the_text_is_refused(tmp_path: Path) -> N
     assert not (tmp_path / "tokens" / "manifest.json").exists()
 
 
-def test_a_vocabulary_without_documents_names_the_job_to_run_first(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_vocabulary_without_documents_names_the_job_to_run_first(tmp_path, capsys) -> None:
     write_vocab(tmp_path, "a")
     assert encode.main([f"data_dir={tmp_path}"]) == 1
     assert "run python -m data_prep.collect" in capsys.readouterr().err

@@ -1,7 +1,5 @@
 """The jobs as they are typed: the same bytes through kills; memory does not grow with the input."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

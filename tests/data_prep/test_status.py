@@ -78,9 +78,7 @@ def test_a_corpus_that_is_whole_is_done_and_training_comes_next(corpus: Path, ca
     assert capfd.readouterr().out.splitlines()[-1].startswith("next: python -m pretrain.run")
 
 
-def test_stages_not_begun_are_listed_and_the_first_of_them_comes_next(
-    tmp_path: Path, capfd
-) -> None:
+def test_stages_not_begun_are_listed_and_the_first_of_them_comes_next(tmp_path, capfd) -> None:
     write_json(tmp_path / "documents" / "books" / "manifest.json", PARTS)
     assert states(tmp_path) == ["done"] + ["not begun"] * 5
     assert status.main([f"data_dir={tmp_path}"]) == 0
@@ -218,9 +216,7 @@ def test_tasks_of_a_job_that_was_killed_as_a_whole_are_named(tmp_path: Path) -> 
     assert "ended without a record" in collect.notes[0]
 
 
-def test_a_real_job_that_failed_names_the_reason_and_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_real_job_that_failed_names_the_reason_and_the_command(tmp_path, monkeypatch) -> None:
     typed = ["/bin/python3", "-m", "data_prep.collect", "source.path=my texts", "share=1/8"]
     monkeypatch.setattr(sys, "orig_argv", typed)
     folder = tmp_path / "documents" / "books"

@@ -97,9 +97,7 @@ def test_a_vocabulary_killed_before_its_manifest_counts_as_missing(tmp_path: Pat
     assert make(tmp_path, "vocab_size=500") == first
 
 
-def test_a_released_vocabulary_is_taken_over_entry_for_entry_without_documents(
-    tmp_path: Path,
-) -> None:
+def test_a_released_vocabulary_is_taken_over_entry_for_entry_without_documents(tmp_path) -> None:
     path = tmp_path / "released.txt"
     path.write_text("[PAD]\n[unused0]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\n##s\n")
     manifest = make(tmp_path, f"vocab_file={path}")
@@ -118,9 +116,7 @@ def test_a_cased_vocabulary_is_refused_where_text_is_lower_cased(tmp_path: Path)
     assert make(tmp_path, f"vocab_file={path}", "lowercase=false").lowercase is False
 
 
-def test_too_few_documents_for_the_size_are_refused_with_the_size_that_fits(
-    tmp_path: Path,
-) -> None:
+def test_too_few_documents_for_the_size_are_refused_with_the_size_that_fits(tmp_path) -> None:
     write_documents(tmp_path, TEXTS[:3])
     with pytest.raises(ValueError, match=r"vocab_size=30522 .*set vocab_size="):
         make(tmp_path)
@@ -162,9 +158,7 @@ def test_the_program_ends_with_2_and_the_cure_for_a_wrong_vocab_file(
     assert "Traceback" not in error
 
 
-def test_the_program_prints_what_it_made(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_program_prints_what_it_made(tmp_path, capsys) -> None:
     path = tmp_path / "released.txt"
     path.write_text(SPECIAL + "the\n")
     assert vocab.main([f"data_dir={tmp_path}", f"vocab_file={path}"]) == 0
@@ -178,9 +172,7 @@ def released(tmp_path: Path) -> Path:
     return path
 
 
-def test_added_words_follow_the_released_entries_and_are_found_whole(
-    tmp_path: Path, released: Path
-) -> None:
+def test_added_words_follow_the_released_entries_and_are_found_whole(tmp_path, released) -> None:
     words = tmp_path / "words.txt"
     words.write_text("COVID\ncat\n\ncovid\nCafé\n")  # lower-cased, there already, blank, twice
     manifest = make(tmp_path, f"vocab_file={released}", f"add_words={words}")
@@ -218,9 +210,7 @@ def test_words_are_added_to_a_released_vocabulary_alone(tmp_path: Path, released
         make(tmp_path, f"vocab_file={released}", "add_words=w.txt")
 
 
-def test_a_tokenizer_json_is_taken_with_the_entries_added_to_it(
-    tmp_path: Path, released: Path
-) -> None:
+def test_a_tokenizer_json_is_taken_with_the_entries_added_to_it(tmp_path, released) -> None:
     make(tmp_path, f"vocab_file={released}")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "vocab")
     tokenizer.add_tokens(["covid"])

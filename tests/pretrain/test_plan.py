@@ -1,7 +1,5 @@
 """The arithmetic of a plan, its refusals and its table."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from pathlib import Path
@@ -48,9 +46,7 @@ def test_a_plan_counts_steps_sequences_tokens_and_epochs() -> None:
     batch=st.integers(1, 3000), mean=st.integers(1, 512), ranks=st.integers(1, 64),
     budget=st.integers(512, 20_000),
 )  # fmt: skip
-def test_micro_steps_are_those_that_it_takes_to_hold_the_tokens(
-    batch: int, mean: int, ranks: int, budget: int
-) -> None:
+def test_micro_steps_are_those_that_it_takes_to_hold_the_tokens(batch, mean, ranks, budget) -> None:
     settings = dataclasses.replace(BASE, optim=dataclasses.replace(BASE.optim, global_batch=batch))
     settings.engine = dataclasses.replace(BASE.engine, tokens_per_micro_batch=budget)
     manifest = shards_manifest({"train": split_entry(rows=10, tokens=10 * mean)})
@@ -77,9 +73,7 @@ def test_steps_of_tokens_are_planned_with_the_sequences_that_they_hold_on_the_av
     each=st.lists(st.integers(8, 512), min_size=1, max_size=40),
     first=st.integers(0, 100), count=st.integers(0, 100), seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
-def test_tokens_are_those_of_the_stream_one_by_one(
-    each: list[int], first: int, count: int, seed: int
-) -> None:
+def test_tokens_are_those_of_the_stream_one_by_one(each, first, count, seed) -> None:
     found = dataclasses.replace(corpus(), each=np.array(each, np.uint16))
     order, tokens = ExampleOrder(len(each), seed), 0
     for place in range(first, first + count):
@@ -134,9 +128,7 @@ def test_padding_to_the_full_length_costs_what_it_adds() -> None:
         (["optim.lr=1"], r"did you mean optim.learning_rate"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_refused_with_the_nearest_that_does(
-    typed: list[str], cure: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_work_is_refused_with_the_nearest_that_does(typed, cure, capsys) -> None:
     assert main([*LARGE, *typed]) == 2
     assert re.search(cure, " ".join(capsys.readouterr().err.split()))
 
@@ -155,9 +147,7 @@ def test_what_is_refused_s_cure_is_taken() -> None:
         (["model.num_hidden_layers=150", "engine=fp32"], "engine.zero_stage"),
     ],
 )
-def test_what_does_not_fit_the_memory_is_answered_with_what_does(
-    typed: list[str], proposal: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_does_not_fit_the_memory_is_answered_with_what_does(typed, proposal, capsys) -> None:
     command = ["+model=large", "cluster=rtx4090", "cluster.gpus_per_node=8", *typed]
     assert main([*command, "json=true"]) == 1
     said = orjson.loads(capsys.readouterr().out)["proposal"]
@@ -175,9 +165,7 @@ def test_a_bigger_budget_that_fits_is_proposed_up_to_what_a_step_needs() -> None
 
 
 @pytest.mark.parametrize("name", [name for name in clusters() if name != "local"])
-def test_every_cluster_gives_a_table_of_at_most_100_columns(
-    name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_cluster_gives_a_table_of_at_most_100_columns(name, capsys) -> None:
     typed = [*LARGE[:2], f"cluster={name}", "cluster.nodes=8", "engine=fp16"]
     main(typed)
     lines = capsys.readouterr().out.splitlines()
@@ -187,9 +175,7 @@ def test_every_cluster_gives_a_table_of_at_most_100_columns(
         assert part in text
 
 
-def test_help_and_cfg_name_the_clusters_and_the_settings(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_help_and_cfg_name_the_clusters_and_the_settings(capsys) -> None:
     assert main(["--help"]) == 0
     said = capsys.readouterr().out
     assert all(name in said for name in clusters())
@@ -215,9 +201,7 @@ def test_a_cluster_comes_back_from_the_settings_that_a_run_has_written(name: str
 
 
 @pytest.mark.distributed
-def test_a_run_keeps_its_plan_and_ends_with_the_actual_values(
-    sample_dir: Path, tmp_path: Path
-) -> None:
+def test_a_run_keeps_its_plan_and_ends_with_the_actual_values(sample_dir, tmp_path) -> None:
     typed = [
         *TINY, "schedule.total_steps=5", "eval.max_examples=8", "monitor.every_steps=2",
         "engine.timeout_minutes=2", "cluster=dgx_a100", f"data.dir={sample_dir}",

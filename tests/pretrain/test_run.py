@@ -1,7 +1,5 @@
 """The main job, from the command line to the exported folder, on real processes."""
 
-from __future__ import annotations
-
 import datetime
 import itertools
 import os
@@ -98,9 +96,7 @@ def killed(
     return folder
 
 
-def test_sequences_and_tokens_are_counted_through_a_kill(
-    killed: Path, uninterrupted: tuple[Path, str]
-) -> None:
+def test_sequences_and_tokens_are_counted_through_a_kill(killed, uninterrupted) -> None:
     straight = metrics(uninterrupted[0])
     seen = [(m["step"], m["data/sequences"], m["data/tokens"]) for m in straight]
     assert seen == [(m["step"], m["data/sequences"], m["data/tokens"]) for m in metrics(killed)]
@@ -117,9 +113,7 @@ def assert_guesses_are_those_of_the_exported_model(folder: Path) -> None:
         assert [word for word, _ in live] == [word for word, _ in after]
 
 
-def test_guesses_of_the_live_model_are_those_of_the_exported_one(
-    uninterrupted: tuple[Path, str],
-) -> None:
+def test_guesses_of_the_live_model_are_those_of_the_exported_one(uninterrupted) -> None:
     assert_guesses_are_those_of_the_exported_model(uninterrupted[0])
     lines = readable_lines(uninterrupted[0] / "runs/x/guesses.jsonl")
     assert [line["step"] for line in lines] == [6, 12]
@@ -156,9 +150,7 @@ def test_a_run_ends_with_its_figures_guesses_and_paths(uninterrupted: tuple[Path
         assert path in output
 
 
-def test_a_run_folder_holds_its_settings_and_its_environment(
-    uninterrupted: tuple[Path, str],
-) -> None:
+def test_a_run_folder_holds_its_settings_and_its_environment(uninterrupted) -> None:
     folder = uninterrupted[0] / "runs/x"
     assert "hidden_size: 32" in (folder / "config.yaml").read_text()
     assert read_json(folder / "environment.json")["packages"]["torch"]
@@ -179,9 +171,7 @@ def test_only_the_newest_checkpoints_stay(uninterrupted: tuple[Path, str]) -> No
     assert names == ["step-00000004", "step-00000008", "step-00000012"]
 
 
-def test_a_killed_run_continues_to_the_same_weights_bit_for_bit(
-    killed: Path, uninterrupted: tuple[Path, str]
-) -> None:
+def test_a_killed_run_continues_to_the_same_weights_bit_for_bit(killed, uninterrupted) -> None:
     assert weights(killed) == weights(uninterrupted[0])
     steps = [m["step"] for m in metrics(killed) if "train/loss" in m]
     assert steps == list(range(1, 13))
@@ -225,9 +215,7 @@ def test_three_ranks_log_what_one_rank_logs(sample_dir: Path, tmp_path: Path) ->
                 assert three[name] == pytest.approx(one[name], rel=1e-4), (one["step"], name)
 
 
-def test_where_every_checkpoint_is_broken_the_run_does_not_start_over(
-    sample_dir: Path, tmp_path: Path
-) -> None:
+def test_where_every_checkpoint_is_broken_the_run_does_not_start_over(sample_dir, tmp_path) -> None:
     short = arguments(sample_dir, "schedule.total_steps=4", "checkpoint.every_steps=4")
     assert pretrain_run(short, tmp_path)[0] == [0]
     (tmp_path / "runs/x/checkpoints/step-00000004/model.safetensors").write_bytes(b"")
@@ -282,7 +270,7 @@ def at_write(does: Callable[[int], None]) -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
-    Snapshot.write = after_it  # type: ignore[method-assign]
+    Snapshot.write = after_it
 
 
 def full_at(number: int) -> Any:
@@ -303,7 +291,7 @@ def counted_steps() -> list[None]:
         steps.append(None)
         return train_step(self, *args)
 
-    Engine.train_step = counted  # type: ignore[method-assign]
+    Engine.train_step = counted
     return steps
 
 
@@ -380,9 +368,7 @@ def test_a_run_that_cannot_save_stops_and_continues_from_the_checkpoint_before(
     assert weights(tmp_path) == weights(uninterrupted[0])
 
 
-def test_a_run_told_to_go_on_saves_later(
-    sample_dir: Path, tmp_path: Path, uninterrupted: tuple[Path, str]
-) -> None:
+def test_a_run_told_to_go_on_saves_later(sample_dir, tmp_path, uninterrupted) -> None:
     go_on = arguments(sample_dir, "checkpoint.on_failure=go_on")
     output = finished_run(go_on, tmp_path, hook=full_at(2))
     assert "checkpoint failed: step=8" in output
@@ -391,9 +377,7 @@ def test_a_run_told_to_go_on_saves_later(
     assert weights(tmp_path) == weights(uninterrupted[0])
 
 
-def test_a_run_told_to_go_on_does_not_end_without_its_last_checkpoint(
-    sample_dir: Path, tmp_path: Path
-) -> None:
+def test_a_run_told_to_go_on_does_not_end_without_its_last_checkpoint(sample_dir, tmp_path) -> None:
     go_on = arguments(sample_dir, "checkpoint.on_failure=go_on")
     statuses, output = pretrain_run(go_on, tmp_path, hook=full_at(3))
     assert statuses == [1]
@@ -409,9 +393,7 @@ def test_a_finished_run_started_again_trains_nothing_and_shows_its_end(
     assert "by token frequency alone" in output
 
 
-def test_never_resume_does_not_overwrite_a_checkpoint(
-    sample_dir: Path, uninterrupted: tuple[Path, str]
-) -> None:
+def test_never_resume_does_not_overwrite_a_checkpoint(sample_dir, uninterrupted) -> None:
     before = weights(uninterrupted[0])
     statuses, output = pretrain_run(arguments(sample_dir, "run.resume=never"), uninterrupted[0])
     assert statuses == [2]
@@ -445,9 +427,7 @@ def test_a_run_with_other_settings_is_not_continued(
 
 
 @pytest.mark.parametrize("pairing", [Pairing.sop, Pairing.none])
-def test_a_run_is_not_continued_with_another_objective(
-    sample_dirs: Callable[[Pairing], Path], uninterrupted: tuple[Path, str], pairing: Pairing
-) -> None:
+def test_a_run_is_not_continued_with_another_objective(sample_dirs, uninterrupted, pairing) -> None:
     other = [f"data.dir={sample_dirs(pairing)}", f"data.pairs={pairing.name}"]
     expected = f"data.pairs: nsp then, {pairing.name} now"
     assert expected in refusal(uninterrupted[0], [*SMALL, *other])
@@ -494,9 +474,7 @@ def test_a_mistake_is_named_once_and_not_per_rank_before_training(
     assert not (tmp_path / not_made).exists()
 
 
-def test_shards_that_are_wrong_or_missing_are_named_before_training(
-    sample_dir: Path, tmp_path: Path
-) -> None:
+def test_shards_that_are_wrong_or_missing_are_named_before_training(sample_dir, tmp_path) -> None:
     shutil.copytree(sample_dir, tmp_path / "data")
     shards = sorted((tmp_path / "data/len128").glob("*/*.arrow"))
     for shard in shards[:2]:  # one of them in each rank's share

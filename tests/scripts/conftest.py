@@ -1,7 +1,5 @@
 """A tiny BERT folder for the tests of fine-tuning and prediction; copy it to change it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

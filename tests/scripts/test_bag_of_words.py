@@ -1,7 +1,5 @@
 """The baseline of words alone: what it sees, and what it does not."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 

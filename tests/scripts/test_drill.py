@@ -1,7 +1,5 @@
 """The fault drill: its table, its verdicts, its refusals, and some faults for real."""
 
-from __future__ import annotations
-
 import http.client
 import json
 from pathlib import Path
@@ -86,16 +84,12 @@ def test_a_step_missing_from_the_metrics_fails(tmp_path: Path) -> None:
         ("data.dir=nowhere", "there are no shards of 128 tokens in nowhere"),
     ],
 )
-def test_what_cannot_be_drilled_is_refused(
-    word: str, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_drilled_is_refused(word, said, capsys) -> None:
     assert drill.main([word]) == 2
     assert said in capsys.readouterr().err
 
 
-def test_a_folder_that_holds_something_is_not_written_into(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_that_holds_something_is_not_written_into(tmp_path, capsys) -> None:
     (tmp_path / "mine").touch()
     assert drill.main([f"out={tmp_path}"]) == 2
     assert "exists and is not empty" in capsys.readouterr().err

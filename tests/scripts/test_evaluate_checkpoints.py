@@ -1,12 +1,9 @@
 """Metrics over a run's checkpoints, and the table over an array's members."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
 
-import pytest
 from tiny_bert import tiny_bert
 
 from scripts import evaluate_checkpoints, finetune_table
@@ -14,9 +11,7 @@ from scripts import evaluate_checkpoints, finetune_table
 REVIEWS = "words\tmood\n" + "the film was good\tpositive\nthe film was bad\tnegative\n" * 4
 
 
-def test_each_checkpoint_is_exported_and_fine_tuned_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_checkpoint_is_exported_and_fine_tuned_once(tmp_path, monkeypatch) -> None:
     """The export is faked here by a copy of one model; test_export.py tests the command."""
     run, bert = tmp_path / "run", tiny_bert(tmp_path / "bert")
     (tmp_path / "reviews.tsv").write_text(REVIEWS)
@@ -44,9 +39,7 @@ def test_each_checkpoint_is_exported_and_fine_tuned_once(
     assert not list(run.rglob("*.safetensors"))
 
 
-def test_a_run_without_checkpoints_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_without_checkpoints_is_refused(tmp_path, capsys) -> None:
     assert evaluate_checkpoints.main([f"run={tmp_path}", "+task=rte"]) == 2
     assert "holds no checkpoint" in capsys.readouterr().err
 
@@ -64,9 +57,7 @@ def member(out: Path, task: str, seed: int, accuracy: float, epochs: int = 3) ->
     (folder / "settings.json").write_text(json.dumps({"epochs": epochs, "model": "x", "seeds": 1}))
 
 
-def test_the_table_is_over_all_members_and_names_those_that_failed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_table_is_over_all_members_and_names_those_that_failed(tmp_path, capsys) -> None:
     (tmp_path / "members").write_text("rte 1\nrte 2\nsst2 1\nsst2 2\n")
     member(tmp_path, "rte", 1, 60)
     member(tmp_path, "rte", 2, 62)
@@ -79,9 +70,7 @@ def test_the_table_is_over_all_members_and_names_those_that_failed(
     assert "FAILED  sst2, seed 2: job 7_4" in said
 
 
-def test_members_of_other_settings_are_not_put_together(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_members_of_other_settings_are_not_put_together(tmp_path, capsys) -> None:
     (tmp_path / "members").write_text("rte 1\nrte 2\n")
     member(tmp_path, "rte", 1, 60)
     member(tmp_path, "rte", 2, 62, epochs=4)

@@ -1,7 +1,5 @@
 """Prediction by what a folder is: classes, answers, tags, [MASK], next sentences, vectors."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil
@@ -32,9 +30,7 @@ def said(capsys: pytest.CaptureFixture[str], *argv: str) -> list[dict[str, Any]]
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_classes_come_with_their_names_and_all_probabilities(
-    bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_classes_come_with_their_names_and_all_probabilities(bert, tmp_path, capsys) -> None:
     names = {0: "negative", 1: "positive"}
     folder = with_head(bert, tmp_path / "x", "BertForSequenceClassification", id2label=names)
     texts = ["a good film", "the film was bad and awful"]
@@ -48,9 +44,7 @@ def test_classes_come_with_their_names_and_all_probabilities(
         assert record["probabilities"] == pytest.approx(single["probabilities"], abs=1e-5)
 
 
-def test_an_answer_is_a_span_of_its_text(
-    bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_answer_is_a_span_of_its_text(bert, tmp_path, capsys) -> None:
     folder = with_head(bert, tmp_path / "x", "BertForQuestionAnswering")
     text = "Anna lives in Paris. " * 20  # longer than the model's 64 positions
     (record,) = said(capsys, f"model={folder}", "who lives in paris", "--pair", text)
@@ -74,9 +68,7 @@ def test_no_answer_is_told_by_the_threshold_the_model_was_saved_with(
     assert record["has_answer"] is has_answer
 
 
-def test_every_word_has_a_tag_in_its_order(
-    bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_word_has_a_tag_in_its_order(bert, tmp_path, capsys) -> None:
     names = {0: "O", 1: "B-PER", 2: "I-PER"}
     folder = with_head(bert, tmp_path / "x", "BertForTokenClassification", id2label=names)
     words = ["anna", "x" * 80, *["rome"] * 90]
@@ -86,9 +78,7 @@ def test_every_word_has_a_tag_in_its_order(
     assert set(record["tags"]) <= set(names.values())
 
 
-def test_a_pretrained_model_fills_every_mask_and_tells_whether_b_follows_a(
-    bert: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_pretrained_model_fills_every_mask_and_tells_whether_b_follows_a(bert, capsys) -> None:
     (record,) = said(capsys, f"model={bert}", "the [MASK] is [MASK]", "--pair", "bob lives")
     assert [len(fills) for fills in record["fills"]] == [5, 5]
     model = transformers.BertForPreTraining.from_pretrained(bert).eval()
@@ -102,18 +92,14 @@ def test_a_pretrained_model_fills_every_mask_and_tells_whether_b_follows_a(
     assert record["fills"][0][0]["token"] == tokenizer.convert_ids_to_tokens(best)
 
 
-def test_texts_may_stand_before_options_and_behind_them(
-    bert: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_texts_may_stand_before_options_and_behind_them(bert, capsys) -> None:
     before = said(capsys, f"model={bert}", "a good film", "--embed", "mean")
     assert said(capsys, f"model={bert}", "--embed", "mean", "a good film") == before
     assert said(capsys, "--embed", "mean", f"model={bert}", "a good film") == before
 
 
 @pytest.mark.parametrize("how", ["cls", "mean"])
-def test_vectors_do_not_depend_on_the_batch(
-    bert: Path, how: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_vectors_do_not_depend_on_the_batch(bert, how, capsys) -> None:
     texts = ["a good film", "the film was bad and awful and poor"]
     together = said(capsys, f"model={bert}", *texts, "--embed", how)
     (alone,) = said(capsys, f"model={bert}", texts[0], "--embed", how)
@@ -140,8 +126,6 @@ def test_lines_of_a_file_and_of_standard_input_are_read(
         (["--file", "/nowhere"], "there is no file /nowhere"),
     ],
 )
-def test_what_cannot_be_answered_is_refused(
-    bert: Path, argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_answered_is_refused(bert, argv, message, capsys) -> None:
     assert main([f"model={bert}", *argv]) == 2
     assert message in capsys.readouterr().err

@@ -1,7 +1,5 @@
 """Stock transformers on our data, in our order, with our masks and first weights: our losses."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,16 +65,12 @@ def test_stock_transformers_goes_on_from_a_checkpoint_of_ours(run: Path, tmp_pat
     assert same_metrics(run, tmp_path / "stock", range(4, STEPS + 1)) > 7 * 3
 
 
-def test_a_checkpoint_that_is_not_whole_is_refused(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_checkpoint_that_is_not_whole_is_refused(run, tmp_path, capsys) -> None:
     assert main([f"run={run}", f"checkpoint={tmp_path}"]) == 2
     assert "is no whole checkpoint: manifest.json is missing" in capsys.readouterr().err
 
 
-def test_a_checkpoint_behind_the_last_step_is_refused(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_checkpoint_behind_the_last_step_is_refused(run, capsys) -> None:
     checkpoint = run / "checkpoints/step-00000003"
     assert main([f"run={run}", f"checkpoint={checkpoint}", "steps=2"]) == 2
     assert "is of step 3, and training would end at step 2" in capsys.readouterr().err

@@ -1,7 +1,5 @@
 """The experiment's bookkeeping: what is finished is not done again, and what the table says."""
 
-from __future__ import annotations
-
 import itertools
 import sys
 from pathlib import Path
@@ -39,9 +37,7 @@ def finished(out: Path) -> list[str]:
     return [f"out={out}", *(f"{name}={folder}" for name, folder in folders.items())]
 
 
-def test_what_is_finished_is_only_written_up(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_finished_is_only_written_up(tmp_path, capsys) -> None:
     out = tmp_path / "out"
     typed = finished(out)
     assert main(typed) == 0
@@ -56,9 +52,7 @@ def test_what_is_finished_is_only_written_up(
     assert capsys.readouterr().out.count("done before") == 2 + 3 * len(TASKS)
 
 
-def test_a_command_that_fails_is_named_and_ends_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_command_that_fails_is_named_and_ends_it(tmp_path, capsys, monkeypatch) -> None:
     typed = finished(tmp_path / "out")
     (tmp_path / "out/finetune/none-rte/results.json").unlink()
     monkeypatch.setattr(sys, "executable", "/bin/false")
@@ -69,9 +63,7 @@ def test_a_command_that_fails_is_named_and_ends_it(
     assert "runs/none/export start=pretrained" in captured.err
 
 
-def test_what_is_not_given_or_not_there_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_not_given_or_not_there_is_named(tmp_path, capsys) -> None:
     assert main([f"out={tmp_path}", f"nsp={tmp_path}", "starts=nsp", "tasks=squad,poetry"]) == 2
     error = capsys.readouterr().err
     assert "squad= is not given" in error
@@ -79,9 +71,7 @@ def test_what_is_not_given_or_not_there_is_named(
     assert "none=" not in error
 
 
-def test_a_misspelt_argument_is_named_though_all_is_done(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_misspelt_argument_is_named_though_all_is_done(tmp_path, capsys) -> None:
     assert main([*finished(tmp_path / "out"), "question=5"]) == 2
     assert "question" in capsys.readouterr().err
 

@@ -1,7 +1,5 @@
 """A private Slurm cluster for the session: real daemons, virtual nodes, counted GPUs."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -1,7 +1,5 @@
 """CONTAINER=...: the arguments of Apptainer and pyxis, and a run in a fake Apptainer."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Data preparation by job arrays on a real Slurm: the bytes of one process, whatever is killed."""
 
-from __future__ import annotations
-
 import functools
 import os
 import pydoc_data.topics
@@ -106,12 +104,9 @@ def _until(met: Any, what: str, limit_s: float = LIMIT_S) -> None:
 
 def _queue(cluster: Any, *options: str) -> list[str]:
     return subprocess.run(
-        ["squeue", "-h", "-r", *options],
-        env=cluster.env,
-        check=True,
-        capture_output=True,
+        ["squeue", "-h", "-r", *options], env=cluster.env, check=True, capture_output=True,
         text=True,
-    ).stdout.split()
+    ).stdout.split()  # fmt: skip
 
 
 def _submit(cluster: Any, repository: Path, *command: str) -> str:
@@ -204,9 +199,7 @@ def test_an_element_that_is_cancelled_is_named_and_the_next_start_does_what_it_l
     assert _bytes(tmp_path / "d" / "tokens") == encoded
 
 
-def test_control_c_cancels_the_array(
-    cluster: Any, start: Any, collected: Path, tmp_path: Path
-) -> None:
+def test_control_c_cancels_the_array(cluster, start, collected, tmp_path) -> None:
     _link_documents(collected, tmp_path / "d")
     _hang(tmp_path / "d")
     job = start("data_prep.encode", *_given(tmp_path / "d", "executor=slurm", "array_size=3"))

@@ -1,12 +1,9 @@
 """Fine-tuning as an array on a real Slurm: the table of tasks and seeds; failures run again."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,9 +16,7 @@ TAGGED = "anna\tB-person\nlives\tO\n\n" * 8
 @pytest.mark.slow
 @pytest.mark.slurm
 @pytest.mark.timeout(4 * LIMIT_S)
-def test_failed_members_are_named_and_run_alone_by_the_same_command(
-    cluster: Any, tmp_path: Path
-) -> None:
+def test_failed_members_are_named_and_run_alone_by_the_same_command(cluster, tmp_path) -> None:
     from tiny_bert import tiny_bert
 
     tiny_bert(tmp_path / "bert")

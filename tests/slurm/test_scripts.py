@@ -1,7 +1,5 @@
 """The batch scripts alone, on a real Slurm, with a fake in place of the programs."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -121,9 +119,7 @@ def test_every_gpu_gets_one_task_with_the_overrides_behind_the_scripts_own(
 
 
 @pytest.mark.slurm
-def test_each_task_gets_the_threads_of_its_cores(
-    cluster: Any, tmp_path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_task_gets_the_threads_of_its_cores(cluster, tmp_path, calls, monkeypatch) -> None:
     monkeypatch.delitem(cluster.env, "OMP_NUM_THREADS")
     job = cluster.submit(
         TRAINERS[0], [], log_dir=tmp_path, venv=tmp_path,
@@ -135,9 +131,7 @@ def test_each_task_gets_the_threads_of_its_cores(
 
 
 @pytest.mark.slurm
-def test_a_job_warned_of_its_end_saves_is_requeued_and_completes(
-    cluster: Any, tmp_path: Path, calls: Calls
-) -> None:
+def test_a_job_warned_of_its_end_saves_is_requeued_and_completes(cluster, tmp_path, calls) -> None:
     job = cluster.submit(TRAINERS[1], ["end=stopped"], log_dir=tmp_path, venv=tmp_path)
     job.wait(lambda: len(calls()) == 4, "all tasks started", limit_s=30)
     job.warn()
@@ -196,9 +190,7 @@ def test_a_stopped_job_that_slurm_does_not_requeue_has_failed_and_says_how_to_co
 
 
 @pytest.mark.slurm
-def test_a_task_that_fails_ends_the_others_and_the_job_for_good(
-    cluster: Any, tmp_path: Path, calls: Calls
-) -> None:
+def test_a_task_that_fails_ends_the_others_and_the_job_for_good(cluster, tmp_path, calls) -> None:
     job = cluster.submit(TRAINERS[1], ["end=failed"], log_dir=tmp_path, venv=tmp_path)
 
     assert job.wait_until_ended() == "FAILED", job.log
@@ -208,9 +200,7 @@ def test_a_task_that_fails_ends_the_others_and_the_job_for_good(
 
 @pytest.mark.slurm
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_submitted_from_elsewhere_it_names_the_option_that_helps(
-    cluster: Any, script: str, tmp_path: Path
-) -> None:
+def test_submitted_from_elsewhere_it_names_the_option_that_helps(cluster, script, tmp_path) -> None:
     job = cluster.submit(script, [], log_dir=tmp_path, options=["--nodes=1"], chdir=tmp_path)
     assert job.wait_until_ended() == "FAILED"
     assert job.log.count("sbatch --chdir=REPOSITORY") == 1
@@ -276,9 +266,7 @@ def chain(cluster: Any, tmp_path: Path) -> Callable[..., tuple[str, list[str]]]:
 
 
 @pytest.mark.slurm
-def test_the_chain_has_an_array_and_a_finish_for_every_source_and_length(
-    chain: Any, calls: Calls
-) -> None:
+def test_the_chain_has_an_array_and_a_finish_for_every_source_and_length(chain, calls) -> None:
     printed, _ = chain("bash", CHAIN, "data_dir=a b", "array_size=2")
     given = ["data_dir=data/wikibooks"]
     typed = ["data_dir=a b", "array_size=2", "executor=local"]

@@ -1,7 +1,5 @@
 """Training by sbatch on a real Slurm: two nodes, two tasks each, tiny sizes, gloo on the CPU."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Small engines and global batches for the tests of the engine and of checkpoints."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +38,9 @@ def build_model(
 ) -> Any:
     """A model of 2 layers with initial weights; no parameter's size is a multiple of 4 ranks."""
     settings = small_settings(
-        hidden_size=20,
-        intermediate_size=37,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        pad_vocab_size_multiple_of=1,
-        initializer_range=0.2,
-    )
+        hidden_size=20, intermediate_size=37, hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout, pad_vocab_size_multiple_of=1, initializer_range=0.2,
+    )  # fmt: skip
     model = kind(settings, VOCAB_SIZE - 1, pairing)
     model.initialize(torch.Generator().manual_seed(seed))
     return model
@@ -54,18 +48,11 @@ def build_model(
 
 def optim_settings(**changes: Any) -> OptimSettings:
     values: dict[str, Any] = {
-        "name": OptimizerName.adamw,
-        "global_batch": BATCH_SIZE,
-        "tokens_per_step": None,
-        "learning_rate": 3e-3,
-        "betas": [0.9, 0.999],
-        "eps": 1e-6,
-        "weight_decay": 0.01,
-        "max_grad_norm": 1.0,
-        "bias_correction": True,
-        "grad_averaging": True,
+        "name": OptimizerName.adamw, "global_batch": BATCH_SIZE, "tokens_per_step": None,
+        "learning_rate": 3e-3, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": 0.01,
+        "max_grad_norm": 1.0, "bias_correction": True, "grad_averaging": True,
         "trust_ratio": TrustRatio.none,
-    }
+    }  # fmt: skip
     return OptimSettings(**{**values, **changes})
 
 
@@ -129,16 +116,13 @@ def _examples(numbers: np.ndarray) -> Examples:
     rows = [_row(int(number)) for number in numbers]
     ids, places, fillings, labels = zip(*rows, strict=True)
     return Examples(
-        input_ids=np.concatenate(ids).astype(np.uint16),
-        offsets=_offsets(ids),
+        input_ids=np.concatenate(ids).astype(np.uint16), offsets=_offsets(ids),
         segment_a_lengths=np.array([len(row) // 2 for row in ids], np.uint16),
         next_sentence_labels=np.array(labels, np.uint8),
-        masked_positions=np.concatenate(places).astype(np.uint16),
-        masked_offsets=_offsets(places),
+        masked_positions=np.concatenate(places).astype(np.uint16), masked_offsets=_offsets(places),
         masked_input_ids=np.concatenate(fillings).astype(np.uint16),
-        document_a=np.zeros(len(rows), np.uint32),
-        document_b=np.zeros(len(rows), np.uint32),
-    )
+        document_a=np.zeros(len(rows), np.uint32), document_b=np.zeros(len(rows), np.uint32),
+    )  # fmt: skip
 
 
 def _row(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:

@@ -4,8 +4,6 @@ torch's own operators, `aten::_flash_attention_forward` and `_backward`, have no
 these two in their place the product's call goes all its way, through autograd and compilation.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager

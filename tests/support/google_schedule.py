@@ -1,7 +1,5 @@
 """The learning-rate schedule of google-research/bert, optimization.py, in plain Python."""
 
-from __future__ import annotations
-
 
 def google(step: int, warmup: int, total: int, peak: float) -> float:
     """polynomial_decay to 0 with power 1, overwritten by the warm-up while it lasts."""

@@ -4,8 +4,6 @@ A moment is a training step, an activity that a rank begins (Watchdog.begin) and
 milliseconds after it, or the n-th time that the process touches an unfinished checkpoint.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import re
@@ -38,7 +36,7 @@ def at_step(
                 os.kill(os.getpid(), number)
             return train_step(self, *args)
 
-        Engine.train_step = signalled  # type: ignore[method-assign]
+        Engine.train_step = signalled
 
     return hook
 
@@ -75,7 +73,7 @@ class Kill:
                     self._strike()
                 threading.Timer(self.later_ms / 1000, self._strike).start()
 
-        Watchdog.begin = beginning  # type: ignore[method-assign]
+        Watchdog.begin = beginning
 
     def _watch_files(self) -> None:
         touches = 0

@@ -1,7 +1,5 @@
 """Token stores and vocabularies made up for tests, in the real format."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -37,9 +35,7 @@ def write_corpus(
             for index, part in enumerate(parts)
         ]
     manifest = tokens_manifest(
-        splits,
-        vocab_checksum=checksum(data_dir / "vocab" / "vocab.txt"),
-        vocab_size=vocab_size,
+        splits, vocab_checksum=checksum(data_dir / "vocab" / "vocab.txt"), vocab_size=vocab_size
     )
     write_json(counts_path(data_dir), count_corpus(data_dir / "tokens", manifest, 1))
     write_json(data_dir / "tokens" / "manifest.json", manifest)
@@ -80,12 +76,9 @@ def _write_part(path: Path, documents: Sequence[Document]) -> TokenPartEntry:
     sentences = [sentence for document in documents for sentence in document]
     ids = np.array([token for sentence in sentences for token in sentence], np.uint16)
     return write_part(
-        path,
-        [f"made/{path.stem}-{number}" for number in range(len(documents))],
-        ids,
-        np.cumsum([0, *map(len, sentences)]),
-        np.cumsum([0, *map(len, documents)]),
-    )
+        path, [f"made/{path.stem}-{number}" for number in range(len(documents))], ids,
+        np.cumsum([0, *map(len, sentences)]), np.cumsum([0, *map(len, documents)]),
+    )  # fmt: skip
 
 
 def run_inline(plan: tasks.TaskPlan, todo: Iterable[int], num_workers: int) -> dict[int, str]:

@@ -1,7 +1,5 @@
 """Sources of documents made up for tests, in the real format."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A run's folder as its files would be after kills, a signal and a spike, without any training."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -52,33 +50,24 @@ def killed_and_stopped(folder: Path, *overrides: str) -> MadeRun:
     run.event(0, "started", step=0, ranks=2)
     for step in (10, 20, 30, 40):
         run.record(
-            step,
-            step,
-            train__mlm_loss=9 - step / 20,
-            perf__tokens_per_second=1000.0,
+            step, step, train__mlm_loss=9 - step / 20, perf__tokens_per_second=1000.0,
             perf__goodput=1.0,
-        )
+        )  # fmt: skip
     run.event(40, "checkpoint", step=40)
     run.event(80, "lost", after=40, up_to=50, until=_time(50))
     run.event(80, "resumed", step=40, ranks=4)
     for step in (50, 60, 70):
         run.record(
-            40 + step,
-            step,
-            train__mlm_loss=9 - step / 20,
-            perf__tokens_per_second=2000.0,
+            40 + step, step, train__mlm_loss=9 - step / 20, perf__tokens_per_second=2000.0,
             perf__goodput=0.588,
-        )
+        )  # fmt: skip
     run.event(110, "stopped", step=70, signal="SIGUSR1")
     run.event(140, "resumed", step=70, ranks=4)
     for step in (80, 90, 100):
         run.record(
-            70 + step,
-            step,
-            train__mlm_loss=9 - step / 20,
-            perf__tokens_per_second=2000.0,
+            70 + step, step, train__mlm_loss=9 - step / 20, perf__tokens_per_second=2000.0,
             perf__goodput=0.588,
-        )
+        )  # fmt: skip
     run.record(170, 100, eval__mlm_loss=4.25, eval__mlm_accuracy=0.25)
     run.event(170, "finished", phase=1, step=100)
     return run

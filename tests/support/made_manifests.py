@@ -1,7 +1,5 @@
 """Manifests of the stores made up for tests: whole records, with what a test asks for."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,16 +17,10 @@ SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 
 def documents_manifest(parts: Sequence[PartEntry] = (), **changes: Any) -> DocumentsManifest:
     whole = DocumentsManifest(
-        schema_version=1,
-        source="made",
-        settings={},
-        inputs={},
-        parts=list(parts),
+        schema_version=1, source="made", settings={}, inputs={}, parts=list(parts),
         documents=sum(part.rows for part in parts),
-        characters=sum(part.characters for part in parts),
-        dropped={},
-        damaged=[],
-    )
+        characters=sum(part.characters for part in parts), dropped={}, damaged=[],
+    )  # fmt: skip
     return msgspec.structs.replace(whole, **changes)
 
 
@@ -45,16 +37,12 @@ def vocab_manifest(documents: dict[str, str] | None = None, **changes: Any) -> V
         special_ids=SPECIAL_IDS,
         checksum="v",
         settings=VocabSettings(
-            lowercase=True,
-            tokenizers="1",
-            duplicates={},
-            vocab_file=None if documents else "f",
-            vocab_size=1000 if documents else None,
-            documents=documents,
+            lowercase=True, tokenizers="1", duplicates={}, vocab_file=None if documents else "f",
+            vocab_size=1000 if documents else None, documents=documents,
         ),
         added_words=[],
         parts=len(documents or ()),
-    )
+    )  # fmt: skip
     return msgspec.structs.replace(whole, **changes)
 
 
@@ -71,18 +59,12 @@ def tokens_manifest(
         lowercase=True,
         special_ids=SPECIAL_IDS,
         settings=EncodeSettings(
-            vocab_checksum="v",
-            lowercase=True,
-            heldout_fraction=0.1,
-            nupunkt="1",
-            tokenizers="1",
-            schema_version=1,
-            documents=documents or {},
-            duplicates={},
+            vocab_checksum="v", lowercase=True, heldout_fraction=0.1, nupunkt="1", tokenizers="1",
+            schema_version=1, documents=documents or {}, duplicates={},
         ),
         splits={"train": [], "heldout": [], **(splits or {})},
         dropped={},
-    )
+    )  # fmt: skip
     return msgspec.structs.replace(whole, **changes)
 
 
@@ -104,12 +86,7 @@ def shards_manifest(
         pairs=Pairing.nsp,
         masking=masking,
         settings=BuildSettings(
-            seed=0,
-            seq_len=128,
-            pairs=Pairing.nsp,
-            copies=1,
-            short_seq_prob=0.1,
-            masking=masking,
+            seed=0, seq_len=128, pairs=Pairing.nsp, copies=1, short_seq_prob=0.1, masking=masking
         ),
         splits={"train": split_entry(), "heldout": split_entry(), **(splits or {})},
     )

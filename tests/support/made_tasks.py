@@ -1,7 +1,5 @@
 """Tasks for the engine's tests. Each process imports this file, so it imports little."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

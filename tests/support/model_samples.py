@@ -1,7 +1,5 @@
 """Small models, packed batches and their padded twins for the tests of the model and its export."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,19 +13,11 @@ from pretrain.model.bert import BertForPreTraining
 def small_settings(**changes: object) -> ModelSettings:
     """Two layers of 32 without dropout, with `changes`."""
     values = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "max_position_embeddings": 64,
-        "type_vocab_size": 2,
-        "initializer_range": 0.02,
-        "layer_norm_eps": 1e-12,
-        "pad_vocab_size_multiple_of": 64,
-    }
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 64, "hidden_act": "gelu", "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0, "max_position_embeddings": 64, "type_vocab_size": 2,
+        "initializer_range": 0.02, "layer_norm_eps": 1e-12, "pad_vocab_size_multiple_of": 64,
+    }  # fmt: skip
     return ModelSettings(**{**values, **changes})
 
 
@@ -49,17 +39,13 @@ def random_batch(
         input_ids=torch.from_numpy(rng.integers(1, vocab_size, starts_N[-1])),
         position_ids=torch.from_numpy(position_ids_T),
         segment_ids=torch.from_numpy(segment_ids_T.astype(np.int64)),
-        cu_seqlens=torch.from_numpy(starts_N.astype(np.int32)),
-        lengths=lengths,
+        cu_seqlens=torch.from_numpy(starts_N.astype(np.int32)), lengths=lengths,
         cls_positions=torch.from_numpy(starts_N[:-1]),
         masked_positions=torch.from_numpy(np.concatenate(masked_positions).astype(np.int64)),
         labels=torch.from_numpy(rng.integers(1, vocab_size, sum(counts))),
-        next_sentence_labels=torch.from_numpy(rng.integers(0, 2, len(lengths))),
-        max_seqlen=64,
-        num_tokens=sum(lengths),
-        num_sequences=len(lengths),
-        num_masked=sum(counts),
-    )
+        next_sentence_labels=torch.from_numpy(rng.integers(0, 2, len(lengths))), max_seqlen=64,
+        num_tokens=sum(lengths), num_sequences=len(lengths), num_masked=sum(counts),
+    )  # fmt: skip
 
 
 def padded(batch: PackedBatch) -> dict[str, Tensor]:

@@ -8,8 +8,6 @@ Run as a program, because the stub has to be loaded before torch:
 The first needs a C++ compiler, the second the package triton, too. The last line is JSON.
 """
 
-from __future__ import annotations
-
 import ctypes
 import dataclasses
 import importlib.util

@@ -3,8 +3,6 @@
 A job takes a fraction of a second in place of the ten that importing torch and DeepSpeed takes.
 """
 
-from __future__ import annotations
-
 import gc
 import importlib
 import multiprocessing
@@ -95,12 +93,9 @@ def _rank(
     gc.freeze()  # DeepSpeed collects garbage often: not over all that the parent holds
     try:
         torch.distributed.init_process_group(
-            "gloo",
-            init_method=f"file://{folder}/store",
-            rank=rank,
-            world_size=world_size,
+            "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size,
             timeout=timedelta(seconds=60),
-        )
+        )  # fmt: skip
         ranks = Ranks(rank, world_size, torch.device("cpu"))
         outcome = {"result": function(ranks, **arguments)}
     except BaseException:  # noqa: BLE001  whatever it was, the parent tells it

@@ -3,8 +3,6 @@
 Each child is a rank of its own, as a launcher would start it; a hook can kill it at a given moment.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import socket

@@ -1,7 +1,5 @@
 """Savers for tests, and an engine whose state is one number."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Real files: the few in tests/fixtures, and those of ../shared/data, without which tests skip."""
 
-from __future__ import annotations
-
 import json
 import lzma
 import tarfile

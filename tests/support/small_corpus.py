@@ -1,7 +1,5 @@
 """Corpora of a few dozen examples, cut out of the sample corpus: several epochs in a few steps."""
 
-from __future__ import annotations
-
 import itertools
 import shutil
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Reads whole sources for tests: documents, and rejects with their reasons."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Losses and gradients of a training step, to be compared between two ways of computing them."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Starts the tasks of made_tasks as a job does."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A BERT of random weights, its vocabulary letters and a few words, as a Hugging Face folder."""
 
-from __future__ import annotations
-
 import json
 import string
 from pathlib import Path

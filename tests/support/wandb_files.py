@@ -1,7 +1,5 @@
 """The content of wandb's files, by wandb's own reader."""
 
-from __future__ import annotations
-
 import subprocess
 from pathlib import Path
 from typing import Any

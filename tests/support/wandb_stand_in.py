@@ -1,13 +1,11 @@
 """A small local stand-in for wandb's server, which can fail as a real one does."""
 
-from __future__ import annotations
-
 import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 
 class StandIn(ThreadingHTTPServer):
@@ -28,7 +26,7 @@ class StandIn(ThreadingHTTPServer):
         self.released = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
-    def __enter__(self) -> StandIn:
+    def __enter__(self) -> Self:
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
         return self
 

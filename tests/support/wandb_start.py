@@ -5,8 +5,6 @@ python wandb_start.py FOLDER FIRST LAST TIMEOUT_S ENDING
 With the ending "hold" it waits to be killed.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 import time
@@ -41,4 +39,4 @@ def start(folder: Path, first_step: int, last_step: int, timeout_s: float, endin
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
-    start(Path(sys.argv[1]), *map(int, sys.argv[2:4]), float(sys.argv[4]), sys.argv[5])  # type: ignore[call-arg, arg-type]
+    start(Path(sys.argv[1]), *map(int, sys.argv[2:4]), float(sys.argv[4]), sys.argv[5])

@@ -1,7 +1,5 @@
 """What a person types becomes typed settings, or one sentence with the cure."""
 
-from __future__ import annotations
-
 import pytest
 
 from data_prep.core.config import SettingsError, as_dict, choices, compose

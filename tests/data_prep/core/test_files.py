@@ -1,7 +1,5 @@
 """Files are whole or absent."""
 
-from __future__ import annotations
-
 import errno
 import os
 import subprocess
@@ -82,9 +80,7 @@ def test_a_full_disk_is_told_with_the_file_and_how_much_of_it_was_written(small_
     assert list((small_disk / "sub").iterdir()) == []
 
 
-def test_what_a_killed_writer_left_is_removed_and_a_living_writer_s_file_is_not(
-    tmp_path: Path,
-) -> None:
+def test_what_a_killed_writer_left_is_removed_and_a_living_writer_s_file_is_not(tmp_path) -> None:
     code = "import os, sys; print(os.getpid())"
     gone = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     host = os.uname().nodename

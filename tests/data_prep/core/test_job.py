@@ -1,7 +1,5 @@
 """How every job starts: help, settings with their checks, messages and exit statuses."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import ModuleType
 

@@ -1,7 +1,5 @@
 """What is compared of a document: its shingles, its signature, and the file that holds them."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from itertools import pairwise

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from made_manifests import shards_manifest
 
@@ -23,18 +23,9 @@ from data_prep.examples.masking import (
 
 V = 1000
 RULE = MaskingRule(
-    rate=0.15,
-    max_predictions=None,
-    mask_share=0.8,
-    random_share=0.1,
-    unit=MaskingUnit.token,
-    num_special=3,
-    mask_id=4,
-    cls_id=2,
-    sep_id=3,
-    vocab_size=V,
-    special_ids=(0, 1, 2, 3, 4),
-)
+    rate=0.15, max_predictions=None, mask_share=0.8, random_share=0.1, unit=MaskingUnit.token,
+    num_special=3, mask_id=4, cls_id=2, sep_id=3, vocab_size=V, special_ids=(0, 1, 2, 3, 4),
+)  # fmt: skip
 WHOLE_WORD = replace(RULE, unit=MaskingUnit.whole_word, continuation=np.arange(V) % 3 == 0)
 
 
@@ -105,7 +96,6 @@ def naive_masks(ids: list[int], key: np.ndarray, rule: MaskingRule) -> dict[int,
 
 @pytest.mark.parametrize("rule", [RULE, WHOLE_WORD], ids=["token", "whole word"])
 @pytest.mark.parametrize("most", [None, 1, 3])
-@settings(deadline=None)  # the first call compiles
 @given(lengths=st.lists(st.integers(5, 60), max_size=4), seed=st.integers(0, 2**32 - 1))
 def test_masks_equal_those_of_a_plain_rendering_of_google_s_code(rule, most, lengths, seed) -> None:
     rule = replace(rule, max_predictions=most)
@@ -120,7 +110,6 @@ def test_masks_equal_those_of_a_plain_rendering_of_google_s_code(rule, most, len
         assert len(expected) > 0
 
 
-@settings(deadline=None)  # the first call compiles
 @given(length=st.integers(5, 512), rate=st.floats(0.01, 0.99), most=st.integers(1, 100))
 def test_the_count_is_python_s_rounding_of_the_rate(length: int, rate: float, most: int) -> None:
     rule = replace(RULE, rate=rate, max_predictions=most)
@@ -217,13 +206,10 @@ def test_masks_differ_between_epochs_and_repeat_within_one() -> None:
 def test_keys_of_passes_epochs_documents_and_pairs_are_all_distinct() -> None:
     numbers, zeros = np.arange(3), np.zeros(3, np.int64)
     keys = [
-        static_keys(5, 0, numbers, zeros),
-        static_keys(5, 0, zeros, numbers)[1:],
-        static_keys(5, 1, numbers, zeros),
-        static_keys(6, 0, numbers, zeros),
-        dynamic_keys(5, zeros, numbers),
-        dynamic_keys(5, zeros + 1, numbers),
-    ]
+        static_keys(5, 0, numbers, zeros), static_keys(5, 0, zeros, numbers)[1:],
+        static_keys(5, 1, numbers, zeros), static_keys(6, 0, numbers, zeros),
+        dynamic_keys(5, zeros, numbers), dynamic_keys(5, zeros + 1, numbers),
+    ]  # fmt: skip
     rows = [tuple(row) for row in np.concatenate(keys).tolist()]
     assert len(set(rows)) == len(rows)
 

@@ -10,7 +10,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from made_corpora import distinct_documents, open_store, random_documents
 
@@ -97,20 +97,14 @@ LENGTHS = st.lists(  # documents of one sentence, of many, and of sentences beyo
     min_size=2,
     max_size=6,
 )
-compiling = settings(deadline=None)  # the first call compiles
 
 
 def any_corpus(test: Callable[..., None]) -> Callable[..., None]:
     """Give a test corpora, rules, and a document before which the corpus is cut into parts."""
-    return compiling(
-        given(
-            lengths=LENGTHS,
-            seed=st.integers(0, 2**32 - 1),
-            short=st.sampled_from([0.0, 0.1, 1.0]),
-            seq_len=st.sampled_from([8, 9, 32, 128]),
-            cut=st.integers(0, 6),
-        )(test)
-    )
+    return given(
+        lengths=LENGTHS, seed=st.integers(0, 2**32 - 1), short=st.sampled_from([0.0, 0.1, 1.0]),
+        seq_len=st.sampled_from([8, 9, 32, 128]), cut=st.integers(0, 6),
+    )(test)  # fmt: skip
 
 
 def owners(documents: list[list[list[int]]]) -> dict[int, int]:
@@ -134,7 +128,6 @@ def test_pairs_equal_those_of_a_plain_rendering_of_google_s_code(
     assert found == naive_pairs(documents, rule)
 
 
-@compiling
 @given(lengths=LENGTHS, seed=st.integers(0, 2**32 - 1))
 def test_every_pair_is_well_formed_and_every_token_used_once(
     tmp_path_factory, lengths, seed
@@ -219,7 +212,6 @@ def test_a_single_document_has_no_partner_and_is_refused(tmp_path: Path) -> None
         pairs_of(tmp_path, [distinct_documents([[5, 5, 5]])])
 
 
-@compiling
 @given(lengths=LENGTHS, window=st.integers(2, 125))
 def test_long_sentences_are_cut_into_pieces_that_lose_nothing(lengths, window: int) -> None:
     sentence_offsets = np.cumsum([0, *(n for document in lengths for n in document)])
@@ -339,18 +331,14 @@ def test_without_pairs_no_token_is_lost_doubled_or_of_another_document(
     assert sum(part.truncated_tokens + part.unpaired_documents for part in pairs) == 0
 
 
-def test_without_pairs_an_example_ends_before_the_sentence_that_does_not_fit(
-    tmp_path: Path,
-) -> None:
+def test_without_pairs_an_example_ends_before_the_sentence_that_does_not_fit(tmp_path) -> None:
     documents = distinct_documents([[10, 10, 10, 11, 9, 30, 5], [3]])
     made = pairs_of(tmp_path, [documents], PairRule(Pairing.none, 32, 0.0, 1, 0))
     assert [len(ids) for ids, _ in texts(made)] == [30, 20, 30, 5, 3]
 
 
 @pytest.mark.parametrize("rule", [RULE, SWAPPING, SINGLE])
-def test_examples_do_not_depend_on_how_the_corpus_is_cut_into_parts(
-    tmp_path: Path, rule: PairRule
-) -> None:
+def test_examples_do_not_depend_on_how_the_corpus_is_cut_into_parts(tmp_path, rule) -> None:
     documents = random_documents(np.random.default_rng(0), 30)
     whole = pairs_of(tmp_path / "whole", [documents], rule)
     cut = pairs_of(tmp_path / "cut", [documents[:7], documents[7:8], [], documents[8:]], rule)

@@ -1,7 +1,5 @@
 """Tasks by shares and by other executors: the same bytes, and every failure has a sentence."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import pydoc_data.topics

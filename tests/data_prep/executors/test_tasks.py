@@ -1,7 +1,5 @@
 """Named tasks: isolated from one another, restartable, counted over all starts."""
 
-from __future__ import annotations
-
 import functools
 import os
 from pathlib import Path
@@ -20,9 +18,7 @@ def _written(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 7])
-def test_counts_of_all_tasks_are_summed_for_any_number_of_workers(
-    tmp_path: Path, num_workers: int
-) -> None:
+def test_counts_of_all_tasks_are_summed_for_any_number_of_workers(tmp_path, num_workers) -> None:
     counts = start(tmp_path, functools.partial(made_tasks.write, tmp_path), num_workers)
     assert counts == {"documents": 10, "only 0": 2, "only 1": 2}
 
@@ -73,9 +69,7 @@ def test_a_finished_job_runs_nothing_again_and_leaves_the_manifest(tmp_path: Pat
     assert (tmp_path / "manifest.json").exists()
 
 
-def test_a_task_of_another_fingerprint_alone_runs_again_without_the_manifest(
-    tmp_path: Path,
-) -> None:
+def test_a_task_of_another_fingerprint_alone_runs_again_without_the_manifest(tmp_path) -> None:
     task = functools.partial(made_tasks.write, tmp_path)
     start(tmp_path, task)
     (tmp_path / "manifest.json").touch()
@@ -122,11 +116,7 @@ def test_a_record_holds_fingerprint_counts_and_times(tmp_path: Path) -> None:
     record = read_json(tmp_path / "logs" / "finished" / "task-3.json")
     assert record.pop("seconds") > 0
     assert record.pop("ended") > 1.7e9
-    assert record == {
-        "fingerprint": "a",
-        "counts": {"documents": 4, "only 1": 1},
-        "sizes": [2],
-    }
+    assert record == {"fingerprint": "a", "counts": {"documents": 4, "only 1": 1}, "sizes": [2]}
 
 
 def test_a_running_task_has_a_record_of_its_process(tmp_path: Path) -> None:
@@ -153,9 +143,7 @@ def test_every_task_has_a_process_of_its_own(tmp_path: Path) -> None:
     assert len({os.getpid(), first["process"], second["process"]}) == 3
 
 
-def test_what_a_task_prints_goes_to_its_log_and_not_to_the_terminal(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_a_task_prints_goes_to_its_log_and_not_to_the_terminal(tmp_path, capfd) -> None:
     start(tmp_path, functools.partial(made_tasks.chatter, tmp_path), marks="a")
     assert capfd.readouterr() == ("", "")
     assert (tmp_path / "logs" / "task-0.log").read_text() == "a library's noise\n"

@@ -1,7 +1,5 @@
 """Folders of books: encodings, what is no book, licences, paragraphs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -41,9 +39,7 @@ def test_a_book_cut_inside_a_character_loses_that_character_alone() -> None:
          b"EBOOK X ***\nlicence", "no text besides the licence"),
     ],
 )  # fmt: skip
-def test_a_book_that_is_none_is_rejected_with_the_reason(
-    tmp_path: Path, data: bytes, reason: str
-) -> None:
+def test_a_book_that_is_none_is_rejected_with_the_reason(tmp_path, data, reason) -> None:
     (tmp_path / "x.txt").write_bytes(data)
     assert reasons(read_all(source_of("books", tmp_path))) == {"x.txt": reason}
 

@@ -1,7 +1,5 @@
 """Data sets of rows: Wikipedia, BookCorpus and books, cut anywhere; rows that are broken."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -26,9 +24,7 @@ def _wikipedia(num_rows: int) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
-def test_wikipedia_rows_become_documents_once_each_whatever_the_cut(
-    tmp_path: Path, kind: str
-) -> None:
+def test_wikipedia_rows_become_documents_once_each_whatever_the_cut(tmp_path, kind) -> None:
     pages = _wikipedia(25)
     pages[3]["text"] = " \n"
     (tmp_path / "rows").mkdir()
@@ -48,9 +44,7 @@ def test_wikipedia_rows_become_documents_once_each_whatever_the_cut(
 
 
 @pytest.mark.parametrize("characters", [1, 300, 10**9])
-def test_bookcorpus_rows_are_grouped_alike_whatever_the_cut(
-    tmp_path: Path, characters: int
-) -> None:
+def test_bookcorpus_rows_are_grouped_alike_whatever_the_cut(tmp_path, characters) -> None:
     sentences = [{"text": f"sentence {n} ."} for n in range(23)]
     for n in range(10, 15):
         sentences[n]["text"] = ""

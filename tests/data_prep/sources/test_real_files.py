@@ -1,7 +1,5 @@
 """Small real files of every kind of input, from tests/fixtures: read whole, cleaned or dropped."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 

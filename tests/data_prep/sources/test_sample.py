@@ -1,7 +1,5 @@
 """The sample inside every CPython: what of it is prose."""
 
-from __future__ import annotations
-
 from source_reading import read_all, reasons, source_of, texts
 
 from data_prep.sources import sample

@@ -1,7 +1,5 @@
 """What all sources share: how an input is cut into tasks, and when it counts as changed."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -21,9 +19,7 @@ def test_cuts_hold_every_item_once_and_no_more_than_fits(sizes: list[int], most:
     assert all(len(run) == 1 or sum(sizes[i] for i in run) <= most for run in runs)
 
 
-def test_files_are_listed_alike_whatever_order_the_disk_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_are_listed_alike_whatever_order_the_disk_has(tmp_path, monkeypatch) -> None:
     for name in ("b/z.txt", "a.txt", "B.TXT", "b/ä.txt", "c.md", ".hidden/x.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -38,7 +34,7 @@ def test_files_are_listed_alike_whatever_order_the_disk_has(
         def __next__(self) -> os.DirEntry[str]:
             return next(self.entries)
 
-        def __enter__(self) -> Backwards:
+        def __enter__(self):
             return self
 
         def __exit__(self, *error: object) -> None: ...

@@ -1,7 +1,5 @@
 """What WikiExtractor wrote: its pages, and what it leaves behind in them."""
 
-from __future__ import annotations
-
 import bz2
 from collections import Counter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which pages are articles."""
 
-from __future__ import annotations
-
 import pytest
 
 from data_prep.sources.wikipedia_articles import lists_meanings

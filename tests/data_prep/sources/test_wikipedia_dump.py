@@ -1,7 +1,5 @@
 """Dumps: every page is a document or a reject; broken files are reported; markup becomes prose."""
 
-from __future__ import annotations
-
 import bz2
 import hashlib
 import lzma
@@ -124,9 +122,7 @@ def test_the_newest_revision_counts_and_only_wikitext_is_text(tmp_path: Path) ->
         assert len(items) == 1
 
 
-def test_a_page_that_the_parser_gives_up_on_is_rejected_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_page_that_the_parser_gives_up_on_is_rejected_alone(tmp_path, monkeypatch) -> None:
     parse = mwparserfromhell.parse
 
     def fail(markup: str, **options: Any) -> Any:
@@ -211,11 +207,7 @@ def _cut_in_second_half(pack: Callable[[bytes], bytes]) -> bytes:
         ((HEAD + PAGES[5]).encode(), ["E"], "breaks off after page 1: Premature end of data"),
         (_cut_in_second_half(bz2.compress), ["E"], ".*Compressed file ended before"),
         (_cut_in_second_half(lzma.compress), ["E", "A"], ".*Compressed file ended before"),
-        (
-            bz2.compress((HEAD + PAGES[5]).encode()) + CORRUPT,
-            ["E"],
-            "breaks off after page 1: ",
-        ),
+        (bz2.compress((HEAD + PAGES[5]).encode()) + CORRUPT, ["E"], "breaks off after page 1: "),
         (b"", [], "breaks off after page 0: "),
         (b"<html><body>404</body></html>", [], r"holds no page; is it MediaWiki's XML\?"),
     ],
@@ -268,9 +260,7 @@ def test_a_damaged_dump_is_collected_as_far_as_it_goes_and_makes_the_exit_status
     assert collect.main(given) == 0
 
 
-def test_a_dump_that_its_checksum_refuses_leaves_the_others_collected(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dump_that_its_checksum_refuses_leaves_the_others_collected(tmp_path, capsys) -> None:
     (tmp_path / "in").mkdir()
     for name in ("a.xml", "b.xml"):
         (tmp_path / "in" / name).write_text(DUMP)
@@ -365,9 +355,7 @@ def test_namespaces_that_the_dump_names_are_hidden(tmp_path: Path) -> None:
         ("A", "{{Begriffsklärungshinweis}} A.", False),
     ],
 )
-def test_disambiguation_pages_are_told_from_pages_that_point_at_one(
-    title: str, markup: str, is_one: bool
-) -> None:
+def test_disambiguation_pages_are_told_from_pages_that_point_at_one(title, markup, is_one) -> None:
     assert is_disambiguation(title, markup) is is_one
 
 

@@ -1,7 +1,5 @@
 """Raw Project Gutenberg files: what is cut off a book, and which books are dropped and why."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -216,9 +214,7 @@ def _filled(lines: list[str]) -> list[str]:
 # --- books that are dropped ----------------------------------------------------------------------
 
 
-def test_verse_other_languages_indexes_and_short_texts_are_dropped_by_default(
-    tmp_path: Path,
-) -> None:
+def test_verse_other_languages_indexes_and_short_texts_are_dropped_by_default(tmp_path) -> None:
     texts, reasons = _collect(
         tmp_path,
         {

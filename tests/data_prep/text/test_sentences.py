@@ -50,7 +50,7 @@ def test_a_paragraph_is_split_by_the_rules_of_prose(paragraph: str, sentences: l
 
 
 # Short texts of few kinds of characters reach the paragraphs that skip nupunkt
-@settings(deadline=None, max_examples=1000)
+@settings(max_examples=1000)
 @given(st.text(st.sampled_from("aB .!?…\"'”)»*\n-"), max_size=12))
 def test_every_paragraph_is_split_as_nupunkt_splits_it(text: str) -> None:
     splitter = nupunkt.load_default_model()
@@ -59,7 +59,6 @@ def test_every_paragraph_is_split_as_nupunkt_splits_it(text: str) -> None:
     assert split_paragraph(text) == [sentence for sentence in sentences if sentence]
 
 
-@settings(deadline=None)
 @given(st.text(st.sampled_from("aB1 .!?…\"'”()\n\t\u00a0\u2028\x00é漢-—"), max_size=80))
 def test_splitting_keeps_every_character_but_blanks_and_makes_no_blank_sentence(text: str) -> None:
     sentences = split_paragraph(text)

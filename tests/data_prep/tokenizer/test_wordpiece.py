@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from shared_data import FIXTURES, packed
 from tokenizers import normalizers
@@ -73,11 +73,8 @@ def ours(encoder: Encoder, sentences: list[str]) -> list[list[int]]:
 
 
 @casings
-@settings(deadline=None)
 @given(sentences=st.lists(st.text(max_size=40), min_size=1, max_size=4))
-def test_ids_of_any_text_equal_those_of_stock_bert_tokenizer(
-    lowercase: bool, sentences: list[str]
-) -> None:
+def test_ids_of_any_text_equal_those_of_stock_bert_tokenizer(lowercase, sentences) -> None:
     assume(not any(token in text for token in SPECIAL_TOKENS.values() for text in sentences))
     expected = stock_of(lowercase)(sentences, add_special_tokens=False)["input_ids"]
     assert ours(encoder_of(lowercase), sentences) == expected
@@ -92,20 +89,15 @@ TYING = st.sampled_from(
 
 
 @casings
-@settings(deadline=None)
 @given(sentences=st.lists(st.text(TYING | st.just(" "), max_size=30), min_size=1, max_size=4))
-def test_word_by_word_the_ids_are_those_of_the_whole_sentence(
-    lowercase: bool, sentences: list[str]
-) -> None:
+def test_word_by_word_the_ids_are_those_of_the_whole_sentence(lowercase, sentences) -> None:
     whole = wordpiece.make_tokenizer(vocab(lowercase), lowercase)
     expected = [whole.encode(text, add_special_tokens=False).ids for text in sentences]
     assert ours(encoder_of(lowercase), sentences) == expected
 
 
 @pytest.mark.parametrize("most_words", [1, 3, 200])
-def test_forgetting_words_changes_no_id_and_bounds_their_number(
-    most_words: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_forgetting_words_changes_no_id_and_bounds_their_number(most_words, monkeypatch) -> None:
     expected = stock_of(True)(TEXT[:300], add_special_tokens=False)["input_ids"]
     monkeypatch.setattr(wordpiece, "MOST_WORDS", most_words)
     encoder = Encoder(vocab(True), True)
@@ -126,7 +118,6 @@ LATIN = st.characters(max_codepoint=0x24F, exclude_characters="\u0130\x85\x1c\x1
 
 
 @casings
-@settings(deadline=None)
 @given(text=st.text(LATIN | st.sampled_from(" \t\n.,'!-漢字\u0301\ufffd"), max_size=60))
 def test_ids_of_latin_text_equal_those_of_google_s_python_rules(lowercase: bool, text: str) -> None:
     # A transcription of google-research/bert tokenization.py. Excluded are characters that Unicode
@@ -196,9 +187,7 @@ def test_a_word_over_a_hundred_characters_is_unknown() -> None:
 
 
 @casings
-def test_training_twice_gives_the_same_entries_whatever_the_threads_and_batches(
-    lowercase: bool,
-) -> None:
+def test_training_twice_gives_the_same_entries_whatever_the_threads_and_batches(lowercase) -> None:
     program = """if True:
         import pydoc_data.topics, sys
         from data_prep.tokenizer.training import train_vocab
@@ -263,9 +252,7 @@ def test_too_little_text_is_refused_with_the_size_that_fits() -> None:
 
 @casings
 @given(text=st.text(max_size=30))
-def test_normalising_works_character_by_character_as_the_alphabet_counts(
-    lowercase: bool, text: str
-) -> None:
+def test_normalising_works_character_by_character_as_the_alphabet_counts(lowercase, text) -> None:
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     whole = sorted(normalizer.normalize_str(text).replace(" ", ""))
     apart = sorted("".join(normalizer.normalize_str(c) for c in text).replace(" ", ""))
@@ -311,9 +298,7 @@ def test_the_saved_tokenizer_adds_cls_and_sep_and_knows_the_special_tokens(
     assert loaded.mask_token_id == ids["mask"]
 
 
-def test_saving_twice_gives_the_same_bytes_and_a_vocabulary_that_reads_back(
-    tmp_path: Path,
-) -> None:
+def test_saving_twice_gives_the_same_bytes_and_a_vocabulary_that_reads_back(tmp_path) -> None:
     for folder in ("a", "b"):
         save_tokenizer(tmp_path / folder, vocab(True), True)
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(TOKENIZER_FILES)
@@ -351,9 +336,7 @@ GOOD = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n"
         (b"one\ntwo\n", r"lacks \[PAD\], \[UNK\], \[CLS\], \[SEP\], \[MASK\]"),
     ],
 )
-def test_a_broken_vocabulary_is_refused_with_line_and_cure(
-    tmp_path: Path, raw: bytes, message: str
-) -> None:
+def test_a_broken_vocabulary_is_refused_with_line_and_cure(tmp_path, raw, message) -> None:
     path = tmp_path / "vocab.txt"
     path.write_bytes(raw)
     with pytest.raises(ValueError, match=message) as caught:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import os
@@ -140,9 +138,7 @@ def two_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pat
 
 @given(data=st.data())
 @settings(max_examples=100)
-def test_any_byte_of_any_file_of_a_checkpoint_is_vouched_for(
-    two_checkpoints: tuple[Path, Path], data: st.DataObject
-) -> None:
+def test_any_byte_of_any_file_of_a_checkpoint_is_vouched_for(two_checkpoints, data) -> None:
     """One bit is another, or the file ends there; the manifest's own bytes are no exception."""
     older, newer = two_checkpoints
     path = data.draw(st.sampled_from(sorted(newer.iterdir())))
@@ -196,9 +192,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_older_one(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("moment", ["_seal", "_put_in_place", "_remove_old"])
-def test_a_kill_later_in_a_save_leaves_a_whole_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
+def test_a_kill_later_in_a_save_leaves_a_whole_one(tmp_path, monkeypatch, moment) -> None:
     save(tmp_path, 10)
     monkeypatch.setattr(f"pretrain.checkpoint.files.{moment}", lambda *_: die())
     process = multiprocessing.get_context("fork").Process(target=save, args=(tmp_path, 20, 1))
@@ -228,9 +222,7 @@ def test_a_save_that_fails_leaves_nothing_half_made(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000010"]
 
 
-def test_too_small_a_disk_is_seen_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_small_a_disk_is_seen_before_anything_is_written(tmp_path, monkeypatch) -> None:
     older = save(tmp_path, 10)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(FileEngine, "state_bytes", usage.free + 10**9)
@@ -300,9 +292,7 @@ ENGINE_FILES = ("model.safetensors", "optimizer.safetensors", "engine.json")
         *((stage, precision) for stage in (1, 2, 3) for precision in (FP32, AUTOCAST, BF16, FP16)),
     ],
 )
-def test_a_resumed_run_is_bit_equal_to_one_that_went_on(
-    stage: int, precision: Precision, tmp_path: Path
-) -> None:
+def test_a_resumed_run_is_bit_equal_to_one_that_went_on(stage, precision, tmp_path) -> None:
     arguments = {"run_folder": tmp_path, "stage": stage, "precision": precision, "dropout": 0.2}
     losses, weights = run_ranks(start, 2, **arguments)[0]
     resumed_losses, resumed_weights = run_ranks(resume, 2, **arguments)[0]

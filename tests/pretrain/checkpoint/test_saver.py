@@ -1,7 +1,5 @@
 """Checkpoints that are written while training goes on."""
 
-from __future__ import annotations
-
 import multiprocessing
 import threading
 from collections.abc import Callable
@@ -40,7 +38,7 @@ class Held:
 
 
 def test_a_save_returns_while_the_checkpoint_is_being_written(tmp_path: Path) -> None:
-    held, events = Held(), []  # type: ignore[var-annotated]
+    held, events = Held(), []
     saver = saver_of(tmp_path, FileEngine(10, held), events=events)
     saver.save(Progress.begin(step=10))
     assert held.is_reached.wait(60)
@@ -73,7 +71,7 @@ def test_the_copy_is_not_overwritten_before_it_is_on_the_disk(tmp_path: Path) ->
     thread = saver._write.thread
     assert thread is not None
     join = thread.join
-    thread.join = lambda *_: (held.go.set(), join())  # type: ignore[assignment,method-assign]
+    thread.join = lambda *_: (held.go.set(), join())
     engine.number = 20
     saver.save(Progress.begin(step=20), is_last=True)
     for step in (10, 20):
@@ -96,7 +94,7 @@ def trained(ranks: Ranks, folder: Path, stage: int) -> None:
         held()
         return write(self, path)
 
-    Snapshot.write = held_up  # type: ignore[method-assign]
+    Snapshot.write = held_up
     saver = saver_of(folder, engine, ranks)
     saver.save(Progress.begin(step=2))
     train_on(engine, 2, 4)
@@ -145,9 +143,7 @@ def save_until_it_fails(ranks: Ranks, run_folder: Path, fault: Callable[[], None
 @pytest.mark.parametrize(
     ("fault", "reason"), [(full_disk, "No space left"), (a_mistake, "TypeError: a mistake")]
 )
-def test_a_failure_in_the_background_ends_every_rank(
-    fault: Callable[[], None], reason: str, tmp_path: Path
-) -> None:
+def test_a_failure_in_the_background_ends_every_rank(fault, reason, tmp_path) -> None:
     texts = run_ranks(save_until_it_fails, 2, run_folder=tmp_path, fault=fault)
     for text in texts:
         assert "step-00000001 could not be written" in text
@@ -176,7 +172,7 @@ def test_told_to_go_on_a_save_that_failed_is_tried_again_with_the_next(tmp_path:
     saver.save(Progress.begin(step=10))
     saver.settle()
     assert saver._snapshot is not None
-    saver._snapshot.between = lambda: None  # type: ignore[attr-defined]
+    saver._snapshot.between = lambda: None
     saver.save(Progress.begin(step=20))
     saver.settle()
     assert newest_whole(tmp_path) == path_of(tmp_path, 20)
@@ -208,14 +204,12 @@ def test_an_exception_waits_for_what_is_being_written(tmp_path: Path) -> None:
 
 def save_for_ever(run_folder: Path) -> None:
     saving.LONGEST_FAREWELL_S = 0.1
-    with saver_of(run_folder, FileEngine(10, threading.Event().wait)) as saver:  # type: ignore[arg-type]
+    with saver_of(run_folder, FileEngine(10, threading.Event().wait)) as saver:
         saver.save(Progress.begin(step=10))
         raise SystemExit(3)
 
 
-def test_a_disk_that_hangs_keeps_no_process_alive_and_leaves_no_half_checkpoint(
-    tmp_path: Path,
-) -> None:
+def test_a_disk_that_hangs_keeps_no_process_alive_and_leaves_no_half_checkpoint(tmp_path) -> None:
     process = multiprocessing.get_context("fork").Process(target=save_for_ever, args=(tmp_path,))
     process.start()
     process.join(60)
@@ -232,9 +226,7 @@ def test_the_checksum_of_a_file_is_known_without_reading_it_again(tmp_path: Path
     assert snapshot._write_tensors(path, tensors) == checksum(path)
 
 
-def test_what_is_damaged_on_its_way_to_the_disk_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_damaged_on_its_way_to_the_disk_is_found(tmp_path, monkeypatch) -> None:
     def damaged(tensors: dict[str, torch.Tensor], path: Path) -> None:
         save_file({**tensors, "w": tensors["w"] + 1}, path)
 

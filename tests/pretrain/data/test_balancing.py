@@ -1,7 +1,5 @@
 """Dealing a global batch to ranks and micro-steps."""
 
-from __future__ import annotations
-
 import heapq
 import itertools
 
@@ -24,7 +22,6 @@ DEALABLE = st.tuples(
 
 
 @given(DEALABLE)
-@settings(deadline=None)
 def test_each_sequence_is_dealt_once(given: tuple[np.ndarray, int, int]) -> None:
     dealt = deal(*given)
     places = np.concatenate(list(itertools.chain(*dealt)))
@@ -32,10 +29,7 @@ def test_each_sequence_is_dealt_once(given: tuple[np.ndarray, int, int]) -> None
 
 
 @given(DEALABLE)
-@settings(deadline=None)
-def test_micro_batches_are_ascending_within_budget_and_not_empty(
-    given: tuple[np.ndarray, int, int],
-) -> None:
+def test_micro_batches_are_ascending_within_budget_and_not_empty(given) -> None:
     lengths, _, budget = given
     for places in itertools.chain(*deal(*given)):
         assert len(places)
@@ -44,7 +38,6 @@ def test_micro_batches_are_ascending_within_budget_and_not_empty(
 
 
 @given(DEALABLE)
-@settings(deadline=None)
 def test_every_rank_has_the_same_number_of_micro_steps(given: tuple[np.ndarray, int, int]) -> None:
     dealt = deal(*given)
     assert len(dealt) == given[1]
@@ -52,7 +45,6 @@ def test_every_rank_has_the_same_number_of_micro_steps(given: tuple[np.ndarray, 
 
 
 @given(DEALABLE)
-@settings(deadline=None)
 def test_the_fewest_micro_steps_that_fit_are_taken(given: tuple[np.ndarray, int, int]) -> None:
     """Against a plain count upwards with an own longest-first dealing."""
     lengths, num_ranks, budget = given
@@ -85,10 +77,7 @@ def test_wikipedia_like_lengths_are_balanced_within_a_percent() -> None:
     st.integers(1, 7),
     st.integers(LONGEST, 200),
 )
-@settings(deadline=None)
-def test_a_prefix_fills_its_bins_and_one_sequence_more_does_not(
-    lengths: np.ndarray, num_bins: int, budget: int
-) -> None:
+def test_a_prefix_fills_its_bins_and_one_sequence_more_does_not(lengths, num_bins, budget) -> None:
     taken = longest_prefix(lengths, num_bins, budget)
     assert taken >= min(num_bins, len(lengths))
     dealt = deal_prefix(lengths[:taken], 1, num_bins)
@@ -148,7 +137,7 @@ def test_the_deal_of_a_written_out_batch() -> None:
     budget=st.integers(1, 5 * LONGEST),
     data=st.data(),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_what_the_check_lets_pass_can_always_be_dealt(
     global_batch: int, num_ranks: int, budget: int, data: st.DataObject
 ) -> None:

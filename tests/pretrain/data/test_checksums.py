@@ -1,7 +1,5 @@
 """A global batch's checksum: the same whoever holds it, another with any change of its content."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -39,18 +37,12 @@ def checksums(
     """Of the first six global batches, which are more than an epoch."""
     loaders = [
         TrainLoader(
-            shards,
-            global_batch=BATCH,
-            rank=rank,
-            world_size=world_size,
-            token_budget=token_budget,
-            seed=1,
-            masking=masking,
-            rule=MaskingRule.from_manifest(shards.manifest, None),
-            static=static,
+            shards, global_batch=BATCH, rank=rank, world_size=world_size,
+            token_budget=token_budget, seed=1, masking=masking,
+            rule=MaskingRule.from_manifest(shards.manifest, None), static=static,
         )
         for rank in range(world_size)
-    ]
+    ]  # fmt: skip
     streams = [loader.batches(0) for loader in loaders]
     found = [together(batch_checksum(next(stream)) for stream in streams) for _ in range(6)]
     for loader in loaders:
@@ -59,9 +51,7 @@ def checksums(
 
 
 @pytest.mark.parametrize("masking", list(MaskMode))
-def test_it_is_the_same_on_any_number_of_ranks_and_for_any_token_budget(
-    shards: Shards, masking: MaskMode
-) -> None:
+def test_it_is_the_same_on_any_number_of_ranks_and_for_any_token_budget(shards, masking) -> None:
     alone = checksums(shards, 1, BATCH * SEQ_LEN, masking)
     assert len(set(alone)) == 6
     for world_size, token_budget in [(1, 2 * SEQ_LEN), (2, 3 * SEQ_LEN), (3, 2 * SEQ_LEN)]:
@@ -139,9 +129,7 @@ def test_it_is_that_of_a_plain_loop(first: PackedBatch, second: PackedBatch) -> 
     st.integers(0, 30),
     st.sampled_from(["input_ids", "segment_ids", "labels", "next_sentence_labels"]),
 )
-def test_any_other_token_segment_or_label_gives_another(
-    batch: PackedBatch, place: int, name: str
-) -> None:
+def test_any_other_token_segment_or_label_gives_another(batch, place, name) -> None:
     tensor = getattr(batch, name).clone()
     if not len(tensor):  # no label where nothing is masked
         return
@@ -163,9 +151,7 @@ def test_another_masked_position_gives_another(batch: PackedBatch, place: int) -
 
 
 @given(packed(), packed())
-def test_the_same_examples_elsewhere_in_the_stream_have_another(
-    first: PackedBatch, second: PackedBatch
-) -> None:
+def test_the_same_examples_elsewhere_in_the_stream_have_another(first, second) -> None:
     """So that two batches that have changed places are seen even where a record holds both."""
     in_order = [batch_of(first, position=1), batch_of(second, position=2)]
     swapped = [batch_of(second, position=1), batch_of(first, position=2)]

@@ -1,7 +1,5 @@
 """The data of a run is checked by its manifest, before torch is imported."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -45,9 +43,7 @@ def test_a_missing_vocabulary_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("asked", [Pairing.sop, Pairing.none])
-def test_shards_of_other_pairs_are_refused_with_both_values_and_the_cure(
-    tmp_path: Path, asked: Pairing
-) -> None:
+def test_shards_of_other_pairs_are_refused_with_both_values_and_the_cure(tmp_path, asked) -> None:
     data = corpus(tmp_path)
     data.pairs = asked
     with pytest.raises(SettingsError) as refused:
@@ -58,9 +54,7 @@ def test_shards_of_other_pairs_are_refused_with_both_values_and_the_cure(
     assert f"data_prep.build data_dir={tmp_path} seq_len=128 pairs={asked.name}" in said
 
 
-def test_a_manifest_of_another_version_is_refused_with_its_field_and_the_cure(
-    tmp_path: Path,
-) -> None:
+def test_a_manifest_of_another_version_is_refused_with_its_field_and_the_cure(tmp_path) -> None:
     data = corpus(tmp_path)
     path = tmp_path / "len128/manifest.json"
     write_json(path, {k: v for k, v in read_json(path).items() if k != "pairs"})

@@ -1,13 +1,11 @@
 """Packing examples into one row."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import DTypeLike
 
@@ -62,10 +60,7 @@ ROWS = st.lists(rows(), min_size=1, max_size=8)
 
 
 @given(ROWS, st.sampled_from([np.uint16, np.uint32]))
-@settings(deadline=None)
-def test_a_packed_row_equals_assembly_sequence_by_sequence(
-    rows: list[Row], dtype: DTypeLike
-) -> None:
+def test_a_packed_row_equals_assembly_sequence_by_sequence(rows, dtype) -> None:
     batch = pack(as_examples(rows, dtype), LONGEST)
     for i, row in enumerate(rows):
         part = slice(int(batch.cu_seqlens[i]), int(batch.cu_seqlens[i + 1]))
@@ -99,16 +94,13 @@ def test_a_written_out_row() -> None:
 
 
 @given(ROWS, st.integers(0, 3 * LONGEST), st.integers(0, 5), st.integers(0, 9))
-@settings(deadline=None)
 def test_filler_stands_behind_all_that_is_real_and_counts_nothing(
     rows: list[Row], tokens: int, sequences: int, masked: int
 ) -> None:
     bare = pack(as_examples(rows), LONGEST)
     fillers = -(-tokens // LONGEST)
     shape = Shape(
-        bare.num_tokens + tokens,
-        bare.num_sequences + fillers + sequences,
-        bare.num_masked + masked,
+        bare.num_tokens + tokens, bare.num_sequences + fillers + sequences, bare.num_masked + masked
     )
     filled = pack(as_examples(rows), LONGEST, shape)
     for field in dataclasses.fields(bare):

@@ -1,7 +1,5 @@
 """The order of examples."""
 
-from __future__ import annotations
-
 import collections
 import math
 
@@ -24,7 +22,7 @@ def epoch_of(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 @given(num_examples=SIZES, seed=st.integers(0, 2**64), epoch=st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_an_epoch_holds_each_example_exactly_once(num_examples: int, seed: int, epoch: int) -> None:
     ids = epoch_of(num_examples, seed, epoch)
     np.testing.assert_array_equal(np.sort(ids), np.arange(num_examples))
@@ -35,10 +33,8 @@ def test_an_epoch_holds_each_example_exactly_once(num_examples: int, seed: int, 
     first=st.integers(0, 10**9),
     counts=st.lists(st.integers(1, 400), min_size=1, max_size=4),
 )
-@settings(max_examples=60, deadline=None)
-def test_any_cut_of_the_stream_reads_the_same(
-    num_examples: int, first: int, counts: list[int]
-) -> None:
+@settings(max_examples=60)
+def test_any_cut_of_the_stream_reads_the_same(num_examples, first, counts) -> None:
     order = ExampleOrder(num_examples, seed=3)
     starts = [first + sum(counts[:i]) for i in range(len(counts))]
     pieces = [order.examples(s, c) for s, c in zip(starts, counts, strict=True)]

@@ -1,7 +1,5 @@
 """The stream of global batches, and the held-out examples cut for the ranks."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import os
@@ -59,13 +57,9 @@ def make(shards: Shards) -> Iterator[Callable[..., TrainLoader]]:
 
     def loader(rank: int = 0, world_size: int = 1, **changed: Any) -> TrainLoader:
         given: dict[str, Any] = {
-            "shards": shards,
-            "global_batch": BATCH,
-            "token_budget": 2 * SEQ_LEN,
-            "seed": 1,
-            "masking": MaskMode.static,
-            "rule": MaskingRule.from_manifest(shards.manifest, None),
-        }
+            "shards": shards, "global_batch": BATCH, "token_budget": 2 * SEQ_LEN, "seed": 1,
+            "masking": MaskMode.static, "rule": MaskingRule.from_manifest(shards.manifest, None),
+        }  # fmt: skip
         made.append(TrainLoader(rank=rank, world_size=world_size, **(given | changed)))
         return made[-1]
 
@@ -127,9 +121,7 @@ def assert_same(a: GlobalBatch, b: GlobalBatch) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_each_example_comes_once_an_epoch_over_all_ranks(
-    make: Callable[..., TrainLoader], shards: Shards, world_size: int
-) -> None:
+def test_each_example_comes_once_an_epoch_over_all_ranks(make, shards, world_size) -> None:
     """Also where a global batch straddles the border of two epochs: nothing is left out."""
     streams = [make(rank, world_size).batches(0) for rank in range(world_size)]
     seen = Counter({number: 0 for number in range(NUM_TRAIN)})
@@ -149,9 +141,7 @@ def test_ranks_hold_different_examples(make: Callable[..., TrainLoader], shards:
 
 
 @pytest.mark.parametrize("masking", list(MaskMode))
-def test_one_two_and_three_ranks_see_the_same_masked_stream(
-    make: Callable[..., TrainLoader], shards: Shards, masking: MaskMode
-) -> None:
+def test_one_two_and_three_ranks_see_the_same_masked_stream(make, shards, masking) -> None:
     def stream(world_size: int, budget: int) -> list[Any]:
         loaders = [
             make(rank, world_size, masking=masking, token_budget=budget)
@@ -181,9 +171,7 @@ def test_every_rank_takes_equally_many_micro_steps(make: Callable[..., TrainLoad
 
 
 @pytest.mark.parametrize("masking", list(MaskMode))
-def test_starting_at_a_position_equals_reading_up_to_it(
-    make: Callable[..., TrainLoader], masking: MaskMode
-) -> None:
+def test_starting_at_a_position_equals_reading_up_to_it(make, masking) -> None:
     whole = take(make(1, 2, masking=masking), 20)
     for first in (0, 1, 7, 13):
         for a, b in zip(
@@ -224,9 +212,7 @@ def test_the_cost_of_a_start_does_not_grow_with_the_position(
     assert asked_for(7 * 10**6) == at_0, "140,000 epochs later"
 
 
-def test_a_shuffled_listing_gives_the_same_run(
-    make: Callable[..., TrainLoader], folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shuffled_listing_gives_the_same_run(make, folder, monkeypatch) -> None:
     before = take(make(), 8)
     listdir = os.listdir
     monkeypatch.setattr(os, "listdir", lambda *path: listdir(*path)[::-1])
@@ -237,9 +223,7 @@ def test_a_shuffled_listing_gives_the_same_run(
         assert_same(a, b)
 
 
-def test_a_thousand_items_carry_the_labels_and_masks_of_their_shard(
-    make: Callable[..., TrainLoader], folder: Path
-) -> None:
+def test_a_thousand_items_carry_the_labels_and_masks_of_their_shard(make, folder) -> None:
     """Against plain pyarrow."""
     stored: dict[bytes, dict[str, Any]] = {}
     for path in sorted((folder / "train").glob("*.arrow")):
@@ -260,9 +244,7 @@ def test_a_thousand_items_carry_the_labels_and_masks_of_their_shard(
     assert num_items >= 1000
 
 
-def test_dynamic_masks_differ_between_epochs_and_repeat(
-    make: Callable[..., TrainLoader], shards: Shards
-) -> None:
+def test_dynamic_masks_differ_between_epochs_and_repeat(make, shards) -> None:
     first = masks_of(shards, take(make(masking=MaskMode.dynamic), 15))
     again = masks_of(shards, take(make(masking=MaskMode.dynamic), 15))
     assert first == again
@@ -270,17 +252,13 @@ def test_dynamic_masks_differ_between_epochs_and_repeat(
     assert sum(same) <= 5  # the shortest mask 2 of 9 positions, so a few may coincide
 
 
-def test_static_masks_are_the_same_in_every_epoch(
-    make: Callable[..., TrainLoader], shards: Shards
-) -> None:
+def test_static_masks_are_the_same_in_every_epoch(make, shards) -> None:
     masks = masks_of(shards, take(make(), 15))
     assert all(masks[0, i] == masks[1, i] for i in range(NUM_TRAIN))
 
 
 @pytest.mark.parametrize("kind", ["static", "dynamic", "whole_word"])
-def test_every_rank_knows_the_counts_of_all_ranks(
-    make: Callable[..., TrainLoader], shards: Shards, kind: str
-) -> None:
+def test_every_rank_knows_the_counts_of_all_ranks(make, shards, kind) -> None:
     rule = MaskingRule.from_manifest(shards.manifest, None)
     if kind == "whole_word":
         continuation = np.random.default_rng(0).random(VOCAB) < 0.4
@@ -295,9 +273,7 @@ def test_every_rank_knows_the_counts_of_all_ranks(
             assert batch.num_sequences == sum(m.num_sequences for m in micro_batches) == BATCH
 
 
-def test_dropout_seeds_differ_between_ranks_steps_and_micro_batches(
-    make: Callable[..., TrainLoader],
-) -> None:
+def test_dropout_seeds_differ_between_ranks_steps_and_micro_batches(make) -> None:
     seeds = [seed for rank in range(3) for b in take(make(rank, 3), 30) for seed in b.dropout_seeds]
     assert len(seeds) == len(set(seeds))
     assert all(0 <= seed < 2**63 for seed in seeds)
@@ -308,25 +284,19 @@ def test_each_micro_batch_has_a_dropout_seed(make: Callable[..., TrainLoader]) -
         assert len(batch.dropout_seeds) == len(batch.micro_batches)
 
 
-def test_another_seed_gives_another_order_and_other_dropout(
-    make: Callable[..., TrainLoader], shards: Shards
-) -> None:
+def test_another_seed_gives_another_order_and_other_dropout(make, shards) -> None:
     a, b = take(make(seed=1), 1)[0], take(make(seed=2), 1)[0]
     assert sorted(ids_of(shards, a)) != sorted(ids_of(shards, b))
     assert not set(a.dropout_seeds) & set(b.dropout_seeds)
 
 
-def test_a_batch_larger_than_the_corpus_repeats_it(
-    make: Callable[..., TrainLoader], shards: Shards
-) -> None:
+def test_a_batch_larger_than_the_corpus_repeats_it(make, shards) -> None:
     batch = take(make(global_batch=2 * NUM_TRAIN), 1)[0]
     assert Counter(ids_of(shards, batch)) == {number: 2 for number in range(NUM_TRAIN)}
     assert len(set(batch.dropout_seeds)) == len(batch.dropout_seeds)
 
 
-def test_what_fails_in_the_background_is_raised_at_its_batch(
-    make: Callable[..., TrainLoader], shards: Shards, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_fails_in_the_background_is_raised_at_its_batch(make, shards, monkeypatch) -> None:
     read, calls = shards.rows, itertools.count()
 
     def failing(examples: np.ndarray) -> Any:
@@ -348,9 +318,7 @@ def test_the_background_thread_ends_with_the_loader(make: Callable[..., TrainLoa
     assert not any(t.name.startswith("train-loader") for t in threading.enumerate())
 
 
-def test_only_a_few_batches_are_prepared_ahead(
-    make: Callable[..., TrainLoader], shards: Shards, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_a_few_batches_are_prepared_ahead(make, shards, monkeypatch) -> None:
     reads: list[int] = []
     read = shards.rows
 
@@ -383,9 +351,7 @@ def test_a_batch_that_cannot_be_dealt_is_refused_at_once(make: Callable[..., Tra
 
 @pytest.mark.parametrize("masking", list(MaskMode))
 @pytest.mark.parametrize("budget", [2 * SEQ_LEN, 5 * SEQ_LEN + 9])
-def test_static_batches_hold_the_same_and_have_few_shapes(
-    make: Callable[..., TrainLoader], masking: MaskMode, budget: int
-) -> None:
+def test_static_batches_hold_the_same_and_have_few_shapes(make, masking, budget) -> None:
     changes: dict[str, Any] = {"masking": masking, "token_budget": budget, "global_batch": 20}
     bare = take(make(1, 2, **changes), 30)
     filled = take(make(1, 2, **changes, static=True), 30)
@@ -434,9 +400,7 @@ def test_steps_of_tokens_have_the_same_examples_and_micro_batches_on_any_ranks(
         assert stream(world_size) == alone
 
 
-def test_steps_of_tokens_hold_each_example_once_an_epoch_and_are_nearly_full(
-    make: Callable[..., TrainLoader], shards: Shards
-) -> None:
+def test_steps_of_tokens_hold_each_example_once_an_epoch_and_are_nearly_full(make, shards) -> None:
     batches = take(make(tokens_per_step=TOKENS), 12)
     seen: list[int] = []
     for batch in batches:
@@ -450,9 +414,7 @@ def test_steps_of_tokens_hold_each_example_once_an_epoch_and_are_nearly_full(
     assert len({batch.num_sequences for batch in batches}) > 1
 
 
-def test_steps_of_tokens_go_on_from_any_of_their_positions(
-    make: Callable[..., TrainLoader],
-) -> None:
+def test_steps_of_tokens_go_on_from_any_of_their_positions(make) -> None:
     whole = take(make(tokens_per_step=TOKENS), 8)
     again = take(make(tokens_per_step=TOKENS), 4, whole[4].position)
     for a, b in zip(whole[4:], again, strict=True):

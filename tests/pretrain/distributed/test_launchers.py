@@ -1,7 +1,5 @@
 """The same command under every launcher, with two ranks on the CPU."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -29,9 +27,7 @@ PROJECT = Path(__file__).resolve().parents[3]
     ],
     ids=["bare", "torchrun", "deepspeed"],
 )
-def test_a_run_starts_and_ends_under_every_launcher(
-    sample_dir: Path, tmp_path: Path, launcher: str, ranks: int
-) -> None:
+def test_a_run_starts_and_ends_under_every_launcher(sample_dir, tmp_path, launcher, ranks) -> None:
     bin_folder = Path(sys.executable).parent
     # not the launcher's own port, which another test may use at the same time
     names = {"python": sys.executable, "bin": bin_folder, "port": _free_port()}
@@ -47,14 +43,9 @@ def test_a_run_starts_and_ends_under_every_launcher(
         "PATH": f"{bin_folder}:{os.environ['PATH']}",
     }
     answer = subprocess.run(
-        [*command, *typed.split(), f"data.dir={sample_dir}"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+        [*command, *typed.split(), f"data.dir={sample_dir}"], cwd=tmp_path, env=environment,
+        capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
     logs = "".join(path.read_text() for path in (tmp_path / "runs/x/logs").glob("*"))
     assert answer.returncode == 0, answer.stdout + answer.stderr + logs
     lines = (tmp_path / "runs/x/metrics.jsonl").read_bytes().splitlines()

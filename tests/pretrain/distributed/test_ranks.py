@@ -1,7 +1,5 @@
 """Ranks from the launchers' variables, where they meet, and what they exchange."""
 
-from __future__ import annotations
-
 import socket
 import subprocess
 import sys
@@ -14,21 +12,13 @@ from pretrain.distributed import ranks
 from pretrain.distributed.ranks import LaunchedRank, Ranks, environment_rank, environment_world_size
 
 TORCHRUN = {
-    "RANK": "5",
-    "WORLD_SIZE": "8",
-    "LOCAL_RANK": "1",
-    "MASTER_ADDR": "node-a",
+    "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node-a",
     "MASTER_PORT": "29500",
-}
+}  # fmt: skip
 SRUN = {
-    "SLURM_JOB_ID": "4711",
-    "SLURM_STEP_ID": "0",
-    "SLURM_PROCID": "3",
-    "SLURM_LOCALID": "1",
-    "SLURM_NTASKS": "4",
-    "SLURM_STEP_NUM_TASKS": "4",
-    "SLURM_STEP_NODELIST": "gpu[03-04]",
-}
+    "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",
+    "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NODELIST": "gpu[03-04]",
+}  # fmt: skip
 # what the shell of sbatch has: a job, even a task number, and no step of its own
 BATCH_SHELL = {"SLURM_JOB_ID": "4711", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}
 
@@ -43,9 +33,7 @@ def test_bare_python_is_one_process() -> None:
     assert (environment_rank(), environment_world_size()) == (0, 1)
 
 
-def test_torchrun_and_the_deepspeed_launcher_are_known_by_rank(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_torchrun_and_the_deepspeed_launcher_are_known_by_rank(monkeypatch) -> None:
     for name, value in {**SRUN, **TORCHRUN}.items():  # torchrun inside srun: torchrun's word holds
         monkeypatch.setenv(name, value)
     assert (environment_rank(), environment_world_size()) == (5, 8)
@@ -107,23 +95,16 @@ def test_a_batch_script_may_name_the_address() -> None:
 @pytest.mark.parametrize(
     ("node_list", "first"),
     [
-        ("localhost", "localhost"),
-        ("gpu-a,gpu-b", "gpu-a"),
-        ("gpu[03-07,12],login1", "gpu03"),
-        ("gpu[12,14-15]-ib", "gpu12-ib"),
-        ("rack-2-node7.cluster.edu", "rack-2-node7.cluster.edu"),
+        ("localhost", "localhost"), ("gpu-a,gpu-b", "gpu-a"), ("gpu[03-07,12],login1", "gpu03"),
+        ("gpu[12,14-15]-ib", "gpu12-ib"), ("rack-2-node7.cluster.edu", "rack-2-node7.cluster.edu"),
     ],
-)
-def test_first_host_is_read_without_scontrol(
-    monkeypatch: pytest.MonkeyPatch, node_list: str, first: str
-) -> None:
+)  # fmt: skip
+def test_first_host_is_read_without_scontrol(monkeypatch, node_list, first) -> None:
     monkeypatch.setenv("PATH", "")
     assert ranks._first_host(node_list) == first
 
 
-def test_scontrol_is_asked_where_it_is_there(
-    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_scontrol_is_asked_where_it_is_there(monkeypatch, tmp_path_factory) -> None:
     folder = tmp_path_factory.mktemp("bin")
     (folder / "scontrol").write_text('#!/bin/sh\n[ "$1 $2" = "show hostnames" ] && echo "$3-x y"\n')
     (folder / "scontrol").chmod(0o755)
@@ -143,9 +124,7 @@ def test_a_taken_port_is_named_with_the_cure(monkeypatch: pytest.MonkeyPatch) ->
             ranks._store(LaunchedRank(0, 2, 0), timedelta(seconds=5))
 
 
-def test_a_single_process_starts_inside_a_batch_shell_and_exports_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_single_process_starts_inside_a_batch_shell_and_exports_nothing(monkeypatch) -> None:
     for name, value in BATCH_SHELL.items():
         monkeypatch.setenv(name, value)
     code = (
@@ -183,9 +162,7 @@ exit_with(main)
     [("return 3", 3, ""), ("raise OSError('the disk')", 1, "OSError: the disk\n")],
     ids=["returns", "raises"],
 )
-def test_a_process_ends_with_its_status_though_threads_are_inside_torch(
-    end: str, status: int, said: str
-) -> None:
+def test_a_process_ends_with_its_status_though_threads_are_inside_torch(end, status, said) -> None:
     done = subprocess.run([sys.executable, "-c", ENDING % end], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (status, "exit handlers have run\n"), done.stderr
     assert done.stderr.endswith(said)

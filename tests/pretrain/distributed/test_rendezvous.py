@@ -1,7 +1,5 @@
 """Missing ranks, and ranks that share a GPU, are named before the first collective."""
 
-from __future__ import annotations
-
 import dataclasses
 import multiprocessing
 import os

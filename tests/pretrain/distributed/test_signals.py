@@ -1,7 +1,5 @@
 """Signals only set a flag, also before torch is imported."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Two ranks that step together by barriers: one is stopped, killed or hangs elsewhere."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
@@ -95,9 +93,7 @@ def rank_1_gives_up_first(ranks: Ranks, folder: Path) -> None:
     work(ranks, folder, stop, silent_rank=2, limit_s=LIMIT_S * (1 if ranks.rank == 1 else 2))
 
 
-def test_the_first_rank_to_give_up_tells_the_terminal_and_the_others_their_logs(
-    tmp_path: Path,
-) -> None:
+def test_the_first_rank_to_give_up_tells_the_terminal_and_the_others_their_logs(tmp_path) -> None:
     with pytest.raises(RuntimeError, match=r"exit code|had not ended"):
         run_ranks(rank_1_gives_up_first, 3, folder=tmp_path)
     told = "waiting for rank 2, which sends no heartbeat"

@@ -1,7 +1,5 @@
 """The path that a GPU takes, without a GPU: its numbers, its graph, and the rules of the device."""
 
-from __future__ import annotations
-
 import functools
 import json
 import os
@@ -92,11 +90,8 @@ def pretended(what: str) -> dict[str, Any]:
     path = os.pathsep.join([str(root), str(TRITON.parent), *sys.path])
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(root / "tests" / "support" / "pretend_cuda.py"), what],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -1,7 +1,5 @@
 """The engine on the CPU: precisions, updates that are skipped, dropout, evaluation, silence."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import math
@@ -145,9 +143,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_changes_nothing(
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_an_infinite_loss_with_a_finite_gradient_changes_nothing(
-    stage: int, tmp_path: Path
-) -> None:
+def test_an_infinite_loss_with_a_finite_gradient_changes_nothing(stage, tmp_path) -> None:
     arguments = {"folder": tmp_path, "stage": stage, "precision": FP32, "what": "shift"}
     before, after, _, result, _ = run_ranks(with_a_bad_batch, 2, bad=math.inf, **arguments)[0]
     assert not result.applied
@@ -183,9 +179,7 @@ def weights_after_start(ranks: Ranks, stage: int, precision: Precision) -> bool:
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("precision", [FP32, BF16, FP16])
-def test_masters_start_as_the_weights_given_with_all_their_bits(
-    stage: int, precision: Precision
-) -> None:
+def test_masters_start_as_the_weights_given_with_all_their_bits(stage, precision) -> None:
     assert run_ranks(weights_after_start, 3, stage=stage, precision=precision) == [True] * 3
 
 

@@ -1,7 +1,5 @@
 """What only a GPU can show, against the CPU in fp32: `pytest -m gpu` on a machine that has one."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -159,9 +157,7 @@ def test_the_host_waits_for_nothing_in_a_step(is_compiled: bool) -> None:
         optimizer.step()
 
 
-def test_batches_lie_in_pinned_memory_and_are_copied_whole_without_waiting(
-    sample_dir: Path,
-) -> None:
+def test_batches_lie_in_pinned_memory_and_are_copied_whole_without_waiting(sample_dir) -> None:
     shards = Shards.open(sample_dir / "len128", "heldout")
     loader = EvalLoader(
         shards, rank=0, world_size=1, token_budget=1_024, max_examples=20, static=True

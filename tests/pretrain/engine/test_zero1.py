@@ -1,7 +1,5 @@
 """What a step sends and waits for: counted, for each ZeRO stage, whatever the accumulation."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

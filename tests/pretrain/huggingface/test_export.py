@@ -1,7 +1,5 @@
 """The exported folder: read by stock transformers, equal to our model, whole or absent."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 from pathlib import Path
@@ -59,13 +57,10 @@ def card() -> dict[str, Any]:
     overrides = ["+model=tiny", "schedule.total_steps=500", "optim.global_batch=16"]
     settings, _ = compose("config", Settings, overrides)
     return {
-        "name": "first",
-        "step": 100,
-        "settings": settings,
-        "sources": {"novels": 77},
+        "name": "first", "step": 100, "settings": settings, "sources": {"novels": 77},
         "data": [MANIFEST],
         "held_out": {"MLM loss (nats per masked token)": 5.4321, "NSP accuracy": 0.625},
-    }
+    }  # fmt: skip
 
 
 def written(model: BertForPreTraining, vocab_folder: Path, target: Path) -> Path:
@@ -89,14 +84,9 @@ def test_the_folder_holds_what_a_hugging_face_folder_holds_and_nothing_is_left_b
     exported: Path,
 ) -> None:
     assert {path.name for path in exported.iterdir()} == {
-        "README.md",
-        "config.json",
-        "model.safetensors",
-        "special_tokens_map.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "vocab.txt",
-    }
+        "README.md", "config.json", "model.safetensors", "special_tokens_map.json",
+        "tokenizer.json", "tokenizer_config.json", "vocab.txt",
+    }  # fmt: skip
     assert [path.name for path in exported.parent.iterdir()] == ["export"]
 
 
@@ -121,9 +111,7 @@ def test_stock_classes_load_it_and_miss_no_weight_that_should_be_there(
 
 
 @needs_transformers
-def test_loading_it_for_pretraining_logs_no_warning(
-    exported: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_loading_it_for_pretraining_logs_no_warning(exported, caplog) -> None:
     transformers = pytest.importorskip("transformers")
     root = logging.getLogger("transformers")
     root.addHandler(caplog.handler)
@@ -182,9 +170,7 @@ def test_weights_without_pairs_are_not_exported_as_weights_with_pairs(
 
 
 @needs_transformers
-def test_the_stock_tokenizer_reads_text_as_the_corpus_was_read(
-    exported: Path, vocab_folder: Path
-) -> None:
+def test_the_stock_tokenizer_reads_text_as_the_corpus_was_read(exported, vocab_folder) -> None:
     transformers = pytest.importorskip("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
     encoded = tokenizer("The CAT sat.", "Dogs [MASK]")
@@ -217,9 +203,7 @@ def test_a_config_that_says_something_else_than_the_training_is_detected(
 
 
 @needs_transformers
-def test_a_missing_weight_is_detected(
-    vocab_folder: Path, model: BertForPreTraining, tmp_path: Path
-) -> None:
+def test_a_missing_weight_is_detected(vocab_folder, model, tmp_path) -> None:
     from safetensors.torch import load_file
 
     target = tmp_path / "export"
@@ -232,10 +216,7 @@ def test_a_missing_weight_is_detected(
 
 
 def test_a_failed_check_leaves_the_earlier_export_as_it_was(
-    vocab_folder: Path,
-    model: BertForPreTraining,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    vocab_folder: Path, model: BertForPreTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "export"
     written(model, vocab_folder, target)
@@ -255,9 +236,7 @@ def test_a_failed_check_leaves_the_earlier_export_as_it_was(
     assert (target / "model.safetensors").read_bytes() != before
 
 
-def test_a_folder_that_is_no_export_is_not_replaced(
-    vocab_folder: Path, model: BertForPreTraining, tmp_path: Path
-) -> None:
+def test_a_folder_that_is_no_export_is_not_replaced(vocab_folder, model, tmp_path) -> None:
     (tmp_path / "thesis.txt").write_text("all my work")
     with pytest.raises(SettingsError, match="holds files and is no earlier export"):
         written(model, vocab_folder, tmp_path)
@@ -278,9 +257,7 @@ def test_padded_rows_are_not_in_the_file(exported: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["vocab.txt", "tokenizer.json", "special_tokens_map.json"])
-def test_a_missing_tokenizer_file_is_named_with_the_cure(
-    model: BertForPreTraining, tmp_path: Path, missing: str
-) -> None:
+def test_a_missing_tokenizer_file_is_named_with_the_cure(model, tmp_path, missing) -> None:
     save_tokenizer(tmp_path / "vocab", TOKENS, lowercase=True)
     (tmp_path / "vocab" / missing).unlink()
     with pytest.raises(SettingsError, match=rf"lacks {missing}; .*data_prep\.vocab data_dir="):
@@ -298,9 +275,7 @@ def test_a_vocabulary_of_another_size_is_refused(model: BertForPreTraining, tmp_
         written(model, tmp_path / "vocab", tmp_path / "export")
 
 
-def test_masks_are_filled_with_the_tokens_the_model_prefers(
-    model: BertForPreTraining, vocab_folder: Path, tmp_path: Path
-) -> None:
+def test_masks_are_filled_with_the_tokens_the_model_prefers(model, vocab_folder, tmp_path) -> None:
     state = weights_of(model)
     state["mlm_head.decoder.bias"][TOKENS.index("cat")] += 60.0  # a model with one thought
     target = tmp_path / "export"

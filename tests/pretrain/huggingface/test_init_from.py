@@ -1,7 +1,5 @@
 """run.init_from: the weights of someone else's BERT or of our own run, and nothing silently."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any
@@ -38,13 +36,9 @@ HEAD = ["pair_head.bias", "pair_head.weight"]
 def saved(folder: Path, name: str = "BertForPreTraining", tokens: list[str] = TOKENS) -> Any:
     """A saved model of `transformers` with random weights and biases; returns the model."""
     config = transformers.BertConfig(
-        vocab_size=len(tokens),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
-    )
+        vocab_size=len(tokens), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=64,
+    )  # fmt: skip
     model = getattr(transformers, name)(config)
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters()):
@@ -91,9 +85,7 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("tokens", [TOKENS, CASED], ids=["uncased", "cased"])
-def test_what_transformers_saved_is_exported_again_bit_for_bit(
-    tmp_path: Path, tokens: list[str]
-) -> None:
+def test_what_transformers_saved_is_exported_again_bit_for_bit(tmp_path, tokens) -> None:
     assert len(tokens) % 8
     theirs = saved(tmp_path / "bert", tokens=tokens)
     model = drawn(num_entries=len(tokens))
@@ -181,9 +173,7 @@ def test_pickled_weights_are_refused_with_a_command_that_converts_them(tmp_path:
         assert torch.equal(tensor, weights[name])
 
 
-def test_another_model_is_refused_with_both_sizes_and_the_settings_that_fit(
-    tmp_path: Path, data: Path
-) -> None:
+def test_another_model_is_refused_with_both_sizes_and_the_settings_that_fit(tmp_path, data) -> None:
     saved(tmp_path / "bert")
     origin = find(str(tmp_path / "bert"))
     manifest = shards_manifest()
@@ -212,9 +202,7 @@ def test_another_vocabulary_is_refused_with_both_files_and_the_first_difference(
     assert f"vocab_file={tmp_path}/bert/tokenizer.json lowercase=true" in text
 
 
-def test_entries_behind_the_folder_s_get_the_mean_of_their_pieces_and_are_counted(
-    tmp_path: Path,
-) -> None:
+def test_entries_behind_the_folder_s_get_the_mean_of_their_pieces_and_are_counted(tmp_path) -> None:
     theirs = saved(tmp_path)
     tokens = [*TOKENS, "cats", "lynx"]
     model = drawn(num_entries=len(tokens))

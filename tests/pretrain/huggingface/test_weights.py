@@ -1,7 +1,5 @@
 """Weights to Hugging Face's names and back."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from model_samples import random_model, small_settings
@@ -33,13 +31,9 @@ def test_there_and_back_gives_the_same_weights_bit_for_bit() -> None:
 def test_names_and_shapes_are_those_that_transformers_saves(tmp_path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
-        vocab_size=50,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
-    )
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=64,
+    )  # fmt: skip
     theirs = transformers.BertForPreTraining(config).state_dict()
     tied = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
     expected = {name: tensor.shape for name, tensor in theirs.items() if name not in tied}

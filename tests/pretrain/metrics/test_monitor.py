@@ -1,7 +1,5 @@
 """Metrics reach their files at once; a run that continues writes every step once."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os
@@ -60,9 +58,7 @@ def test_a_line_is_on_disk_before_the_run_ends(tmp_path: Path) -> None:
     sink.close()
 
 
-def test_a_line_that_a_full_disk_refuses_is_written_with_the_next(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_line_that_a_full_disk_refuses_is_written_with_the_next(tmp_path, caplog) -> None:
     sink = JsonLines(tmp_path, 0)
     sink.record(1, {"train/loss": 1.0})
     resource.setrlimit(resource.RLIMIT_FSIZE, (40, resource.RLIM_INFINITY))
@@ -146,9 +142,7 @@ def test_on_a_terminal_the_progress_bar_fits_the_width_and_shows_the_loss(
     assert shown.count("phase: number=2") == 1
 
 
-def test_without_a_terminal_the_last_step_is_a_plain_line(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_without_a_terminal_the_last_step_is_a_plain_line(capsys) -> None:
     screen = Screen(0, 10)
     screen.record(10, {"train/mlm_loss": 2.0, "train/mlm_accuracy": 0.25})
     screen.close()

@@ -1,7 +1,5 @@
 """A loss outside the published band, or too long on the plateau, is reported once with causes."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from pathlib import Path
@@ -51,9 +49,7 @@ class Watched:
 
 
 @pytest.mark.parametrize("curve", CURVES, ids=["base", "large"])
-def test_a_published_curve_is_ascending_in_steps_and_inside_its_own_limits(
-    curve: Any,
-) -> None:
+def test_a_published_curve_is_ascending_in_steps_and_inside_its_own_limits(curve) -> None:
     steps = [step for step, _, _ in curve.points]
     assert steps == sorted(set(steps))
     for step, low, high in curve.points:

@@ -1,7 +1,5 @@
 """FLOP as published, peaks by the device's name, goodput over starts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import orjson
@@ -30,14 +28,11 @@ def test_model_flop_are_the_known_counts(model: str, work: Work, gigaflop: float
 @pytest.mark.parametrize(
     ("name", "peak"),
     [
-        ("NVIDIA A100-SXM4-80GB", 312.0),
-        ("NVIDIA H100 PCIe", 756.0),
-        ("NVIDIA H100 80GB HBM3", 989.0),
-        ("Tesla V100-SXM2-16GB", 125.0),
-        ("NVIDIA A10", 125.0),
+        ("NVIDIA A100-SXM4-80GB", 312.0), ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA H100 80GB HBM3", 989.0), ("Tesla V100-SXM2-16GB", 125.0), ("NVIDIA A10", 125.0),
         ("NVIDIA GeForce GTX 1080", None),
     ],
-)
+)  # fmt: skip
 def test_a_peak_is_known_by_the_devices_name_or_left_out(name: str, peak: float | None) -> None:
     assert known_peak(name) == peak
 

@@ -1,7 +1,5 @@
 """wandb has every step once, in order, whatever ends a start and whatever its server does."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -60,14 +58,9 @@ class Starts:
     def _start(self, first: int, last: int, timeout_s: float, ending: str) -> subprocess.Popen[str]:
         arguments = [str(self.folder), str(first), str(last), str(timeout_s), ending]
         return subprocess.Popen(
-            [sys.executable, str(START), *arguments],
-            env=self.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+            [sys.executable, str(START), *arguments], env=self.environment, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
 
     def last_step(self) -> int:
         """The last step in wandb's files so far."""
@@ -100,9 +93,7 @@ def assert_complete(server: StandIn, last: int) -> None:
 
 
 @pytest.mark.slow
-def test_offline_starts_killed_and_ended_send_every_step_once(
-    starts: Starts, server: StandIn
-) -> None:
+def test_offline_starts_killed_and_ended_send_every_step_once(starts, server) -> None:
     starts.killed(0, 35, until=lambda: starts.last_step() > 0)
     starts.ended(30, 45)
     starts.ended(40, 50)  # as after an exception: its file holds 41 to 45, and is whole
@@ -112,9 +103,7 @@ def test_offline_starts_killed_and_ended_send_every_step_once(
 
 
 @pytest.mark.slow
-def test_an_online_run_continues_after_its_server_s_last_step(
-    starts: Starts, server: StandIn
-) -> None:
+def test_an_online_run_continues_after_its_server_s_last_step(starts, server) -> None:
     starts.url = server.url
     starts.killed(0, 35, until=lambda: server.rows)
     starts.ended(30, 40)
@@ -134,9 +123,7 @@ def test_a_start_that_reaches_the_server_sends_what_earlier_ones_kept_offline(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trouble", [401, 500, "hang", "refuses"])
-def test_a_server_that_does_not_start_the_run_delays_nothing(
-    starts: Starts, server: StandIn, trouble: int | str
-) -> None:
+def test_a_server_that_does_not_start_the_run_delays_nothing(starts, server, trouble) -> None:
     server.trouble = trouble if trouble != "refuses" else None
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -153,9 +140,7 @@ def test_a_server_that_does_not_start_the_run_delays_nothing(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_killed_or_hanging_process_of_wandb_leaves_one_warning(
-    starts: Starts, number: signal.Signals
-) -> None:
+def test_a_killed_or_hanging_process_of_wandb_leaves_one_warning(starts, number) -> None:
     start = starts._start(0, 20, 1, "hold")  # `scancel --signal=TERM` reaches all processes
     assert start.stdin is not None
     assert start.stdout is not None
@@ -180,9 +165,7 @@ def test_a_killed_or_hanging_process_of_wandb_leaves_one_warning(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trouble", [401, 500, "hang"])
-def test_a_server_that_fails_in_mid_run_delays_nothing(
-    starts: Starts, server: StandIn, trouble: int | str
-) -> None:
+def test_a_server_that_fails_in_mid_run_delays_nothing(starts, server, trouble) -> None:
     server.trouble, server.after_uploads = trouble, 1
     starts.url = server.url
     assert_training_went_on(starts, starts.ended(0, 20, timeout_s=5))

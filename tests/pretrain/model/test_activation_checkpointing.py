@@ -1,7 +1,5 @@
 """Layers that run again in the backward pass: the same numbers from less memory."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

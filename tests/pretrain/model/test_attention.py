@@ -1,7 +1,5 @@
 """Block-diagonal attention against a naive loop in float64."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -34,7 +32,7 @@ def random_qkv(lengths: list[int], num_heads: int, head_dim: int, seed: int) -> 
     return torch.randn(shape, generator=generator, dtype=torch.float64) * 2
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.integers(1, 12), min_size=1, max_size=5),
     st.integers(1, 3),

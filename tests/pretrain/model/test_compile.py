@@ -1,7 +1,5 @@
 """Compiled layers: the same numbers as plain ones, under every stage that may have them."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any
@@ -59,13 +57,10 @@ def trained(
     dropout_module._MOST_THREADS = 0  # torch's draws, which compiled code has, in plain code too
     count_graphs_from_here()
     engine = build_engine(
-        ranks,
-        stage,
-        precision,
-        build_model(dropout=dropout),
+        ranks, stage, precision, build_model(dropout=dropout),
         activation_checkpointing=activation_checkpointing,
         compile=Compile.false if backend is None else Compile.true,
-    )
+    )  # fmt: skip
     losses = []
     for step in range(3):
         batch = global_batch(0, ranks.rank, ranks.world_size, MANY_MICRO_STEPS)
@@ -148,9 +143,7 @@ def test_a_compiled_run_goes_on_from_its_checkpoint_bit_for_bit_with_dropout(
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "bound"), [(FP32, 1e-5), (AUTOCAST, 3e-2)])
-def test_compiled_code_gives_the_losses_and_gradients_of_plain_code(
-    precision: Precision, bound: float
-) -> None:
+def test_compiled_code_gives_the_losses_and_gradients_of_plain_code(precision, bound) -> None:
     model = random_model(small_settings(), 90, seed=0)
     batch = random_batch([5, 9, 30, 1, 17], 90, 0)
     plain = outcome(model, batch, is_autocast=precision is AUTOCAST)
@@ -212,17 +205,13 @@ def settings_with(compile: Compile, stage: int = 1) -> EngineSettings:
     ("device", "stage", "expected"),
     [("cpu", 1, Compile.false), ("cuda", 1, Compile.true), ("cuda", 3, Compile.false)],
 )
-def test_auto_compiles_on_a_gpu_but_for_stage_3(
-    device: str, stage: int, expected: Compile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_compiles_on_a_gpu_but_for_stage_3(device, stage, expected, monkeypatch) -> None:
     monkeypatch.setattr(compiling, "_has_compiler", lambda: True)
     settings = settings_with(Compile.auto, stage)
     assert resolve_compile(settings, torch.device(device)) is expected
 
 
-def test_without_a_compiler_auto_is_false_and_true_is_refused_with_the_cure(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_a_compiler_auto_is_false_and_true_is_refused_with_the_cure(monkeypatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     gpu = torch.device("cuda")

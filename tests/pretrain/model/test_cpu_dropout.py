@@ -1,7 +1,5 @@
 """Dropout by 16-bit lanes, of vectors and of attention: its rate, its places, its gradients."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -74,9 +72,7 @@ def test_the_same_seed_drops_the_same_elements_and_the_next_draw_others() -> Non
     assert not torch.equal(first, second)
 
 
-def test_nothing_of_it_runs_in_compiled_code_or_beside_many_threads(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_nothing_of_it_runs_in_compiled_code_or_beside_many_threads(monkeypatch) -> None:
     x = torch.ones(8)
     assert draws_lanes(x, 0.1)
     assert not draws_lanes(x, 0.0)

@@ -1,7 +1,5 @@
 """LAMB against a float64 reference of whole tensors: the paper's, NVIDIA's, and each setting."""
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,22 +63,22 @@ def reference(
     return w, ratios
 
 
-def products(self: nn.Module, name: str, given: Given) -> Tensor:
+def products(self: nn.Module, name: str, given: Any) -> Tensor:
     """A loss whose gradients are those given; in each module's own forward, as ZeRO 3 needs."""
     parts = [(p * given.gradient(f"{name}.{n}", p)).sum() for n, p in self.named_parameters()]
     return torch.stack(parts).sum()
 
 
 class Table(nn.Embedding):
-    forward = products  # type: ignore[assignment]
+    forward = products
 
 
 class Line(nn.Linear):
-    forward = products  # type: ignore[assignment]
+    forward = products
 
 
 class Norm(nn.LayerNorm):
-    forward = products  # type: ignore[assignment]
+    forward = products
 
 
 class Bag(nn.Module):
@@ -103,7 +101,7 @@ class Bag(nn.Module):
                 drawn = torch.zeros_like(drawn) if is_zero else drawn
                 parameter.copy_(drawn + 1 if name == "norm.weight" else drawn)
 
-    def forward(self, given: Given) -> tuple[Tensor, ...]:
+    def forward(self, given: Any) -> tuple[Tensor, ...]:
         parts = [module(name, given) for name, module in self.named_children()]
         nothing = torch.zeros(())
         return torch.stack(parts).sum(), nothing, nothing, nothing
@@ -116,7 +114,7 @@ class Given:
     step: int
     rows: range
 
-    def to(self, device: torch.device) -> Given:
+    def to(self, device: torch.device) -> Any:
         return self
 
     def gradient(self, name: str, parameter: Tensor) -> Tensor:
@@ -143,7 +141,7 @@ def all_gradients() -> list[Arrays]:
         {
             n: sum(given_row(step, row, n, s) for row in range(ROWS)) / ROWS
             for n, s in shapes.items()
-        }  # type: ignore[misc]
+        }
         for step in range(STEPS)
     ]
 
@@ -161,15 +159,11 @@ def relative_errors(got: dict[str, Tensor], expected: Arrays) -> dict[str, float
 @pytest.mark.parametrize(
     "change",
     [
-        {},
-        {"bias_correction": False},
-        {"grad_averaging": False},
-        {"trust_ratio": TrustRatio.all},
-        {"trust_ratio": TrustRatio.decayed},
-        {"eps": 0.1},
+        {}, {"bias_correction": False}, {"grad_averaging": False}, {"trust_ratio": TrustRatio.all},
+        {"trust_ratio": TrustRatio.decayed}, {"eps": 0.1},
         {"weight_decay": 0.1, "betas": [0.6, 0.7]},
     ],
-)
+)  # fmt: skip
 def test_every_setting_gives_the_float64_reference(variant: str, change: dict[str, Any]) -> None:
     settings = replace(optim_of(variant), **change, max_grad_norm=None)  # clipping is the engine's
     bag = Bag()
@@ -201,7 +195,7 @@ def trained(
         share = ROWS // ranks.world_size
         rows = range(ranks.rank * share, (ranks.rank + 1) * share)
         for step in range(STEPS):
-            batch: Any = GlobalBatch(step, [Given(step, rows)], [step], 1, ROWS, 1, 1)  # type: ignore[list-item]
+            batch: Any = GlobalBatch(step, [Given(step, rows)], [step], 1, ROWS, 1, 1)
             while not engine.train_step(batch, rate(step)).applied:
                 pass  # in fp16 the first scale is too large
         outcomes.append((gathered(engine), engine.trust_ratios()))
@@ -218,9 +212,7 @@ def trained(
         (2, 2, Precision.bf16_autocast),
     ],
 )
-def test_sharded_lamb_is_lamb_of_whole_tensors(
-    stage: int, world_size: int, precision: Precision
-) -> None:
+def test_sharded_lamb_is_lamb_of_whole_tensors(stage, world_size, precision) -> None:
     results = run_ranks(trained, world_size, stage=stage, precision=precision)
     for variant, of_ranks in zip(VARIANTS, zip(*results, strict=True), strict=True):
         settings = optim_of(variant)
@@ -250,9 +242,7 @@ def resumed(ranks: Ranks, folder: Path, stage: int, break_after: int | None) -> 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_resumed_run_with_lamb_is_bit_equal_to_one_that_went_on(
-    stage: int, tmp_path: Path
-) -> None:
+def test_a_resumed_run_with_lamb_is_bit_equal_to_one_that_went_on(stage, tmp_path) -> None:
     arguments = {"folder": tmp_path, "stage": stage}
     straight = run_ranks(resumed, 2, break_after=None, **arguments)[0]
     through_the_disk = run_ranks(resumed, 2, break_after=3, **arguments)[0]
@@ -268,7 +258,7 @@ def lose_a_piece(ranks: Ranks) -> str:
         start, piece = whole(self, key, name)
         return start, piece[:-1] if name == "embeddings.word.weight" else piece
 
-    ShardedState._piece = short  # type: ignore[method-assign]
+    ShardedState._piece = short
     try:
         build_engine(ranks, 1, **vars(optim_of("lamb")))
     except RuntimeError as error:
@@ -309,9 +299,7 @@ def test_figures_are_means_of_the_embeddings_each_layer_and_the_heads() -> None:
         (["optim.max_grad_norm=0"], "null for no clipping"),
     ],
 )
-def test_parts_that_contradict_the_optimizer_s_name_are_refused(
-    overrides: list[str], cure: str
-) -> None:
+def test_parts_that_contradict_the_optimizer_s_name_are_refused(overrides, cure) -> None:
     settings = compose("config", Settings, ["+model=tiny", *overrides])[0]
     with pytest.raises(SettingsError, match=cure):
         check(settings, world_size=1)

@@ -1,7 +1,5 @@
 """Parameter groups to the unit, and BertAdam against google-research/bert in float64."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 
@@ -43,9 +41,7 @@ ADAMS = [OptimizerName.adamw, OptimizerName.bert_adam]
         ("large", 8, 335_876_096, 356_162),
     ],
 )
-def test_group_sizes_are_the_published_ones_to_the_unit(
-    size: str, multiple: int, decay: int, no_decay: int
-) -> None:
+def test_group_sizes_are_the_published_ones_to_the_unit(size, multiple, decay, no_decay) -> None:
     overrides = [f"+model={size}", f"model.pad_vocab_size_multiple_of={multiple}"]
     with torch.device("meta"):
         model = BertForPreTraining(
@@ -170,9 +166,7 @@ def test_a_saved_and_loaded_optimizer_continues_bit_for_bit(name: OptimizerName)
 
 @pytest.mark.parametrize("pairing", list(Pairing))
 @pytest.mark.parametrize("name", list(OptimizerName))
-def test_one_step_moves_every_parameter_the_pooler_included(
-    name: OptimizerName, pairing: Pairing
-) -> None:
+def test_one_step_moves_every_parameter_the_pooler_included(name, pairing) -> None:
     model = random_model(small_settings(), 50, 0, pairing)
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     optimizer = build_optimizer(parameter_groups(model, 0.01), named(name))

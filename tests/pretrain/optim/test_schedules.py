@@ -1,7 +1,5 @@
 """The learning rate against the published formulae of each curve."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -128,9 +126,7 @@ def academic_budget(hours: float, total: float, warmup_proportion: float) -> flo
 
 
 @given(st.floats(0, 30), st.integers(0, 10_000))
-def test_with_a_budget_the_rate_is_a_line_in_time_whatever_the_steps(
-    hours: float, step: int
-) -> None:
+def test_with_a_budget_the_rate_is_a_line_in_time_whatever_the_steps(hours, step) -> None:
     schedule = ScheduleSettings(1, 24.0, None, 0.06, 1.0, False, False, 0, None)
     expected = 1e-3 * academic_budget(hours, 24.0, 0.06)
     rate = learning_rate(step, schedule, 1e-3, elapsed_s=hours * 3600)

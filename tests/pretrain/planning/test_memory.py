@@ -1,7 +1,5 @@
 """The memory model, against what autograd keeps and what an engine holds."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 
@@ -97,9 +95,7 @@ def test_each_stage_shards_what_its_name_says(stage: int, bytes_a_parameter: flo
 
 @pytest.mark.parametrize("recomputes", [False, True])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_the_largest_budget_fits_and_one_sequence_more_does_not(
-    stage: int, recomputes: bool
-) -> None:
+def test_the_largest_budget_fits_and_one_sequence_more_does_not(stage, recomputes) -> None:
     settings, cluster = engine_settings(), cluster_of("rtx4090")
     engine = dataclasses.replace(
         settings.engine, zero_stage=stage, precision=Precision.bf16_autocast

@@ -7,8 +7,6 @@ result logs of MLPerf Training v2.0 and v3.1, BERT; deepspeed.ai, "the fastest B
 Oneflow-Inc/DLPerf.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Iterator
@@ -99,7 +97,7 @@ def model_of(name: str) -> ModelSettings:
 
 def hardware(name: str, **changes: float) -> ClusterSettings:
     cluster = compose("config", Settings, ["+model=large", f"cluster={name}"])[0].cluster
-    return dataclasses.replace(cluster, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(cluster, **changes)
 
 
 A100, H100, V100 = hardware("dgx_a100"), hardware("dgx_h100"), hardware("dgx1_v100")

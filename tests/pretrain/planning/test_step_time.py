@@ -1,7 +1,5 @@
 """Counts of a step's cost, against the model itself, published counts and loops."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
@@ -83,10 +81,7 @@ def test_flops_of_linear_layers_are_those_that_torch_counts() -> None:
     assert without_pairs == counter.get_total_flops()
 
 
-@given(
-    lengths=st.lists(st.integers(8, 512), min_size=1, max_size=20),
-    layers=st.integers(1, 4),
-)
+@given(lengths=st.lists(st.integers(8, 512), min_size=1, max_size=20), layers=st.integers(1, 4))
 def test_flops_at_means_are_the_mean_of_the_flops(lengths: list[int], layers: int) -> None:
     model = dataclasses.replace(model_of("base"), num_hidden_layers=layers)
     n = len(lengths)
@@ -115,9 +110,7 @@ def test_recomputation_costs_a_third_of_the_layers() -> None:
     inside=st.integers(2, 16), nodes=st.integers(1, 12), size=st.integers(1, 10),
     sent=st.sampled_from([2.0, 4.0, 12.0]),
 )  # fmt: skip
-def test_communication_is_that_of_rings_step_by_step(
-    inside: int, nodes: int, size: int, sent: float
-) -> None:
+def test_communication_is_that_of_rings_step_by_step(inside, nodes, size, sent) -> None:
     cluster = dataclasses.replace(
         hardware(), gpus_per_node=inside, link_latency_us=0, network_latency_us=0
     )
@@ -140,9 +133,7 @@ def test_one_rank_sends_nothing_and_more_nodes_send_no_faster() -> None:
 @pytest.mark.parametrize(
     ("stage", "micro_steps", "ways"), [(0, 4, 2), (1, 4, 2), (2, 1, 3), (2, 4, 9), (3, 4, 8)]
 )
-def test_what_is_sent_is_what_the_collectives_were_counted_as(
-    stage: int, micro_steps: int, ways: int
-) -> None:
+def test_what_is_sent_is_what_the_collectives_were_counted_as(stage, micro_steps, ways) -> None:
     engine = dataclasses.replace(settings_of("+model=base", "engine=bf16").engine, zero_stage=stage)
     program = our_program(engine, OptimizerName.adamw, micro_steps, False)
     # in bf16 ZeRO 1 is another optimizer of DeepSpeed's, which all-reduces
@@ -154,7 +145,7 @@ def test_what_is_sent_is_what_the_collectives_were_counted_as(
 def took(
     program: Program, sequences: float = 64, micro_steps: int = 1, gpus: int = 8, **of: float
 ) -> float:
-    cluster = dataclasses.replace(hardware(), **of)  # type: ignore[arg-type]
+    cluster = dataclasses.replace(hardware(), **of)
     lengths = Lengths(256, 98_826, 38)
     return step(
         model_of("large"), 30_522, 336_000_000, lengths, cluster, program, sequences, micro_steps,

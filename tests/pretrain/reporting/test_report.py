@@ -1,7 +1,5 @@
 """The page about a run: complete, escaped, and rendered by a real browser."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -167,9 +165,7 @@ def test_a_long_run_is_drawn_as_means(tmp_path: Path) -> None:
         (["run=nowhere"], "config.yaml is missing"),
     ],
 )
-def test_wrong_arguments_are_one_message(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_arguments_are_one_message(arguments, said, capsys) -> None:
     assert report.main(arguments) == 2
     assert said in capsys.readouterr().err
 

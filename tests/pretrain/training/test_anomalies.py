@@ -1,7 +1,5 @@
 """Losses that are not finite, and losses that jump, in real runs."""
 
-from __future__ import annotations
-
 import math
 import signal
 from collections.abc import Callable, Collection
@@ -48,9 +46,9 @@ def poison(
             mlm_loss, *rest = forward(self, batch)
             return (mlm_loss * now if self.training else mlm_loss, *rest)
 
-        Engine.train_step = step  # type: ignore[method-assign]
+        Engine.train_step = step
         at_step(kill_at_call)(rank)
-        BertForPreTraining.forward = poisoned  # type: ignore[assignment,method-assign]
+        BertForPreTraining.forward = poisoned
 
     return hook
 
@@ -149,9 +147,7 @@ def test_a_spike_is_far_above_the_median_by_the_spread_around_it(losses, least, 
 
 
 @pytest.mark.distributed
-def test_a_spike_is_logged_with_its_examples_and_the_run_goes_on(
-    sample_dir: Path, tmp_path: Path
-) -> None:
+def test_a_spike_is_logged_with_its_examples_and_the_run_goes_on(sample_dir, tmp_path) -> None:
     status, output, events = run(sample_dir, tmp_path, poison(20, [6]))
     assert status == 0, output
     (event,) = of_kind(events, "spike")
@@ -181,7 +177,7 @@ def test_a_rewound_run_has_the_weights_of_one_that_never_saw_the_batch(
 ) -> None:
     def without_6(rank: int) -> None:
         batches = TrainLoader.batches
-        TrainLoader.batches = lambda self, first, _: batches(self, first, [(48, 56)])  # type: ignore[method-assign,assignment,misc]
+        TrainLoader.batches = lambda self, first, _: batches(self, first, [(48, 56)])
 
     status, output, _ = run(sample_dir, tmp_path, without_6)
     assert status == 0, output

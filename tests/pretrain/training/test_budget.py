@@ -1,7 +1,5 @@
 """A run that lasts so many hours: the rate follows rank 0's clock, across restarts."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math
@@ -55,9 +53,7 @@ def clocked(kill_at_call: int | None = None) -> Callable[[int], None]:
     return hook
 
 
-def test_the_rate_follows_the_clock_across_a_kill_to_the_same_weights(
-    sample_dir: Path, tmp_path: Path
-) -> None:
+def test_the_rate_follows_the_clock_across_a_kill_to_the_same_weights(sample_dir, tmp_path) -> None:
     arguments = [*ONE_HOUR, f"data.dir={sample_dir}"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     straight.mkdir(), killed.mkdir()

@@ -1,7 +1,5 @@
 """One run that goes on with other numbers of ranks and ZeRO stages each time it was ended."""
 
-from __future__ import annotations
-
 import itertools
 import signal
 from collections import Counter, defaultdict
@@ -43,7 +41,7 @@ def remembering(data: Path, folder: Path, start: int) -> Callable[[int], None]:
             seen.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
             return train_step(self, batch, rate)
 
-        Engine.train_step = remember  # type: ignore[method-assign]
+        Engine.train_step = remember
 
     return hook
 
@@ -72,9 +70,7 @@ def stopped_at(step: int) -> Callable[[int], None]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_ranks_and_stages_may_change_at_every_start_of_one_run(
-    sample_dir: Path, tmp_path: Path
-) -> None:
+def test_ranks_and_stages_may_change_at_every_start_of_one_run(sample_dir, tmp_path) -> None:
     """1 rank, then 2, 4, 2, 1 under ZeRO 0, 1, 2, 3, 1; killed and stopped by turns; 3.4 epochs."""
     num_examples, size, last_step, interval = 53, 6, 30, 4
     data = cut(sample_dir, tmp_path / "data", [31, 0, 22], [9, 2])
@@ -169,8 +165,7 @@ def test_a_run_by_tokens_goes_on_with_other_ranks_over_the_same_examples(
 
 
 @pytest.mark.parametrize(
-    ("ranks", "shards"),
-    [(3, [47]), pytest.param(2, [0, 1, 40, 0, 6], marks=pytest.mark.slow)],
+    ("ranks", "shards"), [(3, [47]), pytest.param(2, [0, 1, 40, 0, 6], marks=pytest.mark.slow)]
 )
 def test_uneven_data_and_prime_numbers_give_every_rank_the_same_steps(
     sample_dir: Path, tmp_path: Path, ranks: int, shards: list[int]

@@ -1,7 +1,5 @@
 """Figures from sums, and the baseline that knows token frequencies alone."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -16,12 +14,9 @@ def test_means_divide_each_sum_by_its_own_count() -> None:
         [6.0, 1.0, 2.0, 1.0], num_masked=4, num_sequences=2, prefix="eval", pairing=Pairing.nsp
     )
     assert figures == {
-        "eval/loss": 2.0,
-        "eval/mlm_loss": 1.5,
-        "eval/mlm_accuracy": 0.5,
-        "eval/nsp_loss": 0.5,
+        "eval/loss": 2.0, "eval/mlm_loss": 1.5, "eval/mlm_accuracy": 0.5, "eval/nsp_loss": 0.5,
         "eval/nsp_accuracy": 0.5,
-    }
+    }  # fmt: skip
 
 
 def test_the_frequency_baseline_equals_a_naive_loop() -> None:

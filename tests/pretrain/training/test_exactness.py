@@ -3,8 +3,6 @@
 The reference is a plain torch loop: one packed row, one process, one backward, no DeepSpeed.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

@@ -3,8 +3,6 @@
 Nothing of this project computes here: the figures of metrics.jsonl must come out all the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

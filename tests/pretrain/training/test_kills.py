@@ -3,8 +3,6 @@
 The corpus has 53 examples and a global batch 6 of them: an epoch ends in the middle of a batch.
 """
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,15 +126,11 @@ def test_a_run_killed_twenty_times_is_the_run_that_never_was(data: Path, tmp_pat
 @pytest.mark.parametrize(
     ("stage", "precision", "masking"),
     [
-        (0, "fp32", "dynamic"),
-        (0, "bf16_autocast", "static"),
-        (1, "fp16", "dynamic"),
-        (2, "fp32", "static"),
-        (2, "bf16", "dynamic"),
-        (3, "bf16_autocast", "dynamic"),
+        (0, "fp32", "dynamic"), (0, "bf16_autocast", "static"), (1, "fp16", "dynamic"),
+        (2, "fp32", "static"), (2, "bf16", "dynamic"), (3, "bf16_autocast", "dynamic"),
         (3, "fp16", "static"),
     ],
-)
+)  # fmt: skip
 def test_every_stage_and_precision_survives_three_kills(
     data: Path, tmp_path: Path, stage: int, precision: str, masking: str
 ) -> None:

@@ -1,7 +1,5 @@
 """The memory rehearsal: leaves no trace, and names what to change if memory is short."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any
@@ -98,7 +96,7 @@ def out_of_memory_above(limit: int, of_rank: int = 0) -> Any:
                 raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
             return forward(self, batch)
 
-        BertForPreTraining.forward = with_little_memory  # type: ignore[method-assign]
+        BertForPreTraining.forward = with_little_memory
 
     return hook
 
@@ -131,9 +129,7 @@ def test_what_does_not_fit_is_said_before_the_first_step_with_what_does(
 
 
 @pytest.mark.distributed
-def test_a_later_phase_that_does_not_fit_is_seen_before_the_first(
-    sample_dir: Path, tmp_path: Path
-) -> None:
+def test_a_later_phase_that_does_not_fit_is_seen_before_the_first(sample_dir, tmp_path) -> None:
     second = (
         "{changes: {engine: {tokens_per_micro_batch: 2048}}, moments: kept, optimizer_step: kept, "
         "loss_scaler: kept}"

@@ -1,7 +1,5 @@
 """Two phases are one run: in one folder, through kills in either, to the same weights."""
 
-from __future__ import annotations
-
 import gc
 import shutil
 import signal
@@ -119,16 +117,11 @@ def test_positions_are_tiled_where_the_longer_phase_begins_and_never_again() -> 
 @pytest.mark.parametrize(
     ("state", "number", "is_beginning"),
     [
-        (None, 1, True),
-        (progress(899_999, 0, 1), 1, False),
-        (progress(900_000, 0, 1), 2, True),
-        (progress(900_001, 900_000, 2), 2, False),
-        (progress(1_000_000, 900_000, 2), 2, False),
+        (None, 1, True), (progress(899_999, 0, 1), 1, False), (progress(900_000, 0, 1), 2, True),
+        (progress(900_001, 900_000, 2), 2, False), (progress(1_000_000, 900_000, 2), 2, False),
     ],
-)
-def test_a_checkpoint_says_in_which_phase_the_run_goes_on(
-    state: Progress | None, number: int, is_beginning: bool
-) -> None:
+)  # fmt: skip
+def test_a_checkpoint_says_in_which_phase_the_run_goes_on(state, number, is_beginning) -> None:
     place = resume_point(phases_of(settings_of("recipe=paper")), state)
     assert (place.phase.number, place.is_beginning) == (number, is_beginning)
 
@@ -239,7 +232,7 @@ def test_a_spike_in_the_second_phase_goes_back_to_its_beginning_and_no_further(
         def passed_over(self: TrainLoader, first: int, _: object) -> Any:
             return batches(self, first, [(8, 12)] if self._global_batch == 4 else [])
 
-        TrainLoader.batches = passed_over  # type: ignore[assignment,method-assign]
+        TrainLoader.batches = passed_over
 
     def poisoned_batch_2(rank: int) -> None:
         train_step, forward = Engine.train_step, BertForPreTraining.forward
@@ -254,8 +247,8 @@ def test_a_spike_in_the_second_phase_goes_back_to_its_beginning_and_no_further(
             mlm_loss, *rest = forward(self, batch)
             return (mlm_loss * factor if self.training else mlm_loss, *rest)
 
-        Engine.train_step = step  # type: ignore[method-assign]
-        BertForPreTraining.forward = poisoned  # type: ignore[assignment,method-assign]
+        Engine.train_step = step
+        BertForPreTraining.forward = poisoned
 
     rewound, without = tmp_path / "rewound", tmp_path / "without"
     for folder, hook in ((rewound, poisoned_batch_2), (without, without_batch_2)):
@@ -291,9 +284,7 @@ def carried(ranks: Ranks, folder: Path, stage: int, forget: tuple[str, ...], is_
 @pytest.mark.distributed
 @pytest.mark.parametrize("is_fresh", [True, False])
 @pytest.mark.parametrize("stage", [1, 3])
-def test_a_phase_takes_over_weights_always_and_the_rest_as_told(
-    stage: int, is_fresh: bool, tmp_path: Path
-) -> None:
+def test_a_phase_takes_over_weights_always_and_the_rest_as_told(stage, is_fresh, tmp_path) -> None:
     arguments = {"folder": tmp_path, "stage": stage, "is_fresh": is_fresh}
     for forget, expected in (
         ((), (True, True, {3.0})),
@@ -359,7 +350,7 @@ def left_over(ranks: Ranks, stage: int) -> int:
     del engine, tensors
     gc.unfreeze()
     gc.collect()
-    return sum(watch() is not None and watch().numel() > 0 for watch in watched)  # type: ignore[union-attr]
+    return sum(watch() is not None and watch().numel() > 0 for watch in watched)
 
 
 @pytest.mark.distributed

@@ -5,8 +5,6 @@ losses fall from 5.5 to 2.6 nats: bf16_autocast 0.008 and 0.0019, bf16 0.029 and
 and 0.0004. The bounds are three times that.
 """
 
-from __future__ import annotations
-
 import functools
 import statistics
 

@@ -1,7 +1,5 @@
 """What a run's start finds wrong: each is a sentence on every rank, however many ranks share it."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import time
@@ -182,9 +180,7 @@ def test_a_disk_without_room_for_one_checkpoint_is_refused_on_every_rank(
 
 
 @pytest.mark.distributed
-def test_a_disk_without_room_for_those_to_be_kept_is_warned_of(
-    sample_dir: Path, tmp_path: Path
-) -> None:
+def test_a_disk_without_room_for_those_to_be_kept_is_warned_of(sample_dir, tmp_path) -> None:
     def warnings_with(checkpoints: float) -> list[str]:
         change = disk_with(checkpoints)
         return run_ranks(look, 1, change=change, data_dir=sample_dir, folder=tmp_path)[0][2]
@@ -208,9 +204,7 @@ def test_rests_of_a_killed_save_do_not_count_as_used(sample_dir: Path, tmp_path:
 
 
 @pytest.mark.distributed
-def test_ranks_that_are_alike_start_and_the_all_reduce_is_measured(
-    sample_dir: Path, tmp_path: Path
-) -> None:
+def test_ranks_that_are_alike_start_and_the_all_reduce_is_measured(sample_dir, tmp_path) -> None:
     found = run_ranks(look, 2, change=no_change, data_dir=sample_dir, folder=tmp_path)
     lines, facts, *_ = found[0]
     assert re.fullmatch(

@@ -1,12 +1,8 @@
 """Ranks as processes: their variables, their ends, and that none is left behind."""
 
-from __future__ import annotations
-
 import signal
 import time
 from pathlib import Path
-
-import pytest
 
 from pretrain.verification.launcher import Launched, launch
 
@@ -31,9 +27,7 @@ def test_every_rank_knows_its_number_and_the_number_of_all(tmp_path: Path) -> No
     assert sorted(launched.output.read_text().split("\n")[:-1]) == ["0 3", "1 3", "2 3"]
 
 
-def test_a_single_rank_starts_as_bare_python_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_single_rank_starts_as_bare_python_does(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("SLURM_PROCID", "5")
     say = f"{SAY}; print(os.environ.get('SLURM_PROCID'))"
     with start(say, 1, tmp_path / "output") as launched:

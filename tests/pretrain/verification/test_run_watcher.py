@@ -1,7 +1,5 @@
 """What a run's folder shows while the run writes to it, and waiting for a run."""
 
-from __future__ import annotations
-
 import signal
 from pathlib import Path
 

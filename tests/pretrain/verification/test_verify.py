@@ -1,7 +1,5 @@
 """`pretrain.verify` on real runs: what holds, what it finds if not, what it refuses."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import re
@@ -72,7 +70,7 @@ def forking(hook: Hook = lambda rank: None) -> Callable[..., Launched]:
             process = context.Process(target=run_in_fork._child, args=values)
             process.start()
             made.append(Forked(process))
-        return Launched(made, output)  # type: ignore[arg-type]
+        return Launched(made, output)
 
     return launch
 
@@ -126,7 +124,7 @@ def test_without_the_setting_no_record_has_a_checksum(finished: Path) -> None:
 def lose_the_position(rank: int) -> None:
     """A start that continues reads the first batches again."""
     batches = TrainLoader.batches
-    TrainLoader.batches = lambda self, first, skipped=(): batches(self, 0, skipped)  # type: ignore[method-assign]
+    TrainLoader.batches = lambda self, first, skipped=(): batches(self, 0, skipped)
 
 
 def lose_a_moment(rank: int) -> None:
@@ -149,7 +147,7 @@ def change_what_is_saved(rank: int) -> None:
             next(iter(self.tensors[snapshot.WEIGHT].values())).view(-1)[0] += 1e-3
         return write(self, folder)
 
-    snapshot.Snapshot.write = wrong  # type: ignore[method-assign]
+    snapshot.Snapshot.write = wrong
 
 
 def seed_by_ranks(rank: int) -> None:
@@ -159,13 +157,13 @@ def seed_by_ranks(rank: int) -> None:
     def wrong(self: TrainLoader, *shards: Any, seed: int, world_size: int, **rest: Any) -> None:
         make(self, *shards, seed=seed + world_size, world_size=world_size, **rest)
 
-    TrainLoader.__init__ = wrong  # type: ignore[method-assign]
+    TrainLoader.__init__ = wrong
 
 
 def rate_by_ranks(rank: int) -> None:
     """The learning rate depends on the number of ranks."""
     step = Engine.train_step
-    Engine.train_step = lambda self, batch, rate: step(self, batch, rate * self.ranks.world_size)  # type: ignore[method-assign]
+    Engine.train_step = lambda self, batch, rate: step(self, batch, rate * self.ranks.world_size)
 
 
 @pytest.mark.slow
@@ -182,9 +180,7 @@ def rate_by_ranks(rank: int) -> None:
         (rate_by_ranks, r"on 1 rank instead of 2 after step [2-5] train/loss is .* 0.0001 apart"),
     ],
 )  # fmt: skip
-def test_the_first_difference_is_named_and_the_copies_stay(
-    run: Path, hook: Hook, found: str
-) -> None:
+def test_the_first_difference_is_named_and_the_copies_stay(run, hook, found) -> None:
     holds, sentence = verified(run, hook)
     assert not holds
     assert re.search(f"^Does not hold: .*{found}", sentence), sentence
@@ -194,9 +190,7 @@ def test_the_first_difference_is_named_and_the_copies_stay(
 
 
 @pytest.mark.slow
-def test_from_the_command_line_with_processes_of_its_own(
-    finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_from_the_command_line_with_processes_of_its_own(finished, capsys) -> None:
     assert verify.main([f"run={finished}", "steps=3", "ranks=1", "other_ranks=0"]) == 0
     output = capsys.readouterr().out
     assert "from      step 0 (step-00000010 has 0 steps left in its phase; step-0" in output
@@ -204,9 +198,7 @@ def test_from_the_command_line_with_processes_of_its_own(
     assert output.endswith("Another number of ranks was not tried.\n")
 
 
-def test_a_copy_begins_at_the_newest_checkpoint_that_leaves_enough_steps(
-    run: Path, tmp_path: Path
-) -> None:
+def test_a_copy_begins_at_the_newest_checkpoint_that_leaves_enough_steps(run, tmp_path) -> None:
     phases = phases_of(settings_of(run))
     origin, why = find_origin(run, phases, 2, tmp_path / "a")
     assert (origin.step, origin.checkpoint) == (8, tmp_path / "a" / "step-00000008")
@@ -231,9 +223,7 @@ def test_a_run_that_is_too_short_is_refused_with_what_it_has(run: Path, tmp_path
         find_origin(run, phases_of(settings_of(run)), 11, tmp_path)
 
 
-def test_the_ranks_are_those_of_the_last_start_where_they_fit(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_ranks_are_those_of_the_last_start_where_they_fit(run, monkeypatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(2)))
     settings = settings_of(run)
     expected = (2, 1, "2, as in its last start; then 1")
@@ -288,9 +278,7 @@ def test_a_copy_that_the_run_refuses_is_its_message_and_leaves_nothing(run: Path
         ("+model=small", "recipe=roberta_like", r"run.name='it\'s, =\{a\} name'", "run.seed=0"),
     ],
 )
-def test_a_run_s_settings_as_they_are_typed_are_its_settings(
-    typed: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_a_run_s_settings_as_they_are_typed_are_its_settings(typed, tmp_path) -> None:
     """Also those of phases, and those that its version did not have yet."""
     settings, _ = load(typed, world_size=1)
     again, _ = load(["+model=base", *as_overrides(as_dict(settings))], world_size=1)
