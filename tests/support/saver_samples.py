@@ -59,6 +59,11 @@ class FileEngine:
         self.number = int((folder / "model.safetensors").read_text().split()[1])
 
 
+def full_disk() -> None:
+    """Between the two files: what a full disk answers."""
+    raise OSError(28, "No space left on device")
+
+
 def saver_of(
     run_folder: Path,
     engine: Any,

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from damage import flip_a_bit
 from engine_samples import (
     MANY_MICRO_STEPS,
     build_engine,
@@ -22,31 +23,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks_harness import run_ranks
 from safetensors.torch import load_file
-from saver_samples import ALONE, FileEngine, saver_of
+from saver_samples import ALONE, FileEngine, full_disk, saver_of
 
-from data_prep.core.config import SettingsError
-from data_prep.core.files import read_json, write_json
+from data_prep.core.config import SettingsError, compose
+from data_prep.core.files import read_json
 from pretrain.checkpoint.files import find_fault, load_checkpoint, newest_whole, path_of
 from pretrain.checkpoint.progress import Progress
 from pretrain.checkpoint.saver import NotSavedError
-from pretrain.config.settings import OptimizerName, Precision
+from pretrain.config.settings import OptimizerName, Precision, Settings
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine.deepspeed_setup import GatheredParameters
 from pretrain.engine.engine import Engine
 
 FP32, AUTOCAST = Precision.fp32, Precision.bf16_autocast
-BF16, FP16 = (
-    Precision.bf16,
-    Precision.fp16,
-)  # fp16 runs here because the tests make DeepSpeed allow it
+BF16, FP16 = Precision.bf16, Precision.fp16  # which the tests make DeepSpeed allow
+
+
+STEPS = [5, 10, 15, 20, 25, 30]
 
 
 def save(
-    run_folder: Path,
-    step: int,
-    keep: int = 9,
-    between: Any = lambda: None,
-    keep_every: int | None = None,
+    run_folder: Path, step: int, keep: int = 9, between: Any = lambda: None, keep_every: Any = None
 ) -> Path:
     saver = saver_of(run_folder, FileEngine(step, between), keep=keep, keep_every=keep_every)
     saver.save(msgspec.structs.replace(Progress.begin(step=step), position=7), is_last=True)
@@ -58,6 +55,7 @@ def names(run_folder: Path) -> list[str]:
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    assert newest_whole(tmp_path) is None
     path = save(tmp_path, 1000)
     assert path == newest_whole(tmp_path) == tmp_path / "checkpoints" / "step-00001000"
     engine: Any = FileEngine()
@@ -66,20 +64,15 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     assert (state.step, state.position, state.identity) == (1000, 7, {"run.seed": 1})
 
 
-def test_a_run_without_checkpoints_has_no_newest(tmp_path: Path) -> None:
-    assert newest_whole(tmp_path) is None
-
-
-def test_the_newest_are_kept_and_the_older_removed(tmp_path: Path) -> None:
-    for step in (5, 10, 100, 200):
-        save(tmp_path, step, keep=2)
-    assert names(tmp_path) == ["step-00000100", "step-00000200"]
-
-
-def test_every_so_many_steps_one_is_kept_for_good(tmp_path: Path) -> None:
-    for step in (5, 10, 15, 20, 25, 30):
-        save(tmp_path, step, keep=1, keep_every=10)
-    assert names(tmp_path) == ["step-00000010", "step-00000020", "step-00000030"]
+@pytest.mark.parametrize(
+    ("keep", "keep_every", "kept"), [(2, None, [25, 30]), (1, 10, [10, 20, 30]), (9, None, STEPS)]
+)
+def test_the_newest_are_kept_and_every_so_many_steps_one_for_good(
+    tmp_path, keep, keep_every, kept
+) -> None:
+    for step in STEPS:
+        save(tmp_path, step, keep=keep, keep_every=keep_every)
+    assert names(tmp_path) == [f"step-{step:08d}" for step in kept]
 
 
 def test_later_broken_checkpoints_do_not_push_out_a_whole_one(tmp_path: Path) -> None:
@@ -105,23 +98,17 @@ def test_the_manifest_vouches_for_every_other_file(tmp_path: Path) -> None:
     assert files == {"model.safetensors", "optimizer.safetensors", "state.json"}
 
 
-def truncate(path: Path) -> None:
-    os.truncate(path, path.stat().st_size - 1)
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-
-
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
 @pytest.mark.parametrize(
     ("damage", "reason"),
-    [(truncate, "bytes instead of"), (flip_a_bit, "checksum"), (Path.unlink, "missing")],
+    [
+        (lambda path: os.truncate(path, path.stat().st_size - 1), "bytes instead of"),
+        (lambda path: flip_a_bit(path, -1), "checksum"),
+        (Path.unlink, "missing"),
+    ],
 )
 def test_a_broken_checkpoint_is_passed_over_and_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, damage: Any, reason: str
+    tmp_path, caplog, file, damage, reason
 ) -> None:
     whole, broken = save(tmp_path, 10), save(tmp_path, 20)
     damage(broken / file)
@@ -157,34 +144,40 @@ def test_any_byte_of_any_file_of_a_checkpoint_is_vouched_for(two_checkpoints, da
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b'{"files": 3}'])
-def test_a_broken_manifest_is_a_fault(tmp_path: Path, content: bytes | None) -> None:
+LATER = b'{"schema_version": 2, "files": {}}'
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, ""), (b"", ""), (b"{", ""), (b"[]", ""), (b'{"files": 3}', ""),
+     (LATER, "Invalid enum value 2 - at `$.schema_version`")],
+)  # fmt: skip
+def test_a_broken_manifest_or_one_of_a_later_schema_is_a_fault(tmp_path, content, said) -> None:
     path = save(tmp_path, 10)
     (path / "manifest.json").unlink()
     if content is not None:
         (path / "manifest.json").write_bytes(content)
-    assert find_fault(path)
+    fault = find_fault(path)
+    assert fault
+    assert said in fault
     assert newest_whole(tmp_path) is None
 
 
-def test_a_later_schema_is_a_fault(tmp_path: Path) -> None:
-    path = save(tmp_path, 10)
-    write_json(path / "manifest.json", {"schema_version": 2, "files": {}})
-    fault = find_fault(path)
-    assert fault is not None
-    assert "Invalid enum value 2 - at `$.schema_version`" in fault
-
-
-def die() -> None:
+def die(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(*arguments: Any) -> None:
+    """A `save` in another process, which is killed in it."""
+    process = multiprocessing.get_context("fork").Process(target=save, args=arguments)
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
 
 
 def test_a_kill_in_the_middle_of_a_save_leaves_the_older_one(tmp_path: Path) -> None:
     older = save(tmp_path, 10)
-    process = multiprocessing.get_context("fork").Process(target=save, args=(tmp_path, 20, 9, die))
-    process.start()
-    process.join(30)
-    assert process.exitcode == -signal.SIGKILL
+    killed(tmp_path, 20, 9, die)
     assert newest_whole(tmp_path) == older
     assert names(tmp_path) == [".step-00000020.tmp", "step-00000010"]
     save(tmp_path, 30)
@@ -194,31 +187,18 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_older_one(tmp_path: Path) -> 
 @pytest.mark.parametrize("moment", ["_seal", "_put_in_place", "_remove_old"])
 def test_a_kill_later_in_a_save_leaves_a_whole_one(tmp_path, monkeypatch, moment) -> None:
     save(tmp_path, 10)
-    monkeypatch.setattr(f"pretrain.checkpoint.files.{moment}", lambda *_: die())
-    process = multiprocessing.get_context("fork").Process(target=save, args=(tmp_path, 20, 1))
-    process.start()
-    process.join(30)
-    assert process.exitcode == -signal.SIGKILL
-    newest = newest_whole(tmp_path)
-    assert newest is not None
-    assert newest.name == ("step-00000020" if moment == "_remove_old" else "step-00000010")
+    monkeypatch.setattr(f"pretrain.checkpoint.files.{moment}", die)
+    killed(tmp_path, 20, 1)
+    assert newest_whole(tmp_path).name == (
+        "step-00000020" if moment == "_remove_old" else "step-00000010"
+    )
 
 
-def full_disk() -> None:
-    raise OSError(28, "No space left on device")
-
-
-def test_a_full_disk_says_so_and_leaves_the_older_one(tmp_path: Path) -> None:
+def test_a_full_disk_says_so_and_leaves_the_older_one_and_nothing_half_made(tmp_path) -> None:
     older = save(tmp_path, 10)
-    with pytest.raises(RuntimeError, match=r"step-00000020 could not be written.*No space left"):
+    with pytest.raises(NotSavedError, match=r"step-00000020 could not be written.*No space left"):
         save(tmp_path, 20, between=full_disk)
     assert newest_whole(tmp_path) == older
-
-
-def test_a_save_that_fails_leaves_nothing_half_made(tmp_path: Path) -> None:
-    save(tmp_path, 10)
-    with pytest.raises(NotSavedError):
-        save(tmp_path, 20, between=full_disk)
     assert names(tmp_path) == ["step-00000010"]
 
 
@@ -227,9 +207,8 @@ def test_too_small_a_disk_is_seen_before_anything_is_written(tmp_path, monkeypat
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(FileEngine, "state_bytes", usage.free + 10**9)
     monkeypatch.setattr(FileEngine, "take", lambda *_: pytest.fail("it was taken"))
-    with pytest.raises(
-        NotSavedError, match=r"it takes [\d,.]+ MB, [\d,.]+ MB are free\); make room"
-    ):
+    said = r"it takes [\d,.]+ MB, [\d,.]+ MB are free\); make room"
+    with pytest.raises(NotSavedError, match=said):
         save(tmp_path, 20)
     assert newest_whole(tmp_path) == older
 
@@ -256,9 +235,9 @@ def continue_training(engine: Engine, first: int, last: int) -> list[list[float]
 
 
 def start(
-    ranks: Ranks, run_folder: Path, stage: int, precision: Precision, dropout: float
+    ranks: Ranks, run_folder: Path, stage: int, precision: Precision, dropout: float, **optim: Any
 ) -> tuple[list[list[float]], dict[str, torch.Tensor]]:
-    engine = build_engine(ranks, stage, precision, build_model(dropout=dropout))
+    engine = build_engine(ranks, stage, precision, build_model(dropout=dropout), **optim)
     continue_training(engine, 0, 3)
     saver = saver_of(run_folder, engine, ranks)
     saver.save(msgspec.structs.replace(Progress.begin(step=3), position=3))
@@ -268,11 +247,10 @@ def start(
 
 
 def resume(
-    ranks: Ranks, run_folder: Path, stage: int, precision: Precision, dropout: float
+    ranks: Ranks, run_folder: Path, stage: int, precision: Precision, dropout: float, **optim: Any
 ) -> tuple[list[list[float]], dict[str, torch.Tensor]]:
-    engine = build_engine(ranks, stage, precision, build_model(seed=1, dropout=dropout))
+    engine = build_engine(ranks, stage, precision, build_model(seed=1, dropout=dropout), **optim)
     path = ranks.broadcast(newest_whole(run_folder) if ranks.rank == 0 else None)
-    assert path is not None
     state = load_checkpoint(path, engine, ranks)
     again = run_folder / "again"
     if ranks.rank == 0:
@@ -281,24 +259,29 @@ def resume(
     return continue_training(engine, state.position, 6), gathered(engine)
 
 
-ENGINE_FILES = ("model.safetensors", "optimizer.safetensors", "engine.json")
+def assert_loaded_as_saved(run_folder: Path) -> None:
+    """Masters, moments, optimizer step and loss scaler."""
+    for file in ("model.safetensors", "optimizer.safetensors", "engine.json"):
+        saved = (run_folder / "checkpoints" / "step-00000003" / file).read_bytes()
+        assert (run_folder / "again" / file).read_bytes() == saved
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("stage", "precision"),
+    ("stage", "precision", "optim"),
     [
-        *((0, precision) for precision in (FP32, AUTOCAST)),
-        *((stage, precision) for stage in (1, 2, 3) for precision in (FP32, AUTOCAST, BF16, FP16)),
+        *((0, precision, "adamw") for precision in (FP32, AUTOCAST)),
+        *((stage, p, "adamw") for stage in (1, 2, 3) for p in (FP32, AUTOCAST, BF16, FP16)),
+        *((stage, FP32, "lamb_nvidia") for stage in (0, 1, 2, 3)),
     ],
 )
-def test_a_resumed_run_is_bit_equal_to_one_that_went_on(stage, precision, tmp_path) -> None:
+def test_a_resumed_run_is_bit_equal_to_one_that_went_on(stage, precision, optim, tmp_path) -> None:
     arguments = {"run_folder": tmp_path, "stage": stage, "precision": precision, "dropout": 0.2}
+    if optim != "adamw":
+        arguments |= vars(compose("config", Settings, ["+model=tiny", f"optim={optim}"])[0].optim)
     losses, weights = run_ranks(start, 2, **arguments)[0]
     resumed_losses, resumed_weights = run_ranks(resume, 2, **arguments)[0]
-    for file in ENGINE_FILES:  # masters, moments, optimizer step, loss scaler
-        loaded = (tmp_path / "again" / file).read_bytes()
-        assert loaded == (tmp_path / "checkpoints" / "step-00000003" / file).read_bytes()
+    assert_loaded_as_saved(tmp_path)
     assert resumed_losses == losses
     assert all(torch.equal(resumed_weights[name], weights[name]) for name in weights)
 
@@ -314,9 +297,7 @@ def test_a_checkpoint_fits_other_stages_and_numbers_of_ranks(
     arguments = {"run_folder": tmp_path, "precision": FP32, "dropout": 0.0}
     losses, _ = run_ranks(start, world_size, stage=stage, **arguments)[0]
     resumed, _ = run_ranks(resume, other_world_size, stage=other_stage, **arguments)[0]
-    for file in ENGINE_FILES:
-        loaded = (tmp_path / "again" / file).read_bytes()
-        assert loaded == (tmp_path / "checkpoints" / "step-00000003" / file).read_bytes()
+    assert_loaded_as_saved(tmp_path)
     for (mlm, nsp, *_), (resumed_mlm, resumed_nsp, *_) in zip(losses, resumed, strict=True):
         assert (resumed_mlm, resumed_nsp) == pytest.approx((mlm, nsp), rel=1e-5)
 

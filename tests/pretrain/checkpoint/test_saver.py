@@ -11,7 +11,7 @@ import torch
 from engine_samples import build_engine, build_model, global_batch, save_state
 from ranks_harness import run_ranks
 from safetensors.torch import load_file, save_file
-from saver_samples import FileEngine, saver_of
+from saver_samples import FileEngine, full_disk, saver_of
 
 from data_prep.core.files import checksum, read_json
 from pretrain.checkpoint import saver as saving
@@ -50,16 +50,8 @@ def test_a_save_returns_while_the_checkpoint_is_being_written(tmp_path: Path) ->
     assert newest_whole(tmp_path) == path_of(tmp_path, 10)
     (event,) = events
     assert (event["event"], event["step"]) == ("checkpoint", 10)
-    assert event["bytes"] == sum(
-        facts["bytes"]
-        for facts in read_json(path_of(tmp_path, 10) / "manifest.json")["files"].values()
-    )
-
-
-def test_the_last_checkpoint_is_whole_when_the_save_returns(tmp_path: Path) -> None:
-    saver = saver_of(tmp_path, FileEngine(10))
-    saver.save(Progress.begin(step=10), is_last=True)
-    assert newest_whole(tmp_path) == path_of(tmp_path, 10)
+    files = read_json(path_of(tmp_path, 10) / "manifest.json")["files"]
+    assert event["bytes"] == sum(facts["bytes"] for facts in files.values())
 
 
 def test_the_copy_is_not_overwritten_before_it_is_on_the_disk(tmp_path: Path) -> None:
@@ -67,9 +59,7 @@ def test_the_copy_is_not_overwritten_before_it_is_on_the_disk(tmp_path: Path) ->
     engine = FileEngine(10, held)
     saver = saver_of(tmp_path, engine)
     saver.save(Progress.begin(step=10))
-    assert saver._write is not None
     thread = saver._write.thread
-    assert thread is not None
     join = thread.join
     thread.join = lambda *_: (held.go.set(), join())
     engine.number = 20
@@ -114,13 +104,8 @@ def test_a_checkpoint_is_that_of_its_step_though_training_has_gone_on(
 ) -> None:
     run_ranks(trained, ranks, folder=tmp_path, stage=stage)
     path = newest_whole(tmp_path)
-    assert path is not None
     for file in ("model.safetensors", "optimizer.safetensors", "engine.json"):
         assert (path / file).read_bytes() == (tmp_path / "blocking" / file).read_bytes()
-
-
-def full_disk() -> None:
-    raise OSError(28, "No space left on device")
 
 
 def a_mistake() -> None:
@@ -171,7 +156,6 @@ def test_told_to_go_on_a_save_that_failed_is_tried_again_with_the_next(tmp_path:
     saver = saver_of(tmp_path, engine, on_failure=OnFailure.go_on, events=events)
     saver.save(Progress.begin(step=10))
     saver.settle()
-    assert saver._snapshot is not None
     saver._snapshot.between = lambda: None
     saver.save(Progress.begin(step=20))
     saver.settle()
@@ -239,7 +223,6 @@ def test_what_is_damaged_on_its_way_to_the_disk_is_found(tmp_path, monkeypatch) 
 
 def test_a_host_without_memory_for_the_copy_says_so() -> None:
     layout = Layout(OptimizerName.adamw.name, {"w": [10**15]}, {"w": "decayed"})
-    with pytest.raises(
-        RuntimeError, match=r"lacks 12,000,000\.0 GB for the copy of weights and mom"
-    ):
+    said = r"lacks 12,000,000\.0 GB for the copy of weights and mom"
+    with pytest.raises(RuntimeError, match=said):
         Snapshot.allocate(layout, torch.device("cpu"))

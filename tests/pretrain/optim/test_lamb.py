@@ -2,13 +2,12 @@
 
 import functools
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from engine_samples import build_engine, build_model, gathered, global_batch, save_state
+from engine_samples import build_engine, gathered
 from numpy.typing import NDArray
 from ranks_harness import run_ranks
 from torch import Tensor, nn
@@ -223,31 +222,6 @@ def test_sharded_lamb_is_lamb_of_whole_tensors(stage, world_size, precision) -> 
             taken = {n: r for n, r in ratios.items() if n in got}
             assert got == pytest.approx(taken, rel=1e-5)
             assert len(got) == (len(ratios) if variant == "lamb" else 6), "decayed matrices alone"
-
-
-def resumed(ranks: Ranks, folder: Path, stage: int, break_after: int | None) -> dict[str, Tensor]:
-    """Weights after eight updates of a real model, at one of them through the disk."""
-    optim = vars(optim_of("lamb_nvidia"))
-    engine = build_engine(ranks, stage, model=build_model(dropout=0.2), **optim)
-    for position in range(8):
-        if position == break_after:
-            save_state(engine, folder)
-            ranks.barrier()
-            engine = build_engine(ranks, stage, model=build_model(seed=5, dropout=0.2), **optim)
-            engine.load(folder)
-        batch = global_batch(position, ranks.rank, ranks.world_size)
-        engine.train_step(batch, rate(position))
-    return gathered(engine)
-
-
-@pytest.mark.distributed
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_resumed_run_with_lamb_is_bit_equal_to_one_that_went_on(stage, tmp_path) -> None:
-    arguments = {"folder": tmp_path, "stage": stage}
-    straight = run_ranks(resumed, 2, break_after=None, **arguments)[0]
-    through_the_disk = run_ranks(resumed, 2, break_after=3, **arguments)[0]
-    for name, weight in straight.items():
-        assert torch.equal(through_the_disk[name], weight), name
 
 
 def lose_a_piece(ranks: Ranks) -> str:
