@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Callable
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -74,18 +75,30 @@ def test_a_part_names_nothing_that_it_does_not_import(package: str) -> None:
     assert set(allowed(package)) <= used
 
 
-def test_the_parts_import_one_way() -> None:
+@pytest.mark.parametrize(
+    "graph",
+    [
+        {package: allowed(package) for package in PARTS},
+        {name: [target for _, target in imports(name)] for name in FILES},
+    ],
+    ids=["parts", "files"],
+)
+def test_nothing_imports_itself_through_others(graph) -> None:
     try:
-        TopologicalSorter({package: allowed(package) for package in PARTS}).prepare()
+        TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
 
 
-def test_no_file_imports_itself_through_others() -> None:
-    try:
-        TopologicalSorter({name: [t for _, t in imports(name)] for name in FILES}).prepare()
-    except CycleError as error:
-        pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
+def found_in(importer: str, is_wrong: Callable[[str], bool]) -> list[str]:
+    """The wrong imports of a package or a file, with their lines."""
+    return [
+        f"{FILES[module].relative_to(PROJECT)}:{line} imports {target}"
+        for module in FILES
+        if f"{module}.".startswith(f"{importer}.")
+        for line, target in imports(module)
+        if is_wrong(target)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -94,26 +107,14 @@ def test_no_file_imports_itself_through_others() -> None:
     + [(name, "pretrain") for name in FINE_TUNING],
 )
 def test_what_must_stand_alone_does(importer: str, imported: str) -> None:
-    offending = [
-        f"{FILES[module].relative_to(PROJECT)}:{line} imports {target}"
-        for module in FILES
-        if f"{module}.".startswith(f"{importer}.")
-        for line, target in imports(module)
-        if f"{target}.".startswith(f"{imported}.")
-    ]
-    assert not offending
+    assert not found_in(importer, lambda target: f"{target}.".startswith(f"{imported}."))
 
 
 @pytest.mark.parametrize("importer", FINE_TUNING)
 def test_fine_tuning_imports_only_the_core_of_data_prep(importer: str) -> None:
-    offending = [
-        f"{FILES[module].relative_to(PROJECT)}:{line} imports {target}"
-        for module in FILES
-        if f"{module}.".startswith(f"{importer}.")
-        for line, target in imports(module)
-        if target.startswith("data_prep") and package_of(target) != "data_prep.core"
-    ]
-    assert not offending
+    assert not found_in(
+        importer, lambda t: t.startswith("data_prep") and package_of(t) != "data_prep.core"
+    )
 
 
 @pytest.mark.parametrize("package", PARTS)

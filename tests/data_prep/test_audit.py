@@ -3,7 +3,9 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import damage
 import numpy as np
 import pytest
 from made_corpora import random_documents, run_inline, write_corpus
@@ -122,71 +124,6 @@ def test_repeated_examples_are_counted(corpus: Path) -> None:
     assert report_of(corpus)["splits"]["train"]["repeated_examples"] == 1
 
 
-def invert_labels(examples: Examples) -> None:
-    examples.next_sentence_labels[:] = 1 - examples.next_sentence_labels
-
-
-def pair_with_itself(examples: Examples) -> None:
-    examples.document_b[:] = examples.document_a
-
-
-def unmask(examples: Examples) -> None:
-    examples.masked_input_ids[:] = examples.targets
-
-
-def always_random_entries(examples: Examples) -> None:
-    examples.masked_input_ids[examples.masked_input_ids == 4] = 77
-
-
-def put_mask_into_the_text(examples: Examples) -> None:
-    examples.input_ids[1] = SPECIAL_IDS["mask"]
-
-
-def put_sep_into_the_text(examples: Examples) -> None:
-    examples.input_ids[1] = SPECIAL_IDS["sep"]
-
-
-def make_unknown(examples: Examples) -> None:
-    examples.input_ids[
-        (examples.input_ids > 4) & (np.arange(len(examples.input_ids)) % 50 == 0)
-    ] = 1
-
-
-def lose_the_middle_sep(examples: Examples) -> None:
-    examples.segment_a_lengths[:] += 1
-
-
-def mask_cls(examples: Examples) -> None:
-    examples.masked_positions[0] = 0
-
-
-def descend(examples: Examples) -> None:
-    examples.masked_positions[:2] = examples.masked_positions[:2][::-1].copy()
-
-
-def leave_the_vocabulary(examples: Examples) -> None:
-    examples.input_ids[1] = 1000
-
-
-def lose_masks(examples: Examples) -> Examples:
-    half = examples.masked_offsets // 2
-    keep = half[-1]
-    return replace(
-        examples,
-        masked_offsets=half,
-        masked_positions=np.resize(examples.masked_positions, keep),
-        masked_input_ids=np.resize(examples.masked_input_ids, keep),
-    )
-
-
-def point_at_another_document(examples: Examples) -> None:
-    examples.document_b[0] += 1
-
-
-def label_all_1(examples: Examples) -> None:
-    examples.next_sentence_labels[:] = 1
-
-
 @pytest.fixture(scope="module")
 def built_by_pairs(built: Path, tmp_path_factory) -> dict[str, Path]:
     """The same corpus with random pairs, with swapped ones and without pairs."""
@@ -225,7 +162,44 @@ def test_metrics_page_and_card_say_what_the_examples_are(
     assert ("shortcut" in metrics) == (pairs == "sop")
 
 
+def lose_masks(examples: Examples) -> Examples:
+    half = examples.masked_offsets // 2
+    masks = {n: np.resize(getattr(examples, n), half[-1]) for n in ("masked_positions", PUT)}
+    return replace(examples, masked_offsets=half, **masks)
+
+
+def setting(name: str, where: Any, value: Any) -> Any:
+    """A harm: `value`, which may be a function of the examples, into a column."""
+
+    def harm(examples: Examples) -> None:
+        getattr(examples, name)[where] = value(examples) if callable(value) else value
+
+    return harm
+
+
+def make_unknown(examples: Examples) -> None:
+    ids = examples.input_ids
+    ids[(ids > 4) & (np.arange(len(ids)) % 50 == 0)] = 1
+
+
+def always_random_entries(examples: Examples) -> None:
+    examples.masked_input_ids[examples.masked_input_ids == 4] = 77
+
+
+ALL = slice(None)
 ONE = "1 examples of two documents where all are of one"
+LABEL, IDS, PUT = "next_sentence_labels", "input_ids", "masked_input_ids"
+invert_labels = setting(LABEL, ALL, lambda e: 1 - e.next_sentence_labels)
+label_all_1 = setting(LABEL, ALL, 1)
+pair_with_itself = setting("document_b", ALL, lambda e: e.document_a)
+point_at_another_document = setting("document_b", 0, lambda e: e.document_b[0] + 1)
+unmask = setting(PUT, ALL, lambda e: e.targets)
+put_mask_into_the_text = setting(IDS, 1, SPECIAL_IDS["mask"])
+put_sep_into_the_text = setting(IDS, 1, SPECIAL_IDS["sep"])
+leave_the_vocabulary = setting(IDS, 1, 1000)
+lose_the_middle_sep = setting("segment_a_lengths", ALL, lambda e: e.segment_a_lengths + 1)
+mask_cls = setting("masked_positions", 0, 0)
+descend = setting("masked_positions", slice(2), lambda e: e.masked_positions[1::-1].copy())
 
 
 @pytest.mark.parametrize(
@@ -272,9 +246,7 @@ def no_page(monkeypatch) -> None:
 
 def flip_a_bit(corpus: Path) -> None:
     path = corpus / "len64" / "train" / "shard-00000.arrow"
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+    damage.flip_a_bit(path)
 
 
 def change_the_token_store(corpus: Path) -> None:

@@ -44,19 +44,10 @@ def with_changes(text: str, number: int, seed: int = 0) -> str:
     return " ".join(words)
 
 
-def store(data_dir: Path, sources: dict[str, Sequence[Sequence[Document]]]) -> None:
-    """Documents of several sources, each given as parts."""
-    for source, parts in sources.items():
-        write_source(data_dir, source, parts)
-
-
 def found(data_dir: Path) -> list[dict[str, Any]]:
     """The rows of duplicates.parquet."""
     dedup.find(data_dir, list_parts(data_dir))
-    rows: list[dict[str, Any]] = pq.read_table(
-        data_dir / "documents" / "duplicates.parquet"
-    ).to_pylist()
-    return rows
+    return pq.read_table(data_dir / "documents" / "duplicates.parquet").to_pylist()
 
 
 def kept_of(data_dir: Path) -> dict[str, str]:
@@ -66,11 +57,8 @@ def kept_of(data_dir: Path) -> dict[str, str]:
 
 def of_texts(data_dir: Path, **sources: Sequence[str]) -> dict[str, str]:
     """kept_of documents that are numbered in each source, one part a source."""
-    store(
-        data_dir,
-        {name: [[Document(str(n), "", text) for n, text in enumerate(texts)]]
-         for name, texts in sources.items()},
-    )  # fmt: skip
+    for name, texts in sources.items():
+        write_source(data_dir, name, [[Document(str(n), "", t) for n, t in enumerate(texts)]])
     return kept_of(data_dir)
 
 
@@ -94,8 +82,7 @@ def test_a_few_changed_words_make_a_near_duplicate_and_the_longest_is_kept(tmp_p
 
 
 def test_texts_of_one_pattern_below_the_bound_are_kept(tmp_path: Path) -> None:
-    text = made_text(1)
-    assert of_texts(tmp_path, a=[text, with_changes(text, 6)]) == {}
+    assert of_texts(tmp_path, a=[made_text(1), with_changes(made_text(1), 6)]) == {}
 
 
 def test_stubs_that_differ_in_a_name_are_kept_and_dropped_where_they_are_equal(tmp_path) -> None:
@@ -130,15 +117,11 @@ def test_more_dissimilar_ones_in_a_chain_than_are_compared_are_kept(tmp_path, mo
     monkeypatch.setattr(matching, "MOST_KEPT", 1)
     other = made_text(2, 300)
     texts = [text, with_changes(text, 5), other, with_changes(other, 5)]
-    corpus = matching.Corpus(_parts(tmp_path, texts))
+    of_texts(tmp_path, a=texts)
+    corpus = matching.Corpus(list_parts(tmp_path))
     numbers = np.arange(4, dtype=np.int32)
     kept, _ = matching._keep(corpus, numbers, np.zeros(4, np.int32))
     assert kept.tolist() == [0, 0, 2, 3]
-
-
-def _parts(data_dir: Path, texts: Sequence[str]) -> Any:
-    of_texts(data_dir, a=texts)
-    return list_parts(data_dir)
 
 
 @st.composite
@@ -164,7 +147,7 @@ def test_each_dropped_one_is_a_copy_of_a_kept_one_and_no_two_kept_ones_are_copie
     documents = [Document(str(n), "", text) for n, text in enumerate(texts)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matching, "ROWS_AT_ONCE", rows)
-        store(data_dir, {"a": [documents[n : n + cut] for n in range(0, len(texts), cut)]})
+        write_source(data_dir, "a", [documents[n : n + cut] for n in range(0, len(texts), cut)])
         dropped = {int(one[2:]): int(other[2:]) for one, other in kept_of(data_dir).items()}
     letters = [shingles(text)[1].tobytes() for text in texts]
     values = np.array([signature(shingles(text)[0]) for text in texts])
@@ -202,14 +185,11 @@ def test_memory_is_a_hundred_bytes_a_document_and_not_its_signature(monkeypatch)
             bands=[np.ascontiguousarray(values[:, band]) for band in range(BANDS)],
         )
         monkeypatch.setattr(matching, "_signatures_of", lambda part, made=made: made)
-        corpus = matching.Corpus(
-            [
-                DocumentPart(
-                    source="a", path=Path(), name="part-00000.parquet", rows=number, characters=0,
-                    checksum="",
-                )
-            ]
+        part = DocumentPart(
+            source="a", path=Path(), name="part-00000.parquet", rows=number, characters=0,
+            checksum="",
         )  # fmt: skip
+        corpus = matching.Corpus([part])
         tracemalloc.start()
         assert matching.compare(corpus).num_rows == number // 10
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -237,13 +217,12 @@ def test_the_record_counts_by_source_and_names_the_largest_groups(tmp_path: Path
     text = made_text(1)
     of_texts(tmp_path, a=[text, text, made_text(5)], b=[text.upper(), with_changes(text, 1)])
     record = read_json(tmp_path / "documents" / "duplicates.json")
-    kept = "b/1"  # the longest
     assert record["sources"] == {
         "a": {"documents": 3, "exact": 0, "near": 2},
         "b": {"documents": 2, "exact": 0, "near": 1},
     }
     assert (record["dropped"], record["groups"]) == (3, 1)
-    assert record["largest"][0]["kept"] == kept
+    assert record["largest"][0]["kept"] == "b/1", "the longest"
     assert record["largest"][0]["copies"] == 4
     assert record["dropped_characters"] == 3 * len(text)
 
@@ -334,7 +313,8 @@ def test_the_vocabulary_is_that_of_the_corpus_without_its_duplicates(tmp_path: P
 
 
 def test_the_setting_keep_leaves_them_in_and_compares_nothing(tmp_path: Path) -> None:
-    store(tmp_path, {"a": [[Document(str(n), "", made_text(n % 10)) for n in range(20)]]})
+    documents = [Document(str(n), "", made_text(n % 10)) for n in range(20)]
+    write_source(tmp_path, "a", [documents])
     manifest = run_jobs(tmp_path, "duplicates=keep")
     assert stored(manifest) == 20
     assert manifest.dropped["duplicates"] == 0
@@ -344,16 +324,21 @@ def test_the_setting_keep_leaves_them_in_and_compares_nothing(tmp_path: Path) ->
 
 def test_a_further_source_encodes_only_the_parts_anew_whose_duplicates_changed(tmp_path) -> None:
     texts = [made_text(n) for n in range(8)]
-    store(tmp_path, {"a": [[Document(str(n), "", texts[n])] for n in range(8)]})
+    write_source(tmp_path, "a", [[Document(str(n), "", texts[n])] for n in range(8)])
     given = [f"data_dir={tmp_path}", "vocab_size=300", "heldout_fraction=0.4"]
     vocab.run(load(given))
     encode.run(load(given))
     records = tmp_path / "tokens" / "logs" / "finished"
-    before = {path.name: read_json(path)["ended"] for path in records.iterdir()}
-    store(tmp_path, {"b": [[Document("0", "", texts[2] + " The end.")]]})
+
+    def ended() -> dict[str, float]:
+        return {path.name: read_json(path)["ended"] for path in records.iterdir()}
+
+    before = ended()
+    write_source(tmp_path, "b", [[Document("0", "", texts[2] + " The end.")]])
     manifest = encode.run(load(given))
-    after = {path.name: read_json(path)["ended"] for path in records.iterdir()}
-    assert {name for name in before if after[name] != before[name]} == {"a-00002.json"}
+    assert {name for name, time in ended().items() if before.get(name, time) != time} == {
+        "a-00002.json"
+    }
     assert manifest.dropped["duplicates"] == 1
     assert stored(manifest) == 8
 

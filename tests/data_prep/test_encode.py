@@ -1,5 +1,6 @@
 """data_prep.encode: ids, splits, bytes, what runs again, and what is refused."""
 
+import os
 import pydoc_data.topics
 import shutil
 from pathlib import Path
@@ -224,33 +225,39 @@ def test_another_source_encodes_its_own_parts_alone_and_comes_to_the_bytes_of_on
     assert parts_on_disk(tmp_path / "a") == parts_on_disk(tmp_path / "b")
 
 
-def test_a_changed_part_alone_is_encoded_again(tmp_path: Path) -> None:
-    write_bees(tmp_path)
-    run(tmp_path)
-    before = times(tmp_path)
-    write_documents(tmp_path, BEES | {"3": "Bee bee."})  # in the first of PARTS parts
-    run(tmp_path)
-    assert changed(before, times(tmp_path)) == {"topics-00000"}
+ALL = [f"topics-{number:05d}" for number in range(PARTS)]
 
 
-def test_another_heldout_fraction_encodes_every_part_again(tmp_path: Path) -> None:
-    write_bees(tmp_path)
-    run(tmp_path)
-    before = times(tmp_path)
-    run(tmp_path, "heldout_fraction=0.5")
-    assert changed(before, times(tmp_path)) == set(before)
+def remove_a_part(data_dir: Path) -> None:
+    (data_dir / "tokens" / "train" / "topics-00002.arrow").unlink()
 
 
-@pytest.mark.parametrize("is_cut", [False, True])
-def test_a_removed_or_cut_part_is_encoded_again_and_no_other(tmp_path: Path, is_cut: bool) -> None:
+def cut_a_part(data_dir: Path) -> None:
+    os.truncate(data_dir / "tokens" / "train" / "topics-00002.arrow", 100)
+
+
+def change_a_document(data_dir: Path) -> None:
+    write_documents(data_dir, BEES | {"3": "Bee bee."})  # in the first of PARTS parts
+
+
+@pytest.mark.parametrize(
+    ("change", "override", "again"),
+    [
+        (remove_a_part, "seed=12345", ALL[2:]),
+        (cut_a_part, "seed=12345", ALL[2:]),
+        (change_a_document, "seed=12345", ALL[:1]),
+        (lambda data_dir: None, "heldout_fraction=0.5", ALL),
+    ],
+)
+def test_what_is_lost_or_changed_alone_is_encoded_again(tmp_path, change, override, again) -> None:
     write_bees(tmp_path)
     run(tmp_path)
     before, bytes_before = times(tmp_path), parts_on_disk(tmp_path)
-    lost = tmp_path / "tokens" / "train" / "topics-00002.arrow"
-    lost.write_bytes(lost.read_bytes()[:100]) if is_cut else lost.unlink()
-    run(tmp_path)
-    assert changed(before, times(tmp_path)) == {"topics-00002"}
-    assert parts_on_disk(tmp_path) == bytes_before
+    change(tmp_path)
+    run(tmp_path, override)
+    assert changed(before, times(tmp_path)) == set(again)
+    is_the_same = change in (remove_a_part, cut_a_part)
+    assert (parts_on_disk(tmp_path) == bytes_before) == is_the_same
 
 
 def test_what_has_no_tokens_is_dropped_and_counted_and_special_tokens_stay_text(tmp_path) -> None:

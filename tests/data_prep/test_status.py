@@ -109,35 +109,33 @@ def test_a_corpus_that_keeps_copies_has_no_stage_for_them(corpus: Path) -> None:
     assert "dedup" not in stages(corpus)
 
 
-def test_a_source_more_makes_encode_out_of_date(corpus: Path) -> None:
-    write_json(corpus / "documents" / "wiki" / "manifest.json", PARTS)
-    assert stages(corpus)["encode"].state == "out of date"
+OUT = "out of date"
+
+
+@pytest.mark.parametrize(
+    ("path", "manifest", "stage", "state", "notes"),
+    [
+        ("documents/wiki", PARTS, "encode", OUT, ["other documents than it was made of"]),
+        ("vocab", vocab_manifest(DOCUMENTS, checksum="w"), "encode", OUT,
+         ["other vocabulary than it was made of"]),
+        ("tokens", tokens_manifest(documents=DOCUMENTS, dropped={"more": 1}), "build 128", OUT,
+         ["other token store than it was made of"]),
+        ("len128", shards_manifest(lowercase=False), "audit 128", OUT,
+         ["other shards than it was made of"]),
+    ],
+)  # fmt: skip
+def test_another_input_makes_a_stage_out_of_date(
+    corpus, path, manifest, stage, state, notes
+) -> None:
+    write_json(corpus / path / "manifest.json", manifest)
+    found = stages(corpus)[stage]
+    assert (found.state, found.notes) == (state, notes)
 
 
 def test_a_released_vocabulary_does_not_hang_on_the_documents(corpus: Path) -> None:
     write_json(corpus / "vocab" / "manifest.json", vocab_manifest())
     write_json(corpus / "documents" / "wiki" / "manifest.json", PARTS)
     assert stages(corpus)["vocab"].state == "done"
-
-
-def test_another_vocabulary_makes_encode_out_of_date(corpus: Path) -> None:
-    write_json(corpus / "vocab" / "manifest.json", vocab_manifest(DOCUMENTS, checksum="w"))
-    assert stages(corpus)["encode"].notes == ["other vocabulary than it was made of"]
-
-
-def test_another_token_store_makes_shards_out_of_date(corpus: Path) -> None:
-    write_json(
-        corpus / "tokens" / "manifest.json",
-        tokens_manifest(documents=DOCUMENTS, dropped={"more": 1}),
-    )
-    assert stages(corpus)["build 128"].notes == ["other token store than it was made of"]
-
-
-def test_other_shards_make_the_audit_out_of_date(corpus: Path) -> None:
-    store = checksum(corpus / "tokens" / "manifest.json")
-    changed = shards_manifest(tokens_checksum=store, lowercase=False)
-    write_json(corpus / "len128" / "manifest.json", changed)
-    assert stages(corpus)["audit 128"].notes == ["other shards than it was made of"]
 
 
 def test_unfit_shards_are_named_and_the_status_is_1(corpus: Path, capfd) -> None:

@@ -1,6 +1,7 @@
 """data_prep.vocab: trained, released and extended vocabularies, and what is refused."""
 
 import pydoc_data.topics
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_documents(data_dir, TEXTS)
     make(data_dir, "vocab_size=1000")
     return data_dir
+
+
+def write_released(folder: Path, text: str = SPECIAL + "the\n") -> Path:
+    (folder / "released.txt").write_text(text)
+    return folder / "released.txt"
 
 
 def contents(data_dir: Path) -> dict[str, bytes]:
@@ -98,8 +104,7 @@ def test_a_vocabulary_killed_before_its_manifest_counts_as_missing(tmp_path: Pat
 
 
 def test_a_released_vocabulary_is_taken_over_entry_for_entry_without_documents(tmp_path) -> None:
-    path = tmp_path / "released.txt"
-    path.write_text("[PAD]\n[unused0]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\n##s\n")
+    path = write_released(tmp_path, "[PAD]\n[unused0]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\n##s\n")
     manifest = make(tmp_path, f"vocab_file={path}")
     assert manifest.vocab_size == 8
     assert manifest.special_ids == {"pad": 0, "unk": 2, "cls": 3, "sep": 4, "mask": 5}
@@ -123,9 +128,7 @@ def test_too_few_documents_for_the_size_are_refused_with_the_size_that_fits(tmp_
 
 
 def test_a_changed_vocabulary_is_refused_by_name(trained: Path, tmp_path: Path) -> None:
-    for name, raw in contents(trained).items():
-        (tmp_path / "vocab").mkdir(exist_ok=True)
-        (tmp_path / "vocab" / name).write_bytes(raw)
+    shutil.copytree(trained / "vocab", tmp_path / "vocab")
     path = tmp_path / "vocab" / "vocab.txt"
     path.write_text(path.read_text() + "more\n")
     with pytest.raises(ValueError, match=r"vocab\.txt is not the file that .* describes"):
@@ -133,9 +136,7 @@ def test_a_changed_vocabulary_is_refused_by_name(trained: Path, tmp_path: Path) 
 
 
 def test_a_vocabulary_of_another_version_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "released.txt"
-    path.write_text(SPECIAL + "the\n")
-    make(tmp_path, f"vocab_file={path}")
+    make(tmp_path, f"vocab_file={write_released(tmp_path)}")
     manifest_path = tmp_path / "vocab" / "manifest.json"
     write_json(manifest_path, read_json(manifest_path) | {"schema_version": 99})
     with pytest.raises(ValueError, match=r"vocab/manifest\.json .* 99 .*schema_version"):
@@ -159,17 +160,13 @@ def test_the_program_ends_with_2_and_the_cure_for_a_wrong_vocab_file(
 
 
 def test_the_program_prints_what_it_made(tmp_path, capsys) -> None:
-    path = tmp_path / "released.txt"
-    path.write_text(SPECIAL + "the\n")
-    assert vocab.main([f"data_dir={tmp_path}", f"vocab_file={path}"]) == 0
+    assert vocab.main([f"data_dir={tmp_path}", f"vocab_file={write_released(tmp_path)}"]) == 0
     assert "entries     6" in capsys.readouterr().out
 
 
 @pytest.fixture
 def released(tmp_path: Path) -> Path:
-    path = tmp_path / "released.txt"
-    path.write_text(SPECIAL + "the\ncat\n##s\nco\n##vi\n##d\n[unused0]\n")
-    return path
+    return write_released(tmp_path, SPECIAL + "the\ncat\n##s\nco\n##vi\n##d\n[unused0]\n")
 
 
 def test_added_words_follow_the_released_entries_and_are_found_whole(tmp_path, released) -> None:

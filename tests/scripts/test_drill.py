@@ -54,25 +54,22 @@ def test_as_markdown_every_line_has_the_same_columns() -> None:
     assert {line.count("|") for line in lines} == {7}
 
 
-def test_a_run_with_the_same_last_checkpoint_holds(tmp_path: Path) -> None:
-    outcome = judge(tmp_path, finished(tmp_path / "x", "a"), [0, 0])
-    assert (outcome.weights, outcome.failures) == ("equal", ())
-
-
-def test_other_weights_fail(tmp_path: Path) -> None:
-    outcome = judge(tmp_path, finished(tmp_path / "x", "b"), [0, 0])
-    assert outcome.weights == "NOT EQUAL"
-    assert outcome.failures == ("the last checkpoint is not that of the undisturbed run",)
-
-
-def test_a_failed_last_start_fails(tmp_path: Path) -> None:
-    outcome = judge(tmp_path, finished(tmp_path / "x", "a"), [0, 1])
-    assert outcome.failures == ("the last start ended with statuses [0, 1]",)
-
-
-def test_a_step_missing_from_the_metrics_fails(tmp_path: Path) -> None:
-    (reason,) = judge(tmp_path, finished(tmp_path / "x", "a", STEPS - 1), [0, 0]).failures
-    assert reason.startswith("metrics.jsonl holds the steps [1, 2,")
+@pytest.mark.parametrize(
+    ("checksum", "last", "statuses", "weights", "failure"),
+    [
+        ("a", STEPS, [0, 0], "equal", None),
+        ("b", STEPS, [0, 0], "NOT EQUAL", "the last checkpoint is not that of the undisturbed run"),
+        ("a", STEPS, [0, 1], "equal", "the last start ended with statuses [0, 1]"),
+        ("a", STEPS - 1, [0, 0], "equal", "metrics.jsonl holds the steps [1, 2,"),
+    ],
+)
+def test_a_run_holds_with_the_same_last_checkpoint_good_statuses_and_every_step(
+    tmp_path, checksum, last, statuses, weights, failure
+) -> None:
+    outcome = judge(tmp_path, finished(tmp_path / "x", checksum, last), statuses)
+    assert outcome.weights == weights
+    assert len(outcome.failures) == (failure is not None)
+    assert "".join(outcome.failures).startswith(failure or "")
 
 
 @pytest.mark.parametrize(

@@ -164,17 +164,12 @@ def test_every_position_but_cls_and_sep_is_masked_equally_often() -> None:
     assert (abs(counts[~is_special] - expected) < 5 * np.sqrt(expected)).all()
 
 
-def test_position_one_can_be_masked_and_zero_never_ends_a_list() -> None:
-    _, _, positions, masked_offsets, _ = many()
+def test_position_one_and_unknown_tokens_can_be_masked_and_zero_never_ends_a_list() -> None:
+    ids, offsets, positions, masked_offsets, _ = many()
     assert (positions == 1).any()
+    assert (ids[packed(offsets, positions, masked_offsets)] == 1).any(), "[UNK]"
     assert not (positions == 0).any()
     assert masked_offsets[-1] == len(positions)
-
-
-def test_unknown_tokens_are_candidates_too() -> None:
-    ids, offsets, positions, masked_offsets, _ = many()
-    targets = ids[packed(offsets, positions, masked_offsets)]
-    assert (targets == 1).any()
 
 
 def test_masks_of_an_example_do_not_depend_on_its_neighbours() -> None:
@@ -272,12 +267,9 @@ def test_the_rule_of_a_manifest_reads_continuations_from_the_vocabulary(tmp_path
     assert rule.special_ids == (0, 1, 2, 3, 4)
 
 
-def test_whole_words_without_a_vocabulary_are_refused() -> None:
+def test_whole_words_without_their_vocabulary_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"give its vocab\.txt"):
         MaskingRule.from_manifest(MANIFEST, None)
-
-
-def test_a_vocabulary_of_another_size_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "vocab.txt"
     path.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
     with pytest.raises(ValueError, match="has 5 entries, the data was made with 7"):

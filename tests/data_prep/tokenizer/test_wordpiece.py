@@ -137,11 +137,8 @@ def test_hostile_real_lines_have_the_ids_of_stock_bert_tokenizer_and_never_a_spe
     tokens = read_vocab(released(lowercase)) if is_released else vocab(lowercase)
     folder = packed("unicode") if is_released else FIXTURES / "unicode"
     encoder, reference = Encoder(tokens, lowercase), stock(tokens, lowercase)
-    lines = [
-        line
-        for path in sorted(folder.iterdir())
-        for line in path.read_text(errors="replace").split("\n")
-    ]
+    texts = [path.read_text(errors="replace") for path in sorted(folder.iterdir())]
+    lines = [line for text in texts for line in text.split("\n")]
     plain = [line for line in lines if not any(token in line for token in SPECIAL_TOKENS.values())]
     assert len(lines) > len(plain) > at_least  # some lines do hold special tokens as text
     expected = reference(plain, add_special_tokens=False)["input_ids"]
@@ -197,15 +194,11 @@ def test_training_twice_gives_the_same_entries_whatever_the_threads_and_batches(
         print("\\n".join(train_vocab(batches, 1500, sys.argv[1] == "True")))
     """
     for threads, size in ((1, 10**6), (3, 77)):
+        own = {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": str(threads > 1)}
         run = subprocess.run(
-            [sys.executable, "-c", program, str(lowercase), str(size)],
-            cwd=Path(__file__).resolve().parents[3],
-            env=os.environ
-            | {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": str(threads > 1)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+            [sys.executable, "-c", program, str(lowercase), str(size)], env=os.environ | own,
+            cwd=Path(__file__).resolve().parents[3], capture_output=True, text=True, check=True,
+        )  # fmt: skip
         assert run.stdout.splitlines() == vocab(lowercase)
 
 
@@ -275,9 +268,8 @@ def test_auto_tokenizer_reads_the_saved_folder_with_the_same_ids_and_casing(
     assert len(loaded) == len(tokens)
     assert loaded.convert_ids_to_tokens(range(len(tokens))) == tokens
     sample = [*TEXT[::50], "Élan Ünder Straße", unicodedata.normalize("NFD", "Élan")]
-    assert loaded(sample, add_special_tokens=False)["input_ids"] == ours(
-        encoder_of(lowercase), sample
-    )
+    expected = ours(encoder_of(lowercase), sample)
+    assert loaded(sample, add_special_tokens=False)["input_ids"] == expected
 
 
 @casings
@@ -293,9 +285,8 @@ def test_the_saved_tokenizer_adds_cls_and_sep_and_knows_the_special_tokens(
     assert pair["input_ids"] == [ids["cls"], *a, ids["sep"], *b, ids["sep"]]
     assert pair["token_type_ids"] == [0] * (len(a) + 2) + [1] * (len(b) + 1)
     assert loaded("[MASK]")["input_ids"] == [ids["cls"], ids["mask"], ids["sep"]]
-    assert loaded.pad_token_id == ids["pad"]
-    assert loaded.unk_token_id == ids["unk"]
-    assert loaded.mask_token_id == ids["mask"]
+    for name in ("pad", "unk", "mask"):
+        assert getattr(loaded, f"{name}_token_id") == ids[name]
 
 
 def test_saving_twice_gives_the_same_bytes_and_a_vocabulary_that_reads_back(tmp_path) -> None:

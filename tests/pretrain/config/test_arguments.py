@@ -49,8 +49,31 @@ def test_a_missing_argument_is_named() -> None:
 
 
 @pytest.mark.parametrize("module", [export, report, runs, verify])
-def test_help_shows_how_to_type_the_command(
-    module: object, capsys: pytest.CaptureFixture[str]
+def test_help_shows_how_to_type_the_command(module, capsys) -> None:
+    assert module.main(["--help"]) == 0
+    assert f"python -m {module.__name__} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("module", "typed", "message"),
+    [
+        (export, "", "run is missing; add run=PATH"),
+        (export, "runs/x", "'runs/x' is not an argument"),
+        (export, "run=runs/x steps=3", "'steps=3' is not an argument"),
+        (verify, "run=x step=3", "'step=3' is not an argument of this command; it takes run=PATH"),
+        (verify, "run=x steps=2", "steps=2: steps takes 3 or more"),
+        (verify, "run=x ranks=two", "ranks=two: ranks takes N"),
+        (verify, "run=x keep=maybe", "keep=maybe: keep takes true|false"),
+        *((module, "run=nowhere", "nowhere/config.yaml is missing; run= takes the folder of a run")
+          for module in (export, report, verify)),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_one_message_and_status_2(
+    module, typed, message, tmp_path, monkeypatch, capsys
 ) -> None:
-    assert module.main(["--help"]) == 0  # type: ignore[attr-defined]
-    assert f"python -m {module.__name__} " in capsys.readouterr().out  # type: ignore[attr-defined]
+    monkeypatch.chdir(tmp_path)
+    assert module.main(typed.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"{module.__name__}: {message}")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -22,25 +22,17 @@ DEALABLE = st.tuples(
 
 
 @given(DEALABLE)
-def test_each_sequence_is_dealt_once(given: tuple[np.ndarray, int, int]) -> None:
-    dealt = deal(*given)
-    places = np.concatenate(list(itertools.chain(*dealt)))
-    np.testing.assert_array_equal(np.sort(places), np.arange(len(given[0])))
-
-
-@given(DEALABLE)
-def test_micro_batches_are_ascending_within_budget_and_not_empty(given) -> None:
-    lengths, _, budget = given
-    for places in itertools.chain(*deal(*given)):
+def test_each_sequence_is_dealt_once_within_budget_in_as_many_micro_steps_on_every_rank(
+    given: tuple[np.ndarray, int, int],
+) -> None:
+    (lengths, num_ranks, budget), dealt = given, deal(*given)
+    micro_batches = list(itertools.chain(*dealt))
+    np.testing.assert_array_equal(np.sort(np.concatenate(micro_batches)), np.arange(len(lengths)))
+    for places in micro_batches:
         assert len(places)
         assert (np.diff(places) > 0).all()
         assert lengths[places].sum() <= budget
-
-
-@given(DEALABLE)
-def test_every_rank_has_the_same_number_of_micro_steps(given: tuple[np.ndarray, int, int]) -> None:
-    dealt = deal(*given)
-    assert len(dealt) == given[1]
+    assert len(dealt) == num_ranks
     assert len({len(micro_steps) for micro_steps in dealt}) == 1
 
 
@@ -172,11 +164,12 @@ def test_steps_of_tokens_need_equally_many_bins_on_every_rank() -> None:
             check_dealable(1, 4, 512, 512, tokens_per_step=tokens)
 
 
-def test_a_sequence_above_the_budget_is_refused() -> None:
-    with pytest.raises(ValueError, match="micro-batches of 10 tokens"):
-        deal(np.array([3, 11]), 1, token_budget=10)
-
-
-def test_a_rank_that_would_stay_empty_is_refused() -> None:
-    with pytest.raises(ValueError, match="leave a rank of 3 without one"):
-        deal(np.full(4, 10), 3, token_budget=10)
+@pytest.mark.parametrize(
+    ("lengths", "num_ranks", "message"),
+    [([3, 11], 1, "micro-batches of 10 tokens"), ([10] * 4, 3, "leave a rank of 3 without one")],
+)
+def test_a_sequence_above_the_budget_or_a_rank_without_any_is_refused(
+    lengths, num_ranks, message
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        deal(np.array(lengths), num_ranks, token_budget=10)

@@ -28,20 +28,6 @@ def test_a_whole_corpus_is_accepted(tmp_path: Path) -> None:
     assert manifest_of(corpus(tmp_path)).splits["train"].rows == 5
 
 
-def test_another_vocabulary_than_that_of_the_shards_is_refused(tmp_path: Path) -> None:
-    data = corpus(tmp_path)
-    (tmp_path / "vocab/vocab.txt").write_text("[PAD]\n[UNK]\nnew\n")
-    with pytest.raises(SettingsError, match="is not the vocabulary that the shards"):
-        manifest_of(data)
-
-
-def test_a_missing_vocabulary_is_named(tmp_path: Path) -> None:
-    data = corpus(tmp_path)
-    (tmp_path / "vocab/vocab.txt").unlink()
-    with pytest.raises(SettingsError, match=r"vocab\.txt is missing"):
-        manifest_of(data)
-
-
 @pytest.mark.parametrize("asked", [Pairing.sop, Pairing.none])
 def test_shards_of_other_pairs_are_refused_with_both_values_and_the_cure(tmp_path, asked) -> None:
     data = corpus(tmp_path)
@@ -54,24 +40,33 @@ def test_shards_of_other_pairs_are_refused_with_both_values_and_the_cure(tmp_pat
     assert f"data_prep.build data_dir={tmp_path} seq_len=128 pairs={asked.name}" in said
 
 
-def test_a_manifest_of_another_version_is_refused_with_its_field_and_the_cure(tmp_path) -> None:
-    data = corpus(tmp_path)
-    path = tmp_path / "len128/manifest.json"
-    write_json(path, {k: v for k, v in read_json(path).items() if k != "pairs"})
-    with pytest.raises(SettingsError, match=r"field `pairs`; delete it and run .*data_prep\.build"):
-        manifest_of(data)
-
-
-def test_shards_of_another_length_are_offered(tmp_path: Path) -> None:
-    data = corpus(tmp_path)
-    data.seq_len = 512
-    with pytest.raises(SettingsError, match=r"set data\.seq_len=128, which is there"):
-        manifest_of(data)
-
-
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no examples in its train split"):
         manifest_of(corpus(tmp_path, rows=0))
+
+
+def forget_the_pairs(folder: Path, data: DataSettings) -> None:
+    path = folder / "len128/manifest.json"
+    write_json(path, {k: v for k, v in read_json(path).items() if k != "pairs"})
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda folder, _: (folder / "vocab/vocab.txt").write_text("[PAD]\n[UNK]\nnew\n"),
+         "is not the vocabulary that the shards"),
+        (lambda folder, _: (folder / "vocab/vocab.txt").unlink(), r"vocab\.txt is missing"),
+        (forget_the_pairs, r"field `pairs`; delete it and run .*data_prep\.build"),
+        (lambda _, data: setattr(data, "seq_len", 512), r"set data\.seq_len=128, which is there"),
+    ],
+)  # fmt: skip
+def test_a_wrong_vocabulary_manifest_or_length_is_refused_with_the_cure(
+    tmp_path, harm, said
+) -> None:
+    data = corpus(tmp_path)
+    harm(tmp_path, data)
+    with pytest.raises(SettingsError, match=said):
+        manifest_of(data)
 
 
 def test_a_wrong_setting_is_refused_without_importing_torch() -> None:

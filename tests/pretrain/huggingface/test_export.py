@@ -368,24 +368,6 @@ def test_a_named_checkpoint_goes_to_a_named_target_with_the_figures_of_its_step(
     assert not (run_folder / "export").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "run is missing; add run=PATH"),
-        (["runs/x"], "'runs/x' is not an argument"),
-        (["run=runs/x", "steps=3"], "'steps=3' is not an argument"),
-        (["run=/nowhere"], "config.yaml is missing; run= takes the folder of a run"),
-    ],
-)
-def test_wrong_arguments_end_with_status_2_and_the_message_alone(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
-
-
 def test_a_run_without_a_checkpoint_says_so(run_folder: Path) -> None:
     with pytest.raises(SettingsError, match=r"no whole checkpoint in .*nothing"):
         export_run(run_folder, run_folder / "nothing")

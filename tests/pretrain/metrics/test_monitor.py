@@ -31,22 +31,15 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [{name: record[name] for name in record if name != "time"} for record in records]
 
 
-def test_a_record_is_one_json_line_with_its_step(tmp_path: Path) -> None:
+def test_a_record_is_one_json_line_with_its_step_and_the_time_it_was_written(tmp_path) -> None:
     monitor = Monitor([JsonLines(tmp_path, 0)])
     monitor.record(3, {"train/loss": 1.5})
     monitor.event("checkpoint", step=3)
     monitor.close()
     assert metrics(tmp_path) == [{"step": 3, "train/loss": 1.5}]
-    assert lines(tmp_path / "events.jsonl")[0]["event"] == "checkpoint"
-
-
-def test_every_line_has_the_time_it_was_written(tmp_path: Path) -> None:
-    monitor = Monitor([JsonLines(tmp_path, 0)])
-    monitor.record(3, {"train/loss": 1.5})
-    monitor.event("checkpoint", step=3)
-    monitor.close()
-    written = [lines(tmp_path / name)[0]["time"] for name in ("metrics.jsonl", "events.jsonl")]
-    recorded, happened = map(datetime.fromisoformat, written)
+    [record], [event] = (lines(tmp_path / f"{name}.jsonl") for name in ("metrics", "events"))
+    assert event["event"] == "checkpoint"
+    recorded, happened = (datetime.fromisoformat(line["time"]) for line in (record, event))
     assert recorded.tzinfo is not None
     assert 0 <= (happened - recorded).total_seconds() < 60
 

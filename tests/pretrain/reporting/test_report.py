@@ -157,19 +157,6 @@ def test_a_long_run_is_drawn_as_means(tmp_path: Path) -> None:
     assert (made.folder / "report.html").stat().st_size < 200_000
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ([], "run is missing; add run=PATH"),
-        (["runs/x"], "'runs/x' is not an argument"),
-        (["run=nowhere"], "config.yaml is missing"),
-    ],
-)
-def test_wrong_arguments_are_one_message(arguments, said, capsys) -> None:
-    assert report.main(arguments) == 2
-    assert said in capsys.readouterr().err
-
-
 def browser() -> str:
     found = shutil.which("chromium") or shutil.which("chromium-browser")
     if found is None:

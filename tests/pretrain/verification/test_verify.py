@@ -238,28 +238,6 @@ def test_the_ranks_are_those_of_the_last_start_where_they_fit(run, monkeypatch) 
         trial._rank_counts(run, settings, 9, None)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["run=nowhere"], "nowhere/config.yaml is missing; run= takes the folder of a run"),
-        ([], "run is missing; add run=PATH"),
-        (["run=x", "step=3"], "'step=3' is not an argument of this command; it takes run=PATH"),
-        (["run=x", "steps=2"], "steps=2: steps takes 3 or more"),
-        (["run=x", "ranks=two"], "ranks=two: ranks takes N"),
-        (["run=x", "keep=maybe"], "keep=maybe: keep takes true|false"),
-    ],
-)
-def test_wrong_arguments_are_one_message_and_status_2(
-    arguments, message, tmp_path, monkeypatch, capsys
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert verify.main(arguments) == 2
-    errors = capsys.readouterr().err
-    assert errors.startswith(f"pretrain.verify: {message}")
-    assert errors.count("\n") == 1
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_copy_that_the_run_refuses_is_its_message_and_leaves_nothing(run: Path) -> None:
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("seq_len: 128", "seq_len: 40"))
