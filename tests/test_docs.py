@@ -82,7 +82,6 @@ def test_every_command_shown_exists_and_takes_its_settings(command, tmp_path, mo
         check_batch_script(script[0], typed)
         return
     module = module_of(command)
-    assert module is not None
     assert (PROJECT / module.replace(".", "/")).with_suffix(".py").is_file(), module
     arguments = words[words.index(module) + 1 :]
     if module.startswith("data_prep."):

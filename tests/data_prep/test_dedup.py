@@ -408,7 +408,6 @@ def unpacked(archive: str, member: str) -> str:
     """One text of ../shared/data."""
     with tarfile.open(packed(f"books/{archive}")) as file:
         extracted = file.extractfile(member)
-        assert extracted is not None
         return extracted.read().decode("utf-8-sig", "replace")
 
 

@@ -85,7 +85,6 @@ def test_a_phase_of_hours_is_planned_by_the_step_and_lasts_its_hours() -> None:
     found = forecast(load(["+model=large", "recipe=budget_24h", "cluster=dgx_a100"]))
     (phase,) = found.phases
     assert phase.plan.total_steps is None
-    assert phase.step is not None
     assert phase.steps == int(24 * 3600 / phase.step.total)
     assert found.hours == 24
     assert "24" in "\n".join(table.lines(found))
@@ -186,7 +185,6 @@ def test_help_and_cfg_name_the_clusters_and_the_settings(capsys) -> None:
 def test_this_machine_is_measured_and_nothing_is_left_open(tmp_path: Path) -> None:
     found = forecast(load(["+model=tiny", "model.num_hidden_layers=1", f"data.dir={tmp_path}"]))
     cluster = found.cluster
-    assert cluster is not None
     assert cluster.peak_tflops["fp32"] > 0
     assert cluster.bandwidth_gb_s > 0
     assert cluster.memory_gib > 0

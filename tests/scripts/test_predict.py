@@ -54,11 +54,7 @@ def test_an_answer_is_a_span_of_its_text(bert, tmp_path, capsys) -> None:
 
 @pytest.mark.parametrize(("threshold", "has_answer"), [(1e9, True), (-1e9, False)])
 def test_no_answer_is_told_by_the_threshold_the_model_was_saved_with(
-    bert: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    threshold: float,
-    has_answer: bool,
+    bert, tmp_path, capsys, threshold, has_answer
 ) -> None:
     folder = with_head(
         bert, tmp_path / "x", "BertForQuestionAnswering", has_no_answer=True,

@@ -31,11 +31,9 @@ ONE_MICRO_STEP, MANY_MICRO_STEPS = 10_000, 48  # token budgets
 
 
 def build_model(
-    seed: int = 0,
-    dropout: float = 0.0,
-    kind: Any = BertForPreTraining,
+    seed: int = 0, dropout: float = 0.0, kind: Any = BertForPreTraining,
     pairing: Pairing = Pairing.nsp,
-) -> Any:
+) -> Any:  # fmt: skip
     """A model of 2 layers with initial weights; no parameter's size is a multiple of 4 ranks."""
     settings = small_settings(
         hidden_size=20, intermediate_size=37, hidden_dropout_prob=dropout,
@@ -57,15 +55,10 @@ def optim_settings(**changes: Any) -> OptimSettings:
 
 
 def build_engine(
-    ranks: Ranks,
-    stage: int,
-    precision: Precision = Precision.fp32,
-    model: Any = None,
-    timeout_minutes: float = 1.0,
-    activation_checkpointing: bool = False,
-    compile: Compile = Compile.false,
-    **optim: Any,
-) -> Engine:
+    ranks: Ranks, stage: int, precision: Precision = Precision.fp32, model: Any = None,
+    timeout_minutes: float = 1.0, activation_checkpointing: bool = False,
+    compile: Compile = Compile.false, **optim: Any,
+) -> Engine:  # fmt: skip
     """An engine on the CPU; DeepSpeed, which refuses fp16 there, is made to allow it."""
     if precision is Precision.fp16:
         get_accelerator().is_fp16_supported = lambda: True

@@ -30,18 +30,9 @@ def flash_on_the_cpu() -> Iterator[None]:
 
 
 def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    cu_seqlens_k: Tensor,
-    longest: int,
-    longest_k: int,
-    dropout_p: float,
-    is_causal: bool,
-    return_mask: bool,
-    **rest: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, cu_seqlens_k: Tensor, longest: int,
+    longest_k: int, dropout_p: float, is_causal: bool, return_mask: bool, **rest: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(T, H, K) each; the logarithms of the softmax's sums are (H, T) and fp32.
 
     As the real one, it draws from torch's generator where there is dropout, and gives back with
@@ -62,22 +53,10 @@ def _forward(
 
 
 def _backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    sums: Tensor,
-    cu_seqlens: Tensor,
-    cu_seqlens_k: Tensor,
-    longest: int,
-    longest_k: int,
-    dropout_p: float,
-    is_causal: bool,
-    seed: Tensor,
-    unused: Tensor,
-    **rest: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor,
+    cu_seqlens: Tensor, cu_seqlens_k: Tensor, longest: int, longest_k: int, dropout_p: float,
+    is_causal: bool, seed: Tensor, unused: Tensor, **rest: Any,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grads = tuple(torch.empty_like(x) for x in (q, k, v))
     for i, part in enumerate(_parts(cu_seqlens, longest)):
         probabilities = torch.exp(_scores(q[part], k[part]) - sums[:, part, None])

@@ -17,11 +17,9 @@ Document = Sequence[Sequence[int]]  # sentences of ids
 
 
 def write_corpus(
-    data_dir: Path,
-    train: Sequence[Sequence[Document]],
-    heldout: Sequence[Sequence[Document]] = (),
+    data_dir: Path, train: Sequence[Sequence[Document]], heldout: Sequence[Sequence[Document]] = (),
     vocab_size: int = 1000,
-) -> None:
+) -> None:  # fmt: skip
     """Write data_dir/vocab and data_dir/tokens; each split is given as parts of documents."""
     vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     for number in range(FIRST_TEXT_ID, vocab_size):  # every third entry continues a word

@@ -25,7 +25,6 @@ from typing import Any
 def load_stub() -> None:
     """Build the stub, which says yes if torch asks for CUDA, and load it before torch."""
     spec = importlib.util.find_spec("torch")
-    assert spec is not None
     torch_folder = Path(str(spec.origin)).parent
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(__file__).with_suffix(".cpp"), f"{folder}/stub.so"
@@ -285,8 +284,6 @@ def built_pass(graph: Any, name: str, mode: Any, codes: list[str]) -> dict[str, 
         path = Path(tempfile.mkdtemp()) / "kernel.py"
         path.write_text(source)
         spec = importlib.util.spec_from_file_location(kernel, path)
-        assert spec is not None
-        assert spec.loader is not None
         module = sys.modules[kernel] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         autotuner = getattr(module, kernel)

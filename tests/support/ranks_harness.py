@@ -83,12 +83,9 @@ def _outcome(path: Path, process: BaseProcess) -> dict[str, Any]:
 
 
 def _rank(
-    function: Callable[..., Any],
-    rank: int,
-    world_size: int,
-    folder: Path,
-    arguments: dict[str, Any],
-) -> None:
+    function: Callable[..., Any], rank: int, world_size: int, folder: Path, arguments: dict[str,
+    Any],
+) -> None:  # fmt: skip
     torch.set_num_threads(1)
     gc.freeze()  # DeepSpeed collects garbage often: not over all that the parent holds
     try:

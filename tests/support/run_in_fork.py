@@ -66,14 +66,9 @@ def pretrain_run(
 
 
 def _child(
-    argv: Sequence[str],
-    cwd: Path,
-    output: Path,
-    rank: int,
-    ranks: int,
-    port: int,
+    argv: Sequence[str], cwd: Path, output: Path, rank: int, ranks: int, port: int,
     hook: Hook | None,
-) -> None:
+) -> None:  # fmt: skip
     os.chdir(cwd)
     descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)

@@ -65,14 +65,9 @@ def full_disk() -> None:
 
 
 def saver_of(
-    run_folder: Path,
-    engine: Any,
-    ranks: Any = ALONE,
-    on_failure: OnFailure = OnFailure.stop,
-    keep: int = 9,
-    keep_every: int | None = None,
-    events: list[dict[str, Any]] | None = None,
-) -> Saver:
+    run_folder: Path, engine: Any, ranks: Any = ALONE, on_failure: OnFailure = OnFailure.stop,
+    keep: int = 9, keep_every: int | None = None, events: list[dict[str, Any]] | None = None,
+) -> Saver:  # fmt: skip
     """A saver whose events go into the list."""
 
     def tell(kind: str, **facts: Any) -> None:

@@ -31,11 +31,9 @@ class StandIn(ThreadingHTTPServer):
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
+        self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.released.set()
         self.shutdown()
         self.server_close()

@@ -120,7 +120,6 @@ def test_a_file_holds_what_was_written_of_each_document(tmp_path: Path) -> None:
     part = write(tmp_path, *pages)
     write_signatures(part, "abc")
     opened = open_signatures(part, "abc")
-    assert opened is not None
     assert opened.ids.to_pylist() == ["0", "1", "2", "3"]
     assert opened.titles.to_pylist() == ["page 0", "page 1", "page 2", "page 3"]
     assert opened.characters.tolist() == [len(page) for page in pages]
@@ -133,7 +132,6 @@ def test_a_part_without_documents_has_signatures(tmp_path: Path) -> None:
     part = write(tmp_path)
     write_signatures(part, "abc")
     opened = open_signatures(part, "abc")
-    assert opened is not None
     assert [len(band) for band in opened.bands] == [0] * minhash.BANDS
 
 

@@ -174,10 +174,7 @@ def test_starting_at_a_position_equals_reading_up_to_it(make, masking) -> None:
 
 @pytest.mark.parametrize("masking", list(MaskMode))
 def test_the_cost_of_a_start_does_not_grow_with_the_position(
-    make: Callable[..., TrainLoader],
-    shards: Shards,
-    monkeypatch: pytest.MonkeyPatch,
-    masking: MaskMode,
+    make, shards, monkeypatch, masking
 ) -> None:
     """Counted in examples that the order and the shards are asked for, up to the first batch."""
 

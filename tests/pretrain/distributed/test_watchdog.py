@@ -22,12 +22,9 @@ LIMIT_S = 3.0
 
 
 def work(
-    ranks: Ranks,
-    folder: Path,
-    trouble: Callable[[int], None],
-    silent_rank: int,
+    ranks: Ranks, folder: Path, trouble: Callable[[int], None], silent_rank: int,
     limit_s: float = LIMIT_S,
-) -> None:
+) -> None:  # fmt: skip
     """Five steps; in the fourth one rank gets into trouble while it reads."""
     log = folder / "logs" / f"rank-{ranks.rank}.log"
     RankOutput(0).log_to(log)

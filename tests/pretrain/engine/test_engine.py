@@ -55,11 +55,7 @@ def step(engine: Engine, position: int, rate: float = RATE) -> Any:
     ],
 )
 def test_auto_is_bf16_autocast_on_a_gpu_that_has_it_and_else_fp32(
-    asked: Precision,
-    device: str,
-    has_bf16: bool,
-    precision: Precision,
-    monkeypatch: pytest.MonkeyPatch,
+    asked, device, has_bf16, precision, monkeypatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
     settings = EngineSettings(1, asked, 512, False, Compile.auto, 1.0)
@@ -84,13 +80,9 @@ class Poisonable(BertForPreTraining):
 
 
 def with_a_bad_batch(
-    ranks: Ranks,
-    folder: Path,
-    stage: int,
-    precision: Precision,
-    bad: float | None,
+    ranks: Ranks, folder: Path, stage: int, precision: Precision, bad: float | None,
     what: str = "factor",
-) -> Any:
+) -> Any:  # fmt: skip
     """State files before and after a bad batch and after a good one; the bad one's result."""
     model = build_model(kind=Poisonable)
     engine = build_engine(ranks, stage, precision, model)

@@ -75,8 +75,6 @@ def test_the_kernel_gives_the_outputs_and_gradients_of_the_cpu() -> None:
     assert has_kernel(on_gpu)
     found = attention(on_gpu, batch.to(GPU), 0.0)
     (found * weight.to(GPU, BF16)).sum().backward()
-    assert on_cpu.grad is not None
-    assert on_gpu.grad is not None
     for ours, theirs in ((found, expected), (on_gpu.grad, on_cpu.grad)):
         assert (ours.float().cpu() - theirs).abs().max() <= BOUND * theirs.abs().max()
 
@@ -103,7 +101,6 @@ def test_dropout_gives_its_gradients_the_mask_of_its_outputs() -> None:
     qkv = random_qkv().to(GPU, BF16).requires_grad_()
     total = attention(qkv, batch, 0.25).float().square().sum()
     total.backward()
-    assert qkv.grad is not None
     of_values = (qkv.grad[:, 2].float() * qkv.detach()[:, 2].float()).sum()
     assert of_values.item() == pytest.approx(2 * total.item(), rel=0.02)
 

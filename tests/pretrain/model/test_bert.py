@@ -135,13 +135,7 @@ def published(size: str, multiple: int) -> ModelSettings:
     ],
 )
 def test_parameter_counts_are_the_published_ones_to_the_unit(
-    size: str,
-    multiple: int,
-    vocab_size: int,
-    embeddings: int,
-    layer: int,
-    without_heads: int,
-    pretraining: int,
+    size, multiple, vocab_size, embeddings, layer, without_heads, pretraining
 ) -> None:
     with torch.device("meta"):
         model = BertForPreTraining(published(size, multiple), vocab_size, Pairing.nsp)

@@ -45,13 +45,9 @@ def count_graphs_from_here() -> None:
 
 
 def trained(
-    ranks: Ranks,
-    stage: int,
-    precision: Precision,
-    backend: str | None,
-    dropout: float = 0.0,
+    ranks: Ranks, stage: int, precision: Precision, backend: str | None, dropout: float = 0.0,
     activation_checkpointing: bool = False,
-) -> tuple[list[list[float]], list[float], int]:
+) -> tuple[list[list[float]], list[float], int]:  # fmt: skip
     """Losses of three steps, of an evaluation, and the number of graphs. `backend` None: none."""
     compiling.BACKEND = backend or ""
     dropout_module._MOST_THREADS = 0  # torch's draws, which compiled code has, in plain code too

@@ -59,9 +59,8 @@ def kept_bytes(model: BertForPreTraining, seq_len: int, autocast: bool) -> int:
     [(2, 128, 0.1, 0.0), (4, 64, 0.0, 0.0), (3, 128, 0.1, 0.1)],
 )
 def test_activations_are_what_autograd_keeps(
-    precision: Precision, layers: int, seq_len: int, dropout: float,
-    score_dropout: float,
-) -> None:  # fmt: skip
+    precision, layers, seq_len, dropout, score_dropout
+) -> None:
     settings = dataclasses.replace(
         engine_settings("model=tiny").model, num_hidden_layers=layers,
         hidden_dropout_prob=dropout, attention_probs_dropout_prob=score_dropout,
