@@ -94,8 +94,8 @@ def all_examples(data_dir: Path, split: str):
     return shards.read(np.arange(shards.num_examples))
 
 
-def test_the_manifest_counts_what_the_shards_hold(corpus: Path) -> None:
-    manifest = read_shards_manifest(corpus / "len64")
+def test_the_manifest_counts_what_the_shards_hold_and_holds_what_training_needs(corpus) -> None:
+    manifest, tokens = read_shards_manifest(corpus / "len64"), read_tokens_manifest(corpus)
     for split in ("train", "heldout"):
         examples = all_examples(corpus, split)
         entry = manifest.splits[split]
@@ -105,15 +105,18 @@ def test_the_manifest_counts_what_the_shards_hold(corpus: Path) -> None:
         assert entry.random_next == examples.next_sentence_labels.sum()
         assert entry.rows == sum(shard.rows for shard in entry.shards)
     assert verify(corpus / "len64") == []
-
-
-def test_the_manifest_holds_what_training_needs(corpus: Path) -> None:
-    manifest, tokens = read_shards_manifest(corpus / "len64"), read_tokens_manifest(corpus)
     for name in ("dtype", "vocab_size", "vocab_checksum", "lowercase", "special_ids"):
         assert getattr(manifest, name) == getattr(tokens, name)
-    assert manifest.seq_len == 64
-    assert manifest.masking.rate == 0.15
-    assert manifest.settings.seed == 12345
+    assert (manifest.seq_len, manifest.masking.rate, manifest.settings.seed) == (64, 0.15, 12345)
+
+
+def test_stored_ids_are_unmasked_and_random_pairs_alone_have_two_documents(corpus: Path) -> None:
+    for split in ("train", "heldout"):
+        examples = all_examples(corpus, split)
+        assert not (examples.input_ids == 4).any()
+        is_random = examples.next_sentence_labels == 1
+        np.testing.assert_array_equal(examples.document_a != examples.document_b, is_random)
+        assert 0 < is_random.sum() < len(is_random)
 
 
 def test_a_shard_says_what_it_was_made_from(corpus: Path) -> None:
@@ -146,25 +149,12 @@ def test_heldout_partners_come_from_heldout_documents_alone(corpus: Path) -> Non
         assert is_own(ids[ids >= FIRST_TEXT_ID]).all()
 
 
-def test_random_pairs_have_two_documents_and_actual_pairs_one(corpus: Path) -> None:
-    for split in ("train", "heldout"):
-        examples = all_examples(corpus, split)
-        is_random = examples.next_sentence_labels == 1
-        np.testing.assert_array_equal(examples.document_a != examples.document_b, is_random)
-        assert is_random.any()
-        assert not is_random.all()
-
-
 def test_token_counts_are_those_of_the_targets_of_train(corpus: Path) -> None:
     examples = all_examples(corpus, "train")
     counts = Counter(examples.targets.tolist())
     found = read_token_counts(corpus / "len64")
     assert len(found) == 1000
     assert {token: int(count) for token, count in enumerate(found) if count} == counts
-
-
-def test_masks_do_not_stand_in_the_stored_ids(corpus: Path) -> None:
-    assert not (all_examples(corpus, "train").input_ids == 4).any()
 
 
 def test_stored_masks_are_those_of_seed_pass_document_and_pair(corpus: Path) -> None:
@@ -216,22 +206,17 @@ def test_documents_of_one_sentence_are_refused_and_leave_no_manifest(tmp_path, i
     assert not (tmp_path / "len64" / "manifest.json").exists()
 
 
-def test_a_store_that_is_unfit_is_refused_before_a_shard_is_written(tmp_path: Path, inline) -> None:
+@pytest.mark.parametrize("share", ["null", "1/2", "2/2"])
+def test_a_store_that_is_unfit_is_refused_before_a_shard_is_written(
+    tmp_path, inline, share
+) -> None:
     lines_as_documents(tmp_path)
     with pytest.raises(RuntimeError, match="nothing is built") as refusal:
-        build.run(settings_of(tmp_path, "audit.fewest_documents=51"))
-    for reason in ("there are 50 train documents, and 51", "100.0% of the documents are one"):
-        assert reason in str(refusal.value)
-    for setting in ("audit.fewest_documents", "audit.most_one_sentence"):
-        assert setting in str(refusal.value)
+        build.run(settings_of(tmp_path, "audit.fewest_documents=51", f"share={share}"))
+    for said in ("there are 50 train documents, and 51", "100.0% of the documents are one",
+                 "audit.fewest_documents", "audit.most_one_sentence"):  # fmt: skip
+        assert said in str(refusal.value)
     assert not (tmp_path / "len64").exists()
-
-
-@pytest.mark.parametrize("share", ["1/2", "2/2"])
-def test_every_share_refuses_an_unfit_store(tmp_path: Path, inline, share: str) -> None:
-    lines_as_documents(tmp_path)
-    with pytest.raises(RuntimeError, match="nothing is built"):
-        build.run(settings_of(tmp_path, f"share={share}"))
 
 
 def test_shards_that_are_there_outlive_a_store_that_is_refused(tmp_path: Path, inline) -> None:

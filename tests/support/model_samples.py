@@ -1,7 +1,10 @@
 """Small models, packed batches and their padded twins for the tests of the model and its export."""
 
+from typing import Any
+
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
 
 from data_prep.core.objectives import Pairing
@@ -19,6 +22,24 @@ def small_settings(**changes: object) -> ModelSettings:
         "initializer_range": 0.02, "layer_norm_eps": 1e-12, "pad_vocab_size_multiple_of": 64,
     }  # fmt: skip
     return ModelSettings(**{**values, **changes})
+
+
+def hugging_face_config(vocab_size: int, own: ModelSettings | None = None, **more: Any) -> Any:
+    """The configuration of stock transformers for these sizes, without dropout."""
+    own = own or small_settings()
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    names += ("hidden_act", "max_position_embeddings", "type_vocab_size", "layer_norm_eps")
+    sizes = {name: getattr(own, name) for name in names}
+    rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return transformers.BertConfig(vocab_size=vocab_size, **sizes, **rates, **more)
+
+
+def old_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the names of the first released files: TensorFlow's of LayerNorm."""
+    pairs = ("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")
+    for new, old in pairs:
+        weights = {name.replace(new, old): tensor for name, tensor in weights.items()}
+    return weights
 
 
 def random_batch(

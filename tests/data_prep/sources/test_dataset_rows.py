@@ -93,24 +93,9 @@ def test_a_bookcorpus_row_can_be_a_whole_book(tmp_path: Path) -> None:
     ]
 
 
-def test_rows_without_the_columns_are_refused_with_those_there_are(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"body": "One.", "title": "T"}\n')
-    with pytest.raises(SettingsError, match="has the columns body, title, and lacks id, text"):
-        read_all(source_of("wikipedia", tmp_path))
-
-
 def _write_rows(path: Path, num_rows: int, **columns: str) -> None:
     row = {"id": "1", "title": "T", "text": "A text of some words.", **columns}
     pq.write_table(pa.Table.from_pylist([row] * num_rows), path, row_group_size=500)
-
-
-def test_a_broken_line_is_named_with_its_file(tmp_path: Path) -> None:
-    lines = [json.dumps(row) for row in _wikipedia(1_000)]
-    (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    lines[700] = lines[700][:30]
-    (tmp_path / "b.jsonl").write_text("\n".join(lines))
-    with pytest.raises(SettingsError, match=r"cannot be read as json: .*b\.jsonl, line 701: "):
-        read_all(source_of("wikipedia", tmp_path))
 
 
 def test_a_damaged_parquet_file_is_named_with_the_place(tmp_path: Path) -> None:
@@ -131,23 +116,33 @@ def test_a_damaged_parquet_file_is_named_with_the_place(tmp_path: Path) -> None:
 def test_a_file_with_other_columns_is_named(tmp_path: Path) -> None:
     _write_rows(tmp_path / "a.parquet", 5)
     _write_rows(tmp_path / "b.parquet", 5, body="x")
-    with pytest.raises(
-        SettingsError, match=r"b\.parquet has the columns \['id'.*, 'body'\], .*a\."
-    ):
+    said = r"b\.parquet has the columns \['id'.*, 'body'\], .*a\."
+    with pytest.raises(SettingsError, match=said):
         read_all(source_of("wikipedia", tmp_path))
 
 
-def test_a_row_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
-    lines = [json.dumps(row).encode() for row in _wikipedia(1_500)]
-    lines[1_200] = lines[1_200].replace(b"Another", b"Caf\xed\xa0\x80")
-    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
-    with pytest.raises(ValueError, match=r"row 1200 of the data set .* is not UTF-8: .*remove it"):
-        read_all(source_of("wikipedia", tmp_path))
+LINES = [json.dumps(row).encode() for row in _wikipedia(1_500)]
+CUT = b"\n".join([*LINES[:700], LINES[700][:30], *LINES[701:1_000]])
+NO_UTF_8 = LINES[1_200].replace(b"Another", b"Caf\xed\xa0\x80")
 
 
-def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("text\n")
-    with pytest.raises(SettingsError, match=r"holds neither \.parquet nor \.jsonl; point"):
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"a.csv": b"text\n"}, r"holds neither \.parquet nor \.jsonl; point"),
+        ({"a.jsonl": b'{"body": "One.", "title": "T"}\n'},
+         "has the columns body, title, and lacks id, text"),
+        ({"a.jsonl": b"\n".join(LINES), "b.jsonl": CUT},
+         r"cannot be read as json: .*b\.jsonl, line 701: "),
+        ({"a.jsonl": b"\n".join([*LINES[:1_200], NO_UTF_8, *LINES[1_201:]])},
+         r"row 1200 of the data set .* is not UTF-8: .*remove it"),
+    ],
+    ids=["other files", "columns", "broken line", "no UTF-8"],
+)  # fmt: skip
+def test_rows_that_cannot_be_read_are_named(tmp_path, files, said) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=said):
         read_all(source_of("wikipedia", tmp_path))
 
 

@@ -80,10 +80,9 @@ def test_a_packed_row_equals_assembly_sequence_by_sequence(rows, dtype) -> None:
 
 
 def test_a_written_out_row() -> None:
-    batch = pack(
-        as_examples([Row([10, 11], [12], 1, {2: MASK}), Row([20], [21, 22], 0, {0: 30, 4: MASK})]),
-        LONGEST,
-    )
+    rows = [Row([10, 11], [12], 1, {2: MASK}), Row([20], [21, 22], 0, {0: 30, 4: MASK})]
+    examples = as_examples(rows)
+    batch = pack(examples, LONGEST)
     assert batch.input_ids.tolist() == [CLS, 10, MASK, SEP, 12, SEP, 30, 20, SEP, 21, MASK, SEP]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]
     assert batch.segment_ids.tolist() == [0, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1, 1]
@@ -91,6 +90,7 @@ def test_a_written_out_row() -> None:
     assert batch.masked_positions.tolist() == [2, 6, 10]
     assert batch.labels.tolist() == [11, CLS, 22]
     assert batch.next_sentence_labels.tolist() == [1, 0]
+    assert examples.input_ids.tolist() == rows[0].ids + rows[1].ids, "the examples stay"
 
 
 @given(ROWS, st.integers(0, 3 * LONGEST), st.integers(0, 5), st.integers(0, 9))
@@ -136,26 +136,16 @@ def test_a_mask_at_position_0_is_kept() -> None:
     assert batch.masked_positions.tolist() == [0, 1]
 
 
-def test_examples_without_a_mask_pack_to_no_labels() -> None:
-    batch = pack(as_examples([Row([10], [11], 0, {}), Row([12], [13], 1, {})]), LONGEST)
-    assert batch.num_masked == 0
-    assert batch.masked_positions.dtype == torch.int64
-
-
-def test_types_are_those_that_embeddings_and_kernels_take() -> None:
-    batch = pack(as_examples([Row([10], [11], 0, {1: MASK})]), LONGEST)
+@pytest.mark.parametrize("masks", [{1: MASK}, {}], ids=["masked", "without a mask"])
+def test_types_are_those_that_embeddings_and_kernels_take(masks: dict[int, int]) -> None:
+    batch = pack(as_examples([Row([10], [11], 0, masks)]), LONGEST)
+    assert batch.num_masked == len(masks)
     types = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
     found = {name: value.dtype for name, value in types.items() if isinstance(value, torch.Tensor)}
     narrow = ("cu_seqlens", "input_ids", "position_ids", "segment_ids")
     assert {found.pop(name) for name in narrow} == {torch.int32}
     assert set(found.values()) == {torch.int64}
     assert len(found) == 4
-
-
-def test_packing_leaves_the_examples_as_they_were() -> None:
-    examples = as_examples([Row([10, 11], [12], 1, {2: MASK})])
-    pack(examples, LONGEST)
-    assert examples.input_ids.tolist() == [CLS, 10, 11, SEP, 12, SEP]
 
 
 def test_a_batch_moves_whole() -> None:
@@ -166,13 +156,9 @@ def test_a_batch_moves_whole() -> None:
     assert moved.lengths == batch.lengths
 
 
-def test_no_example_is_refused() -> None:
+def test_no_example_and_one_without_tokens_are_refused() -> None:
     with pytest.raises(ValueError, match="one example at least"):
         pack(as_examples([]), LONGEST)
-
-
-def test_an_example_without_tokens_is_refused() -> None:
-    examples = as_examples([Row([10], [11], 0, {})])
-    empty = dataclasses.replace(examples, offsets=np.array([0, 0]))
+    empty = dataclasses.replace(as_examples([Row([10], [11], 0, {})]), offsets=np.array([0, 0]))
     with pytest.raises(ValueError, match="example 0 of a micro-batch has no tokens"):
         pack(empty, LONGEST)

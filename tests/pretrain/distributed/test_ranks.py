@@ -29,26 +29,27 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_bare_python_is_one_process() -> None:
-    assert (environment_rank(), environment_world_size()) == (0, 1)
-
-
-def test_torchrun_and_the_deepspeed_launcher_are_known_by_rank(monkeypatch) -> None:
-    for name, value in {**SRUN, **TORCHRUN}.items():  # torchrun inside srun: torchrun's word holds
+@pytest.mark.parametrize(
+    ("environment", "rank", "world_size"),
+    [
+        ({}, 0, 1),
+        ({**SRUN, **TORCHRUN}, 5, 8),  # torchrun inside srun: torchrun's word holds
+        (SRUN, 3, 4),
+    ],
+    ids=["bare python", "torchrun and deepspeed", "srun"],
+)
+def test_every_launcher_is_known_by_its_variables(
+    monkeypatch, environment, rank, world_size
+) -> None:
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert (environment_rank(), environment_world_size()) == (5, 8)
+    assert (environment_rank(), environment_world_size()) == (rank, world_size)
 
 
-def test_srun_is_known_by_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in SRUN.items():
-        monkeypatch.setenv(name, value)
-    assert (environment_rank(), environment_world_size()) == (3, 4)
-    assert ranks._launched(SRUN) == LaunchedRank(rank=3, world_size=4, local_rank=1)
-
-
-def test_a_step_with_fewer_tasks_than_its_job_counts_its_own() -> None:
-    launched = ranks._launched({**SRUN, "SLURM_NTASKS": "16"})
-    assert launched.world_size == 4
+@pytest.mark.parametrize("tasks_of_the_job", ["4", "16"])
+def test_a_step_counts_its_own_tasks_and_not_its_job_s(tasks_of_the_job) -> None:
+    launched = ranks._launched({**SRUN, "SLURM_NTASKS": tasks_of_the_job})
+    assert launched == LaunchedRank(rank=3, world_size=4, local_rank=1)
 
 
 @pytest.mark.parametrize(

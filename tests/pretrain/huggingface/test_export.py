@@ -1,6 +1,5 @@
 """The exported folder: read by stock transformers, equal to our model, whole or absent."""
 
-import importlib.util
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,14 @@ import msgspec
 import orjson
 import pytest
 import torch
+import transformers
 from made_manifests import documents_manifest, shards_manifest, split_entry
 from model_samples import random_batch, random_model, small_settings
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data_prep.core.config import SettingsError, as_yaml, compose
-from data_prep.core.files import read_json, write_json
+from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.objectives import Pairing
 from data_prep.tokenizer.hf_files import save_tokenizer
 from pretrain.checkpoint.files import MANIFEST_FILE
@@ -35,11 +35,6 @@ SPLITS = {
     for name, rows in (("train", 80), ("heldout", 8))
 }
 MANIFEST = shards_manifest(SPLITS, vocab_size=VOCAB_SIZE, vocab_checksum="0123abcd")
-
-needs_transformers = pytest.mark.skipif(
-    importlib.util.find_spec("transformers") is None,
-    reason="transformers is not installed (pip install -e .[finetune])",
-)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +85,6 @@ def test_the_folder_holds_what_a_hugging_face_folder_holds_and_nothing_is_left_b
     assert [path.name for path in exported.parent.iterdir()] == ["export"]
 
 
-@needs_transformers
 @pytest.mark.parametrize(
     ("name", "new_weights"),
     [
@@ -102,7 +96,6 @@ def test_the_folder_holds_what_a_hugging_face_folder_holds_and_nothing_is_left_b
 def test_stock_classes_load_it_and_miss_no_weight_that_should_be_there(
     exported: Path, name: str, new_weights: set[str]
 ) -> None:
-    transformers = pytest.importorskip("transformers")
     _, report = getattr(transformers, name).from_pretrained(exported, output_loading_info=True)
     assert set(report["missing_keys"]) == new_weights
     assert not report["mismatched_keys"]
@@ -110,9 +103,7 @@ def test_stock_classes_load_it_and_miss_no_weight_that_should_be_there(
         assert not report["unexpected_keys"]
 
 
-@needs_transformers
 def test_loading_it_for_pretraining_logs_no_warning(exported, caplog) -> None:
-    transformers = pytest.importorskip("transformers")
     root = logging.getLogger("transformers")
     root.addHandler(caplog.handler)
     try:
@@ -124,11 +115,9 @@ def test_loading_it_for_pretraining_logs_no_warning(exported, caplog) -> None:
     assert about_absent == []
 
 
-@needs_transformers
 def test_a_model_without_pairs_is_stock_bert_for_masked_lm_to_the_last_weight(
     vocab_folder: Path, tmp_path: Path
 ) -> None:
-    transformers = pytest.importorskip("transformers")
     model = random_model(small_settings(), VOCAB_SIZE, 0, Pairing.none).eval()
     target, facts = tmp_path / "export", card()
     facts["settings"].data.pairs = Pairing.none
@@ -142,12 +131,8 @@ def test_a_model_without_pairs_is_stock_bert_for_masked_lm_to_the_last_weight(
     assert "80 texts" in text
     again = dict(load_exported(target).named_parameters())
     for name, weight in weights_of(model).items():
-        cut = (
-            weight[:VOCAB_SIZE]
-            if name in ("embeddings.word.weight", "mlm_head.decoder.bias")
-            else weight
-        )
-        assert torch.equal(again[name], cut), name
+        is_padded = name in ("embeddings.word.weight", "mlm_head.decoder.bias")
+        assert torch.equal(again[name], weight[:VOCAB_SIZE] if is_padded else weight), name
 
 
 def test_the_card_of_a_model_of_sentence_order_says_what_its_labels_are(
@@ -169,9 +154,7 @@ def test_weights_without_pairs_are_not_exported_as_weights_with_pairs(
         written(model, vocab_folder, tmp_path / "e")
 
 
-@needs_transformers
 def test_the_stock_tokenizer_reads_text_as_the_corpus_was_read(exported, vocab_folder) -> None:
-    transformers = pytest.importorskip("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
     encoded = tokenizer("The CAT sat.", "Dogs [MASK]")
     expected = "[CLS] the cat sat . [SEP] dog ##s [MASK] [SEP]".split()
@@ -181,13 +164,11 @@ def test_the_stock_tokenizer_reads_text_as_the_corpus_was_read(exported, vocab_f
     assert tokenizer.model_max_length == 64  # the model's positions
 
 
-@needs_transformers
 def test_logits_through_transformers_equal_ours(exported: Path, model: BertForPreTraining) -> None:
     worst = check_export(exported, weights_of(model), model.settings, Pairing.nsp)
     assert worst <= 1e-5
 
 
-@needs_transformers
 @pytest.mark.parametrize(
     ("key", "value"), [("hidden_act", "gelu"), ("layer_norm_eps", 1e-3), ("num_attention_heads", 2)]
 )
@@ -201,10 +182,7 @@ def test_a_config_that_says_something_else_than_the_training_is_detected(
         check_export(target, weights_of(model), model.settings, Pairing.nsp)
 
 
-@needs_transformers
 def test_a_missing_weight_is_detected(vocab_folder, model, tmp_path) -> None:
-    from safetensors.torch import load_file
-
     target = tmp_path / "export"
     written(model, vocab_folder, target)
     weights = load_file(target / "model.safetensors")
@@ -314,8 +292,6 @@ def test_the_card_says_what_was_trained_on_what(exported: Path) -> None:
 @pytest.fixture
 def run_folder(tmp_path: Path, vocab_folder: Path, model: BertForPreTraining) -> Path:
     """A run of 20 steps with checkpoints at 10 and 20, as pretrain.run leaves one."""
-    from data_prep.core.files import checksum
-
     data_dir = tmp_path / "corpus"
     save_tokenizer(data_dir / "vocab", TOKENS, lowercase=True)
     write_json(
@@ -337,10 +313,8 @@ def run_folder(tmp_path: Path, vocab_folder: Path, model: BertForPreTraining) ->
         save_file(state, checkpoint / "model.safetensors")
         state = CheckpointState(**msgspec.structs.asdict(Progress.begin(step=step)), identity={})
         write_json(checkpoint / "state.json", state)
-        files = {
-            path.name: {"bytes": path.stat().st_size, "checksum": checksum(path)}
-            for path in checkpoint.iterdir()
-        }
+        paths = checkpoint.iterdir()
+        files = {p.name: {"bytes": p.stat().st_size, "checksum": checksum(p)} for p in paths}
         write_json(checkpoint / MANIFEST_FILE, {"schema_version": 1, "files": files})
     return folder
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from made_manifests import shards_manifest
-from model_samples import small_settings
+from model_samples import hugging_face_config, old_names, small_settings
 from run_in_fork import finished_run, pretrain_run
 from safetensors.torch import load_file, save_file
 from small_corpus import cut
@@ -35,16 +35,12 @@ HEAD = ["pair_head.bias", "pair_head.weight"]
 
 def saved(folder: Path, name: str = "BertForPreTraining", tokens: list[str] = TOKENS) -> Any:
     """A saved model of `transformers` with random weights and biases; returns the model."""
-    config = transformers.BertConfig(
-        vocab_size=len(tokens), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=64, max_position_embeddings=64,
-    )  # fmt: skip
+    config = hugging_face_config(len(tokens), small_settings(hidden_act="gelu"))
     model = getattr(transformers, name)(config)
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters()):
-            parameter.copy_(
-                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
-            )
+            generator = torch.Generator().manual_seed(number)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
     model.save_pretrained(folder)
     save_tokenizer(folder, tokens, lowercase=tokens is not CASED)
     return model
@@ -134,12 +130,8 @@ def test_old_names_halves_and_several_files_are_read(tmp_path: Path) -> None:
     saved(tmp_path)
     expected = drawn()
     taken(find(str(tmp_path)), expected)
-    old = {
-        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
-            "LayerNorm.bias", "LayerNorm.beta"
-        ): tensor.half()
-        for name, tensor in load_file(tmp_path / "model.safetensors").items()
-    }
+    old = old_names(load_file(tmp_path / "model.safetensors"))
+    old = {name: tensor.half() for name, tensor in old.items()}
     old["cls.predictions.decoder.bias"] = old.pop("cls.predictions.bias")
     old["cls.predictions.decoder.weight"] = old["bert.embeddings.word_embeddings.weight"].clone()
     (tmp_path / "model.safetensors").unlink()
@@ -219,25 +211,20 @@ def test_entries_behind_the_folder_s_get_the_mean_of_their_pieces_and_are_counte
         assert not ours[len(tokens) :].any()
 
 
+def call_it_roberta(folder: Path) -> None:
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, "model_type": "roberta"})
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda folder: shutil.rmtree(folder), "is no folder"),
         (lambda folder: (folder / "config.json").unlink(), "holds neither config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
-        (
-            lambda folder: write_json(
-                folder / "config.json",
-                {**read_json(folder / "config.json"), "model_type": "roberta"},
-            ),
-            "model_type is 'roberta' and not 'bert'",
-        ),
-        (
-            lambda folder: [
-                path.unlink() for path in folder.glob("*") if path.stem in ("vocab", "tokenizer")
-            ],
-            "has neither tokenizer.json nor vocab.txt",
-        ),
+        (call_it_roberta, "model_type is 'roberta' and not 'bert'"),
+        (lambda folder: [(folder / name).unlink() for name in ("vocab.txt", "tokenizer.json")],
+         "has neither tokenizer.json nor vocab.txt"),
     ],
 )  # fmt: skip
 def test_a_folder_that_is_no_bert_is_refused(tmp_path: Path, change: Any, said: str) -> None:

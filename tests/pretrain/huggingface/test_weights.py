@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from model_samples import random_model, small_settings
+import transformers
+from model_samples import hugging_face_config, old_names, random_model, small_settings
 from torch import Tensor
 
 from data_prep.core.config import SettingsError
@@ -29,11 +30,7 @@ def test_there_and_back_gives_the_same_weights_bit_for_bit() -> None:
 
 
 def test_names_and_shapes_are_those_that_transformers_saves(tmp_path) -> None:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.BertConfig(
-        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=64, max_position_embeddings=64,
-    )  # fmt: skip
+    config = hugging_face_config(50)
     theirs = transformers.BertForPreTraining(config).state_dict()
     tied = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
     expected = {name: tensor.shape for name, tensor in theirs.items() if name not in tied}
@@ -61,12 +58,7 @@ def test_rows_that_pad_the_vocabulary_are_cut() -> None:
 def test_the_first_released_files_are_read_too() -> None:
     """TensorFlow's LayerNorm names, copies of tied tensors, position ids as a buffer."""
     state = weights()
-    old = {
-        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
-            "LayerNorm.bias", "LayerNorm.beta"
-        ): tensor
-        for name, tensor in to_hugging_face(state, small_settings(), 50, Pairing.nsp).items()
-    }
+    old = old_names(to_hugging_face(state, small_settings(), 50, Pairing.nsp))
     old["cls.predictions.decoder.weight"] = old["bert.embeddings.word_embeddings.weight"]
     old["bert.embeddings.position_ids"] = torch.arange(64)[None]
     back = from_hugging_face(old, small_settings(), 50, Pairing.nsp)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_samples import padded, random_batch, random_model, small_settings
+from model_samples import hugging_face_config, padded, random_batch, random_model, small_settings
 from torch import Tensor
 
 from data_prep.core.config import compose
@@ -30,23 +31,13 @@ def relative_difference(ours: Tensor, theirs: Tensor, floor: float = 1e-3) -> fl
 
 def hugging_face_twin(model: BertForPreTraining, attn_implementation: str = "sdpa"):
     """`transformers.BertForPreTraining` with the weights of `model`."""
-    transformers = pytest.importorskip("transformers")
     own = model.settings
-    config = transformers.BertConfig(
-        vocab_size=model.vocab_size, hidden_size=own.hidden_size,
-        num_hidden_layers=own.num_hidden_layers, num_attention_heads=own.num_attention_heads,
-        intermediate_size=own.intermediate_size, hidden_act=own.hidden_act,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-        max_position_embeddings=own.max_position_embeddings, type_vocab_size=own.type_vocab_size,
-        layer_norm_eps=own.layer_norm_eps, attn_implementation=attn_implementation,
-    )  # fmt: skip
+    config = hugging_face_config(model.vocab_size, own, attn_implementation=attn_implementation)
     twin = getattr(transformers, hugging_face_class(model.pairing))(config)
     weights = to_hugging_face(dict(model.named_parameters()), own, model.vocab_size, model.pairing)
     rest = twin.load_state_dict(weights, strict=False)
-    assert set(rest.missing_keys) <= {
-        "cls.predictions.decoder.weight",
-        "cls.predictions.decoder.bias",
-    }
+    tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
+    assert set(rest.missing_keys) <= tied
     assert not rest.unexpected_keys
     return twin
 
