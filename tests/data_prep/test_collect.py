@@ -29,6 +29,11 @@ def _books(folder: Path, count: int = 6) -> Path:
     return folder
 
 
+@pytest.fixture
+def books(tmp_path: Path) -> Path:
+    return _books(tmp_path / "books")
+
+
 def _run(data_dir: Path, books: Path, *overrides: str) -> dict[str, object]:
     given = ["+source=books", f"source.path={books}", f"data_dir={data_dir}", *ANY_TEXT]
     return collect.run(load([*given, "characters_per_part=100", *overrides]))
@@ -41,8 +46,9 @@ def _bytes(folder: Path) -> dict[str, str]:
     return {name: checksum(path) for path, name in names.items() if "/logs/" not in name}
 
 
-def test_the_bytes_do_not_depend_on_the_number_of_workers_or_the_run(tmp_path: Path) -> None:
-    books = _books(tmp_path / "books")
+def test_the_bytes_do_not_depend_on_the_number_of_workers_or_the_run(
+    tmp_path: Path, books: Path
+) -> None:
     _run(tmp_path / "a", books, "num_workers=1")
     _run(tmp_path / "b", books, "num_workers=2")
     assert _bytes(tmp_path / "a") == _bytes(tmp_path / "b")
@@ -71,8 +77,7 @@ def test_documents_in_are_those_of_the_parts_and_the_dropped(tmp_path: Path) -> 
     assert sorted(rejects) == ["none.txt", "page.txt"]
 
 
-def test_another_source_adds_to_the_corpus(tmp_path: Path) -> None:
-    books = _books(tmp_path / "books")
+def test_another_source_adds_to_the_corpus(tmp_path: Path, books: Path) -> None:
     _run(tmp_path / "d", books)
     before = _bytes(tmp_path / "d" / "documents" / "books")
     _run(tmp_path / "d", books, "source.name=novels")
@@ -80,16 +85,14 @@ def test_another_source_adds_to_the_corpus(tmp_path: Path) -> None:
     assert {part.source for part in list_parts(tmp_path / "d")} == {"books", "novels"}
 
 
-def test_collecting_the_same_again_writes_no_part_again(tmp_path: Path) -> None:
-    books = _books(tmp_path / "books")
+def test_collecting_the_same_again_writes_no_part_again(tmp_path: Path, books: Path) -> None:
     first = _run(tmp_path / "d", books)
     times = [part.path.stat().st_mtime_ns for part in list_parts(tmp_path / "d")]
     assert _run(tmp_path / "d", books) == first
     assert [part.path.stat().st_mtime_ns for part in list_parts(tmp_path / "d")] == times
 
 
-def test_other_settings_leave_nothing_of_the_former(tmp_path: Path) -> None:
-    books = _books(tmp_path / "books")
+def test_other_settings_leave_nothing_of_the_former(tmp_path: Path, books: Path) -> None:
     _run(tmp_path / "d", books)
     _run(tmp_path / "d", books, "characters_per_part=1000")
     _run(tmp_path / "fresh", books, "characters_per_part=1000")
@@ -97,9 +100,8 @@ def test_other_settings_leave_nothing_of_the_former(tmp_path: Path) -> None:
 
 
 def test_one_more_or_a_changed_book_collects_the_parts_that_it_changes_alone(
-    tmp_path: Path,
+    tmp_path: Path, books: Path
 ) -> None:
-    books = _books(tmp_path / "books")
     _run(tmp_path / "d", books)
     folder = tmp_path / "d" / "documents" / "books"
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
@@ -115,8 +117,9 @@ def test_one_more_or_a_changed_book_collects_the_parts_that_it_changes_alone(
     assert _bytes(tmp_path / "d") == _bytes(tmp_path / "fresh")
 
 
-def test_a_failed_task_leaves_no_manifest_and_the_next_start_completes(tmp_path: Path) -> None:
-    books = _books(tmp_path / "books")
+def test_a_failed_task_leaves_no_manifest_and_the_next_start_completes(
+    tmp_path: Path, books: Path
+) -> None:
     folder = tmp_path / "d" / "documents" / "books"
     (folder / "part-00001.parquet").mkdir(parents=True)
     with pytest.raises(
@@ -177,8 +180,9 @@ def test_a_source_without_any_document_is_refused_with_the_reasons(tmp_path: Pat
         _run(tmp_path / "d", _books(tmp_path / "books", count=0))
 
 
-def test_the_program_prints_a_table_and_an_error_without_a_traceback(tmp_path, capsys) -> None:
-    books = _books(tmp_path / "books")
+def test_the_program_prints_a_table_and_an_error_without_a_traceback(
+    tmp_path, capsys, books
+) -> None:
     given = ["+source=books", f"source.path={books}", f"data_dir={tmp_path / 'd'}", *ANY_TEXT]
     assert collect.main(given) == 0
     printed = capsys.readouterr().out

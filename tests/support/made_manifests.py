@@ -1,12 +1,14 @@
 """Manifests of the stores made up for tests: whole records, with what a test asks for."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from data_prep.core.objectives import MaskingUnit, Pairing
 from data_prep.core.settings import MaskingSettings
+from data_prep.examples.masking import MaskingRule
 from data_prep.stores.documents import DocumentsManifest, PartEntry
 from data_prep.stores.shards import BuildSettings, ShardEntry, ShardsManifest, SplitEntry
 from data_prep.stores.tokens import EncodeSettings, TokenPartEntry, TokensManifest
@@ -104,3 +106,13 @@ def split_entry(shards: Sequence[ShardEntry] = (), **changes: Any) -> SplitEntry
 def shard_entry(name: str = "shard-00000.arrow", **changes: Any) -> ShardEntry:
     counts = dict.fromkeys(("rows", "tokens", "masked_tokens", "bytes"), 1)
     return ShardEntry(name=name, **{**counts, "checksum": "c", **changes})
+
+
+def token_rule(vocab_size: int, **changes: Any) -> MaskingRule:
+    """The masks of BERT: 15 % of the tokens, 80, 10 and 10 % of these."""
+    rule = MaskingRule(
+        rate=0.15, max_predictions=None, mask_share=0.8, random_share=0.1, unit=MaskingUnit.token,
+        num_special=3, mask_id=4, cls_id=2, sep_id=3, vocab_size=vocab_size,
+        special_ids=(0, 1, 2, 3, 4),
+    )  # fmt: skip
+    return replace(rule, **changes)

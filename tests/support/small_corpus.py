@@ -36,9 +36,8 @@ def cut(sample_dir: Path, folder: Path, train: Sequence[int], held_out: Sequence
     return folder
 
 
-def numbers_by_content(data: Path) -> dict[bytes, int]:
-    """The unmasked tokens of each training example -> its number."""
-    shards = Shards.open(data / f"len{SEQ_LEN}", "train")
+def numbers_by_content(shards: Shards) -> dict[bytes, int]:
+    """The unmasked tokens of each example -> its number."""
     everything = shards.read(np.arange(shards.num_examples))
     parts = np.split(everything.input_ids.astype(np.int64), everything.offsets[1:-1])
     numbers = {part.tobytes(): number for number, part in enumerate(parts)}

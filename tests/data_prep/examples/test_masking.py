@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_manifests import shards_manifest
+from made_manifests import shards_manifest, token_rule
 
 from data_prep.core.objectives import MaskingUnit
 from data_prep.core.settings import MaskingSettings
@@ -22,10 +22,7 @@ from data_prep.examples.masking import (
 )
 
 V = 1000
-RULE = MaskingRule(
-    rate=0.15, max_predictions=None, mask_share=0.8, random_share=0.1, unit=MaskingUnit.token,
-    num_special=3, mask_id=4, cls_id=2, sep_id=3, vocab_size=V, special_ids=(0, 1, 2, 3, 4),
-)  # fmt: skip
+RULE = token_rule(V)
 WHOLE_WORD = replace(RULE, unit=MaskingUnit.whole_word, continuation=np.arange(V) % 3 == 0)
 
 

@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_prep.core.config import SettingsError
@@ -22,6 +22,7 @@ DEALABLE = st.tuples(
 
 
 @given(DEALABLE)
+@example((np.array([43, 43, 43, 43, 43, 41]), 1, 128))  # two bins would hold 129 and 127
 def test_each_sequence_is_dealt_once_within_budget_in_as_many_micro_steps_on_every_rank(
     given: tuple[np.ndarray, int, int],
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_corpus import numbers_by_content
 
 from data_prep.core.config import SettingsError
 from data_prep.core.objectives import MaskingUnit
@@ -37,10 +38,8 @@ BATCH = 7  # neither divides NUM_TRAIN nor is divided by 2 or 3 ranks
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("len64")
     rng = np.random.default_rng(0)
-    lengths = {
-        "train": [rng.integers(12, SEQ_LEN + 1, n) for n in (29, 1, 20)],
-        "heldout": [rng.integers(12, SEQ_LEN + 1, n) for n in (11, 12)],
-    }
+    sizes = {"train": (29, 1, 20), "heldout": (11, 12)}
+    lengths = {k: [rng.integers(12, SEQ_LEN + 1, n) for n in v] for k, v in sizes.items()}
     write_synthetic_shards(folder, lengths, seq_len=SEQ_LEN, vocab_size=VOCAB, seed=4)
     return folder
 
@@ -87,23 +86,14 @@ def rows_of(batch: PackedBatch) -> list[tuple[bytes, dict[int, tuple[int, int]]]
     return rows
 
 
-def number_of(shards: Shards) -> dict[bytes, int]:
-    """The content of each example -> its number."""
-    everything = shards.read(np.arange(shards.num_examples))
-    parts = np.split(everything.input_ids.astype(np.int64), everything.offsets[1:-1])
-    numbers = {part.tobytes(): number for number, part in enumerate(parts)}
-    assert len(numbers) == shards.num_examples
-    return numbers
-
-
 def ids_of(shards: Shards, batch: GlobalBatch) -> list[int]:
-    numbers = number_of(shards)
+    numbers = numbers_by_content(shards)
     return [numbers[row] for micro in batch.micro_batches for row, _ in rows_of(micro)]
 
 
 def masks_of(shards: Shards, batches: list[GlobalBatch]) -> dict[tuple[int, int], dict[int, Any]]:
     """(epoch, id) -> masks; for batches that begin with position 0."""
-    numbers, seen, found = number_of(shards), Counter[int](), {}
+    numbers, seen, found = numbers_by_content(shards), Counter[int](), {}
     for batch in batches:
         for row, masks in itertools.chain(*map(rows_of, batch.micro_batches)):
             found[seen[numbers[row]], numbers[row]] = masks
@@ -451,7 +441,7 @@ def held_out(folder: Path, rank: int, world_size: int, **changed: Any) -> EvalLo
 def test_held_out_examples_are_counted_once_in_as_many_micro_batches_on_every_rank(
     folder: Path, world_size: int, max_examples: int | None
 ) -> None:
-    numbers = number_of(Shards.open(folder, "heldout"))
+    numbers = numbers_by_content(Shards.open(folder, "heldout"))
     loaders = [
         held_out(folder, r, world_size, max_examples=max_examples) for r in range(world_size)
     ]
@@ -472,7 +462,7 @@ def test_few_held_out_examples_are_of_all_documents_and_not_of_the_first() -> No
 
 
 def test_held_out_micro_batches_keep_the_budget_and_the_order(folder: Path) -> None:
-    numbers = number_of(Shards.open(folder, "heldout"))
+    numbers = numbers_by_content(Shards.open(folder, "heldout"))
     batches = [each.batch for each in held_out(folder, 0, 1)]
     assert all(batch.num_tokens <= 100 for batch in batches)
     assert [numbers[row] for b in batches for row, _ in rows_of(b)] == list(range(NUM_HELDOUT))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engine_samples import optim_settings
 from model_samples import random_batch, random_model, small_settings
 from numpy.typing import NDArray
 
@@ -16,19 +17,6 @@ from pretrain.model.bert import BertForPreTraining
 from pretrain.optim.adam import BertAdam
 from pretrain.optim.optimizers import build_optimizer, parameter_groups
 
-OPTIM = OptimSettings(
-    name=OptimizerName.bert_adam,
-    global_batch=256,
-    tokens_per_step=None,
-    learning_rate=1e-2,
-    betas=[0.9, 0.999],
-    eps=1e-6,
-    weight_decay=0.01,
-    max_grad_norm=1.0,
-    bias_correction=False,
-    grad_averaging=True,
-    trust_ratio=TrustRatio.all,  # LAMB's alone
-)
 ADAMS = [OptimizerName.adamw, OptimizerName.bert_adam]
 
 
@@ -44,9 +32,8 @@ ADAMS = [OptimizerName.adamw, OptimizerName.bert_adam]
 def test_group_sizes_are_the_published_ones_to_the_unit(size, multiple, decay, no_decay) -> None:
     overrides = [f"+model={size}", f"model.pad_vocab_size_multiple_of={multiple}"]
     with torch.device("meta"):
-        model = BertForPreTraining(
-            compose("config", Settings, overrides)[0].model, 30_522, Pairing.nsp
-        )
+        settings = compose("config", Settings, overrides)[0].model
+        model = BertForPreTraining(settings, 30_522, Pairing.nsp)
     groups = parameter_groups(model, 0.01)
     assert [sum(p.numel() for p in group["params"]) for group in groups] == [decay, no_decay]
     assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
@@ -101,7 +88,7 @@ def test_bert_adam_equals_google_s_code_in_float64(decay: float, scale: float) -
     rates = [1e-2 * step / 6 for step in range(12)]
     parameter = torch.nn.Parameter(torch.from_numpy(weights).float())
     groups = [{"params": [parameter], "weight_decay": decay}]
-    optimizer = build_optimizer(groups, OPTIM)
+    optimizer = build_optimizer(groups, named(OptimizerName.bert_adam))
     assert isinstance(optimizer, BertAdam)
     for gradient, rate in zip(gradients, rates, strict=True):
         parameter.grad = torch.from_numpy(gradient).float()
@@ -117,7 +104,9 @@ def test_bert_adam_equals_google_s_code_in_float64(decay: float, scale: float) -
 
 
 def named(name: OptimizerName) -> OptimSettings:
-    return OptimSettings(**{**vars(OPTIM), "name": name})
+    """Without bias correction; all take a trust ratio, which is LAMB's alone."""
+    own = {"learning_rate": 1e-2, "bias_correction": False, "trust_ratio": TrustRatio.all}
+    return optim_settings(name=name, **own)
 
 
 def trained(optimizer: torch.optim.Optimizer, gradients: list[dict[Any, torch.Tensor]]) -> None:

@@ -5,10 +5,10 @@ import functools
 
 import pytest
 import torch
+from made_manifests import token_rule
 
 from data_prep.core.config import compose
-from data_prep.core.objectives import MaskingUnit, Pairing
-from data_prep.examples.masking import MaskingRule
+from data_prep.core.objectives import Pairing
 from pretrain.config.settings import ClusterSettings, Precision, Settings
 from pretrain.model.bert import BertForPreTraining
 from pretrain.model.flops import parameters
@@ -23,10 +23,7 @@ from pretrain.planning.memory import (
 from pretrain.training.memory_probe import fake_batch
 
 TOKENS, VOCAB = 1024, 1024
-RULE = MaskingRule(
-    rate=0.15, max_predictions=None, mask_share=0.8, random_share=0.1, unit=MaskingUnit.token,
-    num_special=3, mask_id=4, cls_id=2, sep_id=3, vocab_size=VOCAB, special_ids=(0, 1, 2, 3, 4),
-)  # fmt: skip
+RULE = token_rule(VOCAB)
 
 
 @functools.cache

@@ -25,22 +25,27 @@ def page(folder: Path, *more: str) -> PageReader:
     return found
 
 
-def test_the_page_shows_what_was_trained_how_far_and_in_how_many_starts(tmp_path: Path) -> None:
-    text = page(killed_and_stopped(tmp_path / "x").folder).text
+@pytest.fixture
+def made(tmp_path: Path) -> MadeRun:
+    return killed_and_stopped(tmp_path / "x")
+
+
+def test_the_page_shows_what_was_trained_how_far_and_in_how_many_starts(made: MadeRun) -> None:
+    text = page(made.folder).text
     assert "BERT with 2 layers of size 128, MLM and NSP" in text
     assert "100 of 100 steps in 0:01:50, 3 starts" in text
     assert "58.8% of the wall time in steps that count" in text
     assert "signal SIGUSR1" in text
 
 
-def test_every_curve_with_metrics_is_drawn(tmp_path: Path) -> None:
-    found = page(killed_and_stopped(tmp_path / "x").folder)
+def test_every_curve_with_metrics_is_drawn(made: MadeRun) -> None:
+    found = page(made.folder)
     assert found.tags.count("svg") == 4  # MLM loss and accuracy, speed, goodput
     assert len(found.ids) == len(set(found.ids)), "two charts share an id"
 
 
-def test_fine_tuned_checkpoints_are_a_curve_per_task(tmp_path: Path) -> None:
-    folder = killed_and_stopped(tmp_path / "x").folder
+def test_fine_tuned_checkpoints_are_a_curve_per_task(made: MadeRun) -> None:
+    folder = made.folder
     figures = [(step, {"dev_accuracy": {"mean": 50.0 + step}}) for step in (4, 8)]
     lines = [{"step": n, "task": "rte", "figures": made, "seeds": 2} for n, made in figures]
     (folder / "downstream.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
@@ -60,8 +65,8 @@ def test_text_from_data_and_settings_is_escaped(tmp_path: Path) -> None:
         assert text in found.text
 
 
-def test_the_page_fetches_and_runs_nothing(tmp_path: Path) -> None:
-    folder = killed_and_stopped(tmp_path / "x").folder
+def test_the_page_fetches_and_runs_nothing(made: MadeRun) -> None:
+    folder = made.folder
     found = page(folder)
     assert not {"script", "link", "iframe", "object", "base"} & set(found.tags)
     html = (folder / "report.html").read_text()
@@ -69,8 +74,7 @@ def test_the_page_fetches_and_runs_nothing(tmp_path: Path) -> None:
     assert not re.search(r"@import|url\((?!#)", html)
 
 
-def test_early_and_late_guesses_are_next_to_each_other(tmp_path: Path) -> None:
-    made = killed_and_stopped(tmp_path / "x")
+def test_early_and_late_guesses_are_next_to_each_other(made: MadeRun) -> None:
     for step, word in ((20, "the"), (40, "old"), (60, "a"), (80, "red"), (100, "<b>door")):
         made.guesses(step, {"He opened the [MASK].": [[word, 0.5], ["of", 0.25]]})
     text = " ".join(page(made.folder).text.split())
@@ -81,8 +85,7 @@ def test_early_and_late_guesses_are_next_to_each_other(tmp_path: Path) -> None:
     assert "red" not in text.split("Guesses for [MASK]")[1]
 
 
-def test_what_is_unexpected_comes_first(tmp_path: Path) -> None:
-    made = killed_and_stopped(tmp_path / "x")
+def test_what_is_unexpected_comes_first(made: MadeRun) -> None:
     facts = {"what": "plateau", "text": "too high", "findings": ["masks: 1 %"]}
     made.event(171, "expectation", step=100, **facts)
     text = page(made.folder).text
@@ -123,16 +126,16 @@ def test_a_real_run_has_every_section(trained: Path) -> None:
     assert len(found.ids) == len(set(found.ids))
 
 
-def test_another_run_is_next_to_it_with_the_differences(tmp_path: Path) -> None:
-    run = killed_and_stopped(tmp_path / "x").folder
+def test_another_run_is_next_to_it_with_the_differences(tmp_path: Path, made: MadeRun) -> None:
+    run = made.folder
     other = killed_and_stopped(tmp_path / "y", "optim.learning_rate=3e-4").folder
     text = " ".join(page(run, f"other={other}").text.split())
     rows = r"setting ?x ?y ?optim.learning_rate ?0.0015 ?0.0003"
     assert re.search(f"Differences from y ?{rows}", text)
 
 
-def test_equal_settings_are_reported_as_equal(tmp_path: Path) -> None:
-    run = killed_and_stopped(tmp_path / "x").folder
+def test_equal_settings_are_reported_as_equal(tmp_path: Path, made: MadeRun) -> None:
+    run = made.folder
     other = killed_and_stopped(tmp_path / "y").folder
     assert "None: the same settings." in page(run, f"other={other}").text
 
@@ -165,8 +168,10 @@ def browser() -> str:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_browser_shows_it_in_light_and_in_dark(tmp_path: Path, scheme: str) -> None:
-    folder = killed_and_stopped(tmp_path / "x").folder
+def test_a_browser_shows_it_in_light_and_in_dark(
+    tmp_path: Path, made: MadeRun, scheme: str
+) -> None:
+    folder = made.folder
     page(folder)
     picture = tmp_path / "page.png"
     command = [
@@ -187,8 +192,8 @@ def test_a_browser_shows_it_in_light_and_in_dark(tmp_path: Path, scheme: str) ->
     assert not marked[:, -5:].any(), "nothing reaches over the edge"
 
 
-def test_the_run_is_read_and_never_changed(tmp_path: Path) -> None:
-    folder = killed_and_stopped(tmp_path / "x").folder
+def test_the_run_is_read_and_never_changed(made: MadeRun) -> None:
+    folder = made.folder
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     page_module.page(History.read(folder))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

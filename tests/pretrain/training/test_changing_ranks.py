@@ -11,8 +11,9 @@ import orjson
 import pytest
 from killing import Kill, at_step
 from run_in_fork import TINY, pretrain_run
-from small_corpus import contents, cut, numbers_by_content
+from small_corpus import SEQ_LEN, contents, cut, numbers_by_content
 
+from data_prep.stores.shard_reader import Shards
 from pretrain.data.shuffle import ExampleOrder
 from pretrain.data.train_loader import GlobalBatch
 from pretrain.engine.engine import Engine
@@ -29,7 +30,7 @@ RUN = (
 
 def remembering(data: Path, folder: Path, start: int) -> Callable[[int], None]:
     """A hook: each rank writes down which examples are in the batches that it trains on."""
-    numbers = numbers_by_content(data)
+    numbers = numbers_by_content(Shards.open(data / f"len{SEQ_LEN}", "train"))
 
     def hook(rank: int) -> None:
         train_step = Engine.train_step
