@@ -1,4 +1,4 @@
-"""What is refused before anything is loaded: every check between settings, each with its cure.
+"""Checks of the settings and of their combinations, each with its cure, before anything is loaded.
 
 Neither Hydra nor torch is imported: a wrong setting is refused within a second.
 """
@@ -20,7 +20,7 @@ from pretrain.config.settings import (
 
 
 def check(settings: Settings, world_size: int) -> None:
-    """Refuse what cannot work on `world_size` ranks. Raises SettingsError listing every reason."""
+    """Raise SettingsError, listing every reason, if a run on `world_size` ranks cannot work."""
     wrong = [
         *_check_model(settings), *_check_numbers(settings), *_check_optimizer(settings.optim),
         *_check_engine(settings), *_check_survival(settings),
@@ -140,13 +140,14 @@ def _check_schedule(schedule: ScheduleSettings) -> list[str]:
         )
     if schedule.start_step or schedule.stop_step is not None:
         wrong.append(
-            "schedule.start_step and stop_step are steps, and schedule.budget_hours counts none; "
+            "schedule.start_step and stop_step count steps, but schedule.budget_hours counts time; "
             "set 0 and null"
         )
     if schedule.warmup_steps is not None:
         wrong.append(
-            f"schedule.warmup_steps={schedule.warmup_steps} with schedule.budget_hours: the clock "
-            "counts no steps; set schedule.warmup_steps=null and schedule.warmup_fraction"
+            f"schedule.warmup_steps={schedule.warmup_steps} counts steps, but "
+            "schedule.budget_hours counts time; set schedule.warmup_steps=null and "
+            "schedule.warmup_fraction"
         )
     elif not 0 <= schedule.warmup_fraction < 1:
         wrong.append(f"schedule.warmup_fraction={schedule.warmup_fraction} is outside [0, 1)")
@@ -154,14 +155,14 @@ def _check_schedule(schedule: ScheduleSettings) -> list[str]:
 
 
 def _check_optimizer(optim: OptimSettings) -> list[str]:
-    """What an optimizer's name and its parts say must be one and the same."""
+    """The optimizer's name must agree with its options."""
     name, ratio = optim.name.name, optim.trust_ratio
     if optim.name is OptimizerName.lamb:
         if ratio is TrustRatio.none:
             return ["optim.trust_ratio=none with optim=lamb is Adam; set optim=adamw"]
         if ratio is TrustRatio.decayed and optim.weight_decay == 0:
             return [
-                "optim.trust_ratio=decayed with optim.weight_decay=0 gives no tensor a ratio; set "
+                "optim.trust_ratio=decayed with optim.weight_decay=0 scales no tensor; set "
                 "optim.trust_ratio=all"
             ]
         return []
@@ -202,9 +203,9 @@ def _check_survival(settings: Settings) -> list[str]:
     every = settings.checkpoint.keep_every
     if every is not None and (every < 1 or every % max(1, settings.checkpoint.every_steps)):
         return [
-            f"checkpoint.keep_every={every} is no multiple of checkpoint.every_steps="
-            f"{settings.checkpoint.every_steps}: no checkpoint, or few, would lie there; set "
-            f"checkpoint.keep_every={10 * settings.checkpoint.every_steps}, or null"
+            f"checkpoint.keep_every={every} is not a multiple of checkpoint.every_steps="
+            f"{settings.checkpoint.every_steps}, so that few of its steps or none have a "
+            f"checkpoint; set checkpoint.keep_every={10 * settings.checkpoint.every_steps}, or null"
         ]
     saves, records = settings.checkpoint.every_steps, settings.monitor.every_steps
     if settings.survival.on_spike is OnSpike.rewind and records >= 1 and saves % records:
@@ -231,11 +232,11 @@ def check_dealable(
     seq_len: int,
     tokens_per_step: int | None = None,
 ) -> None:
-    """Refuse, before a run, what could not be dealt without an empty micro-batch.
+    """Raise SettingsError if a batch could leave a rank with an empty micro-batch.
 
-    With the longest sequences a bin of one sequence is full below a budget of 2 x seq_len, and
-    then `global_batch` bins are needed, on every rank the same number. With `tokens_per_step` it
-    fixes the bins, and every rank needs equally many. Raises SettingsError.
+    Below a budget of 2 x seq_len, one sequence of full length fills a micro-batch. A step then
+    takes `global_batch` micro-batches, and they must divide by the ranks. `tokens_per_step` fixes
+    the number of micro-batches, and it too must divide by the ranks.
     """
     if token_budget < seq_len:
         raise SettingsError(
@@ -256,7 +257,7 @@ def check_dealable(
     if global_batch < num_ranks:
         raise SettingsError(
             f"optim.global_batch={global_batch} sequences cannot be dealt to {num_ranks} ranks, "
-            f"each of which needs one at least; set optim.global_batch={num_ranks} or more"
+            f"each of which needs at least one; set optim.global_batch={num_ranks} or more"
         )
     if global_batch % num_ranks and token_budget < 2 * seq_len:
         raise SettingsError(

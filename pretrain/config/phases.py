@@ -14,7 +14,7 @@ from data_prep.core.config import SettingsError
 from pretrain.config.checks import check
 from pretrain.config.settings import Carried, PhaseSettings, Positions, Settings
 
-# What a phase may change: the rest is the run's, or decides nothing
+# What a phase may change; the rest belongs to the whole run
 _GROUPS = ("data", "optim", "schedule", "eval", "checkpoint", "monitor", "engine")
 _CARRIED = ("moments", "optimizer_step", "loss_scaler")
 _FIXED = (
@@ -34,21 +34,21 @@ class Phase:
     number: int  # from 1
     settings: Settings  # the run's, with this phase's changes
     policy: PhaseSettings | None = None  # None: the first
-    length_before: int = 0  # data.seq_len of the phase before
+    length_before: int = 0  # data.seq_len of the previous phase
 
     @property
     def forgets(self) -> tuple[str, ...]:
-        """What does not come over from the phase before, of the names in _CARRIED."""
+        """The names in _CARRIED that are reset rather than taken from the previous phase."""
         return tuple(n for n in _CARRIED if getattr(self.policy, n, None) is Carried.reset)
 
     @property
     def tiles(self) -> int | None:
-        """How many rows of the position table are repeated over the rest of it; None: it stays."""
+        """How many rows of the position table are copied over the rest of it; None: none are."""
         is_tiled = self.policy is not None and self.policy.positions is Positions.tiled
         return self.length_before if is_tiled else None
 
     def facts(self) -> dict[str, Any]:
-        """What it changes and takes over, for the record."""
+        """The phase's changes and what it takes over, for the event."""
         assert self.policy is not None, "the first phase changes nothing"
         changes = {
             f"{group}.{name}": value
@@ -60,7 +60,7 @@ class Phase:
 
 
 def phases_of(settings: Settings) -> list[Phase]:
-    """All phases, the first included. Raises SettingsError on a change that is none."""
+    """All phases, the first included. Raises SettingsError if a change is not allowed."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -86,7 +86,7 @@ def phases_of(settings: Settings) -> list[Phase]:
 
 
 def check_phases(settings: Settings, world_size: int) -> None:
-    """`config.checks.check` of every phase. Raises SettingsError naming the phase."""
+    """Check every phase as `config.checks.check` does. Raises SettingsError naming the phase."""
     check(settings, world_size)
     for phase in phases_of(settings)[1:]:
         try:

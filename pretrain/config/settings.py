@@ -1,7 +1,7 @@
-"""What a pretraining run is: typed settings.
+"""The typed settings of a pretraining run.
 
-The values are in conf/, with a comment on each line; only their types are here, so that nothing has
-two defaults. pretrain/config/checks.py checks which values go together.
+The values are in conf/, with a comment on each line; only their types are here, so that no setting
+has two defaults. pretrain/config/checks.py checks which values go together.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from data_prep.core.objectives import Pairing
 class Resume(enum.Enum):
     """What to do about checkpoints of an earlier start of the same run."""
 
-    auto = "auto"  # continue from the newest whole one; start at step 0 where there is none
-    must = "must"  # continue, or stop with an error where there is none
-    never = "never"  # start at step 0; an error where the run folder already holds a checkpoint
+    auto = "auto"  # continue from the newest whole one; start at step 0 if there is none
+    must = "must"  # continue, or stop with an error if there is none
+    never = "never"  # start at step 0; an error if the run folder already holds a checkpoint
 
 
 class Precision(enum.Enum):
-    auto = "auto"  # bf16_autocast on a GPU that has bfloat16, else fp32
+    auto = "auto"  # bf16_autocast on a GPU that has bfloat16, otherwise fp32
     fp32 = "fp32"
     bf16 = "bf16"  # bfloat16 weights, fp32 masters and gradient accumulation; ZeRO 1 to 3
     bf16_autocast = "bf16_autocast"  # fp32 weights, bfloat16 matrix products; any ZeRO stage
@@ -32,13 +32,13 @@ class Precision(enum.Enum):
 class Compile(enum.Enum):
     """Whether the layers run as compiled code."""
 
-    auto = "auto"  # true on a GPU that can, but for ZeRO 3; false on a CPU
+    auto = "auto"  # true on a GPU that supports it, except with ZeRO 3; false on a CPU
     true = "true"
     false = "false"
 
 
 class MaskMode(enum.Enum):
-    """Where the masks of training come from; the setting `data.masking`."""
+    """Where the training masks come from; the setting `data.masking`."""
 
     static = "static"  # the masks that `data_prep.build` wrote: the same in every epoch
     dynamic = "dynamic"  # drawn again in every epoch, by the MaskingRule of the shards
@@ -53,7 +53,7 @@ class OptimizerName(enum.Enum):
 class TrustRatio(enum.Enum):
     """Which tensors LAMB scales by |w| / |update|."""
 
-    none = "none"  # no LAMB
+    none = "none"  # not LAMB
     decayed = "decayed"  # those with a weight decay: not biases and LayerNorm
     all = "all"
 
@@ -64,9 +64,9 @@ class Carried(enum.Enum):
 
 
 class Positions(enum.Enum):
-    """What a longer phase makes of the rows of the position table that no phase has trained."""
+    """How a longer phase begins with the rows of the position table that no phase has trained."""
 
-    kept = "kept"  # the first weights, as in the published recipes
+    kept = "kept"  # their initial weights, as in the published recipes
     # copies of the trained ones, end to end (Longformer: Beltagy et al. 2020, section 5)
     tiled = "tiled"
 
@@ -75,21 +75,21 @@ class OnFailure(enum.Enum):
     """What to do when a checkpoint cannot be written, as on a full disk."""
 
     stop = "stop"
-    go_on = "go_on"  # log it, train on and try again with the next; the last one must succeed
+    go_on = "go_on"  # log it, go on and save at the next interval; the last save must succeed
 
 
 class OnSpike(enum.Enum):
     """What to do when the loss jumps far above its own recent spread."""
 
-    log = "log"  # with the examples, and go on
-    rewind = "rewind"  # log, go back to the last checkpoint and pass over those batches
+    log = "log"  # log it with the examples, and go on
+    rewind = "rewind"  # log it, go back to the last checkpoint and skip those batches
 
 
 @dataclass
 class RunSettings:
     name: str | None  # of the run's folder; None: <model>-<data>-<seq_len>
-    dir: str  # where run folders lie
-    init_from: str | None  # folder of the weights that it starts from; None: random weights
+    dir: str  # the parent of the run folders
+    init_from: str | None  # folder of the initial weights; None: random weights
     seed: int
     resume: Resume
 
@@ -109,7 +109,7 @@ class ModelSettings:
     type_vocab_size: int
     initializer_range: float
     layer_norm_eps: float
-    pad_vocab_size_multiple_of: int  # rows of the word embedding are padded up to a multiple
+    pad_vocab_size_multiple_of: int  # the word embedding is padded up to a multiple of these rows
 
 
 @dataclass
@@ -131,7 +131,7 @@ class OptimSettings:
     weight_decay: float  # not on biases and LayerNorm
     max_grad_norm: float | None  # global norm to which gradients are clipped; None: not clipped
     bias_correction: bool  # of the moments
-    grad_averaging: bool  # the first moment takes (1 - beta_1) of the gradient; false: all of it
+    grad_averaging: bool  # the first moment adds (1 - beta_1) of the gradient; false: all of it
     trust_ratio: TrustRatio
 
     @property
@@ -142,9 +142,9 @@ class OptimSettings:
         return f"{self.tokens_per_step:,} tokens, in whole sequences"
 
     def sequences_per_step(self, mean_length: float) -> float:
-        """Sequences per optimizer step of this mean length; an estimate with tokens_per_step.
+        """Sequences of this mean length per optimizer step; an estimate with tokens_per_step.
 
-        The next sequence does not fit: on average half a sequence's room is left.
+        The next sequence does not fit: on average room for half a sequence is left.
         """
         if self.tokens_per_step is None:
             return self.global_batch
@@ -153,24 +153,24 @@ class OptimSettings:
 
 @dataclass
 class ScheduleSettings:
-    total_steps: int  # optimizer updates; of no meaning where there is a budget
+    total_steps: int  # optimizer updates; ignored with budget_hours
     budget_hours: float | None  # of training, over all starts; None: total_steps
     warmup_steps: int | None  # None: warmup_fraction of the whole
     warmup_fraction: float
     power: float  # of the decay to 0: 1 is linear, 0 constant
     decay_from_step_0: bool  # Google's: the decay line starts at step 0, not at the warm-up's end
     count_from_1: bool  # NVIDIA's: the first update is number 1, not 0
-    start_step: int  # the place on the curve at which it begins
-    stop_step: int | None  # and ends; None: total_steps
+    start_step: int  # where on the curve the run begins
+    stop_step: int | None  # where it ends; None: total_steps
 
     @property
     def total(self) -> float:
-        """Length of the whole: updates, or seconds where there is a budget."""
+        """Length of the whole: updates, or seconds with budget_hours."""
         return self.total_steps if self.budget_hours is None else 3600 * self.budget_hours
 
     @property
     def last_step(self) -> int | None:
-        """Number of updates; None where it is the clock that ends them."""
+        """Number of updates; None with budget_hours."""
         if self.budget_hours is not None:
             return None
         stop = self.total_steps if self.stop_step is None else self.stop_step
@@ -188,7 +188,7 @@ class ScheduleSettings:
 class PhaseSettings:
     """A further phase: its changes, and what it takes over in addition to the weights."""
 
-    changes: dict[str, Any]  # {group: {name: value}}; all else is as in the first phase
+    changes: dict[str, Any]  # {group: {name: value}}; the rest is as in the first phase
     moments: Carried
     optimizer_step: Carried  # updates counted by the bias correction
     loss_scaler: Carried  # fp16's
@@ -200,11 +200,9 @@ class EngineSettings:
     zero_stage: int
     precision: Precision
     tokens_per_micro_batch: int  # most tokens in one rank's forward pass
-    activation_checkpointing: (
-        bool  # layers keep their input alone and run again in the backward pass
-    )
+    activation_checkpointing: bool  # layers keep only their input and run again backward
     compile: Compile
-    timeout_minutes: float  # a rank that makes no headway for so long ends the run
+    timeout_minutes: float  # a rank that makes no progress for this long ends the run
 
 
 @dataclass
@@ -217,27 +215,27 @@ class EvalSettings:
 class CheckpointSettings:
     every_steps: int
     keep: int  # how many of the newest stay
-    keep_every: int | None  # steps; checkpoints at its multiples stay for good. None: none
+    keep_every: int | None  # steps; checkpoints at its multiples are never deleted. None: none
     on_failure: OnFailure
 
 
 @dataclass
 class SurvivalSettings:
     rehearse: bool  # a full-size micro-batch before the first step: does it fit the memory?
-    max_skipped_steps: int  # in a row, because a loss or gradient was not finite; fp16 apart
-    min_loss_scale: float  # fp16: a loss scale that comes down to it stops the run
+    max_skipped_steps: int  # in a row, because of a loss or gradient that was not finite; not fp16
+    min_loss_scale: float  # fp16: the run stops when its loss scale comes down to this
     on_spike: OnSpike
-    spike_window: int  # how many records (monitor.every_steps) back the usual loss is taken from
-    spike_spreads: float  # standard deviations above it from which a loss is a spike
+    spike_window: int  # records (one per monitor.every_steps) that give the usual loss
+    spike_spreads: float  # a loss this many standard deviations above it is a spike
     max_rewinds: int  # from one checkpoint; then the run stops
 
 
 @dataclass
 class MonitorSettings:
     every_steps: int
-    batch_checksums: bool  # each record says which examples it is of, as one number
+    batch_checksums: bool  # each record has a checksum of its examples
     peak_tflops: float | None  # of one device, at the run's precision; None: by the device's name
-    sentences: list[str]  # each with one [MASK], filled by the model at every evaluation
+    sentences: list[str]  # each with one [MASK], which the model fills at every evaluation
 
 
 @dataclass
@@ -246,17 +244,17 @@ class LogSettings:
     project: str
     entity: str | None
     artifact: bool  # send the exported model to wandb at the end
-    timeout_s: float  # seconds for wandb's server to start the run, and to take the last metrics
+    timeout_s: float  # for wandb's server to start the run, and to take the last metrics
 
 
 class Padding(enum.Enum):
-    none = "none"  # sequences end to end: what this project does
-    full = "full"  # every sequence to data.seq_len: what most published runs did
+    none = "none"  # sequences end to end, as this project packs them
+    full = "full"  # every sequence padded to data.seq_len, as in most published runs
 
 
 @dataclass
 class PlanSettings:
-    """What a plan assumes where the prepared data does not say it."""
+    """What a plan assumes until there is prepared data."""
 
     padding: Padding
     vocab_size: int
@@ -278,33 +276,33 @@ class Settings:
     monitor: MonitorSettings
     log: LogSettings
     plan: PlanSettings
-    cluster: ClusterSettings  # the hardware whose times are predicted; without a gpu: none are
-    phases: list[PhaseSettings]  # after the first, which is all of the above
+    cluster: ClusterSettings  # the hardware whose times are predicted; gpu=None: none are
+    phases: list[PhaseSettings]  # those after the first; the first is all of the above
 
 
 @dataclass
 class ClusterSettings:
-    """Nodes of GPUs, all alike; a machine without GPUs is one node of one "GPU", its cores."""
+    """Equal nodes of GPUs; a machine without GPUs is one node whose one "GPU" is all its cores."""
 
     gpu: str | None  # None: no hardware is named, and nothing else is read
     is_cpu: bool
-    has_bf16: bool  # bfloat16, which engine.precision=auto takes where it is there
+    has_bf16: bool  # bfloat16, which engine.precision=auto uses if there is hardware for it
     nodes: int
     gpus_per_node: int
-    memory_gib: float  # of a GPU
+    memory_gib: float  # per GPU
     reserved_gib: float  # of it, for the driver, the collectives and gaps between tensors
     peak_tflops: dict[str, float]  # of matrix products: fp32, half (bfloat16 and float16), others
-    gemm_share: dict[str, float]  # of that peak reached by matrix products of BERT's sizes
+    gemm_share: dict[str, float]  # of that peak, reached by matrix products of BERT's sizes
     bandwidth_gb_s: float  # of a GPU's memory
     bandwidth_share: float  # of it, reached
-    link_gb_s: float  # between the GPUs of a node, each way: what an all-reduce reaches
+    link_gb_s: float  # between the GPUs of a node, each way, as reached by an all-reduce
     link_latency_us: float
     network_gb_s: float  # a GPU's part of its node's network, each way
-    network_share: float  # of it, that an all-reduce reaches
+    network_share: float  # of it, reached by an all-reduce
     network_latency_us: float
-    step_ms: float  # of every step, whatever its size
-    update_ns: float  # of a parameter and step, for the host
-    call_us: float  # of an operator, forward or backward, for the host that asks for it
-    sequence_us: float  # of one sequence's attention in a layer, forward and backward, for the host
+    step_ms: float  # fixed cost per step
+    update_ns: float  # host time per parameter and step
+    call_us: float  # host time per operator call, forward or backward
+    sequence_us: float  # host time per sequence and layer for attention, forward and backward
     usd_per_gpu_hour: float
     watts_per_gpu: float  # with its part of the node

@@ -2,8 +2,8 @@
 
 The longest sequence first, each to the bin with the fewest tokens (LPT: Graham, "Bounds on
 multiprocessing timing anomalies", 1969). A pure function of the lengths: every rank computes the
-whole deal for itself and nothing is communicated. Tokens are what is balanced, not their squares,
-which attention costs: from 16 sequences a bin on, those are then within 1 % as well.
+whole deal for itself and nothing is communicated. Tokens are balanced, not their squares (the cost
+of attention); from 16 sequences per bin on, the squares are then within 1 % as well.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from data_prep.stores.shards import ShardsManifest
 from pretrain.config.settings import Settings
 
-Bins = tuple[
-    NDArray[np.int64], NDArray[np.int64]
-]  # of each sequence its bin; of each bin its tokens
+# the bin of each sequence, and the tokens of each bin
+Bins = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 class Deal(Sequence[list[NDArray[np.int64]]]):
-    """Who gets what: [rank][micro_step] -> ascending indices, int64."""
+    """The sequences of each micro-batch: [rank][micro_step] -> ascending indices, int64."""
 
     def __init__(self, bins: Bins, num_ranks: int) -> None:
         """Rank r holds the bins r, r + num_ranks, ..."""
@@ -32,7 +31,7 @@ class Deal(Sequence[list[NDArray[np.int64]]]):
         self._num_ranks = num_ranks
         self._members = np.empty(len(bin_of), np.int64)
         self._ends = np.cumsum(np.bincount(bin_of, minlength=len(tokens)))
-        self.most_tokens = int(tokens.max())  # of a bin
+        self.most_tokens = int(tokens.max())  # of the fullest bin
         _group(bin_of, self._ends, self._members)
 
     def __len__(self) -> int:
@@ -91,13 +90,13 @@ def longest_prefix(lengths: NDArray[np.int64], num_bins: int, token_budget: int)
     order = _longest_first(lengths[:above])
 
     def over(count: int) -> int:
-        """Tokens that the fullest bin holds above its budget."""
+        """Tokens by which the fullest bin exceeds its budget."""
         return int(_lpt(lengths, order[order < count], num_bins)[1].max()) - token_budget
 
     fitting, stride = above, 1
     while fitting > num_bins and (excess := over(fitting)) > 0:
         above = fitting
-        # as many fewer as would empty all bins by a fourth of that
+        # drop as many sequences as would empty every bin by a quarter of the excess
         stride = max(2 * stride, excess * num_bins // (4 * mean))
         fitting = max(num_bins, fitting - stride)
     while above - fitting > 1:
@@ -107,12 +106,12 @@ def longest_prefix(lengths: NDArray[np.int64], num_bins: int, token_budget: int)
 
 
 def deal_prefix(lengths: NDArray[np.int64], num_ranks: int, num_bins: int) -> Deal:
-    """The deal of what `longest_prefix` found, to any number of ranks that divides the bins."""
+    """Deal what `longest_prefix` found to any number of ranks that divides the bins."""
     return Deal(_lpt(lengths, _longest_first(lengths), num_bins), num_ranks)
 
 
 def _first(fits: Callable[[int], bool], first: int, last: int) -> int | None:
-    """The first of the numbers from `first` to `last` that fits; None where the last does not."""
+    """The first number from `first` to `last` that fits; None if the last does not."""
     below, number, stride = first - 1, first, 1
     while number <= last and not fits(number):
         if number == last:
@@ -127,18 +126,18 @@ def _first(fits: Callable[[int], bool], first: int, last: int) -> int | None:
 
 
 def _longest_first(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The places of the lengths, descending; ties by place."""
-    # numpy sorts 16 bits, which positions in an example have, by counting
+    """(N,) the order of descending length; ties keep their order."""
+    # numpy radix-sorts 16-bit numbers, and no example has more than 65,535 tokens
     return np.argsort((65_535 - lengths).astype(np.uint16), kind="stable")
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _lpt(lengths: NDArray[np.int64], order: NDArray[np.int64], num_bins: int) -> Bins:
-    """The bin of each sequence of `order`, and the tokens of each bin. Ties go by the bin's number.
+    """The bin of each sequence in `order`, and the tokens of each bin. Ties go to the lower bin.
 
-    With at least as many sequences as bins none stays empty: an empty one has the fewest tokens.
+    With at least as many sequences as bins no bin is empty: an empty one has the fewest tokens.
     """
-    heap = np.arange(num_bins)  # tokens << 24 | bin, the least on top
+    heap = np.arange(num_bins)  # min-heap of tokens << 24 | bin
     bin_of = np.empty(len(lengths), np.int64)
     for place in order:
         bin_of[place] = heap[0] & 0xFFFFFF
@@ -169,7 +168,7 @@ def _group(bin_of: NDArray[np.int64], ends: NDArray[np.int64], members: NDArray[
 
 
 def micro_steps(settings: Settings, manifest: ShardsManifest, world_size: int) -> int:
-    """Micro-batches of a rank in a step, at the mean length of the manifest's training examples."""
+    """Micro-batches per rank and step, at the mean length of the manifest's training examples."""
     train = manifest.splits["train"]
     return micro_steps_of_chunk(settings, train.tokens / train.rows, world_size)
 
@@ -178,5 +177,5 @@ def micro_steps_of_chunk(settings: Settings, mean_length: float, world_size: int
     budget = settings.engine.tokens_per_micro_batch
     if settings.optim.tokens_per_step is not None:
         return settings.optim.tokens_per_step // (world_size * budget)
-    tokens_a_rank = settings.optim.global_batch * mean_length / world_size
-    return max(1, -int(-tokens_a_rank // budget))
+    tokens_per_rank = settings.optim.global_batch * mean_length / world_size
+    return max(1, -int(-tokens_per_rank // budget))

@@ -31,15 +31,15 @@ from data_prep.examples.masking import (
 from data_prep.stores.shard_reader import Rows, bounds, cut
 from data_prep.stores.shards import Examples
 
-IGNORED = -100  # a label that counts nothing: torch's own number for it
+IGNORED = -100  # a label without a loss: torch's default `ignore_index`
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Static sizes of a micro-batch, for kernels that are compiled once for each."""
+    """Static sizes of a micro-batch; code is compiled once for each."""
 
     tokens: int
-    sequences: int  # slots, of which filler takes some
+    sequences: int  # slots, filler included
     masked: int
 
 
@@ -56,14 +56,14 @@ class PackedBatch:
     position_ids: Tensor  # (T,) int32, 0 at each [CLS]
     segment_ids: Tensor  # (T,) int32, 0 up to and with the first [SEP] of a sequence, then 1
     cu_seqlens: Tensor  # (N + 1,) int32: sequence i is [cu_seqlens[i]:cu_seqlens[i + 1]]
-    lengths: list[int]  # N lengths in tokens, on the host: no device is asked to cut a row
+    lengths: list[int]  # N lengths in tokens, on the host: no device sync to split a row
     cls_positions: Tensor  # (N,) int64, where each sequence begins; 0 for a slot of length 0
     masked_positions: Tensor  # (M,) int64, ascending, into the packed row; 0 in unused slots
-    labels: Tensor  # (M,) int64, the ids that stood at masked_positions; IGNORED in unused slots
-    # (N,) int64, 0 = B follows A, 1 = random or swapped (Pairing); IGNORED where nothing is real
+    labels: Tensor  # (M,) int64, the original ids at masked_positions; IGNORED in unused slots
+    # (N,) int64, 0 = B follows A, 1 = random or swapped (Pairing); IGNORED for filler
     next_sentence_labels: Tensor
-    max_seqlen: int  # the data's seq_len, not this batch's longest: compiled code holds it fixed
-    num_tokens: int  # of real sequences, as are the next two
+    max_seqlen: int  # the data's seq_len, not this batch's longest: a constant in compiled code
+    num_tokens: int  # without filler, as are the next two
     num_sequences: int
     num_masked: int
 
@@ -80,15 +80,15 @@ class PackedBatch:
 
 
 class NewMasks:
-    """Masks to be drawn while packing, in place of those that the shards hold."""
+    """Masks to draw while packing, in place of those stored in the shards."""
 
     def __init__(
         self, keys: NDArray[np.uint64], lengths: NDArray[np.int64], rule: MaskingRule
     ) -> None:
-        """Of N sequences of (N,) lengths: (N, 2) keys, as `dynamic_keys` makes them."""
+        """`keys`: (N, 2) from `dynamic_keys`; `lengths`: (N,) tokens of each sequence."""
         self.keys, self.rule = keys, rule
         self.quotas = num_masked(lengths, rule)
-        is_exact = rule.unit is MaskingUnit.token  # of whole words, known only once they are drawn
+        is_exact = rule.unit is MaskingUnit.token  # the count of whole words is known once drawn
         self.most = self.quotas if is_exact else max_masked(lengths, rule)
         self.total = int(self.quotas.sum()) if is_exact else None
 
@@ -96,8 +96,8 @@ class NewMasks:
 def pack(examples: Examples, max_seqlen: int, shape: Shape | None = None) -> PackedBatch:
     """Lay N examples end to end, in their order, with their masks applied, and fill up to `shape`.
 
-    Raises ValueError on no example at all, on one without tokens (attention over zero keys is NaN)
-    and where a shape is too small.
+    Raises ValueError if there is no example, one has no tokens (attention over zero keys is NaN) or
+    the shape is too small.
     """
     places = np.arange(len(examples))
     return pack_rows(Rows.of(examples), places, max_seqlen, lambda real: shape or real)
@@ -111,10 +111,10 @@ def pack_rows(
     new_masks: NewMasks | None = None,
     pinned: bool = False,
 ) -> PackedBatch:
-    """`pack` of those of the rows that are at `places`, read where they lie.
+    """Pack the rows at `places`, straight from the memory maps.
 
-    `shape_of` says what real sizes are filled to. `pinned`: in page-locked memory, from which a GPU
-    copies while the host goes on; needs CUDA.
+    `shape_of` maps the real sizes to those filled up to. `pinned`: in page-locked memory, for
+    asynchronous copies to a GPU; needs CUDA.
     """
     lengths = rows.lengths[places].tolist()
     if not lengths:
@@ -126,7 +126,7 @@ def pack_rows(
     shape = shape_of(real)
     longest = max(lengths)
     lengths += filler_lengths(real, shape, max_seqlen)
-    # two pieces of memory for all columns
+    # two allocations hold all columns
     tokens, sequences, masked = shape.tokens, shape.sequences, shape.masked
     of_32_bits = torch.empty(3 * tokens + sequences + 1, dtype=torch.int32, pin_memory=pinned)
     of_64_bits = torch.empty(2 * (sequences + masked), dtype=torch.int64, pin_memory=pinned)
@@ -144,7 +144,7 @@ def pack_rows(
     cls_positions, pair_labels, masked_positions, labels = of_64_bits.split_with_sizes(
         [sequences, sequences, masked, masked]
     )
-    if num_drawn < real.masked:  # whole words: fewer than there was room for
+    if num_drawn < real.masked:  # whole words: fewer than the upper bound
         slots = shape_of(replace(real, masked=num_drawn)).masked
         masked_positions, labels = masked_positions[:slots], labels[:slots]
     return PackedBatch(
@@ -165,9 +165,9 @@ def pack_rows(
 
 
 def filler_lengths(real: Shape, shape: Shape, max_seqlen: int) -> list[int]:
-    """Lengths of the sequences behind the real ones: `max_seqlen` tokens at most, then 0.
+    """Lengths of the filler sequences: at most `max_seqlen` tokens each, then 0 for unused slots.
 
-    Raises ValueError where the shape has too little room.
+    Raises ValueError if the shape is too small.
     """
     rest = shape.tokens - real.tokens
     lengths = [max_seqlen] * (rest // max_seqlen) + [rest % max_seqlen] * (rest % max_seqlen > 0)
@@ -215,7 +215,7 @@ def _pack(
     of_32_bits: NDArray[np.int32],
     of_64_bits: NDArray[np.int64],
 ) -> int:
-    """Fill the columns of a packed row, filler included, in one pass; how many are masked."""
+    """Fill the columns of a packed row, filler included; return the number of masked tokens."""
     tokens, sequences, slots = sizes
     input_ids, position_ids = of_32_bits[:tokens], of_32_bits[tokens : 2 * tokens]
     segment_ids, cu_seqlens = of_32_bits[2 * tokens : 3 * tokens], of_32_bits[3 * tokens :]

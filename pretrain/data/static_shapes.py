@@ -22,15 +22,15 @@ class Shapes:
 
     def __init__(self, manifest: ShardsManifest, split: str) -> None:
         totals = manifest.splits[split]
-        self._sequences_a_token = 1.3 * totals.rows / max(1, totals.tokens)
+        self._sequences_per_token = 1.3 * totals.rows / max(1, totals.tokens)
         self._rate = manifest.masking.rate
         self._max_seqlen = manifest.seq_len
         self.used: set[Shape] = set()
 
     def around(self, real: Shape, tokens: int) -> Shape:
-        """The shape of `tokens` tokens, or one with more slots where `real` does not fit that."""
+        """The usual shape of `tokens` tokens, or one with more slots if `real` needs them."""
         fillers = -(-(tokens - real.tokens) // self._max_seqlen)
-        usual = math.ceil(self._sequences_a_token * tokens) + 8
+        usual = math.ceil(self._sequences_per_token * tokens) + 8
         return Shape(
             tokens,
             _rounded_up(max(usual, real.sequences + fillers), 16),
@@ -43,7 +43,7 @@ def _rounded_up(number: int, multiple: int) -> int:
 
 
 class Packer:
-    """Packs rows of one split for one rank, in static shapes or as they come."""
+    """Packs rows of one split for one rank, in static shapes or in their own sizes."""
 
     def __init__(self, shards: Shards, static: bool) -> None:
         self._max_seqlen = shards.manifest.seq_len
@@ -62,7 +62,7 @@ class Packer:
         tokens: int,
         new_masks: NewMasks | None = None,
     ) -> PackedBatch:
-        """One micro-batch; `tokens` is the size that a static one is filled up to."""
+        """Pack one micro-batch; a static one is filled up to `tokens`."""
         shapes = self._shapes
         if shapes is None:
             return pack_rows(rows, places, self._max_seqlen, _as_it_is, new_masks, self._pinned)
@@ -80,5 +80,5 @@ def _as_it_is(real: Shape) -> Shape:
 
 
 def static_tokens(most_tokens: int, token_budget: int) -> int:
-    """Tokens of static micro-batches whose fullest holds `most_tokens`: up to a multiple of 256."""
+    """`most_tokens`, those of the fullest micro-batch, rounded up to a multiple of 256."""
     return min(token_budget, _rounded_up(most_tokens, 256))

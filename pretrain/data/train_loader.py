@@ -36,22 +36,22 @@ class GlobalBatch:
     """One rank's share of the sequences between two updates, and what all ranks hold together."""
 
     position: int  # of its first example in the run's stream, from 0
-    micro_batches: list[PackedBatch]  # this rank's; on every rank equally many
-    dropout_seeds: list[int]  # of each micro-batch, below 2**63; no two alike in a run
+    micro_batches: list[PackedBatch]  # this rank's; every rank has the same number
+    dropout_seeds: list[int]  # of each micro-batch, below 2**63; unique in a run
     num_sequences: int  # over all ranks, as are the next three
     num_masked: int
     num_tokens: int
     squared_lengths: int  # sum of the squares of the sequences' lengths
-    num_shapes: int = 0  # static shapes that this rank's loader has used so far; 0: none is static
+    num_shapes: int = 0  # static shapes that this rank's loader has used so far; 0: not static
 
     @property
     def end(self) -> int:
-        """Position of the first example behind it."""
+        """Position of the first example after it."""
         return self.position + self.num_sequences
 
 
 def passed_over(position: int, ranges: Sequence[Sequence[int]]) -> int:
-    """The first position from this one on that is in none of the ranges [first, end)."""
+    """The first position, from this one on, outside all the ranges [first, end)."""
     while (ends := [end for first, end in ranges if first <= position < end]) != []:
         position = max(ends)
     return position
@@ -62,7 +62,7 @@ class TrainLoader:
 
     Each has exactly `global_batch` examples, or, with `tokens_per_step`, as many as fill these
     tokens in micro-batches of `token_budget`. A background thread prepares the next few. `waited_s`
-    is how long the loop has waited for data.
+    is how long the training loop has waited for data, in seconds.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class TrainLoader:
         return self._order.examples(first, end - first)[1]
 
     def close(self) -> None:
-        """Drop what is prepared and wait for the background thread to end."""
+        """Drop the prepared batches and wait for the background thread to end."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> TrainLoader:
@@ -140,14 +140,14 @@ class TrainLoader:
     def prepared(
         self, position: int, skipped: Sequence[Sequence[int]] = ()
     ) -> Iterator[GlobalBatch]:
-        """`batches`, each prepared when it is asked for, in the caller's own thread."""
+        """As `batches`, but each is prepared on demand in the caller's thread."""
         while True:
             batch = self._prepare(passed_over(position, skipped))
             yield batch
             position = batch.end
 
     def _deal(self, first: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Rows, Deal]:
-        """Epochs, ids and rows of the batch that begins at `first`, and who gets which."""
+        """Epochs, ids and rows of the batch that begins at `first`, and their deal to the ranks."""
         if self._num_bins is None:
             epochs, ids = self._order.examples(first, self._global_batch)
             rows = self._shards.rows(ids)
@@ -183,9 +183,9 @@ class TrainLoader:
 
         num_masked = int(rows.masked_counts.sum()) if new_masks is None else new_masks.total
         if num_masked is None:
-            # Whole words do not end where the rate does: the count is known only once the masks
-            # are drawn. So every rank draws those of all ranks, which costs world_size times the
-            # work in this thread and no communication.
+            # With whole words the count is known only once the masks are drawn. So every rank
+            # draws those of all ranks: world_size times the work in this thread, but no
+            # communication.
             of_rank = [[pack(places) for places in bins] for bins in dealt]
             micro_batches = of_rank[self._rank]
             num_masked = sum(batch.num_masked for batch in itertools.chain(*of_rank))

@@ -1,7 +1,7 @@
-"""The preflight: finds at the start what would make a run wrong or end it later.
+"""The preflight: checks at the start for faults that would spoil or end the run later.
 
 Every rank compares itself with rank 0 and sends only what differs, usually nothing: a thousand
-ranks cost as much as two. A difference that many ranks share is one sentence.
+ranks cost as much as two. A difference that many ranks share is reported once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pretrain.run_folder.environment import package_versions
 from pretrain.run_folder.jsonl import append_event
 
 PACKAGES = ("torch", "deepspeed", "numpy", "numba")
-MOST_SHOWN = 3  # of what differs on a rank; all are counted
+MOST_SHOWN = 3  # differences per rank and kind that are shown; all are counted
 ROUNDS = 5
 REDUCED_BYTES = {"cuda": 64 << 20, "cpu": 4 << 20}
 
@@ -44,7 +44,7 @@ _CURES = {
     "code": "bring the project's folder on that node up to date, or use one that all nodes share",
     "versions": "give all nodes one environment: a folder that they share, or a container image",
     "settings": "give every rank the same arguments and the same conf/",
-    "data": "see that the file system is mounted and up to date on that node",
+    "data": "check that the file system is mounted and up to date on that node",
 }
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class RankMismatch:
 
 @dataclass(frozen=True)
 class Preflight:
-    """The findings, which rank 0 prints; the same manifests on every rank."""
+    """The findings, which rank 0 logs, and the manifests, the same on every rank."""
 
     manifests: list[ShardsManifest]  # of each phase's shards
     infos: list[RankInfo]
@@ -69,7 +69,7 @@ class Preflight:
     warnings: list[str] = field(default_factory=list)
 
     def record(self, run_folder: Path) -> None:
-        """Write the rank map and the warnings to the log, and the event."""
+        """Log the ranks and the warnings, and append the event."""
         width = max(len(info.host) for info in self.infos)
         rows = [
             f"  rank {i.rank:<5} {i.host:{width}}  process {i.process:<8} {i.device} {i.unit}"
@@ -81,7 +81,7 @@ class Preflight:
         append_event(run_folder, "preflight", self.facts)
 
     def lines(self) -> list[str]:
-        """The summary of several ranks to print; [] for one rank."""
+        """The summary to print; [] for a single rank."""
         if len(self.infos) == 1:
             return []
         return [
@@ -94,7 +94,7 @@ def preflight(ranks: Ranks, settings: Settings) -> Preflight:
     """Check versions, code, settings, data, all-reduce and disk, before a model is built.
     Collective.
 
-    Raises SettingsError on every rank, with one sentence per fault.
+    Raises SettingsError on every rank, with one line per fault.
     """
     infos = ranks.gather(rank_info(ranks.rank, ranks.device))
     phases = phases_of(settings)
@@ -123,7 +123,7 @@ def preflight(ranks: Ranks, settings: Settings) -> Preflight:
 
 
 def summary(infos: Sequence[RankInfo]) -> str:
-    """`32 ranks on 4 hosts, 8 each: NVIDIA A100-SXM4-80GB, 79 GiB`."""
+    """For example `32 ranks on 4 hosts, 8 each: NVIDIA A100-SXM4-80GB, 79 GiB`."""
     counts = sorted(Counter(info.host for info in infos).values())
     hosts = "1 host" if len(counts) == 1 else f"{len(counts)} hosts"
     each = (
@@ -169,10 +169,10 @@ def explain(differences: Sequence[Sequence[RankMismatch]], infos: Sequence[RankI
 
 
 def measure_all_reduce(ranks: Ranks, infos: Sequence[RankInfo]) -> dict[str, float]:
-    """Median speed in GB/s (10^9) of summing some megabytes over all ranks.
+    """Measure the all-reduce of a few megabytes: median bandwidths in GB/s (10^9).
 
-    The algorithm's bandwidth is bytes per second; the bus's is what each link carries,
-    2 (n - 1) / n of it. Raises SettingsError on every rank if a sum is wrong.
+    The algorithm bandwidth is the message's bytes per second; the bus bandwidth, which each link
+    carries, is 2 (n - 1) / n of it. Raises SettingsError on every rank if a sum is wrong.
     """
     n, is_cuda = ranks.world_size, ranks.device.type == "cuda"
     size = REDUCED_BYTES[ranks.device.type]
@@ -202,7 +202,7 @@ def measure_all_reduce(ranks: Ranks, infos: Sequence[RankInfo]) -> dict[str, flo
             f"{value} instead of {expected} ({count:,} are wrong); a device or a link is broken: "
             "start without that node, and have it tested (NCCL_DEBUG=INFO logs the data's path)"
         )
-    gb_per_s = size / statistics.median(seconds[1:]) / 1e9  # the first one makes connections
+    gb_per_s = size / statistics.median(seconds[1:]) / 1e9  # the first one opens the connections
     return {
         "all_reduce_mb": size / 2**20,
         "algorithm_gb_per_s": round(gb_per_s, 3),
@@ -211,7 +211,7 @@ def measure_all_reduce(ranks: Ranks, infos: Sequence[RankInfo]) -> dict[str, flo
 
 
 def checkpoint_bytes(model: ModelSettings, vocab_size: int, pairing: Pairing) -> int:
-    """Size of a checkpoint within some kilobytes, from the shapes alone."""
+    """Bytes of a checkpoint, within a few kilobytes, from the shapes alone."""
     with torch.device("meta"):
         return state_bytes(BertForPreTraining(model, vocab_size, pairing).num_parameters)
 
@@ -224,7 +224,7 @@ def free_bytes(folder: Path) -> int:
 
 
 def _judge_disk(folder: Path, size: int, keep: int, free: int) -> tuple[str | None, str | None]:
-    """A fault and a warning: a new checkpoint is complete before an old one is deleted."""
+    """A fault or a warning, if room is short. Old checkpoints go after the new one is complete."""
     here = min(keep, len(list(folder.glob("step-*"))))
     room = f"{folder} has room for {free / 1e6:,.1f} MB"
     if free < size:
@@ -243,7 +243,7 @@ def _judge_disk(folder: Path, size: int, keep: int, free: int) -> tuple[str | No
 
 
 def _shards(data: DataSettings) -> str:
-    """The manifest's checksum, which covers all shards, or why there is none."""
+    """The manifest's checksum, which covers all shards, or why it cannot be read."""
     try:
         manifest_of(data)
         return f"of checksum {checksum(folder_of(data) / 'manifest.json')[:8]}"

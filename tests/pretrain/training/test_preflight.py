@@ -124,7 +124,7 @@ def a_wrong_sum(ranks: Ranks, settings: Settings) -> None:
          r"\(rank 0 has 0.0015\); give every rank the same arguments"),
         (another_manifest,
          r"rank 1 on \S+ has \S+/len128/manifest.json of checksum \w+ \(rank 0 has of checksum "
-         r"\w+\); see that the file system is mounted and up to date on that node"),
+         r"\w+\); check that the file system is mounted and up to date on that node"),
         (no_file_system,
          r"rank 1 on \S+ has \S+/len128/manifest.json unreadable: there are no shards of 128 "
          "tokens"),
