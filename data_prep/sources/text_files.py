@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -11,6 +12,8 @@ from data_prep.core.config import SettingsError
 from data_prep.core.settings import SourceSettings
 from data_prep.sources import SourcePlan, cut_by_size
 from data_prep.stores.documents import Damage
+
+MOST_BYTES = 256 << 20  # of one file, unpacked; it is held in memory, also as text
 
 
 class InputFile(NamedTuple):
@@ -71,12 +74,18 @@ def list_files(
 
 
 def read_file(source: SourceSettings, name: str) -> bytes | Damage:
-    """The bytes of a file, or a Damage if it is missing, such as the target of a broken link.
+    """The bytes of a file, those of a .bz2 unpacked.
 
-    Any other OSError, of a disk or of permissions, is raised: the next start may read the file.
+    A Damage if it is missing, such as the target of a broken link, or too large to be held in
+    memory. Raises EOFError, or OSError without a number, if it cannot be unpacked. Any other
+    OSError, of a disk or of permissions, is raised: the next start may read the file.
     """
     assert source.path is not None
     try:
-        return (Path(source.path) / name).read_bytes()
+        with (Path(source.path) / name).open("rb") as file:
+            data = (bz2.BZ2File(file) if name.endswith(".bz2") else file).read(MOST_BYTES + 1)
     except FileNotFoundError:
         return Damage(name, "is not there to be read; is it a broken link?")
+    if len(data) > MOST_BYTES:
+        return Damage(name, f"has more than {MOST_BYTES >> 20} MiB; cut it into smaller files")
+    return data

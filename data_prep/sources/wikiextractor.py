@@ -7,8 +7,6 @@ of templates that it did not expand.
 
 from __future__ import annotations
 
-import bz2
-import html
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +16,13 @@ from data_prep.sources import SourcePlan
 from data_prep.sources.text_files import plan_files, read_file
 from data_prep.sources.wikipedia_articles import article
 from data_prep.stores.documents import Damage, Document, Reject
-from data_prep.text.cleaning import clean_paragraphs, remove_hollows, split_lines
+from data_prep.text.cleaning import clean_paragraphs, remove_hollows, split_lines, unescape
 
 _OPEN = re.compile(r'<doc id="([^"]*)" url="[^"]*" title="(.*)">\s*$')
 
-_REFERENCE = re.compile(r"<ref\b[^<>]*/>|<ref\b[^<>]*>.*?</ref\s*>|<!--.*?-->", re.I | re.S)
+_REFERENCE = re.compile(r"<ref\b[^<>]*+>|<!--", re.IGNORECASE)
+_REFERENCE_END = re.compile(r"</ref\s*+>", re.IGNORECASE)
+_COMMENT_END = re.compile("-->")
 # Tags by name: "a < b and c > d" is text, and so is "<the prisoner>".
 _TAG = re.compile(
     r"</?(?:abbr|b|big|blockquote|br|caption|center|cite|code|dd|del|dfn|div|dl|dt|em|font|gallery|"
@@ -35,7 +35,7 @@ _PLACEHOLDER = re.compile(r"formula_\d+|codice_\d+|__[A-Z]+__|\{\{[^{}]*\}\}|\{\
 # "|language =", "!colspan=9|B", "#if: Cousin", "File:A.jpg|B", "[[Category:C]]", "px; width:px"
 _MARKUP_LINE = re.compile(
     r"^[ \t]*(?:\||![^\n|]*\||#\w+:|Citation/|px;|(?:File|Image):[^\n|]*\||"
-    r"\[\[\w+:[^\n]*\]\][ \t]*$|\S+://\S+[ \t]*$)[^\n]*",
+    r"\[\[\w+:[^\n]*\]\][ \t]*$|(?>\S+?://)\S++[ \t]*+$)[^\n]*",
     re.MULTILINE,
 )
 _LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]")
@@ -55,23 +55,25 @@ def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Sourc
 def read(source: SourceSettings, task: list[str]) -> Iterator[Document | Reject | Damage]:
     """A document or a reject for each <doc>, and a reject for text outside of all."""
     for name in task:
-        data = read_file(source, name)
-        if isinstance(data, Damage):
-            yield data
-            continue
         try:
-            text = (bz2.decompress(data) if name.endswith(".bz2") else data).decode("utf-8")
-        except (UnicodeDecodeError, OSError, ValueError) as error:
+            data = read_file(source, name)
+            text = data if isinstance(data, Damage) else data.decode("utf-8")
+        except (UnicodeDecodeError, EOFError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             yield Reject(name, "", "", f"unreadable file: {type(error).__name__}")
             continue
-        yield from _split(source, name, text)
+        if isinstance(text, Damage):
+            yield text
+        else:
+            yield from _split(source, name, text)
 
 
 def clean(text: str) -> str:
     """The paragraphs of a page, without what WikiExtractor leaves behind."""
-    text = html.unescape(text)
+    text = unescape(text)
     if "<" in text:
-        text = _TAG.sub(" ", _REFERENCE.sub("", text))
+        text = _TAG.sub(" ", _without_references(text))
     if "::::" in text:
         text = _LIST_MARK.sub("", text)
     if "_" in text or "{{" in text or "}}" in text:
@@ -85,6 +87,29 @@ def clean(text: str) -> str:
     return clean_paragraphs(split_lines(remove_hollows(text)))
 
 
+def _without_references(text: str) -> str:
+    """Remove references and comments, each up to its end; one without an end stays.
+
+    In linear time: an end that the rest of the text lacks is searched once.
+    """
+    kept: list[str] = []
+    start = 0  # of the text to keep
+    position = 0
+    missing: set[re.Pattern[str]] = set()
+    while opened := _REFERENCE.search(text, position):
+        position = opened.end()
+        end = _COMMENT_END if opened[0] == "<!--" else _REFERENCE_END
+        if not opened[0].endswith("/>"):
+            closed = None if end in missing else end.search(text, position)
+            if closed is None:
+                missing.add(end)
+                continue
+            position = closed.end()
+        kept.append(text[start : opened.start()])
+        start = position
+    return "".join([*kept, text[start:]])
+
+
 def _split(source: SourceSettings, name: str, text: str) -> Iterator[Document | Reject]:
     """The pages of one file."""
     page: tuple[str, str] | None = None  # id and title
@@ -94,7 +119,7 @@ def _split(source: SourceSettings, name: str, text: str) -> Iterator[Document | 
         if opened := _OPEN.match(line):
             if page is not None:
                 yield Reject(*page, "\n".join(lines), "page without an end")
-            page, lines = (opened[1], html.unescape(opened[2])), []
+            page, lines = (opened[1], unescape(opened[2])), []
         elif page is None:
             outside.append(line)
         elif line.strip() == "</doc>":
@@ -113,7 +138,7 @@ def _page(source: SourceSettings, id: str, title: str, lines: list[str]) -> Docu
 
     The first line repeats the title; a page of this line alone is the stub of a redirect.
     """
-    if lines and html.unescape(lines[0]).strip() == title.strip():
+    if lines and unescape(lines[0]).strip() == title.strip():
         lines = lines[1:]
     raw = "\n".join(lines)
     if not raw.strip():

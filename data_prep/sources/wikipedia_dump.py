@@ -23,11 +23,13 @@ from data_prep.sources import SourcePlan
 from data_prep.sources.text_files import InputFile, find_files
 from data_prep.sources.wikipedia_articles import article
 from data_prep.stores.documents import Damage, Document, Reject
+from data_prep.text import wiki_nesting
 from data_prep.text.wikitext import HIDDEN_NAMESPACES, is_disambiguation, is_redirect, to_text
 
 _WHAT = ".xml, .xml.bz2 or .xml.xz file"
 _DUMP_NAME = re.compile(r".+\.xml(?:-p\d+p\d+)?(?:[-.].*(?:bz2|xz))?")
 _CHUNK = 1 << 18  # bytes of XML
+_MOST_XML = 16 << 20  # bytes without the end of a revision; a text of 2 MiB may need 12
 _CHECKSUMS = {32: "md5", 40: "sha1", 64: "sha256"}  # by number of hexadecimal digits
 _HIDDEN_KEYS = ("-2", "6", "14")  # media, file, category
 
@@ -113,14 +115,17 @@ def _events(path: Path) -> Iterator[tuple[str, Any]]:
     """The "namespace" and "page" elements of a dump, in order.
 
     A file that breaks off ends with the "cut page" in which it does so, if it is in one, and with a
-    "damage", which is a text. Each element is freed when the next one is requested, so the memory
-    is that of one chunk and one page.
+    "damage", which is a text. Each element is freed when the next one is requested, and of a page
+    the older revisions are, so the memory is that of one chunk and one revision.
+
+    Without huge_tree libxml2 refuses elements nested 256 deep, a text of 10 MB, and entities that
+    stand for much more than they take.
     """
     parser = etree.XMLPullParser(
-        ("start", "end"), tag=("{*}page", "{*}namespace"), huge_tree=True, resolve_entities=False
+        ("start", "end"), tag=("{*}page", "{*}namespace", "{*}revision"), resolve_entities=False
     )
     chunks = _chunks(path)
-    chunk, damage, open_page, num_pages = b" ", "", None, 0
+    chunk, damage, open_page, num_pages, unread = b" ", "", None, 0, 0
     while chunk and not damage:
         try:
             if chunk := next(chunks, b""):
@@ -131,15 +136,22 @@ def _events(path: Path) -> Iterator[tuple[str, Any]]:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # a fault of the disk, not of the file
             damage = str(error)
+        unread += len(chunk)
         for event, element in parser.read_events():
             kind = etree.QName(element).localname
-            if event == "end":
+            unread = 0
+            if kind == "revision":
+                if event == "start":
+                    _forget_older(element)
+            elif event == "end":
                 yield kind, element
                 _forget(element)
                 open_page = None
             elif kind == "page":
                 open_page = element
                 num_pages += 1
+        if unread > _MOST_XML:
+            damage = damage or f"{_MOST_XML >> 20} MiB of XML without the end of a revision"
     if open_page is not None:
         yield "cut page", open_page
     if damage:
@@ -176,6 +188,14 @@ def _forget(element: Any) -> None:
         del parent[0]
 
 
+def _forget_older(revision: Any) -> None:
+    """Free the revisions before this one, of which only the newest is read."""
+    older = revision.getprevious()
+    while older is not None and etree.QName(older).localname == "revision":
+        older.getparent().remove(older)
+        older = revision.getprevious()
+
+
 def _page(
     source: SourceSettings, id: str, page: Any, hidden: set[str], *, is_whole: bool
 ) -> Document | Reject:
@@ -194,6 +214,8 @@ def _page(
         return Reject(id, title, markup, "not wikitext")
     if is_disambiguation(title, markup):
         return Reject(id, title, markup, "disambiguation")
+    if fault := wiki_nesting.fault_of(markup):
+        return Reject(id, title, markup, f"unreadable markup: {fault}")
     try:
         text = to_text(markup, hidden)
     except (ParserError, RecursionError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from itertools import groupby
 
@@ -14,13 +15,16 @@ _INVISIBLE = re.compile(
 )
 
 # A template of a pronunciation leaves "(]; born 1869)". Each expression begins with a fixed
-# character, which makes the search fast.
-_HALF_EMPTY = re.compile(r"([(\[])(?:[\s\]]*[,;:](?:\s*[,;:])*\s*|(?<=\()\](?=\)))")
-_COMMA_AT_END = re.compile(r"[,;:]\s*(?=\))")
-_COMMAS = re.compile(r"([,;])(?:[ \xa0]*[,;])+")
-_EMPTY = re.compile(r"\(\s*\)|\[\s*\]")
+# character, which makes the search fast. Possessive repeats (*+) keep the time linear: a run of
+# blanks is read once, not once per blank.
+_HALF_EMPTY = re.compile(r"([(\[])(?:[\s\]]*+[,;:](?:\s*+[,;:])*+\s*+|(?<=\()\](?=\)))")
+_COMMA_AT_END = re.compile(r"[,;:]\s*+(?=\))")
+_COMMAS = re.compile(r"([,;])(?:[ \xa0]*+[,;])++")
+_EMPTY = re.compile(r"\(\s*+\)|\[\s*+\]")
 _BLANK_AFTER = re.compile(r"\( +")
-_BLANK_BEFORE = re.compile(r" (?: *(?=[,;)\]])|(?<=\w ) *(?=\.(?:\s|$)))")
+_BLANK_BEFORE = re.compile(r" (?<!  )(?: *+(?=[,;)\]])|(?<=\w ) *+(?=\.(?:\s|$)))")
+_ZEROS = re.compile("&#0{8,}+")
+_LARGE_NUMBER = re.compile(r"&#0?[1-9]\d{7,}+;?")
 
 
 def split_lines(text: str) -> list[str]:
@@ -56,6 +60,16 @@ def remove_hollows(text: str) -> str:
         text = _EMPTY.sub("", _EMPTY.sub("", text))  # twice: "([])"
         text = _BLANK_AFTER.sub("(", text)
     return _BLANK_BEFORE.sub("", _COMMAS.sub(r"\1", text))
+
+
+def unescape(text: str) -> str:
+    """The text with HTML's entities as characters; a number too large for one is U+FFFD.
+
+    Python refuses to read a number of thousands of digits.
+    """
+    if "&#" in text:
+        text = _LARGE_NUMBER.sub("\ufffd", _ZEROS.sub("&#0", text))
+    return html.unescape(text)
 
 
 def join_wrapped(lines: list[str]) -> list[str]:

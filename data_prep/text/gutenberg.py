@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 from string import ascii_letters
 
 # Without the first character: _MARKER begins with it, which makes the search fast.
@@ -132,9 +132,7 @@ def width_of(lines: list[str]) -> int:
 def share_of_entries(lines: list[str]) -> float:
     """The share of lines that are in columns or end in leaders or a page number."""
     filled = [line for line in lines if line]
-    # Most lines cannot be entries; they are dropped first because the expression is slow.
-    maybe = [line for line in filled if line[-1] not in _ENDS_NO_NUMBER or _has_columns(line)]
-    return sum(map(_is_entry, maybe)) / max(1, len(filled))
+    return _num_entries(filled) / max(1, len(filled))
 
 
 def share_of_verse(lines: list[str]) -> float:
@@ -194,15 +192,17 @@ def _without_notes(blocks: list[_Block]) -> list[_Block]:
 
 def _without_contents(blocks: list[_Block], width: int) -> list[_Block]:
     """Remove contents and lists of illustrations, from the heading to the first prose."""
-    most = _MOST_OF_CONTENTS * sum(len(block.lines) for block in blocks)
+    lines_before = [0, *accumulate(len(block.lines) for block in blocks)]
+    most = _MOST_OF_CONTENTS * lines_before[-1]
     kept: list[_Block] = []
-    index = 0
+    index = end = 0
     while index < len(blocks):
         is_front = index <= max(20, _CONTENTS_BEFORE * len(blocks))
         if is_front and _CONTENTS.fullmatch(blocks[index].lines[0]):
-            following = range(index + 1, len(blocks))
-            end = next((n for n in following if _is_prose(blocks[n], width)), len(blocks))
-            if sum(len(block.lines) for block in blocks[index:end]) <= most:
+            if end <= index:  # otherwise no prose is between them
+                following = range(index + 1, len(blocks))
+                end = next((n for n in following if _is_prose(blocks[n], width)), len(blocks))
+            if lines_before[end] - lines_before[index] <= most:
                 index = end
                 continue
         kept.append(blocks[index])
@@ -212,12 +212,19 @@ def _without_contents(blocks: list[_Block], width: int) -> list[_Block]:
 
 def _without_index(blocks: list[_Block]) -> list[_Block]:
     """The blocks before a heading INDEX in the second half, if most lines after it are entries."""
-    for number in range(len(blocks) // 2, len(blocks)):
-        if _INDEX.fullmatch(blocks[number].lines[0]):
-            following = [line for block in blocks[number:] for line in block.lines]
-            if share_of_entries(following) > 0.5:
-                return blocks[:number]
-    return blocks
+    half = len(blocks) // 2
+    headings = [n for n in range(half, len(blocks)) if _INDEX.fullmatch(blocks[n].lines[0])]
+    if not headings:
+        return blocks
+    lines = entries = 0
+    first = len(blocks)
+    for number in range(len(blocks) - 1, headings[0] - 1, -1):  # each block is counted once
+        lines += len(blocks[number].lines)
+        entries += _num_entries(blocks[number].lines)
+        if number == headings[-1]:
+            headings.pop()
+            first = number if entries > 0.5 * lines else first
+    return blocks[:first]
 
 
 def _is_prose(block: _Block, width: int) -> bool:
@@ -239,6 +246,12 @@ def _is_table(block: _Block) -> bool:
         return False
     columns = sum(1 for line in block.lines if _has_columns(line.strip()))
     return columns > 0.6 * len(block.lines)
+
+
+def _num_entries(lines: list[str]) -> int:
+    # Most lines cannot be entries; they are dropped first because the expression is slow.
+    maybe = [line for line in lines if line[-1] not in _ENDS_NO_NUMBER or _has_columns(line)]
+    return sum(map(_is_entry, maybe))
 
 
 def _is_entry(line: str) -> bool:

@@ -34,17 +34,19 @@ class _Arguments:
     """The arguments of one template, as shown on a page."""
 
     def __init__(self, template: Template, show: Callable[[Wikicode], str]) -> None:
-        self._template, self._show = template, show
+        self._show = show
+        # By name, because a template's own look-up reads all arguments; the last of a name counts.
+        self._values = {str(each.name).strip(): each.value for each in template.params}
         numbers = takewhile(self.has, map(str, count(1)))  # written or not
         self.positional = [self.named(number) for number in numbers]
 
     def has(self, name: str) -> bool:
         """Whether the template has an argument of this name or number."""
-        return bool(self._template.has(name))
+        return name in self._values
 
     def named(self, name: str) -> str:
         """The argument of this name or number; empty if it is missing."""
-        return self._show(self._template.get(name).value).strip() if self.has(name) else ""
+        return self._show(self._values[name]).strip() if self.has(name) else ""
 
     def at(self, number: int) -> str:
         """The positional argument `number`, from 1, or -1 for the last; empty if it is missing."""

@@ -39,8 +39,8 @@ _LIST_TAGS = frozenset({"li", "dt", "dd"})
 _LIST_MARK = "\0"  # which no XML holds
 
 # Each language has its own word: "#REDIRECT [[Target]]", "#WEITERLEITUNG [[Ziel]]".
-_REDIRECT = re.compile(r"\s*#\w+\s*:?\s*\[\[")
-_TEMPLATE_NAME = re.compile(r"\{\{\s*([^{}|\n]+?)\s*(?=[|\n}])")
+_REDIRECT = re.compile(r"\s*+#\w++\s*+:?\s*+\[\[")
+_TEMPLATE_NAME = re.compile(r"\{\{\s*+([^{}|\n]++)(?=[|\n}])")
 # Templates of such a page itself, not of pages that point to one: "Disambiguation needed".
 _DISAMBIGUATION = re.compile(
     r"(?:(?:[\w-]+ )*disambiguation|disambig\w*|dab|[\w-]*disambig|hndis|geodis|"
@@ -54,16 +54,16 @@ _DISAMBIGUATION = re.compile(
 _HIDDEN_COLON = re.compile(r"[a-z]{2,3}(?:-[a-z]{2,})*|simple")  # codes of languages
 _MEDIA_NAME = re.compile(r"[^:]+:.+\.(?:jpe?g|png|svg|gif|tiff?|webp|og[agv]|webm|mp[34]|pdf|djvu)")
 # [[Kategorie:A]] alone on a line, whatever the language calls it, is no prose.
-_LINK_LINE = re.compile(r"^[ \t]*(?:\[\[[^\[\]:|\n]+:[^\[\]\n]*\]\][ \t]*)+$", re.MULTILINE)
+_LINK_LINE = re.compile(r"^[ \t]*+(?:\[\[[^\[\]:|\n]++:[^\[\]\n]*+\]\][ \t]*+)++$", re.MULTILINE)
 
 _QUOTES = re.compile("'{2,}")
 _SWITCH = re.compile(r"__[A-Z]{3,}__")
 # Variants of Chinese; the first one is kept.
-_CONVERSION = re.compile(r"-\{(?:[^{}|]*\|)?(?:zh[\w-]*:)?([^{}|:;]*)[^{}]*\}-")
+_CONVERSION = re.compile(r"-\{(?:[^{}|]*+\|)?+(?:zh[\w-]*+:)?+([^{}|:;]*+)[^{}]*+\}-")
 # What the parser leaves of marks that have no partner.
 _UNPAIRED_TABLE = re.compile(r"^[ \t]*\{\|.*?(?:^[ \t]*\|\}|\Z)", re.MULTILINE | re.DOTALL)
-_UNPAIRED = re.compile(r"\{\{|\}\}|\[\[|\]\]|</?[a-z]+\b[^<>\n]{0,300}>|<ref\b", re.IGNORECASE)
-_NO_PROSE = re.compile(r"^\s*(?:[|!]|\{\||=+[^=]+=+\s*$|[\W\d_]*$)")
+_UNPAIRED = re.compile(r"\{\{|\}\}|\[\[|\]\]|</?[a-z]++\b[^<>\n]{0,300}>|<ref\b", re.IGNORECASE)
+_NO_PROSE = re.compile(r"^\s*+(?:[|!]|\{\||=++[^=]++=++\s*+$|[\W\d_]*+$)")
 
 
 def is_redirect(markup: str) -> bool:
@@ -78,7 +78,7 @@ def is_disambiguation(title: str, markup: str) -> bool:
         return True
     if "__DISAMBIG__" in markup:
         return True
-    names = (match[1].replace("_", " ") for match in _TEMPLATE_NAME.finditer(markup))
+    names = (match[1].replace("_", " ").strip() for match in _TEMPLATE_NAME.finditer(markup))
     return any(_DISAMBIGUATION.fullmatch(name) for name in names)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from source_reading import read_all, reasons, source_of, texts
 
-from data_prep.sources import wikiextractor
-from data_prep.stores.documents import Document
+from data_prep.sources import text_files, wikiextractor
+from data_prep.stores.documents import Damage, Document
 
 
 def _doc(id: str, title: str, *lines: str) -> str:
@@ -29,6 +29,21 @@ def test_pages_are_split_and_the_repeated_title_dropped(tmp_path: Path) -> None:
 def test_compressed_output_is_read(tmp_path: Path) -> None:
     (tmp_path / "wiki_00.bz2").write_bytes(bz2.compress(_doc("1", "A", "First.").encode()))
     assert texts(read_all(source_of("wikiextractor", tmp_path))) == {"1": "First."}
+
+
+@pytest.mark.parametrize("name", ["wiki_00", "wiki_00.bz2"])
+def test_a_file_that_is_too_large_unpacked_is_named_and_the_others_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(text_files, "MOST_BYTES", 1 << 20)
+    data = b"a" * (1 << 24)
+    (tmp_path / name).write_bytes(bz2.compress(data) if name.endswith(".bz2") else data)
+    (tmp_path / "wiki_01").write_text(_doc("1", "A", "First."))
+    items = read_all(source_of("wikiextractor", tmp_path))
+    assert [item for item in items if isinstance(item, Damage)] == [
+        Damage(name, "has more than 1 MiB; cut it into smaller files")
+    ]
+    assert texts([item for item in items if not isinstance(item, Damage)]) == {"1": "First."}
 
 
 def test_every_page_is_a_document_or_counted_with_its_reason(tmp_path: Path) -> None:

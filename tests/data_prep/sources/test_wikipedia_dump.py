@@ -4,6 +4,7 @@ import bz2
 import hashlib
 import lzma
 import re
+import resource
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -120,6 +121,64 @@ def test_the_newest_revision_counts_and_only_wikitext_is_text(tmp_path: Path) ->
         items = _read_bytes(tmp_path, page.encode())
         assert [item.text for item in _kept(items)] == kept
         assert len(items) == 1
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["{{a|", "&lt;ref&gt;", "\n{|", "[[a|", "{{{a|}}", "&lt;b c='/&gt;"],
+)
+def test_a_page_that_would_hold_the_parser_is_rejected_alone(tmp_path: Path, unit: str) -> None:
+    dump = _page("A", "Before.") + _page("Hostile", f"A town {unit * 4_000}") + _page("B", "After.")
+    items = _read_bytes(tmp_path, f"<mediawiki>{dump}</mediawiki>".encode())
+    assert [item.text for item in _kept(items)] == ["Before.", "After."]
+    assert [(i.title, i.reason) for i in items if isinstance(i, Reject)] == [
+        ("Hostile", "unreadable markup: too many marks without an end")
+    ]
+
+
+def test_a_page_larger_than_mediawiki_has_is_rejected_alone(tmp_path: Path) -> None:
+    dump = _page("Large", "A town. " * 300_000) + _page("B", "After.")
+    items = _read_bytes(tmp_path, f"<mediawiki>{dump}</mediawiki>".encode())
+    assert [item.text for item in _kept(items)] == ["After."]
+    assert [(i.title, i.reason) for i in items if isinstance(i, Reject)] == [
+        ("Large", "unreadable markup: larger than MediaWiki's limit of 2 MiB")
+    ]
+
+
+_LAUGHS = "<!DOCTYPE mediawiki [<!ENTITY a0 'ha'>" + "".join(
+    f"<!ENTITY a{n} '{f'&a{n - 1};' * 10}'>" for n in range(1, 10)
+)
+
+
+@pytest.mark.parametrize(
+    "xml",
+    [
+        f"{_LAUGHS}]><mediawiki>{PAGES[0]}<page><title>&a9;</title></page></mediawiki>",
+        f"{_LAUGHS}]><mediawiki>{PAGES[0]}<page a='&a9;'><title>B</title></page></mediawiki>",
+        f"<mediawiki>{PAGES[0]}<page>{'<a>' * 100_000}</page></mediawiki>",
+        f"<mediawiki>{PAGES[0]}<page><title>B</title><a>{'a' * 11_000_000}</a></page></mediawiki>",
+        f"<mediawiki>{PAGES[0]}<page><title>B</title>{'<a/>' * 5_000_000}</page></mediawiki>",
+    ],
+    ids=["entity in a text", "entity in an attribute", "nested", "long text", "many elements"],
+)
+def test_xml_that_unfolds_is_read_up_to_there_in_little_memory(tmp_path: Path, xml: str) -> None:
+    (tmp_path / "w.xml.bz2").write_bytes(bz2.compress(xml.encode(), 1))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    items = _read(tmp_path / "w.xml.bz2")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 800_000  # kB
+    assert [item.title for item in _kept(items)] == ["A"]
+    assert all(len(item.text) < 100 for item in items if isinstance(item, Document))
+    assert len(items) > 1
+
+
+def test_older_revisions_of_a_page_are_freed(tmp_path: Path) -> None:
+    revisions = (
+        "<revision><text>Old.</text></revision>" * 3 + "<revision><text>New.</text></revision>"
+    )
+    (tmp_path / "w.xml").write_text(f"<mediawiki><page>{revisions}</page></mediawiki>")
+    for kind, page in wikipedia_dump._events(tmp_path / "w.xml"):
+        assert (kind, len(page.findall("revision"))) == ("page", 1)
+    assert [item.text for item in _kept(_read(tmp_path / "w.xml"))] == ["New."]
 
 
 def test_a_page_that_the_parser_gives_up_on_is_rejected_alone(tmp_path, monkeypatch) -> None:
