@@ -8,7 +8,6 @@ num_workers. The exit status is 1 if something failed.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data_prep.core.config import choices
-from data_prep.core.files import checksum, read_json
+from data_prep.core.files import checksum, place, read_json
 from data_prep.core.job import start
 from data_prep.core.records import read_record
 from data_prep.core.settings import DataPrepSettings, Duplicates
@@ -146,7 +145,7 @@ def _judge_tasks(
     for name in (name for name in planned if not is_same[name]):
         log = f"(log: {logs / name}.log)"
         if record := running.get(name):
-            here, age = record["host"] == os.uname().nodename, now - record["started"]
+            here, age = record.get("place") == place(), now - record["started"]
             process = f"{name}: process {record['pid']} on {record['host']}"
             if here and not _is_alive(record["pid"]):
                 broken.append(f"{process} ended without a record {log}")

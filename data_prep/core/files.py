@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import functools
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,20 +19,34 @@ import msgspec
 import orjson
 import xxhash
 
+# What a file system says that lacks locks, hard links or fsync
+NOT_OFFERED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 ABANDONED_S = 3600.0  # without a write; writers write every few seconds
 
 
+@functools.cache
+def place() -> str:
+    """Where process numbers are unique: "<boot of the kernel>-<PID namespace>", in short digests.
+
+    Containers may share a host name, and even on one host each counts its processes from 1.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        known = boot, os.readlink("/proc/self/ns/pid")
+    except OSError:
+        known = os.uname().nodename, ""
+    return "-".join(xxhash.xxh32_hexdigest(text.encode()) for text in known)
+
+
 @contextlib.contextmanager
-def whole_or_absent(path: Path) -> Iterator[Path]:
-    """Yield a temporary path next to `path`: renamed to it on a clean exit, otherwise removed.
+def whole_or_absent(path: Path, *, is_folder: bool = False) -> Iterator[Path]:
+    """Yield a new empty file or folder next to `path`: renamed to it on a clean exit, else removed.
 
     The data is flushed to disk before the rename, and the folder after it, so that not even a power
-    loss leaves half a file under the final name. The temporary name starts with a dot and ends in
-    `.tmp`, so listings can skip it and leftovers of killed writers are recognised. It contains the
-    host and the process, so two writers never share it.
+    loss leaves half a file under the final name. See `new_temporary` for the temporary name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    temporary = new_temporary(path, is_folder=is_folder)
     try:
         yield temporary
         flush_to_disk(temporary)
@@ -52,14 +69,30 @@ def whole_or_absent(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def new_temporary(path: Path, *, is_folder: bool = False) -> Path:
+    """Make an empty file or folder next to `path`, of a name that no one can know before.
+
+    Where others may write, too, a link of that name, planted to have another file overwritten, is
+    an error (FileExistsError). The name starts with a dot and ends in `.tmp`, so listings can skip
+    it and leftovers of killed writers are recognised by their place and process.
+    """
+    token = secrets.token_hex(4)
+    temporary = path.with_name(f".{path.name}.{place()}.{os.getpid()}.{token}.tmp")
+    if is_folder:
+        temporary.mkdir()
+    else:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        os.close(os.open(temporary, flags, 0o666))
+    return temporary
+
+
 def remove_abandoned(folder: Path) -> None:
     """Remove temporary files that killed writers have left below `folder`.
 
-    Those of this host go if their process is gone, those of other hosts after an idle hour.
+    Those of this place go if their process is gone, those of other places after an idle hour.
     """
-    host = re.escape(os.uname().nodename)
     for path in folder.rglob(".*.tmp"):
-        own = re.fullmatch(rf"\..+\.{host}\.(\d+)\.tmp", path.name)
+        own = re.fullmatch(rf"\..+\.{place()}\.(\d+)\.[0-9a-f]+\.tmp", path.name)
         with contextlib.suppress(FileNotFoundError):  # its writer has just renamed it
             is_idle = time.time() - path.stat().st_mtime > ABANDONED_S
             if not Path(f"/proc/{own[1]}").exists() if own else is_idle:
@@ -67,10 +100,43 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def flush_to_disk(path: Path) -> None:
-    """fsync one file or folder."""
+    """fsync one file or folder, if its file system can."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_OFFERED:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """A hard link, or a copy if the file system has none (FAT, BeeGFS, some FUSE mounts)."""
+    try:
+        os.link(source, target)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError:
+        shutil.copy2(source, target)
+
+
+@contextlib.contextmanager
+def only_process(path: Path) -> Iterator[bool]:
+    """Hold a lock on the file `path`; it ends with the process. False if there are no locks here.
+
+    Raises BlockingIOError if another process holds it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_locked = True
+        except OSError as error:
+            if error.errno not in NOT_OFFERED:
+                raise
+            is_locked = False
+        yield is_locked
     finally:
         os.close(descriptor)
 

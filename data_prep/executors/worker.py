@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from data_prep.core.files import write_json
+from data_prep.core.files import place, write_json
 from data_prep.executors.tasks import (
     Task,
     TaskEntry,
@@ -33,11 +33,12 @@ def run_one(task: Task, index: int, entry: TaskEntry, log_dir: Path) -> None:
         record_path(log_dir, kind, entry.name) for kind in ("finished", "running", "failed")
     )
     began = time.time()
-    write_json(running, {"host": os.uname().nodename, "pid": os.getpid(), "started": began})
+    who = {"host": os.uname().nodename, "place": place(), "pid": os.getpid()}
+    write_json(running, {**who, "started": began})
     finished.unlink(missing_ok=True)  # before any of its files changes
     failed.unlink(missing_ok=True)
     log = log_path(log_dir, entry.name)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)

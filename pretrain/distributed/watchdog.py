@@ -29,6 +29,8 @@ from typing import IO
 
 import orjson
 
+from data_prep.core.files import new_temporary
+
 FOLDER = "heartbeats"
 _REPORTED = "told"  # in that folder, once a rank has printed who waits for whom
 MOST_BETWEEN_BEATS_S = 5.0
@@ -190,10 +192,14 @@ class Watchdog:
         self._number += 1
         beat = Heartbeat(self._number, self._activity, self._is_leaving, self._process)
         path = self._path(self._rank)
-        temporary = path.with_suffix(".tmp")
         try:
-            temporary.write_bytes(orjson.dumps(beat))
-            os.replace(temporary, path)
+            temporary = new_temporary(path)
+            try:
+                temporary.write_bytes(orjson.dumps(beat))
+                os.replace(temporary, path)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
         except OSError as error:
             logger.warning("%s cannot be written: %s", path, error)
 

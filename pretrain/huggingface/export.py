@@ -50,8 +50,7 @@ def export(
     weights = to_hugging_face(state, settings, vocab_size, pairing)
     if target.exists() and not (target / "config.json").exists() and any(target.iterdir()):
         raise SettingsError(f"{target} holds files and is no earlier export; give another target=")
-    with whole_or_absent(target) as temporary:
-        temporary.mkdir()
+    with whole_or_absent(target, is_folder=True) as temporary:
         save_file(
             {name: tensor.float().contiguous() for name, tensor in weights.items()},
             temporary / "model.safetensors",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from data_prep.core.caches import INDUCTOR, TRITON, use_private_cache
 from data_prep.core.config import SettingsError
 from pretrain.config.settings import Compile, EngineSettings, Precision
 
@@ -48,6 +49,8 @@ def compile_parts(model: BertForPreTraining, precision: Precision, device: torch
     Otherwise attention is called between two graphs; torch warns of further shapes and does not
     compile them.
     """
+    for variable in (INDUCTOR, TRITON) if TRITON in os.environ else (INDUCTOR,):
+        use_private_cache(variable)  # torch puts Triton's below its own
     one_graph = device.type == "cuda" and precision is not Precision.fp32
     how: dict[str, Any] = {
         "backend": BACKEND, "dynamic": False, "recompile_limit": MOST_SHAPES,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import enum
 import itertools
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.core.config import SettingsError
-from data_prep.core.files import read_json
+from data_prep.core.files import place, read_json
 from pretrain.config.load import settings_of
 from pretrain.config.phases import Phase, phases_of
 from pretrain.config.settings import Settings
@@ -214,7 +213,7 @@ def _lives(owner_file: Path) -> bool:
     """Whether the process that holds the run folder lives, by its owner.json."""
     try:
         owner = read_json(owner_file)
-        if owner["host"] == os.uname().nodename:
+        if owner.get("place") == place():
             return Path(f"/proc/{owner['pid']}").exists()
         return time.time() - owner_file.stat().st_mtime < WATCH_S
     except (OSError, ValueError, KeyError):

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from data_prep.core.config import SettingsError
-from data_prep.core.files import read_json, write_json
+from data_prep.core.files import place, read_json, write_json
 
 LOCK_FILE, OWNER_FILE = "run.lock", "owner.json"
 BEAT_S = 5.0
@@ -42,6 +42,7 @@ class RunLock:
         self._beat_s, self._watch_s = beat_s, watch_s
         self._owner: dict[str, Any] = {
             "host": os.uname().nodename,
+            "place": place(),
             "pid": os.getpid(),
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
             "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
@@ -54,7 +55,7 @@ class RunLock:
         """Take the folder. Raises SettingsError, naming the owner, if another job holds it."""
         self._folder.mkdir(parents=True, exist_ok=True)
         # fcntl drops a lock when its process closes any descriptor of the file: open only this one
-        self._file: IO[bytes] = (self._folder / LOCK_FILE).open("ab")
+        self._file: IO[bytes] = open(self._folder / LOCK_FILE, "ab", opener=_not_through_a_link)
         try:
             self._take()
         except SettingsError:
@@ -84,8 +85,8 @@ class RunLock:
             is_locked = False
         owner = _read_owner(self._folder)
         if owner is not None:
-            # on one host the lock is certain; from another it may not be seen
-            is_certain = is_locked and owner.get("host") == self._owner["host"]
+            # under one kernel the lock is certain; from another host it may not be seen
+            is_certain = is_locked and _kernel(owner) == _kernel(self._owner)
             if not is_certain and self._counts_up(owner):
                 self._refuse(owner)
             logger.warning("%s: its owner is dead and left it locked: %s", self._folder, owner)
@@ -118,6 +119,15 @@ class RunLock:
                 write_json(self._folder / OWNER_FILE, self._owner)
             except OSError as error:  # a full disk: the lock still holds
                 logger.warning("%s cannot be written: %s", self._folder / OWNER_FILE, error)
+
+
+def _kernel(owner: dict[str, Any]) -> str:
+    """The boot of the kernel that an owner runs on. A container elsewhere may have its name."""
+    return str(owner.get("place", "")).partition("-")[0]
+
+
+def _not_through_a_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _read_owner(folder: Path) -> dict[str, Any] | None:

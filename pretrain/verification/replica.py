@@ -7,7 +7,6 @@ run's checkpoints, whose files it shares by hard links: each side may remove the
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.core.config import SettingsError, as_dict, as_overrides
+from data_prep.core.files import link_or_copy
 from pretrain.checkpoint.files import find_fault, read_state
 from pretrain.checkpoint.progress import Progress, resume_point
 from pretrain.config.phases import Phase
@@ -55,7 +55,7 @@ class Copy(WatchedRun):
         """A new copy in `folder`, with the checkpoint that it begins at."""
         (folder / "checkpoints").mkdir(parents=True)
         if (begin := origin.checkpoint) is not None:
-            shutil.copytree(begin, folder / "checkpoints" / begin.name, copy_function=_link)
+            shutil.copytree(begin, folder / "checkpoints" / begin.name, copy_function=link_or_copy)
         return cls(folder, settings, num_ranks)
 
     def train(self, last: int, save_at: int | None = None, victim: int | None = None) -> None:
@@ -129,7 +129,7 @@ def find_origin(
                 passed.append(f"{path.name} has {left:,} steps left in its phase")
                 continue
             ours = scratch / path.name
-            shutil.copytree(path, ours, copy_function=_link)
+            shutil.copytree(path, ours, copy_function=link_or_copy)
             fault = find_fault(ours)
         except (OSError, ValueError) as error:  # also a checkpoint that the run removes right now
             fault = str(error)
@@ -160,16 +160,6 @@ def steps_left(phases: Sequence[Phase], state: Progress | None) -> int:
         return max(0, schedule.last_step - done)
     step_s = state.elapsed_s / max(1, done)
     return max(0, int((schedule.total - state.elapsed_s) / max(SLOWER * step_s, 1e-9)))
-
-
-def _link(source: str, target: str) -> None:
-    """A hard link, or a copy if the file system has none."""
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _step_of(checkpoint: Path) -> int:

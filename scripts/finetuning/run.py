@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.core.config import CONF, SettingsError, as_dict, as_yaml
-from data_prep.core.files import write_json
+from data_prep.core.files import link_or_copy, write_json
 from scripts.finetuning import results
 from scripts.finetuning.job import Job
 from scripts.finetuning.models import checked, identity, load_tokenizer
@@ -117,7 +117,7 @@ def _link_model(source: Path, target: Path) -> None:
         raise InputError(f"{source}, the best model, is missing; resume=false trains it again")
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary, copy_function=os.link)
+    shutil.copytree(source, temporary, copy_function=link_or_copy)
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import math
 import shutil
 import time
@@ -21,7 +21,7 @@ from transformers import (
     set_seed,
 )
 
-from data_prep.core.files import read_json, write_json
+from data_prep.core.files import only_process, read_json, write_json
 from scripts.finetuning.job import Job
 from scripts.finetuning.models import load_model, quiet
 from scripts.finetuning.settings import InputError, Precision, Settings
@@ -123,13 +123,15 @@ class Task:
             return dict(read_json(path))
         print(f"{trial.name}: in {folder}", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as file:  # the lock ends with its process
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_locked = stack.enter_context(only_process(folder / "lock"))
             except BlockingIOError:
                 raise InputError(
                     f"another process is training in {folder}; let it end, or give another out="
                 ) from None
+            if not is_locked:
+                print("this file system has no locks: start no second process with the same out=")
             mark.write_text(self.fingerprint)
             return self._train(trial, folder)
 

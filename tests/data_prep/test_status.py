@@ -19,7 +19,7 @@ from made_manifests import (
 )
 
 from data_prep import status
-from data_prep.core.files import checksum, read_json, write_json
+from data_prep.core.files import checksum, place, read_json, write_json
 from data_prep.core.job import load
 
 NOW = 1_000_000.0
@@ -43,7 +43,8 @@ def finished(*names: str) -> dict[str, dict]:
 
 
 def running(name: str, host: str, pid: int, seconds: float) -> dict[str, dict]:
-    return {name: {"host": host, "pid": pid, "started": NOW - seconds}}
+    where = place() if host == os.uname().nodename else "elsewhere"
+    return {name: {"host": host, "place": where, "pid": pid, "started": NOW - seconds}}
 
 
 @pytest.fixture

@@ -1,15 +1,28 @@
 """Files are whole or absent."""
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from data_prep.core.files import checksum, read_json, remove_abandoned, whole_or_absent, write_json
+from data_prep.core import files
+from data_prep.core.files import (
+    checksum,
+    flush_to_disk,
+    link_or_copy,
+    new_temporary,
+    only_process,
+    place,
+    read_json,
+    remove_abandoned,
+    whole_or_absent,
+    write_json,
+)
 
 
 def test_a_writer_that_fails_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
@@ -83,11 +96,92 @@ def test_a_full_disk_is_told_with_the_file_and_how_much_of_it_was_written(small_
 def test_what_a_killed_writer_left_is_removed_and_a_living_writer_s_file_is_not(tmp_path) -> None:
     code = "import os, sys; print(os.getpid())"
     gone = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
-    host = os.uname().nodename
+    here = place()
     idle, growing = tmp_path / ".a.json.elsewhere.1.tmp", tmp_path / ".b.json.elsewhere.1.tmp"
-    killed, own = tmp_path / f".c.{host}.{int(gone)}.tmp", tmp_path / f".d.{host}.{os.getpid()}.tmp"
-    for path in (idle, growing, killed, own, tmp_path / "e.tmp"):
+    killed, own = tmp_path / f".c.{here}.{int(gone)}.0a.tmp", new_temporary(tmp_path / "d")
+    for path in (idle, growing, killed, tmp_path / "e.tmp"):
         path.touch()
     os.utime(idle, (1, 1))
     remove_abandoned(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {growing.name, own.name, "e.tmp"}
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_planted_link_is_not_written_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_folder: bool, exists: bool
+) -> None:
+    target = tmp_path / "target"
+    if exists:
+        target.write_text("mine")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "00")  # as if it could be known
+    (tmp_path / f".a.{place()}.{os.getpid()}.00.tmp").symlink_to(target)
+    with pytest.raises(FileExistsError), whole_or_absent(tmp_path / "a", is_folder=is_folder):
+        pass
+    assert not exists or target.read_text() == "mine"
+    assert target.exists() == exists
+
+
+def test_two_writers_of_one_file_have_files_of_their_own(tmp_path: Path) -> None:
+    with whole_or_absent(tmp_path / "a") as one, whole_or_absent(tmp_path / "a") as other:
+        assert one != other
+        one.write_text("1")
+        other.write_text("2")
+    assert (tmp_path / "a").read_text() == "1", "of the last to finish"
+
+
+def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
+    with whole_or_absent(tmp_path / "a", is_folder=True) as temporary:
+        (temporary / "b").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "b"]
+
+
+def _refuse(number: int) -> Callable[..., None]:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV])
+def test_where_there_are_no_hard_links_a_file_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    (tmp_path / "a").write_text("a")
+    monkeypatch.setattr(os, "link", _refuse(number))
+    link_or_copy(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_text() == "a"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_there_are_no_locks_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", _refuse(number))
+    with only_process(tmp_path / "lock") as is_locked:
+        assert not is_locked
+
+
+def test_a_lock_keeps_others_out_until_it_ends_and_is_no_link(tmp_path: Path) -> None:
+    with only_process(tmp_path / "lock") as is_locked:
+        assert is_locked
+        with pytest.raises(BlockingIOError), only_process(tmp_path / "lock"):
+            pass
+    (tmp_path / "link").symlink_to("lock")
+    with pytest.raises(OSError, match="symbolic"), only_process(tmp_path / "link"):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_there_is_no_fsync_files_are_written_nevertheless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(os, "fsync", _refuse(number))
+    write_json(tmp_path / "a.json", 1)
+    assert read_json(tmp_path / "a.json") == 1
+
+
+def test_an_fsync_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", _refuse(errno.EIO))
+    with pytest.raises(OSError, match="Input/output"):
+        flush_to_disk(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 from made_history import BEGAN, MadeRun, killed_and_stopped
 
 from data_prep.core.config import SettingsError
-from data_prep.core.files import write_json
+from data_prep.core.files import place, write_json
 from pretrain import runs
 from pretrain.run_folder.history import History, State
 
@@ -68,9 +68,9 @@ def test_a_last_phase_finishes_the_run_and_an_earlier_one_does_not(tmp_path: Pat
 @pytest.mark.parametrize(
     ("owner", "state"),
     [
-        ({"host": os.uname().nodename, "pid": os.getpid()}, State.running),
-        ({"host": os.uname().nodename, "pid": 2**22 + 1}, State.died),
-        ({"host": "elsewhere", "pid": 1}, State.running),
+        ({"place": place(), "pid": os.getpid()}, State.running),
+        ({"place": place(), "pid": 2**22 + 1}, State.died),
+        ({"host": os.uname().nodename, "place": "another container", "pid": 2**22}, State.running),
     ],
 )
 def test_a_run_runs_while_its_owner_lives(tmp_path: Path, owner: dict, state: State) -> None:
@@ -84,7 +84,7 @@ def test_a_run_runs_while_its_owner_lives(tmp_path: Path, owner: dict, state: St
 def test_an_owner_elsewhere_that_gave_no_sign_for_long_is_dead(tmp_path: Path) -> None:
     made = MadeRun(tmp_path / "x")
     made.event(0, "started", step=0, ranks=1)
-    write_json(made.folder / "owner.json", {"host": "elsewhere", "pid": 1})
+    write_json(made.folder / "owner.json", {"place": "elsewhere", "pid": 1})
     long_ago = time.time() - 3600
     os.utime(made.folder / "owner.json", (long_ago, long_ago))
     assert History.read(made.folder).state is State.died
@@ -121,7 +121,7 @@ def test_all_runs_are_in_the_table(tmp_path: Path, capsys: pytest.CaptureFixture
     running = MadeRun(tmp_path / "now")
     running.event(0, "started", step=0, ranks=1)
     running.record(30, 25, train__mlm_loss=6.5, train__nsp_loss=0.5, perf__tokens_per_second=1234.0)
-    write_json(running.folder / "owner.json", {"host": os.uname().nodename, "pid": os.getpid()})
+    write_json(running.folder / "owner.json", {"place": place(), "pid": os.getpid()})
     assert runs.main([f"dir={tmp_path}"]) == 0
     head, done, new, now = capsys.readouterr().out.splitlines()
     assert head.split()[:5] == ["run", "state", "step", "of", "starts"]

@@ -78,7 +78,7 @@ def test_where_locks_do_not_reach_an_owner_that_lives_is_seen_by_its_count(
 ) -> None:
     monkeypatch.setattr(fcntl, "lockf", no_locks if locks == "none" else lambda *_: None)
     here = lock(tmp_path)
-    here._owner["host"] = "another"
+    here._owner["place"] = "another-kernel"  # of the same host name and perhaps process number
     with pytest.raises(SettingsError, match=f"in use by process {holder.pid}"), here:
         pass
 
