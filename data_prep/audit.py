@@ -31,7 +31,7 @@ from data_prep.quality.page import write_page
 from data_prep.quality.samples import shown_examples
 from data_prep.quality.shortcut import audit_shortcut
 from data_prep.quality.tables import CORPUS, REPEATED, REPEATED_EXAMPLES, SHARDS, table_rows
-from data_prep.stores import shard_reader, shards
+from data_prep.stores import shard_checks, shard_reader, shards
 from data_prep.stores.tokens import TokenStore
 from data_prep.tokenizer.vocab_file import read_vocab
 
@@ -57,7 +57,7 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     rule = MaskingRule.from_manifest(manifest, vocab_path)
     pairing = manifest.pairs
     corpus, corpus_faults = judge_corpus(data_dir, pairing, settings.audit)
-    damaged = shards.verify(folder)
+    damaged = shard_checks.verify(folder)
     faults = [*_provenance_faults(data_dir, manifest, settings.seq_len), *damaged, *corpus_faults]
     report: dict[str, Any] = {
         "seq_len": settings.seq_len,
@@ -120,11 +120,13 @@ def _other_length_counts(data_dir: Path, folder: Path) -> dict[str, list[int]]:
             manifest = shards.read_shards_manifest(path.parent)
         except ValueError:  # of another version: its own audit says so
             continue
-        if shards.size_faults(path.parent, manifest, "train"):
+        if shard_checks.size_faults(path.parent, manifest, "train"):
             continue
         total = np.zeros(manifest.seq_len + 1, np.int64)
         for entry in manifest.splits["train"].shards:
-            examples, _ = shards.read_shard(path.parent / "train" / entry.name)
+            shard = path.parent / "train" / entry.name
+            examples, _ = shards.read_shard(shard)
+            shard_checks.check_rows(shard, examples, manifest)
             total += np.bincount(np.diff(examples.offsets), minlength=len(total))
         counts[str(manifest.seq_len)] = total.tolist()
     return counts

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import nupunkt
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from data_prep.core.files import write_json
 from data_prep.core.job import Rows, start
-from data_prep.core.records import read_record
+from data_prep.core.records import IdType, read_record
 from data_prep.core.settings import DataPrepSettings
 from data_prep.dedup import LeftOut, dropped_ids, left_out
 from data_prep.executors.run import run_tasks
@@ -86,7 +86,7 @@ def run(settings: DataPrepSettings) -> TokensManifest:
     _check_splits(splits, settings.heldout_fraction)
     manifest = TokensManifest(
         schema_version=SCHEMA_VERSION,
-        dtype=str(token_dtype(len(tokens))),
+        dtype=cast(IdType, token_dtype(len(tokens)).name),
         vocab_checksum=vocab.checksum,
         vocab_size=len(tokens),
         lowercase=vocab.lowercase,

@@ -193,7 +193,7 @@ def _check_shards(folder: Path, ranks: Ranks) -> None:
     Batches take their examples from all over the shards, so the first ones would touch nearly every
     shard anyway; and what is read now is in the page cache when training starts.
     """
-    from data_prep.stores.shards import verify
+    from data_prep.stores.shard_checks import verify
 
     faults = list(itertools.chain(*ranks.gather(verify(folder, ranks.rank, ranks.world_size))))
     if faults:

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +20,12 @@ import msgspec
 import orjson
 import xxhash
 
+from data_prep.core.config import SettingsError
+
 # What a file system says that lacks locks, hard links or fsync
 NOT_OFFERED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 ABANDONED_S = 3600.0  # without a write; writers write every few seconds
+MOST_JSON_BYTES = 64 << 20  # a manifest of 200,000 parts, 3 TB of text
 
 
 @functools.cache
@@ -149,17 +153,39 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises ValueError naming a file that is not JSON."""
+    """The content of a JSON file. Raises ValueError naming a file that is not JSON or too large."""
     try:
-        return orjson.loads(path.read_bytes())
+        return orjson.loads(read_bounded(path, MOST_JSON_BYTES))
     except orjson.JSONDecodeError as error:
         raise ValueError(
             f"{path} is not valid JSON ({error}); delete it and make it again"
         ) from error
 
 
+def regular_size(path: Path) -> int:
+    """Bytes of a regular file, or of the one that a link leads to.
+
+    Raises FileNotFoundError, and SettingsError for a folder, a device or a pipe: some have no end.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise SettingsError(f"{path} is not a regular file; put the file of that name back")
+    return found.st_size
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The bytes of a regular file. Raises SettingsError if it has more than `most`."""
+    if (size := regular_size(path)) > most:
+        raise SettingsError(
+            f"{path} has {size:,} bytes, and {most:,} are the most for a file of its kind; put the "
+            "right file in its place"
+        )
+    return path.read_bytes()
+
+
 def checksum(path: Path) -> str:
-    """xxh3_128 of a file, 32 hexadecimal digits (9 GB/s per core; no protection from forgery)."""
+    """xxh3_128 of a regular file, 32 hexadecimal digits (9 GB/s per core; anyone can forge it)."""
+    regular_size(path)
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(1 << 22):

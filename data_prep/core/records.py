@@ -1,33 +1,63 @@
 """Typed records: the content of a JSON file, read and checked against its fields in one place.
 
 `data_prep.core.files.write_json` writes a record. A field's name in the file may differ from the
-attribute's: `msgspec.field(name=...)`.
+attribute's: `msgspec.field(name=...)`. The files come from anyone, so names, numbers and checksums
+are bounded by their types: `Count`, `TokenId`, `Checksum`, `check_file_name`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
+from data_prep.core.config import SettingsError
+from data_prep.core.files import MOST_JSON_BYTES, read_bounded
+from data_prep.core.printable import printable, shortened
+
 T = TypeVar("T")
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]  # as a float it is still exact
+SeqLen = Annotated[int, msgspec.Meta(ge=1, le=2**16 - 1)]  # positions are uint16
+VocabSize = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Checksum = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-z]{1,64}\Z")]
+IdType = Literal["uint16", "uint32"]
+
+SPECIAL = ("pad", "unk", "cls", "sep", "mask")
 
 
 class Record(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """A JSON object with these fields and no others; one that has its default is not written."""
 
 
+def check_file_name(name: str) -> None:
+    """Raises ValueError unless a name is that of a file in its folder, whatever the folder."""
+    if not name.isprintable() or "/" in name or name in ("", ".", "..") or len(name) > 200:
+        raise ValueError(f"name {shortened(name)!r} is no plain file name")
+
+
+def check_special_ids(special_ids: Mapping[str, int], vocab_size: int) -> None:
+    """Raises ValueError unless each special token has one id inside the vocabulary."""
+    if set(special_ids) != set(SPECIAL):
+        raise ValueError(f"special_ids are not those of {', '.join(SPECIAL)}")
+    for name, number in special_ids.items():
+        if not 0 <= number < vocab_size:
+            raise ValueError(f"special_ids.{name} is {number}, not from 0 to {vocab_size - 1}")
+
+
 def read_record(path: Path, kind: type[T], cure: str) -> T:
     """Read a JSON file as a `kind`: a record, or a dict or list of records.
 
-    Raises ValueError naming the file, the field that is missing, unknown or of another type, and
-    the cure.
+    Raises SettingsError naming the file, the field that is missing, unknown, of another type or
+    out of bounds, and the cure.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except msgspec.MsgspecError as error:
-        raise ValueError(f"{path} is not as this version writes it: {error}; {cure}") from error
+        return msgspec.json.decode(read_bounded(path, MOST_JSON_BYTES), type=kind)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        reason = printable(str(error))
+        raise SettingsError(f"{path} is not as this version writes it: {reason}; {cure}") from error
 
 
 def read_manifest(path: Path, kind: type[T], command: str) -> T:

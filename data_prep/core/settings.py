@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,16 +146,21 @@ LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
 
 def check(settings: DataPrepSettings) -> None:
     """Raises SettingsError listing every setting that cannot work."""
-    wrong = [
-        f"{key}={value}; it takes {limits}"
-        for key, (is_allowed, limits) in LIMITS.items()
-        if (value := _value(settings, key)) is not None and not is_allowed(value)
-    ]
+    wrong = limit_faults(settings, LIMITS)
     wrong += [*_share_faults(settings), *_other_faults(settings)]
     if settings.source is not None:
         wrong += _source_faults(settings.source)
     if wrong:
         raise SettingsError("\n".join(wrong))
+
+
+def limit_faults(settings: object, keys: Container[str]) -> list[str]:
+    """Each of the `keys` whose value is outside its limits."""
+    return [
+        f"{key}={value}; it takes {limits}"
+        for key, (is_allowed, limits) in LIMITS.items()
+        if key in keys and (value := _value(settings, key)) is not None and not is_allowed(value)
+    ]
 
 
 def _value(settings: object, key: str) -> Any:
@@ -183,18 +188,25 @@ def _other_faults(settings: DataPrepSettings) -> Iterator[str]:
             f"add_words={settings.add_words} adds to a released vocabulary: set vocab_file, too (a "
             "trained one has the text's own words)"
         )
-    shares = settings.masking.mask_share, settings.masking.random_share
-    if min(shares) < 0 or sum(shares) > 1:
-        yield (
-            f"masking.mask_share={shares[0]} and masking.random_share={shares[1]}: neither may be "
-            "negative, and their sum may not exceed 1; the paper has 0.8 and 0.1"
-        )
+    if fault := shares_fault(settings.masking):
+        yield fault
     least, most = settings.audit.random_next_least, settings.audit.random_next_most
     if not 0 <= least <= most <= 1:
         yield (
             f"audit.random_next_least={least} and audit.random_next_most={most} must be ascending "
             "and in [0, 1]"
         )
+
+
+def shares_fault(masking: MaskingSettings) -> str | None:
+    """Why the shares of the masked tokens cannot be; None if they can."""
+    shares = masking.mask_share, masking.random_share
+    if min(shares) >= 0 and sum(shares) <= 1:
+        return None
+    return (
+        f"masking.mask_share={shares[0]} and masking.random_share={shares[1]}: neither may be "
+        "negative, and their sum may not exceed 1; the paper has 0.8 and 0.1"
+    )
 
 
 def _source_faults(source: SourceSettings) -> Iterator[str]:

@@ -105,7 +105,7 @@ class MaskingRule:
     @property
     def max_masked(self) -> int:
         """Most masked positions of an example; positions have 16 bits, so 65,535 is no bound."""
-        return 65_535 if self.max_predictions is None else self.max_predictions
+        return min(65_535, self.max_predictions or 65_535)
 
     @classmethod
     def from_manifest(cls, manifest: ShardsIdentity, vocab_path: Path | None) -> MaskingRule:

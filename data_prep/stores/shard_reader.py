@@ -11,13 +11,9 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.stores.shards import (
-    Examples,
-    ShardsManifest,
-    read_shard,
-    read_shards_manifest,
-    size_faults,
-)
+from data_prep.core.config import SettingsError
+from data_prep.stores.shard_checks import check_counts, check_rows, check_tokens, size_faults
+from data_prep.stores.shards import Examples, ShardsManifest, read_shard, read_shards_manifest
 
 
 @dataclass(frozen=True)
@@ -87,9 +83,13 @@ class Shards:
 
     Example numbers run over the shards in the manifest's order, never that of a listing. A shard is
     memory-mapped when first touched; lengths and counts come from offsets, without touching ids.
+    Compiled code follows what a shard says, so its offsets are checked when it is mapped and its
+    ids when its rows are first asked for, once per process: SettingsError if one cannot be.
     """
 
-    def __init__(self, folder: Path, split: str, manifest: ShardsManifest) -> None:
+    def __init__(
+        self, folder: Path, split: str, manifest: ShardsManifest, is_verified: bool = False
+    ) -> None:
         self.folder = folder
         self.split = split
         self.manifest = manifest
@@ -98,27 +98,36 @@ class Shards:
         self._first_example = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
         self.num_examples = int(self._first_example[-1])
         self._mapped: dict[int, Examples] = {}
+        self._is_verified = is_verified
+        self._is_checked = np.full(len(rows), is_verified)
         self._addresses = np.zeros((len(rows), len(dataclasses.fields(Examples))), np.int64)
 
     @classmethod
-    def open(cls, folder: Path, split: str) -> Shards:
+    def open(cls, folder: Path, split: str, is_verified: bool = False) -> Shards:
         """Open `train` or `heldout` of `folder`; costs one look at each file's size.
 
-        Raises ValueError with the cure when the manifest or a shard is missing or of another size.
+        `is_verified`: `verify` has found no fault in the folder, so no value is checked again.
+        Raises SettingsError with the cure when a shard is missing or of another size, or the
+        manifest is broken; ValueError when that is missing.
         """
         manifest = read_shards_manifest(folder)
         if split not in manifest.splits:
             raise ValueError(f"{folder} has no split {split!r}; it has {sorted(manifest.splits)}")
         if faults := size_faults(folder, manifest, split):
             more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-            raise ValueError(
+            raise SettingsError(
                 f"{faults[0]}{more}; copy the folder again, or delete {folder} and run "
                 "data_prep.build again"
             )
-        return cls(folder, split, manifest)
+        return cls(folder, split, manifest, is_verified)
 
     def rows(self, examples: NDArray[np.integer[Any]]) -> Rows:
         """The examples of these numbers, in this order; their shards are mapped if not yet."""
+        rows = self._rows(examples)
+        self._check_tokens(rows.shards)
+        return rows
+
+    def _rows(self, examples: NDArray[np.integer[Any]]) -> Rows:
         examples = np.asarray(examples, np.int64)
         if len(examples) and not 0 <= examples.min() <= examples.max() < self.num_examples:
             raise ValueError(
@@ -126,10 +135,7 @@ class Shards:
                 f"{self.folder / self.split}, which holds 0 to {self.num_examples - 1}"
             )
         shards = np.searchsorted(self._first_example, examples, side="right") - 1
-        unmapped = shards[self._addresses[shards, 0] == 0]
-        for shard in np.unique(unmapped) if len(unmapped) else ():
-            self._mapped[shard] = self._map_shard(shard)
-            self._addresses[shard] = _addresses(self._mapped[shard])
+        self._map(shards)
         rows = examples - self._first_example[shards]
         lengths, masked_counts = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
         _measure(self._addresses, shards, rows, lengths, masked_counts)
@@ -138,33 +144,38 @@ class Shards:
 
     def lengths(self, examples: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """(N,) tokens of each example, [CLS] and [SEP] included."""
-        return self.rows(examples).lengths
+        return self._rows(examples).lengths
 
     def masked_counts(self, examples: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """(N,) statically masked positions of each example."""
-        return self.rows(examples).masked_counts
+        return self._rows(examples).masked_counts
 
     def read(self, examples: NDArray[np.integer[Any]]) -> Examples:
         """The examples of these numbers, in this order, copied out of the memory maps."""
         return self.rows(examples).read()
 
-    def _map_shard(self, index: int) -> Examples:
-        shard = self._shards[index]
-        path = self.folder / self.split / shard.name
-        columns, _ = read_shard(path)
-        if len(columns) != shard.rows:
-            raise RuntimeError(
-                f"{path} holds {len(columns)} examples, the manifest says {shard.rows}; "
-                f"delete {self.folder} and run data_prep.build again"
-            )
-        types = [column.dtype for column in vars(columns).values()]
-        if types != (expected := _column_types(np.dtype(self.manifest.dtype))):
-            raise RuntimeError(
-                f"{path} has columns of the types {', '.join(map(str, types))} instead of "
-                f"{', '.join(map(str, expected))}; "
-                f"delete {self.folder} and run data_prep.build again"
-            )
-        return columns
+    def _map(self, shards: NDArray[np.int64]) -> None:
+        """Map the shards that are not mapped yet, and check their rows."""
+        for index in _distinct(shards[self._addresses[shards, 0] == 0]):
+            shard = self._shards[index]
+            path = self.folder / self.split / shard.name
+            columns, _ = read_shard(path, check_offsets=not self._is_verified)
+            check_counts(path, columns, shard, self.manifest)
+            if not self._is_verified:
+                check_rows(path, columns, self.manifest)
+            self._mapped[index] = columns
+            self._addresses[index] = _addresses(columns)
+
+    def _check_tokens(self, shards: NDArray[np.int64]) -> None:
+        """Check the tokens of the mapped shards whose tokens are not checked yet."""
+        for index in _distinct(shards[~self._is_checked[shards]]):
+            path = self.folder / self.split / self._shards[index].name
+            check_tokens(path, self._mapped[index], self.manifest.vocab_size)
+            self._is_checked[index] = True
+
+
+def _distinct(numbers: NDArray[np.int64]) -> list[int]:
+    return np.unique(numbers).tolist() if len(numbers) else []  # most often there is none
 
 
 def _addresses(examples: Examples) -> NDArray[np.int64]:

@@ -13,9 +13,8 @@ Suffixes: N examples, T tokens of all examples end to end, M masked positions of
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -24,24 +23,42 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.core.files import checksum, whole_or_absent
+from data_prep.core.config import SettingsError
+from data_prep.core.files import checksum, read_bounded, whole_or_absent
 from data_prep.core.objectives import Pairing
-from data_prep.core.records import Record, read_manifest
-from data_prep.core.settings import MaskingSettings
+from data_prep.core.printable import printable, shortened
+from data_prep.core.records import (
+    Checksum,
+    Count,
+    IdType,
+    Record,
+    SeqLen,
+    VocabSize,
+    check_file_name,
+    check_special_ids,
+    read_manifest,
+)
+from data_prep.core.settings import MaskingSettings, limit_faults, shares_fault
+from data_prep.stores.arrow import map_batch, metadata_of, offsets_fault
 
 SCHEMA_VERSION: Final = 2
 SPLITS = ("train", "heldout")
 MAX_TOKENS = 2**31 - 1  # of one shard: Arrow's list offsets are int32
 
+CURE = "delete its folder and run data_prep.build again"
+
+# The fewest bytes that a shard takes for each row, token and masked position
+ROW_BYTES, TOKEN_BYTES, MASK_BYTES = 3 * 4 + 2 + 1 + 2 * 4, 2, 2 * 2
+
 
 class ExampleCounts(Record, kw_only=True):
     """Counts of examples; of label 1 there is the count of the pairing's task, if it has one."""
 
-    rows: int
-    tokens: int
-    masked_tokens: int
-    random_next: int | None = None
-    swapped: int | None = None
+    rows: Count
+    tokens: Count
+    masked_tokens: Count
+    random_next: Count | None = None
+    swapped: Count | None = None
 
     @property
     def label_1(self) -> int:
@@ -53,8 +70,19 @@ class ShardEntry(ExampleCounts):
     """One shard in the manifest."""
 
     name: str
-    bytes: int
-    checksum: str
+    bytes: Count
+    checksum: Checksum
+
+    def __post_init__(self) -> None:
+        check_file_name(self.name)
+        least = ROW_BYTES * self.rows + TOKEN_BYTES * self.tokens + MASK_BYTES * self.masked_tokens
+        if least > self.bytes:
+            raise ValueError(
+                f"{self.name}: {self.rows:,} rows of {self.tokens:,} tokens and "
+                f"{self.masked_tokens:,} masks do not fit into {self.bytes:,} bytes"
+            )
+        if self.label_1 > self.rows:
+            raise ValueError(f"{self.name}: label 1 in {self.label_1:,} of {self.rows:,} rows")
 
     @classmethod
     def of(cls, path: Path, examples: Examples, pairing: Pairing) -> ShardEntry:
@@ -76,9 +104,15 @@ class SplitEntry(ExampleCounts):
     """One split in the manifest: its shards in order, their totals, and what is in no example."""
 
     shards: list[ShardEntry]
-    truncated_tokens: int
-    long_sentences: int  # cut into pieces
-    unpaired_documents: int  # of one sentence
+    truncated_tokens: Count
+    long_sentences: Count  # cut into pieces
+    unpaired_documents: Count  # of one sentence
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "tokens", "masked_tokens", "random_next", "swapped"):
+            stated = getattr(self, name) or 0
+            if (total := sum(getattr(shard, name) or 0 for shard in self.shards)) != stated:
+                raise ValueError(f"{name} is {stated:,}, and {total:,} in its shards together")
 
     @classmethod
     def of(
@@ -105,22 +139,33 @@ class ShardsIdentity(Record):
     """All that decides the bytes of the shards: the manifest but for its splits."""
 
     schema_version: Literal[2]
-    seq_len: int
-    dtype: str  # of the ids
-    vocab_size: int
-    vocab_checksum: str
+    seq_len: SeqLen
+    dtype: IdType  # of the ids
+    vocab_size: VocabSize
+    vocab_checksum: Checksum
     lowercase: bool
     special_ids: dict[str, int]  # of pad, unk, cls, sep, mask
-    tokens_checksum: str  # of the token store's manifest
+    tokens_checksum: Checksum  # of the token store's manifest
     pairs: Pairing
     masking: MaskingSettings
     settings: BuildSettings
+
+    def __post_init__(self) -> None:
+        check_special_ids(self.special_ids, self.vocab_size)
+        faults = limit_faults(self, ("masking.rate", "masking.max_predictions"))
+        if faults or (fault := shares_fault(self.masking)):
+            raise ValueError(faults[0] if faults else fault)
 
 
 class ShardsManifest(ShardsIdentity):
     """len<seq_len>/manifest.json, written when all shards are there."""
 
     splits: dict[str, SplitEntry]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if set(self.splits) != set(SPLITS):
+            raise ValueError(f"splits are not {' and '.join(SPLITS)}")
 
 
 @dataclass(frozen=True)
@@ -186,28 +231,20 @@ def write_shard(path: Path, examples: Examples, metadata: Mapping[str, str]) -> 
         writer.write_batch(batch)
 
 
-def read_shard(path: Path) -> tuple[Examples, dict[str, str]]:
+def read_shard(path: Path, check_offsets: bool = True) -> tuple[Examples, dict[str, str]]:
     """Memory-map a shard: its columns as read-only views without a copy, and its metadata.
 
-    Raises RuntimeError on a file that is no shard of this schema version.
+    Raises SettingsError on a file that is no shard of this schema version, and where offsets do not
+    cut the columns from end to end; `check_offsets=False` is for a shard that `verify` has passed.
     """
-    cure = "delete it and run data_prep.build again"
-    try:
-        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
-            batch = reader.read_next_batch()
-    except (pa.ArrowInvalid, StopIteration) as error:
-        raise RuntimeError(f"{path} is not a readable shard ({error}); {cure}") from error
-    metadata = {
-        key.decode(): value.decode() for key, value in (batch.schema.metadata or {}).items()
-    }
+    batch = map_batch(path, _schema, CURE)
+    metadata = metadata_of(batch)
     if metadata.get("schema_version") != str(SCHEMA_VERSION):
-        raise RuntimeError(
-            f"{path} has schema version {metadata.get('schema_version')}, not {SCHEMA_VERSION}; "
-            f"{cure}"
-        )
+        found = shortened(str(metadata.get("schema_version")))
+        raise SettingsError(f"{path} has schema version {found}, not {SCHEMA_VERSION}; {CURE}")
     offsets, input_ids = _list_views(batch.column("input_ids"))
     masked_offsets, masked_positions = _list_views(batch.column("masked_positions"))
-    _, masked_input_ids = _list_views(batch.column("masked_input_ids"))
+    other_offsets, masked_input_ids = _list_views(batch.column("masked_input_ids"))
     examples = Examples(
         input_ids=input_ids,
         offsets=offsets,
@@ -219,7 +256,48 @@ def read_shard(path: Path) -> tuple[Examples, dict[str, str]]:
         document_a=batch.column("document_a").to_numpy(),
         document_b=batch.column("document_b").to_numpy(),
     )
+    if check_offsets:
+        refuse(path, _offsets_fault(examples, other_offsets))
     return examples, metadata
+
+
+def _schema(found: Any) -> Any:
+    """The schema of a shard, with the type of token ids that `found` has."""
+    ids = pa.list_(pa.uint32() if found.field(0).type == pa.list_(pa.uint32()) else pa.uint16())
+    return pa.schema({
+        "input_ids": ids,
+        "segment_a_length": pa.uint16(),
+        "next_sentence_label": pa.uint8(),
+        "masked_positions": pa.list_(pa.uint16()),
+        "masked_input_ids": ids,
+        "document_a": pa.uint32(),
+        "document_b": pa.uint32(),
+    })  # fmt: skip
+
+
+def refuse(path: Path, fault: str | None) -> None:
+    """Raises SettingsError if a shard has this fault."""
+    if fault is not None:
+        raise SettingsError(f"{path}, {fault}; {CURE}")
+
+
+def _offsets_fault(examples: Examples, other_offsets: NDArray[Any]) -> str | None:
+    """The first row at which offsets do not cut the columns; None if they all do."""
+    masks = examples.masked_offsets
+    if not np.array_equal(masks, other_offsets):
+        row = int(np.argmax(masks != other_offsets))
+        return (
+            f"row {row:,}: masked_input_ids is cut at {other_offsets[row]:,}, masked_positions at "
+            f"{masks[row]:,}"
+        )
+    if len(examples.masked_positions) != len(examples.masked_input_ids):
+        return (
+            f"masked_input_ids has {len(examples.masked_input_ids):,} values, masked_positions "
+            f"{len(examples.masked_positions):,}"
+        )
+    return offsets_fault("input_ids", examples.offsets, len(examples.input_ids)) or offsets_fault(
+        "masked_positions", masks, len(examples.masked_positions)
+    )
 
 
 def shard_name(tasks: Sequence[tuple[str, int, int]], index: int) -> str:
@@ -233,54 +311,23 @@ def read_shards_manifest(folder: Path) -> ShardsManifest:
     return read_manifest(folder / "manifest.json", ShardsManifest, command)
 
 
-def read_token_counts(folder: Path) -> NDArray[np.int64]:
-    """(V,) how often each id is a target in the train split: the frequency-only prediction."""
-    counts: NDArray[np.int64] = np.load(folder / "token_counts.npy")
-    return counts
+def read_token_counts(folder: Path, vocab_size: int) -> NDArray[np.int64]:
+    """(V,) how often each id is a target in the train split: the frequency-only prediction.
 
-
-def size_faults(folder: Path, manifest: ShardsManifest, split: str) -> list[str]:
-    """What of a split's shards is missing or of another size than the manifest says."""
-    shards = manifest.splits[split].shards
-    faults = [_size_fault(folder / split / shard.name, shard) for shard in shards]
-    return [fault for fault in faults if fault is not None]
-
-
-def _size_fault(path: Path, shard: ShardEntry) -> str | None:
-    try:
-        size = os.stat(path).st_size  # once: there may be ten thousand
-    except FileNotFoundError:
-        return f"{path} is missing"
-    if size != shard.bytes:
-        return f"{path} has {size:,} bytes, the manifest says {shard.bytes:,}"
-    return None
-
-
-def verify(folder: Path, share: int = 0, num_shares: int = 1) -> list[str]:
-    """Read every byte of every shard: what does not agree with the manifest, each named.
-
-    With `num_shares`, only that share of the shards is read: many processes can divide the work.
-    Threads read at the same time, since checksums are computed without the interpreter's lock.
+    Raises SettingsError if the file does not hold as many counts.
     """
-    manifest = read_shards_manifest(folder)
-    shards = [(split, shard) for split in SPLITS for shard in manifest.splits[split].shards]
-    with ThreadPoolExecutor(max_workers=min(8, len(os.sched_getaffinity(0)))) as pool:
-        faults = pool.map(lambda item: _fault(folder, *item), shards[share::num_shares])
-        return [fault for fault in faults if fault is not None]
-
-
-def _fault(folder: Path, split: str, shard: ShardEntry) -> str | None:
-    """What is wrong with one shard; None where it is what the manifest says."""
-    path = folder / split / shard.name
-    if (fault := _size_fault(path, shard)) is not None:
-        return fault
+    path = folder / "token_counts.npy"
+    stored = read_bounded(path, 8 * vocab_size + 4096)  # its head is smaller than a page
     try:
-        found = checksum(path)
-    except OSError as error:
-        return f"{path} cannot be read: {error}"
-    if found != shard.checksum:
-        return f"{path} has checksum {found}, the manifest says {shard.checksum}"
-    return None
+        counts: NDArray[np.int64] = np.lib.format.read_array(io.BytesIO(stored))
+    except ValueError as error:
+        raise SettingsError(f"{path} cannot be read ({printable(str(error))}); {CURE}") from error
+    if counts.dtype != np.int64 or counts.shape != (vocab_size,) or counts.min() < 0:
+        raise SettingsError(
+            f"{path} holds {counts.dtype} of shape {counts.shape}, not {vocab_size:,} counts of "
+            f"int64; {CURE}"
+        )
+    return counts
 
 
 def _list_array(offsets: NDArray[np.int64], values: NDArray[Any]) -> Any:

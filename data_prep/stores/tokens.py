@@ -25,7 +25,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_prep.core.files import checksum, whole_or_absent
-from data_prep.core.records import Record, read_manifest
+from data_prep.core.records import IdType, Record, read_manifest
 
 SCHEMA_VERSION: Final = 1
 SPLITS = ("train", "heldout")
@@ -65,7 +65,7 @@ class TokensManifest(Record):
     """tokens/manifest.json, written when all parts are there."""
 
     schema_version: Literal[1]
-    dtype: str  # of the ids
+    dtype: IdType  # of the ids
     vocab_checksum: str
     vocab_size: int
     lowercase: bool

@@ -23,6 +23,7 @@ def open_loaders(
     rank: int,
     world_size: int,
     static: bool,
+    is_verified: bool = False,
 ) -> tuple[TrainLoader, EvalLoader]:
     """Training and held-out examples of phase number `phase`, for this rank.
 
@@ -37,10 +38,10 @@ def open_loaders(
         "static": static,
     }
     held_out = EvalLoader(
-        Shards.open(folder, "heldout"), max_examples=settings.eval.max_examples, **cut
+        Shards.open(folder, "heldout", is_verified), max_examples=settings.eval.max_examples, **cut
     )
     train = TrainLoader(
-        Shards.open(folder, "train"),
+        Shards.open(folder, "train", is_verified),
         global_batch=settings.optim.global_batch,
         tokens_per_step=settings.optim.tokens_per_step,
         seed=order_seed(settings.run.seed, phase),

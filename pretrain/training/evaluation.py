@@ -86,7 +86,7 @@ def frequency_baseline(settings: Settings, manifest: ShardsManifest) -> float:
     ids = held_out_ids(held_out.num_examples, settings.eval.max_examples)
     targets = held_out.read(ids).targets
     counts = np.bincount(targets, minlength=manifest.vocab_size)
-    return frequency_loss(read_token_counts(folder), counts)
+    return frequency_loss(read_token_counts(folder, manifest.vocab_size), counts)
 
 
 def last_evaluation(metrics: Path, up_to_step: float = math.inf) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class PhaseTraining:
         self._loader, self._held_out = open_loaders(
             settings, number, self._manifest,
             rank=ranks.rank, world_size=ranks.world_size, static=self._is_compiled,
+            is_verified=True,  # by pretrain.run, a share of the shards on each rank
         )  # fmt: skip
         self._sentences = _masked_sentences(settings)
         self._progress = Progress.begin() if checkpoint is None else self._load(checkpoint)

@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import damage
+import msgspec
 import numpy as np
 import pytest
 from made_corpora import random_documents, run_inline, write_corpus
 from made_manifests import SPECIAL_IDS
 
 from data_prep import audit, build
-from data_prep.core.files import checksum, read_json, write_json
+from data_prep.core.files import read_json, write_json
 from data_prep.core.job import load
 from data_prep.core.objectives import Pairing
 from data_prep.executors import run
 from data_prep.stores.shard_reader import Shards
-from data_prep.stores.shards import Examples, read_shard, write_shard
+from data_prep.stores.shards import Examples, ShardEntry, read_shard, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +50,10 @@ def rewrite(corpus: Path, change) -> None:
     examples = change(examples) or examples
     write_shard(path, examples, metadata)
     manifest = read_json(corpus / "len64" / "manifest.json")
-    entry = manifest["splits"]["train"]["shards"][0]
-    entry["bytes"], entry["checksum"] = path.stat().st_size, checksum(path)
-    if label := Pairing[manifest["pairs"]].label_1:
-        entry[label] = int(examples.next_sentence_labels.sum())
+    train = manifest["splits"]["train"]
+    entry = ShardEntry.of(path, examples, Pairing[manifest["pairs"]])
+    train["shards"] = [msgspec.to_builtins(entry)]
+    train |= {name: train["shards"][0][name] for name in train if name in train["shards"][0]}
     write_json(corpus / "len64" / "manifest.json", manifest)
 
 
@@ -163,9 +164,12 @@ def test_metrics_page_and_card_say_what_the_examples_are(
 
 
 def lose_masks(examples: Examples) -> Examples:
-    half = examples.masked_offsets // 2
-    masks = {n: np.resize(getattr(examples, n), half[-1]) for n in ("masked_positions", PUT)}
-    return replace(examples, masked_offsets=half, **masks)
+    """Of each example, the first half of its masks is left."""
+    counts = np.diff(examples.masked_offsets)
+    place = np.arange(counts.sum()) - np.repeat(examples.masked_offsets[:-1], counts)
+    is_left = place < np.repeat(counts // 2, counts)
+    masks = {n: getattr(examples, n)[is_left] for n in ("masked_positions", PUT)}
+    return replace(examples, masked_offsets=np.cumsum([0, *(counts // 2)]), **masks)
 
 
 def setting(name: str, where: Any, value: Any) -> Any:
@@ -216,7 +220,7 @@ descend = setting("masked_positions", slice(2), lambda e: e.masked_positions[1::
         ("nsp", lose_the_middle_sep, "examples not of the form [CLS] A [SEP] B [SEP]"),
         ("nsp", mask_cls, "masks on [CLS], [SEP] or out of order"),
         ("nsp", descend, "masks on [CLS], [SEP] or out of order"),
-        ("nsp", leave_the_vocabulary, "1 ids outside the vocabulary"),
+        ("nsp", leave_the_vocabulary, "row 0: input_ids is 1,000, not from 0 to 999"),
         ("nsp", lose_masks, "examples with a wrong number of masks"),
         ("nsp", lose_masks, "positions are masked, the rule asks for"),
         ("sop", point_at_another_document, ONE),
@@ -225,7 +229,7 @@ descend = setting("masked_positions", slice(2), lambda e: e.masked_positions[1::
         ("none", point_at_another_document, ONE),
         ("none", label_all_1, "labels of examples without a pair"),
         ("none", put_sep_into_the_text, "1 special ids inside the text"),
-        ("none", lose_the_middle_sep, "examples not of the form [CLS] text [SEP]"),
+        ("none", lose_the_middle_sep, "row 0: segment_a_length is"),
         ("none", lose_masks, "examples with a wrong number of masks"),
     ],
 )

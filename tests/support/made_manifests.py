@@ -96,7 +96,10 @@ def shards_manifest(
 
 
 def split_entry(shards: Sequence[ShardEntry] = (), **changes: Any) -> SplitEntry:
-    """A split of these shards with their totals."""
+    """A split of these shards with their totals, or of one shard with the counts in `changes`."""
+    if changes and not shards:
+        shards = [shard_entry(**{"tokens": 1000, "masked_tokens": 1, **changes})]
+        changes = {}
     counts = ("rows", "tokens", "masked_tokens", "random_next")
     totals = {name: sum(getattr(shard, name) or 0 for shard in shards) for name in counts}
     losses = dict.fromkeys(("truncated_tokens", "long_sentences", "unpaired_documents"), 0)
@@ -104,8 +107,8 @@ def split_entry(shards: Sequence[ShardEntry] = (), **changes: Any) -> SplitEntry
 
 
 def shard_entry(name: str = "shard-00000.arrow", **changes: Any) -> ShardEntry:
-    counts = dict.fromkeys(("rows", "tokens", "masked_tokens", "bytes"), 1)
-    return ShardEntry(name=name, **{**counts, "checksum": "c", **changes})
+    counts = dict.fromkeys(("rows", "tokens", "masked_tokens"), 1)
+    return ShardEntry(name=name, **{**counts, "bytes": 1 << 20, "checksum": "c", **changes})
 
 
 def token_rule(vocab_size: int, **changes: Any) -> MaskingRule:

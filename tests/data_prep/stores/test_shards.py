@@ -6,52 +6,19 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_manifests import shards_manifest, split_entry
+from made_manifests import shards_manifest
+from made_shards import make_examples, write_folder
 
+from data_prep.core.config import SettingsError
 from data_prep.core.files import write_json
-from data_prep.core.objectives import Pairing
+from data_prep.stores.shard_checks import verify
 from data_prep.stores.shard_reader import Shards
 from data_prep.stores.shards import (
     SCHEMA_VERSION,
     Examples,
-    ShardEntry,
     read_shard,
-    verify,
     write_shard,
 )
-
-
-def make_examples(size: int, seed: int, dtype: type = np.uint16) -> Examples:
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(5, 40, size)
-    masked = rng.integers(1, 5, size)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    masked_offsets = np.concatenate([[0], np.cumsum(masked)]).astype(np.int64)
-    positions = [np.sort(rng.permutation(n - 1)[:m]) for n, m in zip(lengths, masked, strict=True)]
-    return Examples(
-        input_ids=rng.integers(0, 30_000, offsets[-1]).astype(dtype),
-        offsets=offsets,
-        segment_a_lengths=rng.integers(3, 5, size).astype(np.uint16),
-        next_sentence_labels=rng.integers(0, 2, size).astype(np.uint8),
-        masked_positions=np.concatenate([*positions, []]).astype(np.uint16),
-        masked_offsets=masked_offsets,
-        masked_input_ids=rng.integers(0, 30_000, masked_offsets[-1]).astype(dtype),
-        document_a=rng.integers(0, 2**32, size).astype(np.uint32),
-        document_b=rng.integers(0, 2**32, size).astype(np.uint32),
-    )
-
-
-def write_folder(folder: Path, sizes: list[int], dtype: type = np.uint16) -> list[Examples]:
-    """A folder of shards of these sizes, all of them train."""
-    shards = [make_examples(size, seed, dtype) for seed, size in enumerate(sizes)]
-    entries = []
-    for number, examples in enumerate(shards):
-        path = folder / "train" / f"shard-{number:05d}.arrow"
-        write_shard(path, examples, {"seed": "1"})
-        entries.append(ShardEntry.of(path, examples, Pairing.nsp))
-    manifest = shards_manifest({"train": split_entry(entries)}, dtype=np.dtype(dtype).name)
-    write_json(folder / "manifest.json", manifest)
-    return shards
 
 
 def rows(examples: Examples) -> list[tuple[object, ...]]:
@@ -221,7 +188,7 @@ def test_verify_names_the_shard_with_a_flipped_bit(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_shard_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"not arrow at all")
-    with pytest.raises(RuntimeError, match="a is not a readable shard"):
+    with pytest.raises(SettingsError, match="a cannot be read"):
         read_shard(tmp_path / "a")
 
 

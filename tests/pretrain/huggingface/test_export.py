@@ -31,7 +31,7 @@ WORDS = "the a cat dog mouse sat ran ate on in mat house garden and . ,".split()
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s"]
 VOCAB_SIZE = len(TOKENS)
 SPLITS = {
-    name: split_entry(rows=rows, tokens=4_000, masked_tokens=600, random_next=40)
+    name: split_entry(rows=rows, tokens=4_000, masked_tokens=600, random_next=rows // 2)
     for name, rows in (("train", 80), ("heldout", 8))
 }
 MANIFEST = shards_manifest(SPLITS, vocab_size=VOCAB_SIZE, vocab_checksum="0123abcd")
