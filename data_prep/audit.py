@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.core.command import status_of
 from data_prep.core.files import checksum, write_json
 from data_prep.core.job import start
 from data_prep.core.objectives import Pairing
@@ -253,4 +254,4 @@ def summary(report: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.core.command import status_of
 from data_prep.core.files import checksum, read_json, whole_or_absent, write_json
 from data_prep.core.job import start
 from data_prep.core.objectives import Pairing
@@ -197,4 +198,4 @@ def _collect(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

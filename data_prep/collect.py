@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data_prep.core.command import status_of
 from data_prep.core.config import as_dict
 from data_prep.core.files import write_json
 from data_prep.core.job import Rows, require_source, start
@@ -204,4 +205,4 @@ def _damage(manifest: DocumentsManifest) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

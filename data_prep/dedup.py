@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
+from data_prep.core.command import status_of
 from data_prep.core.files import checksum, read_json, whole_or_absent, write_json
 from data_prep.core.job import Rows, start
 from data_prep.core.settings import DataPrepSettings, Duplicates
@@ -163,4 +164,4 @@ def _summary(settings: DataPrepSettings, record: dict[str, Any]) -> Rows:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

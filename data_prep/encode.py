@@ -22,6 +22,7 @@ import tokenizers
 import xxhash
 from numpy.typing import NDArray
 
+from data_prep.core.command import status_of
 from data_prep.core.files import write_json
 from data_prep.core.job import Rows, start
 from data_prep.core.records import IdType, read_record
@@ -280,4 +281,4 @@ def _summary(settings: DataPrepSettings, manifest: TokensManifest) -> Rows:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

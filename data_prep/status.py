@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data_prep.core.command import status_of
 from data_prep.core.config import choices
 from data_prep.core.files import checksum, place, read_json
 from data_prep.core.job import start
@@ -232,4 +233,4 @@ def _duration(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

@@ -17,6 +17,7 @@ from typing import Final
 import tokenizers
 import xxhash
 
+from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, write_json
 from data_prep.core.job import Rows, start
@@ -190,4 +191,4 @@ def _summary(settings: DataPrepSettings, manifest: VocabManifest) -> Rows:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
 from pretrain.config.arguments import run_command
 from pretrain.training.export_run import export_run
@@ -34,4 +35,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

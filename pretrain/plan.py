@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import orjson
 
+from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError, as_yaml, choices
 from pretrain.config import load as load_module
 from pretrain.config.phases import check_phases, phases_of
@@ -91,4 +92,4 @@ def load(typed: Sequence[str]) -> Settings:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
-    sys.exit(main())
+    sys.exit(status_of(main))

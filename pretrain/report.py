@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.core.command import status_of
 from data_prep.core.files import whole_or_absent
 from pretrain.config.arguments import run_command
 from pretrain.reporting.page import page
@@ -35,4 +36,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

@@ -15,11 +15,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from data_prep.core.caches import use_private_compile_caches
 from data_prep.core.config import SettingsError, as_yaml, choices
 from pretrain.checkpoint.identity import identity
 from pretrain.config.load import folder_of_run, load
 from pretrain.config.phases import phases_of
-from pretrain.config.settings import Settings
+from pretrain.config.settings import Compile, Settings
 from pretrain.data.corpus import folder_of, manifest_of, prepare_sample
 from pretrain.distributed import signals
 from pretrain.distributed.rank_logs import RankOutput, rank_output
@@ -97,6 +98,8 @@ def _run(arguments: list[str], stop: signals.StopRequest, output: RankOutput) ->
     _check_manifests(settings, on_sample, stop)
     if environment_rank() == 0:  # refused before torch is imported
         init_from.begin(settings, folder_of_run(settings))
+    if settings.engine.compile is not Compile.false:
+        use_private_compile_caches()  # torch's workers keep what they find at its import
     from pretrain.distributed import ranks as ranks_module
 
     ranks = ranks_module.start(settings.engine.timeout_minutes)

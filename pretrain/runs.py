@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
 from pretrain.config.arguments import run_command
 from pretrain.run_folder.history import History, State, run_folders
@@ -85,4 +86,4 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

@@ -25,6 +25,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
 from pretrain.config.arguments import run_command
 from pretrain.verification.run_watcher import RunFailedError
@@ -74,4 +75,4 @@ def _leave(number: int, frame: object) -> None:
 if __name__ == "__main__":
     for signal_number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signal_number, _leave)
-    sys.exit(main())
+    sys.exit(status_of(main))

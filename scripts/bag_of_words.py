@@ -18,6 +18,7 @@ import numpy as np
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression, Ridge
 
+from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
 from scripts.finetuning import classification
 from scripts.finetuning.job import Features
@@ -91,4 +92,4 @@ def _logits(model: Any, words: sparse.csr_matrix, num_labels: int) -> np.ndarray
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from data_prep.core.command import status_of
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
     "README.md": "index.md",
@@ -136,4 +138,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(status_of(main))

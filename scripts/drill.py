@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
 from pretrain.config.arguments import parse_arguments
 from pretrain.config.load import load
@@ -163,4 +164,4 @@ def _parse(typed: Sequence[str]) -> tuple[list[str], Path | None, list[str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError, as_dict
 from data_prep.core.files import whole_or_absent
 from scripts.finetuning import results
@@ -117,4 +118,4 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

@@ -6,8 +6,11 @@ GLUE: cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, wnli; custom: your own csv, 
 conf/finetune.yaml has the settings.
 """
 
+from functools import partial
+
+from data_prep.core.command import status_of
 from scripts.finetuning.run import main
 from scripts.finetuning.settings import Kind
 
 if __name__ == "__main__":
-    raise SystemExit(main(Kind.classification))
+    raise SystemExit(status_of(partial(main, Kind.classification)))

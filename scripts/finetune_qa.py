@@ -6,8 +6,11 @@ squad: SQuAD 1.1; squad2: 2.0, with questions that have no answer. conf/finetune
 settings.
 """
 
+from functools import partial
+
+from data_prep.core.command import status_of
 from scripts.finetuning.run import main
 from scripts.finetuning.settings import Kind
 
 if __name__ == "__main__":
-    raise SystemExit(main(Kind.qa))
+    raise SystemExit(status_of(partial(main, Kind.qa)))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.core.command import status_of
 from data_prep.core.files import read_json, write_json
 from scripts.finetuning import results
 from scripts.finetuning.run import FREE
@@ -81,4 +82,4 @@ def _deciding(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

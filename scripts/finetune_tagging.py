@@ -5,8 +5,11 @@
 wnut17: named entities; tags: your own CoNLL columns or jsonl. conf/finetune.yaml has the settings.
 """
 
+from functools import partial
+
+from data_prep.core.command import status_of
 from scripts.finetuning.run import main
 from scripts.finetuning.settings import Kind
 
 if __name__ == "__main__":
-    raise SystemExit(main(Kind.tagging))
+    raise SystemExit(status_of(partial(main, Kind.tagging)))

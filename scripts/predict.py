@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from data_prep.core.command import status_of
 from scripts.finetuning import tables
 from scripts.finetuning.job import Features, Notes
 from scripts.finetuning.models import checked, load_model, load_tokenizer
@@ -290,4 +291,4 @@ def _inputs(given: argparse.Namespace) -> Iterator[Input]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

@@ -31,6 +31,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
+from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json
 from data_prep.core.objectives import Pairing
@@ -300,4 +301,4 @@ def compared(run: Path, out: Path) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

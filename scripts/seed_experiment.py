@@ -37,6 +37,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError, compose
 from data_prep.core.files import read_json, write_json
 from pretrain.config.arguments import parse_arguments
@@ -324,4 +325,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import shutil
 import stat
@@ -20,8 +21,18 @@ from data_prep.core.files import only_process
 
 NUMBA, INDUCTOR, TRITON = "NUMBA_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
 _OTHERS = {False: stat.S_IWGRP | stat.S_IWOTH, True: stat.S_IWOTH}
+# What the user has set: read first, because torch sets its variable to its default when imported
+_GIVEN = {variable: os.environ.get(variable) for variable in (NUMBA, INDUCTOR, TRITON)}
 
 
+def use_private_compile_caches() -> None:
+    """The folders of torch.compile. Before torch is imported: its workers keep what they find."""
+    use_private_cache(INDUCTOR)
+    if _GIVEN[TRITON]:  # otherwise torch puts Triton's below its own
+        use_private_cache(TRITON)
+
+
+@functools.cache
 def use_private_cache(variable: str) -> None:
     """Set an environment variable such as INDUCTOR to a folder that only this user can write.
 
@@ -30,9 +41,10 @@ def use_private_cache(variable: str) -> None:
     writable by a group, because a team may share one; it is not used if any other user owns it or
     everybody can write it.
     """
-    given = os.environ.get(variable)
+    given = _GIVEN[variable]
     if given:
-        if _is_private(Path(given), is_given=True):
+        if is_private(Path(given), is_given=True):
+            os.environ[variable] = given
             return
         sys.stderr.write(
             f"{variable}={given} is not used: other users can put code there, or you cannot write "
@@ -41,7 +53,7 @@ def use_private_cache(variable: str) -> None:
     with contextlib.suppress(RuntimeError):  # no home
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = home / "bert-pretrain" / variable.removesuffix("_CACHE_DIR").lower()
-        if _is_private(folder):
+        if is_private(folder):
             os.environ[variable] = str(folder)
             return
     os.environ[variable] = temporary = tempfile.mkdtemp(prefix="bert-pretrain-")
@@ -58,11 +70,11 @@ def use_numba_cache(package: Path) -> None:
     Who can write there can change the program. Otherwise as `use_private_cache`.
     """
     cache = package / "__pycache__"
-    if os.environ.get(NUMBA) or not os.access(cache if cache.exists() else package, os.W_OK):
+    if _GIVEN[NUMBA] or not os.access(cache if cache.exists() else package, os.W_OK):
         use_private_cache(NUMBA)
 
 
-def _is_private(folder: Path, *, is_given: bool = False) -> bool:
+def is_private(folder: Path, *, is_given: bool = False) -> bool:
     """Whether this user can write and lock files in `folder`, and others cannot. It is made."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

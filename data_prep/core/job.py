@@ -78,6 +78,8 @@ def start(
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except BrokenPipeError:  # of stdout, see data_prep.core.command
+        raise
     except (ValueError, RuntimeError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
-from multiprocessing import connection
+from multiprocessing import connection, util
 from multiprocessing.context import ForkServerProcess
 
 from data_prep.core.files import write_json
 from data_prep.executors.tasks import TaskPlan, failed_reason, importable, progress, record_path
 from data_prep.executors.worker import run_one
+
+_MOST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")  # bytes
 
 
 def run_processes(plan: TaskPlan, todo: Sequence[int], num_workers: int) -> dict[int, str]:
@@ -22,6 +26,7 @@ def run_processes(plan: TaskPlan, todo: Sequence[int], num_workers: int) -> dict
     # task's module once, and pandas, which pyarrow would otherwise import in every task when it
     # converts its first list.
     task, module = importable(plan.task)
+    _keep_socket_paths_short()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "pandas", module])
     running: dict[int, tuple[int, ForkServerProcess]] = {}
@@ -46,6 +51,19 @@ def run_processes(plan: TaskPlan, todo: Sequence[int], num_workers: int) -> dict
                 process.close()
                 bar.update()
     return failed
+
+
+def _keep_socket_paths_short() -> None:
+    """Put multiprocessing's sockets into /tmp if those in TMPDIR would have too long a path.
+
+    The kernel takes 107 bytes; some clusters have long names of jobs and users in TMPDIR.
+    """
+    if len(os.fsencode(tempfile.gettempdir())) > _MOST_TMPDIR:
+        usual, tempfile.tempdir = tempfile.tempdir, "/tmp"
+        try:
+            util.get_temp_dir()  # made once, with a mode of 0700, and kept
+        finally:
+            tempfile.tempdir = usual
 
 
 def _stop(plan: TaskPlan, running: dict[int, tuple[int, ForkServerProcess]]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data_prep.core.settings import SourceSettings
 from data_prep.sources import SourcePlan
-from data_prep.sources.text_files import plan_files, read_file
+from data_prep.sources.text_files import plan_files, read_file, shown
 from data_prep.stores.documents import Damage, Document, Reject
 from data_prep.text import gutenberg
 from data_prep.text.cleaning import clean_paragraphs, join_wrapped, split_lines
@@ -51,9 +51,10 @@ def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Sourc
 
 def read(source: SourceSettings, task: list[str]) -> Iterator[Document | Reject | Damage]:
     """A document or a reject for each file; the id is the file's name below source.path."""
-    for name in task:
+    for file in task:
+        data = read_file(source, file)
+        name = shown(file)
         title = Path(name).stem.replace("_", " ")
-        data = read_file(source, name)
         if isinstance(data, Damage):
             yield data
             continue

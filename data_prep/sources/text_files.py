@@ -28,7 +28,12 @@ class InputFile(NamedTuple):
         """Describe a file; of a broken link the link itself, because reading it tells the fault."""
         name = path.relative_to(folder).as_posix()
         stat = path.stat() if path.exists() else path.lstat()
-        return cls(name, stat.st_size, [name, stat.st_size, stat.st_mtime_ns])
+        return cls(name, stat.st_size, [shown(name), stat.st_size, stat.st_mtime_ns])
+
+
+def shown(name: str) -> str:
+    """A file's name as text: bytes that are not UTF-8 as \\xe9."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def plan_files(
@@ -85,7 +90,9 @@ def read_file(source: SourceSettings, name: str) -> bytes | Damage:
         with (Path(source.path) / name).open("rb") as file:
             data = (bz2.BZ2File(file) if name.endswith(".bz2") else file).read(MOST_BYTES + 1)
     except FileNotFoundError:
-        return Damage(name, "is not there to be read; is it a broken link?")
+        return Damage(shown(name), "is not there to be read; is it a broken link?")
     if len(data) > MOST_BYTES:
-        return Damage(name, f"has more than {MOST_BYTES >> 20} MiB; cut it into smaller files")
+        return Damage(
+            shown(name), f"has more than {MOST_BYTES >> 20} MiB; cut it into smaller files"
+        )
     return data

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_prep.core.settings import SourceSettings
 from data_prep.sources import SourcePlan
-from data_prep.sources.text_files import plan_files, read_file
+from data_prep.sources.text_files import plan_files, read_file, shown
 from data_prep.sources.wikipedia_articles import article
 from data_prep.stores.documents import Damage, Document, Reject
 from data_prep.text.cleaning import clean_paragraphs, remove_hollows, split_lines, unescape
@@ -54,9 +54,10 @@ def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Sourc
 
 def read(source: SourceSettings, task: list[str]) -> Iterator[Document | Reject | Damage]:
     """A document or a reject for each <doc>, and a reject for text outside of all."""
-    for name in task:
+    for file in task:
+        name = shown(file)
         try:
-            data = read_file(source, name)
+            data = read_file(source, file)
             text = data if isinstance(data, Damage) else data.decode("utf-8")
         except (UnicodeDecodeError, EOFError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:

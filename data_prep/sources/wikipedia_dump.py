@@ -20,7 +20,7 @@ from mwparserfromhell.parser import ParserError
 
 from data_prep.core.settings import SourceSettings
 from data_prep.sources import SourcePlan
-from data_prep.sources.text_files import InputFile, find_files
+from data_prep.sources.text_files import InputFile, find_files, shown
 from data_prep.sources.wikipedia_articles import article
 from data_prep.stores.documents import Damage, Document, Reject
 from data_prep.text import wiki_nesting
@@ -61,19 +61,20 @@ def read(source: SourceSettings, task: dict[str, Any]) -> Iterator[Document | Re
     Raises RuntimeError if the file differs from its published checksum.
     """
     path = Path(task["root"]) / task["name"]
+    name = shown(task["name"])
     if task["checksum"] is not None:
         _verify(path, task["checksum"])
     hidden = set(HIDDEN_NAMESPACES)
     number = 0
     for kind, element in _events(path):
         if kind == "damage":
-            yield Damage(task["name"], element)
+            yield Damage(name, element)
         elif kind == "namespace":
             if element.get("key") in _HIDDEN_KEYS and element.text:
                 hidden.add(element.text.strip().lower())
         else:
             number += 1
-            id = f"{task['name']}/{number}"
+            id = f"{name}/{number}"
             yield _page(source, id, element, hidden, is_whole=kind == "page")
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from data_prep.core.command import status_of
 from pretrain.distributed.rendezvous import check_in, hosts_of, rank_info
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def start(timeout_minutes: float) -> Ranks:
 
 
 def exit_with(main: Callable[[], int | None]) -> NoReturn:
-    """Run `main` and exit with its status (None is 0), or print its exception and exit with 1.
+    """Run `main` and exit with its status, see `status_of`, or print its exception and exit with 1.
 
     Runs the registered exit functions and flushes all output, but does not shut the interpreter
     down. Threads of torch may still hold tensors then: those of a process group outlive `stop`,
@@ -149,7 +150,7 @@ def exit_with(main: Callable[[], int | None]) -> NoReturn:
     SIGABRT (pytorch/pytorch issues 38228 and 190489).
     """
     try:
-        status = main() or 0
+        status = status_of(main)
     except Exception:  # noqa: BLE001  the process ends
         traceback.print_exc()
         status = 1

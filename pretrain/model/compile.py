@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from data_prep.core.caches import INDUCTOR, TRITON, use_private_cache
+from data_prep.core.caches import is_private, use_private_compile_caches
 from data_prep.core.config import SettingsError
 from pretrain.config.settings import Compile, EngineSettings, Precision
 
@@ -49,8 +50,7 @@ def compile_parts(model: BertForPreTraining, precision: Precision, device: torch
     Otherwise attention is called between two graphs; torch warns of further shapes and does not
     compile them.
     """
-    for variable in (INDUCTOR, TRITON) if TRITON in os.environ else (INDUCTOR,):
-        use_private_cache(variable)  # torch puts Triton's below its own
+    _use_private_caches()
     one_graph = device.type == "cuda" and precision is not Precision.fp32
     how: dict[str, Any] = {
         "backend": BACKEND, "dynamic": False, "recompile_limit": MOST_SHAPES,
@@ -58,6 +58,18 @@ def compile_parts(model: BertForPreTraining, precision: Precision, device: torch
     for layer in model.layers:
         layer.compile(fullgraph=one_graph, **how)
     model.token_sums = torch.compile(model.token_sums, fullgraph=True, **how)
+
+
+def _use_private_caches() -> None:
+    """Keep compiled code, and the headers compiled into it, from folders of other users."""
+    from torch._inductor import config
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    use_private_compile_caches()
+    # torch precompiles headers into /tmp/torchinductor_USER, whatever the variable says. Without
+    # them a first start takes 1.7 times as long.
+    if not is_private(Path(default_cache_dir())):
+        config.cpp_cache_precompile_headers = False
 
 
 def uncompiled() -> AbstractContextManager[None]:

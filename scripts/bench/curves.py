@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from data_prep.core.command import status_of
 from data_prep.stores.shard_reader import Shards
 from pretrain.config.arguments import run_command
 from pretrain.config.settings import Precision
@@ -143,4 +145,4 @@ def draw(curves: Curves, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(status_of(partial(run_command, main)))

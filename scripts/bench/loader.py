@@ -24,6 +24,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ import msgspec
 import numpy as np
 import torch
 
+from data_prep.core.command import status_of
 from data_prep.core.files import write_json
 from data_prep.examples.masking import MaskingRule, dynamic_keys
 from data_prep.examples.pairs import LOSSES
@@ -211,4 +213,4 @@ def _columns_of_the_collator(row: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(status_of(partial(run_command, main)))

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 
+from data_prep.core.command import status_of
 from pretrain.config.arguments import run_command
 from pretrain.config.settings import ModelSettings
 from pretrain.data.packing import PackedBatch
@@ -123,4 +125,4 @@ def _attention(
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(status_of(partial(run_command, main)))

@@ -25,11 +25,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from data_prep import build, collect, encode, vocab
+from data_prep.core.command import status_of
 from data_prep.core.job import load, require_source
 from data_prep.core.settings import DataPrepSettings
 from data_prep.examples.build_shard import make_examples
@@ -284,4 +286,4 @@ def _sample(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(status_of(partial(run_command, main)))

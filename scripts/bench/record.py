@@ -21,6 +21,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
 from pretrain.config.arguments import run_command
 
@@ -157,4 +158,4 @@ def _num_gpus() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

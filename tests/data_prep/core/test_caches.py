@@ -20,13 +20,16 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(caches.tempfile, "tempdir", str(tmp_path / "tmp"))
     for name in ("XDG_CACHE_HOME", NUMBA, INDUCTOR):
         monkeypatch.setenv(name, "")
+        monkeypatch.setitem(caches._GIVEN, name, None)
+    use_private_cache.cache_clear()
     return tmp_path / "home"
 
 
 def test_the_cache_is_the_user_s_alone_and_the_same_at_each_start(home: Path) -> None:
     folder = home / ".cache" / "bert-pretrain" / "torchinductor"
     for _ in range(2):
-        os.environ[INDUCTOR] = ""
+        os.environ[INDUCTOR] = "/tmp/torchinductor_anyone"  # as torch does when it is imported
+        use_private_cache.cache_clear()
         use_private_cache(INDUCTOR)
         assert os.environ[INDUCTOR] == str(folder)
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -77,7 +80,7 @@ def test_a_planted_cache_is_not_used(
 def test_a_cache_that_the_user_has_set_is_used_even_if_it_is_a_group_s(home: Path) -> None:
     folder = home / "team"
     _group_writable(folder)
-    os.environ[INDUCTOR] = str(folder)
+    caches._GIVEN[INDUCTOR] = str(folder)
     use_private_cache(INDUCTOR)
     assert os.environ[INDUCTOR] == str(folder)
 
@@ -87,7 +90,7 @@ def test_a_cache_that_others_own_or_everybody_can_write_is_not_used_though_it_is
     home: Path, capsys: pytest.CaptureFixture[str], plant: Callable[[Path], None]
 ) -> None:
     plant(home / "set")
-    os.environ[INDUCTOR] = str(home / "set")
+    caches._GIVEN[INDUCTOR] = str(home / "set")
     use_private_cache(INDUCTOR)
     assert os.environ[INDUCTOR] == str(home / ".cache" / "bert-pretrain" / "torchinductor")
     assert f"{INDUCTOR}={home / 'set'} is not used" in capsys.readouterr().err

@@ -1,15 +1,19 @@
 """What all sources share: how an input is cut into tasks, and when it counts as changed."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from source_reading import source_of
+from source_reading import read_all, source_of
 
 from data_prep.core.config import SettingsError
-from data_prep.sources import books, cut_by_size
+from data_prep.core.settings import SourceKind
+from data_prep.executors.tasks import fingerprint
+from data_prep.sources import books, cut_by_size, module_of
 
 
 @given(sizes=st.lists(st.integers(0, 50)), most=st.integers(1, 100))
@@ -57,3 +61,41 @@ def test_a_changed_file_changes_the_state_of_the_plan(tmp_path: Path) -> None:
 def test_a_folder_without_books_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"source\.path=.* holds no \.txt file, nor"):
         books.plan(source_of("books", tmp_path), 10, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "text", "id"),
+    [
+        ("books", b"caf\xe9.txt", "A book.", r"caf\xe9.txt"),
+        ("books", b"\xff\xfe/a.txt", "A book.", r"\xff\xfe/a.txt"),
+        ("wikiextractor", b"wiki_\xe9", "Text.", r"wiki_\xe9"),
+        ("wikipedia_dump", b"\xe9.xml", "<page><title>A</title></page>", r"\xe9.xml/1"),
+    ],
+)
+def test_a_file_whose_name_is_not_utf_8_is_read_and_its_name_escaped(
+    tmp_path: Path, kind: str, name: bytes, text: str, id: str
+) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    plan = module_of(SourceKind(kind)).plan(source_of(kind, tmp_path), 10, tmp_path)
+    fingerprint(plan.states)  # as `collect` does
+    assert [item.id for item in read_all(source_of(kind, tmp_path))] == [id]
+
+
+@pytest.mark.parametrize("length", [80, 146, 200])
+def test_a_long_tmpdir_does_not_keep_a_job_from_running(tmp_path: Path, length: int) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("It was a café.")
+    long = tmp_path / ("x" * length)
+    long.mkdir()
+    arguments = ["+source=books", f"source.path={tmp_path / 'in'}", f"data_dir={tmp_path / 'out'}"]
+    arguments += ["source.min_characters=null", "source.language=null", "num_workers=1"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "data_prep.collect", *arguments],
+        env={**os.environ, "TMPDIR": str(long)},
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
