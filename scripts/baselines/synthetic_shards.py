@@ -9,6 +9,7 @@ full       512 tokens; a number: that many tokens
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -31,7 +32,10 @@ from data_prep.stores.shards import (
     SplitEntry,
     write_shard,
 )
+from pretrain.data.packing import PackedBatch, pack
+from pretrain.data.train_loader import GlobalBatch
 
+VOCAB_SIZE = 30_522
 SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 MASKING = MaskingSettings(
     rate=0.15, max_predictions=80, mask_share=0.8, random_share=0.1, unit=MaskingUnit.token
@@ -127,12 +131,34 @@ def open_synthetic_shards(folder: Path, name: str, count: int, vocab_size: int) 
     return Shards.open(folder, "train")
 
 
+def synthetic_batch(
+    lengths: NDArray[np.int64], world_size: int, micro_batches: int = 1
+) -> GlobalBatch:
+    """A global batch of one micro-batch of these lengths, the same on every rank, repeated."""
+    with tempfile.TemporaryDirectory() as name:
+        write_synthetic_shards(
+            Path(name), {"train": [lengths]}, seq_len=512, vocab_size=VOCAB_SIZE, seed=2
+        )
+        micro_batch = pack(Shards.open(Path(name), "train").read(np.arange(len(lengths))), 512)
+    return global_batch(micro_batch, world_size, micro_batches)
+
+
+def global_batch(batch: PackedBatch, world_size: int = 1, micro_batches: int = 1) -> GlobalBatch:
+    """A global batch in which every rank has `batch` as each of its micro-batches."""
+    copies = world_size * micro_batches
+    return GlobalBatch(
+        position=0,
+        micro_batches=[batch] * micro_batches,
+        dropout_seeds=list(range(micro_batches)),
+        num_sequences=batch.num_sequences * copies,
+        num_masked=batch.num_masked * copies,
+        num_tokens=batch.num_tokens * copies,
+        squared_lengths=sum(length**2 for length in batch.lengths) * copies,
+    )
+
+
 def _random_examples(
-    lengths: NDArray[np.int64],
-    dtype: str,
-    rule: MaskingRule,
-    number: int,
-    rng: np.random.Generator,
+    lengths: NDArray[np.int64], dtype: str, rule: MaskingRule, number: int, rng: np.random.Generator
 ) -> Examples:
     size = len(lengths)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

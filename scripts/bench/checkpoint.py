@@ -16,26 +16,22 @@ from __future__ import annotations
 import shutil
 import statistics
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from pretrain.checkpoint.progress import Progress
 from pretrain.checkpoint.saver import Saver
-from pretrain.config.arguments import run_command
 from pretrain.data.train_loader import GlobalBatch
-from pretrain.distributed import ranks as ranks_module
 from pretrain.engine.engine import Engine
-from scripts.baselines.synthetic_batch import VOCAB_SIZE, synthetic_batch
-from scripts.baselines.synthetic_shards import draw_lengths
-from scripts.baselines.transformers_step import packed_model
-from scripts.bench.harness import Record, benchmark, settings_of, stopwatch
+from scripts.baselines.synthetic_shards import draw_lengths, synthetic_batch
+from scripts.bench import harness
+from scripts.bench.harness import Record
 
 SAVES = ("first, background", "second, background", "waiting")
 
 
-@benchmark("checkpoint")
+@harness.benchmark("checkpoint")
 def main(
     model: str = "base",
     zero_stage: int = 1,
@@ -47,46 +43,54 @@ def main(
     folder: str = "",
 ) -> Record | None:
     """The benchmark; rank 0 has its record."""
-    ranks = ranks_module.start(timeout_minutes=10)
     overrides = (f"engine.zero_stage={zero_stage}", f"engine.precision={precision}")
-    settings = settings_of(model, *overrides)
-    engine = Engine(packed_model(settings, VOCAB_SIZE), settings.optim, settings.engine, ranks)
+    settings = harness.settings_of(model, *overrides)
     lengths = draw_lengths("wikipedia", sequences, np.random.default_rng(1))
-    batch = synthetic_batch(lengths, ranks.world_size)
     events: list[Record] = []
-    into = Path(ranks.broadcast(tempfile.mkdtemp(dir=folder or None)))
-    try:
-        saver = Saver(
-            into, engine, ranks, settings.checkpoint, {}, lambda kind, **facts: events.append(facts)
-        )
-        for _ in range(3):
-            _step(engine, batch)
-        usual = statistics.median(_step(engine, batch) for _ in range(steps))
-        during = [_steps_during_a_save(saver, engine, batch, number) for number in (1, 2)]
-        saver.save(Progress.begin(step=3), is_last=True)
-    finally:
-        if ranks.rank == 0:
-            shutil.rmtree(into)
+    with harness.joined_ranks() as ranks:
+        engine = harness.engine_of(settings, ranks)
+        batch = synthetic_batch(lengths, ranks.world_size)
+        into = Path(ranks.broadcast(tempfile.mkdtemp(dir=folder or None)))
+        try:
+            saver = Saver(
+                into,
+                engine,
+                ranks,
+                settings.checkpoint,
+                {},
+                lambda _, **facts: events.append(facts),
+            )
+            for _ in range(3):
+                _step(engine, batch)
+            usual = statistics.median(_step(engine, batch) for _ in range(steps))
+            during = [_steps_during_a_save(saver, engine, batch, number) for number in (1, 2)]
+            saver.save(Progress.begin(step=3), is_last=True)
+        finally:
+            if ranks.rank == 0:
+                shutil.rmtree(into)
+    if ranks.rank != 0:
+        return None
     step = step_ms / 1000 or usual
     rows = [
         _row(how, saved, meanwhile, usual, step * every_steps)
         for how, saved, meanwhile in zip(SAVES, events, [*during, []], strict=True)
     ]
-    device, world_size, is_main = str(ranks.device), ranks.world_size, ranks.rank == 0
-    ranks.stop()
-    if not is_main:
-        return None
     print(f"median step {usual:.3f} s; {every_steps} steps of {step:.3f} s: "
           f"{step * every_steps:,.0f} s")  # fmt: skip
     for row in rows:
         cells = (f"{k} {v:.4g}" if isinstance(v, float) else f"{v:18}" for k, v in row.items())
         print("  ".join(cells))
-    return {"ranks": world_size, "device": device, "median_step_s": usual, "saves": rows}
+    return {
+        "ranks": ranks.world_size,
+        "device": str(ranks.device),
+        "median_step_s": usual,
+        "saves": rows,
+    }
 
 
 def _step(engine: Engine, batch: GlobalBatch) -> float:
     """Seconds of a step, by the wall clock."""
-    seconds = stopwatch(engine.ranks.device, "wall")
+    seconds = harness.stopwatch(engine.ranks.device, "wall")
     return seconds(lambda: engine.train_step(batch, 1e-4))
 
 
@@ -117,4 +121,4 @@ def _row(how: str, saved: Record, steps: list[float], usual: float, interval: fl
 
 
 if __name__ == "__main__":
-    ranks_module.exit_with(partial(run_command, main))
+    harness.run(main)

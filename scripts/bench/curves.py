@@ -12,19 +12,14 @@ and training lets that grow slowly. The largest difference, relative to the loss
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from data_prep.core.command import status_of
 from data_prep.stores.shard_reader import Shards
-from pretrain.config.arguments import run_command
 from pretrain.config.settings import Precision
 from pretrain.data.packing import Shape, pack
 from scripts.baselines.transformers_step import (
@@ -35,7 +30,7 @@ from scripts.baselines.transformers_step import (
     packed_model,
     padded,
 )
-from scripts.bench.harness import Record, benchmark, settings_of
+from scripts.bench.harness import Record, benchmark, run, settings_of
 
 STYLES = {"packed": ("black", "-"), "compiled": ("#d55e00", ":")}
 
@@ -65,7 +60,6 @@ def main(
     out: str = "docs/curves_200_steps.png",
 ) -> Record:
     """The benchmark."""
-    torch.set_num_threads(threads)
     shards = Shards.open(Path(data), "train")
     curves = train(shards, model, steps, sequences, learning_rate, seed, bool(compile))
     draw(curves, Path(out))
@@ -145,4 +139,4 @@ def draw(curves: Curves, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(status_of(partial(run_command, main)))
+    run(main)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import inspect
 import json
@@ -9,25 +11,35 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from data_prep.core.config import SettingsError, compose
+from pretrain.config.arguments import run_command
 from pretrain.config.settings import Settings
+from pretrain.distributed.ranks import Ranks, exit_with, start
+from pretrain.engine.engine import Engine
+from scripts.baselines.synthetic_shards import VOCAB_SIZE
+from scripts.baselines.transformers_step import packed_model
 
 Stopwatch = Callable[[Callable[[], object]], float]
 Record = dict[str, Any]
 
 
+def run(command: Callable[..., int | None]) -> NoReturn:
+    """Run a benchmark from the command line, and exit."""
+    exit_with(functools.partial(run_command, command))
+
+
 def benchmark(name: str) -> Callable[[Callable[..., Record | None]], Callable[..., None]]:
     """Decorate the function whose parameters are a benchmark's arguments.
 
-    The record that it returns is printed as the last line, as JSON, with the arguments and the
-    machine. A rank that returns None prints nothing.
+    torch gets as many threads as `threads` names. The record that is returned is printed as the
+    last line, as JSON, with the arguments and the machine. A rank that returns None prints nothing.
     """
 
     def decorate(measure: Callable[..., Record | None]) -> Callable[..., None]:
@@ -36,6 +48,8 @@ def benchmark(name: str) -> Callable[[Callable[..., Record | None]], Callable[..
         @functools.wraps(measure)
         def command(**typed: Any) -> None:
             settings = defaults | typed
+            if "threads" in settings:
+                torch.set_num_threads(settings["threads"])
             record = measure(**settings)
             if record is not None:
                 facts = {"settings": settings, "machine": machine()}
@@ -100,21 +114,39 @@ def settings_of(model: str, *overrides: str) -> Settings:
     return compose("config", Settings, [f"+model={model}", *overrides])[0]
 
 
+@contextlib.contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """The ranks that a launcher started, or this one alone; they part at the end."""
+    ranks = start(timeout_minutes=10)
+    yield ranks
+    ranks.stop()
+
+
+def engine_of(settings: Settings, ranks: Ranks, **changes: Any) -> Engine:
+    """A run's engine with its model, and with these changes of settings.engine."""
+    own = dataclasses.replace(settings.engine, **changes)
+    return Engine(packed_model(settings, VOCAB_SIZE), settings.optim, own, ranks)
+
+
 def choose_device(name: str) -> torch.device:
     """cpu, cuda, or auto: cuda if there is one. Raises SettingsError if there is none."""
     has_gpu = torch.cuda.is_available()
-    if name == "cuda" and not has_gpu:
+    if _known("device", name, "auto", "cpu", "cuda") == "cuda" and not has_gpu:
         raise SettingsError("device=cuda: this machine has no GPU that torch can use")
-    if name not in ("auto", "cpu", "cuda"):
-        raise SettingsError(f"device={name} is not known; there are auto, cpu and cuda")
     return torch.device("cuda" if has_gpu and name == "auto" else name.replace("auto", "cpu"))
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
     """fp32, bf16, or auto: bf16 on CUDA. Raises SettingsError on another word."""
-    if precision not in ("auto", "fp32", "bf16"):
-        raise SettingsError(f"precision={precision} is not known; there are auto, fp32 and bf16")
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    word = _known("precision", precision, "auto", "fp32", "bf16")
+    return word == "bf16" or (word == "auto" and device.type == "cuda")
+
+
+def _known(name: str, value: str, *words: str) -> str:
+    if value not in words:
+        known = f"{', '.join(words[:-1])} and {words[-1]}"
+        raise SettingsError(f"{name}={value} is not known; there are {known}")
+    return value
 
 
 def stopwatch(device: torch.device, clock: str = "processor") -> Stopwatch:
@@ -123,11 +155,9 @@ def stopwatch(device: torch.device, clock: str = "processor") -> Stopwatch:
     On CUDA it is always the wall clock, until the device has finished. Raises SettingsError on
     another clock.
     """
-    clocks = {"processor": time.process_time, "wall": time.perf_counter}
-    if clock not in clocks:
-        raise SettingsError(f"clock={clock} is not known; there are processor and wall")
     on_gpu = device.type == "cuda"
-    now = time.perf_counter if on_gpu else clocks[clock]
+    is_processors = _known("clock", clock, "processor", "wall") == "processor"
+    now = time.process_time if is_processors and not on_gpu else time.perf_counter
     synchronize: Callable[[], None] = torch.cuda.synchronize if on_gpu else lambda: None
 
     def seconds(call: Callable[[], object]) -> float:

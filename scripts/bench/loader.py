@@ -19,12 +19,10 @@ from __future__ import annotations
 import itertools
 import os
 import statistics
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +30,24 @@ import msgspec
 import numpy as np
 import torch
 
-from data_prep.core.command import status_of
 from data_prep.core.files import write_json
 from data_prep.examples.masking import MaskingRule, dynamic_keys
 from data_prep.examples.pairs import LOSSES
 from data_prep.stores.shard_reader import Shards
 from data_prep.stores.shards import SplitEntry, read_shard
-from pretrain.config.arguments import run_command
 from pretrain.config.settings import MaskMode
 from pretrain.data.balancing import deal, longest_prefix
 from pretrain.data.shuffle import ExampleOrder
 from pretrain.data.train_loader import TrainLoader
 from scripts.baselines.numpy_loader import packed_columns
-from scripts.baselines.synthetic_shards import SPECIAL_IDS, draw_lengths, open_synthetic_shards
-from scripts.bench.harness import Record, benchmark, in_turn, table
+from scripts.baselines.synthetic_shards import (
+    SPECIAL_IDS,
+    VOCAB_SIZE,
+    draw_lengths,
+    open_synthetic_shards,
+)
+from scripts.bench.harness import Record, benchmark, in_turn, run, stopwatch, table
 
-VOCAB_SIZE = 30_522
 OURS, THEIRS = "ours, dynamic masks", "datasets + collator"
 Measure = Callable[[], float]
 
@@ -69,13 +69,13 @@ def main(
         shards = open_synthetic_shards(Path(folder), lengths, examples, VOCAB_SIZE)
 
         def ours(masking: MaskMode, in_background: bool = False) -> Measure:
-            def run() -> float:
+            def rate() -> float:
                 with _loader(shards, masking, global_batch, token_budget) as loader:
                     stream = loader.batches(0) if in_background else loader.prepared(0)
                     next(stream)
                     return _rate(lambda: next(stream).num_tokens, seconds)
 
-            return run
+            return rate
 
         variants = {
             THEIRS: _hugging_face(shards, hf_batch, seconds),
@@ -145,12 +145,8 @@ def _deals(name: str) -> dict[str, float]:
 
 def _milliseconds(work: Callable[[], object]) -> float:
     """Milliseconds of processor time; the first call compiles."""
-    took = []
-    for _ in range(6):
-        started = time.process_time()
-        work()
-        took.append(1e3 * (time.process_time() - started))
-    return statistics.median(took[1:])
+    seconds = stopwatch(torch.device("cpu"))
+    return 1e3 * statistics.median([seconds(work) for _ in range(6)][1:])
 
 
 def _opening(shards: Shards) -> float:
@@ -160,14 +156,14 @@ def _opening(shards: Shards) -> float:
     """
     whole = shards.manifest.splits["train"]
     first = whole.shards[0]
-    with tempfile.TemporaryDirectory(dir=shards.folder) as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(dir=shards.folder) as temporary:
+        folder = Path(temporary)
         (folder / "train").mkdir()
         source = shards.folder / "train" / first.name
-        entries = []
-        for number in range(10_000):
-            entries.append(msgspec.structs.replace(first, name=f"shard-{number:05d}.arrow"))
-            os.link(source, folder / "train" / entries[-1].name)
+        names = [f"shard-{number:05d}.arrow" for number in range(10_000)]
+        entries = [msgspec.structs.replace(first, name=name) for name in names]
+        for name in names:
+            os.link(source, folder / "train" / name)
         splits = {"train": SplitEntry.of(entries, shards.manifest.pairs, dict.fromkeys(LOSSES, 0))}
         manifest = msgspec.structs.replace(shards.manifest, splits=splits)
         write_json(folder / "manifest.json", manifest)
@@ -213,4 +209,4 @@ def _columns_of_the_collator(row: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(status_of(partial(run_command, main)))
+    run(main)

@@ -10,37 +10,24 @@ unit is TFLOP/s of useful work.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
 
-from data_prep.core.command import status_of
-from pretrain.config.arguments import run_command
 from pretrain.config.settings import ModelSettings
 from pretrain.data.packing import PackedBatch
 from pretrain.model.attention import attention
-from scripts.baselines.synthetic_shards import typical_lengths
-from scripts.bench.harness import (
-    Record,
-    Stopwatch,
-    benchmark,
-    choose_device,
-    in_turn,
-    medians,
-    settings_of,
-    stopwatch,
-    uses_bf16,
-)
-from scripts.bench.step import VOCAB_SIZE, batch_of
+from scripts.baselines.synthetic_shards import VOCAB_SIZE, typical_lengths
+from scripts.bench import harness
+from scripts.bench.harness import Record, Stopwatch
+from scripts.bench.step import batch_of
 
 REPEATS = 10  # calls between two readings of the clock
 WAYS = ("forward", "gradient of the input", "gradient of the weight")
 
 
-@benchmark("matmul")
+@harness.benchmark("matmul")
 def main(
     model: str = "large",
     lengths: str = "wikipedia",
@@ -52,10 +39,9 @@ def main(
     rounds: int = 5,
 ) -> Record:
     """The benchmark."""
-    torch.set_num_threads(threads)
-    on = choose_device(device)
-    dtype = torch.bfloat16 if uses_bf16(precision, on) else torch.float32
-    sizes, seconds = settings_of(model).model, stopwatch(on)
+    on = harness.choose_device(device)
+    dtype = torch.bfloat16 if harness.uses_bf16(precision, on) else torch.float32
+    sizes, seconds = harness.settings_of(model).model, harness.stopwatch(on)
     hidden, inner = sizes.hidden_size, sizes.intermediate_size
     shapes = {
         "queries, keys, values": (tokens, hidden, 3 * hidden),
@@ -74,10 +60,8 @@ def main(
     for p in (0.0, 0.1):
         name = f"attention, forward and backward, dropout {p}"
         variants[name] = _attention(sizes, batch, p, dtype, seconds)
-    measured = {
-        name: [rate / 1e12 for rate in rates] for name, rates in in_turn(variants, rounds).items()
-    }
-    found = medians(measured)
+    measured = harness.in_turn(variants, rounds)
+    found = harness.medians(measured)
     for name, rates in measured.items():
         spread = f"{min(rates):.4g} to {max(rates):.4g}"
         print(f"{name:60}  {found[name]:9.4g} TFLOP/s   ({spread})")
@@ -97,11 +81,7 @@ def _product(
     )
     left, right = dict(zip(WAYS, ((x, weight.T), (grad, weight), (grad.T, x)), strict=True))[way]
 
-    def run() -> None:
-        for _ in range(REPEATS):
-            left @ right
-
-    return lambda: REPEATS * 2.0 * rows * k * n / seconds(run)
+    return _rate(lambda: left @ right, 2.0 * rows * k * n, seconds)
 
 
 def _attention(
@@ -115,14 +95,21 @@ def _attention(
     shape = (sum(batch.lengths), 3, heads, hidden // heads)
     qkv = torch.randn(*shape, device=batch.cu_seqlens.device, dtype=dtype).requires_grad_()
 
-    def run() -> None:
-        for _ in range(REPEATS):
-            out = attention(qkv, batch, dropout_p)
-            torch.autograd.backward(out, torch.ones_like(out))
+    def forward_and_backward() -> None:
+        out = attention(qkv, batch, dropout_p)
+        torch.autograd.backward(out, torch.ones_like(out))
 
     flop = 3 * 4.0 * hidden * sum(n**2 for n in batch.lengths)
-    return lambda: REPEATS * flop / seconds(run)
+    return _rate(forward_and_backward, flop, seconds)
+
+
+def _rate(call: Callable[[], object], flop: float, seconds: Stopwatch) -> Callable[[], float]:
+    def repeat() -> None:
+        for _ in range(REPEATS):
+            call()
+
+    return lambda: REPEATS * flop / 1e12 / seconds(repeat)
 
 
 if __name__ == "__main__":
-    sys.exit(status_of(partial(run_command, main)))
+    harness.run(main)

@@ -20,18 +20,16 @@ import dataclasses
 import gc
 import os
 import shutil
-import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
+
 from data_prep import build, collect, encode, vocab
-from data_prep.core.command import status_of
 from data_prep.core.job import load, require_source
 from data_prep.core.settings import DataPrepSettings
 from data_prep.examples.build_shard import make_examples
@@ -44,20 +42,8 @@ from data_prep.stores.tokens import SPLITS, TokenStore
 from data_prep.text.sentences import split_paragraph
 from data_prep.tokenizer.store import read_vocab_store
 from data_prep.tokenizer.wordpiece import Encoder
-from pretrain.config.arguments import run_command
 from scripts.baselines.google_prep import PublishedTokenizer, prepare
-from scripts.bench.harness import Record, benchmark, in_turn, table
-
-STAGES = (
-    "collect",
-    "sentences",
-    "WordPiece",
-    "pairs and masks",
-    "all stages",
-    "tokenizers.encode_batch",
-    "datasets.map",
-    "published algorithm",
-)
+from scripts.bench.harness import Record, benchmark, in_turn, run, stopwatch, table
 
 
 @benchmark("preparation")
@@ -104,6 +90,7 @@ class Corpus:
 
     def __init__(self, folder: Path, typed: Sequence[str]) -> None:
         self.again = folder / "again"
+        self.seconds = stopwatch(torch.device("cpu"))
         self.settings = load(
             [
                 f"data_dir={folder / 'data'}",
@@ -139,24 +126,8 @@ class Corpus:
 
     def timed(self, name: str) -> Callable[[], float]:
         """One round of a stage: it is prepared first, and then timed."""
-        ready: Callable[[], Callable[[], object]] = {
-            "collect": self._collect,
-            "sentences": self._sentences,
-            "WordPiece": self._wordpiece,
-            "pairs and masks": self._pairs,
-            "all stages": self._all,
-            "tokenizers.encode_batch": self._encode_batch,
-            "datasets.map": self._datasets_map,
-            "published algorithm": self._published,
-        }[name]
 
-        def run() -> float:
-            stage = ready()
-            began = time.process_time()
-            stage()
-            return time.process_time() - began
-
-        return run
+        return lambda: self.seconds(STAGES[name](self))
 
     def _split(self, paragraphs: list[str]) -> list[str]:
         return [sentence for paragraph in paragraphs for sentence in split_paragraph(paragraph)]
@@ -245,6 +216,19 @@ class Corpus:
         )
 
 
+# Each prepares one round of a stage, and returns what is timed
+STAGES: dict[str, Callable[[Corpus], Callable[[], object]]] = {
+    "collect": Corpus._collect,
+    "sentences": Corpus._sentences,
+    "WordPiece": Corpus._wordpiece,
+    "pairs and masks": Corpus._pairs,
+    "all stages": Corpus._all,
+    "tokenizers.encode_batch": Corpus._encode_batch,
+    "datasets.map": Corpus._datasets_map,
+    "published algorithm": Corpus._published,
+}
+
+
 def _run_here(
     job: str,
     log_dir: Path,
@@ -286,4 +270,4 @@ def _sample(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 if __name__ == "__main__":
-    sys.exit(status_of(partial(run_command, main)))
+    run(main)

@@ -16,7 +16,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -57,12 +56,7 @@ NOT_RECORDED = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Result:
-    """What one command measured; None if it failed."""
-
-    command: str
-    record: dict[str, Any] | None
+Results = Mapping[str, dict[str, Any] | None]  # of each command; None if it failed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,14 +77,16 @@ def record(which: str, into: Path = Path("docs/log.md")) -> int:
     commands = GPU if which == "gpu" else CPU
     if num_gpus > 1:
         commands += (f"scaling model=base precision=bf16_autocast ranks={num_gpus}",)
-    results = [run(f"python -m scripts.bench.{words}") for words in commands]
+    results = {
+        command: run(command) for command in map("python -m scripts.bench.{}".format, commands)
+    }
     text = into.read_text(encoding="utf-8") if into.is_file() else ""
     into.write_text(insert(text, which, table(which, results, load)), encoding="utf-8")
-    return 0 if all(result.record for result in results) else 1
+    return 0 if all(results.values()) else 1
 
 
-def run(command: str) -> Result:
-    """Run a command, print its output, and parse its last line."""
+def run(command: str) -> dict[str, Any] | None:
+    """Run a command and print its output; its last line, parsed, or None if it failed."""
     print(f"$ {command}", flush=True)
     words = [sys.executable, *shlex.split(command)[1:]]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
@@ -105,7 +101,7 @@ def run(command: str) -> Result:
         record = json.loads(last) if process.returncode == 0 else None
     except json.JSONDecodeError:
         record = None
-    return Result(command, record if isinstance(record, dict) else None)
+    return record if isinstance(record, dict) else None
 
 
 def numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -117,9 +113,9 @@ def numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield name, value
 
 
-def table(which: str, results: Sequence[Result], load: float) -> str:
+def table(which: str, results: Results, load: float) -> str:
     """A Markdown section: the machine, then one row per command with all its numbers."""
-    records = [result.record for result in results if result.record]
+    records = [record for record in results.values() if record]
     facts = {"load before": f"{load:.1f}"} | next((r["machine"] for r in records), {})
     devices = {r["device"] for r in records if "device" in r}
     facts["device"] = ", ".join(sorted(devices)) or which
@@ -131,9 +127,9 @@ def table(which: str, results: Sequence[Result], load: float) -> str:
         "| command | results |",
         "| --- | --- |",
     ]
-    for result in results:
-        found = [f"{name} {value:,.4g}" for name, value in numbers(result.record or {})]
-        lines.append(f"| `{result.command}` | {'<br>'.join(found) or 'failed'} |")
+    for command, record in results.items():
+        found = [f"{name} {value:,.4g}" for name, value in numbers(record or {})]
+        lines.append(f"| `{command}` | {'<br>'.join(found) or 'failed'} |")
     return "\n".join(lines)
 
 

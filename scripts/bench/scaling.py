@@ -17,28 +17,23 @@ import os
 import statistics
 import subprocess
 import sys
-from functools import partial
 
 import numpy as np
 
-from pretrain.config.arguments import run_command
 from pretrain.config.settings import Settings
-from pretrain.distributed import ranks as ranks_module
 from pretrain.distributed.ranks import Ranks
-from pretrain.engine.engine import Engine
 from pretrain.model import flops
 from pretrain.planning import step_time
-from pretrain.planning.estimate import measured
+from pretrain.planning.estimate import measured as measured_rates
 from scripts.baselines.collectives import Counted
-from scripts.baselines.synthetic_batch import VOCAB_SIZE, synthetic_batch
-from scripts.baselines.synthetic_shards import draw_lengths
-from scripts.baselines.transformers_step import packed_model
-from scripts.bench.harness import Record, benchmark, settings_of, stopwatch
+from scripts.baselines.synthetic_shards import VOCAB_SIZE, draw_lengths, synthetic_batch
+from scripts.bench import harness
+from scripts.bench.harness import Record
 
 PARAMETER_BYTES = 4
 
 
-@benchmark("scaling")
+@harness.benchmark("scaling")
 def main(
     model: str = "tiny",
     precision: str = "fp32",
@@ -51,8 +46,15 @@ def main(
     """The benchmark, or one rank's part of it, which has no record."""
     typed = [f"{name}={value}" for name, value in locals().items()]
     if "RANK" in os.environ:  # started below
-        settings = settings_of(model, f"engine.precision={precision}", "cluster=local")
-        _measure(settings, stages, micro_batches, sequences, rounds)
+        settings = harness.settings_of(model, f"engine.precision={precision}", "cluster=local")
+        with harness.joined_ranks() as joined:
+            measured = [
+                _row(settings, joined, int(stage), int(count), sequences, rounds)
+                for stage in stages.split(",")
+                for count in micro_batches.split(",")
+            ]
+            if joined.rank == 0:
+                print(json.dumps(measured))
         return None
     rows: list[Record] = []
     for count in ranks.split(","):
@@ -82,29 +84,13 @@ def main(
     return {"collectives_per_step": calls, "rows": rows}
 
 
-def _measure(
-    settings: Settings, stages: str, micro_batches: str, sequences: int, rounds: int
-) -> None:
-    """Measure each stage and number of micro-batches in turn; rank 0 prints the rows."""
-    ranks = ranks_module.start(timeout_minutes=10)
-    rows = [
-        _row(settings, ranks, int(stage), int(count), sequences, rounds)
-        for stage in stages.split(",")
-        for count in micro_batches.split(",")
-    ]
-    if ranks.rank == 0:
-        print(json.dumps(rows))
-    ranks.stop()
-
-
 def _row(
     settings: Settings, ranks: Ranks, stage: int, micro_batches: int, sequences: int, rounds: int
 ) -> Record:
-    own = dataclasses.replace(settings.engine, zero_stage=stage)
-    engine = Engine(packed_model(settings, VOCAB_SIZE), settings.optim, own, ranks)
+    engine = harness.engine_of(settings, ranks, zero_stage=stage)
     lengths = draw_lengths("wikipedia", sequences, np.random.default_rng(1))
     batch = synthetic_batch(lengths, ranks.world_size, micro_batches)
-    seconds_of = stopwatch(ranks.device, "wall")
+    seconds_of = harness.stopwatch(ranks.device, "wall")
 
     def step() -> None:
         engine.train_step(batch, 1e-4)
@@ -115,14 +101,13 @@ def _row(
         engine.train_step(batch, 1e-4)
     ranks.barrier()
     seconds = [seconds_of(step) for _ in range(rounds)]
-    cluster = dataclasses.replace(
-        measured(settings.cluster, settings.model, VOCAB_SIZE), gpus_per_node=ranks.world_size
-    )
+    rates = measured_rates(settings.cluster, settings.model, VOCAB_SIZE)
+    cluster = dataclasses.replace(rates, gpus_per_node=ranks.world_size)
     masked = batch.num_masked / batch.num_sequences
     of_lengths = flops.Lengths(lengths.mean(), np.square(lengths).mean(), masked)
     parameters = flops.parameters(settings.model, VOCAB_SIZE, settings.data.pairs)
     program = step_time.our_program(
-        dataclasses.replace(own, precision=engine.precision),
+        dataclasses.replace(settings.engine, zero_stage=stage, precision=engine.precision),
         settings.optim.name,
         micro_batches,
         recomputes=False,
@@ -147,4 +132,4 @@ def _row(
 
 
 if __name__ == "__main__":
-    ranks_module.exit_with(partial(run_command, main))
+    harness.run(main)

@@ -19,8 +19,6 @@ the model's shapes reach in the same rounds: padding counts as waste.
 
 from __future__ import annotations
 
-import atexit
-import statistics
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -29,40 +27,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pretrain.config.arguments import run_command
 from pretrain.config.settings import Settings
 from pretrain.data.packing import PackedBatch, pack
-from pretrain.data.train_loader import GlobalBatch
-from pretrain.distributed import ranks as ranks_module
-from pretrain.engine.engine import Engine
 from pretrain.model.flops import Lengths, flops
-from scripts.baselines.synthetic_shards import open_synthetic_shards
+from scripts.baselines.synthetic_shards import VOCAB_SIZE, global_batch, open_synthetic_shards
 from scripts.baselines.transformers_step import (
     check_equal_losses,
     optimizer_of,
     packed_model,
     variants,
 )
-from scripts.bench.harness import (
-    Record,
-    Stopwatch,
-    benchmark,
-    choose_device,
-    in_turn,
-    medians,
-    settings_of,
-    stopwatch,
-    table,
-    uses_bf16,
-)
+from scripts.bench import harness
+from scripts.bench.harness import Record
 from scripts.bench.step_parts import matrix_rate, parts_of, seconds_of_parts
 
-VOCAB_SIZE = 30_522
 PRODUCTS = "matrix products"
 UNDER_ENGINE = "ours, under the engine"
 
 
-@benchmark("step")
+@harness.benchmark("step")
 def main(
     model: str = "small",
     lengths: str = "wikipedia",
@@ -77,10 +60,9 @@ def main(
     engine: int = 1,
 ) -> Record:
     """The benchmark."""
-    torch.set_num_threads(threads)
-    on = choose_device(device)
-    is_bf16, seconds = uses_bf16(precision, on), stopwatch(on, clock)
-    settings = settings_of(
+    on = harness.choose_device(device)
+    is_bf16, seconds = harness.uses_bf16(precision, on), harness.stopwatch(on, clock)
+    settings = harness.settings_of(
         model,
         f"model.hidden_dropout_prob={dropout}",
         f"model.attention_probs_dropout_prob={dropout}",
@@ -91,52 +73,68 @@ def main(
     found = variants(settings, VOCAB_SIZE, batch, width, is_bf16)
     losses = check_equal_losses(found, is_bf16)
 
-    steps: dict[str, Callable[[], object]] = {name: one.step for name, one in found.items()}
-    if engine:
-        steps[UNDER_ENGINE] = _step_under_engine(settings, batch)
-    products, flop_of_products = matrix_rate(settings.model, on, is_bf16)
-    rates = {name: _rate(step, batch.num_tokens, seconds) for name, step in steps.items()}
-    rates[PRODUCTS] = _rate(products, flop_of_products, seconds)
-    measured = in_turn(rates, rounds)
-    peak = statistics.median(measured.pop(PRODUCTS))
+    def tokens_per_second(step: Callable[[], object]) -> Callable[[], float]:
+        return lambda: batch.num_tokens / seconds(step)
 
-    rate_of, flop = medians(measured), _flop(settings, batch)
-    shares = {name: rate * flop / batch.num_tokens / peak for name, rate in rate_of.items()}
-    best = "ours, compiled" if "ours, compiled" in shares else "ours"
-    ours, padded = rate_of[best], f"transformers, padded to {width}"
-    facts: Record = {
-        "device": torch.cuda.get_device_name(on) if on.type == "cuda" else "cpu",
-        "real_tokens": batch.num_tokens,
-        "real_share_of_padded": batch.num_tokens / (width * batch.num_sequences),
-        "losses": losses,
-        "sequences_per_second": {
-            name: rate * batch.num_sequences / batch.num_tokens for name, rate in rate_of.items()
-        },
-        "shares_of_matmul_peak": shares,
-        "matmul_tflop_s": peak / 1e12,
-        "speedup_over_transformers": ours / rate_of[padded],
-        "speedup_over_transformers_padded_to_longest": ours
-        / rate_of["transformers, padded to the longest"],
-        "share_of_matmul_peak": shares[best],
-    }
-    for name, share in shares.items():
-        print(f"{name}: {share:.0%} of the matrix-product peak ({peak / 1e12:.3g} TFLOP/s)")
+    rates = {name: tokens_per_second(one.step) for name, one in found.items()}
+    products, flop_of_products = matrix_rate(settings.model, on, is_bf16)
+    with harness.joined_ranks() as ranks:
+        if engine:
+            trained, whole = harness.engine_of(settings, ranks), global_batch(batch)
+            step = partial(trained.train_step, whole, settings.optim.learning_rate)
+            rates[UNDER_ENGINE] = tokens_per_second(step)
+        rates[PRODUCTS] = lambda: flop_of_products / seconds(products)
+        measured = harness.in_turn(rates, rounds)
+    median = harness.medians(measured)
+    del measured[PRODUCTS]
+    facts = _facts(settings, batch, width, median) | {"losses": losses}
+    facts["device"] = torch.cuda.get_device_name(on) if on.type == "cuda" else "cpu"
     if parts:
-        step_s = batch.num_tokens / rate_of["ours"]
-        times = _seconds_of_parts(settings, batch, is_bf16, seconds, rounds)
+        optimized = packed_model(settings, VOCAB_SIZE).to(on)
+        alone = parts_of(optimized, batch, optimizer_of(optimized, settings), is_bf16)
+        step_s = batch.num_tokens / median["ours"]
+        times = seconds_of_parts(alone, seconds, rounds)
         times["the rest"] = step_s - sum(times.values())
         if engine:
-            over = times["engine, beyond the plain step"] = (
-                batch.num_tokens / rate_of[UNDER_ENGINE] - step_s
-            )
-            parameters = sum(p.numel() for p in found["ours"].model.parameters())
+            over = batch.num_tokens / median[UNDER_ENGINE] - step_s
+            times["engine, beyond the plain step"] = over
+            parameters = sum(p.numel() for p in optimized.parameters())
             facts["engine_ns_per_parameter"] = 1e9 * over / parameters
         facts["parts"] = {
             name: {"ms": 1000 * time, "share": time / step_s} for name, time in times.items()
         }
         for name, part in facts["parts"].items():
             print(f"{name:32}  {part['ms']:10.2f} ms  {part['share']:6.1%} of the step")
-    return table("step", "real tokens/s", measured, padded) | facts
+    return (
+        harness.table("step", "real tokens/s", measured, f"transformers, padded to {width}") | facts
+    )
+
+
+def _facts(settings: Settings, batch: PackedBatch, width: int, median: dict[str, float]) -> Record:
+    """What the rates amount to: shares of the peak, which are printed, and speedups."""
+    count, peak = batch.num_sequences, median[PRODUCTS]
+    rates = {name: rate / batch.num_tokens for name, rate in median.items() if name != PRODUCTS}
+    lengths = Lengths(
+        mean=batch.num_tokens / count,
+        mean_square=float(np.mean(np.square(batch.lengths))),
+        masked=batch.num_masked / count,
+    )
+    flop = flops(settings.model, VOCAB_SIZE, lengths) * count
+    shares = {name: rate * flop / peak for name, rate in rates.items()}
+    for name, share in shares.items():
+        print(f"{name}: {share:.0%} of the matrix-product peak ({peak / 1e12:.3g} TFLOP/s)")
+    best = "ours, compiled" if "ours, compiled" in shares else "ours"
+    to_width, to_longest = (f"transformers, padded to {to}" for to in (width, "the longest"))
+    return {
+        "real_tokens": batch.num_tokens,
+        "real_share_of_padded": batch.num_tokens / (width * count),
+        "sequences_per_second": {name: rate * count for name, rate in rates.items()},
+        "shares_of_matmul_peak": shares,
+        "matmul_tflop_s": peak / 1e12,
+        "speedup_over_transformers": rates[best] / rates[to_width],
+        "speedup_over_transformers_padded_to_longest": rates[best] / rates[to_longest],
+        "share_of_matmul_peak": shares[best],
+    }
 
 
 def batch_of(lengths: str, size: int, device: torch.device) -> tuple[PackedBatch, int]:
@@ -147,44 +145,5 @@ def batch_of(lengths: str, size: int, device: torch.device) -> tuple[PackedBatch
         return pack(shards.read(np.arange(size)), width).to(device), width
 
 
-def _rate(call: Callable[[], object], amount: float, seconds: Stopwatch) -> Callable[[], float]:
-    return lambda: amount / seconds(call)
-
-
-def _flop(settings: Settings, batch: PackedBatch) -> float:
-    """The floating-point operations of a step on the batch, forward and backward."""
-    lengths = Lengths(
-        mean=batch.num_tokens / batch.num_sequences,
-        mean_square=float(np.mean(np.square(batch.lengths))),
-        masked=batch.num_masked / batch.num_sequences,
-    )
-    return flops(settings.model, VOCAB_SIZE, lengths) * batch.num_sequences
-
-
-def _seconds_of_parts(
-    settings: Settings, batch: PackedBatch, is_bf16: bool, seconds: Stopwatch, rounds: int
-) -> dict[str, float]:
-    model = packed_model(settings, VOCAB_SIZE).to(batch.input_ids.device)
-    found = parts_of(model, batch, optimizer_of(model, settings), is_bf16)
-    return seconds_of_parts(found, seconds, rounds)
-
-
-def _step_under_engine(settings: Settings, batch: PackedBatch) -> Callable[[], object]:
-    ranks = ranks_module.start(timeout_minutes=10)
-    atexit.register(ranks.stop)
-    engine = Engine(packed_model(settings, VOCAB_SIZE), settings.optim, settings.engine, ranks)
-    rate = settings.optim.learning_rate
-    whole = GlobalBatch(
-        position=0,
-        micro_batches=[batch],
-        dropout_seeds=[0],
-        num_sequences=batch.num_sequences,
-        num_masked=batch.num_masked,
-        num_tokens=batch.num_tokens,
-        squared_lengths=sum(length**2 for length in batch.lengths),
-    )
-    return lambda: engine.train_step(whole, rate)
-
-
 if __name__ == "__main__":
-    ranks_module.exit_with(partial(run_command, main))
+    harness.run(main)

@@ -9,7 +9,7 @@ import pytest
 
 from data_prep.core.config import SettingsError
 from scripts.bench import record
-from scripts.bench.record import Result, insert, main, numbers, table
+from scripts.bench.record import insert, main, numbers, table
 
 RECORD = {
     "benchmark": "step",
@@ -32,9 +32,7 @@ def test_the_numbers_are_those_measured_and_not_the_setup() -> None:
 
 
 def test_every_number_stands_next_to_its_command_and_a_failure_is_shown() -> None:
-    lines = table("cpu", [Result("python -m a", RECORD), Result("python -m b", None)], 0.5).split(
-        "\n"
-    )
+    lines = table("cpu", {"python -m a": RECORD, "python -m b": None}, 0.5).split("\n")
     assert "| `python -m a` | speedup 2.5<br>parts: heads: ms 7.25 |" in lines
     assert "| `python -m b` | failed |" in lines
     assert "load before 0.5; torch 2.13; device cpu." in lines
@@ -57,11 +55,8 @@ def test_a_lost_marker_is_refused_and_nothing_is_overwritten() -> None:
 def test_a_benchmark_that_fails_loses_only_its_own_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(command: str) -> Result:
-        return Result(command, None if "bad" in command else RECORD)
-
     monkeypatch.setattr(record, "CPU", ("good", "bad"))
-    monkeypatch.setattr(record, "run", run)
+    monkeypatch.setattr(record, "run", lambda command: None if "bad" in command else RECORD)
     path = tmp_path / "figures.md"
     assert main(["cpu", f"into={path}"]) == 1
     text = path.read_text(encoding="utf-8")
@@ -70,8 +65,8 @@ def test_a_benchmark_that_fails_loses_only_its_own_results(
 
 
 def test_the_last_line_that_is_printed_is_kept() -> None:
-    result = record.run("python -c 'import json; print(1); print(json.dumps({\"a\": 2}))'")
-    assert result.record == {"a": 2}
+    command = "python -c 'import json; print(1); print(json.dumps({\"a\": 2}))'"
+    assert record.run(command) == {"a": 2}
 
 
 def test_without_a_gpu_its_benchmarks_are_refused_in_one_sentence(
