@@ -78,9 +78,10 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
         if pairing.label_1:
             report["shortcut"], shortcut_faults = audit_shortcut(train, settings.audit)
             faults += shortcut_faults
-        if vocab_path.is_file():
+        entries = read_vocab(vocab_path) if vocab_path.is_file() else []
+        if len(entries) == manifest.vocab_size:  # of another vocabulary: a fault reported elsewhere
             store = TokenStore.open(data_dir, "train")
-            report["examples"] = shown_examples(train, store, read_vocab(vocab_path), rule.mask_id)
+            report["examples"] = shown_examples(train, store, entries, rule.mask_id)
     report["faults"] = faults
     out = data_dir / "audit" / str(settings.seq_len)
     write_page(out, report)

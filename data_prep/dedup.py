@@ -18,13 +18,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
 from data_prep.core.command import status_of
-from data_prep.core.files import checksum, read_json, whole_or_absent, write_json
+from data_prep.core.config import SettingsError
+from data_prep.core.files import checksum, whole_or_absent, write_json
 from data_prep.core.job import Rows, start
+from data_prep.core.printable import printable
+from data_prep.core.records import read_record
 from data_prep.core.settings import DataPrepSettings, Duplicates
 from data_prep.duplicates.matching import (
     FEWEST_CHARACTERS,
@@ -35,7 +40,7 @@ from data_prep.duplicates.matching import (
     group,
 )
 from data_prep.duplicates.signatures import identity
-from data_prep.stores.documents import DocumentPart, list_parts
+from data_prep.stores.documents import DocumentPart, DuplicatesRecord, list_parts
 
 SCHEMA_VERSION = 1  # of duplicates.json and duplicates.parquet
 LARGEST_SHOWN = 10  # groups in duplicates.json
@@ -80,7 +85,11 @@ def dropped_ids(data_dir: Path, part: DocumentPart, left_out: LeftOut) -> frozen
         return frozenset()
     chosen = (pc.field("source") == part.source) & (pc.field("part") == part.name)
     path = _table_path(data_dir)
-    ids = pq.read_table(path, columns=["id"], filters=chosen)["id"].to_pylist()
+    try:
+        ids = pq.read_table(path, columns=["id"], filters=chosen)["id"].to_pylist()
+    except (pa.ArrowException, OSError, UnicodeError) as error:
+        reason = printable(str(error))
+        raise SettingsError(f"{path} cannot be read ({reason}); delete it") from error
     if _ids_checksum(ids) != left_out[part.key]["ids_checksum"]:
         raise RuntimeError(
             f"{path} has changed while this job ran; run it again when no collect is running"
@@ -99,9 +108,10 @@ def find(data_dir: Path, parts: Sequence[DocumentPart]) -> dict[str, Any]:
     }
     path, table_path = data_dir / "documents" / "duplicates.json", _table_path(data_dir)
     if path.is_file() and table_path.is_file():
-        record: dict[str, Any] = read_json(path)
-        if record.get("made_from") == wanted and record["checksum"] == checksum(table_path):
-            return record
+        former = read_record(path, DuplicatesRecord, f"delete {path}; it is made again")
+        if former.made_from == wanted and former.checksum == checksum(table_path):
+            found: dict[str, Any] = msgspec.to_builtins(former)
+            return found
     dropped = compare(Corpus(parts))
     with whole_or_absent(table_path) as temporary:
         pq.write_table(dropped, temporary, compression="zstd", row_group_size=ROWS_AT_ONCE)

@@ -194,7 +194,7 @@ def _encode_part(
     encoder = Encoder(tokens, lowercase)
     splits = {split: Split() for split in SPLITS}
     dropped = Dropped()
-    for document in read_part(part.path):
+    for document in read_part(part.path, part.rows):
         if document.id in duplicate_ids:
             dropped.duplicates += 1
             continue

@@ -158,7 +158,7 @@ def _batches(
     characters = 0
     for part in parts:
         dropped_here = dropped_ids(data_dir, part, dropped)
-        for document in read_part(part.path):
+        for document in read_part(part.path, part.rows):
             if document.id in dropped_here:
                 continue
             batch += document.text.split("\n")

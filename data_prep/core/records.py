@@ -22,6 +22,7 @@ T = TypeVar("T")
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]  # as a float it is still exact
 SeqLen = Annotated[int, msgspec.Meta(ge=1, le=2**16 - 1)]  # positions are uint16
 VocabSize = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Checksum = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-z]{1,64}\Z")]
 IdType = Literal["uint16", "uint32"]
 
@@ -55,7 +56,7 @@ def read_record(path: Path, kind: type[T], cure: str) -> T:
     """
     try:
         return msgspec.json.decode(read_bounded(path, MOST_JSON_BYTES), type=kind)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         reason = printable(str(error))
         raise SettingsError(f"{path} is not as this version writes it: {reason}; {cure}") from error
 

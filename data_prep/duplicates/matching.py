@@ -97,7 +97,7 @@ class Corpus:
 def _signatures_of(part: DocumentPart) -> Signatures:
     """Those that collect has written; written now if they are missing or out of date."""
     signatures = open_signatures(part.path, part.checksum)
-    if signatures is None:
+    if signatures is None or len(signatures.ids) != part.rows:
         write_signatures(part.path, part.checksum)
         signatures = open_signatures(part.path, part.checksum)
     assert signatures is not None

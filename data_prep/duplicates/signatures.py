@@ -24,6 +24,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
+from data_prep.core.config import SettingsError
 from data_prep.core.files import whole_or_absent
 from data_prep.duplicates.minhash import (
     BAND_VALUES,
@@ -34,6 +35,7 @@ from data_prep.duplicates.minhash import (
     shingles,
     signature,
 )
+from data_prep.stores.arrow import map_batch
 from data_prep.stores.documents import Document, read_part
 
 SCHEMA_VERSION = 1
@@ -123,11 +125,11 @@ def open_signatures(part: Path, part_checksum: str) -> Signatures | None:
     """The signatures of a part; None if missing, unreadable or of another part or identity."""
     path = signatures_path(part)
     try:
-        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-            if reader.schema.metadata != _metadata(part_checksum):
-                return None
-            batch = reader.read_next_batch()
-    except (pa.ArrowInvalid, OSError, StopIteration):
+        batch = map_batch(path, [_schema()], "it is made again")
+        batch.validate(full=True)  # the strings are UTF-8
+    except (SettingsError, pa.ArrowInvalid):
+        return None
+    if batch.schema.metadata != _metadata(part_checksum):
         return None
     return Signatures(
         ids=batch.column("id"),
@@ -138,6 +140,12 @@ def open_signatures(part: Path, part_checksum: str) -> Signatures | None:
     )
 
 
+def _schema() -> pa.Schema:
+    bands = {f"band_{band:02d}": pa.binary(BAND_VALUES * 4) for band in range(BANDS)}
+    strings = {"id": pa.string(), "title": pa.string()}
+    return pa.schema({**strings, "characters": pa.uint32(), "exact": pa.binary(16), **bands})
+
+
 def _metadata(part_checksum: str) -> dict[bytes, bytes]:
     described = {**identity(), "part_checksum": part_checksum}
     return {name.encode(): str(value).encode() for name, value in described.items()}
@@ -145,5 +153,6 @@ def _metadata(part_checksum: str) -> dict[bytes, bytes]:
 
 def _fixed(column: Any, dtype: type[np.integer[Any]]) -> NDArray[Any]:
     """A column of fixed-size binary values as rows of numbers, without a copy."""
-    width = column.type.byte_width // np.dtype(dtype).itemsize
-    return np.frombuffer(column.buffers()[1], dtype).reshape(-1, width)[: len(column)]
+    width = column.type.byte_width
+    stored = np.frombuffer(column.buffers()[1], np.uint8)[: len(column) * width]
+    return stored.view(dtype).reshape(-1, width // np.dtype(dtype).itemsize)

@@ -14,11 +14,13 @@ import msgspec
 import numpy as np
 import orjson
 
+from data_prep.core.config import SettingsError
 from data_prep.core.objectives import MaskingUnit, Pairing
 from data_prep.examples.masking import MaskingRule, mask_examples, static_keys
 from data_prep.examples.pairs import LOSSES, PairRule, Pairs, make_pairs
+from data_prep.stores.arrow import outside
 from data_prep.stores.shards import Examples, ShardsIdentity, shard_name, write_shard
-from data_prep.stores.tokens import TokenPart, TokenStore
+from data_prep.stores.tokens import CURE, TokenPart, TokenStore, check_part
 
 
 def build_shard(
@@ -39,6 +41,7 @@ def build_shard(
         copy=copy,
     )
     masking_rule = MaskingRule.from_manifest(identity, data_dir / "vocab" / "vocab.txt")
+    check_part(store.path_of(part), store.parts[part], identity.vocab_size)
     examples, pairs = make_examples(store, part, pair_rule, masking_rule)
     metadata = {
         "split": split,
@@ -56,8 +59,14 @@ def build_shard(
 def make_examples(
     store: TokenStore, part: int, pair_rule: PairRule, masking_rule: MaskingRule
 ) -> tuple[Examples, Pairs]:
-    """The examples of one part with their static masks, and the pairs they are made of."""
+    """The examples of one part with their static masks, and the pairs they are made of.
+
+    Raises SettingsError if the part of a random partner has sentences or ids that cannot be.
+    """
     pairs = make_pairs(store, part, pair_rule, masking_rule.cls_id, masking_rule.sep_id)
+    largest_id = masking_rule.vocab_size - 1
+    if fault := outside("the id", pairs.input_ids, 0, largest_id, pairs.offsets):
+        raise SettingsError(f"{store.folder / store.split}, in a partner of {fault}; {CURE}")
     keys = static_keys(pair_rule.seed, pair_rule.copy, pairs.document_a, pairs.numbers)
     masked_positions, masked_offsets, masked_input_ids = mask_examples(
         pairs.input_ids, pairs.offsets, keys, masking_rule

@@ -138,20 +138,30 @@ def place_partners(
     document_offsets: NDArray[np.int32],
     first_document: int,
     rows: NDArray[np.int64],
+    num_tokens: int,
     key: np.uint64,
     plan: PairPlan,
-) -> None:
-    """Fill the range of B for rows whose partner is in this part: from a random sentence on."""
+) -> Any:
+    """Fill the range of B for rows whose partner is in this part: from a random sentence on.
+
+    Returns the first document whose offsets do not lie in the part of `num_tokens` tokens, or -1.
+    """
+    num_sentences = len(sentence_offsets) - 1
     stream = np.zeros(philox.WORDS, np.uint32)
     for row in rows:
         subject = plan.document_a[row] << 32 | plan.numbers[row]
         philox.start(stream, key, philox.PARTNER, subject)
         index = plan.document_b[row] - first_document
         begin, last = document_offsets[index], document_offsets[index + 1]
+        if not 0 <= begin < last <= num_sentences:
+            return index
         begin += philox.next_below(stream, last - begin)
         end = _reach(sentence_offsets, begin, last, plan.wanted_b[row])
-        plan.starts_b[row] = sentence_offsets[begin]
-        plan.lengths_b[row] = sentence_offsets[end] - sentence_offsets[begin]
+        first, behind = sentence_offsets[begin], sentence_offsets[end]
+        if not 0 <= first < behind <= num_tokens:
+            return index
+        plan.starts_b[row], plan.lengths_b[row] = first, behind - first
+    return -1
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.core.config import SettingsError
 from data_prep.core.objectives import Pairing
 from data_prep.examples import philox
 from data_prep.examples.pair_walks import (
@@ -49,7 +50,7 @@ from data_prep.examples.pair_walks import (
     truncate,
     walk,
 )
-from data_prep.stores.tokens import TokenStore
+from data_prep.stores.tokens import CURE, TokenStore
 
 LOSSES = ("truncated_tokens", "long_sentences", "unpaired_documents")  # of Pairs, and of manifests
 
@@ -146,10 +147,15 @@ def _plan_pairs(
     partners = list(_by_part(store, np.flatnonzero(~is_own), plan.document_b))
     for other, rows in partners:
         there = store.parts[other]
-        place_partners(
+        broken = place_partners(
             *(there.sentence_offsets, there.document_offsets, store.first_document[other], rows),
-            *(key, plan),
+            *(there.num_tokens, key, plan),
         )
+        if broken >= 0:  # only a task's own part was checked: all parts are all of the store
+            raise SettingsError(
+                f"{store.path_of(other)}, row {broken:,}: its sentences lie outside of the part; "
+                f"{CURE}"
+            )
     truncate(key, rule.window, plan)
     return plan, [(part, np.flatnonzero(is_own)), *partners]
 

@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from data_prep.core.files import read_json
+import msgspec
+
+from data_prep.core.config import SettingsError
 from data_prep.core.objectives import Pairing
+from data_prep.core.records import Count, Record, Share, read_record
 from data_prep.core.settings import AuditSettings
-from data_prep.stores.documents import read_documents_manifest
+from data_prep.stores.documents import DuplicatesRecord, read_documents_manifest
 from data_prep.stores.tokens import SPLITS, TokensManifest, read_tokens_manifest
+
+
+class SplitCounts(Record):
+    """The counts of one split of a token store."""
+
+    documents: Count
+    sentences: Count
+    tokens: Count
+    unknown_share: Share
+    documents_of_source: dict[str, Count]
+    tokens_of_source: dict[str, Count]
+    document_tokens_log2_counts: list[Count]
+    one_sentence_share: Share
+    repeated_sentences_share: Share
+    repeated_tokens_share: Share
+
+
+class CorpusCounts(Record):
+    """tokens/counts.json, see corpus_counts.py."""
+
+    made_from: dict[str, list[str]]
+    splits: dict[Literal["train", "heldout"], SplitCounts]
+    heldout_in_train_share: Share
+
+    def __post_init__(self) -> None:
+        if len(self.splits) != len(SPLITS):
+            raise ValueError(f"splits are not {' and '.join(SPLITS)}")
 
 
 def judge_corpus(
@@ -17,12 +47,13 @@ def judge_corpus(
 ) -> tuple[dict[str, Any], list[str]]:
     """Metrics of data_dir/documents and data_dir/tokens, and why pairs of them would train badly.
 
-    Raises ValueError if the token store or its counts are missing or of another version.
+    Raises ValueError if the token store is missing, SettingsError if it or its counts are of
+    another version or cannot be.
     """
     manifest = read_tokens_manifest(data_dir)
     counts = read_counts(data_dir, manifest)
     if counts is None:
-        raise ValueError(
+        raise SettingsError(
             f"{counts_path(data_dir)} is missing or of another token store: run python -m "
             f"data_prep.encode data_dir={data_dir} again with the same settings; it counts the "
             "store and encodes nothing that is already there"
@@ -50,8 +81,12 @@ def made_from(manifest: TokensManifest) -> dict[str, list[str]]:
 def read_counts(data_dir: Path, manifest: TokensManifest) -> dict[str, Any] | None:
     """The counts of the token store that `manifest` describes; None if there are none of it."""
     path = counts_path(data_dir)
-    counts: dict[str, Any] = read_json(path) if path.is_file() else {}
-    return counts if counts.get("made_from") == made_from(manifest) else None
+    if not path.is_file():
+        return None
+    again = f"delete it and run python -m data_prep.encode data_dir={data_dir} again"
+    counts = read_record(path, CorpusCounts, again)
+    found: dict[str, Any] = msgspec.to_builtins(counts)
+    return found if counts.made_from == made_from(manifest) else None
 
 
 def _collected(data_dir: Path) -> dict[str, Any]:
@@ -67,8 +102,11 @@ def _collected(data_dir: Path) -> dict[str, Any]:
 def _copies(data_dir: Path) -> dict[str, Any]:
     """Copies of other documents by source, and the largest groups; {} if dedup has not run."""
     path = data_dir / "documents" / "duplicates.json"
-    record = read_json(path) if path.is_file() else {}
-    return {name: record[name] for name in ("sources", "groups", "largest") if name in record}
+    if not path.is_file():
+        return {}
+    record = read_record(path, DuplicatesRecord, "delete it and run data_prep.dedup again")
+    plain = msgspec.to_builtins(record)
+    return {name: plain[name] for name in ("sources", "groups", "largest")}
 
 
 def _faults(train: dict[str, Any], pairing: Pairing, bounds: AuditSettings) -> list[str]:

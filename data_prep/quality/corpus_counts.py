@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data_prep.quality.corpus import made_from
-from data_prep.stores.tokens import SPLITS, TokenPart, TokensManifest
+from data_prep.stores.tokens import SPLITS, TokenPart, TokensManifest, check_part
 
 MOST_HASHES = 1 << 24  # sentences compared; of a larger store a sample, all copies of each
 SIZES = 32  # powers of two of a document's length in tokens
@@ -41,7 +41,7 @@ def count_corpus(folder: Path, manifest: TokensManifest, num_threads: int) -> di
     with ThreadPoolExecutor(num_threads) as pool:
         for split in SPLITS:
             paths = [folder / split / part.name for part in manifest.splits[split]]
-            count = partial(_count_part, manifest.special_ids["unk"], one_in)
+            count = partial(_count_part, manifest, one_in)
             counted[split] = list(pool.map(count, paths))
     sentences = {split: _Sentences(parts) for split, parts in counted.items()}
     return {
@@ -61,13 +61,14 @@ class _PartCounts:
     lengths: NDArray[np.int32]  # (S,) their tokens
 
 
-def _count_part(unknown_id: int, one_in: int, path: Path) -> _PartCounts:
+def _count_part(manifest: TokensManifest, one_in: int, path: Path) -> _PartCounts:
     """Counts of one part, and the sentences whose hash is a multiple of `one_in`.
 
     All splits and parts choose the same hashes: a sentence is compared with all its copies or not
     at all.
     """
     part = TokenPart.open(path)
+    check_part(path, part, manifest.vocab_size)
     tokens_D = np.diff(part.sentence_offsets[part.document_offsets])
     names = pc.replace_substring_regex(part.documents, "/.*", "").dictionary_encode()
     sources, source_D = names.dictionary.to_pylist(), names.indices.to_numpy()
@@ -80,7 +81,7 @@ def _count_part(unknown_id: int, one_in: int, path: Path) -> _PartCounts:
             "documents": part.num_documents,
             "sentences": part.num_sentences,
             "tokens": part.num_tokens,
-            "unknown": int(np.count_nonzero(part.ids == unknown_id)),
+            "unknown": int(np.count_nonzero(part.ids == manifest.special_ids["unk"])),
             "one_sentence": int((np.diff(part.document_offsets) == 1).sum()),
         },
         sizes=np.bincount(np.log2(tokens_D).astype(np.int64), minlength=SIZES),

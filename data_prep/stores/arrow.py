@@ -8,7 +8,7 @@ no cost) and its values when they are first used.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,20 @@ from data_prep.core.files import regular_size
 from data_prep.core.printable import printable
 
 
-def map_batch(path: Path, wanted: Callable[[pa.Schema], pa.Schema], cure: str) -> Any:
+def map_batch(path: Path, schemas: Sequence[pa.Schema], cure: str) -> Any:
     """Memory-map the first record batch of an Arrow stream. No value is read.
 
-    `wanted` gives the only schema that is taken, by that of the file. Raises SettingsError, which
-    ends with `cure`, if the file is missing or not regular, cut off, compressed, or of other
-    columns, or if a column has nulls or lies outside the file.
+    Raises SettingsError, which ends with `cure`, if the file is missing, not regular, cut off,
+    compressed or of none of these `schemas`, or if a column has nulls or lies outside the file.
     """
     try:
         regular_size(path)
         with pa.memory_map(str(path)) as file:
             messages = pa.ipc.MessageReader.open_stream(file)
             schema = pa.ipc.read_schema(_next(messages, "schema"))
-            if not schema.equals(expected := wanted(schema)):
+            if not any(map(schema.equals, schemas)):
                 raise pa.ArrowInvalid(
-                    f"its columns are {_listed(schema)} instead of {_listed(expected)}"
+                    f"its columns are {_listed(schema)} instead of {_listed(schemas[0])}"
                 )
             message = _next(messages, "record batch")
             if _is_compressed(bytes(message.metadata)):
@@ -54,6 +53,16 @@ def metadata_of(batch: Any) -> dict[str, str]:
     """The metadata of a record batch's schema."""
     stored = (batch.schema.metadata or {}).items()
     return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in stored}
+
+
+def list_offsets(column: Any) -> NDArray[np.int32]:
+    """(N + 1,) where the lists of a column begin and end in `column.values`: a read-only view."""
+    if len(column):
+        offsets: NDArray[np.int32] = column.offsets.to_numpy()  # of a slice, not from 0
+        return offsets
+    none = np.zeros(1, np.int32)  # Arrow allows an empty list column to have no offsets at all
+    none.flags.writeable = False
+    return none
 
 
 def outside(

@@ -17,8 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.core.files import checksum, whole_or_absent
-from data_prep.core.records import Record, read_manifest
+from data_prep.core.config import SettingsError
+from data_prep.core.files import checksum, regular_size, whole_or_absent
+from data_prep.core.printable import printable
+from data_prep.core.records import Checksum, Count, Record, check_file_name, read_manifest
 
 SCHEMA_VERSION: Final = 1
 DOCUMENT_COLUMNS = ("id", "title", "text")
@@ -57,9 +59,12 @@ class PartEntry(Record):
     """One file of the store in its manifest."""
 
     name: str
-    rows: int
-    characters: int  # of the texts, newlines included
-    checksum: str
+    rows: Count
+    characters: Count  # of the texts, newlines included
+    checksum: Checksum
+
+    def __post_init__(self) -> None:
+        check_file_name(self.name)
 
 
 class DocumentsManifest(Record):
@@ -70,10 +75,38 @@ class DocumentsManifest(Record):
     settings: dict[str, Any]  # of the source: they decide the bytes of the documents
     inputs: dict[str, Any]  # what there was to read
     parts: list[PartEntry]
-    documents: int
-    characters: int
-    dropped: dict[str, int]  # documents by reason
+    documents: Count
+    characters: Count
+    dropped: dict[str, Count]  # documents by reason
     damaged: list[str]  # inputs that could not be read to their end
+
+
+class PartCopies(Record):
+    """The documents of one part that are copies of others."""
+
+    documents: Count
+    ids_checksum: Checksum
+
+
+class SourceCopies(Record):
+    """The documents of one source, and the copies among them."""
+
+    documents: Count
+    exact: Count
+    near: Count
+
+
+class DuplicatesRecord(Record):
+    """documents/duplicates.json, see data_prep/dedup.py."""
+
+    made_from: dict[str, Any]
+    checksum: Checksum  # of duplicates.parquet
+    parts: dict[str, PartCopies]  # by DocumentPart.key
+    sources: dict[str, SourceCopies]
+    dropped: Count
+    dropped_characters: Count
+    groups: Count
+    largest: list[dict[str, Any]]
 
 
 class DocumentPart(PartEntry, kw_only=True):
@@ -135,23 +168,39 @@ def open_rejects(path: Path) -> Iterator[RowWriter]:
         yield writer
 
 
-def read_part(path: Path) -> Iterator[Document]:
+def read_part(path: Path, rows: int | None = None) -> Iterator[Document]:
     """The documents of one part, in order; one row group is in memory at a time.
 
-    Raises ValueError naming the file, and the row group, that cannot be read.
+    `rows` is their number, from the manifest. Raises SettingsError naming the file, and the row
+    group, that cannot be read or is not of three columns of text without nulls.
     """
+    regular_size(path)
     place = "its end"
     try:
         with pq.ParquetFile(path) as file:
+            _check_schema(file, rows)
             for group in range(file.num_row_groups):
                 place = f"row group {group} of {file.num_row_groups}"
-                for row in file.read_row_group(group, columns=list(DOCUMENT_COLUMNS)).to_pylist():
+                table = file.read_row_group(group, columns=list(DOCUMENT_COLUMNS))
+                table.validate(full=True)
+                for name in DOCUMENT_COLUMNS:
+                    if nulls := table[name].null_count:
+                        raise pa.ArrowInvalid(f"column {name} has {nulls:,} nulls")
+                for row in table.to_pylist():
                     yield Document(**row)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{path} cannot be read at {place} ({error}); delete {path.parent} and collect the "
-            f"source {path.parent.name} again"
+    except (pa.ArrowException, OSError, UnicodeError) as error:
+        raise SettingsError(
+            f"{path} cannot be read at {place} ({printable(str(error))}); "
+            f"delete {path.parent} and collect the source {path.parent.name} again"
         ) from error
+
+
+def _check_schema(file: pq.ParquetFile, rows: int | None) -> None:
+    """Raises ArrowInvalid if a part has other columns, or not as many `rows`."""
+    if not file.schema_arrow.equals(found := _schema(DOCUMENT_COLUMNS)):
+        raise pa.ArrowInvalid(f"its columns are not {', '.join(map(str, found))}")
+    if rows is not None and file.metadata.num_rows != rows:
+        raise pa.ArrowInvalid(f"it has {file.metadata.num_rows:,} rows, the manifest says {rows:,}")
 
 
 def list_parts(data_dir: Path) -> list[DocumentPart]:
@@ -188,19 +237,23 @@ def _parts_of(folder: Path) -> list[DocumentPart]:
     parts = []
     for entry in read_documents_manifest(folder).parts:
         path = folder / entry.name
-        if not path.exists():
-            raise ValueError(
-                f"{path} is missing, though manifest.json names it; delete {folder} and collect "
-                f"the source {folder.name} again"
+        if not path.is_file():
+            raise SettingsError(
+                f"{path} is missing or not a regular file, though manifest.json names it; "
+                f"delete {folder} and collect the source {folder.name} again"
             )
         fields = msgspec.structs.asdict(entry)
         parts.append(DocumentPart(source=folder.name, path=path, **fields))
     return parts
 
 
+def _schema(columns: Iterable[str]) -> pa.Schema:
+    return pa.schema([(name, pa.string()) for name in columns])
+
+
 @contextlib.contextmanager
 def _open(path: Path, columns: tuple[str, ...]) -> Iterator[RowWriter]:
-    schema = pa.schema([(name, pa.string()) for name in columns])
+    schema = _schema(columns)
     with (
         whole_or_absent(path) as temporary,
         pq.ParquetWriter(

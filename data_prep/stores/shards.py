@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_bounded, whole_or_absent
 from data_prep.core.objectives import Pairing
-from data_prep.core.printable import printable, shortened
+from data_prep.core.printable import shortened
 from data_prep.core.records import (
     Checksum,
     Count,
@@ -39,7 +39,7 @@ from data_prep.core.records import (
     read_manifest,
 )
 from data_prep.core.settings import MaskingSettings, limit_faults, shares_fault
-from data_prep.stores.arrow import map_batch, metadata_of, offsets_fault
+from data_prep.stores.arrow import list_offsets, map_batch, metadata_of, offsets_fault, outside
 
 SCHEMA_VERSION: Final = 2
 SPLITS = ("train", "heldout")
@@ -237,7 +237,7 @@ def read_shard(path: Path, check_offsets: bool = True) -> tuple[Examples, dict[s
     Raises SettingsError on a file that is no shard of this schema version, and where offsets do not
     cut the columns from end to end; `check_offsets=False` is for a shard that `verify` has passed.
     """
-    batch = map_batch(path, _schema, CURE)
+    batch = map_batch(path, _SCHEMAS, CURE)
     metadata = metadata_of(batch)
     if metadata.get("schema_version") != str(SCHEMA_VERSION):
         found = shortened(str(metadata.get("schema_version")))
@@ -261,18 +261,20 @@ def read_shard(path: Path, check_offsets: bool = True) -> tuple[Examples, dict[s
     return examples, metadata
 
 
-def _schema(found: Any) -> Any:
-    """The schema of a shard, with the type of token ids that `found` has."""
-    ids = pa.list_(pa.uint32() if found.field(0).type == pa.list_(pa.uint32()) else pa.uint16())
+def _schema(ids: Any) -> Any:
+    """The schema of a shard with token ids of this type."""
     return pa.schema({
-        "input_ids": ids,
+        "input_ids": pa.list_(ids),
         "segment_a_length": pa.uint16(),
         "next_sentence_label": pa.uint8(),
         "masked_positions": pa.list_(pa.uint16()),
-        "masked_input_ids": ids,
+        "masked_input_ids": pa.list_(ids),
         "document_a": pa.uint32(),
         "document_b": pa.uint32(),
     })  # fmt: skip
+
+
+_SCHEMAS = [_schema(pa.uint16()), _schema(pa.uint32())]
 
 
 def refuse(path: Path, fault: str | None) -> None:
@@ -317,16 +319,15 @@ def read_token_counts(folder: Path, vocab_size: int) -> NDArray[np.int64]:
     Raises SettingsError if the file does not hold as many counts.
     """
     path = folder / "token_counts.npy"
-    stored = read_bounded(path, 8 * vocab_size + 4096)  # its head is smaller than a page
-    try:
-        counts: NDArray[np.int64] = np.lib.format.read_array(io.BytesIO(stored))
-    except ValueError as error:
-        raise SettingsError(f"{path} cannot be read ({printable(str(error))}); {CURE}") from error
-    if counts.dtype != np.int64 or counts.shape != (vocab_size,) or counts.min() < 0:
-        raise SettingsError(
-            f"{path} holds {counts.dtype} of shape {counts.shape}, not {vocab_size:,} counts of "
-            f"int64; {CURE}"
-        )
+    head = io.BytesIO()  # compared and not parsed: numpy would allocate what a head claims
+    described = {"descr": "<i8", "fortran_order": False, "shape": (vocab_size,)}
+    np.lib.format.write_array_header_1_0(head, described)
+    size = len(head.getvalue())
+    stored = read_bounded(path, size + 8 * vocab_size)
+    if not stored.startswith(head.getvalue()) or len(stored) != size + 8 * vocab_size:
+        raise SettingsError(f"{path} does not hold {vocab_size:,} counts of int64; {CURE}")
+    counts = np.frombuffer(stored, np.int64, offset=size)
+    refuse(path, outside("the count", counts, 0, 2**53))
     return counts
 
 
@@ -336,7 +337,4 @@ def _list_array(offsets: NDArray[np.int64], values: NDArray[Any]) -> Any:
 
 def _list_views(column: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     """A list column's offsets, int32, and its values: views; the offsets point into the values."""
-    if not len(column):  # Arrow allows an empty list column to have no offsets at all
-        return np.zeros(1, np.int32), column.values.to_numpy()[:0]
-    # `.offsets` heeds a sliced column, `.values` is whole: offsets need not start at 0.
-    return column.offsets.to_numpy(), column.values.to_numpy()
+    return list_offsets(column), column.values.to_numpy()

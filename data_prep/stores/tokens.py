@@ -24,12 +24,28 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, whole_or_absent
-from data_prep.core.records import IdType, Record, read_manifest
+from data_prep.core.records import (
+    Checksum,
+    Count,
+    IdType,
+    Record,
+    VocabSize,
+    check_file_name,
+    check_special_ids,
+    read_manifest,
+)
+from data_prep.stores.arrow import list_offsets, map_batch, offsets_fault, outside
 
 SCHEMA_VERSION: Final = 1
 SPLITS = ("train", "heldout")
 MOST_TOKENS = 2**31 - 1  # of a part: Arrow's list offsets are int32
+_SCHEMAS = [
+    pa.schema({"document": pa.string(), "sentences": pa.list_(pa.list_(ids))})
+    for ids in (pa.uint16(), pa.uint32())
+]
+CURE = "delete the folder tokens and run data_prep.encode again"
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -41,11 +57,14 @@ class TokenPartEntry(Record):
     """One file of the store in its manifest."""
 
     name: str
-    documents: int
-    sentences: int
-    tokens: int
-    unknown_tokens: int  # [UNK]
-    checksum: str
+    documents: Count
+    sentences: Count
+    tokens: Count
+    unknown_tokens: Count  # [UNK]
+    checksum: Checksum
+
+    def __post_init__(self) -> None:
+        check_file_name(self.name)
 
 
 class EncodeSettings(Record):
@@ -66,13 +85,18 @@ class TokensManifest(Record):
 
     schema_version: Literal[1]
     dtype: IdType  # of the ids
-    vocab_checksum: str
-    vocab_size: int
+    vocab_checksum: Checksum
+    vocab_size: VocabSize
     lowercase: bool
     special_ids: dict[str, int]  # of pad, unk, cls, sep, mask
     settings: EncodeSettings
     splits: dict[str, list[TokenPartEntry]]
-    dropped: dict[str, int]  # documents and sentences by reason
+    dropped: dict[str, Count]  # documents and sentences by reason
+
+    def __post_init__(self) -> None:
+        check_special_ids(self.special_ids, self.vocab_size)
+        if set(self.splits) != set(SPLITS):
+            raise ValueError(f"splits are not {' and '.join(SPLITS)}")
 
 
 @dataclass(frozen=True)
@@ -99,24 +123,38 @@ class TokenPart:
 
     @classmethod
     def open(cls, path: Path) -> TokenPart:
-        """Map one part into memory. Raises ValueError where the file is not a whole part."""
-        try:
-            with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-                batch = reader.read_next_batch()
-            sentences = batch.column("sentences")
-            documents = batch.column("document")
-        except (pa.ArrowInvalid, OSError, KeyError, StopIteration) as error:
-            raise ValueError(
-                f"{path} is no part of a token store ({error}); "
-                f"delete {path.parent.parent} and run data_prep.encode again"
-            ) from error
+        """Map one part into memory. No value is read: `check_part` does that.
+
+        Raises SettingsError where the file is not a whole part.
+        """
+        batch = map_batch(path, _SCHEMAS, CURE)
+        sentences = batch.column("sentences")
         return cls(
             name=path.name,
             ids=sentences.values.values.to_numpy(),
-            sentence_offsets=sentences.values.offsets.to_numpy(),
-            document_offsets=sentences.offsets.to_numpy(),
-            documents=documents,
+            sentence_offsets=list_offsets(sentences.values),
+            document_offsets=list_offsets(sentences),
+            documents=batch.column("document"),
         )
+
+
+def check_part(path: Path, part: TokenPart, vocab_size: int) -> None:
+    """Raises SettingsError on offsets that do not rise, and on ids outside the vocabulary.
+
+    Reads every value, in 0.1 ns per token.
+    """
+    try:
+        part.documents.validate(full=True)  # the names are UTF-8
+    except pa.ArrowInvalid as error:
+        raise SettingsError(f"{path}, column document: {error}; {CURE}") from error
+    ends = part.sentence_offsets
+    fault = (
+        offsets_fault("sentences", part.document_offsets, part.num_sentences, fewest=1)
+        or offsets_fault("sentence", ends, part.num_tokens, fewest=1)
+        or outside("sentence", part.ids, 0, vocab_size - 1, ends)
+    )
+    if fault is not None:
+        raise SettingsError(f"{path}, {fault}; {CURE}")
 
 
 def write_part(
@@ -192,8 +230,8 @@ class TokenStore:
     def open(cls, data_dir: Path, split: str) -> TokenStore:
         """Map the parts of a split that the manifest lists; no id is read.
 
-        Raises ValueError, with the cure, where the store is missing, of another version, or a part
-        has other counts or another dtype than the manifest says.
+        Raises ValueError, with the cure, where the store is missing, SettingsError where it is of
+        another version, or a part has other counts or another dtype than the manifest says.
         """
         folder = data_dir / "tokens"
         manifest = read_tokens_manifest(data_dir)
@@ -206,13 +244,17 @@ class TokenStore:
             found = (part.num_documents, part.num_sentences, part.num_tokens, str(part.ids.dtype))
             wanted = (entry.documents, entry.sentences, entry.tokens, manifest.dtype)
             if found != wanted:
-                raise ValueError(
+                raise SettingsError(
                     f"{path} holds (documents, sentences, tokens, dtype) = {found}, the manifest "
                     f"says {wanted}; delete {folder} and run data_prep.encode again"
                 )
             parts.append(part)
         first = np.cumsum([0, *(part.num_documents for part in parts)], dtype=np.int64)
         return cls(folder, split, manifest, parts, first)
+
+    def path_of(self, part: int) -> Path:
+        """The file of a part."""
+        return self.folder / self.split / self.parts[part].name
 
     def locate(self, document: int) -> tuple[int, int]:
         """The part of a document number, and the document's place in that part."""

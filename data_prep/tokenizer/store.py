@@ -5,8 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum
-from data_prep.core.records import Record, read_manifest
+from data_prep.core.records import (
+    Checksum,
+    Count,
+    Record,
+    VocabSize,
+    check_special_ids,
+    read_manifest,
+)
 from data_prep.tokenizer.vocab_file import read_vocab
 
 
@@ -26,19 +34,22 @@ class VocabManifest(Record):
     """vocab/manifest.json, written when the tokenizer's files are there."""
 
     schema_version: Literal[1]
-    vocab_size: int
+    vocab_size: VocabSize
     lowercase: bool
     special_ids: dict[str, int]  # of pad, unk, cls, sep, mask
-    checksum: str  # of vocab.txt
+    checksum: Checksum  # of vocab.txt
     settings: VocabSettings
     added_words: list[str]
-    parts: int  # of the documents; settings.documents has those it was trained on
+    parts: Count  # of the documents; settings.documents has those it was trained on
+
+    def __post_init__(self) -> None:
+        check_special_ids(self.special_ids, self.vocab_size)
 
 
 def read_vocab_store(data_dir: Path) -> tuple[list[str], VocabManifest]:
     """The entries of data_dir/vocab and its manifest.
 
-    Raises ValueError, with the cure, if it is missing, of another version or changed since.
+    Raises SettingsError, with the cure, if it is missing, of another version or changed since.
     """
     folder = data_dir / "vocab"
     path = folder / "manifest.json"
@@ -46,7 +57,7 @@ def read_vocab_store(data_dir: Path) -> tuple[list[str], VocabManifest]:
     manifest = read_manifest(path, VocabManifest, command)
     vocab_path = folder / "vocab.txt"
     if not vocab_path.is_file() or checksum(vocab_path) != manifest.checksum:
-        raise ValueError(
+        raise SettingsError(
             f"{vocab_path} is not the file that {path} describes: it was changed or removed since; "
             f"delete {folder} and run {command}"
         )

@@ -46,6 +46,11 @@ def manifest_of(data: DataSettings) -> ShardsManifest:
         manifest = read_manifest(path, ShardsManifest, build)
     except ValueError as error:
         raise SettingsError(str(error)) from error
+    if manifest.seq_len != data.seq_len:
+        raise SettingsError(
+            f"{path} is of examples of {manifest.seq_len} tokens, not {data.seq_len}; delete it "
+            f"and run {build}"
+        )
     if manifest.pairs is not data.pairs:
         raise SettingsError(
             f"data.pairs={data.pairs.name}, but the shards in {folder} were built with "

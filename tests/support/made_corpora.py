@@ -26,12 +26,10 @@ def write_corpus(
         vocab.append(f"##p{number}" if number % 3 == 0 else f"w{number}")
     (data_dir / "vocab").mkdir(parents=True, exist_ok=True)
     (data_dir / "vocab" / "vocab.txt").write_text("\n".join(vocab) + "\n")
-    splits = {}
-    for split, parts in (("train", train), ("heldout", heldout)):
-        splits[split] = [
-            _write_part(data_dir / "tokens" / split / f"part-{index:05d}.arrow", part)
-            for index, part in enumerate(parts)
-        ]
+    splits = {
+        split: _write_parts(data_dir / "tokens" / split, parts)
+        for split, parts in (("train", train), ("heldout", heldout))
+    }
     manifest = tokens_manifest(
         splits, vocab_checksum=checksum(data_dir / "vocab" / "vocab.txt"), vocab_size=vocab_size
     )
@@ -40,8 +38,10 @@ def write_corpus(
 
 
 def open_store(data_dir: Path, train: Sequence[Sequence[Document]]) -> TokenStore:
-    """The train split of a corpus made of these parts."""
-    write_corpus(data_dir, train)
+    """The train split of a token store made of these parts, of any ids."""
+    entries = _write_parts(data_dir / "tokens" / "train", train)
+    manifest = tokens_manifest({"train": entries}, vocab_size=1 << 16)
+    write_json(data_dir / "tokens" / "manifest.json", manifest)
     return TokenStore.open(data_dir, "train")
 
 
@@ -68,6 +68,10 @@ def random_documents(
         ]
         for _ in range(count)
     ]
+
+
+def _write_parts(folder: Path, parts: Sequence[Sequence[Document]]) -> list[TokenPartEntry]:
+    return [_write_part(folder / f"part-{n:05d}.arrow", part) for n, part in enumerate(parts)]
 
 
 def _write_part(path: Path, documents: Sequence[Document]) -> TokenPartEntry:
