@@ -14,6 +14,7 @@ from pathlib import Path
 
 from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
+from data_prep.core.printable import printable
 from pretrain.config.arguments import run_command
 from pretrain.run_folder.history import History, State, run_folders
 
@@ -37,11 +38,11 @@ def _row(folder: Path) -> list[str]:
     try:
         run = History.read(folder)
     except SettingsError as error:  # one unreadable folder must not hide the others
-        return [folder.name, f"unreadable: {error}"]
+        return [printable(folder.name), f"unreadable: {printable(str(error))}"]
     speed, total = run.last("perf/tokens_per_second"), run.total_steps
     pair = run.last("train/nsp_loss")
     return [
-        run.name,
+        printable(run.name),
         run.state.value,
         f"{run.step:,}",
         "by the clock" if total is None else f"{total:,}",

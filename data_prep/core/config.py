@@ -14,10 +14,15 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeGuard, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from data_prep.core.printable import shortened
 
 PROJECT = Path(__file__).resolve().parents[2]  # the checkout
 CONF = PROJECT / "conf"
+INTERPOLATION = "${"  # Hydra and OmegaConf would replace it
 
 T = TypeVar("T")
 
@@ -61,18 +66,37 @@ def compose(entry: str, schema: type[T], overrides: Sequence[str]) -> tuple[T, d
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingsError(_explain(error, schema)) from error
     assert isinstance(settings, schema)
+    if INTERPOLATION in str(as_dict(settings)):
+        raise SettingsError(
+            f"no value of a setting may hold the text {INTERPOLATION!r}; leave it out"
+        )
     return settings, chosen
+
+
+def updated(settings: T, changes: Mapping[Any, Any]) -> T:
+    """`settings`, an instance of a dataclass, with plain values merged in, level by level.
+
+    The values may be from a file that somebody else wrote: they are data, checked against the types
+    of the fields, and never composed or interpolated. Raises SettingsError naming the key that is
+    unknown or has a value of another type.
+    """
+    schema = type(settings)
+    try:
+        plain = _merged(schema, as_dict(settings), changes)
+        _use_names(plain, schema)
+        return msgspec.convert(plain, schema)
+    except KeyError as error:
+        raise SettingsError(_unknown(error.args[0], schema)) from error
+    except msgspec.ValidationError as error:
+        reason, _, key = str(error).rpartition(" - at `$.")
+        raise SettingsError(f"{key.rstrip('`')}: {shortened(reason.replace('`', ''))}") from error
 
 
 def as_dict(settings: object) -> dict[str, Any]:
     """Settings as plain nested dictionaries of strings, numbers, booleans and None."""
-    from omegaconf import OmegaConf
-
-    plain = OmegaConf.to_container(
-        OmegaConf.structured(settings), resolve=True, enum_to_str=True, throw_on_missing=False
-    )
+    plain = msgspec.to_builtins(settings)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return plain
 
 
 def as_yaml(settings: object) -> str:
@@ -106,6 +130,31 @@ def _typed(value: Any) -> str:
     return repr(value)
 
 
+def _merged(
+    schema: type, values: dict[Any, Any], changes: Mapping[Any, Any], prefix: str = ""
+) -> dict[Any, Any]:
+    """Plain `values` of a dataclass with `changes` in them. Raises KeyError on an unknown key."""
+    merged, kinds = dict(values), _fields(schema)
+    for name, value in changes.items():
+        if name not in kinds:
+            raise KeyError(f"{prefix}{name}")
+        kind, before = kinds[name], merged.get(name) or {}
+        of_items = next(iter(get_args(kind)), None) if get_origin(kind) is list else None
+        if _is_group(kind) and isinstance(value, Mapping):
+            value = _merged(kind, before, value, f"{prefix}{name}.")
+        elif get_origin(kind) is dict and isinstance(value, Mapping):
+            value = {**before, **value}
+        elif _is_group(of_items) and isinstance(value, list):
+            value = [
+                _merged(of_items, {}, item, f"{prefix}{name}[{number}].")
+                if isinstance(item, Mapping)
+                else item
+                for number, item in enumerate(value)
+            ]
+        merged[name] = value
+    return merged
+
+
 def _use_names(values: Any, schema: type) -> None:
     """Turn what YAML reads as a boolean or a number into a name where the schema wants one.
 
@@ -115,7 +164,7 @@ def _use_names(values: Any, schema: type) -> None:
         if name not in values or values[name] is None:
             continue
         is_group = isinstance(values[name], Mapping)
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        if _is_group(kind):
             if is_group:
                 _use_names(values[name], kind)
         elif isinstance(kind, enum.EnumType) and isinstance(values[name], bool):
@@ -150,15 +199,18 @@ def _explain(error: Exception, schema: type) -> str:
         return f"{group}={name} is not known; there are {', '.join(choices(group))}"
     unknown = re.match(r"Could not override '([\w.]+)'", text)
     if unknown or re.match(r"Key '.*' not in ", text):
-        typed = unknown.group(1) if unknown else str(key)
-        known = _keys(schema)
-        last = typed.split(".")[-1]
-        near = [name for name in known if last in (name.split(".")[-1], _initials(name))]
-        near = near or difflib.get_close_matches(typed, known, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else "--cfg prints all there are"
-        return f"there is no setting {typed!r}; {hint}"
+        return _unknown(unknown.group(1) if unknown else str(key), schema)
     text = re.sub(r"(full_key|object_type|reference_type|See https).*", "", text).strip()
     return f"{key}: {text}" if key else text
+
+
+def _unknown(key: str, schema: type) -> str:
+    """What is refused about a key that `schema` lacks, and which keys are near."""
+    known, last = _keys(schema), key.split(".")[-1]
+    near = [name for name in known if last in (name.split(".")[-1], _initials(name))]
+    near = near or difflib.get_close_matches(key[:80], known, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else "--cfg prints all there are"
+    return f"there is no setting {shortened(repr(key), 80)}; {hint}"
 
 
 def _initials(key: str) -> str:
@@ -170,9 +222,13 @@ def _keys(schema: type, prefix: str = "") -> list[str]:
     """All dotted names in a dataclass of dataclasses."""
     keys: list[str] = []
     for name, kind in _fields(schema).items():
-        is_group = dataclasses.is_dataclass(kind)
+        is_group = _is_group(kind)
         keys += _keys(kind, f"{prefix}{name}.") if is_group else [prefix + name]
     return keys
+
+
+def _is_group(kind: Any) -> TypeGuard[type]:
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
 def _fields(schema: type) -> dict[str, Any]:

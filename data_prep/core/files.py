@@ -152,10 +152,10 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_bytes(orjson.dumps(value, msgspec.to_builtins, options))
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, follow_links: bool = True) -> Any:
     """The content of a JSON file. Raises ValueError naming a file that is not JSON or too large."""
     try:
-        return orjson.loads(read_bounded(path, MOST_JSON_BYTES))
+        return orjson.loads(read_bounded(path, MOST_JSON_BYTES, follow_links=follow_links))
     except orjson.JSONDecodeError as error:
         raise ValueError(
             f"{path} is not valid JSON ({error}); delete it and make it again"
@@ -173,8 +173,14 @@ def regular_size(path: Path) -> int:
     return found.st_size
 
 
-def read_bounded(path: Path, most: int) -> bytes:
-    """The bytes of a regular file. Raises SettingsError if it has more than `most`."""
+def read_bounded(path: Path, most: int, *, follow_links: bool = True) -> bytes:
+    """The bytes of a regular file. Raises SettingsError if it has more than `most`.
+
+    With follow_links=False a symbolic link is refused: in a folder of somebody else it may lead to
+    a private file, whose content would then be shown or published.
+    """
+    if not follow_links and path.is_symlink():
+        raise SettingsError(f"{path} is a symbolic link; put a copy of the file in its place")
     if (size := regular_size(path)) > most:
         raise SettingsError(
             f"{path} has {size:,} bytes, and {most:,} are the most for a file of its kind; put the "

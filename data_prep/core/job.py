@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from data_prep.core.config import CONF, SettingsError, as_yaml, choices, compose
 from data_prep.core.files import remove_abandoned
+from data_prep.core.printable import printable_lines
 from data_prep.core.settings import DataPrepSettings, SourceSettings, check
 
 Result = TypeVar("Result")
@@ -71,17 +72,17 @@ def start(
         shown = summary(settings, result)
         if not isinstance(shown, str):
             shown = _table([*shown, ("seconds", f"{time.monotonic() - began:,.1f}")])
-        sys.stdout.write(shown)
+        sys.stdout.write(printable_lines(shown))
         remove_abandoned(Path(settings.data_dir))
         if text := faults(result):
             raise RuntimeError(text)
     except SettingsError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{printable_lines(str(error))}\n")
         return 2
     except BrokenPipeError:  # of stdout, see data_prep.core.command
         raise
     except (ValueError, RuntimeError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{printable_lines(str(error))}\n")
         return 1
     except ShareDone as done:
         sys.stdout.write(f"{done}\n")

@@ -48,14 +48,15 @@ def check_special_ids(special_ids: Mapping[str, int], vocab_size: int) -> None:
             raise ValueError(f"special_ids.{name} is {number}, not from 0 to {vocab_size - 1}")
 
 
-def read_record(path: Path, kind: type[T], cure: str) -> T:
+def read_record(path: Path, kind: type[T], cure: str, *, follow_links: bool = True) -> T:
     """Read a JSON file as a `kind`: a record, or a dict or list of records.
 
     Raises SettingsError naming the file, the field that is missing, unknown, of another type or
     out of bounds, and the cure.
     """
+    raw = read_bounded(path, MOST_JSON_BYTES, follow_links=follow_links)
     try:
-        return msgspec.json.decode(read_bounded(path, MOST_JSON_BYTES), type=kind)
+        return msgspec.json.decode(raw, type=kind)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         reason = printable(str(error))
         raise SettingsError(f"{path} is not as this version writes it: {reason}; {cure}") from error

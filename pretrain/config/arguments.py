@@ -11,6 +11,7 @@ from types import NoneType
 from typing import Any
 
 from data_prep.core.config import SettingsError
+from data_prep.core.printable import printable_lines
 
 _KINDS = {Path: "PATH", str: "TEXT", int: "N", float: "X", bool: "true|false"}
 _BOOLEANS = {"true": True, "false": False}
@@ -31,7 +32,7 @@ def run_command(command: Callable[..., int | None], argv: Sequence[str] | None =
         return command(**parse_arguments(command, typed)) or 0
     except SettingsError as error:
         name = module.__spec__.name if module.__spec__ else module.__name__
-        print(f"{name}: {error}", file=sys.stderr)
+        print(printable_lines(f"{name}: {error}"), file=sys.stderr)
         return 2
 
 

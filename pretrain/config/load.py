@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.core.config import SettingsError, as_overrides, choices, compose
+from data_prep.core.config import SettingsError, choices, compose, updated
+from data_prep.core.plain_yaml import read_yaml
 from pretrain.config.phases import check_phases
 from pretrain.config.settings import Settings
 
@@ -18,22 +21,27 @@ def folder_of_run(settings: Settings) -> Path:
 def settings_of(folder: Path) -> Settings:
     """The settings of the run in `folder`; settings that its version lacked are as in conf/.
 
-    Raises SettingsError if there is no run, or it is of a version that had other settings.
+    The folder may be somebody else's: its config.yaml is read as plain data. Raises SettingsError
+    if there is no run, or its settings are not those of this version.
     """
-    from omegaconf import OmegaConf
-
     path = folder / "config.yaml"
-    if not path.exists():
+    if not os.path.lexists(path):
         raise SettingsError(f"{path} is missing; run= takes the folder of a run, as in run=runs/x")
-    plain = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(plain, dict)
     try:
-        overrides = as_overrides({str(group): values for group, values in plain.items()})
-        return compose("config", Settings, ["+model=base", *overrides])[0]
-    except (ValueError, AttributeError) as error:  # a SettingsError is a ValueError
+        return updated(_defaults(), read_yaml(path))
+    except SettingsError as error:
         raise SettingsError(
-            f"{path} cannot be read ({error}); use the version of this project that wrote it"
+            f"{path} cannot be read ({error}); use the version of this project that wrote it, or "
+            "leave that setting out"
         ) from error
+    except (OSError, ValueError) as error:
+        raise SettingsError(str(error)) from error
+
+
+@functools.cache
+def _defaults() -> Settings:
+    """What a run's file leaves out; shared, and never changed."""
+    return compose("config", Settings, ["+model=base"])[0]
 
 
 def load(overrides: Sequence[str], world_size: int) -> tuple[Settings, bool]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.core.config import SettingsError
+from data_prep.core.config import SettingsError, updated
 from pretrain.config.checks import check
 from pretrain.config.settings import Carried, PhaseSettings, Positions, Settings
 
@@ -61,9 +61,6 @@ class Phase:
 
 def phases_of(settings: Settings) -> list[Phase]:
     """All phases, the first included. Raises SettingsError if a change is not allowed."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     phases = [Phase(1, settings)]
     for number, further in enumerate(settings.phases, start=2):
         for group, changed in further.changes.items():
@@ -75,11 +72,9 @@ def phases_of(settings: Settings) -> list[Phase]:
                         f"{', '.join(_GROUPS)}, but not {', '.join(_FIXED)}"
                     )
         try:
-            merged = OmegaConf.merge(OmegaConf.structured(settings), further.changes)
-            changed_settings = OmegaConf.to_object(merged)
-        except OmegaConfBaseException as error:
-            raise SettingsError(f"phase {number}: {str(error).splitlines()[0]}") from error
-        assert isinstance(changed_settings, Settings)
+            changed_settings = updated(settings, further.changes)
+        except SettingsError as error:
+            raise SettingsError(f"phase {number}: {error}") from error
         before = phases[-1].settings.data.seq_len
         phases.append(Phase(number, changed_settings, further, before))
     return phases

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.core.config import as_dict
+from data_prep.core.config import as_yaml
 from data_prep.core.objectives import Pairing
 from data_prep.stores.shards import ShardsManifest
 from pretrain.config.phases import phases_of
@@ -96,7 +96,7 @@ def model_card(card: Mapping[str, Any], num_parameters: int, is_lowercase: bool)
         data=_data(card),
         training=_training(card),
         held_out=_held_out(card["held_out"]),
-        settings=_yaml(settings),
+        settings=as_yaml(settings).rstrip(),
     )
 
 
@@ -159,9 +159,3 @@ def _held_out(metrics: Mapping[str, float]) -> str:
         return "None: the run was exported before its first held-out evaluation."
     rows = [f"| {label} | {value:.4f} |" for label, value in metrics.items()]
     return "\n".join(["| metric | value |", "|---|---|", *rows])
-
-
-def _yaml(settings: Settings) -> str:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.create(as_dict(settings))).rstrip()
