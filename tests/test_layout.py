@@ -106,7 +106,7 @@ def found_in(importer: str, is_wrong: Callable[[str], bool]) -> list[str]:
     [("data_prep", "pretrain"), ("data_prep", "scripts"), ("pretrain", "scripts")]
     + [(name, "pretrain") for name in FINE_TUNING],
 )
-def test_what_must_stand_alone_does(importer: str, imported: str) -> None:
+def test_modules_that_must_stand_alone_do(importer: str, imported: str) -> None:
     assert not found_in(importer, lambda target: f"{target}.".startswith(f"{imported}."))
 
 

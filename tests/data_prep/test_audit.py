@@ -144,7 +144,7 @@ def built_by_pairs(built: Path, tmp_path_factory) -> dict[str, Path]:
         ("none", ("one text",), "[CLS] text [SEP]"),
     ],
 )
-def test_metrics_page_and_card_say_what_the_examples_are(
+def test_metrics_page_and_card_describe_the_examples(
     built_by_pairs: dict[str, Path], pairs: str, said: tuple[str, ...], form: str, capfd
 ) -> None:
     data_dir = built_by_pairs[pairs]
@@ -291,7 +291,7 @@ def test_a_share_of_random_pairs_out_of_bounds_is_named(corpus: Path, capfd) -> 
     assert "pairs have a random next sentence, and 0.45 to 0.46 is fit" in capfd.readouterr().err
 
 
-def test_shards_built_anew_lose_the_card_of_the_old_ones(corpus: Path, monkeypatch) -> None:
+def test_shards_built_again_lose_the_card_of_the_old_ones(corpus: Path, monkeypatch) -> None:
     report_of(corpus)
     card = corpus / "len64" / "README.md"
     assert card.is_file()

@@ -119,7 +119,7 @@ def test_stored_ids_are_unmasked_and_random_pairs_alone_have_two_documents(corpu
         assert 0 < is_random.sum() < len(is_random)
 
 
-def test_a_shard_says_what_it_was_made_from(corpus: Path) -> None:
+def test_a_shard_records_what_it_was_made_from(corpus: Path) -> None:
     _, metadata = read_shard(corpus / "len64" / "train" / "shard-00005.arrow")
     assert metadata["copy"] == "1"
     assert metadata["token_part"] == "part-00002.arrow"
@@ -253,7 +253,7 @@ def test_a_fair_coin_swaps_and_texts_without_pairs_have_no_label() -> None:
 
 
 @pytest.mark.parametrize("pairing", [Pairing.sop, Pairing.none])
-def test_the_manifest_of_shards_of_another_pairing_says_so(tmp_path, inline, pairing) -> None:
+def test_the_manifest_of_shards_records_another_pairing(tmp_path, inline, pairing) -> None:
     made_and_built(tmp_path)
     manifest = build.run(settings_of(tmp_path, f"pairs={pairing.name}"))
     assert manifest.pairs is manifest.settings.pairs is pairing
@@ -280,7 +280,7 @@ def test_where_no_document_can_be_ordered_building_is_refused(tmp_path: Path, in
     assert build.run(settings_of(tmp_path, "pairs=none")).splits["train"].rows == 50
 
 
-def test_shards_of_an_older_schema_are_built_anew(tmp_path: Path, inline) -> None:
+def test_shards_of_an_older_schema_are_built_again(tmp_path: Path, inline) -> None:
     made = made_and_built(tmp_path)
     path = tmp_path / "len64" / "manifest.json"
     plain = msgspec.to_builtins(made)

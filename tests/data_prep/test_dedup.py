@@ -253,7 +253,7 @@ def test_signatures_that_are_missing_or_of_an_older_part_are_made(tmp_path: Path
     assert kept_of(tmp_path) == {"a/1": "a/0"}
 
 
-def test_duplicates_found_anew_while_a_job_runs_stop_it(tmp_path: Path) -> None:
+def test_duplicates_found_again_while_a_job_runs_stop_it(tmp_path: Path) -> None:
     of_texts(tmp_path, a=[made_text(1), made_text(1)])
     parts = list_parts(tmp_path)
     left_out = dedup.left_out(load([f"data_dir={tmp_path}"]), parts)
@@ -322,7 +322,7 @@ def test_the_setting_keep_leaves_them_in_and_compares_nothing(tmp_path: Path) ->
     assert stored(run_jobs(tmp_path)) == 10
 
 
-def test_a_further_source_encodes_only_the_parts_anew_whose_duplicates_changed(tmp_path) -> None:
+def test_a_further_source_encodes_again_only_the_parts_whose_duplicates_changed(tmp_path) -> None:
     texts = [made_text(n) for n in range(8)]
     write_source(tmp_path, "a", [[Document(str(n), "", texts[n])] for n in range(8)])
     given = [f"data_dir={tmp_path}", "vocab_size=300", "heldout_fraction=0.4"]

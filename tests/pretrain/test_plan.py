@@ -127,12 +127,12 @@ def test_padding_to_the_full_length_costs_what_it_adds() -> None:
         (["optim.lr=1"], r"did you mean optim.learning_rate"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_refused_with_the_nearest_that_does(typed, cure, capsys) -> None:
+def test_what_cannot_work_is_refused_with_the_nearest_value_that_does(typed, cure, capsys) -> None:
     assert main([*LARGE, *typed]) == 2
     assert re.search(cure, " ".join(capsys.readouterr().err.split()))
 
 
-def test_what_is_refused_s_cure_is_taken() -> None:
+def test_the_cure_in_a_refusal_is_accepted() -> None:
     few = [*LARGE, "optim.global_batch=1000", "phases=[]"]
     load([*few, "cluster.nodes=125"])
     with pytest.raises(SettingsError):
@@ -146,7 +146,7 @@ def test_what_is_refused_s_cure_is_taken() -> None:
         (["model.num_hidden_layers=150", "engine=fp32"], "engine.zero_stage"),
     ],
 )
-def test_what_does_not_fit_the_memory_is_answered_with_what_does(typed, proposal, capsys) -> None:
+def test_what_does_not_fit_the_memory_is_refused_with_what_does(typed, proposal, capsys) -> None:
     command = ["+model=large", "cluster=rtx4090", "cluster.gpus_per_node=8", *typed]
     assert main([*command, "json=true"]) == 1
     said = orjson.loads(capsys.readouterr().out)["proposal"]

@@ -66,7 +66,7 @@ def uninterrupted(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return folder, output
 
 
-def test_a_run_writes_every_figure_under_its_name(uninterrupted: tuple[Path, str]) -> None:
+def test_a_run_writes_every_metric_under_its_name(uninterrupted: tuple[Path, str]) -> None:
     lines = metrics(uninterrupted[0])
     training = [line for line in lines if "train/loss" in line]
     assert [line["step"] for line in training] == list(range(1, 13))
@@ -142,7 +142,9 @@ def test_the_first_loss_is_that_of_guessing_evenly(uninterrupted: tuple[Path, st
     assert first["train/nsp_loss"] == pytest.approx(0.693, abs=0.05)
 
 
-def test_a_run_ends_with_its_figures_guesses_and_paths(uninterrupted: tuple[Path, str]) -> None:
+def test_a_run_ends_by_printing_its_metrics_guesses_and_paths(
+    uninterrupted: tuple[Path, str],
+) -> None:
     output = uninterrupted[1]
     assert "by token frequency alone" in output
     assert "[MASK]" in output
@@ -302,7 +304,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def test_training_goes_on_while_a_checkpoint_is_written_and_neither_notices(
+def test_training_while_a_checkpoint_is_written_changes_neither(
     sample_dir: Path, tmp_path: Path, uninterrupted: tuple[Path, str]
 ) -> None:
     def hold_up(rank: int) -> None:
@@ -342,7 +344,7 @@ def test_a_kill_while_a_checkpoint_is_written_continues_from_the_one_before(
     assert weights(tmp_path) == weights(uninterrupted[0])
 
 
-def test_what_a_save_cost_stands_in_events_and_figures(uninterrupted: tuple[Path, str]) -> None:
+def test_the_cost_of_a_save_is_in_events_and_metrics(uninterrupted: tuple[Path, str]) -> None:
     events = readable_lines(uninterrupted[0] / "runs/x/events.jsonl")
     saves = [event for event in events if event["event"] == "checkpoint"]
     assert [event["step"] for event in saves] == [4, 8, 12]
@@ -368,7 +370,7 @@ def test_a_run_that_cannot_save_stops_and_continues_from_the_checkpoint_before(
     assert weights(tmp_path) == weights(uninterrupted[0])
 
 
-def test_a_run_told_to_go_on_saves_later(sample_dir, tmp_path, uninterrupted) -> None:
+def test_a_run_with_go_on_saves_later(sample_dir, tmp_path, uninterrupted) -> None:
     go_on = arguments(sample_dir, "checkpoint.on_failure=go_on")
     output = finished_run(go_on, tmp_path, hook=full_at(2))
     assert "checkpoint failed: step=8" in output
@@ -377,7 +379,7 @@ def test_a_run_told_to_go_on_saves_later(sample_dir, tmp_path, uninterrupted) ->
     assert weights(tmp_path) == weights(uninterrupted[0])
 
 
-def test_a_run_told_to_go_on_does_not_end_without_its_last_checkpoint(sample_dir, tmp_path) -> None:
+def test_a_run_with_go_on_does_not_end_without_its_last_checkpoint(sample_dir, tmp_path) -> None:
     go_on = arguments(sample_dir, "checkpoint.on_failure=go_on")
     statuses, output = pretrain_run(go_on, tmp_path, hook=full_at(3))
     assert statuses == [1]

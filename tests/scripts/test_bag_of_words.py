@@ -21,7 +21,7 @@ def typed(folder: Path, rows: list[str], *more: str) -> list[str]:
             "max_length=16", *more]  # fmt: skip
 
 
-def test_what_single_words_tell_is_found(tmp_path: Path) -> None:
+def test_single_words_that_decide_the_label_are_found(tmp_path: Path) -> None:
     words = {"good": "yes", "great": "yes", "bad": "no", "poor": "no"}
     rows = [f"the {city} was {word},,{label}" for city in CITIES for word, label in words.items()]
     assert bag_of_words(load(typed(tmp_path, rows)))[1] == {"dev_accuracy": 100.0}
@@ -34,7 +34,7 @@ def test_the_order_of_words_is_not_seen(tmp_path: Path) -> None:
     assert both_orders == {"dev_accuracy": 50.0}
 
 
-def test_the_two_texts_of_a_pair_are_told_apart(tmp_path: Path) -> None:
+def test_the_two_texts_of_a_pair_are_not_interchangeable(tmp_path: Path) -> None:
     rows = [f"{a},{b},{'yes' if a < b else 'no'}" for a, b in itertools.permutations("pqrst", 2)]
     arguments = typed(tmp_path, rows, "task.text_pair=second")
     assert bag_of_words(load(arguments))[1] == {"dev_accuracy": 100.0}

@@ -53,7 +53,7 @@ def test_an_answer_is_a_span_of_its_text(bert, tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize(("threshold", "has_answer"), [(1e9, True), (-1e9, False)])
-def test_no_answer_is_told_by_the_threshold_the_model_was_saved_with(
+def test_no_answer_is_decided_by_the_threshold_the_model_was_saved_with(
     bert, tmp_path, capsys, threshold, has_answer
 ) -> None:
     folder = with_head(
@@ -74,7 +74,7 @@ def test_every_word_has_a_tag_in_its_order(bert, tmp_path, capsys) -> None:
     assert set(record["tags"]) <= set(names.values())
 
 
-def test_a_pretrained_model_fills_every_mask_and_tells_whether_b_follows_a(bert, capsys) -> None:
+def test_a_pretrained_model_fills_every_mask_and_predicts_whether_b_follows_a(bert, capsys) -> None:
     (record,) = said(capsys, f"model={bert}", "the [MASK] is [MASK]", "--pair", "bob lives")
     assert [len(fills) for fills in record["fills"]] == [5, 5]
     model = transformers.BertForPreTraining.from_pretrained(bert).eval()
@@ -88,7 +88,7 @@ def test_a_pretrained_model_fills_every_mask_and_tells_whether_b_follows_a(bert,
     assert record["fills"][0][0]["token"] == tokenizer.convert_ids_to_tokens(best)
 
 
-def test_texts_may_stand_before_options_and_behind_them(bert, capsys) -> None:
+def test_texts_may_come_before_or_after_options(bert, capsys) -> None:
     before = said(capsys, f"model={bert}", "a good film", "--embed", "mean")
     assert said(capsys, f"model={bert}", "--embed", "mean", "a good film") == before
     assert said(capsys, "--embed", "mean", f"model={bert}", "a good film") == before

@@ -70,7 +70,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused(run, tmp_path, capsys) -> Non
     assert "is no whole checkpoint: manifest.json is missing" in capsys.readouterr().err
 
 
-def test_a_checkpoint_behind_the_last_step_is_refused(run, capsys) -> None:
+def test_a_checkpoint_after_the_last_step_is_refused(run, capsys) -> None:
     checkpoint = run / "checkpoints/step-00000003"
     assert main([f"run={run}", f"checkpoint={checkpoint}", "steps=2"]) == 2
     assert "is of step 3, and training would end at step 2" in capsys.readouterr().err

@@ -73,7 +73,7 @@ def test_bash_can_read_the_whole_script(script: str) -> None:
 
 
 @pytest.mark.parametrize("script", JOBS)
-def test_started_without_sbatch_it_says_how_to(script: str) -> None:
+def test_started_without_sbatch_it_prints_how_to(script: str) -> None:
     ended = subprocess.run(
         ["bash", script], cwd=ROOT, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True
     )
@@ -98,7 +98,7 @@ def test_slurm_accepts_every_option_as_it_stands(cluster: Any, script: str) -> N
 
 @pytest.mark.slurm
 @pytest.mark.parametrize("script", TRAINERS)
-def test_every_gpu_gets_one_task_with_the_overrides_behind_the_scripts_own(
+def test_every_gpu_gets_one_task_with_the_overrides_after_the_scripts_own(
     cluster: Any, script: str, tmp_path: Path, calls: Calls
 ) -> None:
     overrides = ["run.name=a b", "+model=tiny", "optim.betas=[0.9,0.98]", "log.project='$HOME *'"]
@@ -175,7 +175,7 @@ def test_a_failure_requeues_after_a_checkpoint_alone_and_a_wrong_setting_never(
 
 
 @pytest.mark.slurm
-def test_a_stopped_job_that_slurm_does_not_requeue_has_failed_and_says_how_to_continue(
+def test_a_stopped_job_that_slurm_does_not_requeue_fails_and_prints_how_to_continue(
     cluster: Any, tmp_path: Path, calls: Calls
 ) -> None:
     job = cluster.submit(

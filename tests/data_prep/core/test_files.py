@@ -80,7 +80,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_told_with_the_file_and_how_much_of_it_was_written(small_disk: Path) -> None:
+def test_a_full_disk_is_reported_with_the_file_and_how_much_of_it_was_written(
+    small_disk: Path,
+) -> None:
     expected = r"disk/sub/a\.bin: the disk is full, .* at 65,536 bytes of this file.*make room"
     with (  # noqa: PT012
         pytest.raises(OSError, match=expected) as caught,
@@ -154,7 +156,7 @@ def test_where_there_are_no_hard_links_a_file_is_copied(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_where_there_are_no_locks_it_is_told(
+def test_without_file_locks_the_caller_learns_that_it_has_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", _refuse(number))

@@ -15,7 +15,7 @@ JOBS = [collect, dedup, vocab, encode, build, audit, status]
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_help_says_what_a_job_does_and_what_there_is_to_set(job: ModuleType, capfd) -> None:
+def test_help_prints_what_a_job_does_and_its_settings(job: ModuleType, capfd) -> None:
     assert job.main(["--help", "no setting"]) == 0
     shown = capfd.readouterr().out
     assert shown.startswith(str(job.__doc__))
@@ -65,7 +65,7 @@ def test_a_job_of_one_task_refuses_a_share(job: ModuleType, tmp_path: Path, capf
     assert "share=1/2: this job is a single task" in capfd.readouterr().err
 
 
-def test_an_interrupted_job_says_how_to_go_on(tmp_path: Path, capfd) -> None:
+def test_an_interrupted_job_prints_how_to_continue(tmp_path: Path, capfd) -> None:
     def job(settings: DataPrepSettings) -> None:
         raise KeyboardInterrupt
 

@@ -307,7 +307,7 @@ def test_half_of_the_pairs_are_swapped(tmp_path: Path) -> None:
     assert abs(np.mean(labels) - 0.5) < 4 * np.sqrt(0.25 / len(labels))
 
 
-def test_lengths_after_truncation_do_not_tell_that_a_pair_is_swapped(tmp_path: Path) -> None:
+def test_lengths_after_truncation_do_not_reveal_that_a_pair_is_swapped(tmp_path: Path) -> None:
     """Truncation prefers one place where both are equally long: it must come after the swap."""
     documents = distinct_documents([[20, 20] for _ in range(100)])
     found = rows(pairs_of(tmp_path, [documents], SWAPPING))

@@ -100,7 +100,7 @@ def test_slurm_is_refused_to_a_program_that_is_no_job(tmp_path: Path) -> None:
         _start(tmp_path, "executor=slurm")
 
 
-def test_a_machine_without_slurm_is_told_where_to_start(tmp_path: Path) -> None:
+def test_without_slurm_the_error_names_where_to_start(tmp_path: Path) -> None:
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "a.txt").write_text("A text.")
     ended = subprocess.run(
@@ -113,7 +113,7 @@ def test_a_machine_without_slurm_is_told_where_to_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(HAS_RAY, reason="Ray is installed")
-def test_a_machine_without_ray_is_told_how_to_install_it(tmp_path: Path) -> None:
+def test_without_ray_the_error_shows_how_to_install_it(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"executor=ray needs Ray.*pip install -e '\.\[ray\]'"):
         _start(tmp_path, "executor=ray")
 
@@ -121,7 +121,7 @@ def test_a_machine_without_ray_is_told_how_to_install_it(tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_RAY, reason="no Ray: pip install -e '.[ray]'")
 @pytest.mark.filterwarnings("ignore::FutureWarning:ray", "ignore::ResourceWarning")
-def test_ray_runs_every_task_in_a_process_of_its_own_and_tells_of_a_failure(
+def test_ray_runs_every_task_in_a_process_of_its_own_and_reports_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")

@@ -131,7 +131,7 @@ def test_two_starts_at_once_do_no_harm_to_each_other(tmp_path: Path) -> None:
     assert _written(tmp_path) == {"out-0": "0\n0\n", **{f"out-{i}": f"{i}\n" for i in (1, 2, 3)}}
 
 
-def test_fingerprints_tell_values_apart_and_not_the_order_of_keys() -> None:
+def test_fingerprints_depend_on_values_and_not_on_the_order_of_keys() -> None:
     assert fingerprint({"a": 1, "b": (1, 2)}) == fingerprint({"b": [1, 2], "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
 

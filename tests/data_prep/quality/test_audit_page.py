@@ -67,7 +67,7 @@ def test_the_page_fetches_nothing(page: PageReader) -> None:
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
 
 
-def test_every_plot_lies_beside_the_page(audited: Path) -> None:
+def test_every_plot_lies_next_to_the_page(audited: Path) -> None:
     folder = audited / "audit" / "64"
     for name in PLOTS:
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")

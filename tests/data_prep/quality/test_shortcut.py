@@ -40,7 +40,7 @@ def split(tmp_path: Path, monkeypatch) -> Shards:
     return build_corpus(tmp_path, random_documents(np.random.default_rng(3), 1_000), monkeypatch)
 
 
-def test_pairs_of_random_words_tell_nothing(split: Shards) -> None:
+def test_pairs_of_random_words_have_no_shortcut(split: Shards) -> None:
     metrics, faults = audit_shortcut(split, BOUNDS)
     assert faults == []
     assert metrics["examples"] >= 500

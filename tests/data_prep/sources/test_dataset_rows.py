@@ -76,7 +76,7 @@ def test_blanks_before_punctuation_change_no_id() -> None:
     assert split[0] == split[1]
 
 
-def test_the_manifest_says_how_many_rows_make_a_document(tmp_path: Path) -> None:
+def test_the_manifest_records_how_many_rows_make_a_document(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "she said ."}\n' * 30)
     given = ["+source=bookcorpus", f"source.path={tmp_path / 'a.jsonl'}", f"data_dir={tmp_path}"]
     manifest = collect.run(load([*given, "source.rows_per_document=20", "num_workers=1"]))

@@ -98,5 +98,5 @@ def test_every_page_is_a_document_or_counted_with_its_reason(tmp_path: Path) -> 
         ("in A (),, (B), , C", "in A, (B), C"),
     ],
 )
-def test_what_the_extractor_leaves_behind_is_removed(text: str, cleaned: str) -> None:
+def test_remains_of_the_extractor_are_removed(text: str, cleaned: str) -> None:
     assert wikiextractor.clean(text) == cleaned

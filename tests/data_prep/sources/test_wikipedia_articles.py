@@ -40,5 +40,5 @@ def test_pages_that_list_meanings_are_known(title: str, text: str) -> None:
         ("Disambiguation", "Disambiguation is what a lexicographer does."),
     ],
 )
-def test_articles_that_speak_of_meanings_are_kept(title: str, text: str) -> None:
+def test_articles_about_meanings_are_kept(title: str, text: str) -> None:
     assert not lists_meanings(title, text)

@@ -212,7 +212,7 @@ def test_a_page_is_freed_after_the_next_one_is_read(tmp_path: Path) -> None:
 # --- files ---------------------------------------------------------------------------------------
 
 
-def test_each_dump_of_a_folder_is_a_task_and_nothing_else_is_read(tmp_path: Path) -> None:
+def test_each_dump_of_a_folder_is_a_task_and_only_dumps_are_read(tmp_path: Path) -> None:
     names = ["b.xml.bz2", "a.xml", "c.xml-p1p9.bz2", "sub/d.xml.xz", "e.xml-p1p9", "f.xml-part.bz2"]
     for name in [*names, "a.xml.md5", "w-index.txt.bz2", "a.xml.gz", "notes.txt"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -414,7 +414,9 @@ def test_namespaces_that_the_dump_names_are_hidden(tmp_path: Path) -> None:
         ("A", "{{Begriffsklärungshinweis}} A.", False),
     ],
 )
-def test_disambiguation_pages_are_told_from_pages_that_point_at_one(title, markup, is_one) -> None:
+def test_disambiguation_pages_are_distinguished_from_pages_that_point_at_one(
+    title, markup, is_one
+) -> None:
     assert is_disambiguation(title, markup) is is_one
 
 

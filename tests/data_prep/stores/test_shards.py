@@ -140,7 +140,7 @@ def test_a_slice_of_a_record_batch_is_read_by_its_own_offsets(tmp_path: Path) ->
     assert found == [row[0] for row in rows(examples)[10:15]]
 
 
-def test_the_order_is_the_manifest_s_whatever_a_listing_says(tmp_path: Path, monkeypatch) -> None:
+def test_the_order_is_the_manifest_s_and_not_the_listing_s(tmp_path: Path, monkeypatch) -> None:
     expected = [row for examples in write_folder(tmp_path, [3, 4, 5]) for row in rows(examples)]
     real = Path.iterdir
     monkeypatch.setattr(Path, "iterdir", lambda self: reversed(sorted(real(self))))

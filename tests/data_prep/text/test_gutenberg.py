@@ -147,7 +147,7 @@ def test_notes_of_producers_and_transcribers_are_cut_off(note: list[str]) -> Non
     assert _filled(gutenberg.strip_matter(lines)) == ["THE TITLE", *_filled(PROSE * 9)]
 
 
-def test_a_transcribers_note_behind_the_text_goes_to_the_end() -> None:
+def test_a_transcribers_note_after_the_text_is_removed_to_the_end() -> None:
     lines = [*PROSE * 9, "Transcriber's Note:", "", "- Page 3: changed one.", "", "- Page 4.", ""]
     assert gutenberg.strip_matter(lines) == gutenberg.strip_matter(PROSE * 9)
 

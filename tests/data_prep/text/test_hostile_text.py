@@ -110,7 +110,7 @@ def test_marks_without_an_end_are_counted(markup: str, marks: int) -> None:
     ],
     ids=["few", "many", "closed", "large"],
 )
-def test_a_page_that_would_hold_the_parser_is_told(markup: str, fault: str | None) -> None:
+def test_a_page_that_would_hold_up_the_parser_is_named(markup: str, fault: str | None) -> None:
     assert fault_of(markup) == fault
 
 

@@ -194,7 +194,7 @@ def test_a_kill_later_in_a_save_leaves_a_whole_one(tmp_path, monkeypatch, moment
     )
 
 
-def test_a_full_disk_says_so_and_leaves_the_older_one_and_nothing_half_made(tmp_path) -> None:
+def test_a_full_disk_is_one_error_and_leaves_the_older_one_and_nothing_half_made(tmp_path) -> None:
     older = save(tmp_path, 10)
     with pytest.raises(NotSavedError, match=r"step-00000020 could not be written.*No space left"):
         save(tmp_path, 20, between=full_disk)

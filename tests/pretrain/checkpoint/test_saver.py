@@ -150,7 +150,7 @@ def test_a_full_disk_of_rank_0_ends_every_rank(tmp_path: Path) -> None:
     assert all("MB are free" in text for text in texts)
 
 
-def test_told_to_go_on_a_save_that_failed_is_tried_again_with_the_next(tmp_path: Path) -> None:
+def test_with_go_on_a_failed_save_is_tried_again_at_the_next_interval(tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
     engine = FileEngine(10, full_disk)
     saver = saver_of(tmp_path, engine, on_failure=OnFailure.go_on, events=events)
@@ -166,7 +166,7 @@ def test_told_to_go_on_a_save_that_failed_is_tried_again_with_the_next(tmp_path:
     ]
 
 
-def test_told_to_go_on_the_last_save_must_succeed(tmp_path: Path) -> None:
+def test_with_go_on_the_last_save_must_succeed(tmp_path: Path) -> None:
     saver = saver_of(tmp_path, FileEngine(10, full_disk), on_failure=OnFailure.go_on)
     with pytest.raises(NotSavedError):
         saver.save(Progress.begin(step=10), is_last=True)
@@ -221,7 +221,7 @@ def test_what_is_damaged_on_its_way_to_the_disk_is_found(tmp_path, monkeypatch) 
     assert checksum(path) != expected
 
 
-def test_a_host_without_memory_for_the_copy_says_so() -> None:
+def test_a_host_without_memory_for_the_copy_is_a_clear_error() -> None:
     layout = Layout(OptimizerName.adamw.name, {"w": [10**15]}, {"w": "decayed"})
     said = r"lacks 12,000,000\.0 GB for the copy of weights and mom"
     with pytest.raises(RuntimeError, match=said):

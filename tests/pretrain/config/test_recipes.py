@@ -69,7 +69,7 @@ def test_a_recipe_has_its_numbers_with_any_model(recipe: str, model: str) -> Non
         assert everything[group][name] == number, key
 
 
-def test_every_published_recipe_says_its_dropout_of_attention_over_the_models_own() -> None:
+def test_every_published_recipe_sets_its_dropout_of_attention() -> None:
     for recipe in set(NUMBERS) - {"laptop"}:
         assert (
             settings_of("model=tiny", f"recipe={recipe}").model.attention_probs_dropout_prob == 0.1
@@ -93,7 +93,7 @@ def test_a_recipe_holds_over_the_model_s_own_numbers_wherever_it_is_typed(recipe
     assert without_the_model(first) == without_the_model(last)
 
 
-def test_what_is_typed_holds_over_the_recipe() -> None:
+def test_the_command_line_overrides_the_recipe() -> None:
     settings = settings_of("optim.global_batch=64", "model=tiny", "optim=adamw", "recipe=paper")
     assert settings.optim.global_batch == 64
     assert settings.optim.bias_correction

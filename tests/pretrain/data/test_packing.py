@@ -94,7 +94,7 @@ def test_a_written_out_row() -> None:
 
 
 @given(ROWS, st.integers(0, 3 * LONGEST), st.integers(0, 5), st.integers(0, 9))
-def test_filler_stands_behind_all_that_is_real_and_counts_nothing(
+def test_filler_follows_the_real_sequences_and_has_no_labels(
     rows: list[Row], tokens: int, sequences: int, masked: int
 ) -> None:
     bare = pack(as_examples(rows), LONGEST)

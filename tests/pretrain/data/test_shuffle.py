@@ -52,7 +52,7 @@ def test_the_orders_of_two_epochs_or_seeds_differ_and_each_repeats() -> None:
 
 
 @pytest.mark.parametrize("num_examples", [1000, 4097, 65536])
-def test_place_neighbours_and_next_epoch_say_nothing_about_an_id(num_examples: int) -> None:
+def test_place_neighbours_and_next_epoch_do_not_predict_an_id(num_examples: int) -> None:
     """Ids are their own ranks, so these are rank correlations; in units of their chance spread."""
     places = np.arange(num_examples)
     scores = []

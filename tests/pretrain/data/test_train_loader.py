@@ -397,7 +397,7 @@ def test_steps_of_tokens_go_on_from_any_of_their_positions(make) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9)), max_size=4), st.integers(0, 40))
-def test_the_place_behind_what_is_passed_over_is_the_first_that_is_in_no_range(
+def test_the_place_after_skipped_ranges_is_the_first_outside_them_all(
     drawn: list[tuple[int, int]], position: int
 ) -> None:
     ranges = [[first, first + size] for first, size in drawn]

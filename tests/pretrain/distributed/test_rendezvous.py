@@ -77,7 +77,7 @@ def test_nodes_from_which_nobody_has_come_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_without_rank_0_the_others_say_whom_they_wait_for(tmp_path: Path) -> None:
+def test_without_rank_0_the_others_log_which_ranks_are_missing(tmp_path: Path) -> None:
     (said,) = started([1], tmp_path)
     assert re.match(r"RuntimeError: rank 1 on \S+ does not reach rank 0 at 127.0.0.1:\d+", said)
 

@@ -76,7 +76,7 @@ def test_a_stopped_rank_is_named_and_the_other_ends_with_its_stacks(tmp_path: Pa
     assert "in barrier" in log
 
 
-def test_where_rank_0_is_silent_another_one_tells_the_terminal(tmp_path: Path) -> None:
+def test_if_rank_0_is_silent_another_one_prints_to_the_terminal(tmp_path: Path) -> None:
     logs(tmp_path, stop, silent_rank=0)
     assert "waiting for rank 0, which sends no heartbeat" in (tmp_path / "told-1").read_text()
 
@@ -85,7 +85,7 @@ def rank_1_gives_up_first(ranks: Ranks, folder: Path) -> None:
     work(ranks, folder, stop, silent_rank=2, limit_s=LIMIT_S * (1 if ranks.rank == 1 else 2))
 
 
-def test_the_first_rank_to_give_up_tells_the_terminal_and_the_others_their_logs(tmp_path) -> None:
+def test_the_first_rank_to_give_up_prints_to_the_terminal_and_the_others_log(tmp_path) -> None:
     with pytest.raises(RuntimeError, match=r"exit code|had not ended"):
         run_ranks(rank_1_gives_up_first, 3, folder=tmp_path)
     told = "waiting for rank 2, which sends no heartbeat"
@@ -95,7 +95,7 @@ def test_the_first_rank_to_give_up_tells_the_terminal_and_the_others_their_logs(
     assert "CRITICAL" not in later
 
 
-def test_what_an_earlier_start_told_does_not_keep_a_later_one_from_telling(tmp_path: Path) -> None:
+def test_a_later_start_prints_its_error_even_if_an_earlier_one_did(tmp_path: Path) -> None:
     for _ in range(2):
         (tmp_path / "told-1").unlink(missing_ok=True)
         remove_heartbeats(tmp_path)

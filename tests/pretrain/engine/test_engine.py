@@ -54,7 +54,7 @@ def step(engine: Engine, position: int, rate: float = RATE) -> Any:
         (Precision.fp32, "cuda", True, Precision.fp32),
     ],
 )
-def test_auto_is_bf16_autocast_on_a_gpu_that_has_it_and_else_fp32(
+def test_auto_is_bf16_autocast_on_a_gpu_that_has_it_and_otherwise_fp32(
     asked, device, has_bf16, precision, monkeypatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
@@ -136,9 +136,7 @@ def test_a_loss_or_gradient_that_is_not_finite_on_one_rank_changes_nothing(
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", [1, 3])
-def test_an_overflow_in_fp16_halves_the_loss_scale_and_changes_nothing_else(
-    stage: int, tmp_path: Path
-) -> None:
+def test_an_overflow_in_fp16_only_halves_the_loss_scale(stage: int, tmp_path: Path) -> None:
     results = run_ranks(
         with_a_bad_batch, 2, folder=tmp_path, stage=stage, precision=FP16, bad=math.inf
     )

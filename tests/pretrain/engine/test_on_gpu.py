@@ -173,7 +173,7 @@ def test_fp32_goes_without_the_kernel_to_the_numbers_of_the_cpu() -> None:
     assert_near(outcome(gpu_model(), batch.to(GPU)), outcome(gpu_model().cpu(), batch), 1e-4)
 
 
-def test_a_run_compiles_by_itself_and_says_so(sample_dir: Path, tmp_path: Path) -> None:
+def test_a_run_compiles_by_itself_and_logs_it(sample_dir: Path, tmp_path: Path) -> None:
     typed = ["+model=tiny", f"data.dir={sample_dir}", f"run.dir={tmp_path}", "run.name=gpu"]
     typed += ["schedule.total_steps=20", "eval.every_steps=20", "checkpoint.every_steps=10"]
     done = subprocess.run(

@@ -75,7 +75,7 @@ def exported(
     return written(model, vocab_folder, tmp_path_factory.mktemp("run") / "export")
 
 
-def test_the_folder_holds_what_a_hugging_face_folder_holds_and_nothing_is_left_beside_it(
+def test_the_folder_holds_what_a_hugging_face_folder_holds_and_nothing_is_left_next_to_it(
     exported: Path,
 ) -> None:
     assert {path.name for path in exported.iterdir()} == {
@@ -135,7 +135,7 @@ def test_a_model_without_pairs_is_stock_bert_for_masked_lm_to_the_last_weight(
         assert torch.equal(again[name], weight[:VOCAB_SIZE] if is_padded else weight), name
 
 
-def test_the_card_of_a_model_of_sentence_order_says_what_its_labels_are(
+def test_the_card_of_a_model_of_sentence_order_names_its_labels(
     vocab_folder: Path, model: BertForPreTraining, tmp_path: Path
 ) -> None:
     facts = card()
@@ -172,7 +172,7 @@ def test_logits_through_transformers_equal_ours(exported: Path, model: BertForPr
 @pytest.mark.parametrize(
     ("key", "value"), [("hidden_act", "gelu"), ("layer_norm_eps", 1e-3), ("num_attention_heads", 2)]
 )
-def test_a_config_that_says_something_else_than_the_training_is_detected(
+def test_a_config_that_differs_from_the_training_is_detected(
     vocab_folder: Path, model: BertForPreTraining, tmp_path: Path, key: str, value: object
 ) -> None:
     target = tmp_path / "export"
@@ -273,7 +273,7 @@ def test_a_sentence_must_hold_one_mask_and_fit_the_positions(exported: Path) -> 
         fill_masks(exported, ["[MASK]" + " the" * 70], top_k=1)
 
 
-def test_the_card_says_what_was_trained_on_what(exported: Path) -> None:
+def test_the_card_names_the_model_and_its_data(exported: Path) -> None:
     text = (exported / "README.md").read_text()
     for fact in (
         "# first",
@@ -330,7 +330,7 @@ def test_the_newest_checkpoint_of_a_run_is_exported_from_the_command_line(
     assert "| MLM loss (nats per masked token) | 2.0000 |" in text
 
 
-def test_a_named_checkpoint_goes_to_a_named_target_with_the_figures_of_its_step(
+def test_a_named_checkpoint_goes_to_a_named_target_with_the_metrics_of_its_step(
     run_folder: Path, model: BertForPreTraining
 ) -> None:
     checkpoint, target = run_folder / "checkpoints" / "step-00000010", run_folder / "earlier"
@@ -341,6 +341,6 @@ def test_a_named_checkpoint_goes_to_a_named_target_with_the_figures_of_its_step(
     assert not (run_folder / "export").exists()
 
 
-def test_a_run_without_a_checkpoint_says_so(run_folder: Path) -> None:
+def test_a_run_without_a_checkpoint_is_refused(run_folder: Path) -> None:
     with pytest.raises(SettingsError, match=r"no whole checkpoint in .*nothing"):
         export_run(run_folder, run_folder / "nothing")

@@ -110,7 +110,7 @@ def test_what_transformers_saved_is_exported_again_bit_for_bit(tmp_path, tokens)
         ("BertModel", Pairing.nsp, [*HEAD, *5 * ["mlm_head"]], []),
     ],
 )  # fmt: skip
-def test_heads_that_are_absent_are_new_and_those_without_a_place_are_left_out_and_both_are_said(
+def test_missing_heads_are_new_and_surplus_ones_are_left_out_and_both_are_logged(
     tmp_path: Path, name: str, pairing: Pairing, new: list[str], left_out: list[str]
 ) -> None:
     saved(tmp_path, name)
@@ -194,7 +194,7 @@ def test_another_vocabulary_is_refused_with_both_files_and_the_first_difference(
     assert f"vocab_file={tmp_path}/bert/tokenizer.json lowercase=true" in text
 
 
-def test_entries_behind_the_folder_s_get_the_mean_of_their_pieces_and_are_counted(tmp_path) -> None:
+def test_entries_after_the_folder_s_get_the_mean_of_their_pieces_and_are_counted(tmp_path) -> None:
     theirs = saved(tmp_path)
     tokens = [*TOKENS, "cats", "lynx"]
     model = drawn(num_entries=len(tokens))
@@ -253,7 +253,7 @@ def test_a_file_that_is_no_safetensors_is_named(tmp_path: Path) -> None:
         taken(find(str(tmp_path)), drawn())
 
 
-def test_the_model_card_says_what_was_new(tmp_path: Path) -> None:
+def test_the_model_card_lists_what_was_new(tmp_path: Path) -> None:
     saved(tmp_path / "bert", "BertForMaskedLM")
     facts = taken(find(str(tmp_path / "bert")), drawn())
     text = model_card({**card(), "start": {"checksum": "0", **facts}}, 1, is_lowercase=True)

@@ -71,7 +71,7 @@ def test_the_same_seed_drops_the_same_elements_and_the_next_draw_others() -> Non
     assert not torch.equal(first, second)
 
 
-def test_nothing_of_it_runs_in_compiled_code_or_beside_many_threads(monkeypatch) -> None:
+def test_it_does_not_run_in_compiled_code_or_next_to_many_threads(monkeypatch) -> None:
     x = torch.ones(8)
     assert draws_lanes(x, 0.1)
     assert not draws_lanes(x, 0.0)

@@ -246,7 +246,7 @@ def test_a_mapping_that_does_not_cover_a_parameter_is_refused() -> None:
         assert "elements of embeddings.word.weight, and LAMB needs each once" in said
 
 
-def test_figures_are_means_of_the_embeddings_each_layer_and_the_heads() -> None:
+def test_metrics_are_means_of_the_embeddings_each_layer_and_the_heads() -> None:
     with torch.device("meta"):
         settings = compose("config", Settings, ["+model=tiny"])[0].model
         names = [n for n, _ in BertForPreTraining(settings, 100, Pairing.nsp).named_parameters()]

@@ -51,7 +51,7 @@ def test_without_pairs_the_groups_are_smaller_by_pooler_and_head() -> None:
     assert sizes[Pairing.none] == [decay - 32 * 32 - 32 * 2, no_decay - 32 - 2]
 
 
-def test_biases_and_layer_norms_do_not_decay_and_all_else_does() -> None:
+def test_biases_and_layer_norms_do_not_decay_and_all_others_do() -> None:
     model = random_model(small_settings(), 50, seed=0)
     decay, no_decay = ({id(p) for p in group["params"]} for group in parameter_groups(model, 0.01))
     for name, parameter in model.named_parameters():

@@ -80,7 +80,7 @@ def cluster_of(name: str) -> ClusterSettings:
 
 
 @pytest.mark.parametrize(("stage", "bytes_a_parameter"), [(0, 16), (1, 8), (2, 4), (3, 0)])
-def test_each_stage_shards_what_its_name_says(stage: int, bytes_a_parameter: float) -> None:
+def test_each_stage_shards_what_it_is_defined_to(stage: int, bytes_a_parameter: float) -> None:
     """Rajbhandari et al. 2019 (ZeRO): 16 bytes of fp32 states, and the rest on many ranks."""
     engine = dataclasses.replace(
         engine_settings().engine, zero_stage=stage, precision=Precision.fp32

@@ -263,7 +263,7 @@ def test_the_hours_of_nvidias_whole_run() -> None:
     assert sum(seconds) / 3600 == pytest.approx(1.2, rel=TOLERANCE)
 
 
-def test_the_hours_of_deepspeeds_whole_runs_but_where_their_own_speed_says_more() -> None:
+def test_the_hours_of_deepspeeds_whole_runs_except_where_their_own_speed_implies_more() -> None:
     """BERT-large on DGX-2: 44 min, 144 min, 8 h 41, 33 h 13, at 272 and 52 sequences/s a GPU.
 
     How many sequences those runs saw is not published. With the counts of the code's tutorial,

@@ -92,7 +92,7 @@ def test_what_is_unexpected_comes_first(made: MadeRun) -> None:
     assert text.index("too high masks: 1 %") < text.index("Results")
 
 
-def test_the_published_band_is_drawn_behind_its_own_metric(tmp_path: Path) -> None:
+def test_the_published_band_is_drawn_under_its_own_metric(tmp_path: Path) -> None:
     large = ("model=large", "optim.global_batch=65536", "optim.learning_rate=6e-3")
     made = MadeRun(tmp_path / "x", *large)
     made.event(0, "started", step=0, ranks=1)

@@ -15,7 +15,7 @@ from pretrain import runs
 from pretrain.run_folder.history import History, State
 
 
-def test_every_stretch_says_what_it_made_lost_and_how_it_ended(tmp_path: Path) -> None:
+def test_every_stretch_lists_what_it_made_lost_and_how_it_ended(tmp_path: Path) -> None:
     run = History.read(killed_and_stopped(tmp_path / "x").folder)
     told = [
         (s.kind, s.ranks, s.first_step, s.last_step, s.lost_steps, s.end) for s in run.stretches
@@ -81,7 +81,7 @@ def test_a_run_runs_while_its_owner_lives(tmp_path: Path, owner: dict, state: St
     assert History.read(made.folder).state is state
 
 
-def test_an_owner_elsewhere_that_gave_no_sign_for_long_is_dead(tmp_path: Path) -> None:
+def test_an_owner_elsewhere_without_a_heartbeat_for_long_is_dead(tmp_path: Path) -> None:
     made = MadeRun(tmp_path / "x")
     made.event(0, "started", step=0, ranks=1)
     write_json(made.folder / "owner.json", {"place": "elsewhere", "pid": 1})
@@ -146,6 +146,8 @@ def test_a_run_that_cannot_be_read_hides_no_other(
     assert "good  finished" in out
 
 
-def test_a_folder_without_runs_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_runs_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert runs.main([f"dir={tmp_path}"]) == 2
     assert "holds no run" in capsys.readouterr().err

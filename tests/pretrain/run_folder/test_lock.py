@@ -45,7 +45,7 @@ def holder(tmp_path: Path) -> Iterator[Any]:
     process.join()
 
 
-def test_a_second_job_is_told_who_is_there(tmp_path: Path, holder: Any) -> None:
+def test_a_second_job_is_refused_with_the_owner_s_name(tmp_path: Path, holder: Any) -> None:
     said = re.escape(
         f"in use by process {holder.pid} on host {os.uname().nodename}, Slurm job 4711"
     )

@@ -34,7 +34,7 @@ def finished(sample_dir: Path, pairing: Pairing, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("pairing", list(Pairing))
-def test_stock_transformers_finds_the_held_out_figures_of_the_run(
+def test_stock_transformers_computes_the_held_out_metrics_of_the_run(
     sample_dirs: Callable[[Pairing], Path], tmp_path: Path, pairing: Pairing
 ) -> None:
     import transformers

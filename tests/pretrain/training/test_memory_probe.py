@@ -117,7 +117,7 @@ ARGUMENTS = (
         (500, 1, [RECOMPUTED], f"{LEAST}; set a smaller data.seq_len"),
     ],
 )
-def test_what_does_not_fit_is_said_before_the_first_step_with_what_does(
+def test_what_does_not_fit_is_refused_before_the_first_step_with_what_does(
     sample_dir: Path, tmp_path: Path, limit: int, ranks: int, more: list[str], cure: str
 ) -> None:
     arguments = [*ARGUMENTS, f"data.dir={sample_dir}", *more]

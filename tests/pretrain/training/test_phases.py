@@ -121,7 +121,9 @@ def test_positions_are_tiled_where_the_longer_phase_begins_and_never_again() -> 
         (progress(900_001, 900_000, 2), 2, False), (progress(1_000_000, 900_000, 2), 2, False),
     ],
 )  # fmt: skip
-def test_a_checkpoint_says_in_which_phase_the_run_goes_on(state, number, is_beginning) -> None:
+def test_a_checkpoint_records_the_phase_in_which_the_run_continues(
+    state, number, is_beginning
+) -> None:
     place = resume_point(phases_of(settings_of("recipe=paper")), state)
     assert (place.phase.number, place.is_beginning) == (number, is_beginning)
 
@@ -284,7 +286,7 @@ def carried(ranks: Ranks, folder: Path, stage: int, forget: tuple[str, ...], is_
 @pytest.mark.distributed
 @pytest.mark.parametrize("is_fresh", [True, False])
 @pytest.mark.parametrize("stage", [1, 3])
-def test_a_phase_takes_over_weights_always_and_the_rest_as_told(stage, is_fresh, tmp_path) -> None:
+def test_a_phase_takes_over_weights_always_and_the_rest_as_set(stage, is_fresh, tmp_path) -> None:
     arguments = {"folder": tmp_path, "stage": stage, "is_fresh": is_fresh}
     for forget, expected in (
         ((), (True, True, {3.0})),

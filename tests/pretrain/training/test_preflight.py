@@ -143,7 +143,7 @@ def test_a_rank_that_is_not_like_rank_0_is_named_on_every_rank(
     assert "\n" not in texts[0], "one thing is wrong: one sentence"
 
 
-def test_what_a_thousand_ranks_share_is_one_sentence() -> None:
+def test_what_a_thousand_ranks_share_is_reported_once() -> None:
     infos = [RankInfo(rank, f"node{rank // 8}", rank, "a CPU", "") for rank in range(1000)]
     old = RankMismatch("versions", (("torch", "2.12.0", "2.13.0"),), 0)
     differences = [[old] if rank >= 500 else [] for rank in range(1000)]

@@ -122,7 +122,7 @@ def test_a_folder_in_which_another_process_trains_is_refused(
     assert main(Kind.classification, arguments) == 0
 
 
-def test_a_killed_training_goes_on_to_the_same_figures(
+def test_a_killed_training_continues_to_the_same_metrics(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = [*reviews(tmp_path / "data"), f"model={bert}", *QUICK, "epochs=2", "dropout=0.1"]
@@ -148,7 +148,7 @@ def test_a_killed_training_goes_on_to_the_same_figures(
     assert weights[0] == weights[1]
 
 
-def test_the_grid_tries_all_with_one_seed_and_says_so(bert: Path, tmp_path: Path) -> None:
+def test_the_grid_tries_all_with_one_seed_and_prints_it(bert: Path, tmp_path: Path) -> None:
     grid = ["grid.learning_rate=[1e-2,1e-9]", "epochs=6", "seeds=2"]
     arguments = [*reviews(tmp_path / "data"), f"model={bert}", *QUICK, *grid]
     results = finetune(load([*arguments, f"out={tmp_path / 'out'}"]))

@@ -66,7 +66,7 @@ def right_answers(name: str) -> dict[str, list[str]]:
         ("v2.0-bert-base", "dev-v2.0.rebuilt", 71.9952834161543, 75.63946351369648),
     ],
 )
-def test_published_predictions_have_the_official_scripts_figures(
+def test_published_predictions_get_the_official_scripts_scores(
     predictions: str, data: str, exact: float, f1: float
 ) -> None:
     right = right_answers(f"squad/{data}.json")
