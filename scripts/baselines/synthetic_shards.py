@@ -24,6 +24,7 @@ from data_prep.examples.pairs import LOSSES
 from data_prep.stores.shard_reader import Shards
 from data_prep.stores.shards import (
     SCHEMA_VERSION,
+    SPLITS,
     BuildSettings,
     Examples,
     ShardEntry,
@@ -80,6 +81,7 @@ def write_synthetic_shards(
 ) -> None:
     """Write a folder of shards with a manifest; `lengths_of_shards`: split -> shard -> lengths.
 
+    A split that is not named has no shards.
     Tokens are uniform over the vocabulary without its five special entries; lengths are 5 or more.
     """
     rng = np.random.default_rng(seed)
@@ -105,10 +107,10 @@ def write_synthetic_shards(
     )
     rule = MaskingRule.from_manifest(identity, vocab_path=None)
     splits = {}
-    for split, shards in lengths_of_shards.items():
+    for split in SPLITS:
         (folder / split).mkdir(parents=True, exist_ok=True)
         entries = []
-        for number, lengths in enumerate(shards):
+        for number, lengths in enumerate(lengths_of_shards.get(split, [])):
             examples = _random_examples(lengths, identity.dtype, rule, number, rng)
             path = folder / split / f"shard-{number:05}.arrow"
             write_shard(path, examples, {"split": split})

@@ -164,7 +164,8 @@ def _opening(shards: Shards) -> float:
         entries = [msgspec.structs.replace(first, name=name) for name in names]
         for name in names:
             os.link(source, folder / "train" / name)
-        splits = {"train": SplitEntry.of(entries, shards.manifest.pairs, dict.fromkeys(LOSSES, 0))}
+        train = SplitEntry.of(entries, shards.manifest.pairs, dict.fromkeys(LOSSES, 0))
+        splits = {**shards.manifest.splits, "train": train}
         manifest = msgspec.structs.replace(shards.manifest, splits=splits)
         write_json(folder / "manifest.json", manifest)
         started = time.perf_counter()
