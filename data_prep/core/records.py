@@ -36,7 +36,7 @@ class Record(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 def check_file_name(name: str) -> None:
     """Raises ValueError unless a name is that of a file in its folder, whatever the folder."""
     if not name.isprintable() or "/" in name or name in ("", ".", "..") or len(name) > 200:
-        raise ValueError(f"name {shortened(name)!r} is no plain file name")
+        raise ValueError(f"name '{shortened(name)}' is no plain file name")
 
 
 def check_special_ids(special_ids: Mapping[str, int], vocab_size: int) -> None:

@@ -11,6 +11,7 @@ from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum
 from data_prep.core.records import read_manifest
 from data_prep.stores.shards import ShardsManifest
+from data_prep.tokenizer.vocab_file import read_vocab
 from pretrain.config.settings import DataSettings
 
 # The sample is small. So its vocabulary is small, and one document in twelve is held out, so that
@@ -65,6 +66,10 @@ def manifest_of(data: DataSettings) -> ShardsManifest:
             f"{vocab} (checksum {found}) is not the vocabulary that the shards in {folder} were "
             f"encoded with ({manifest.vocab_checksum}); run data_prep.encode and "
             f"data_prep.build again with data_dir={data.dir}"
+        )
+    if (entries := len(read_vocab(vocab))) != manifest.vocab_size:
+        raise SettingsError(
+            f"{vocab} has {entries:,} entries, {path} says {manifest.vocab_size:,}; build it again"
         )
     for split in ("train", "heldout"):
         if not manifest.splits[split].rows:

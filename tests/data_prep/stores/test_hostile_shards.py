@@ -151,6 +151,15 @@ def test_a_compressed_shard_is_refused_before_it_is_decompressed(tmp_path: Path)
         read_shard(tmp_path / "a")
 
 
+def test_a_batch_in_place_of_a_schema_is_refused_where_pyarrow_would_crash(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_shard(path, make_examples(8, 0), {})
+    data = path.read_bytes()
+    path.write_bytes(data[8 + int.from_bytes(data[4:8], "little") :])  # without the first message
+    with pytest.raises(SettingsError, match=f"a record batch in place of a schema.*{CURE}"):
+        read_shard(path)
+
+
 def test_more_rows_than_the_buffers_hold_are_refused(tmp_path: Path) -> None:
     write_shard(tmp_path / "a", make_examples(8, 0), {})
     data = (tmp_path / "a").read_bytes()

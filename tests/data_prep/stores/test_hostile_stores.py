@@ -69,6 +69,8 @@ def test_a_token_part_that_cannot_be_is_refused_with_row_and_cure(
     ("name", "values", "reason"),
     [
         ("document_offsets", 10**6, "its sentences lie outside of the part"),
+        ("document_offsets", 0, "its sentences lie outside of the part"),
+        ("document_offsets", -3, "its sentences lie outside of the part"),
         ("sentence_offsets", 2**31 - 1, "its sentences lie outside of the part"),
         ("ids", 1000, "in a partner of row .* the id is 1,000, not from 0 to 999"),
     ],

@@ -10,6 +10,7 @@ from made_manifests import shards_manifest, split_entry
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.objectives import Pairing
+from data_prep.tokenizer.vocab_file import SPECIAL_TOKENS
 from pretrain.config.settings import DataSettings, MaskMode
 from pretrain.data.corpus import manifest_of
 
@@ -17,9 +18,11 @@ from pretrain.data.corpus import manifest_of
 def corpus(folder: Path, rows: int = 5) -> DataSettings:
     (folder / "vocab").mkdir()
     vocab = folder / "vocab/vocab.txt"
-    vocab.write_text("[PAD]\n[UNK]\n")
+    vocab.write_text("\n".join(SPECIAL_TOKENS.values()) + "\n")
     splits = {"train": split_entry(rows=rows), "heldout": split_entry(rows=1)}
-    manifest = shards_manifest(splits, vocab_checksum=checksum(vocab))
+    manifest = shards_manifest(
+        splits, vocab_checksum=checksum(vocab), vocab_size=len(SPECIAL_TOKENS)
+    )
     write_json(folder / "len128/manifest.json", manifest)
     return DataSettings(dir=str(folder), seq_len=128, pairs=Pairing.nsp, masking=MaskMode.static)
 
@@ -38,6 +41,14 @@ def test_shards_of_other_pairs_are_refused_with_both_values_and_the_cure(tmp_pat
     assert f"data.pairs={asked.name}, but the shards in" in said
     assert "were built with pairs=nsp; set data.pairs=nsp, or" in said
     assert f"data_prep.build data_dir={tmp_path} seq_len=128 pairs={asked.name}" in said
+
+
+def test_a_manifest_of_another_number_of_entries_is_refused_with_both_numbers(tmp_path) -> None:
+    data = corpus(tmp_path)
+    path = tmp_path / "len128/manifest.json"
+    write_json(path, {**read_json(path), "vocab_size": 2**31 - 1})
+    with pytest.raises(SettingsError, match=r"has 5 entries, .*says 2,147,483,647"):
+        manifest_of(data)
 
 
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:
