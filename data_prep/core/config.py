@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import os
 import re
 import types
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,10 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
+def _groups() -> list[str]:
+    return [path.name for path in CONF.iterdir() if path.is_dir()]
+
+
 def compose(entry: str, schema: type[T], overrides: Sequence[str]) -> tuple[T, dict[str, str]]:
     """Compose conf/<entry>.yaml with Hydra overrides into an instance of the dataclass `schema`.
 
@@ -51,9 +56,12 @@ def compose(entry: str, schema: type[T], overrides: Sequence[str]) -> tuple[T, d
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    typed = [
+        word for override in _last_of_each(overrides) for word in _in_grammar(override, schema)
+    ]
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = hydra_compose(entry, _last_of_each(overrides), return_hydra_config=True)
+            composed = hydra_compose(entry, typed, return_hydra_config=True)
         chosen = {
             group: str(name)
             for group, name in composed.hydra.runtime.choices.items()
@@ -90,6 +98,15 @@ def updated(settings: T, changes: Mapping[Any, Any]) -> T:
     except msgspec.ValidationError as error:
         reason, _, key = str(error).rpartition(" - at `$.")
         raise SettingsError(f"{key.rstrip('`')}: {shortened(reason.replace('`', ''))}") from error
+
+
+def as_text(typed: str) -> str:
+    """The text that was typed for a string setting, `~` expanded, quotes around all of it removed.
+
+    The quotes are those of people who know that Hydra needs them elsewhere.
+    """
+    is_quoted = len(typed) > 1 and typed[0] == typed[-1] and typed[0] in "'\""
+    return os.path.expanduser(typed[1:-1] if is_quoted else typed)
 
 
 def as_dict(settings: object) -> dict[str, Any]:
@@ -183,23 +200,82 @@ def _last_of_each(overrides: Sequence[str]) -> list[str]:
     last: dict[str, str] = {}
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+")
-        if "=" not in override and not override.startswith("~"):
+        if "=" not in override or override.startswith("~"):
             raise SettingsError(f"{override!r} is no setting; settings are typed as name=value")
         last.pop(key, None)
         last[key] = f"+{override}" if override.startswith(_ADDED) else override
     return sorted(last.values(), key=lambda override: override.startswith("+recipe="))
 
 
+def _in_grammar(override: str, schema: type) -> list[str]:
+    """An override in Hydra's grammar, in which a text that was typed must be quoted.
+
+    Raises SettingsError for a key or a choice that is not known.
+    """
+    typed, value = override.split("=", 1)
+    key = typed.lstrip("+")
+    if key in _groups():
+        if as_text(value) not in choices(key):
+            raise SettingsError(_unknown_choice(key, value))
+        return [override]
+    kind, is_optional = _kind_of(key, schema)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and value[:1] != "{":
+        names = ", ".join(f"{key}.{name}" for name in _fields(kind))
+        raise SettingsError(f"{override}: {key} is a group of settings; they are {names}")
+    is_text = kind is str and not (is_optional and value == "null")
+    # With ++ because a file of conf/ may leave out what has a default in the schema
+    added = f"++{key}={_typed(as_text(value)) if is_text else value}"
+    # Null first, because Hydra would merge what is typed for a dict into the one there
+    return [f"++{key}=null", added] if get_origin(kind) is dict else [added]
+
+
+def _kind_of(key: str, schema: type) -> tuple[Any, bool]:
+    """The type of a dotted key, and whether it may be null; below a list or dict it is Any.
+
+    Raises SettingsError for a key that `schema` lacks.
+    """
+    kind: Any = schema
+    is_optional = False
+    for name in key.split("."):
+        if not dataclasses.is_dataclass(kind):
+            if get_origin(kind) not in (dict, list):
+                raise SettingsError(_unknown(key, schema))
+            return Any, False
+        hint = get_type_hints(kind).get(name)
+        if hint is None:
+            raise SettingsError(_unknown(key, schema))
+        is_optional = isinstance(hint, types.UnionType)
+        kind = get_args(hint)[0] if is_optional else hint
+    return kind, is_optional
+
+
+def _unknown_choice(group: str, name: str) -> str:
+    return f"{group}={name} is not known; there are {', '.join(choices(group))}"
+
+
 def _explain(error: Exception, schema: type) -> str:
     """One or two sentences instead of Hydra's and OmegaConf's paragraphs."""
+    from hydra.errors import OverrideParseException
+
     text = " ".join(str(error).split())
     key = getattr(error, "full_key", None)
     if missing := re.search(r"Could not (?:find|load) '(\w+)/([^']*)'", text):
-        group, name = missing.groups()
-        return f"{group}={name} is not known; there are {', '.join(choices(group))}"
-    unknown = re.match(r"Could not override '([\w.]+)'", text)
-    if unknown or re.match(r"Key '.*' not in ", text):
-        return _unknown(unknown.group(1) if unknown else str(key), schema)
+        return _unknown_choice(*missing.groups())
+    if sweep := re.match(r"Ambiguous value for argument '\++(.*?)=(.*?)'", text):
+        name, values = sweep.groups()
+        return f"{name}={values}: a setting takes one value, or a list, typed {name}=[{values}]"
+    if "is not a ListConfig" in text:
+        return f"{key}: takes a list, as in {key}=[]"
+    if unclosed := re.match(r"Error merging override \++(.*)", text):
+        return f"{unclosed.group(1)}: {INTERPOLATION!r} begins an interpolation, which never ends"
+    if isinstance(error, OverrideParseException):
+        override = error.override.lstrip("+")
+        return (
+            f"{shortened(override)}: the value cannot be read; a list is typed '[1,2]', and a text "
+            'in it with special characters in quotes: \'["a, b","c"]\''
+        )
+    if re.match(r"Key '.*' not in ", text):
+        return _unknown(str(key), schema)
     text = re.sub(r"(full_key|object_type|reference_type|See https).*", "", text).strip()
     return f"{key}: {text}" if key else text
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from data_prep.core.config import SettingsError
+from data_prep.core.config import SettingsError, as_text
 from data_prep.core.printable import printable_lines
 
 _KINDS = {Path: "PATH", str: "TEXT", int: "N", float: "X", bool: "true|false"}
@@ -52,7 +52,7 @@ def parse_arguments(command: Callable[..., object], typed: Sequence[str]) -> dic
             known = " ".join(f"{known}={_KINDS[kinds[known]]}" for known in parameters)
             raise SettingsError(f"{word!r} is not an argument of this command; it takes {known}")
         try:
-            found[name] = _BOOLEANS[value] if kinds[name] is bool else kinds[name](value)
+            found[name] = _BOOLEANS[value] if kinds[name] is bool else kinds[name](as_text(value))
         except (KeyError, ValueError):
             raise SettingsError(f"{word}: {name} takes {_KINDS[kinds[name]]}") from None
     for name, parameter in parameters.items():

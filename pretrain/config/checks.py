@@ -109,7 +109,9 @@ def _check_numbers(settings: Settings) -> list[str]:
         wrong.append(f"run.seed={settings.run.seed}; it takes 0 to {2**32 - 1}")
     wrong += _check_schedule(settings.schedule)
     name = settings.run.name
-    if name is not None and (not name or "/" in name or name.startswith(".")):
+    if name is not None and (
+        not name.isprintable() or not name or "/" in name or name.startswith(".")
+    ):
         wrong.append(f"run.name={name!r} must be the name of one folder (run.dir is its parent)")
     return wrong
 

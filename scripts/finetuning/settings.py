@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
-from data_prep.core.config import CONF, SettingsError, choices, compose
+from data_prep.core.config import CONF, SettingsError, as_text, choices, compose
 
 METRICS = {
     "classification": ("accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman"),
@@ -169,7 +169,9 @@ def load(overrides: Sequence[str], kind: Kind | None = None) -> Settings:
     Raises SettingsError on an unknown or wrong setting, or a task of another kind than `kind`.
     """
     # `model` is a folder here, but a group of conf/ to Hydra
-    models = [word.removeprefix("model=") for word in overrides if word.startswith("model=")]
+    models = [
+        as_text(word.removeprefix("model=")) for word in overrides if word.startswith("model=")
+    ]
     typed = [word for word in overrides if not word.startswith("model=")]
     named = [word.split("=", 1)[1] for word in typed if word.startswith(("task=", "+task="))]
     if not named:

@@ -4,6 +4,7 @@ import pytest
 
 from data_prep.core.config import SettingsError, as_dict, choices, compose
 from pretrain.config.settings import Precision, Settings
+from scripts.finetuning import settings as finetuning
 
 
 def test_the_last_of_several_overrides_of_one_key_holds() -> None:
@@ -18,6 +19,44 @@ def test_the_last_of_several_overrides_of_one_key_holds() -> None:
 def test_model_is_accepted_without_its_plus_sign() -> None:
     settings, _ = compose("config", Settings, ["model=base"])
     assert settings.model.hidden_size == 768
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["12_3", "007", "1e5", "true", "über", "空", "a b", "#1", "a=b", "[1]", "{a}", "a,b", "it's",
+     'say "x"', "a\\'b\\", "~", "-1", "", "a: b", "$(x)"],
+)  # fmt: skip
+def test_a_string_setting_is_the_text_that_was_typed(text: str) -> None:
+    settings, _ = compose("config", Settings, ["+model=tiny", f"data.dir=/x/{text}"])
+    assert settings.data.dir == f"/x/{text}"
+
+
+def test_a_name_of_digits_stays_as_typed() -> None:
+    settings, _ = compose("config", Settings, ["+model=tiny", "run.name=12_3"])
+    assert settings.run.name == "12_3"
+
+
+def test_a_tilde_at_the_start_is_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/é")
+    settings, _ = compose("config", Settings, ["+model=tiny", "run.dir=~/runs"])
+    assert settings.run.dir == "/home/é/runs"
+
+
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_quotes_around_a_text_are_not_part_of_it(quote: str) -> None:
+    settings, _ = compose("config", Settings, ["+model=tiny", f"data.dir={quote}a b{quote}"])
+    assert settings.data.dir == "a b"
+
+
+def test_null_is_no_text_where_a_setting_may_be_left_out() -> None:
+    settings, _ = compose("config", Settings, ["+model=tiny", "run.init_from=null"])
+    assert settings.run.init_from is None
+
+
+def test_a_typed_dict_replaces_the_one_of_the_files() -> None:
+    typed = ["+task=mnli", "task.labels={a: b}"]
+    settings, _ = compose("finetune", finetuning.Settings, typed)
+    assert settings.task.labels == {"a": "b"}
 
 
 def test_a_choice_becomes_its_enum() -> None:
@@ -38,6 +77,17 @@ def test_a_choice_becomes_its_enum() -> None:
         ("+model=huge", "model=huge is not known; there are base, large, small, tiny"),
         ("engine=zero9", "engine=zero9 is not known; there are .*zero0, zero1"),
         ("faster", "'faster' is no setting; settings are typed as name=value"),
+        ("~run.name", "'~run.name' is no setting; settings are typed as name=value"),
+        ("rn.name=a b", "there is no setting 'rn.name'; did you mean run.name"),
+        ("hydra.searchpath=[pkg://a]", "there is no setting 'hydra.searchpath'"),
+        ("=x", "there is no setting ''"),
+        ("data.dir=/x/${", r"data.dir='/x/\${': '\${' begins an interpolation, which never ends"),
+        ("optim=5", "optim=5 is not known; there are adamw"),
+        ("model=é", "model=é is not known; there are base, large, small, tiny"),
+        ("run=5", "run=5: run is a group of settings; they are run.name, run.dir"),
+        ("run.seed=1,2", r"run.seed=1,2: a setting takes one value, or a list, typed run.seed=\["),
+        ("run.seed=é", "run.seed=é: the value cannot be read"),
+        ("optim.betas=0.9", r"optim.betas: takes a list, as in optim.betas=\[\]"),
     ],
 )
 def test_a_slip_is_one_sentence_with_the_cure(override: str, message: str) -> None:
