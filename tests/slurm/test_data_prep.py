@@ -1,13 +1,12 @@
 """Data preparation by job arrays on a real Slurm: the bytes of one process, whatever is killed."""
 
 import functools
-import os
 import pydoc_data.topics
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +128,10 @@ def start(cluster: Any, repository: Path) -> Iterator[Any]:
     """Starts `python -m data_prep.JOB ...`; ends what a failed test has left."""
     started = []
 
-    def popen(*arguments: str) -> subprocess.Popen[str]:
+    def popen(*arguments: str, env: Mapping[str, str] = {}) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", *arguments], cwd=repository, env=cluster.env, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_heed_interrupts,
+            [sys.executable, "-m", *arguments], cwd=repository, env={**cluster.env, **env},
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_heed_interrupts,
         )  # fmt: skip
         started.append(process)
         return process
@@ -161,12 +160,21 @@ def test_executor_slurm_runs_every_share_and_writes_the_bytes_of_one_process(
     ]
 
 
-def _hang(data_dir: Path) -> Path:
-    """Put a pipe that nobody writes to in the place of the second share's last part: it hangs."""
-    part = data_dir / "documents" / "books" / "part-00010.parquet"
-    part.unlink()
-    os.mkfifo(part)
-    return part
+_HANG = """
+import sys, time
+
+def hang(event, arguments):
+    if event == "open" and "books-00010.arrow" in str(arguments[0]):
+        time.sleep(3600)
+
+sys.addaudithook(hang)
+"""
+
+
+def _that_hangs(folder: Path) -> dict[str, str]:
+    """The environment in which the second share's last part is never written."""
+    (folder / "sitecustomize.py").write_text(_HANG)
+    return {"PYTHONPATH": str(folder)}
 
 
 def _runs_alone(cluster: Any, store: Path) -> bool:
@@ -180,9 +188,8 @@ def test_an_element_that_is_cancelled_is_named_and_the_next_start_does_what_it_l
     cluster: Any, start: Any, collected: Path, encoded: dict[str, str], tmp_path: Path
 ) -> None:
     _link_documents(collected, tmp_path / "d")
-    part = _hang(tmp_path / "d")
     given = _given(tmp_path / "d", "executor=slurm", "array_size=3")
-    job = start("data_prep.encode", *given)
+    job = start("data_prep.encode", *given, env=_that_hangs(tmp_path))
     _until(lambda: _runs_alone(cluster, tmp_path / "d" / "tokens"), "one task left")
     [element] = _queue(cluster, "-o", "%i")
     subprocess.run(["scancel", element], env=cluster.env, check=True)
@@ -191,8 +198,6 @@ def test_an_element_that_is_cancelled_is_named_and_the_next_start_does_what_it_l
     assert "1 of 12 tasks failed: books-00010. Task books-00010: its element of job array" in err
     assert not (tmp_path / "d" / "tokens" / "manifest.json").exists()
 
-    part.unlink()
-    part.symlink_to(collected / "documents" / "books" / part.name)
     job = start("data_prep.encode", *given)
     _, err = job.communicate(timeout=LIMIT_S)
     assert job.returncode == 0, err
@@ -201,8 +206,8 @@ def test_an_element_that_is_cancelled_is_named_and_the_next_start_does_what_it_l
 
 def test_control_c_cancels_the_array(cluster, start, collected, tmp_path) -> None:
     _link_documents(collected, tmp_path / "d")
-    _hang(tmp_path / "d")
-    job = start("data_prep.encode", *_given(tmp_path / "d", "executor=slurm", "array_size=3"))
+    given = _given(tmp_path / "d", "executor=slurm", "array_size=3")
+    job = start("data_prep.encode", *given, env=_that_hangs(tmp_path))
     _until(lambda: _runs_alone(cluster, tmp_path / "d" / "tokens"), "one task left")
     job.send_signal(signal.SIGINT)
     _, err = job.communicate(timeout=LIMIT_S)
@@ -217,7 +222,7 @@ def test_an_element_that_failed_is_requeued_after_its_input_is_fixed_and_runs_on
     _link_documents(collected, tmp_path / "d")
     part = tmp_path / "d" / "documents" / "books" / "part-00001.parquet"
     part.unlink()
-    part.mkdir()  # a directory cannot be read
+    part.write_bytes(b"damaged")
     given = _given(tmp_path / "d")
     script = ["slurm/data_prep_array.sh", "encode", *given]
     number = _submit(cluster, repository, "sbatch", "--parsable", "--array=1-3", *script)
@@ -229,7 +234,7 @@ def test_an_element_that_failed_is_requeued_after_its_input_is_fixed_and_runs_on
     assert "1 of 12 tasks failed: books-00001." in log
     assert str(part) in log
 
-    part.rmdir()
+    part.unlink()
     part.symlink_to(collected / "documents" / "books" / part.name)
     _submit(cluster, repository, "scontrol", "requeue", f"{number}_2")
     _until(lambda: (records / "books-00001.json").exists(), "the last task")
