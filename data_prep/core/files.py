@@ -174,7 +174,13 @@ def regular_size(path: Path) -> int:
 
 
 def read_bounded(path: Path, most: int, *, follow_links: bool = True) -> bytes:
-    """The bytes of a regular file. Raises SettingsError if it has more than `most`.
+    """The bytes of a regular file. Raises SettingsError as `check_bounded` does."""
+    check_bounded(path, most, follow_links=follow_links)
+    return path.read_bytes()
+
+
+def check_bounded(path: Path, most: int, *, follow_links: bool = True) -> None:
+    """Refuse what is no regular file, or has more than `most` bytes. Raises SettingsError.
 
     With follow_links=False a symbolic link is refused: in a folder of somebody else it may lead to
     a private file, whose content would then be shown or published.
@@ -186,7 +192,6 @@ def read_bounded(path: Path, most: int, *, follow_links: bool = True) -> bytes:
             f"{path} has {size:,} bytes, and {most:,} are the most for a file of its kind; put the "
             "right file in its place"
         )
-    return path.read_bytes()
 
 
 def checksum(path: Path) -> str:

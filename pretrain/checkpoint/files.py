@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from data_prep.core.files import checksum, flush_to_disk, write_json
-from data_prep.core.records import Record, read_record
+from data_prep.core.records import Record, check_file_name, read_record
 from pretrain.checkpoint.progress import CheckpointState
 
 if TYPE_CHECKING:
@@ -47,13 +47,17 @@ class CheckpointManifest(Record):
 def read_checkpoint_manifest(checkpoint: Path) -> CheckpointManifest:
     """Read the manifest of a checkpoint. Raises ValueError as `read_record` does."""
     cure = "it is broken, or continues only with the version that wrote it"
-    return read_record(checkpoint / MANIFEST_FILE, CheckpointManifest, cure)
+    path = checkpoint / MANIFEST_FILE
+    manifest = read_record(path, CheckpointManifest, cure, follow_links=False)
+    for name in manifest.files:
+        check_file_name(name)
+    return manifest
 
 
 def read_state(checkpoint: Path) -> CheckpointState:
     """Read state.json of a checkpoint. Raises ValueError if another version wrote it."""
     cure = "continue with the version that wrote it, or type another run.name"
-    return read_record(checkpoint / STATE_FILE, CheckpointState, cure)
+    return read_record(checkpoint / STATE_FILE, CheckpointState, cure, follow_links=False)
 
 
 def path_of(run_folder: Path, step: int) -> Path:

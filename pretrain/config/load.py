@@ -38,7 +38,7 @@ def settings_of(folder: Path) -> Settings:
         raise SettingsError(str(error)) from error
 
 
-@functools.cache
+@functools.cache  # a list of runs reads many
 def _defaults() -> Settings:
     """What a run's file leaves out; shared, and never changed."""
     return compose("config", Settings, ["+model=base"])[0]

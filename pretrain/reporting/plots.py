@@ -40,6 +40,7 @@ COLOURS = {
 INK, FAINT, FIRST, SECOND, THIRD, BAND = COLOURS
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: searchable, in the page's font
+    "text.parse_math": False,  # a name with $ is no formula
     "font.size": 10,
     "text.color": INK,
     "axes.edgecolor": FAINT,

@@ -15,12 +15,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from data_prep.core.config import SettingsError
 from data_prep.core.files import place, read_json
+from data_prep.core.printable import printable
+from data_prep.core.records import read_record
 from pretrain.config.load import settings_of
 from pretrain.config.phases import Phase, phases_of
 from pretrain.config.settings import Settings
-from pretrain.run_folder.jsonl import readable_lines
+from pretrain.run_folder.line_types import downstream_of, events_of, guesses_of, metrics_of
 from pretrain.run_folder.lock import OWNER_FILE, WATCH_S
 
 BEGINNINGS = ("started", "resumed", "rewound")
@@ -71,23 +75,20 @@ class History:
 
     @classmethod
     def read(cls, folder: Path) -> History:
-        """Read a run folder. Raises SettingsError if `folder` is none."""
-        settings, records = settings_of(folder), readable_lines(folder / "metrics.jsonl")
-        if any("time" not in record for record in records):
-            raise SettingsError(
-                f"the records of {folder / 'metrics.jsonl'} have no time: an earlier version of "
-                "this project wrote them; use that one, or train again"
-            )
+        """Read a run folder, which may be somebody else's.
+
+        Raises SettingsError if `folder` is none, or a file in it is not as a run writes it.
+        """
         environment = folder / "environment.json"
         history = cls(
             folder,
-            settings,
-            records,
-            readable_lines(folder / "events.jsonl"),
-            readable_lines(folder / "guesses.jsonl"),
-            read_json(environment) if environment.exists() else {},
+            settings_of(folder),
+            metrics_of(folder / "metrics.jsonl"),
+            events_of(folder / "events.jsonl"),
+            guesses_of(folder / "guesses.jsonl"),
+            _environment(environment) if environment.exists() else {},
             _lives(folder / OWNER_FILE),
-            readable_lines(folder / "downstream.jsonl"),
+            downstream_of(folder / "downstream.jsonl"),
         )
         history.stretches = list(history._stretches())
         return history
@@ -98,7 +99,7 @@ class History:
 
     @property
     def name(self) -> str:
-        return self.folder.resolve().name
+        return printable(self.folder.resolve().name)
 
     @property
     def state(self) -> State:
@@ -209,12 +210,17 @@ def run_folders(parent: Path) -> list[Path]:
     return folders
 
 
+def _environment(path: Path) -> dict[str, Any]:
+    kind = dict[str, str | int | float | bool | dict[str, str | None] | None]
+    return read_record(path, kind, "get the file again", follow_links=False)
+
+
 def _lives(owner_file: Path) -> bool:
     """Whether the process that holds the run folder lives, by its owner.json."""
     try:
-        owner = read_json(owner_file)
+        owner = msgspec.convert(read_json(owner_file, follow_links=False), dict[str, Any])
         if owner.get("place") == place():
-            return Path(f"/proc/{owner['pid']}").exists()
+            return Path(f"/proc/{int(owner['pid'])}").exists()
         return time.time() - owner_file.stat().st_mtime < WATCH_S
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -11,7 +11,12 @@ from typing import Any
 
 import orjson
 
-from data_prep.core.files import whole_or_absent
+from data_prep.core.config import SettingsError
+from data_prep.core.files import check_bounded, whole_or_absent
+
+MOST_BYTES = 4 << 30  # five million records
+MOST_LINE_BYTES = 16 << 20
+_CURE = "get the file again"
 
 logger = logging.getLogger(__name__)
 
@@ -56,17 +61,27 @@ def _ends_in_a_line(path: Path) -> bool:
 
 
 def readable_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file, without a half-written line; [] if there is no file."""
-    return [line for _, line in _parsed(path)] if path.exists() else []
+    """The objects of a JSON-lines file, without a half-written line; [] if there is no file.
+
+    Raises SettingsError if it is no regular file, is too large, or has a line of another kind.
+    """
+    return [line for _, line in _parsed(path)] if os.path.lexists(path) else []
 
 
 def _parsed(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Each line as it is, and parsed; passes over one that a killed process did not finish."""
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            yield line, orjson.loads(line)
-        except orjson.JSONDecodeError:
-            continue
+    check_bounded(path, MOST_BYTES, follow_links=False)
+    with path.open("rb") as file:
+        while line := file.readline(MOST_LINE_BYTES + 1):
+            if len(line) > MOST_LINE_BYTES:
+                raise SettingsError(f"{path} has a line of over {MOST_LINE_BYTES:,} bytes; {_CURE}")
+            try:
+                value = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                continue
+            if not isinstance(value, dict):
+                raise SettingsError(f"{path} has a line that is no object; {_CURE}")
+            yield line, value
 
 
 def json_line(value: dict[str, Any]) -> bytes:

@@ -106,7 +106,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_a_run_of_a_version_without_times_is_refused(tmp_path: Path) -> None:
     made = MadeRun(tmp_path / "x")
     (made.folder / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n')
-    with pytest.raises(SettingsError, match="an earlier version"):
+    with pytest.raises(SettingsError, match=r"required field time.*use the version of this"):
         History.read(made.folder)
 
 
