@@ -101,12 +101,13 @@ def updated(settings: T, changes: Mapping[Any, Any]) -> T:
 
 
 def as_text(typed: str) -> str:
-    """The text that was typed for a string setting, `~` expanded, quotes around all of it removed.
+    """The text that was typed for a string setting: `~` expanded, or without quotes around it.
 
-    The quotes are those of people who know that Hydra needs them elsewhere.
+    The quotes are those of people who know that Hydra needs them elsewhere. As in a shell, `~` in
+    them is no home, and what is between them is taken as it is.
     """
     is_quoted = len(typed) > 1 and typed[0] == typed[-1] and typed[0] in "'\""
-    return os.path.expanduser(typed[1:-1] if is_quoted else typed)
+    return typed[1:-1] if is_quoted else os.path.expanduser(typed)
 
 
 def as_dict(settings: object) -> dict[str, Any]:
@@ -126,10 +127,15 @@ def as_yaml(settings: object) -> str:
 def as_overrides(settings: Mapping[str, Any]) -> list[str]:
     """The overrides that give these plain settings, one for every value in every group."""
     return [
-        f"{group}.{name}={_typed(value)}" if name else f"{group}={_typed(value)}"
+        f"{group}.{name}={_word(value)}" if name else f"{group}={_word(value)}"
         for group, values in settings.items()
         for name, value in (values if isinstance(values, dict) else {"": values}).items()
     ]
+
+
+def _word(value: Any) -> str:
+    """A value as it is typed after `=`."""
+    return f"'{value}'" if isinstance(value, str) else _typed(value)
 
 
 def _typed(value: Any) -> str:

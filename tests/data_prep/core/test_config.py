@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_prep.core.config import SettingsError, as_dict, choices, compose
+from data_prep.core.config import SettingsError, as_dict, as_overrides, choices, compose
 from pretrain.config.settings import Precision, Settings
 from scripts.finetuning import settings as finetuning
 
@@ -46,6 +46,16 @@ def test_a_tilde_at_the_start_is_the_home(monkeypatch: pytest.MonkeyPatch) -> No
 def test_quotes_around_a_text_are_not_part_of_it(quote: str) -> None:
     settings, _ = compose("config", Settings, ["+model=tiny", f"data.dir={quote}a b{quote}"])
     assert settings.data.dir == "a b"
+
+
+@pytest.mark.parametrize(
+    "text", ["~", "null", "it's", "'a'", "a\\'b", "\\", "", "{a}, [b]", "=", "1_2"]
+)
+def test_settings_as_overrides_are_the_same_settings(text: str) -> None:
+    settings, _ = compose("config", Settings, ["+model=tiny", f"run.init_from='{text}'"])
+    again, _ = compose("config", Settings, ["+model=base", *as_overrides(as_dict(settings))])
+    assert again == settings
+    assert again.run.init_from == text
 
 
 def test_null_is_no_text_where_a_setting_may_be_left_out() -> None:

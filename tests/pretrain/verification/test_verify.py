@@ -253,7 +253,7 @@ def test_a_copy_that_the_run_refuses_is_its_message_and_leaves_nothing(run: Path
         ("+model=large", "recipe=nvidia_lamb", "engine=bf16"),
         ("+model=base", "recipe=paper", "data.masking=dynamic"),
         ("+model=tiny", "recipe=budget_24h", "optim.max_grad_norm=1"),
-        ("+model=small", "recipe=roberta_like", r"run.name='it\'s, =\{a\} name'", "run.seed=0"),
+        ("+model=small", "recipe=roberta_like", "run.name=it's, ={a} name", "run.seed=0"),
     ],
 )
 def test_a_run_s_settings_as_they_are_typed_are_its_settings(typed, tmp_path) -> None:
