@@ -41,7 +41,7 @@ def build_shard(
         copy=copy,
     )
     masking_rule = MaskingRule.from_manifest(identity, data_dir / "vocab" / "vocab.txt")
-    check_part(store.path_of(part), store.parts[part], identity.vocab_size)
+    check_part(store.path_of(part), store.part(part), identity.vocab_size)
     examples, pairs = make_examples(store, part, pair_rule, masking_rule)
     metadata = {
         "split": split,
@@ -49,7 +49,7 @@ def build_shard(
         "seed": str(settings.seed),
         "seq_len": str(settings.seq_len),
         "vocab_checksum": identity.vocab_checksum,
-        "token_part": store.parts[part].name,
+        "token_part": store.part(part).name,
         "settings": orjson.dumps(settings, msgspec.to_builtins, orjson.OPT_SORT_KEYS).decode(),
     }
     write_shard(folder / split / shard_name(tasks, index), examples, metadata)
@@ -92,7 +92,7 @@ def _load_kernels() -> None:
     for column in (ids, sentence_offsets, document_offsets):
         column.flags.writeable = False  # like a memory map; numba compiles another version for it
     part = TokenPart("", ids, sentence_offsets, document_offsets, documents=None)
-    store = TokenStore(Path(), "", cast(Any, None), [part], np.array([0, 2]))
+    store = TokenStore(Path(), "", cast(Any, None), np.array([0, 2]), {0: part})
     masking_rule = MaskingRule(
         rate=0.15,
         max_predictions=None,

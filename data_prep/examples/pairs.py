@@ -9,6 +9,8 @@ back. A pair that is too long loses tokens at both ends. Three points differ on 
   thousands of short pairs of a long book.
 - The other document is drawn uniformly from the whole split, without the document itself. Google
   draws up to ten times from one file and keeps the last, so a pair labelled random may not be.
+  Of a store of more than PARTNER_PARTS parts, each task draws from so many: its own, and others by
+  chance. A task would otherwise open some 4,000 files.
 - A sentence longer than the window is first cut at every half window, so that two pieces fill an
   example. Google's truncation drops all of it but one window.
 
@@ -52,6 +54,7 @@ from data_prep.examples.pair_walks import (
 )
 from data_prep.stores.tokens import CURE, TokenStore
 
+PARTNER_PARTS = 256  # 4 GB of text
 LOSSES = ("truncated_tokens", "long_sentences", "unpaired_documents")  # of Pairs, and of manifests
 
 
@@ -88,7 +91,7 @@ class Pairs:
 
 
 def make_pairs(store: TokenStore, part: int, rule: PairRule, cls_id: int, sep_id: int) -> Pairs:
-    """The examples of one part of a split; random partners come from all its parts.
+    """The examples of one part of a split; random partners come from `partner_parts`.
 
     Raises ValueError when a random partner is needed and the split holds a single document.
     """
@@ -101,7 +104,7 @@ def make_pairs(store: TokenStore, part: int, rule: PairRule, cls_id: int, sep_id
     plan, rows_of_part = _plan_pairs(store, part, rule)
     lengths_N = plan.lengths_a + plan.lengths_b + rule.pairing.num_special
     offsets = np.concatenate([[0], np.cumsum(lengths_N)]).astype(np.int64)
-    own = store.parts[part]
+    own = store.part(part)
     ids = np.empty(offsets[-1], own.ids.dtype)
     to_a = offsets[:-1] + 1
     to_b = to_a + plan.lengths_a + 1
@@ -110,7 +113,7 @@ def make_pairs(store: TokenStore, part: int, rule: PairRule, cls_id: int, sep_id
     ids[offsets[1:] - 1] = sep_id  # without a B, the same position
     copy_ranges(own.ids, plan.starts_a, plan.lengths_a, np.arange(len(to_a)), ids, to_a)
     for other, rows in rows_of_part:
-        copy_ranges(store.parts[other].ids, plan.starts_b, plan.lengths_b, rows, ids, to_b)
+        copy_ranges(store.part(other).ids, plan.starts_b, plan.lengths_b, rows, ids, to_b)
     is_own = plan.document_a == plan.document_b
     kept_tokens = plan.lengths_a.sum() + plan.lengths_b[is_own].sum()
     return Pairs(
@@ -132,21 +135,26 @@ def _plan_pairs(
 ) -> tuple[PairPlan, list[tuple[int, NDArray[np.int64]]]]:
     """The examples of one part as ranges of tokens; and the rows whose B is in each part."""
     key = np.uint64(philox.stream_key(rule.seed, rule.copy))
-    own = store.parts[part]
+    own = store.part(part)
     sentence_offsets, document_offsets = split_long_sentences(
         own.sentence_offsets, own.document_offsets, rule.window
     )
+    chosen = partner_parts(store, part, key)
+    documents = np.diff(store.first_document)[chosen]
+    first_choice = np.cumsum(documents) - documents
     plan = PairPlan.empty(len(sentence_offsets) - 1)  # an example uses up at least a sentence
     size = walk(
         *(PAIRING_CODES[rule.pairing], sentence_offsets, document_offsets),
-        *(store.first_document[part], store.num_documents, key),
+        *(store.first_document[part], first_choice[chosen == part][0], documents.sum(), key),
         *(rule.window, rule.short_seq_prob, plan),
     )
     plan = plan.head(size)
+    place = np.searchsorted(first_choice, plan.document_b, side="right") - 1
+    plan.document_b[:] += (store.first_document[chosen] - first_choice)[place]
     is_own = plan.document_a == plan.document_b
     partners = list(_by_part(store, np.flatnonzero(~is_own), plan.document_b))
     for other, rows in partners:
-        there = store.parts[other]
+        there = store.part(other)
         broken = place_partners(
             *(there.sentence_offsets, there.document_offsets, store.first_document[other], rows),
             *(there.num_tokens, key, plan),
@@ -158,6 +166,22 @@ def _plan_pairs(
             )
     truncate(key, rule.window, plan)
     return plan, [(part, np.flatnonzero(is_own)), *partners]
+
+
+def partner_parts(store: TokenStore, part: int, key: np.uint64) -> NDArray[np.int64]:
+    """(Q,) the parts that random partners of a part come from, itself included, in their order.
+
+    Up to PARTNER_PARTS of those that hold documents: a function of the key and the part, so the
+    same for any number of workers.
+    """
+    others = np.flatnonzero(np.diff(store.first_document))
+    others = others[others != part]
+    if len(others) >= PARTNER_PARTS:
+        words = np.empty(len(others) + 15, np.uint32)
+        philox.fill(words, len(others), key, philox.PARTNER_PARTS, part)
+        order = np.argsort(words[: len(others)], kind="stable")
+        others = others[order[: PARTNER_PARTS - 1]]
+    return np.sort(np.append(others, part))
 
 
 def split_long_sentences(

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 WORDS = 11
 
 # The purpose of a stream: two purposes never share numbers, whatever their key and subject.
-PAIR, PARTNER, TRUNCATION, MASK = range(1, 5)
+PAIR, PARTNER, TRUNCATION, MASK, PARTNER_PARTS = range(1, 6)
 
 
 def stream_key(seed: int, index: int) -> int:

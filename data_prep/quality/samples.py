@@ -55,4 +55,4 @@ def _name(store: TokenStore, document: int) -> str:
     if document >= store.num_documents:  # shards of another store: a fault reported elsewhere
         return f"document {document}"
     part, row = store.locate(document)
-    return str(store.parts[part].documents[row])
+    return str(store.part(part).documents[row])

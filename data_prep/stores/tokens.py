@@ -16,7 +16,7 @@ place in that order, over all parts of its split.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -214,13 +214,21 @@ def _check_offsets(
 
 @dataclass(frozen=True)
 class TokenStore:
-    """All parts of one split, opened for reading."""
+    """One split of a store. A part is mapped when it is first asked for, and stays mapped.
+
+    So opening costs the reading of the manifest, whatever the number P of parts; and a process maps
+    the parts that it uses, of which the system allows some 65,000.
+    """
 
     folder: Path
     split: str
     manifest: TokensManifest  # of both splits
-    parts: list[TokenPart]
     first_document: NDArray[np.int64]  # (P + 1,) number of each part's first document; the count
+    mapped: dict[int, TokenPart] = field(default_factory=dict)
+
+    @property
+    def num_parts(self) -> int:
+        return len(self.first_document) - 1
 
     @property
     def num_documents(self) -> int:
@@ -228,33 +236,41 @@ class TokenStore:
 
     @classmethod
     def open(cls, data_dir: Path, split: str) -> TokenStore:
-        """Map the parts of a split that the manifest lists; no id is read.
+        """Read the manifest.
 
         Raises ValueError, with the cure, where the store is missing, SettingsError where it is of
-        another version, or a part has other counts or another dtype than the manifest says.
+        another version.
         """
-        folder = data_dir / "tokens"
         manifest = read_tokens_manifest(data_dir)
+        folder = data_dir / "tokens"
         if split not in manifest.splits:
             raise ValueError(f"{folder} has no split {split!r}; there are {', '.join(SPLITS)}")
-        parts: list[TokenPart] = []
-        for entry in manifest.splits[split]:
-            path = folder / split / entry.name
-            part = TokenPart.open(path)
-            found = (part.num_documents, part.num_sentences, part.num_tokens, str(part.ids.dtype))
-            wanted = (entry.documents, entry.sentences, entry.tokens, manifest.dtype)
-            if found != wanted:
-                raise SettingsError(
-                    f"{path} holds (documents, sentences, tokens, dtype) = {found}, the manifest "
-                    f"says {wanted}; delete {folder} and run data_prep.encode again"
-                )
-            parts.append(part)
-        first = np.cumsum([0, *(part.num_documents for part in parts)], dtype=np.int64)
-        return cls(folder, split, manifest, parts, first)
+        documents = (entry.documents for entry in manifest.splits[split])
+        return cls(folder, split, manifest, np.cumsum([0, *documents], dtype=np.int64))
+
+    def part(self, number: int) -> TokenPart:
+        """Map a part; no value is read.
+
+        Raises SettingsError, with the cure, where it is missing, no part, or has other counts or
+        another dtype than the manifest says.
+        """
+        if (part := self.mapped.get(number)) is not None:
+            return part
+        entry, path = self.manifest.splits[self.split][number], self.path_of(number)
+        part = TokenPart.open(path)
+        found = (part.num_documents, part.num_sentences, part.num_tokens, str(part.ids.dtype))
+        wanted = (entry.documents, entry.sentences, entry.tokens, self.manifest.dtype)
+        if found != wanted:
+            raise SettingsError(
+                f"{path} holds (documents, sentences, tokens, dtype) = {found}, the manifest "
+                f"says {wanted}; {CURE}"
+            )
+        self.mapped[number] = part
+        return part
 
     def path_of(self, part: int) -> Path:
         """The file of a part."""
-        return self.folder / self.split / self.parts[part].name
+        return self.folder / self.split / self.manifest.splits[self.split][part].name
 
     def locate(self, document: int) -> tuple[int, int]:
         """The part of a document number, and the document's place in that part."""

@@ -153,7 +153,7 @@ class Corpus:
         return lambda: [
             make_examples(store, part, self.pair_rule, self.masking_rule)
             for store in self.stores
-            for part in range(len(store.parts))
+            for part in range(store.num_parts)
         ]
 
     def _all(self) -> Callable[[], object]:

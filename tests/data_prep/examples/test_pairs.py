@@ -15,8 +15,15 @@ from hypothesis import strategies as st
 from made_corpora import distinct_documents, open_store, random_documents
 
 from data_prep.core.objectives import Pairing
+from data_prep.examples import pairs as pairs_module
 from data_prep.examples import philox
-from data_prep.examples.pairs import PairRule, Pairs, make_pairs, split_long_sentences
+from data_prep.examples.pairs import (
+    PairRule,
+    Pairs,
+    make_pairs,
+    partner_parts,
+    split_long_sentences,
+)
 
 CLS, SEP = 2, 3
 RULE = PairRule(Pairing.nsp, seq_len=32, short_seq_prob=0.1, seed=12345, copy=0)
@@ -25,7 +32,7 @@ RULE = PairRule(Pairing.nsp, seq_len=32, short_seq_prob=0.1, seed=12345, copy=0)
 def pairs_of(tmp_path: Path, parts, rule: PairRule = RULE) -> list[Pairs]:
     """The pairs of each part of a corpus."""
     store = open_store(tmp_path, parts)
-    return [make_pairs(store, part, rule, CLS, SEP) for part in range(len(store.parts))]
+    return [make_pairs(store, part, rule, CLS, SEP) for part in range(store.num_parts)]
 
 
 def rows(pairs: list[Pairs]) -> list[tuple[list[int], list[int], int, int, int, int]]:
@@ -183,6 +190,34 @@ def test_a_random_partner_is_any_other_document_equally_often(tmp_path: Path) ->
     assert expected > 50
     assert sorted(partners) == list(range(1, 10))
     assert all(abs(count - expected) < 5 * np.sqrt(expected) for count in partners.values())
+
+
+def test_of_many_parts_a_task_maps_a_few_and_draws_from_their_documents_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairs_module, "PARTNER_PARTS", 3)
+    store = open_store(tmp_path, [distinct_documents([[5, 5, 5]] * 4)] * 8)
+    pairs = make_pairs(store, 2, RULE, CLS, SEP)
+    chosen = partner_parts(store, 2, np.uint64(RULE.seed << 32))
+    assert len(chosen) == 3
+    assert 2 in chosen
+    assert set(store.mapped) <= set(chosen.tolist())
+    assert set(pairs.document_b // 4) <= set(chosen.tolist())
+    assert not np.any((pairs.next_sentence_labels == 1) & (pairs.document_a == pairs.document_b))
+
+
+def test_every_other_part_with_documents_is_drawn_from_equally_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairs_module, "PARTNER_PARTS", 4)
+    part = distinct_documents([[5]])
+    store = open_store(tmp_path, [part, [], *[part] * 6])
+    drawn = Counter(
+        other for key in range(2000) for other in partner_parts(store, 0, np.uint64(key)).tolist()
+    )
+    assert drawn.pop(0) == 2000
+    assert set(drawn) == {2, 3, 4, 5, 6, 7}
+    assert all(900 < count < 1100 for count in drawn.values())  # 1,000 +- 4.5 deviations of 22
 
 
 def test_a_random_partner_starts_at_any_sentence_equally_often(tmp_path: Path) -> None:
@@ -422,4 +457,4 @@ def test_pairs_are_made_at_more_than_10_megabytes_of_text_a_second(tmp_path: Pat
     began = time.process_time()
     make_pairs(store, 0, RULE, CLS, SEP)
     # 4.3 bytes of English per token; 300 MB/s on one core, so the bound holds under load
-    assert store.parts[0].num_tokens * 4.3 / (time.process_time() - began) > 10e6
+    assert store.part(0).num_tokens * 4.3 / (time.process_time() - began) > 10e6

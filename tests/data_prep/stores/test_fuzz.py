@@ -87,7 +87,7 @@ def examples_of(folder: Path) -> object:
     store = TokenStore.open(folder, "train")
     rule = PairRule(Pairing.nsp, seq_len=32, short_seq_prob=0.1, seed=0, copy=0)
     masks = token_rule(store.manifest.vocab_size)
-    check_part(store.path_of(0), store.parts[0], store.manifest.vocab_size)
+    check_part(store.path_of(0), store.part(0), store.manifest.vocab_size)
     return make_examples(store, 0, rule, masks)
 
 

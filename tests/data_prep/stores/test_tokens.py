@@ -129,11 +129,21 @@ def test_documents_are_numbered_over_all_parts_and_empty_parts_hold_none(tmp_pat
     store = TokenStore.open(tmp_path, "train")
     assert store.num_documents == 3
     assert store.first_document.tolist() == [0, 0, 2, 2, 2, 3, 3]
-    found = [read_back(store.parts[part])[place] for part, place in map(store.locate, range(3))]
+    found = [read_back(store.part(part))[place] for part, place in map(store.locate, range(3))]
     assert found == DOCUMENTS
     with pytest.raises(IndexError, match="from 0 to 2"):
         store.locate(3)
     assert TokenStore.open(tmp_path, "heldout").num_documents == 0
+
+
+def test_a_store_opens_without_its_parts_and_maps_those_that_are_asked_for(tmp_path: Path) -> None:
+    write_store(tmp_path, [DOCUMENTS] * 3)
+    (tmp_path / "tokens" / "train" / "part-00001.arrow").unlink()
+    store = TokenStore.open(tmp_path, "train")
+    assert store.num_documents == 3 * len(DOCUMENTS)
+    assert not store.mapped
+    assert store.part(2) is store.part(2)
+    assert list(store.mapped) == [2]
 
 
 def test_a_missing_store_is_refused_with_the_command_that_makes_it(tmp_path: Path) -> None:
@@ -160,21 +170,21 @@ def test_a_part_cut_short_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "tokens" / "train" / "part-00000.arrow"
     path.write_bytes(path.read_bytes()[:-60])
     with pytest.raises(ValueError, match=r"part-00000\.arrow.*run data_prep\.encode again"):
-        TokenStore.open(tmp_path, "train")
+        TokenStore.open(tmp_path, "train").part(0)
 
 
 def test_a_missing_part_is_refused_by_name(tmp_path: Path) -> None:
     write_store(tmp_path, [DOCUMENTS])
     (tmp_path / "tokens" / "train" / "part-00000.arrow").unlink()
     with pytest.raises(ValueError, match=r"part-00000\.arrow.*run data_prep\.encode again"):
-        TokenStore.open(tmp_path, "train")
+        TokenStore.open(tmp_path, "train").part(0)
 
 
 def test_a_part_with_other_counts_than_the_manifest_is_refused(tmp_path: Path) -> None:
     write_store(tmp_path, [DOCUMENTS])
     write(tmp_path / "tokens" / "train" / "part-00000.arrow", DOCUMENTS[:2])
     with pytest.raises(ValueError, match=r"part-00000\.arrow holds .* the manifest says"):
-        TokenStore.open(tmp_path, "train")
+        TokenStore.open(tmp_path, "train").part(0)
 
 
 def test_a_changed_byte_is_found_by_the_checksum(tmp_path: Path) -> None:
