@@ -165,6 +165,7 @@ def _identity(settings: DataPrepSettings, data_dir: Path) -> shards.ShardsIdenti
         vocab_size=store.vocab_size,
         vocab_checksum=store.vocab_checksum,
         lowercase=store.lowercase,
+        strip_accents=store.settings.strip_accents,
         special_ids=store.special_ids,
         tokens_checksum=checksum(data_dir / "tokens" / "manifest.json"),
         pairs=settings.pairs,

@@ -66,9 +66,12 @@ def run(settings: DataPrepSettings) -> TokensManifest:
     tokens, vocab = read_vocab_store(data_dir)
     parts = list_parts(data_dir)
     dropped = left_out(settings, parts)
+    casing: dict[str, bool] = {"lowercase": vocab.lowercase}
+    if vocab.strip_accents is not None:
+        casing["strip_accents"] = vocab.strip_accents
     identity: dict[str, Any] = {
         "vocab_checksum": vocab.checksum,
-        "lowercase": vocab.lowercase,
+        **casing,
         "heldout_fraction": settings.heldout_fraction,
         "nupunkt": nupunkt.__version__,
         "tokenizers": tokenizers.__version__,
@@ -76,7 +79,7 @@ def run(settings: DataPrepSettings) -> TokensManifest:
     }
     tasks = [_task_entry(folder, part, identity, dropped) for part in parts]
     fraction = settings.heldout_fraction
-    task = partial(_encode_part, data_dir, parts, dropped, tokens, vocab.lowercase, fraction)
+    task = partial(_encode_part, data_dir, parts, dropped, tokens, casing, fraction)
     counts = run_tasks("encode", folder / "logs", tasks, task, settings)
     again = f"delete {folder} and run python -m data_prep.encode data_dir={data_dir}"
     written = [
@@ -183,7 +186,7 @@ def _encode_part(
     parts: Sequence[DocumentPart],
     left_out: LeftOut,
     tokens: Sequence[str],
-    lowercase: bool,
+    casing: dict[str, bool],
     heldout_fraction: float,
     index: int,
 ) -> dict[str, int]:
@@ -191,7 +194,7 @@ def _encode_part(
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tasks run in parallel already
     folder, part = data_dir / "tokens", parts[index]
     duplicate_ids = dropped_ids(data_dir, part, left_out)
-    encoder = Encoder(tokens, lowercase)
+    encoder = Encoder(tokens, **casing)
     splits = {split: Split() for split in SPLITS}
     dropped = Dropped()
     for document in read_part(part.path, part.rows):

@@ -120,7 +120,10 @@ def _plan(
             there = {name: documents.get(name) for name in learnt}
     yield "vocab", vocab_path, options, {"documents": (learnt, there)}
     encoded = tokens and tokens.settings.documents
-    ids = (tokens and tokens.vocab_checksum, vocab and vocab.checksum)
+    ids = (
+        tokens and (tokens.vocab_checksum, tokens.settings.strip_accents),
+        vocab and (vocab.checksum, vocab.strip_accents),
+    )
     yield "encode", tokens_path, "", {"documents": (encoded, documents), "vocabulary": ids}
     lengths = [int(path.name[3:]) for path in root.glob("len*") if path.name[3:].isdigit()]
     for length in sorted(lengths) or [settings.seq_len]:

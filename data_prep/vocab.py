@@ -24,6 +24,7 @@ from data_prep.core.job import Rows, start
 from data_prep.core.settings import DataPrepSettings
 from data_prep.dedup import LeftOut, dropped_ids, left_out
 from data_prep.stores.documents import DocumentPart, list_parts, read_part
+from data_prep.tokenizer.casing import Casing, stated_casing
 from data_prep.tokenizer.hf_files import TOKENIZER_FILES, save_tokenizer
 from data_prep.tokenizer.store import VocabManifest, VocabSettings, read_vocab_store
 from data_prep.tokenizer.training import add_words, train_vocab
@@ -51,18 +52,19 @@ def run(settings: DataPrepSettings) -> VocabManifest:
     dropped = {} if settings.vocab_file else left_out(settings, all_parts)
     parts = _sample(all_parts, settings.vocab_characters)
     dropped = {part.key: dropped[part.key] for part in parts if part.key in dropped}
-    identity = _identity(settings, parts, dropped)
+    casing = _casing(settings)
+    identity = _identity(settings, parts, dropped, casing.strip_accents)
     if (former := _finished(data_dir)) and former.settings == identity:
         return former
     added: list[str] = []
     if settings.vocab_file:
-        tokens, added = _released(Path(settings.vocab_file), settings)
+        tokens, added = _released(Path(settings.vocab_file), settings, casing)
     else:
         batches = partial(_batches, data_dir, parts, dropped)
         tokens = train_vocab(batches, settings.vocab_size, settings.lowercase)
         check_casing(tokens, settings.lowercase)
     manifest_path.unlink(missing_ok=True)  # it must never describe files of another vocabulary
-    save_tokenizer(folder, tokens, settings.lowercase)
+    save_tokenizer(folder, tokens, settings.lowercase, casing.strip_accents)
     manifest = VocabManifest(
         schema_version=SCHEMA_VERSION,
         vocab_size=len(tokens),
@@ -72,13 +74,35 @@ def run(settings: DataPrepSettings) -> VocabManifest:
         settings=identity,
         added_words=added,
         parts=len(all_parts),
+        strip_accents=casing.strip_accents,
     )
     write_json(manifest_path, manifest)
     return manifest
 
 
+def _casing(settings: DataPrepSettings) -> Casing:
+    """The casing of the settings, and the treatment of accents that vocab_file's tokenizer states.
+
+    Raises SettingsError if it states another casing.
+    """
+    if not settings.vocab_file:
+        return Casing(settings.lowercase)
+    stated = stated_casing(Path(settings.vocab_file))
+    if stated.lowercase not in (None, settings.lowercase):
+        its = str(Casing(stated.lowercase))
+        raise SettingsError(
+            f"vocab_file={settings.vocab_file}: its tokenizer has {its}; set {its} (or, to use "
+            "the entries alone, copy its vocab.txt to a folder of its own)"
+        )
+    accents = stated.strip_accents
+    return Casing(settings.lowercase, None if accents == settings.lowercase else accents)
+
+
 def _identity(
-    settings: DataPrepSettings, parts: Sequence[DocumentPart], dropped: LeftOut
+    settings: DataPrepSettings,
+    parts: Sequence[DocumentPart],
+    dropped: LeftOut,
+    strip_accents: bool | None,
 ) -> VocabSettings:
     """Raises SettingsError if a file that the settings name is missing."""
     identity = VocabSettings(
@@ -87,6 +111,7 @@ def _identity(
         duplicates=dropped,
         vocab_file=None,
         vocab_size=None,
+        strip_accents=strip_accents,
     )
     if not settings.vocab_file:
         identity.vocab_size = settings.vocab_size
@@ -119,17 +144,23 @@ def _finished(data_dir: Path) -> VocabManifest | None:
         return None
 
 
-def _released(path: Path, settings: DataPrepSettings) -> tuple[list[str], list[str]]:
+def _released(
+    path: Path, settings: DataPrepSettings, casing: Casing
+) -> tuple[list[str], list[str]]:
     """The entries of a released vocabulary followed by the added words, and the added words."""
     try:
         tokens = read_vocab(path)
-        check_casing(tokens, settings.lowercase)
+        # A cased tokenizer without capitals, such as the Chinese one, states that it is cased
+        if settings.lowercase or stated_casing(path).lowercase is None:
+            check_casing(tokens, settings.lowercase)
     except ValueError as error:
         raise SettingsError(f"vocab_file={path}: {error}") from error
     if settings.add_words is None:
         return tokens, []
     try:
-        added = add_words(tokens, Path(settings.add_words), settings.lowercase)
+        added = add_words(
+            tokens, Path(settings.add_words), settings.lowercase, casing.strip_accents
+        )
     except ValueError as error:
         raise SettingsError(f"add_words: {error}") from error
     return [*tokens, *added], added
@@ -185,7 +216,7 @@ def _summary(settings: DataPrepSettings, manifest: VocabManifest) -> Rows:
     return [
         ("vocabulary", f"{Path(settings.data_dir) / 'vocab'}, {made}"),
         ("entries", f"{manifest.vocab_size:,}"),
-        ("casing", "uncased" if manifest.lowercase else "cased"),
+        ("casing", str(Casing.of(manifest))),
         ("checksum", manifest.checksum),
     ]
 

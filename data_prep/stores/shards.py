@@ -149,6 +149,7 @@ class ShardsIdentity(Record):
     pairs: Pairing
     masking: MaskingSettings
     settings: BuildSettings
+    strip_accents: bool | None = None  # None: as lowercase
 
     def __post_init__(self) -> None:
         check_special_ids(self.special_ids, self.vocab_size)
@@ -157,7 +158,7 @@ class ShardsIdentity(Record):
             raise ValueError(faults[0] if faults else fault)
 
 
-class ShardsManifest(ShardsIdentity):
+class ShardsManifest(ShardsIdentity, kw_only=True):
     """len<seq_len>/manifest.json, written when all shards are there."""
 
     splits: dict[str, SplitEntry]

@@ -78,6 +78,7 @@ class EncodeSettings(Record):
     schema_version: int
     documents: dict[str, str]  # checksum of each part, by "source/name"
     duplicates: dict[str, Any]  # of these parts, as `data_prep.dedup.left_out`
+    strip_accents: bool | None = None  # None: as lowercase
 
 
 class TokensManifest(Record):

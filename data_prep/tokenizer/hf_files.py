@@ -20,7 +20,9 @@ TOKENIZER_FILES = (
 )
 
 
-def save_tokenizer(folder: Path, tokens: Sequence[str], lowercase: bool) -> None:
+def save_tokenizer(
+    folder: Path, tokens: Sequence[str], lowercase: bool, strip_accents: bool | None = None
+) -> None:
     """Write vocab.txt and the files that `AutoTokenizer.from_pretrained(folder)` loads.
 
     The loaded tokenizer has this casing, adds [CLS] and [SEP] to one or two texts and knows the
@@ -29,7 +31,7 @@ def save_tokenizer(folder: Path, tokens: Sequence[str], lowercase: bool) -> None
     with whole_or_absent(folder / "vocab.txt") as temporary:
         temporary.write_bytes("".join(f"{token}\n" for token in tokens).encode())
     with whole_or_absent(folder / "tokenizer.json") as temporary:
-        _with_special_tokens(tokens, lowercase).save(str(temporary), pretty=True)
+        _with_special_tokens(tokens, lowercase, strip_accents).save(str(temporary), pretty=True)
     names = {f"{name}_token": token for name, token in SPECIAL_TOKENS.items()}
     write_json(folder / "special_tokens_map.json", names)
     write_json(
@@ -38,16 +40,16 @@ def save_tokenizer(folder: Path, tokens: Sequence[str], lowercase: bool) -> None
             **names,
             "tokenizer_class": "BertTokenizer",
             "do_lower_case": lowercase,
-            "strip_accents": None,  # follows do_lower_case
+            "strip_accents": strip_accents,  # null follows do_lower_case
             "tokenize_chinese_chars": True,
             "model_max_length": 512,  # positions of the published models
         },
     )
 
 
-def _with_special_tokens(tokens: Sequence[str], lowercase: bool) -> Any:
+def _with_special_tokens(tokens: Sequence[str], lowercase: bool, strip_accents: bool | None) -> Any:
     """The tokenizer for users of a model: it knows the special tokens, adds [CLS] and [SEP]."""
-    tokenizer = make_tokenizer(tokens, lowercase)
+    tokenizer = make_tokenizer(tokens, lowercase, strip_accents)
     special = [
         AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS.values()
     ]

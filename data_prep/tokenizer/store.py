@@ -28,6 +28,7 @@ class VocabSettings(Record):
     vocab_size: int | None  # None: as released
     documents: dict[str, str] | None = None  # checksum of each part it was trained on
     add_words: str | None = None  # checksum of the file
+    strip_accents: bool | None = None  # None: as lowercase
 
 
 class VocabManifest(Record):
@@ -41,6 +42,7 @@ class VocabManifest(Record):
     settings: VocabSettings
     added_words: list[str]
     parts: Count  # of the documents; settings.documents has those it was trained on
+    strip_accents: bool | None = None  # None: as lowercase
 
     def __post_init__(self) -> None:
         check_special_ids(self.special_ids, self.vocab_size)

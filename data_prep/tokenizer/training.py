@@ -10,8 +10,8 @@ import numpy as np
 from tokenizers import normalizers, pre_tokenizers
 from tokenizers.trainers import WordPieceTrainer
 
-from data_prep.tokenizer.vocab_file import SPECIAL_TOKENS
-from data_prep.tokenizer.wordpiece import LONGEST_WORD, make_tokenizer
+from data_prep.tokenizer.vocab_file import LONGEST_WORD, SPECIAL_TOKENS
+from data_prep.tokenizer.wordpiece import make_tokenizer
 
 # As in Hugging Face's trainer: characters of the alphabet, and the count of a character or a pair
 # that becomes an entry.
@@ -20,7 +20,9 @@ LEAST_COUNT = 2
 NUM_CODE_POINTS = 0x110000
 
 
-def add_words(tokens: Sequence[str], path: Path, lowercase: bool) -> list[str]:
+def add_words(
+    tokens: Sequence[str], path: Path, lowercase: bool, strip_accents: bool | None = None
+) -> list[str]:
     """Entries for the words of the file at `path`, one per line, that `tokens` lacks, in its order.
 
     Words are normalised like text; blank lines are skipped. Raises ValueError, with the line, for a
@@ -28,8 +30,9 @@ def add_words(tokens: Sequence[str], path: Path, lowercase: bool) -> list[str]:
     punctuation inside, of CJK characters, or of more than 100 characters.
     """
     known, new = set(tokens), dict[str, None]()
-    rules = make_tokenizer(tokens, lowercase)
-    for line, word in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    rules = make_tokenizer(tokens, lowercase, strip_accents)
+    text = path.read_text(encoding="utf-8-sig")  # with \n at the end of every line
+    for line, word in enumerate(text.split("\n"), start=1):
         normal = rules.normalizer.normalize_str(word).strip()
         parts = [part for part, _ in rules.pre_tokenizer.pre_tokenize_str(normal)]
         if not normal or normal in known:

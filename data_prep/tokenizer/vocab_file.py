@@ -21,6 +21,8 @@ SPECIAL_TOKENS = {
 }
 
 
+LONGEST_WORD = 100  # characters; the default of Hugging Face's WordPiece
+
 # A released vocabulary of 250 languages has 500,000 entries in 10 MB of JSON
 MOST_BYTES = 64 << 20
 MOST_ENTRIES = 1 << 22
@@ -31,8 +33,10 @@ class _Model(msgspec.Struct):
     """The model of a tokenizer.json of WordPiece; other fields are not read."""
 
     vocab: dict[str, int]
-    continuing_subword_prefix: str
+    continuing_subword_prefix: Literal["##"]
     type: Literal["WordPiece"] = "WordPiece"
+    unk_token: Literal["[UNK]"] = "[UNK]"
+    max_input_chars_per_word: Literal[100] = 100  # LONGEST_WORD
 
 
 class _AddedToken(msgspec.Struct):
@@ -40,18 +44,36 @@ class _AddedToken(msgspec.Struct):
     content: str
 
 
+class _Normalizer(msgspec.Struct):
+    type: Literal["BertNormalizer"]
+    lowercase: bool
+    clean_text: bool = True
+    handle_chinese_chars: bool = True
+    strip_accents: bool | None = None
+
+
+class _PreTokenizer(msgspec.Struct):
+    type: Literal["BertPreTokenizer"]
+
+
 class _Tokenizer(msgspec.Struct):
+    """A tokenizer.json; rules that are not followed here are refused."""
+
     model: _Model
     added_tokens: list[_AddedToken]
+    normalizer: _Normalizer | None = None
+    pre_tokenizer: _PreTokenizer | None = None
 
 
 def read_vocab(path: Path) -> list[str]:
     """The entries of a vocab.txt (UTF-8, LF, one per line) or a WordPiece tokenizer.json, by id.
 
-    The id is the line number, from 0; a tokenizer.json includes added entries. Raises
-    SettingsError, with the line and the cure, for anything that would give wrong ids (an empty
-    file, a byte order mark, CR, a blank line, blanks round an entry, a duplicate, a missing special
-    token) and for a file, an entry or a number of entries that is beyond the bounds above.
+    The id is the line number, from 0; a tokenizer.json includes added entries. A line ends with LF
+    alone: U+2028 and other blanks are entries like any other, though no text is ever cut to them.
+    Raises SettingsError, with the line and the cure, for anything that would give wrong ids (an
+    empty file, a byte order mark, CR, an empty line, a duplicate, a missing special token, a
+    tokenizer.json with other rules than BERT's) and for a file, an entry or a number of entries
+    that is beyond the bounds above.
     """
     tokens = _json_entries(path) if path.suffix == ".json" else _text_entries(path)
     _check_entries(path, tokens)
@@ -83,13 +105,7 @@ def _text_entries(path: Path) -> list[str]:
 
 def _json_entries(path: Path) -> list[str]:
     """The entries of a tokenizer.json in the order of their ids, which must have no gap."""
-    try:
-        tokenizer = msgspec.json.decode(read_bounded(path, MOST_BYTES), type=_Tokenizer)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise SettingsError(
-            f"{path} is no tokenizer of kind WordPiece ({printable(str(error))}); "
-            "take a BERT's tokenizer"
-        ) from error
+    tokenizer = read_tokenizer(path)
     added = {token.content: token.id for token in tokenizer.added_tokens}
     numbers = {**tokenizer.model.vocab, **added}
     _check_number(path, len(numbers))
@@ -97,6 +113,24 @@ def _json_entries(path: Path) -> list[str]:
     if gap := next((i for i, token in enumerate(tokens) if numbers[token] != i), None):
         raise SettingsError(f"{path} has no entry, or two, with id {gap}; get the file again")
     return tokens
+
+
+def read_tokenizer(path: Path) -> _Tokenizer:
+    """A tokenizer.json. Raises SettingsError for one with other rules than BERT's."""
+    try:
+        tokenizer = msgspec.json.decode(read_bounded(path, MOST_BYTES), type=_Tokenizer)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise SettingsError(
+            f"{path} is no tokenizer of kind WordPiece with BERT's rules "
+            f"({printable(str(error))}); take a BERT's tokenizer"
+        ) from error
+    rules = tokenizer.normalizer
+    if rules and not (rules.clean_text and rules.handle_chinese_chars):
+        raise SettingsError(
+            f"{path}: its normalizer keeps control characters or CJK words whole (clean_text, "
+            "handle_chinese_chars), which is not done here; take a BERT's tokenizer that has both"
+        )
+    return tokenizer
 
 
 def _check_number(path: Path, entries: int) -> None:
@@ -108,7 +142,7 @@ def _check_number(path: Path, entries: int) -> None:
 
 
 def _check_entries(path: Path, tokens: Sequence[str]) -> None:
-    """Refuse blank entries, duplicates and missing special tokens."""
+    """Refuse empty entries, duplicates and missing special tokens."""
     first_line: dict[str, int] = {}
     for line, token in enumerate(tokens, start=1):
         if len(token) > MOST_CHARACTERS:
@@ -116,10 +150,10 @@ def _check_entries(path: Path, tokens: Sequence[str]) -> None:
                 f"{path}, line {line}, has {len(token):,} characters, and {MOST_CHARACTERS:,} are "
                 "the most of an entry; is this a vocabulary?"
             )
-        if not token or token != token.strip():
+        if not token:
             raise SettingsError(
-                f"{path}, line {line}, {token!r}, is blank or has blanks at an end; remove the "
-                f"line if nothing was trained with this file, otherwise get the file again"
+                f"{path}, line {line}, is empty; remove it if it is the last one or nothing was "
+                f"trained with this file, otherwise keep its id by a name such as [unused{line}]"
             )
         if token in first_line:
             raise SettingsError(

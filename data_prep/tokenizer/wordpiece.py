@@ -2,9 +2,10 @@
 
 The rules are those of google-research/bert tokenization.py as in Hugging Face's BertTokenizer:
 control characters are dropped, CJK characters are set apart by blanks, `lowercase` lowers case and
-removes accents, words are cut at punctuation, then the longest match is taken greedily. One number
-differs from Google's code: a word of more than 100 characters (Google: 200) is unknown, as in every
-tokenizer that Hugging Face loads, so an exported model reads text as it was trained.
+removes accents (unless `strip_accents` says otherwise), words are cut at punctuation, then the
+longest match is taken greedily. One number differs from Google's code: a word of more than 100
+characters (Google: 200) is unknown, as in every tokenizer that Hugging Face loads, so an exported
+model reads text as it was trained.
 """
 
 from __future__ import annotations
@@ -19,25 +20,29 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 
-from data_prep.tokenizer.vocab_file import SPECIAL_TOKENS, special_ids
+from data_prep.tokenizer.vocab_file import LONGEST_WORD, SPECIAL_TOKENS, special_ids
 
-LONGEST_WORD = 100  # characters; the default of Hugging Face's WordPiece
 # Words kept with their ids, 50 MB of memory. 16 million characters of English have 150,000.
 MOST_WORDS = 1 << 18
 LONGEST_KEPT = 100  # characters of such a word; bounds the memory on any text
 _PARTS = re.compile(r"[!-/:-@\[-`{-~]|[^!-/:-@\[-`{-~]+")  # ASCII punctuation, or text between
 
 
-def make_tokenizer(tokens: Sequence[str], lowercase: bool) -> Any:
-    """A `tokenizers` tokenizer without special tokens: a literal "[MASK]" stays text."""
+def make_tokenizer(
+    tokens: Sequence[str], lowercase: bool, strip_accents: bool | None = None
+) -> Any:
+    """A `tokenizers` tokenizer without special tokens: a literal "[MASK]" stays text.
+
+    strip_accents=None follows lowercase, as in Google's code.
+    """
     model = WordPiece(
         {token: number for number, token in enumerate(tokens)},
         unk_token=SPECIAL_TOKENS["unk"],
         max_input_chars_per_word=LONGEST_WORD,
     )
     tokenizer = Tokenizer(model)
-    # strip_accents unset follows lowercase, as in Google's code
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    rules = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
+    tokenizer.normalizer = rules
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     return tokenizer
@@ -80,10 +85,12 @@ class Encoder:
     special token in the text: it is cut into "[", "mask", "]" here, as in Google's code.
     """
 
-    def __init__(self, tokens: Sequence[str], lowercase: bool) -> None:
+    def __init__(
+        self, tokens: Sequence[str], lowercase: bool, strip_accents: bool | None = None
+    ) -> None:
         self.vocab_size = len(tokens)
         self.special_ids = special_ids(tokens)
-        self._word_ids = _WordIds(make_tokenizer(tokens, lowercase), lowercase)
+        self._word_ids = _WordIds(make_tokenizer(tokens, lowercase, strip_accents), lowercase)
 
     def encode(self, sentences: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """The (T,) ids of N sentences end to end, and their (N,) lengths, which may be 0."""

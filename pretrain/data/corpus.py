@@ -11,6 +11,7 @@ from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum
 from data_prep.core.records import read_manifest
 from data_prep.stores.shards import ShardsManifest
+from data_prep.tokenizer.casing import Casing, stated_casing
 from data_prep.tokenizer.vocab_file import read_vocab
 from pretrain.config.settings import DataSettings
 
@@ -66,6 +67,12 @@ def manifest_of(data: DataSettings) -> ShardsManifest:
             f"{vocab} (checksum {found}) is not the vocabulary that the shards in {folder} were "
             f"encoded with ({manifest.vocab_checksum}); run data_prep.encode and "
             f"data_prep.build again with data_dir={data.dir}"
+        )
+    own = Casing.of(manifest)
+    if (casing := stated_casing(vocab)).differs(own):
+        raise SettingsError(
+            f"{vocab.parent} has {casing}, and the shards in {folder} were encoded with {own}; run "
+            f"data_prep.encode and data_prep.build again with data_dir={data.dir}"
         )
     if (entries := len(read_vocab(vocab))) != manifest.vocab_size:
         raise SettingsError(

@@ -17,6 +17,7 @@ import xxhash
 from data_prep.core.config import SettingsError, as_dict, choices, compose
 from data_prep.core.files import checksum, read_json
 from data_prep.stores.shards import ShardsManifest, read_shards_manifest
+from data_prep.tokenizer.casing import Casing, stated_casing
 from data_prep.tokenizer.vocab_file import read_vocab
 from data_prep.tokenizer.wordpiece import make_tokenizer
 from pretrain.checkpoint.files import STATE_FILE, find_fault, newest_whole, read_state
@@ -55,7 +56,7 @@ class InitWeights:
     is_checkpoint: bool  # ours; otherwise a Hugging Face folder
     sizes: dict[str, Any]  # by the names in SIZES
     tokens: list[str]  # its vocabulary
-    lowercase: bool | None  # None: unknown
+    casing: Casing
 
     def identity(self, typed: str) -> dict[str, str]:
         """Its entry in a run's identity. Reads every byte of the weights."""
@@ -91,18 +92,18 @@ class InitWeights:
         there, where = self.tokens, f"that of run.init_from={self.folder}"
         pairs = zip(own, there, strict=False)
         first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(own), len(there)))
-        other_casing = self.lowercase not in (None, manifest.lowercase)
+        own_casing = Casing.of(manifest)
+        other_casing = self.casing.differs(own_casing)
         if first == len(there) and not other_casing:
             return []
-        casing = ("lowercase=false", "lowercase=true", "lowercase=true or false")
+        lowercase = str(Casing(self.casing.lowercase)).replace("none", "true or false")
         cure = (
             f"prepare the data with its vocabulary: python -m data_prep.vocab data_dir="
             f"{settings.data.dir} vocab_file={_vocabulary_file(self.folder) or 'VOCAB.TXT'} "
-            f"{casing[2 if self.lowercase is None else self.lowercase]}, then data_prep.encode and "
-            "data_prep.build again"
+            f"{lowercase}, then data_prep.encode and data_prep.build again"
         )
         if first == len(there):
-            return [f"{path} has lowercase={manifest.lowercase} and is not {where}; {cure}"]
+            return [f"{path} has {own_casing}, and {where} has {self.casing}; {cure}"]
         ours = repr(own[first]) if first < len(own) else "nothing"
         return [
             f"{path} ({len(own):,} entries) is not {where} ({len(there):,} entries): entry {first} "
@@ -110,13 +111,14 @@ class InitWeights:
         ]
 
     def weights(
-        self, model: BertForPreTraining, tokens: Sequence[str], lowercase: bool
+        self, model: BertForPreTraining, tokens: Sequence[str], casing: Casing
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Weights for all of `model`, by `named_parameters`, and facts about how they were made.
 
-        A part that the folder lacks keeps the model's values. `tokens` is the run's vocabulary: an
-        entry after the folder's gets the mean of the rows of its pieces. Raises SettingsError if a
-        file cannot be read or the weights do not fit the model.
+        A part that the folder lacks keeps the model's values. `tokens` is the run's vocabulary and
+        `casing` its casing: an entry after the folder's gets the mean of the rows of its pieces, or
+        [UNK]'s if it has none. Raises SettingsError if a file cannot be read or the
+        weights do not fit the model.
         """
         import torch
 
@@ -136,9 +138,12 @@ class InitWeights:
                 weights, new, left_out = starting_weights(state, model.settings, model.pairing)
             except SettingsError as error:
                 raise SettingsError(f"run.init_from={self.folder}: {error}") from error
-        splitting = make_tokenizer(self.tokens, lowercase)
+        splitting = make_tokenizer(self.tokens, bool(casing.lowercase), casing.strip_accents)
         added = tokens[len(self.tokens) :]
-        pieces = [splitting.encode(word, add_special_tokens=False).ids for word in added]
+        unknown = splitting.token_to_id("[UNK]")
+        pieces = [
+            splitting.encode(word, add_special_tokens=False).ids or [unknown] for word in added
+        ]
         rows_there = weights["embeddings.word.weight"].shape[0]
         if rows_there < len(self.tokens):
             raise SettingsError(
@@ -160,9 +165,7 @@ class InitWeights:
             "left_out": left_out,
             "rows_beyond_vocabulary": 0 if self.is_checkpoint else rows_there - len(self.tokens),
             "added_words": len(added),
-            "added_words_of_unknown_pieces": sum(
-                splitting.token_to_id("[UNK]") in ids for ids in pieces
-            ),
+            "added_words_of_unknown_pieces": sum(unknown in ids for ids in pieces),
         }
         return {**own, **weights}, facts
 
@@ -273,13 +276,13 @@ def _hugging_face(folder: Path) -> InitWeights:
         )
     sizes = {name: config.get(name, value) for name, value in SIZES.items()}
     sizes["hidden_act"] = _SAME.get(sizes["hidden_act"], sizes["hidden_act"])
-    tokens, lowercase = _vocabulary_of(folder)
+    tokens, casing = _vocabulary_of(folder)
     if not len(tokens) <= config["vocab_size"] < len(tokens) + MOST_PADDING:
         raise SettingsError(
             f"run.init_from={folder}: config.json has vocab_size={config['vocab_size']} and "
             f"{_vocabulary_file(folder)} {len(tokens):,} entries; get the weights' own tokenizer"
         )
-    return InitWeights(folder, _weight_files(folder), False, sizes, tokens, lowercase)
+    return InitWeights(folder, _weight_files(folder), False, sizes, tokens, casing)
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
@@ -317,8 +320,8 @@ def _vocabulary_file(folder: Path) -> Path | None:
     return next((p for n in ("tokenizer.json", "vocab.txt") if (p := folder / n).is_file()), None)
 
 
-def _vocabulary_of(folder: Path) -> tuple[list[str], bool | None]:
-    """The vocabulary of a Hugging Face folder, and whether it lower-cases (None: unknown)."""
+def _vocabulary_of(folder: Path) -> tuple[list[str], Casing]:
+    """The vocabulary of a Hugging Face folder, and the casing that it states."""
     path = _vocabulary_file(folder)
     if path is None:
         raise SettingsError(
@@ -326,15 +329,9 @@ def _vocabulary_of(folder: Path) -> tuple[list[str], bool | None]:
             "rows mean nothing; copy the tokenizer's files there"
         )
     try:
-        tokens = read_vocab(path)
+        return read_vocab(path), stated_casing(path)
     except ValueError as error:
         raise SettingsError(f"run.init_from={folder}: {error}") from error
-    if path.suffix == ".json":
-        lowercase = (read_json(path).get("normalizer") or {}).get("lowercase")
-    else:
-        config = folder / "tokenizer_config.json"
-        lowercase = read_json(config).get("do_lower_case") if config.is_file() else None
-    return tokens, lowercase
 
 
 def _checkpoint(folder: Path) -> InitWeights:
@@ -346,21 +343,22 @@ def _checkpoint(folder: Path) -> InitWeights:
     except ValueError as error:
         raise SettingsError(f"run.init_from={folder}: {error}") from error
     sizes = {name: identity[f"model.{name}"] for name in SIZES}
-    tokens = _checkpoint_vocabulary(folder, vocab_checksum_of(identity))
-    return InitWeights(folder, (folder / WEIGHTS,), True, sizes, tokens, None)
+    vocab = _checkpoint_vocabulary(folder, vocab_checksum_of(identity))
+    tokens, casing = read_vocab(vocab), stated_casing(vocab)
+    return InitWeights(folder, (folder / WEIGHTS,), True, sizes, tokens, casing)
 
 
-def _checkpoint_vocabulary(folder: Path, wanted: str) -> list[str]:
-    """The vocabulary with this checksum, from the run's data or its export."""
+def _checkpoint_vocabulary(folder: Path, wanted: str) -> Path:
+    """The vocab.txt with this checksum, of the run's export or its data."""
     from pretrain.config.load import settings_of
 
     run = folder.absolute().parent.parent
-    paths = [run / "export" / "vocab.txt"]
+    paths = [run / "export" / "vocab.txt"]  # first: the data's may have been made again
     if (run / "config.yaml").is_file():
-        paths.insert(0, Path(settings_of(run).data.dir) / "vocab" / "vocab.txt")
+        paths.append(Path(settings_of(run).data.dir) / "vocab" / "vocab.txt")
     for path in paths:
         if path.is_file() and checksum(path) == wanted:
-            return read_vocab(path)
+            return path
     raise SettingsError(
         f"run.init_from={folder}: its vocabulary (checksum {wanted}) is in none of "
         f"{', '.join(map(str, paths))}; put the vocab.txt that it was trained with in one of them"

@@ -59,7 +59,11 @@ def checked(folder: Path) -> dict[str, Any]:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer. Raises InputError if it is missing or has more entries than fit."""
+    """The folder's tokenizer.
+
+    Raises InputError if it is missing, has more entries than fit or, as `transformers` loads it,
+    another normalizer than its tokenizer.json.
+    """
     config = checked(folder)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise InputError(
@@ -72,7 +76,37 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             f"{folder}: the tokenizer has {len(tokenizer):,} entries, the model embeddings for "
             f"{config['vocab_size']:,}; copy both from the same model"
         )
+    _check_normalizer(folder / "tokenizer.json", tokenizer)
     return tokenizer
+
+
+def _check_normalizer(path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises InputError unless `tokenizer` normalises text as the tokenizer.json at `path` says.
+
+    `transformers` makes a BERT's normalizer from tokenizer_config.json and its own defaults.
+    """
+    its = json.loads(path.read_text(encoding="utf-8")).get("normalizer") if path.is_file() else None
+    if its is None:
+        return
+    used = json.loads(tokenizer.backend_tokenizer.normalizer.__getstate__())
+    for rules in (its, used):
+        if rules.get("strip_accents", False) is None:
+            rules["strip_accents"] = rules["lowercase"]
+    if its == used:
+        return
+    names = {
+        "lowercase": "do_lower_case",
+        "strip_accents": "strip_accents",
+        "handle_chinese_chars": "tokenize_chinese_chars",
+    }
+    given = {names[rule]: its[rule] for rule in names if its.get(rule) != used.get(rule)}
+    if its["type"] != "BertNormalizer" or its["clean_text"] is not used["clean_text"]:
+        given = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    raise InputError(
+        f"{path} normalises text otherwise than transformers does by the tokenizer_config.json "
+        "next to it, so that words would get other ids than in pretraining; write "
+        f"{json.dumps(given)} into that file"
+    )
 
 
 def load_model(

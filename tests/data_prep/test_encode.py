@@ -137,7 +137,9 @@ def test_the_store_has_the_bytes_that_encoding_whole_sentences_gives(
     monkeypatch.setattr(encode, "Encoder", WholeSentences)
     tokens = vocab_file.read_vocab(encoded / "vocab" / "vocab.txt")
     for index in range(PARTS):
-        encode._encode_part(tmp_path, list_parts(encoded), {}, tokens, True, 0.3, index)
+        encode._encode_part(
+            tmp_path, list_parts(encoded), {}, tokens, {"lowercase": True}, 0.3, index
+        )
     parts = [path.relative_to(tmp_path) for path in tmp_path.glob("tokens/*/*.arrow")]
     assert len(parts) == 2 * PARTS
     for part in parts:

@@ -17,6 +17,7 @@ from torch import Tensor
 from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json, write_json
 from data_prep.core.objectives import Pairing
+from data_prep.tokenizer.casing import Casing
 from data_prep.tokenizer.hf_files import save_tokenizer
 from pretrain.config import load
 from pretrain.config.settings import Settings
@@ -56,7 +57,7 @@ def taken(
     origin: InitWeights, model: BertForPreTraining, tokens: list[str] = TOKENS
 ) -> dict[str, Any]:
     """What came of giving `model` the folder's weights."""
-    weights, facts = origin.weights(model, tokens, lowercase=tokens is not CASED)
+    weights, facts = origin.weights(model, tokens, Casing(lowercase=tokens is not CASED))
     model.load_weights(weights)
     return facts
 
@@ -209,6 +210,30 @@ def test_entries_after_the_folder_s_get_the_mean_of_their_pieces_and_are_counted
         assert torch.equal(ours[len(TOKENS)], given[pieces].mean(0))
         assert torch.equal(ours[len(TOKENS) + 1], given[TOKENS.index("[UNK]")])
         assert not ours[len(tokens) :].any()
+
+
+def test_an_added_entry_without_pieces_gets_the_row_of_unknown_words(tmp_path: Path) -> None:
+    theirs = saved(tmp_path)
+    tokens = [*TOKENS, "\u2028", "\u3000", "cats"]
+    model = drawn(num_entries=len(tokens))
+    assert taken(find(str(tmp_path)), model, tokens)["added_words_of_unknown_pieces"] == 2
+    rows = theirs.bert.embeddings.word_embeddings.weight
+    for number in (len(TOKENS), len(TOKENS) + 1):
+        assert torch.equal(model.embeddings.word.weight[number], rows[TOKENS.index("[UNK]")])
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_accents_kept_there_and_removed_here_are_refused_and_taken_alike(
+    tmp_path: Path, data: Path, name: str
+) -> None:
+    saved(tmp_path / "bert")
+    save_tokenizer(tmp_path / "bert", TOKENS, lowercase=True, strip_accents=False)
+    for other in {"tokenizer.json", "tokenizer_config.json"} - {name}:
+        (tmp_path / "bert" / other).unlink()
+    origin = find(str(tmp_path / "bert"))
+    with pytest.raises(SettingsError, match=r"strip_accents=false; prepare .* lowercase=true"):
+        origin.check(settings_for(data), shards_manifest())
+    origin.check(settings_for(data), shards_manifest(strip_accents=False))
 
 
 def call_it_roberta(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -359,6 +360,34 @@ def test_what_is_no_bert_folder_is_refused(
     change(folder)
     with pytest.raises(InputError, match=message):
         models.load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "cure"),
+    [
+        ({"strip_accents": False}, {"strip_accents": False}),
+        ({"lowercase": False}, {"do_lower_case": False, "strip_accents": None}),
+        ({"handle_chinese_chars": False}, {"tokenize_chinese_chars": False}),
+        ({"clean_text": False}, {"tokenizer_class": "PreTrainedTokenizerFast"}),
+    ],
+)
+def test_a_normalizer_that_transformers_would_not_use_is_refused_with_a_cure_that_works(
+    bert: Path, tmp_path: Path, normalizer: dict[str, Any], cure: dict[str, Any]
+) -> None:
+    folder = Path(shutil.copytree(bert, tmp_path / "x"))
+    models.load_tokenizer(folder).save_pretrained(folder)
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["normalizer"] |= normalizer
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    with pytest.raises(InputError, match=r"write (\{.*\}) into that file") as refusal:
+        models.load_tokenizer(folder)
+    typed = json.loads(str(refusal.value).split("; write ")[1].removesuffix(" into that file"))
+    assert set(typed) == set(cure)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | typed))
+    its = json.loads(models.load_tokenizer(folder).backend_tokenizer.to_str())["normalizer"]
+    for rule, value in normalizer.items():
+        assert its[rule] == value
 
 
 def test_weights_that_are_not_a_whole_bert_are_refused(bert: Path, tmp_path: Path) -> None:
