@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.stores.shard_reader import Shards
-from pretrain.data.packing import PackedBatch
-from pretrain.data.static_shapes import Packer, static_tokens
+from pretrain.data.packing import PackedBatch, Shape
+from pretrain.data.static_shapes import Packer, one_shape
+
+_FILLER = (0, 1)  # the examples of a batch that is not counted
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,10 @@ class EvalLoader:
         token_budget: int,
         max_examples: int | None,
         static: bool = False,
+        pinned: bool = False,
     ) -> None:
         """`max_examples` None: all. `static`: micro-batches all have one shape, for compiled code.
+        `pinned`: they are in page-locked memory, which needs CUDA.
 
         Raises ValueError where there is no held-out example."""
         ids = held_out_ids(shards.num_examples, max_examples)
@@ -67,11 +71,16 @@ class EvalLoader:
             )
         self.num_sequences = len(ids)
         self.num_masked = int(self._rows.masked_counts.sum())
-        self._packer = Packer(shards, static)
         runs = _consecutive(lengths, token_budget)
-        ends = np.cumsum(lengths)
-        fullest = max(int(ends[end - 1] - ends[first] + lengths[first]) for first, end in runs)
-        self._tokens = static_tokens(fullest, token_budget)
+        shapes = None
+        if static:
+            masked = self._rows.masked_counts
+            sizes = [
+                Shape(int(lengths[first:end].sum()), end - first, int(masked[first:end].sum()))
+                for first, end in (*runs, _FILLER)
+            ]
+            shapes = one_shape(sizes, token_budget, shards.manifest.seq_len)
+        self._packer = Packer(shards, shapes, pinned)
         num_rounds = -(-len(runs) // world_size)
         self._mine = runs[rank::world_size]
         self._num_fillers = num_rounds - len(self._mine)
@@ -84,10 +93,10 @@ class EvalLoader:
         for first, end in self._mine:
             yield HeldOutBatch(self._pack(first, end), is_counted=True)
         for _ in range(self._num_fillers):
-            yield HeldOutBatch(self._pack(0, 1), is_counted=False)
+            yield HeldOutBatch(self._pack(*_FILLER), is_counted=False)
 
     def _pack(self, first: int, end: int) -> PackedBatch:
-        return self._packer.pack(self._rows, np.arange(first, end), self._tokens)
+        return self._packer.pack(self._rows, np.arange(first, end))
 
 
 def _consecutive(lengths: NDArray[np.int64], token_budget: int) -> list[tuple[int, int]]:

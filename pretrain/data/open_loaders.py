@@ -23,12 +23,14 @@ def open_loaders(
     rank: int,
     world_size: int,
     static: bool,
+    pinned: bool = False,
     is_verified: bool = False,
 ) -> tuple[TrainLoader, EvalLoader]:
     """Training and held-out examples of phase number `phase`, for this rank.
 
     The caller closes the training loader. `static`: micro-batches have few shapes, for compiled
-    code. Raises SettingsError if a shard differs from the manifest.
+    code. `pinned`: they are in page-locked memory, for a GPU. Raises SettingsError if a shard
+    differs from the manifest.
     """
     data, folder = settings.data, folder_of(settings.data)
     cut: dict[str, Any] = {
@@ -36,6 +38,7 @@ def open_loaders(
         "world_size": world_size,
         "token_budget": settings.engine.tokens_per_micro_batch,
         "static": static,
+        "pinned": pinned,
     }
     held_out = EvalLoader(
         Shards.open(folder, "heldout", is_verified), max_examples=settings.eval.max_examples, **cut

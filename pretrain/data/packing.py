@@ -121,13 +121,49 @@ def pack_rows(
         raise ValueError("a micro-batch needs one example at least; none was given")
     if min(lengths) < 1:
         raise ValueError(f"example {lengths.index(min(lengths))} of a micro-batch has no tokens")
-    most = rows.masked_counts if new_masks is None else new_masks.most
-    real = Shape(sum(lengths), len(lengths), int(most[places].sum()))
-    shape = shape_of(real)
-    longest = max(lengths)
-    lengths += filler_lengths(real, shape, max_seqlen)
-    # two allocations hold all columns
+    counts = rows.masked_counts if new_masks is None else new_masks.quotas
+    room = int(counts[places].sum() if new_masks is None else new_masks.most[places].sum())
+    real = Shape(sum(lengths), len(lengths), int(counts[places].sum()))
+
+    def fill(shape: Shape) -> tuple[dict[str, Tensor], int]:
+        slots = replace(shape, masked=max(shape.masked, room))
+        return _filled(rows, places, max_seqlen, slots, new_masks, pinned)
+
+    shape = expected = shape_of(real)
+    columns, num_drawn = fill(expected)
+    if num_drawn != real.masked:  # of whole words; few more than the quota may take another shape
+        real = replace(real, masked=num_drawn)
+        shape = shape_of(real)
+        if shape != replace(expected, masked=shape.masked):
+            columns, _ = fill(shape)
+    for name in ("masked_positions", "labels"):
+        columns[name] = columns[name][: shape.masked]
+    return PackedBatch(
+        **columns,
+        lengths=lengths + filler_lengths(real, shape, max_seqlen),
+        max_seqlen=max_seqlen,
+        num_tokens=real.tokens,
+        num_sequences=real.sequences,
+        num_masked=num_drawn,
+    )
+
+
+def _filled(
+    rows: Rows,
+    places: NDArray[np.int64],
+    max_seqlen: int,
+    shape: Shape,
+    new_masks: NewMasks | None,
+    pinned: bool,
+) -> tuple[dict[str, Tensor], int]:
+    """The tensors of a packed row of this shape, and the number of masked tokens.
+
+    Raises ValueError if the shape is too small.
+    """
     tokens, sequences, masked = shape.tokens, shape.sequences, shape.masked
+    lengths = rows.lengths[places]
+    filler_lengths(Shape(int(lengths.sum()), len(lengths), 0), shape, max_seqlen)
+    # two allocations hold all columns
     of_32_bits = torch.empty(3 * tokens + sequences + 1, dtype=torch.int32, pin_memory=pinned)
     of_64_bits = torch.empty(2 * (sequences + masked), dtype=torch.int64, pin_memory=pinned)
     if new_masks is None:
@@ -135,33 +171,18 @@ def pack_rows(
     else:
         drawn = (True, new_masks.keys, new_masks.quotas, new_masks.rule.compiled)
     num_drawn = _pack(
-        *(rows.addresses, rows.like, rows.shards, rows.rows, places, *drawn, longest, max_seqlen),
-        *((tokens, sequences, masked), of_32_bits.numpy(), of_64_bits.numpy()),
+        *(rows.addresses, rows.like, rows.shards, rows.rows, places, *drawn),
+        *(int(lengths.max()), max_seqlen, (tokens, sequences, masked)),
+        *(of_32_bits.numpy(), of_64_bits.numpy()),
     )
-    input_ids, position_ids, segment_ids, cu_seqlens = of_32_bits.split_with_sizes(
-        [tokens, tokens, tokens, sequences + 1]
+    names = ("input_ids", "position_ids", "segment_ids", "cu_seqlens")
+    columns = dict(
+        zip(names, of_32_bits.split_with_sizes([tokens] * 3 + [sequences + 1]), strict=True)
     )
-    cls_positions, pair_labels, masked_positions, labels = of_64_bits.split_with_sizes(
-        [sequences, sequences, masked, masked]
-    )
-    if num_drawn < real.masked:  # whole words: fewer than the upper bound
-        slots = shape_of(replace(real, masked=num_drawn)).masked
-        masked_positions, labels = masked_positions[:slots], labels[:slots]
-    return PackedBatch(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        segment_ids=segment_ids,
-        cu_seqlens=cu_seqlens,
-        lengths=lengths,
-        cls_positions=cls_positions,
-        masked_positions=masked_positions,
-        labels=labels,
-        next_sentence_labels=pair_labels,
-        max_seqlen=max_seqlen,
-        num_tokens=real.tokens,
-        num_sequences=real.sequences,
-        num_masked=num_drawn,
-    )
+    names = ("cls_positions", "next_sentence_labels", "masked_positions", "labels")
+    sizes = [sequences, sequences, masked, masked]
+    columns |= zip(names, of_64_bits.split_with_sizes(sizes), strict=True)
+    return columns, num_drawn
 
 
 def filler_lengths(real: Shape, shape: Shape, max_seqlen: int) -> list[int]:
@@ -170,14 +191,20 @@ def filler_lengths(real: Shape, shape: Shape, max_seqlen: int) -> list[int]:
     Raises ValueError if the shape is too small.
     """
     rest = shape.tokens - real.tokens
-    lengths = [max_seqlen] * (rest // max_seqlen) + [rest % max_seqlen] * (rest % max_seqlen > 0)
-    unused = shape.sequences - real.sequences - len(lengths)
+    count = num_fillers(rest, max_seqlen)
+    unused = shape.sequences - real.sequences - count
     if rest < 0 or unused < 0 or shape.masked < real.masked:
         raise ValueError(
-            f"a micro-batch of {real} does not fit {shape}, whose rest takes {len(lengths)} filler "
+            f"a micro-batch of {real} does not fit {shape}, whose rest takes {count} filler "
             f"sequences of {max_seqlen} tokens at most"
         )
+    lengths = [min(max_seqlen, rest - first) for first in range(0, rest, max_seqlen)]
     return lengths + [0] * unused
+
+
+def num_fillers(tokens: int, max_seqlen: int) -> int:
+    """Filler sequences that fill up a row by this many tokens."""
+    return -(-tokens // max_seqlen)
 
 
 _NO_MASKS = (

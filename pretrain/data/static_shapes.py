@@ -1,84 +1,135 @@
-"""Micro-batches in static shapes for compiled code."""
+"""Micro-batches in static shapes for compiled code.
+
+The shapes of a run are a closed list, known before its first step: a few token counts where its
+batches are, and the most that a micro-batch may hold. Every micro-batch is filled up to the first
+that holds it. So the number of compiled programs is bounded, whatever the token budget, and all can
+be compiled at the start.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from data_prep.stores.shard_reader import Rows, Shards
 from data_prep.stores.shards import ShardsManifest
-from pretrain.data.packing import NewMasks, PackedBatch, Shape, pack_rows
+from pretrain.data.packing import NewMasks, PackedBatch, Shape, num_fillers, pack_rows
+
+MOST_SIZES = 16  # token counts of the shapes that are compiled at the start
+_LEAST_STEP = 256  # tokens between two of them
+_SEQUENCES, _MASKED = 16, 64  # slots are multiples of these
+_SHORTEST = 3  # tokens of an example: [CLS], one token, [SEP]
 
 
 class Shapes:
-    """Static sizes for micro-batches, the same for nearly all, so that few programs are compiled.
+    """The static shapes of one split's micro-batches.
+
+    `usual` are compiled at the start, by ascending tokens. `rare` have the tokens of the last of
+    them, with twice the slots and so on: for a micro-batch of very many short sequences.
+    """
+
+    def __init__(self, usual: Sequence[Shape], max_seqlen: int) -> None:
+        self.usual, self._max_seqlen = list(usual), max_seqlen
+        self.rare: list[Shape] = []
+        most = largest = self.usual[-1]
+        sequences = rounded_up(largest.tokens // _SHORTEST + 1, _SEQUENCES)
+        while most.sequences < sequences or most.masked < largest.tokens:
+            most = Shape(
+                largest.tokens,
+                max(largest.sequences, min(sequences, 2 * most.sequences)),
+                max(largest.masked, min(largest.tokens, 2 * most.masked)),
+            )
+            self.rare.append(most)
+
+    def holding(self, real: Shape) -> Shape:
+        """The first shape that holds a micro-batch of these sizes.
+
+        Every one fits of examples of three tokens or more that is no longer than the token budget.
+        """
+        for shape in (*self.usual, *self.rare):
+            rest = shape.tokens - real.tokens
+            if rest < 0 or shape.masked < real.masked:
+                continue
+            if real.sequences + num_fillers(rest, self._max_seqlen) <= shape.sequences:
+                return shape
+        raise ValueError(f"no shape up to {shape} holds a micro-batch of {real}")
+
+
+def usual_shapes(manifest: ShardsManifest, split: str, sizes: Sequence[int]) -> Shapes:
+    """Shapes of these token counts, ascending; the last is the most that a micro-batch has.
 
     Lengths vary between micro-batches, so there are slots for 1.3 times as many sequences as fit at
     the mean length.
     """
-
-    def __init__(self, manifest: ShardsManifest, split: str) -> None:
-        totals = manifest.splits[split]
-        self._sequences_per_token = 1.3 * totals.rows / max(1, totals.tokens)
-        self._rate = manifest.masking.rate
-        self._max_seqlen = manifest.seq_len
-        self.used: set[Shape] = set()
-
-    def around(self, real: Shape, tokens: int) -> Shape:
-        """The usual shape of `tokens` tokens, or one with more slots if `real` needs them."""
-        fillers = -(-(tokens - real.tokens) // self._max_seqlen)
-        usual = math.ceil(self._sequences_per_token * tokens) + 8
-        return Shape(
+    totals, longest = manifest.splits[split], manifest.seq_len
+    sequences_per_token = 1.3 * totals.rows / max(1, totals.tokens)
+    # the share of long sequences, which are most tokens, is that of the longest: 77 of 512
+    rate = max(manifest.masking.rate, round(manifest.masking.rate * longest) / longest)
+    shapes = [
+        Shape(
             tokens,
-            _rounded_up(max(usual, real.sequences + fillers), 16),
-            _rounded_up(max(math.ceil(self._rate * tokens), real.masked), 64),
+            rounded_up(math.ceil(sequences_per_token * tokens) + 8, _SEQUENCES),
+            rounded_up(math.ceil(rate * tokens), _MASKED),
         )
+        for tokens in sizes
+    ]
+    return Shapes(shapes, longest)
 
 
-def _rounded_up(number: int, multiple: int) -> int:
+def one_shape(sizes: Sequence[Shape], token_budget: int, max_seqlen: int) -> Shapes:
+    """A single shape for known micro-batches of these sizes."""
+    tokens = min(token_budget, rounded_up(max(real.tokens for real in sizes), _LEAST_STEP))
+    slots = max(real.sequences + num_fillers(tokens - real.tokens, max_seqlen) for real in sizes)
+    masked = max(real.masked for real in sizes)
+    shape = Shape(tokens, rounded_up(slots, _SEQUENCES), rounded_up(masked, _MASKED))
+    return Shapes([shape], max_seqlen)
+
+
+def spread_sizes(seen: Sequence[int], most: int) -> list[int]:
+    """At most MOST_SIZES token counts for micro-batches such as those of the sizes `seen`.
+
+    `most` is the largest that there may be, and the last of them. The others are multiples of a
+    step: one for each size seen, and one above. The step is 256 tokens, or more where the sizes
+    seen are far apart.
+    """
+    low, high = min(seen), max(seen)
+    step = rounded_up(max(_LEAST_STEP, (high - low) // (MOST_SIZES - 4)), _LEAST_STEP)
+    sizes = {rounded_up(size, step) for size in (*seen, high + step)}
+    return sorted({min(size, most) for size in (*sizes, most)})
+
+
+def rounded_up(number: int, multiple: int) -> int:
+    """The first multiple from `number` on."""
     return -(-number // multiple) * multiple
 
 
 class Packer:
-    """Packs rows of one split for one rank, in static shapes or in their own sizes."""
+    """Packs rows for one rank, in static shapes or in their own sizes."""
 
-    def __init__(self, shards: Shards, static: bool) -> None:
+    def __init__(self, shards: Shards, shapes: Shapes | None, pinned: bool) -> None:
+        """`shapes` None: own sizes. `pinned`: in page-locked memory, which needs CUDA."""
         self._max_seqlen = shards.manifest.seq_len
-        self._shapes = Shapes(shards.manifest, shards.split) if static else None
-        self._pinned = torch.cuda.is_available()
+        self.shapes, self._pinned = shapes, pinned
+        self._used: set[Shape] = set()
 
     @property
     def num_shapes(self) -> int:
         """Static shapes used so far."""
-        return 0 if self._shapes is None else len(self._shapes.used)
+        return len(self._used)
 
     def pack(
-        self,
-        rows: Rows,
-        places: NDArray[np.int64],
-        tokens: int,
-        new_masks: NewMasks | None = None,
+        self, rows: Rows, places: NDArray[np.int64], new_masks: NewMasks | None = None
     ) -> PackedBatch:
-        """Pack one micro-batch; a static one is filled up to `tokens`."""
-        shapes = self._shapes
-        if shapes is None:
-            return pack_rows(rows, places, self._max_seqlen, _as_it_is, new_masks, self._pinned)
-
-        def around(real: Shape) -> Shape:
-            return shapes.around(real, tokens)
-
-        packed = pack_rows(rows, places, self._max_seqlen, around, new_masks, self._pinned)
-        shapes.used.add(Shape(tokens, len(packed.lengths), len(packed.labels)))
+        """Pack one micro-batch."""
+        shape_of = _as_it_is if self.shapes is None else self.shapes.holding
+        packed = pack_rows(rows, places, self._max_seqlen, shape_of, new_masks, self._pinned)
+        if self.shapes is not None:
+            self._used.add(Shape(len(packed.input_ids), len(packed.lengths), len(packed.labels)))
         return packed
 
 
 def _as_it_is(real: Shape) -> Shape:
     return real
-
-
-def static_tokens(most_tokens: int, token_budget: int) -> int:
-    """`most_tokens`, those of the fullest micro-batch, rounded up to a multiple of 256."""
-    return min(token_budget, _rounded_up(most_tokens, 256))

@@ -26,9 +26,11 @@ from pretrain.config.settings import MaskMode
 from pretrain.data.balancing import Deal, deal, deal_prefix, longest_prefix
 from pretrain.data.packing import NewMasks, PackedBatch
 from pretrain.data.shuffle import ExampleOrder, keyed_hash
-from pretrain.data.static_shapes import Packer, static_tokens
+from pretrain.data.static_shapes import Packer, Shapes, spread_sizes, usual_shapes
 
 BATCHES_AHEAD = 3
+# of the stream's first batches, whose sizes decide the static shapes; all their sequences
+_BATCHES_SEEN, _SEQUENCES_SEEN = 256, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,13 @@ class TrainLoader:
         rule: MaskingRule,
         tokens_per_step: int | None = None,
         static: bool = False,
+        pinned: bool = False,
     ) -> None:
         """`token_budget` is the most tokens of a micro-batch; `rule` draws the dynamic masks.
 
-        `static`: micro-batches are filled up to a few sizes, for compiled code. Raises
-        SettingsError if a batch cannot be dealt, ValueError if there is no example.
+        `static`: micro-batches are filled up to a few sizes, for compiled code. `pinned`: they are
+        in page-locked memory, which needs CUDA. Raises SettingsError if a batch cannot be dealt,
+        ValueError if there is no example.
         """
         seq_len = shards.manifest.seq_len
         check_dealable(global_batch, world_size, token_budget, seq_len, tokens_per_step)
@@ -96,9 +100,27 @@ class TrainLoader:
         self._seed = seed
         self._masking = masking
         self._rule = rule
-        self._packer = Packer(shards, static)
         self._order = ExampleOrder(shards.num_examples, seed)
+        self._packer = Packer(shards, self._static_shapes() if static else None, pinned)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="train-loader")
+
+    @property
+    def shapes(self) -> Shapes | None:
+        """The static shapes of all micro-batches; None: each has its own."""
+        return self._packer.shapes
+
+    def _static_shapes(self) -> Shapes:
+        """Shapes for the sizes of the stream's first batches, whatever position training is at."""
+        manifest, budget = self._shards.manifest, self._token_budget
+        sizes = [budget]
+        if self._num_bins is None:
+            count = min(_BATCHES_SEEN, max(16, _SEQUENCES_SEEN // self._global_batch))
+            firsts = range(0, count * self._global_batch, self._global_batch)
+            seen = [self._deal(first)[-1].most_tokens for first in firsts]
+            # no bin has more than the mean and one sequence
+            fullest = -(-self._global_batch // self._world_size) * manifest.seq_len
+            sizes = spread_sizes(seen, min(budget, fullest + manifest.seq_len))
+        return usual_shapes(manifest, self._shards.split, sizes)
 
     def batches(
         self, first_position: int, skipped: Sequence[Sequence[int]] = ()
@@ -169,9 +191,6 @@ class TrainLoader:
     def _prepare(self, first: int) -> GlobalBatch:
         epochs, ids, rows, dealt = self._deal(first)
         mine = dealt[self._rank]
-        tokens = self._token_budget
-        if self._num_bins is None:
-            tokens = static_tokens(dealt.most_tokens, tokens)
 
         new_masks = None
         if self._masking is MaskMode.dynamic:
@@ -179,7 +198,7 @@ class TrainLoader:
             new_masks = NewMasks(keys, rows.lengths, self._rule)
 
         def pack(places: NDArray[np.int64]) -> PackedBatch:
-            return self._packer.pack(rows, places, tokens, new_masks)
+            return self._packer.pack(rows, places, new_masks)
 
         num_masked = int(rows.masked_counts.sum()) if new_masks is None else new_masks.total
         if num_masked is None:

@@ -180,7 +180,8 @@ class Engine:
         self._set_loss_scaler(scaler)
 
     def close(self) -> None:
-        """Free the memory for the engine of the next phase. The last call."""
+        """Free memory and compiled code for the engine of the next phase. The last call."""
+        torch.compiler.reset()
         self._engine.destroy()
         # ZeRO 3 leaves references in hooks that no collector sees: empty what they hold
         for optimizer in (self._engine.optimizer, self._optimizer):

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from pretrain.model.bert import BertForPreTraining
 
 BACKEND = "inductor"
-MOST_SHAPES = 64  # of micro-batches, for training and evaluation each; a run has about ten
+# Programs per layer before torch gives up. A phase has 16 shapes in training and one in evaluation,
+# one for each later phase, and a few for rare micro-batches (`data.static_shapes`).
+MOST_SHAPES = 64
 
 
 def resolve_compile(settings: EngineSettings, device: torch.device) -> Compile:

@@ -1,8 +1,9 @@
-"""The memory rehearsal: runs out of memory before the first step, not at the longest batch.
+"""The rehearsal: runs out of memory before the first step, not at the longest batch, and compiles.
 
 A synthetic micro-batch of exactly engine.tokens_per_micro_batch tokens goes through forward,
 backward and gradient reduction, after smaller ones. If it does not fit, the error names the largest
-that did.
+that did. Where layers are compiled, the sizes are the static shapes of the run's own batches: their
+code is ready before the first step, and nothing is compiled that no batch needs.
 """
 
 from __future__ import annotations
@@ -16,19 +17,22 @@ from data_prep.examples.masking import MaskingRule, num_masked
 from data_prep.stores.shards import Examples, ShardsManifest
 from pretrain.config.phases import Phase
 from pretrain.data.balancing import micro_steps
-from pretrain.data.packing import PackedBatch, pack
+from pretrain.data.packing import PackedBatch, Shape, pack
+from pretrain.data.static_shapes import Shapes
 from pretrain.engine.engine import Engine
 
 PARTS = 4  # sizes tried: quarters of the whole
 _SHORTEST = 8  # tokens of a sequence that fills up the row
 
 
-def rehearse(engine: Engine, phase: Phase, manifest: ShardsManifest) -> None:
+def rehearse(
+    engine: Engine, phase: Phase, manifest: ShardsManifest, shapes: Shapes | None = None
+) -> None:
     """Try a step of a phase at full size and leave the engine unchanged. Collective.
 
-    `manifest` is that of the phase's shards. If a step has several micro-batches, two are tried:
-    the second meets the gradients of the first. On a rank without enough memory it raises
-    RuntimeError with the setting to change and its value.
+    `manifest` is that of the phase's shards; `shapes` are those of its loader if they are static.
+    If a step has several micro-batches, two are tried: the second meets the gradients of the first.
+    On a rank without enough memory it raises RuntimeError with the setting to change and its value.
     """
     settings = phase.settings
     rule = MaskingRule.from_manifest(manifest, Path(settings.data.dir) / "vocab" / "vocab.txt")
@@ -36,26 +40,36 @@ def rehearse(engine: Engine, phase: Phase, manifest: ShardsManifest) -> None:
     whole, seq_len = settings.engine.tokens_per_micro_batch, settings.data.seq_len
     of_tokens = settings.optim.tokens_per_step is not None
     is_even = of_tokens or settings.optim.global_batch % engine.ranks.world_size == 0
-    least = min(whole, seq_len if is_even else 2 * seq_len)  # batches.dealing refuses less
-    fitted = None
-    for tokens in sorted({max(least, whole * part // PARTS) for part in range(1, PARTS + 1)}):
-        batch = fake_batch(tokens, seq_len, rule, manifest.vocab_size)
+    least = min(whole, seq_len if is_even else 2 * seq_len)  # check_dealable refuses less
+    parts = {max(least, whole * part // PARTS) for part in range(1, PARTS + 1)}
+    sizes = [Shape(tokens, 0, 0) for tokens in sorted(parts)] if shapes is None else shapes.usual
+    smaller = None  # a token budget to propose
+    for size in sizes:
+        shape = None if shapes is None else size
+        batch = fake_batch(size.tokens, seq_len, rule, manifest.vocab_size, shape)
         try:
             recompute = settings.engine.activation_checkpointing
             engine.rehearse([batch] * num_micro_batches, recompute)
         except torch.OutOfMemoryError as error:
-            raise RuntimeError(_cure(phase, engine, tokens, fitted, str(error))) from None
-        fitted = tokens
+            if smaller is None and shapes is not None and size.tokens > least:
+                smaller = f"{max(least, size.tokens // 2)}, which the next start tries"
+            raise RuntimeError(_cure(phase, engine, size.tokens, smaller, str(error))) from None
+        smaller = f"{size.tokens}, which fits"
 
 
-def fake_batch(tokens: int, seq_len: int, rule: MaskingRule, vocab_size: int) -> PackedBatch:
+def fake_batch(
+    tokens: int, seq_len: int, rule: MaskingRule, vocab_size: int, shape: Shape | None = None
+) -> PackedBatch:
     """A micro-batch of `tokens` tokens in sequences of `seq_len`, the last one shorter.
 
-    The longest sequences need the most memory: attention grows with the square of the length.
+    `shape` fills it up to static sizes; None: no more than the sequences need. The longest
+    sequences need the most memory: attention grows with the square of the length.
     """
     whole, rest = divmod(tokens, seq_len)
     lengths = np.array([seq_len] * whole + [rest] * (rest >= _SHORTEST), np.int64)
     masked_counts = num_masked(lengths, rule)
+    if shape is not None:  # rounding may give one too many
+        masked_counts[-1] -= max(0, int(masked_counts.sum()) - shape.masked)
     offsets, masked_offsets = (
         np.concatenate([[0], np.cumsum(n)]) for n in (lengths, masked_counts)
     )
@@ -74,14 +88,15 @@ def fake_batch(tokens: int, seq_len: int, rule: MaskingRule, vocab_size: int) ->
             document_b=np.zeros(size, np.uint32),
         ),
         seq_len,
+        shape,
     )
 
 
-def _cure(phase: Phase, engine: Engine, tokens: int, fitted: int | None, error: str) -> str:
+def _cure(phase: Phase, engine: Engine, tokens: int, smaller: str | None, error: str) -> str:
     settings, ranks, stage = phase.settings, engine.ranks, phase.settings.engine.zero_stage
     least = f"that is the least for data.seq_len={settings.data.seq_len}"
-    if fitted is not None:
-        cure = f"set engine.tokens_per_micro_batch={fitted}, which fits; it changes no result"
+    if smaller is not None:
+        cure = f"set engine.tokens_per_micro_batch={smaller}; it changes no result"
     elif not settings.engine.activation_checkpointing:
         cure = f"{least}; set engine.activation_checkpointing=true; it changes no result"
     elif stage < 3 and ranks.world_size > 1:

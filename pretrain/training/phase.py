@@ -21,6 +21,7 @@ from pretrain.checkpoint.saver import Saver
 from pretrain.config.settings import Compile, OnSpike, Settings
 from pretrain.data.corpus import folder_of
 from pretrain.data.open_loaders import open_loaders
+from pretrain.data.static_shapes import usual_shapes
 from pretrain.engine.engine import Engine
 from pretrain.huggingface import init_from
 from pretrain.huggingface.load import load_tokenizer
@@ -56,12 +57,13 @@ class PhaseTraining:
         self._manifest = context.manifests[number - 1]
         self._is_main = ranks.rank == 0
         self._is_compiled = settings.engine.compile is Compile.true
-        self._engine = self._build_engine()
         self._loader, self._held_out = open_loaders(
             settings, number, self._manifest,
             rank=ranks.rank, world_size=ranks.world_size, static=self._is_compiled,
+            pinned=ranks.device.type == "cuda",
             is_verified=True,  # by pretrain.run, a share of the shards on each rank
         )  # fmt: skip
+        self._engine = self._build_engine()
         self._sentences = _masked_sentences(settings)
         self._progress = Progress.begin() if checkpoint is None else self._load(checkpoint)
         if settings.log.wandb and self._is_main and not context.lasting:
@@ -163,11 +165,21 @@ class PhaseTraining:
             watchdog.begin(f"reading the weights in {context.origin.folder}")
             self._load_init_weights(context.origin, model)
         engine = Engine(model, settings.optim, settings.engine, context.ranks)
-        if settings.survival.rehearse:  # later phases, too: theirs may come days from now
-            for coming in context.phases[self._phase.number - 1 :]:
-                watchdog.begin(f"the rehearsal of phase {coming.number}")
-                rehearse(engine, coming, context.manifests[coming.number - 1])
+        if settings.survival.rehearse:
+            self._rehearse(engine)
         return engine
+
+    def _rehearse(self, engine: Engine) -> None:
+        """Try this phase and all later ones, which may be days away. Compiles this phase's code."""
+        for coming in self._context.phases[self._phase.number - 1 :]:
+            self._context.watchdog.begin(f"the rehearsal of phase {coming.number}")
+            manifest, shapes = self._context.manifests[coming.number - 1], self._loader.shapes
+            if shapes is not None and coming is not self._phase:
+                budget = coming.settings.engine.tokens_per_micro_batch
+                shapes = usual_shapes(manifest, "train", [budget])
+            rehearse(engine, coming, manifest, shapes)
+        if self._is_compiled:
+            engine.evaluate_step(next(iter(self._held_out)).batch)
 
     def _load_init_weights(self, origin: init_from.InitWeights, model: BertForPreTraining) -> None:
         """Give `model` the weights of run.init_from, on every rank.

@@ -1,5 +1,7 @@
 """Compiled layers: the same numbers as plain ones, under every stage that may have them."""
 
+import dataclasses
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,17 @@ from step_outcomes import assert_near, outcome
 from data_prep.core.config import SettingsError
 from pretrain.checkpoint.identity import identity
 from pretrain.config.load import load
+from pretrain.config.phases import phases_of
 from pretrain.config.settings import Compile, EngineSettings, Precision
 from pretrain.data.corpus import manifest_of
+from pretrain.data.open_loaders import open_loaders
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine.engine import Engine
 from pretrain.model import compile as compiling
 from pretrain.model import cpu_dropout as dropout_module
+from pretrain.model.bert import BertForPreTraining
 from pretrain.model.compile import compile_parts, resolve_compile
+from pretrain.training.memory_probe import rehearse
 
 FP32, AUTOCAST, BF16 = Precision.fp32, Precision.bf16_autocast, Precision.bf16
 CAPTURED = "aot_eager"  # graphs are captured, and run as torch would have run them
@@ -173,6 +179,50 @@ def test_more_shapes_than_are_allowed_for_are_an_error_and_not_slowness() -> Non
     (graphs,) = run_ranks(too_many_shapes, 1)
     assert graphs[-1] == -1
     assert graphs[0] < graphs[1]
+
+
+def graphs_of_a_rehearsed_run(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """Graphs after the rehearsal, and after all batches of a run, of training and evaluation."""
+    compiling.BACKEND = CAPTURED
+    count_graphs_from_here()
+    typed = ["+model=tiny", f"data.dir={folder}", "optim.global_batch=30", "run.name=x"]
+    typed += ["engine.tokens_per_micro_batch=2100", "model.num_hidden_layers=1"]
+    settings, _ = load(typed, 1)
+    (phase,), manifest = phases_of(settings), manifest_of(settings.data)
+    engine_settings = dataclasses.replace(settings.engine, compile=Compile.true, precision=FP32)
+    train, held_out = open_loaders(settings, 1, manifest, rank=0, world_size=1, static=True)
+    shapes, counts = train.shapes, torch._dynamo.utils.counters["stats"]
+    assert shapes is not None
+    model = BertForPreTraining(settings.model, manifest.vocab_size, settings.data.pairs)
+    with flash_on_the_cpu(), train:
+        engine = Engine(model, settings.optim, engine_settings, ranks)
+        rehearse(engine, phase, manifest, shapes)
+        first = next(iter(held_out)).batch
+        engine.evaluate_step(first)
+        rehearsed = counts["unique_graphs"]
+        batches = itertools.islice(train.batches(0), 40)
+        used = set()
+        for batch in batches:
+            engine.train_step(batch, 1e-4)
+            used |= {len(micro.input_ids) for micro in batch.micro_batches}
+        for item in held_out:
+            engine.evaluate_step(item.batch)
+    return {
+        "graphs": (rehearsed, counts["unique_graphs"]),
+        "sizes": {shape.tokens for shape in shapes.usual},
+        "slots": {shape.masked for shape in shapes.usual},
+        "used": used,
+    }
+
+
+@pytest.mark.distributed
+def test_after_the_rehearsal_no_batch_compiles_anything(sample_dir: Path) -> None:
+    (found,) = run_ranks(graphs_of_a_rehearsed_run, 1, timeout_s=200, folder=sample_dir)
+    rehearsed, in_the_end = found["graphs"]
+    of_layers, of_losses = (len(found[name]) + 1 for name in ("sizes", "slots"))  # 1: evaluation
+    assert rehearsed == in_the_end == of_layers + of_losses
+    assert 1 < len(found["used"])
+    assert found["used"] <= found["sizes"]
 
 
 def graphs_of_masked_logits(ranks: Ranks) -> tuple[int, int]:
