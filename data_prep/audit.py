@@ -5,6 +5,10 @@ metric of the shards is computed from their bytes, none is taken from their mani
 token store are what encode has counted. data_dir/audit/<seq_len>/ gets audit.json, plots and
 index.html; the folder of the shards gets a data set card, README.md. The exit status is 1 if the
 shards are unfit, and every reason is named.
+
+Settings are typed as name=value or group.name=value:
+
+{data_prep.yaml}
 """
 
 from __future__ import annotations

@@ -3,6 +3,10 @@
 Turns the token store into shards of masked examples, data_dir/len<seq_len>/. One task makes one
 shard from one part of the token store in one pass (`copies`). Held-out documents are paired among
 themselves. Rows are in document order: training permutes them.
+
+Settings are typed as name=value or group.name=value:
+
+{data_prep.yaml}
 """
 
 from __future__ import annotations

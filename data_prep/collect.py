@@ -3,6 +3,11 @@
 Run it once for each source. Run again for the same source, it reads only what is missing or has
 changed, and everything if the settings have changed. Dropped documents are counted in dropped.json
 and kept with their reason in rejects/.
+
++source={source}
+Settings are typed as name=value or group.name=value:
+
+{data_prep.yaml}
 """
 
 from __future__ import annotations

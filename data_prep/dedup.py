@@ -9,6 +9,10 @@ order of collecting.
 documents/duplicates.parquet has one row per dropped document, in the order of the documents;
 documents/duplicates.json sums them up and names what they were computed from. vocab and encode
 leave the dropped documents out, and run this job first where its result is missing or out of date.
+
+Settings are typed as name=value or group.name=value:
+
+{data_prep.yaml}
 """
 
 from __future__ import annotations

@@ -4,6 +4,10 @@ Splits every document's paragraphs into sentences, and these into WordPiece ids 
 and casing of data_dir/vocab. A hash of a document's name decides whether it is held out, so its
 split does not depend on the other documents. One task encodes one part of the documents into one
 part of each split.
+
+Settings are typed as name=value or group.name=value:
+
+{data_prep.yaml}
 """
 
 from __future__ import annotations

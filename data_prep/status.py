@@ -4,6 +4,10 @@ Reads only manifests and the records that tasks leave in the logs, so any machin
 folder can show the progress of jobs on others. The time left of a job is the mean time of its
 finished tasks, times the unfinished ones, shared by those that run now or, if none does, by
 num_workers. The exit status is 1 if something failed.
+
+Settings are typed as name=value or group.name=value:
+
+{data_prep.yaml}
 """
 
 from __future__ import annotations

@@ -4,6 +4,10 @@ It is trained on the documents of all sources; of a large corpus, on a sample of
 vocab_file=vocab.txt a released vocabulary is checked and used instead, entry for entry, followed by
 the words of add_words=FILE. data_dir/vocab then holds a whole tokenizer, which
 `AutoTokenizer.from_pretrained` loads, and a manifest, written last.
+
+Settings are typed as name=value or group.name=value:
+
+{data_prep.yaml}
 """
 
 from __future__ import annotations

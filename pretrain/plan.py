@@ -1,8 +1,17 @@
-"""Plan a run before it runs: its steps and tokens, and on named hardware memory, time and money.
+"""Plan a run before it runs: steps, tokens, memory, days, money, energy.
 
-    python -m pretrain.plan +model=large recipe=nvidia_lamb cluster=dgx_a100 cluster.nodes=32
+    python -m pretrain.plan +model={model}
+        [cluster={cluster}]
+        [GROUP=NAME ...] [SETTING=VALUE ...] [json=true]
 
 Takes what `pretrain.run` takes, needs neither data nor GPU, and refuses what the run would refuse.
+
+cluster=NAME cluster.nodes=N   the hardware, in conf/cluster; default: this machine, measured
+plan.padding=full              pad every sequence, as most published runs do
+plan.lengths                   mean lengths assumed without prepared data
+json=true                      print the plan as JSON
+
+example: python -m pretrain.plan +model=large recipe=nvidia_lamb cluster=dgx_a100 cluster.nodes=32
 """
 
 from __future__ import annotations
@@ -19,27 +28,10 @@ from pretrain.config import load as load_module
 from pretrain.config.phases import check_phases, phases_of
 from pretrain.config.settings import Settings
 
-HELP = """\
-python -m pretrain.plan +model={model} [cluster={cluster}]
-    [GROUP=NAME ...] [SETTING=VALUE ...] [json=true]
-
-What a run will take: steps, tokens, memory, days, money, energy. Settings: see pretrain.run.
-
-cluster=NAME cluster.nodes=N   the hardware, in conf/cluster; default: this machine, measured
-plan.padding=full              pad every sequence, as most published runs do
-plan.lengths                   mean lengths assumed without prepared data
-json=true                      print the plan as JSON
-
-example: python -m pretrain.plan +model=large recipe=nvidia_lamb cluster=dgx_a100 cluster.nodes=32
-"""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Plan from the command line. 0: planned; 1: it does not fit the memory; 2: wrong settings."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if "--help" in arguments or "-h" in arguments:
-        print(HELP.format(model="|".join(choices("model")), cluster="|".join(clusters())), end="")
-        return 0
     typed = [a for a in arguments if a not in ("--cfg", "json=true", "json=false")]
     try:
         settings = load(typed)

@@ -1,6 +1,17 @@
-"""The entry point: settings -> checks -> data -> train -> evaluate -> export.
+"""Train a BERT: settings -> checks -> data -> train -> evaluate -> export.
 
-    python -m pretrain.run +model=base data=wikibooks_512 run.name=x optim.learning_rate=2e-4
+    python -m pretrain.run +model={model} [GROUP=NAME ...] [SETTING=VALUE ...]
+
+groups: data={data}
+        engine={engine}
+        optim={optim}
+        schedule={schedule}
+        recipe={recipe}
+        log={log}
+        cluster={cluster}
+settings: run.name=x run.resume=auto|must|never optim.global_batch=256 schedule.total_steps=1000 ...
+          --cfg prints all of them with their values
+example: torchrun --nproc-per-node 8 -m pretrain.run +model=base data=wikibooks_128 run.name=first
 
 Starts the same way from a bare shell, torchrun, the deepspeed launcher and srun.
 """
@@ -16,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from data_prep.core.caches import use_private_compile_caches
-from data_prep.core.config import SettingsError, as_yaml, choices
+from data_prep.core.config import SettingsError, as_yaml
 from pretrain.checkpoint.identity import identity
 from pretrain.config.load import folder_of_run, load
 from pretrain.config.phases import phases_of
@@ -36,17 +47,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-
-HELP = """\
-python -m pretrain.run +model={model} [GROUP=NAME ...] [SETTING=VALUE ...]
-
-groups: data={data}   engine={engine}
-        optim={optim}   log={log}
-        recipe={recipe}
-settings: run.name=x run.resume=auto|must|never optim.global_batch=256 schedule.total_steps=1000 ...
-          --cfg prints all of them with their values
-example: torchrun --nproc-per-node 8 -m pretrain.run +model=base data=wikibooks_128 run.name=first
-"""
 
 MOST_FAULTS = 10  # shown; all are counted
 
@@ -87,9 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str], stop: signals.StopRequest, output: RankOutput) -> int:
     """Read the settings, check the data's manifests, join the other ranks and train."""
-    if "--help" in arguments or "-h" in arguments:
-        print(_help(), end="")
-        return 0
     world_size = environment_world_size()
     settings, on_sample = load([a for a in arguments if a != "--cfg"], world_size)
     if "--cfg" in arguments:
@@ -111,11 +108,6 @@ def _run(arguments: list[str], stop: signals.StopRequest, output: RankOutput) ->
         raise
     ranks.stop()  # not after another exception: it would wait for ranks that hang
     return 0
-
-
-def _help() -> str:
-    groups = ("model", "data", "engine", "optim", "log", "recipe")
-    return HELP.format(**{group: "|".join(choices(group)) for group in groups})
 
 
 def _check_manifests(settings: Settings, on_sample: bool, stop: signals.StopRequest) -> None:

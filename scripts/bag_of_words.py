@@ -6,6 +6,8 @@ Arguments, sets and metrics are those of scripts.finetune_classification. Only t
 is read. The predictor is logistic regression, or ridge regression for a number, on the set of
 WordPieces of each text. Of five strengths of regularization the best on the development set is
 kept, as fine-tuning keeps the best epoch.
+
+{finetune.yaml}
 """
 
 from __future__ import annotations
@@ -31,9 +33,6 @@ STRENGTHS = (100.0, 30.0, 10.0, 3.0, 1.0)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line: 0, or 2 with a message if something cannot be used."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(arguments):
-        sys.stdout.write(__doc__ or "")
-        return 0
     try:
         settings = load(arguments, Kind.classification)
         strength, metrics = bag_of_words(settings)

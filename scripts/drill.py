@@ -2,11 +2,12 @@
 
     python -m scripts.drill [data.dir=FOLDER data.seq_len=128] [faults=kill,hang,...] [out=FOLDER]
 
-faults  {FAULTS}; default: all
+faults  kill, kill_all, kill_saving, hang, cut, flip, nan, full_disk, full_disk_stop, sigterm,
+        sigusr1, second_job, wandb, shard; default: all
 out     keep the table as drill.md and the runs with their logs, in a new or empty folder
 Other settings of pretrain.run's groups data, model, optim and engine are passed on.
 
-The run makes {STEPS} steps, with a checkpoint every {EVERY}, on the embedded sample unless data.dir
+The run makes 40 steps, with a checkpoint every 10, on the embedded sample unless data.dir
 names a corpus. It is made once undisturbed, and once per fault; where the fault ended it, the same
 command is typed again. All must end with the weights of the undisturbed run, bit for bit.
 
@@ -105,9 +106,6 @@ def drill(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if "--help" in arguments or "-h" in arguments:
-        print((__doc__ or "").format(STEPS=STEPS, EVERY=EVERY, FAULTS=", ".join(FAULTS)))
-        return 0
     try:
         names, out, typed = _parse(arguments)
         overrides = [*SIZES, *typed, *SCHEDULE]

@@ -2,9 +2,11 @@
 
     python -m scripts.evaluate_checkpoints run=runs/x +task=sst2 [SETTING=VALUE ...]
 
-Settings are those of fine-tuning (conf/finetune.yaml). Each checkpoint is exported and fine-tuned,
+Settings are those of fine-tuning. Each checkpoint is exported and fine-tuned,
 and adds one line per task to runs/x/downstream.jsonl, which python -m pretrain.report draws. The
 same command skips what is done.
+
+{finetune.yaml}
 """
 
 from __future__ import annotations

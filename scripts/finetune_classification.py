@@ -3,7 +3,8 @@
     python -m scripts.finetune_classification +task=sst2 model=runs/x/export [SETTING=VALUE ...]
 
 GLUE: cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, wnli; custom: your own csv, tsv or jsonl.
-conf/finetune.yaml has the settings.
+
+{finetune.yaml}
 """
 
 from functools import partial

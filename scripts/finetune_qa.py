@@ -2,8 +2,9 @@
 
     python -m scripts.finetune_qa +task=squad model=runs/x/export [SETTING=VALUE ...]
 
-squad: SQuAD 1.1; squad2: 2.0, with questions that have no answer. conf/finetune.yaml has the
-settings.
+squad: SQuAD 1.1; squad2: 2.0, with questions that have no answer.
+
+{finetune.yaml}
 """
 
 from functools import partial

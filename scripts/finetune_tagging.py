@@ -2,7 +2,9 @@
 
     python -m scripts.finetune_tagging +task=wnut17 model=runs/x/export [SETTING=VALUE ...]
 
-wnut17: named entities; tags: your own CoNLL columns or jsonl. conf/finetune.yaml has the settings.
+wnut17: named entities; tags: your own CoNLL columns or jsonl.
+
+{finetune.yaml}
 """
 
 from functools import partial

@@ -7,7 +7,11 @@ fine-tuned on labels     the class and all probabilities, or the number
 fine-tuned on questions  the span that answers TEXT in the pair
 fine-tuned on tags       one tag per word; spaces separate words
 pretrained               tokens for each [MASK], and whether the pair follows TEXT
---embed                  one vector per text, with any of these models
+--embed                  one vector per text, with any of these models: hidden states of the last
+                         layer, of [CLS] or their mean
+--pair                   the second text of every TEXT
+--top                    number of tokens for each [MASK]; default: 5
+--json                   one object per line
 
 Without TEXT, the lines of --file or of standard input are read. A TAB separates text and pair.
 """
@@ -254,8 +258,7 @@ def _shown(one: Input) -> str:
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m scripts.predict",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
+        add_help=False,
     )
     parser.add_argument("model", help="model=DIR, a Hugging Face folder")
     parser.add_argument("text", nargs="*")

@@ -306,9 +306,6 @@ def write(experiment: Experiment, typed: Sequence[str]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     typed = list(sys.argv[1:] if argv is None else argv)
-    if "--help" in typed or "-h" in typed:
-        print(__doc__)
-        return 0
     names = [field.name for field in fields(Arguments)]
     own = [word for word in typed if word.partition("=")[0] in names]
     try:

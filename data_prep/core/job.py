@@ -1,4 +1,4 @@
-"""How every job starts: settings from the command line, help, a summary, the exit status."""
+"""How every job starts: settings from the command line, a summary, the exit status."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from data_prep.core.config import CONF, SettingsError, as_yaml, choices, compose
+from data_prep.core.config import SettingsError, as_yaml, choices, compose
 from data_prep.core.files import remove_abandoned
 from data_prep.core.printable import printable_lines
 from data_prep.core.settings import DataPrepSettings, SourceSettings, check
@@ -49,16 +49,12 @@ def start(
     Loads the settings from `argv`, calls `run` and prints the `summary` of its result: a text, or
     rows of a table, to which the time taken is added. A text from `faults` is the error message of
     a job that has finished nevertheless. With has_shares=False the job is a single task and refuses
-    settings.share. --help prints the docstring of the job's module and all settings, --cfg the
-    resolved ones; neither runs the job.
+    settings.share. --cfg prints the resolved settings and does not run the job.
     Status: 0 done, 1 failed, 2 wrong settings, 130 interrupted. Expected errors are a message on
     stderr; any other exception is a bug and keeps its traceback.
     """
     arguments, began = sys.argv[1:] if argv is None else argv, time.monotonic()
     try:
-        if "--help" in arguments or "-h" in arguments:
-            sys.stdout.write(_help(str(sys.modules[run.__module__].__doc__)))
-            return 0
         settings = load([argument for argument in arguments if argument != "--cfg"])
         if "--cfg" in arguments:
             sys.stdout.write(as_yaml(settings))
@@ -96,16 +92,6 @@ def _table(rows: Rows) -> str:
     """One line per row, the values aligned."""
     width = max(len(name) for name, _ in rows)
     return "".join(f"{name:<{width}}  {value}\n" for name, value in rows)
-
-
-def _help(doc: str) -> str:
-    """What a job does, and every setting with its comment."""
-    values = (CONF / "data_prep.yaml").read_text(encoding="utf-8")
-    sources = "|".join(choices("source"))
-    return (
-        f"{doc}\n+source={sources}\n"
-        f"Settings are typed as name=value or group.name=value:\n\n{values}"
-    )
 
 
 def require_source(settings: DataPrepSettings) -> SourceSettings:

@@ -20,17 +20,13 @@ _BOOLEANS = {"true": True, "false": False}
 def run_command(command: Callable[..., int | None], argv: Sequence[str] | None = None) -> int:
     """Call `command` with the arguments typed and return its exit status (None is 0).
 
-    --help prints the docstring of the module of `command`. A SettingsError is one line on stderr
-    and status 2. The parameters are as in `parse_arguments`.
+    A SettingsError is one line on stderr and status 2. The parameters are as in `parse_arguments`.
     """
     typed = sys.argv[1:] if argv is None else argv
-    module = sys.modules[command.__module__]
-    if "--help" in typed or "-h" in typed:
-        print((module.__doc__ or "").rstrip())
-        return 0
     try:
         return command(**parse_arguments(command, typed)) or 0
     except SettingsError as error:
+        module = sys.modules[command.__module__]
         name = module.__spec__.name if module.__spec__ else module.__name__
         print(printable_lines(f"{name}: {error}"), file=sys.stderr)
         return 2

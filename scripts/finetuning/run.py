@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.core.config import CONF, SettingsError, as_dict, as_yaml
+from data_prep.core.config import SettingsError, as_dict, as_yaml
 from data_prep.core.files import link_or_copy, write_json
 from scripts.finetuning import results
 from scripts.finetuning.job import Job
 from scripts.finetuning.models import checked, identity, load_tokenizer
-from scripts.finetuning.settings import InputError, Kind, Settings, load, tasks
+from scripts.finetuning.settings import InputError, Kind, Settings, load
 from scripts.finetuning.trial import MODEL, TRIALS, SeedRun, Task
 
 # Settings that do not change the metrics of a trial: where it goes, the other trials, the logging
@@ -30,12 +30,9 @@ FREE = (
 
 
 def main(kind: Kind, argv: Sequence[str] | None = None) -> int:
-    """Fine-tune from the command line; --help and --cfg only print. Status 2: refused, with why."""
+    """Fine-tune from the command line; --cfg only prints. Status 2: refused, with why."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     module = f"scripts.finetune_{kind.name}"
-    if {"-h", "--help"} & set(arguments):
-        sys.stdout.write(_help(module, kind))
-        return 0
     try:
         settings = load([word for word in arguments if word != "--cfg"], kind)
         if "--cfg" in arguments:
@@ -120,10 +117,3 @@ def _link_model(source: Path, target: Path) -> None:
     shutil.copytree(source, temporary, copy_function=link_or_copy)
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
-
-
-def _help(module: str, kind: Kind) -> str:
-    return (
-        f"python -m {module} +task=TASK model=FOLDER [SETTING=VALUE ...]\n\n"
-        f"tasks: {', '.join(tasks(kind))}\n\n{(CONF / 'finetune.yaml').read_text()}"
-    )

@@ -174,10 +174,7 @@ def test_every_cluster_gives_a_table_of_at_most_100_columns(name, capsys) -> Non
         assert part in text
 
 
-def test_help_and_cfg_name_the_clusters_and_the_settings(capsys) -> None:
-    assert main(["--help"]) == 0
-    said = capsys.readouterr().out
-    assert all(name in said for name in clusters())
+def test_cfg_prints_the_settings(capsys) -> None:
     assert main([*LARGE, "--cfg"]) == 0
     assert "gpus_per_node: 8" in capsys.readouterr().out
 

@@ -92,11 +92,6 @@ def test_a_folder_that_holds_something_is_not_written_into(tmp_path, capsys) -> 
     assert "exists and is not empty" in capsys.readouterr().err
 
 
-def test_help_names_every_fault(capsys: pytest.CaptureFixture[str]) -> None:
-    assert drill.main(["--help"]) == 0
-    assert ", ".join(faults.FAULTS) in capsys.readouterr().out
-
-
 def test_the_broken_server_answers_every_request_with_an_error() -> None:
     with faults._broken_server() as address:
         for method in ("GET", "POST"):

@@ -1,4 +1,4 @@
-"""How every job starts: help, settings with their checks, messages and exit statuses."""
+"""How every job starts: settings with their checks, messages and exit statuses."""
 
 from pathlib import Path
 from types import ModuleType
@@ -12,16 +12,6 @@ from data_prep.core.job import load, start
 from data_prep.core.settings import DataPrepSettings
 
 JOBS = [collect, dedup, vocab, encode, build, audit, status]
-
-
-@pytest.mark.parametrize("job", JOBS)
-def test_help_prints_what_a_job_does_and_its_settings(job: ModuleType, capfd) -> None:
-    assert job.main(["--help", "no setting"]) == 0
-    shown = capfd.readouterr().out
-    assert shown.startswith(str(job.__doc__))
-    assert f"python -m {job.__name__} " in shown
-    for setting in ("data_dir", "whole_word", "most_told_together", "|sample|"):
-        assert setting in shown
 
 
 def test_cfg_prints_the_settings_and_does_nothing(tmp_path: Path, capfd) -> None:

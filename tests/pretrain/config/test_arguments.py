@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.core.config import SettingsError
-from pretrain import export, report, runs, verify
+from pretrain import export, report, verify
 from pretrain.config.arguments import parse_arguments
 
 
@@ -46,12 +46,6 @@ def test_a_value_of_another_type_is_refused(word: str, message: str) -> None:
 def test_a_missing_argument_is_named() -> None:
     with pytest.raises(SettingsError, match=r"^run is missing; add run=PATH$"):
         parse_arguments(command, ["steps=3"])
-
-
-@pytest.mark.parametrize("module", [export, report, runs, verify])
-def test_help_shows_how_to_type_the_command(module, capsys) -> None:
-    assert module.main(["--help"]) == 0
-    assert f"python -m {module.__name__} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,119 @@
+"""What is answered before a command's own imports: --help, and what keeps it from starting.
+
+Only the standard library is imported, in the syntax of Python 3.6, which clusters still have: this
+runs first in every process, whatever Python and environment it was started with.
+"""
+
+import os
+import sys
+
+TOPS = ("data_prep", "pretrain", "scripts")
+PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# One of the packages that each needs, so that no command is found to lack them late
+_NEEDED = {
+    "data_prep": ("msgspec", "hydra", "numba"),
+    "pretrain": ("msgspec", "hydra", "numba", "torch", "deepspeed"),
+    "scripts": ("msgspec", "hydra", "numba", "torch", "transformers"),
+}
+
+
+def answer() -> None:
+    """Exit with an answer if this process is a command of the project that does not get further.
+
+    0: --help was typed, and is printed: the docstring of the command, in which `{model}` stands for
+    the names in conf/model/, and `{data_prep.yaml}` for the content of that file. 2, with one
+    sentence: the module is no command, or this Python is too old or lacks the project's packages.
+    """
+    if sys.version_info < (3, 11):  # noqa: UP036  the user's may be older than the project's
+        found = ".".join(map(str, sys.version_info[:2]))
+        _refuse("error", f"Python 3.11 or 3.12 is needed, and {sys.executable} is {found}; {_CURE}")
+    name = _started()
+    if name is None:
+        return
+    if not _is_command(os.path.join(PROJECT, *name.split(".")) + ".py"):
+        _refuse(name, _no_command(name))
+    if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
+        from data_prep.core.command import status_of
+
+        raise SystemExit(status_of(lambda: print_help(name)))
+    from importlib.util import find_spec
+
+    for package in _NEEDED[name.split(".")[0]]:
+        if find_spec(package) is None:
+            _refuse(name, f"{sys.executable} has no package {package}; {_CURE}")
+
+
+_CURE = (
+    "use the project's environment: `source .venv/bin/activate` in the checkout; `make install` "
+    "makes it"
+)
+
+
+def commands() -> "list[str]":
+    """The modules that users start, sorted."""
+    return sorted(
+        f"{package}.{file[: -len('.py')]}"
+        for package in (*TOPS, "scripts.bench")
+        for folder in [os.path.join(PROJECT, *package.split("."))]
+        for file in os.listdir(folder)
+        if file.endswith(".py") and _is_command(os.path.join(folder, file))
+    )
+
+
+def print_help(name: str) -> None:
+    """Print the docstring of a command, with what its placeholders stand for."""
+    import ast
+    import re
+
+    with open(os.path.join(PROJECT, *name.split(".")) + ".py", encoding="utf-8") as file:
+        text = ast.get_docstring(ast.parse(file.read())) or ""
+    text = re.sub(r"\{([a-z_.]+)\}", lambda found: _of_conf(found[1]), text)
+    sys.stdout.write(text + "\n")
+
+
+def _of_conf(name: str) -> str:
+    path = os.path.join(PROJECT, "conf", name)
+    if os.path.isdir(path):
+        return "|".join(sorted(f[: -len(".yaml")] for f in os.listdir(path) if ".yaml" in f))
+    with open(path, encoding="utf-8") as file:
+        return file.read().rstrip()
+
+
+def _started() -> "str | None":
+    """The module of this project that is being started; None if it is imported by another."""
+    if sys.argv[0] == "-m":  # its package is imported first, and this with it
+        typed = sys.orig_argv[-len(sys.argv)]
+        name = typed[2:] if typed.startswith("-m") else typed
+    else:
+        path = os.path.relpath(os.path.abspath(sys.argv[0]), PROJECT)
+        name = os.path.splitext(path)[0].replace(os.sep, ".")
+    return name if name.split(".")[0] in TOPS else None
+
+
+def _is_command(path: str) -> bool:
+    if not os.path.isfile(path):
+        return False
+    with open(path, encoding="utf-8") as file:
+        return '\nif __name__ == "__main__":' in file.read()
+
+
+def _no_command(name: str) -> str:
+    import difflib
+
+    known = commands()
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    hint = f"did you mean python -m {near[0]}? " if near else ""
+    lines = [
+        f"  {package}: {', '.join(c.rpartition('.')[2] for c in known if _package(c) == package)}"
+        for package in sorted(set(map(_package, known)))
+    ]
+    return f"this is no command; {hint}python -m PACKAGE.NAME takes\n" + "\n".join(lines)
+
+
+def _package(module: str) -> str:
+    return module.rpartition(".")[0]
+
+
+def _refuse(name: str, why: str) -> None:
+    sys.stderr.write(f"{name}: {why}\n")
+    raise SystemExit(2)
