@@ -35,11 +35,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_prep.core.command import status_of
 from scripts.finetuning import tables
+from scripts.finetuning.answers import best_answers
 from scripts.finetuning.job import Features, Notes
+from scripts.finetuning.labels import tag_of
 from scripts.finetuning.models import checked, load_model, load_tokenizer
 from scripts.finetuning.qa import Question, Windows
 from scripts.finetuning.settings import InputError, Start
-from scripts.finetuning.span_decoding import best_answers
 from scripts.finetuning.tagging import Pieces, predicted_tags
 
 BATCH = 32  # texts; questions and tags: windows
@@ -188,7 +189,8 @@ def _tagged(loaded: Loaded, inputs: list[Input]) -> Iterator[tuple[Record, str]]
     sentences = [one.text.split() for one in inputs]
     cuts = [each for number, words in enumerate(sentences) for each in cut.of(words, number)]
     (logits,) = loaded.logits([features for features, _ in cuts], "logits")
-    names = [name for _, name in sorted(loaded.model.config.id2label.items())]
+    place = "id2label of its config.json"
+    names = [tag_of(name, {}, place) for _, name in sorted(loaded.model.config.id2label.items())]
     sizes = [len(words) for words in sentences]
     found = predicted_tags(logits, [piece for _, piece in cuts], sizes, names)
     for one, words, tags in zip(inputs, sentences, found, strict=True):

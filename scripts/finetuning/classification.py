@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,15 @@ from scipy import stats
 from sklearn import metrics
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from data_prep.core.printable import shortened
 from scripts.finetuning import tables
 from scripts.finetuning.job import DevSet, Features, Job, Notes, label_names, sample_of
+from scripts.finetuning.labels import label_of, named, refuse_look_alikes, written
 from scripts.finetuning.settings import InputError, Settings, TaskSettings
 from scripts.finetuning.tables import Row
 
 MOST_LABELS = 1000
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.A | re.I)
 Metric = Callable[[np.ndarray, np.ndarray], float]  # of predictions and true labels
 
 
@@ -27,7 +31,7 @@ class Example:
     place: str
     text: str
     pair: str | None
-    label: str  # as in the data
+    label: str  # as `labels.written` makes it of the data's
 
 
 def prepare(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Job:
@@ -36,6 +40,7 @@ def prepare(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Job:
     train = list(_examples(task, "train", notes))
     names = _label_names(task, train)
     labels = list(dict.fromkeys(names.values()))
+    _check_metrics(task, labels)
     score = functools.partial(_score, task.metrics, task.is_regression)
 
     def featured(examples: list[Example]) -> tuple[list[Features], np.ndarray]:
@@ -63,10 +68,11 @@ def prepare(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Job:
 
 
 def _examples(task: TaskSettings, role: str, notes: Notes) -> Iterator[Example]:
-    """The examples of one set; rows without text are left out and counted."""
+    """The examples of one set; rows without text or label are left out and counted."""
     source = task.hub if task.folder is None else task
     assert source is not None
     columns = (source.text, source.text_pair, source.label)
+    names = named(task.labels)
     place, num_read, num_kept = "", 0, 0
     for row in _rows(task, role):
         place, num_read = row.place, num_read + 1
@@ -78,18 +84,26 @@ def _examples(task: TaskSettings, role: str, notes: Notes) -> Iterator[Example]:
                 )
             notes.add("row(s) with too few or too many columns left out", place)
             continue
-        text, pair, label = (_cell(row, column) for column in columns)
+        text, pair = (
+            None if column is None else tables.text_in(_cell(row, column), place)
+            for column in columns[:2]
+        )
         assert text is not None
-        assert label is not None
         if not text.strip() or (pair is not None and not pair.strip()):
             notes.add("row(s) without text left out", place)
+            continue
+        value = _cell(row, source.label)
+        label = written(value) if task.is_regression else label_of(value, names, place)
+        if label is None:
+            notes.add("row(s) without a label left out", place)
             continue
         num_kept += 1
         yield Example(place, text, pair, label)
     if num_read and not num_kept:
         raise InputError(
-            f"{place}: no row so far has text in {' and '.join(filter(None, columns[:2]))}; "
-            "is it the right column? task.text=COLUMN names another"
+            f"{place}: no row so far has text in {' and '.join(filter(None, columns[:2]))} and a "
+            f"label in {columns[2]}; are they the right columns? task.text=COLUMN and "
+            "task.label=COLUMN name others"
         )
     if not num_read and role != "other_dev":
         raise InputError(f"the set {role!r} of {task.name} has no rows; give a file that has some")
@@ -106,17 +120,16 @@ def _rows(task: TaskSettings, role: str) -> Iterator[Row]:
         yield from tables.read_hub(task.hub, split)
 
 
-def _cell(row: Row, column: str | None) -> str | None:
-    if column is None:
-        return None
+def _cell(row: Row, column: str | None) -> object:
     if column not in row.values:
+        separators = any(mark in name for name in row.values for mark in ";\t|")
         raise InputError(
             f"{row.place}: there is no column {column!r}; there are "
-            f"{', '.join(map(repr, row.values))}. task.text, task.text_pair and task.label name "
-            "them"
+            f"{shortened(', '.join(map(repr, row.values)))}. "
+            + "task.text, task.text_pair and task.label name them"
+            + "; columns are separated by commas in .csv, tabs in .tsv" * separators
         )
-    value = row.values[column]
-    return "" if value is None else str(value)
+    return row.values[column]
 
 
 def _label_names(task: TaskSettings, train: list[Example]) -> dict[str, str]:
@@ -124,34 +137,51 @@ def _label_names(task: TaskSettings, train: list[Example]) -> dict[str, str]:
     if task.is_regression:
         return {}
     if task.labels is not None:
-        return task.labels
-    found = sorted({example.label for example in train})
+        return named(task.labels)
+    places: dict[str, str] = {}
+    for example in train:
+        places.setdefault(example.label, example.place)
+    found = sorted(places)
     if not 2 <= len(found) <= MOST_LABELS or (len(found) > 20 and 2 * len(found) > len(train)):
         raise InputError(
             f"{train[0].place}: the training set has {len(found):,} label(s) in "
-            f"{len(train):,} rows, such as {found[0]!r}; it must have 2 to {MOST_LABELS:,}. "
+            f"{len(train):,} rows, such as {shortened(repr(found[0]), 80)}; it must have 2 to "
+            f"{MOST_LABELS:,}. "
             "task.label=COLUMN names another column, task.is_regression=true takes numbers"
         )
+    refuse_look_alikes(places)
     return {name: name for name in found}
+
+
+def _check_metrics(task: TaskSettings, labels: list[str]) -> None:
+    """Raise InputError for a metric that this number of labels does not have."""
+    if "f1" in task.metrics and len(labels) != 2:
+        fitting = dict.fromkeys("macro_f1" if name == "f1" else name for name in task.metrics)
+        raise InputError(
+            f"task.metrics={task.metrics}: f1 is that of the second of two labels, and "
+            f"{task.name} has {len(labels)} ({shortened(', '.join(labels))}); use "
+            f"task.metrics=[{','.join(fitting)}]"
+        )
 
 
 def _label_id(example: Example, names: dict[str, str], labels: list[str]) -> int:
     name = names.get(example.label, example.label)  # the hub has the names themselves
     if name not in labels:
         raise InputError(
-            f"{example.place}: the label {example.label!r} is none of {', '.join(names)}; correct "
+            f"{example.place}: the label {shortened(repr(example.label), 80)} is none of "
+            f"{shortened(', '.join(names))}; correct "
             "the row, or name all labels: task.labels='{IN THE FILE: NAME, ...}'"
         )
     return labels.index(name)
 
 
 def _number(example: Example) -> float:
-    try:
-        number = float(example.label)
-    except ValueError:
-        number = math.nan
+    number = float(example.label) if NUMBER.fullmatch(example.label) else math.nan
     if not math.isfinite(number):
-        raise InputError(f"{example.place}: {example.label!r} is no number; correct the row")
+        raise InputError(
+            f"{example.place}: {shortened(repr(example.label), 80)} is no number such as -1.5 or "
+            "2e-3; correct the row"
+        )
     return number
 
 

@@ -11,10 +11,16 @@ from typing import Any
 import numpy as np
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from scripts.finetuning import squad_metrics, tables
+from scripts.finetuning import tables
+from scripts.finetuning.answers import (
+    Window,
+    best_answers,
+    best_threshold,
+    scores_of,
+    summary,
+)
 from scripts.finetuning.job import DevSet, Features, Job, Notes, best_windows, sample_of, windows
 from scripts.finetuning.settings import InputError, Settings, TaskSettings
-from scripts.finetuning.span_decoding import Window, best_answers
 
 
 @dataclass(frozen=True)
@@ -199,13 +205,13 @@ def _score(
     best = best_answers(starts, ends, windows, contexts, task.n_best, task.max_answer_length)
     spans = {question: answers[0].text for question, answers in best.spans.items()}
     if not task.has_no_answer:
-        return squad_metrics.summary(squad_metrics.scores_of(spans, right), right)
+        return summary(scores_of(spans, right), right)
     odds = best.null_odds
     answers = {question: "" if odds[question] > 0 else text for question, text in spans.items()}
-    metrics = squad_metrics.summary(squad_metrics.scores_of(answers, right), right)
-    scores = squad_metrics.scores_of(spans, right)
+    metrics = summary(scores_of(answers, right), right)
+    scores = scores_of(spans, right)
     for column, name in enumerate(("exact", "f1")):
         alone = {question: score[column] for question, score in scores.items()}
-        score, threshold = squad_metrics.best_threshold(alone, spans, right, odds)
+        score, threshold = best_threshold(alone, spans, right, odds)
         metrics |= {f"best_{name}": score, f"best_{name}_threshold": threshold}
     return metrics

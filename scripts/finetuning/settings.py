@@ -20,6 +20,8 @@ METRICS = {
     "tagging": ("f1", "precision", "recall"),
 }
 
+NUMBER_METRICS = ("pearson", "spearman")
+
 # Names of numbers (of a list: its lowest), whether a value is allowed, and how that is worded
 BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
@@ -81,11 +83,12 @@ class TaskSettings:
     dev: str | None
     other_dev: str | None = None  # a second development set
     hub: HubSettings | None = None
+    # classification and tags: in the data: name; None: those of train
+    labels: dict[str, str] | None = None
     # classification
-    labels: dict[str, str] | None = None  # in the data: name; None: those of train
     is_regression: bool = False
     header: bool = True
-    quotes: bool = True
+    quotes: bool | None = None  # None: as True, where it is not ambiguous
     skip_broken: bool = False  # rows with too few or too many columns
     text: str | None = None  # names of columns, or numbers without a header
     text_pair: str | None = None
@@ -208,11 +211,13 @@ def _faults(settings: Settings, kind: Kind | None) -> Iterator[str]:
         yield f"task.folder: is not given, and {task.name} has no hub; add task.folder=FOLDER"
     needed = {"train": "FILE", "dev": "FILE"}
     if task.kind is Kind.classification:
-        is_number = set(task.metrics) <= {"pearson", "spearman"}
-        if is_number != task.is_regression:
+        for_numbers = [name for name in task.metrics if name in NUMBER_METRICS]
+        if len(for_numbers) != task.is_regression * len(task.metrics):
             yield (
                 f"task.metrics={task.metrics} with task.is_regression={task.is_regression}: "
-                "pearson and spearman are for numbers, the others for labels"
+                "pearson and spearman are for numbers, the others for labels; for numbers add "
+                "task.is_regression=true task.metrics=[spearman,pearson], for labels "
+                "task.is_regression=false task.metrics=[accuracy]"
             )
         needed |= {"text": "COLUMN", "label": "COLUMN"}
     for name, what in needed.items():

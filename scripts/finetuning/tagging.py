@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from seqeval.metrics import f1_score, precision_score, recall_score
 from transformers import DataCollatorForTokenClassification, PreTrainedTokenizerBase
 
+from data_prep.core.printable import shortened
 from scripts.finetuning import tables
 from scripts.finetuning.job import (
     DevSet,
@@ -23,10 +24,14 @@ from scripts.finetuning.job import (
     sample_of,
     windows,
 )
+from scripts.finetuning.labels import named, refuse_look_alikes, tag_of
 from scripts.finetuning.settings import InputError, Settings, TaskSettings
 
 IGNORED = -100  # label of tokens other than the first piece of a word
 DOCUMENT = "-DOCSTART-"
+PREFIXES = ("B-", "I-")
+
+Tagged = list[tuple[str, object, str]]  # words with their tags as in the file and their places
 
 
 @dataclass(frozen=True)
@@ -48,13 +53,8 @@ class Piece:
 def prepare(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Job:
     """Read and check the task's sets, and cut them into windows. Raises InputError."""
     task, notes = settings.task, Notes()
-    train = list(_sentences(task, "train"))
-    types = sorted({tag[2:] for sentence in train for tag in sentence.tags if tag != "O"})
-    if not types:
-        raise InputError(
-            f"the training set of {task.name} has only the tag 'O'; "
-            "is it the right column? task.tag_column=NUMBER names another"
-        )
+    train = list(_sentences(task, "train", notes))
+    types = _types(task, train)
     names = ["O", *(f"{prefix}-{name}" for name in types for prefix in "BI")]
     cut = Pieces(tokenizer, settings.max_length, task.stride or settings.max_length)
 
@@ -74,7 +74,7 @@ def prepare(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Job:
     dev = []
     for role in ("dev", "other_dev"):
         if getattr(task, role) is not None:
-            sentences = sample_of(_sentences(task, role), settings.max_dev_examples)
+            sentences = sample_of(_sentences(task, role, notes), settings.max_dev_examples)
             features, pieces = featured(sentences)
             score = functools.partial(_score, names=names, pieces=pieces, sentences=sentences)
             dev.append(DevSet(role, features, score))
@@ -121,88 +121,148 @@ class Pieces:
         return found
 
 
-def iob2(tags: Sequence[str], place: str) -> list[str]:
+def iob2(tags: Sequence[str]) -> list[str]:
     """Convert one sentence's tags to IOB2, from IOB2, IOB1 (B- only between neighbors) or types.
 
-    An I- tag after another type, or after O, begins an entity, as in conlleval. Raises InputError
-    on other schemes (IOBES, BILOU).
+    An I- tag after another type, or after O, begins an entity, as in conlleval.
     """
     converted, before = [], "O"
     for tag in tags:
-        prefix, dash, name = tag.partition("-")
-        if tag == "O":
-            converted.append("O")
-        elif dash and prefix in ("B", "I") and name:
-            begins = prefix == "B" or before != name
-            converted.append(f"{'B' if begins else 'I'}-{name}")
-        elif re.fullmatch(r"[A-Z](-.*)?", tag) or not tag:
-            raise InputError(
-                f"{place}: the tag {tag!r} is neither IOB1, IOB2 nor a plain type; "
-                "convert E- and L- to I-, S- and U- to B-"
-            )
-        else:
-            name = tag
-            converted.append(f"{'I' if before == name else 'B'}-{name}")
-        before = "O" if tag == "O" else name
+        name = tag[2:] if tag.startswith(PREFIXES) else tag
+        begins = tag.startswith("B-") or before != name
+        converted.append(tag if tag == "O" else f"{'B' if begins else 'I'}-{name}")
+        before = name
     return converted
 
 
-def _sentences(task: TaskSettings, role: str) -> Iterator[Sentence]:
+def _types(task: TaskSettings, train: list[Sentence]) -> list[str]:
+    """The sorted types of entities in the training set."""
+    places: dict[str, str] = {}
+    count = 0
+    for sentence in train:
+        for tag in sentence.tags:
+            if tag != "O":
+                places.setdefault(tag[2:], sentence.place)
+                count += 1
+    if not places or (len(places) > 20 and 2 * len(places) > count):
+        found = f"{len(places)} types for {count} words" if places else "only the tag 'O'"
+        raise InputError(
+            f"the training set of {task.name} has {found}; "
+            "is it the right column? task.tag_column=NUMBER names another"
+        )
+    refuse_look_alikes(places)
+    return sorted(places)
+
+
+def _sentences(task: TaskSettings, role: str, notes: Notes) -> Iterator[Sentence]:
+    """The sentences of one set; comments are left out and counted."""
     path = tables.path_of(task, getattr(task, role))
-    found = 0
-    read = _from_json(path) if path.suffix == ".jsonl" else _from_columns(task, path)
-    for place, words, tags in read:
-        found += 1
-        yield Sentence(place, words, iob2(tags, place))
-    if not found:
+    names = named(task.labels)
+    first: dict[str, str] = {}  # place of the first tag with and without a prefix, and of O
+    is_json = path.suffix.lower() == ".jsonl"
+    for place, tagged in _from_json(path) if is_json else _from_columns(task, path, notes):
+        words, tags = [], []
+        for word, value, at in tagged:
+            tag = tag_of(value, names, at)
+            kind = "O" if tag == "O" else "prefix" if tag.startswith(PREFIXES) else "plain"
+            first.setdefault(kind, f"{at}: the tag {tag!r}")
+            words.append(word)
+            tags.append(tag)
+            if first.keys() >= {"prefix", "plain"}:
+                raise InputError(
+                    f"{first['plain']} has neither B- nor I-, unlike others ({first['prefix']}); "
+                    f"correct it, or name what it means: task.labels='{{{tag}: O, ...}}'"
+                )
+        yield Sentence(place, words, iob2(tags))
+    if not first:
         raise InputError(f"{path} has no sentence; give a file that has some")
+    if "O" not in first and "plain" in first:
+        raise InputError(
+            f"{path}: no word has the tag O, so that all would be entities; name the tag that "
+            "stands for none: task.labels='{TAG: O}'. If every word is to have one (parts of "
+            "speech), write B- before each"
+        )
 
 
-def _from_columns(task: TaskSettings, path: Any) -> Iterator[tuple[str, list[str], list[str]]]:
+def _from_columns(task: TaskSettings, path: Path, notes: Notes) -> Iterator[tuple[str, Tagged]]:
     """Columns are separated by tabs or spaces, sentences by lines without a word."""
     assert task.token_column is not None
     assert task.tag_column is not None
-    words: list[str] = []
-    tags: list[str] = []
-    began = 1
+    width, first = 0, 0  # number of columns of all lines, and the first line with them
+    for block in _blocks(path):
+        tagged: Tagged = []
+        num_columns = len(_columns(block[-1][1]))
+        for number, line in block:
+            columns = _columns(line)
+            place = f"{path}, line {number}"
+            if not tagged and _is_comment(line, columns, num_columns, task):
+                notes.add("comment line(s) left out", place)
+                continue
+            if not width:
+                width, first = len(columns), number
+            if len(columns) != width or width < 2:
+                wanted = f"line {first} has {width}" if width > 1 else "a word and its tag are two"
+                raise InputError(
+                    f"{place}: {len(columns)} column(s), but {wanted}; correct the line "
+                    "(comments begin with '# ', before a sentence's first word)"
+                )
+            try:
+                word, tag = columns[task.token_column], columns[task.tag_column].strip()
+            except IndexError:
+                raise InputError(
+                    f"{place}: {width} column(s), but a word and its tag must be in columns "
+                    f"{task.token_column} and {task.tag_column}, counted from 0; "
+                    "task.token_column and task.tag_column name others"
+                ) from None
+            if not word.strip() or not tag:
+                raise InputError(f"{place} has no {'tag' if word else 'word'}; correct it")
+            tagged.append((word, tag, place))
+        if tagged:
+            yield f"{path}, sentence at line {tagged[0][2].rpartition(' ')[2]}", tagged
+
+
+def _blocks(path: Path) -> Iterator[list[tuple[int, str]]]:
+    """The numbered lines between lines that are blank or begin a document."""
+    block: list[tuple[int, str]] = []
     for number, line in [*tables.lines_of(path), (0, "")]:
-        columns = line.split("\t") if "\t" in line else [part for part in line.split(" ") if part]
-        if not line.strip() or columns[0] == DOCUMENT:
-            if words:
-                yield f"{path}, sentence at line {began}", words, tags
-            words, tags = [], []
-            continue
-        try:
-            if len(columns) < 2:
-                raise IndexError
-            word, tag = columns[task.token_column], columns[task.tag_column].strip()
-        except IndexError:
-            raise InputError(
-                f"{path}, line {number}: {len(columns)} column(s), but a word and its tag must be "
-                f"in columns {task.token_column} and {task.tag_column}; correct the line"
-            ) from None
-        if not word.strip() or not tag:
-            lacking = "tag" if word else "word"
-            raise InputError(f"{path}, line {number} has no {lacking}; correct it")
-        if not words:
-            began = number
-        words.append(word)
-        tags.append(tag)
+        if line.strip() and not line.startswith(DOCUMENT):
+            block.append((number, line))
+        elif block:
+            yield block
+            block = []
 
 
-def _from_json(path: Any) -> Iterator[tuple[str, list[str], list[str]]]:
+def _columns(line: str) -> list[str]:
+    return line.split("\t") if "\t" in line else [part for part in line.split(" ") if part]
+
+
+def _is_comment(line: str, columns: list[str], num_columns: int, task: TaskSettings) -> bool:
+    """Whether a line begins with '# ' and is not the word '#' with a tag of its own."""
+    if not line.startswith(("# ", "#\t")) and line.strip() != "#":
+        return False
+    assert task.tag_column is not None
+    if len(columns) != num_columns or not -num_columns <= task.tag_column < num_columns:
+        return True
+    tag = columns[task.tag_column]
+    return tag != "O" and not tag.startswith(PREFIXES) and tag not in (task.labels or {})
+
+
+def _from_json(path: Path) -> Iterator[tuple[str, Tagged]]:
     for row in tables.read_json_lines(path):
         words, tags = row.values.get("tokens"), row.values.get("tags")
         if not isinstance(words, list) or not isinstance(tags, list):
             raise InputError(
                 f"{row.place}: it must have lists `tokens` and `tags`; it has "
-                f"{', '.join(row.values)}"
+                f"{shortened(', '.join(row.values))}"
             )
         if len(words) != len(tags) or not words:
             raise InputError(
                 f"{row.place}: {len(tags)} tag(s) for {len(words)} word(s); correct the row"
             )
-        yield row.place, [str(word) for word in words], [str(tag) for tag in tags]
+        texts = [tables.text_in(word, row.place, "a word") for word in words]
+        if "" in texts:
+            raise InputError(f"{row.place}: word {texts.index('') + 1} is empty; correct the row")
+        yield row.place, [(word, tag, row.place) for word, tag in zip(texts, tags, strict=True)]
 
 
 def _tag_id(tag: str, names: list[str], place: str) -> int:
@@ -223,7 +283,7 @@ def predicted_tags(
         best = np.argmax(logits_L[piece.tokens], -1)
         for word, tag in zip(piece.words.tolist(), best.tolist(), strict=True):
             tags[piece.sentence][word] = names[tag]
-    return [iob2(sentence, "the prediction") for sentence in tags]
+    return [iob2(sentence) for sentence in tags]
 
 
 def _score(

@@ -186,7 +186,7 @@ def test_every_task_has_settings_that_hold(task: str) -> None:
     [
         ("sst2", "SST-2", (67_349, 872), "1"), ("cola", "CoLA", (8_551, 1_043), "1"),
         ("mrpc", "MRPC", (3_668, 408), "1"), ("rte", "RTE", (2_490, 277), "not_entailment"),
-        ("stsb", "STS-B", (5_749, 1_500), "5.000"),
+        ("stsb", "STS-B", (5_749, 1_500), "5"),
     ],
 )  # fmt: skip
 def test_the_files_of_glue_are_read_whole(
@@ -267,7 +267,8 @@ def test_jsonl_and_quoted_csv_are_read(prepared: Callable[..., Job]) -> None:
         '{"words": "good\u2028film", "mood": "positive"}\n{"words": "bad", "mood": "negative"}\n'
     )
     quoted = 'words,mood\n"good, ""great""\nfilm",positive\nbad\u2028,negative\n'
-    job = prepared("task.train=a.jsonl", "task.dev=b.csv", a_jsonl=jsonl, b_csv=quoted)
+    files = ["task.train=a.jsonl", "task.dev=b.csv", "task.quotes=true"]
+    job = prepared(*files, a_jsonl=jsonl, b_csv=quoted)
     assert len(job.train) == len(job.dev[0].features) == 2
     assert len(job.dev[0].features[0]["input_ids"]) > 5
 

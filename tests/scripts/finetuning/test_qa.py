@@ -11,11 +11,17 @@ import numpy as np
 import pytest
 from shared_data import read_json
 
-from scripts.finetuning import models, qa, squad_metrics
+from scripts.finetuning import models, qa
+from scripts.finetuning.answers import (
+    Window,
+    best_answers,
+    best_threshold,
+    scores_of,
+    summary,
+)
 from scripts.finetuning.job import Notes, best_windows, windows
 from scripts.finetuning.run import main
 from scripts.finetuning.settings import InputError, Kind, load
-from scripts.finetuning.span_decoding import Window, best_answers
 
 TEXT = "anna lives in paris. bob lives in rome, and eva was born in london"
 
@@ -71,7 +77,7 @@ def test_published_predictions_get_the_official_scripts_scores(
 ) -> None:
     right = right_answers(f"squad/{data}.json")
     answers = read_json(f"squad/predictions-{predictions}.json")
-    metrics = squad_metrics.summary(squad_metrics.scores_of(answers, right), right)
+    metrics = summary(scores_of(answers, right), right)
     assert (metrics["exact"], metrics["f1"]) == (exact, f1)
 
 
@@ -79,15 +85,15 @@ def test_the_best_thresholds_are_the_official_script_s() -> None:
     right = right_answers("squad/dev-v2.0.rebuilt.json")
     answers = read_json("squad/predictions-v2.0-bert-base.json")
     odds = read_json("squad/null_odds-v2.0-bert-base.json")
-    scores = squad_metrics.scores_of(answers, right)
+    scores = scores_of(answers, right)
     best = [
-        squad_metrics.best_threshold({q: s[place] for q, s in scores.items()}, answers, right, odds)
+        best_threshold({q: s[place] for q, s in scores.items()}, answers, right, odds)
         for place in (0, 1)
     ]
     assert best == [
         (72.83753053145793, -5.559882640838623), (76.10335982008996, -4.95320200920105)
     ]  # fmt: skip
-    metrics = squad_metrics.summary(scores, right)
+    metrics = summary(scores, right)
     assert (metrics["has_answer_exact"], metrics["no_answer_f1"]) == (
         71.49122807017544, 72.49789739276703
     )  # fmt: skip
