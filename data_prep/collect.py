@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.core.command import status_of
-from data_prep.core.config import as_dict
+from data_prep.core.config import SettingsError, as_dict
 from data_prep.core.files import write_json
 from data_prep.core.job import Rows, require_source, start
 from data_prep.core.records import read_record
@@ -41,6 +41,7 @@ from data_prep.stores.documents import (
     Reject,
     RowWriter,
     open_rejects,
+    read_documents_manifest,
     repeated_ids,
     write_part,
 )
@@ -55,11 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(settings: DataPrepSettings) -> DocumentsManifest:
     """Collect settings.source into data_dir/documents/<name>/; return its manifest.
 
-    Raises SettingsError for a source that cannot be read, RuntimeError if tasks fail, two documents
+    Raises SettingsError for a source that cannot be read or would replace another one of the same
+    name (see settings.replace), RuntimeError if tasks fail, two documents
     have the same id or no document is left.
     """
     source = require_source(settings)
     folder = Path(settings.data_dir) / "documents" / source.name
+    if not settings.replace:
+        _check_input(folder, source)
     plan = module_of(source.kind).plan(source, settings.characters_per_part, folder / "cache")
     identity = _identity(source, settings.characters_per_part)
     tasks = []
@@ -80,6 +84,26 @@ def run(settings: DataPrepSettings) -> DocumentsManifest:
     write_json(folder / "manifest.json", manifest)  # last: it vouches for the rest
     shutil.rmtree(folder / "cache", ignore_errors=True)
     return manifest
+
+
+def _check_input(folder: Path, source: SourceSettings) -> None:
+    """Raises SettingsError if `folder` holds documents of another input than the source's."""
+    if not (folder / "manifest.json").exists():
+        return
+    before, now = read_documents_manifest(folder).settings, as_dict(source)
+    for name in ("kind", "path", "dataset", "subset", "split", "revision"):
+        old, new = before.get(name), now[name]
+        if old == new or (name == "path" and old and new and _is_same(old, new)):
+            continue
+        raise SettingsError(
+            f"{folder} holds the documents of source.{name}={old}, and those of "
+            f"source.{name}={new} would replace them; to keep both add source.name=NAME, to "
+            "replace them replace=true"
+        )
+
+
+def _is_same(path: str, other: str) -> bool:
+    return os.path.realpath(path) == os.path.realpath(other)
 
 
 def _collect_part(

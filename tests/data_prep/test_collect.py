@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep import collect
+from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json
 from data_prep.core.job import load
 from data_prep.stores.documents import list_parts, read_part
@@ -83,6 +84,44 @@ def test_another_source_adds_to_the_corpus(tmp_path: Path, books: Path) -> None:
     _run(tmp_path / "d", books, "source.name=novels")
     assert _bytes(tmp_path / "d" / "documents" / "books") == before
     assert {part.source for part in list_parts(tmp_path / "d")} == {"books", "novels"}
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_another_folder_does_not_replace_a_source_unasked(tmp_path, books, linked) -> None:
+    _run(tmp_path / "d", books)
+    before = _bytes(tmp_path / "d")
+    other = _books(tmp_path / "more", count=3)
+    if linked:  # a link to another folder is another folder
+        other, target = tmp_path / "link", other
+        other.symlink_to(target)
+    with pytest.raises(SettingsError) as refused:
+        _run(tmp_path / "d", other)
+    assert f"source.path={books}, and those of source.path={other} would" in str(refused.value)
+    assert "to keep both add source.name=NAME, to replace them replace=true" in str(refused.value)
+    assert _bytes(tmp_path / "d") == before
+
+
+def test_a_source_is_replaced_if_that_is_asked_for(tmp_path: Path, books: Path) -> None:
+    _run(tmp_path / "d", books)
+    _run(tmp_path / "d", _books(tmp_path / "more", count=3), "replace=true")
+    _run(tmp_path / "fresh", tmp_path / "more")
+    assert _bytes(tmp_path / "d") == _bytes(tmp_path / "fresh")
+
+
+def test_another_kind_or_data_set_under_one_name_is_refused(tmp_path: Path, books: Path) -> None:
+    _run(tmp_path / "d", books)
+    with pytest.raises(
+        SettingsError, match=r"source\.kind=books, and those of source\.kind=book_rows"
+    ):
+        _run(tmp_path / "d", books, "+source=gutenberg", "source.name=books")
+
+
+def test_the_same_folder_under_another_path_is_the_same(tmp_path, books, monkeypatch) -> None:
+    _run(tmp_path / "d", books)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(books)
+    _run(tmp_path / "d", Path("books"))
+    _run(tmp_path / "d", Path("link"))
 
 
 def test_collecting_the_same_again_writes_no_part_again(tmp_path: Path, books: Path) -> None:
