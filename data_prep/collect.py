@@ -27,7 +27,7 @@ from data_prep.core.config import SettingsError, as_dict
 from data_prep.core.files import write_json
 from data_prep.core.job import Rows, require_source, start
 from data_prep.core.records import read_record
-from data_prep.core.settings import DataPrepSettings, SourceSettings
+from data_prep.core.settings import DataPrepSettings, SourceSettings, paths_in
 from data_prep.duplicates.signatures import SignatureWriter, signatures_path
 from data_prep.executors.run import run_tasks
 from data_prep.executors.tasks import TaskEntry, fingerprint
@@ -57,8 +57,8 @@ def run(settings: DataPrepSettings) -> DocumentsManifest:
     """Collect settings.source into data_dir/documents/<name>/; return its manifest.
 
     Raises SettingsError for a source that cannot be read or would replace another one of the same
-    name (see settings.replace), RuntimeError if tasks fail, two documents
-    have the same id or no document is left.
+    name (see settings.replace), RuntimeError if tasks fail, two documents have the same id or no
+    document is left.
     """
     source = require_source(settings)
     folder = Path(settings.data_dir) / "documents" / source.name
@@ -103,7 +103,7 @@ def _check_input(folder: Path, source: SourceSettings) -> None:
 
 
 def _is_same(path: str, other: str) -> bool:
-    return os.path.realpath(path) == os.path.realpath(other)
+    return [*map(os.path.realpath, paths_in(path))] == [*map(os.path.realpath, paths_in(other))]
 
 
 def _collect_part(
@@ -220,6 +220,7 @@ def _summary(settings: DataPrepSettings, manifest: DocumentsManifest) -> Rows:
         ("documents", f"{manifest.documents:,}"),
         ("text", f"{manifest.characters / 1e6:,.1f} million characters"),
         *((f"dropped: {reason}", f"{n:,}") for reason, n in manifest.dropped.items()),
+        *(("not read", files) for files in manifest.inputs.get("not_read", [])),
         ("parts", f"{len(manifest.parts):,}"),
     ]
 

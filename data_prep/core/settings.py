@@ -5,6 +5,7 @@ The values are in conf/data_prep.yaml and conf/source/, with a comment on each l
 
 from __future__ import annotations
 
+import csv
 import enum
 import os
 import re
@@ -12,7 +13,7 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.core.config import SettingsError
+from data_prep.core.config import SettingsError, as_text
 from data_prep.core.objectives import MaskingUnit, Pairing
 from data_prep.text.language import known_languages
 
@@ -44,7 +45,7 @@ class SourceSettings:
 
     name: str  # folder below documents/, first part of every document's name
     kind: SourceKind
-    path: str | None = None  # file or folder to read
+    path: str | None = None  # file or folder to read, or several as [A,B]
     dataset: str | None = None  # name on the Hugging Face hub, used if path is None
     subset: str | None = None  # configuration of the data set
     split: str | None = None  # of the data set
@@ -54,6 +55,11 @@ class SourceSettings:
     language: str | None = None  # code of the only language to keep; None: all
     min_characters: int | None = None  # shorter documents are dropped
     keep_verse: bool | None = None  # False: documents of verse are dropped
+
+    @property
+    def paths(self) -> list[str]:
+        """The files and folders of `path`."""
+        return [] if self.path is None else paths_in(self.path)
 
 
 @dataclass
@@ -112,6 +118,17 @@ class DataPrepSettings:
         """(K, N) of share=K/N; (1, 1) without it."""
         first, step = (self.share or "1/1").split("/")
         return int(first), int(step)
+
+
+def paths_in(text: str) -> list[str]:
+    """The files and folders of source.path: itself, or those of a list such as [a,b,"c, d"].
+
+    A path that exists is never a list, whatever its name.
+    """
+    if os.path.exists(text) or not re.fullmatch(r"\[[^\r\n]+\]", text):
+        return [text]
+    (words,) = csv.reader([text[1:-1]], skipinitialspace=True)
+    return [as_text(word.strip()) for word in words]
 
 
 _SHARE = (lambda value: 0 <= value <= 1, "[0, 1]")
@@ -213,8 +230,9 @@ def shares_fault(masking: MaskingSettings) -> str | None:
 def _source_faults(source: SourceSettings) -> Iterator[str]:
     if not source.name or "/" in source.name or source.name.startswith("."):
         yield f"source.name={source.name!r} must be the name of one folder"
-    if source.path is not None and not os.path.exists(source.path):
-        yield f"source.path={source.path} does not exist"
+    for path in source.paths:
+        if not os.path.exists(path):
+            yield f"source.path={path} does not exist"
     local = (SourceKind.books, SourceKind.wikiextractor, SourceKind.wikipedia_dump)
     if source.path is None and source.kind in local:
         yield "source.path is not set; it is the folder to read: add source.path=FOLDER"

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from data_prep.core.config import SettingsError
 from data_prep.core.settings import SourceSettings
 from data_prep.sources import SourcePlan
-from data_prep.sources.text_files import list_files
+from data_prep.sources.text_files import NO_FILE, list_files, not_read, paths_of, shown
 
 _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
 _ROW_OVERHEAD = 16  # bytes of ids and offsets, an estimate to cut by
@@ -39,7 +39,12 @@ def plan_rows(
     Ranges start at multiples of `multiple_of` rows. The inputs name the hub's commit, which
     source.revision pins. Raises SettingsError if the data set is unavailable or lacks a column.
     """
-    dataset = _load(source, cache)
+    others: list[Path] = []
+    if source.path is None:
+        dataset = _from_hub(source)
+    else:
+        reader, local, others = _local_files(source)
+        dataset = _from_files(source, reader, local, cache)
     if missing := [name for name in columns if name not in dataset.column_names]:
         raise SettingsError(
             f"{_where(source)} has the columns {', '.join(dataset.column_names)}, and lacks "
@@ -53,7 +58,7 @@ def plan_rows(
     starts = range(0, len(dataset), rows)
     return SourcePlan(
         tasks=[{"files": files, "first": s, "rows": min(rows, len(dataset) - s)} for s in starts],
-        inputs={"rows": len(dataset), **_commit(files)},
+        inputs={"rows": len(dataset), **_commit(files), **not_read(source, others)},
         # The folders' names have the hub's commit, or a hash of the local files and their times.
         states=[[Path(file).parts[-4:] for file in files]] * len(starts),
     )
@@ -85,22 +90,24 @@ def _is_readable(batch: pa.RecordBatch, row: int) -> bool:
     return True
 
 
-def _load(source: SourceSettings, cache: Path) -> Any:
-    """One split, or all local files, as a datasets.Dataset on disk."""
-    import datasets
+def _from_files(source: SourceSettings, reader: str, files: list[Path], cache: Path) -> Any:
+    """All local files as one datasets.Dataset on disk."""
+    datasets = _quiet_datasets()
+    times = [(str(path), str(path.stat().st_mtime_ns)) for path in files]
+    # A plain list would be one of patterns: `wiki [en]` would be no path, and `w*` several
+    found = datasets.data_files.DataFilesList([str(path.absolute()) for path in files], times)
+    try:
+        return datasets.load_dataset(
+            reader, data_files={"train": found}, split="train", cache_dir=str(cache)
+        )
+    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+        fault = _first_fault(files) or str(error.__cause__ or error)
+        raise SettingsError(f"{_where(source)} cannot be read as {reader}: {fault}") from error
 
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)  # it also raises what it logs
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-    if source.path is not None:
-        reader, files = _local_files(Path(source.path))
-        try:
-            return datasets.load_dataset(
-                reader, data_files={"train": files}, split="train", cache_dir=str(cache)
-            )
-        except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
-            fault = _first_fault(files) or str(error.__cause__ or error)
-            raise SettingsError(f"{_where(source)} cannot be read as {reader}: {fault}") from error
+
+def _from_hub(source: SourceSettings) -> Any:
+    """One split of a data set of the Hugging Face hub as a datasets.Dataset on disk."""
+    datasets = _quiet_datasets()
     no_answer = _ask_once(source)
     try:
         return datasets.load_dataset(
@@ -116,6 +123,16 @@ def _load(source: SourceSettings, cache: Path) -> Any:
             f"by: hf download {source.dataset} --repo-type dataset --revision {source.revision} "
             f'--include "{files_of}" --local-dir FOLDER; then set source.path=FOLDER'
         ) from error
+
+
+def _quiet_datasets() -> Any:
+    """The module `datasets`, which takes a second to load, without its own messages."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # it also raises what it logs
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    return datasets
 
 
 def _ask_once(source: SourceSettings) -> str | None:
@@ -143,26 +160,26 @@ def _commit(files: list[str]) -> dict[str, str]:
     return {"commit": folder} if re.fullmatch("[0-9a-f]{40}", folder) else {}
 
 
-def _first_fault(files: list[str]) -> str | None:
+def _first_fault(files: list[Path]) -> str | None:
     """The first file, with its line or row group, that cannot be read; None if all can."""
     names = None
-    for name in files:
+    for path in files:
+        where = str(path)
         try:
-            if name.endswith(".parquet"):
-                where = name
-                with pq.ParquetFile(name) as file:
+            if _reader_of(path) == "parquet":
+                with pq.ParquetFile(path) as file:
                     names = names or file.schema_arrow.names
                     if file.schema_arrow.names != names:
                         return (
-                            f"{name} has the columns {file.schema_arrow.names}, {files[0]} {names}"
+                            f"{path} has the columns {file.schema_arrow.names}, {files[0]} {names}"
                         )
                     for group in range(file.num_row_groups):
-                        where = f"{name}, row group {group}"
+                        where = f"{path}, row group {group}"
                         file.read_row_group(group)
-            elif name.endswith(".jsonl"):
-                with open(name, "rb") as lines:
+            elif path.suffix.lower() == ".jsonl":
+                with path.open("rb") as lines:
                     for number, line in enumerate(lines, 1):
-                        where = f"{name}, line {number}"
+                        where = f"{path}, line {number}"
                         if not isinstance(orjson.loads(line), dict):
                             return f"{where}: no JSON object"
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -170,17 +187,27 @@ def _first_fault(files: list[str]) -> str | None:
     return None
 
 
-def _local_files(path: Path) -> tuple[str, list[str]]:
-    """The name of the reader, and its files, sorted."""
-    found = [path] if path.is_file() else list_files(path, lambda file: file.suffix in _READERS)
-    readers = sorted({_READERS[file.suffix] for file in found if file.suffix in _READERS})
-    if not readers or len(readers) > 1:
-        held = " and ".join(readers) if readers else "neither .parquet nor .jsonl"
+def _local_files(source: SourceSettings) -> tuple[str, list[Path], list[Path]]:
+    """The name of the reader, its files, sorted, and the files that are not read."""
+    found, others = list_files(paths_of(source), lambda path: _reader_of(path) is not None)
+    readers = {reader for path in found if (reader := _reader_of(path))}
+    if len(readers) != 1 or not all(map(_reader_of, found)):
+        held = " and ".join(sorted(readers)) if readers else "neither .parquet nor .jsonl"
         raise SettingsError(
-            f"source.path={path} holds {held}; point source.path at files of one kind, .parquet "
-            "or .jsonl"
+            f"source.path={source.path} holds {held}; point source.path at files of one kind, "
+            ".parquet or .jsonl"
         )
-    return readers[0], [str(file) for file in found]
+    if broken := next((path for path in found if not path.is_file()), None):
+        raise SettingsError(f"{broken} {NO_FILE}")
+    if odd := [path for path in map(str, found) if "::" in path or shown(path) != path]:
+        raise SettingsError(
+            f"{shown(odd[0])}: `datasets` reads no path that holds :: or is not UTF-8; rename it"
+        )
+    return readers.pop(), found, others
+
+
+def _reader_of(path: Path) -> str | None:
+    return _READERS.get(path.suffix.lower())
 
 
 def _where(source: SourceSettings) -> str:

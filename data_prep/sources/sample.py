@@ -40,7 +40,7 @@ def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Sourc
     from pydoc_data.topics import topics
 
     library = Path(sysconfig.get_path("stdlib"))
-    files = list_files(library, lambda path: path.suffix == ".py", _NOT_THE_LIBRARY)
+    files, _ = list_files([library], lambda path: path.suffix == ".py", _NOT_THE_LIBRARY)
     names = [f"topics/{name}" for name in sorted(topics)]
     sizes = [len(topics[name.removeprefix("topics/")]) for name in names]
     names += [f"modules/{path.relative_to(library).as_posix()}" for path in files]

@@ -20,7 +20,7 @@ from mwparserfromhell.parser import ParserError
 
 from data_prep.core.settings import SourceSettings
 from data_prep.sources import SourcePlan
-from data_prep.sources.text_files import InputFile, find_files, shown
+from data_prep.sources.text_files import NO_FILE, find_files, not_read, root_of, shown
 from data_prep.sources.wikipedia_articles import article
 from data_prep.stores.documents import Damage, Document, Reject
 from data_prep.text import wiki_nesting
@@ -28,6 +28,7 @@ from data_prep.text.wikitext import HIDDEN_NAMESPACES, is_disambiguation, is_red
 
 _WHAT = ".xml, .xml.bz2 or .xml.xz file"
 _DUMP_NAME = re.compile(r".+\.xml(?:-p\d+p\d+)?(?:[-.].*(?:bz2|xz))?")
+_CHECKSUM_NAME = re.compile(r"\.(?:md5|sha1|sha256)$|sums\.txt$")
 _CHUNK = 1 << 18  # bytes of XML
 _MOST_XML = 16 << 20  # bytes without the end of a revision; a text of 2 MiB may need 12
 _CHECKSUMS = {32: "md5", 40: "sha1", 64: "sha256"}  # by number of hexadecimal digits
@@ -36,10 +37,9 @@ _HIDDEN_KEYS = ("-2", "6", "14")  # media, file, category
 
 def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> SourcePlan:
     """A task for each dump, with the published checksum next to it, if there is one."""
-    assert source.path is not None
-    path = Path(source.path)
-    root = path if path.is_dir() else path.parent
-    files = [InputFile.of(path, root)] if path != root else find_files(root, _WHAT, _is_dump)
+    root = root_of(source)
+    files, others = find_files(source, _WHAT, _is_dump)
+    others = [path for path in others if not _CHECKSUM_NAME.search(path.name)]
     published = [published_checksum(root / file.name) for file in files]
     return SourcePlan(
         tasks=[
@@ -50,6 +50,7 @@ def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Sourc
             "files": len(files),
             "bytes": sum(file.size for file in files),
             "files with a published checksum": sum(expected is not None for expected in published),
+            **not_read(source, others),
         },
         states=[[*file.state, expected] for file, expected in zip(files, published, strict=True)],
     )
@@ -62,6 +63,9 @@ def read(source: SourceSettings, task: dict[str, Any]) -> Iterator[Document | Re
     """
     path = Path(task["root"]) / task["name"]
     name = shown(task["name"])
+    if not path.is_file():
+        yield Damage(name, NO_FILE)
+        return
     if task["checksum"] is not None:
         _verify(path, task["checksum"])
     hidden = set(HIDDEN_NAMESPACES)
@@ -86,7 +90,7 @@ def published_checksum(path: Path) -> str | None:
     own = [path.with_name(f"{path.name}.{kind}") for kind in _CHECKSUMS.values()]
     lists = sorted(path.parent.glob("*sums.txt"))
     found = []
-    for file in [*filter(Path.is_file, own), *lists]:
+    for file in filter(Path.is_file, [*own, *lists]):
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             digits, *names = line.split()[:2] or [""]
             is_own = file in own and not names

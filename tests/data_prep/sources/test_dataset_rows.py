@@ -93,6 +93,29 @@ def test_a_bookcorpus_row_can_be_a_whole_book(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["wiki [en]", "v[12]", "w*", "a?b", "**", "[!a]", "{a,b}", "a#b%20", "~x", "__a__", "http:"],
+)
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_path_is_a_path_and_no_pattern(tmp_path: Path, name: str, kind: str) -> None:
+    for folder in (name, "v1", "wide", "axb", "b"):  # the others are what a pattern would find
+        (tmp_path / folder).mkdir()
+        path = tmp_path / folder / f"w*[1].{kind}"
+        path.write_text(json.dumps({"text": folder}) + "\n")
+        if kind == "parquet":
+            pq.write_table(pa.table({"text": [folder]}), path)
+    assert list(texts(read_all(source_of("bookcorpus", tmp_path / name))).values()) == [name]
+
+
+@pytest.mark.parametrize("name", ["a::b", "caf\udce9"])
+def test_a_path_that_datasets_cannot_read_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "a.jsonl").write_text('{"text": "One."}\n')
+    with pytest.raises(SettingsError, match="reads no path that holds :: or is not UTF-8; rename"):
+        read_all(source_of("bookcorpus", tmp_path / name))
+
+
 def _write_rows(path: Path, num_rows: int, **columns: str) -> None:
     row = {"id": "1", "title": "T", "text": "A text of some words.", **columns}
     pq.write_table(pa.Table.from_pylist([row] * num_rows), path, row_group_size=500)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from source_reading import read_all, source_of
 
 from data_prep.core.config import SettingsError
-from data_prep.core.settings import SourceKind
+from data_prep.core.job import load
+from data_prep.core.settings import SourceKind, SourceSettings, paths_in
 from data_prep.executors.tasks import fingerprint
 from data_prep.sources import books, cut_by_size, module_of
 
@@ -81,6 +82,185 @@ def test_a_file_whose_name_is_not_utf_8_is_read_and_its_name_escaped(
     plan = module_of(SourceKind(kind)).plan(source_of(kind, tmp_path), 10, tmp_path)
     fingerprint(plan.states)  # as `collect` does
     assert [item.id for item in read_all(source_of(kind, tmp_path))] == [id]
+
+
+# --- nothing passed over in silence --------------------------------------------------------------
+
+
+def _folder_of(path: Path, *names: str) -> Path:
+    """A folder with one short book per name."""
+    for name in names:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(f"The book {name}.")
+    return path
+
+
+def _names(source: SourceSettings, characters: int = 10**9) -> list[str]:
+    return [item.id for item in read_all(source, characters)]
+
+
+@pytest.mark.parametrize("kept", [["b.txt"], []])
+def test_a_linked_folder_is_read_as_one_that_is_there(tmp_path: Path, kept: list[str]) -> None:
+    _folder_of(tmp_path / "far", "a.txt", "deep/c.txt")
+    _folder_of(tmp_path / "in", *kept, ".hidden/x.txt")
+    (tmp_path / "in" / "more").symlink_to(tmp_path / "far")
+    assert _names(source_of("books", tmp_path / "in")) == [*kept, "more/a.txt", "more/deep/c.txt"]
+
+
+def test_a_linked_folder_of_rows_and_of_dumps_is_read(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "a.jsonl").write_text('{"text": "One."}\n')
+    (tmp_path / "far" / "a.xml").write_text("<page><title>A</title></page>")
+    for kind, count in (("bookcorpus", 1), ("wikipedia_dump", 1)):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "link").symlink_to(tmp_path / "far")
+        assert len(read_all(source_of(kind, tmp_path / kind))) == count
+
+
+def test_links_in_a_circle_end_and_no_file_is_read_twice(tmp_path: Path) -> None:
+    _folder_of(tmp_path / "in", "a.txt", "sub/b.txt")
+    (tmp_path / "in" / "sub" / "up").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "again").symlink_to("sub")
+    (tmp_path / "in" / "self").symlink_to("self")
+    _folder_of(tmp_path / "far", "c.txt")
+    (tmp_path / "far" / "back").symlink_to(tmp_path / "in")
+    for link in ("x", "y"):  # two links to one folder
+        (tmp_path / "in" / link).symlink_to(tmp_path / "far")
+    assert _names(source_of("books", tmp_path / "in")) == ["a.txt", "sub/b.txt", "x/c.txt"]
+
+
+def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
+    _folder_of(tmp_path / "far", "a.txt")
+    (tmp_path / "in").symlink_to("far")
+    assert _names(source_of("books", tmp_path / "in")) == ["a.txt"]
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch) -> None:
+    _folder_of(tmp_path, "a.txt", "locked/b.txt")
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(SettingsError, match=r"locked cannot be listed \(Permission denied\); make"):
+        books.plan(source_of("books", tmp_path), 10, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "read", "others", "told"),
+    [
+        ("books", ["a.txt", "b.TXT"], ["c.txt.gz", "d.gz", "e.pdf", "LICENSE", ".hidden"],
+         ["2 .gz, such as c.txt.gz", "1 .pdf: e.pdf", "1 without an ending: LICENSE"]),
+        ("books", ["a.txt"], ["a.text", "b.TEXT", "c\x1b[31m.md"],
+         ["2 .text, such as a.text", "1 .md: c\x1b[31m.md"]),
+        ("books", ["a.txt"], [f"a.{n}" for n in range(9)],
+         [*(f"1 .{n}: a.{n}" for n in range(5)), "4 others"]),
+        ("wikipedia_dump", ["a.xml", "b.xml.bz2"],
+         ["c.xml.gz", "d.xml.7z", "b.xml.bz2.md5", "e-sha1sums.txt", "x.sha1"],
+         ["1 .7z: d.xml.7z", "1 .gz: c.xml.gz"]),
+        ("wikipedia_dump", ["a.xml"], ["a.xml.sha256"], None),
+        ("bookcorpus", ["a.jsonl", "b.JSONL"], ["c.jsonl.gz", "README.md"],
+         ["1 .gz: c.jsonl.gz", "1 .md: README.md"]),
+        ("wikiextractor", ["wiki_00", "a.txt", "b.gz"], [".hidden"], None),
+        ("books", ["a.txt"], [], None),
+    ],
+)  # fmt: skip
+def test_files_that_are_not_read_are_counted_and_named(
+    tmp_path: Path, kind: str, read: list[str], others: list[str], told: list[str] | None
+) -> None:
+    for name in (*read, *others):
+        (tmp_path / name).write_text('{"text": "One."}\n')
+    plan = module_of(SourceKind(kind)).plan(source_of(kind, tmp_path), 10, tmp_path / ".cache")
+    assert plan.inputs.get("not_read") == told
+    assert plan.inputs.get("files", len(read)) == len(read)
+
+
+def test_a_folder_of_other_files_alone_is_refused_with_what_there_is(tmp_path: Path) -> None:
+    _folder_of(tmp_path, "a.txt.gz", "sub/b.txt.gz", "c.pdf")
+    expected = r"holds no \.txt file, .*; there are 2 \.gz, such as a\.txt\.gz; there are 1 \.pdf"
+    with pytest.raises(SettingsError, match=expected):
+        books.plan(source_of("books", tmp_path), 10, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["books", "wikiextractor", "wikipedia_dump", "bookcorpus"])
+def test_a_pipe_is_named_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    name = {"bookcorpus": "a.jsonl", "wikipedia_dump": "a.xml"}.get(kind, "a.txt")
+    os.mkfifo(tmp_path / name)
+    try:
+        told = str(read_all(source_of(kind, tmp_path)))
+    except SettingsError as error:
+        told = str(error)
+    assert name in told
+    assert "is not there to be read; is it a broken link or a pipe?" in told
+
+
+# --- several paths -------------------------------------------------------------------------------
+
+
+def test_several_folders_and_files_are_one_source(tmp_path: Path) -> None:
+    _folder_of(tmp_path / "one", "a.txt", "b/c.txt")
+    _folder_of(tmp_path / "two", "a.txt", "e.text")
+    given = f"[{tmp_path / 'two'}, {tmp_path / 'one' / 'b'},{tmp_path / 'two' / 'e.text'}]"
+    source = source_of("books", Path(given))
+    for characters in (1, 10**9):
+        assert _names(source, characters) == ["one/b/c.txt", "two/a.txt", "two/e.text"]
+    plan = books.plan(source, 10, tmp_path)
+    assert "not_read" not in plan.inputs
+
+
+def test_folders_in_each_other_are_read_once(tmp_path: Path) -> None:
+    _folder_of(tmp_path / "in", "a.txt", "b/c.txt")
+    (tmp_path / "link").symlink_to("in")
+    given = f"[{tmp_path / 'in' / 'b'},{tmp_path / 'in'},{tmp_path / 'link'}]"
+    assert _names(source_of("books", Path(given))) == ["a.txt", "b/c.txt"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "text"),
+    [
+        ("wikiextractor", "wiki_00", '<doc id="{}" url="" title="A">\nA\n\nText.\n\n</doc>\n'),
+        ("wikipedia_dump", "a.xml", "<page><title>{}</title></page>"),
+        ("bookcorpus", "a.jsonl", '{{"text": "{}"}}\n'),
+    ],
+)
+def test_every_kind_of_files_takes_several_paths(tmp_path, kind, name, text) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text(text.format(folder))
+    given = f"[{tmp_path / 'one'},{tmp_path / 'two' / name}]"
+    assert len({item.id for item in read_all(source_of(kind, Path(given)))}) == 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "paths"),
+    [
+        ("[a,b]", ["a", "b"]),
+        ("[a, 'b c' ,\"d, e\"]", ["a", "b c", "d, e"]),
+        ("[a]", ["a"]),
+        ("[wiki [en],v[12]]", ["wiki [en]", "v[12]"]),
+        ("[~/a,b]", [os.path.expanduser("~/a"), "b"]),
+        ("a,b", ["a,b"]),
+        ("x[1]", ["x[1]"]),
+        ("[1]x", ["[1]x"]),
+        ("[there,is]", ["[there,is]"]),
+        ("[]", ["[]"]),
+    ],
+)
+def test_a_list_of_paths_is_typed_in_brackets(tmp_path, monkeypatch, typed, paths) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "[there,is]").mkdir()
+    assert paths_in(typed) == paths
+
+
+def test_each_path_of_a_list_must_exist(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    given = ["+source=books", f"source.path=[{tmp_path}/a,{tmp_path}/b,]", f"data_dir={tmp_path}"]
+    with pytest.raises(SettingsError) as refused:
+        load(given)
+    assert f"source.path={tmp_path}/b does not exist\nsource.path= does not" in str(refused.value)
 
 
 @pytest.mark.parametrize("length", [80, 146, 200])
