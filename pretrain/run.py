@@ -31,9 +31,10 @@ from data_prep.core.config import SettingsError, as_yaml
 from pretrain.checkpoint.identity import identity
 from pretrain.config.load import folder_of_run, load
 from pretrain.config.phases import phases_of
-from pretrain.config.settings import Compile, Settings
+from pretrain.config.settings import Compile, Device, Settings
 from pretrain.data.corpus import folder_of, manifest_of, prepare_sample
 from pretrain.distributed import signals
+from pretrain.distributed.device import why_no_cuda
 from pretrain.distributed.rank_logs import RankOutput, rank_output
 from pretrain.distributed.ranks import environment_rank, environment_world_size, exit_with
 from pretrain.distributed.watchdog import Watchdog, remove_heartbeats
@@ -99,7 +100,11 @@ def _run(arguments: list[str], stop: signals.StopRequest, output: RankOutput) ->
         use_private_compile_caches()  # torch's workers keep what they find at its import
     from pretrain.distributed import ranks as ranks_module
 
-    ranks = ranks_module.start(settings.engine.timeout_minutes)
+    ranks = ranks_module.start(settings.engine.timeout_minutes, settings.engine.device.name)
+    if ranks.rank == 0 and ranks.device.type == "cpu":
+        is_chosen = settings.engine.device is Device.cpu
+        why = "engine.device=cpu" if is_chosen else why_no_cuda()
+        print(f"training on the CPU: {why}", file=sys.stderr, flush=True)
     ranks.barrier()
     try:
         _train_and_export(settings, ranks, stop, output)

@@ -24,4 +24,4 @@ if [ -z "${SLURM_JOB_ID:-}" ] || [ ! -f slurm/job.inc ]; then
     exit 2
 fi
 . slurm/job.inc
-pretrain +model=base data=wikibooks_512 "$@"
+pretrain +model=base data=wikibooks_512 engine.device=cuda "$@"

@@ -21,6 +21,14 @@ class Resume(enum.Enum):
     never = "never"  # start at step 0; an error if the run folder already holds a checkpoint
 
 
+class Device(enum.Enum):
+    """What a rank computes on."""
+
+    auto = "auto"  # a GPU if there is one that can be used, otherwise the CPU
+    cuda = "cuda"  # a GPU, or an error that says why there is none
+    cpu = "cpu"
+
+
 class Precision(enum.Enum):
     auto = "auto"  # bf16_autocast on a GPU that has bfloat16, otherwise fp32
     fp32 = "fp32"
@@ -203,6 +211,7 @@ class EngineSettings:
     activation_checkpointing: bool  # layers keep only their input and run again backward
     compile: Compile
     timeout_minutes: float  # a rank that makes no progress for this long ends the run
+    device: Device
 
 
 @dataclass

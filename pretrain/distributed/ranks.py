@@ -19,7 +19,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from data_prep.core.command import status_of
-from pretrain.distributed.rendezvous import check_in, hosts_of, rank_info
+from data_prep.core.config import SettingsError
+from pretrain.distributed.device import choose_device, why_no_cuda
+from pretrain.distributed.rendezvous import check_devices, check_in, hosts_of, rank_info
 
 if TYPE_CHECKING:
     import torch
@@ -105,11 +107,12 @@ class Ranks:
         torch.distributed.destroy_process_group()
 
 
-def start(timeout_minutes: float) -> Ranks:
-    """Join the other ranks: NCCL if this machine has a GPU, otherwise gloo. Collective.
+def start(timeout_minutes: float, wanted: str = "auto") -> Ranks:
+    """Join the other ranks: NCCL on GPUs, gloo on CPUs. Collective.
 
-    A collective that takes longer than the timeout raises RuntimeError. Raises SettingsError if
-    ranks are missing after the timeout, or their GPUs are not one each and of one kind;
+    `wanted` is engine.device: cuda, cpu, or auto for a GPU if there is one. A collective that takes
+    longer than the timeout raises RuntimeError. Raises SettingsError if ranks are missing after the
+    timeout, their GPUs are not one each and of one kind, or a GPU is wanted and cannot be used;
     RuntimeError if a launcher's variables are incomplete or rank 0 is not reached.
     """
     launched = _launched(os.environ)
@@ -123,13 +126,13 @@ def start(timeout_minutes: float) -> Ranks:
     else:
         store = _store(launched, limit)
     rank, world_size = launched.rank, launched.world_size
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        # a task that Slurm shows only one GPU finds it under number 0, whatever its local rank
-        device = torch.device("cuda", launched.local_rank % torch.cuda.device_count())
-        torch.cuda.set_device(device)
+    device = choose_device(wanted, launched.local_rank)
+    is_missing = wanted == "cuda" and device.type == "cpu"
+    info = rank_info(rank, device, why_no_cuda() if is_missing else "")
     if world_size > 1:
-        check_in(PrefixStore("check_in", store), rank_info(rank, device), world_size, limit)
+        check_in(PrefixStore("check_in", store), info, world_size, limit)
+    elif faults := check_devices([info]):
+        raise SettingsError("\n".join(faults))
     torch.distributed.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=store,

@@ -37,12 +37,13 @@ class RankInfo:
     process: int
     device: str  # its kind, with a GPU's memory
     unit: str  # which one: a GPU's UUID; "" for the CPU, which ranks may share
+    fault: str = ""  # why it has no usable GPU, if one is wanted
 
     def __str__(self) -> str:
         return f"rank {self.rank} on {self.host}"
 
 
-def rank_info(rank: int, device: torch.device) -> RankInfo:
+def rank_info(rank: int, device: torch.device, fault: str = "") -> RankInfo:
     """Host and device of this process."""
     kind, unit = "a CPU", ""
     if device.type == "cuda":
@@ -51,7 +52,7 @@ def rank_info(rank: int, device: torch.device) -> RankInfo:
         gpu = torch.cuda.get_device_properties(device)
         kind, unit = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB", str(gpu.uuid)
     host = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
-    return RankInfo(rank, host, os.getpid(), kind, unit)
+    return RankInfo(rank, host, os.getpid(), kind, unit, fault)
 
 
 def check_in(store: Store, own: RankInfo, world_size: int, limit: timedelta) -> None:
@@ -103,6 +104,14 @@ def some_of(infos: Sequence[RankInfo], world_size: int) -> str:
 def check_devices(infos: Sequence[RankInfo]) -> list[str]:
     """What is wrong with the devices of all ranks, one sentence per fault."""
     faults = []
+    for fault in sorted({info.fault for info in infos} - {""}):
+        without = [info for info in infos if info.fault == fault]
+        faults.append(
+            f"engine.device=cuda, and {some_of(without, len(infos))} cannot use a GPU: {fault}; or "
+            "set engine.device=cpu to train on the CPU"
+        )
+    if faults:
+        return faults
     on_unit: dict[str, list[RankInfo]] = {}
     for info in infos:
         on_unit.setdefault(info.unit or str(info.rank), []).append(info)

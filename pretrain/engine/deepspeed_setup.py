@@ -16,9 +16,10 @@ from torch import nn
 
 from data_prep.core.config import SettingsError
 from pretrain.config.settings import EngineSettings, Precision
+from pretrain.distributed.device import cuda_is_usable
 from pretrain.distributed.ranks import Ranks
 
-if not torch.cuda.is_available():
+if not cuda_is_usable():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise it guesses, and prints that
 import deepspeed
 import deepspeed.ops
@@ -28,7 +29,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer, GradPar
 from deepspeed.utils import groups as process_groups
 from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
-if not torch.cuda.is_available():
+if os.environ.get("DS_ACCELERATOR") == "cpu":
     # otherwise it compiles C++ for an inference op, which takes 2 minutes
     deepspeed.ops.__compatible_ops__ = {}
 deepspeed.utils.logger.setLevel("ERROR")

@@ -101,7 +101,7 @@ def preflight(ranks: Ranks, settings: Settings) -> Preflight:
     data = [phase.settings.data for phase in phases]
     own = {
         "code": _code(),
-        "versions": _versions(),
+        "versions": _versions(ranks.device.type == "cuda"),
         "settings": _flat(settings),
         "data": {str(folder_of(d) / "manifest.json"): _shards(d) for d in data},
     }
@@ -261,10 +261,10 @@ def _code() -> dict[str, str]:
     return found
 
 
-def _versions() -> dict[str, str]:
+def _versions(is_cuda: bool) -> dict[str, str]:
     found = {name: str(version) for name, version in package_versions(PACKAGES).items()}
     found |= {"python": platform.python_version(), "CUDA": str(torch.version.cuda)}
-    if torch.cuda.is_available():
+    if is_cuda:
         found["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
     return found
 

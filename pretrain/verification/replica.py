@@ -20,7 +20,7 @@ from data_prep.core.files import link_or_copy
 from pretrain.checkpoint.files import find_fault, read_state
 from pretrain.checkpoint.progress import Progress, resume_point
 from pretrain.config.phases import Phase
-from pretrain.config.settings import OnFailure, OnSpike, Resume, Settings
+from pretrain.config.settings import Device, OnFailure, OnSpike, Resume, Settings
 from pretrain.run_folder.jsonl import readable_lines
 from pretrain.verification.launcher import launch
 from pretrain.verification.run_watcher import ENDING_S, RunFailedError, WatchedRun, until
@@ -106,7 +106,7 @@ class Copy(WatchedRun):
         settings.checkpoint.keep_every = None
         settings.checkpoint.on_failure = OnFailure.stop
         settings.survival.rehearse, settings.survival.on_spike = False, OnSpike.log
-        settings.log.wandb = False
+        settings.log.wandb, settings.engine.device = False, Device.auto
         return ["+model=base", *as_overrides(as_dict(settings))]
 
     def _checkpoints(self) -> Iterator[Path]:

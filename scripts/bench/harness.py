@@ -21,6 +21,7 @@ import torch
 from data_prep.core.config import SettingsError, compose
 from pretrain.config.arguments import run_command
 from pretrain.config.settings import Settings
+from pretrain.distributed.device import cuda_is_usable
 from pretrain.distributed.ranks import Ranks, exit_with, start
 from pretrain.engine.engine import Engine
 from scripts.baselines.synthetic_shards import VOCAB_SIZE
@@ -130,7 +131,7 @@ def engine_of(settings: Settings, ranks: Ranks, **changes: Any) -> Engine:
 
 def choose_device(name: str) -> torch.device:
     """cpu, cuda, or auto: cuda if there is one. Raises SettingsError if there is none."""
-    has_gpu = torch.cuda.is_available()
+    has_gpu = cuda_is_usable()
     if _known("device", name, "auto", "cpu", "cuda") == "cuda" and not has_gpu:
         raise SettingsError("device=cuda: this machine has no GPU that torch can use")
     return torch.device("cuda" if has_gpu and name == "auto" else name.replace("auto", "cpu"))

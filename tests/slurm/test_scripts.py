@@ -108,6 +108,7 @@ def test_every_gpu_gets_one_task_with_the_overrides_after_the_scripts_own(
     assert job.wait_until_ended() == "COMPLETED", job.log
     size = Path(script).stem.removeprefix("pretrain_")
     own = ["-u", "-m", "pretrain.run", f"+model={size}", "data=wikibooks_512"]
+    own += ["engine.device=cuda"]
     assert [call["arguments"] for call in calls()] == [own + overrides] * 4
     assert {call["cwd"] for call in calls()} == {str(ROOT)}
     tasks = [call["env"] for call in calls()]

@@ -11,6 +11,7 @@ from data_prep.core.objectives import Pairing
 from data_prep.stores.shards import Examples
 from pretrain.config.settings import (
     Compile,
+    Device,
     EngineSettings,
     OptimizerName,
     OptimSettings,
@@ -65,7 +66,13 @@ def build_engine(
         supported = [torch.float32, torch.float16, torch.bfloat16]
         get_accelerator().supported_dtypes = lambda: supported
     settings = EngineSettings(
-        stage, precision, MANY_MICRO_STEPS, activation_checkpointing, compile, timeout_minutes
+        stage,
+        precision,
+        MANY_MICRO_STEPS,
+        activation_checkpointing,
+        compile,
+        timeout_minutes,
+        Device.cpu,
     )
     model = build_model() if model is None else model
     return Engine(model, optim_settings(**optim), settings, ranks)

@@ -21,8 +21,11 @@ from pretrain.distributed.rendezvous import RankInfo, check_devices, check_in
 A100, H100 = "NVIDIA A100-SXM4-80GB, 79 GiB", "NVIDIA H100 80GB HBM3, 79 GiB"
 
 
-def info(rank: int, host: str = "node1", device: str = A100, unit: str | None = None) -> RankInfo:
-    return RankInfo(rank, host, 100 + rank, device, f"gpu-{rank}" if unit is None else unit)
+def info(
+    rank: int, host: str = "node1", device: str = A100, unit: str | None = None, fault: str = ""
+) -> RankInfo:
+    unit = f"gpu-{rank}" if unit is None else unit
+    return RankInfo(rank, host, 100 + rank, device, unit, fault)
 
 
 def start(rank: int, port: int, folder: Path, limit_s: float, variables: dict[str, str]) -> None:

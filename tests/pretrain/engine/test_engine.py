@@ -25,7 +25,7 @@ from engine_samples import (
 from ranks_harness import run_ranks
 
 from data_prep.core.config import SettingsError
-from pretrain.config.settings import Compile, EngineSettings, Precision
+from pretrain.config.settings import Compile, Device, EngineSettings, Precision
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine.deepspeed_setup import resolve_precision
 from pretrain.engine.engine import Engine
@@ -58,12 +58,12 @@ def test_auto_is_bf16_autocast_on_a_gpu_that_has_it_and_otherwise_fp32(
     asked, device, has_bf16, precision, monkeypatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
-    settings = EngineSettings(1, asked, 512, False, Compile.auto, 1.0)
+    settings = EngineSettings(1, asked, 512, False, Compile.auto, 1.0, Device.auto)
     assert resolve_precision(settings, torch.device(device)) is precision
 
 
 def test_fp16_without_a_gpu_is_refused_with_the_cure() -> None:
-    settings = EngineSettings(1, Precision.fp16, 512, False, Compile.auto, 1.0)
+    settings = EngineSettings(1, Precision.fp16, 512, False, Compile.auto, 1.0, Device.auto)
     ranks = Ranks(0, 1, torch.device("cpu"))
     with pytest.raises(SettingsError, match=r"fp16 needs a GPU; set engine\.precision=fp32"):
         Engine(build_model(), optim_settings(), settings, ranks)

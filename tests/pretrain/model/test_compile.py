@@ -26,7 +26,7 @@ from data_prep.core.config import SettingsError
 from pretrain.checkpoint.identity import identity
 from pretrain.config.load import load
 from pretrain.config.phases import phases_of
-from pretrain.config.settings import Compile, EngineSettings, Precision
+from pretrain.config.settings import Compile, Device, EngineSettings, Precision
 from pretrain.data.corpus import manifest_of
 from pretrain.data.open_loaders import open_loaders
 from pretrain.distributed.ranks import Ranks
@@ -244,7 +244,7 @@ def test_nothing_is_compiled_for_the_sentences_that_the_model_fills_in() -> None
 
 
 def settings_with(compile: Compile, stage: int = 1) -> EngineSettings:
-    return EngineSettings(stage, FP32, 512, False, compile, 1.0)
+    return EngineSettings(stage, FP32, 512, False, compile, 1.0, Device.auto)
 
 
 @pytest.mark.parametrize(
