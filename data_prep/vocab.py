@@ -65,7 +65,13 @@ def run(settings: DataPrepSettings) -> VocabManifest:
         tokens, added = _released(Path(settings.vocab_file), settings, casing)
     else:
         batches = partial(_batches, data_dir, parts, dropped)
-        tokens = train_vocab(batches, settings.vocab_size, settings.lowercase)
+        tokens = train_vocab(
+            batches,
+            settings.vocab_size,
+            settings.lowercase,
+            casing.strip_accents,
+            settings.alphabet_coverage,
+        )
         check_casing(tokens, settings.lowercase)
     manifest_path.unlink(missing_ok=True)  # it must never describe files of another vocabulary
     save_tokenizer(folder, tokens, settings.lowercase, casing.strip_accents)
@@ -85,21 +91,23 @@ def run(settings: DataPrepSettings) -> VocabManifest:
 
 
 def _casing(settings: DataPrepSettings) -> Casing:
-    """The casing of the settings, and the treatment of accents that vocab_file's tokenizer states.
+    """The casing of the settings; strip_accents=null is what vocab_file's tokenizer states.
 
     Raises SettingsError if it states another casing.
     """
-    if not settings.vocab_file:
-        return Casing(settings.lowercase)
-    stated = stated_casing(Path(settings.vocab_file))
-    if stated.lowercase not in (None, settings.lowercase):
-        its = str(Casing(stated.lowercase))
+    typed = Casing(settings.lowercase, settings.strip_accents)
+    stated = stated_casing(Path(settings.vocab_file)) if settings.vocab_file else Casing(None)
+    if typed.strip_accents is None:
+        typed = Casing(settings.lowercase, stated.strip_accents)
+    if stated.differs(typed):
+        accents = f"strip_accents={str(stated.strips_accents).lower()}"
+        its = accents if stated.lowercase in (None, typed.lowercase) else str(stated)
         raise SettingsError(
             f"vocab_file={settings.vocab_file}: its tokenizer has {its}; set {its} (or, to use "
             "the entries alone, copy its vocab.txt to a folder of its own)"
         )
-    accents = stated.strip_accents
-    return Casing(settings.lowercase, None if accents == settings.lowercase else accents)
+    is_usual = typed.strip_accents == typed.lowercase
+    return Casing(typed.lowercase, None if is_usual else typed.strip_accents)
 
 
 def _identity(
@@ -119,6 +127,7 @@ def _identity(
     )
     if not settings.vocab_file:
         identity.vocab_size = settings.vocab_size
+        identity.alphabet_coverage = settings.alphabet_coverage
         identity.documents = {part.key: part.checksum for part in parts}
         return identity
     path = Path(settings.vocab_file)

@@ -96,7 +96,9 @@ class DataPrepSettings:
     duplicates: Duplicates  # what to do with copies of other documents
     heldout_fraction: float  # share of the documents
     lowercase: bool
+    strip_accents: bool | None  # None: as lowercase
     vocab_size: int
+    alphabet_coverage: float  # share of the text's characters
     vocab_characters: int
     vocab_file: str | None  # released vocabulary to use instead of a trained one
     add_words: str | None  # file with one word per line, added after vocab_file's entries
@@ -145,6 +147,7 @@ LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
     "characters_per_part": _POSITIVE,
     "heldout_fraction": (lambda value: 0 <= value < 1, "[0, 1)"),
     "vocab_size": (lambda value: 256 <= value < 2**31, f"from 256 to {2**31 - 1}"),
+    "alphabet_coverage": _SHARE,
     "vocab_characters": _POSITIVE,
     # Positions are stored as uint16
     "seq_len": (lambda value: 8 <= value <= _UINT16, f"from 8 to {_UINT16}"),

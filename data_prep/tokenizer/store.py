@@ -29,6 +29,7 @@ class VocabSettings(Record):
     documents: dict[str, str] | None = None  # checksum of each part it was trained on
     add_words: str | None = None  # checksum of the file
     strip_accents: bool | None = None  # None: as lowercase
+    alphabet_coverage: float = 0.9995  # of a trained one
 
 
 class VocabManifest(Record):

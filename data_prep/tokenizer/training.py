@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from tokenizers.trainers import WordPieceTrainer
 from data_prep.tokenizer.vocab_file import LONGEST_WORD, SPECIAL_TOKENS
 from data_prep.tokenizer.wordpiece import make_tokenizer
 
-# As in Hugging Face's trainer: characters of the alphabet, and the count of a character or a pair
-# that becomes an entry.
-MOST_CHARACTERS = 1000
+# As in Hugging Face's trainer: the count of a character or a pair that becomes an entry, and the
+# characters of the alphabet, of which a script such as Chinese needs more.
 LEAST_COUNT = 2
+ALPHABET = 1000
 NUM_CODE_POINTS = 0x110000
 
 
@@ -50,15 +51,47 @@ def add_words(
 
 
 def train_vocab(
-    batches: Callable[[], Iterable[list[str]]], vocab_size: int, lowercase: bool
+    batches: Callable[[], Iterable[list[str]]],
+    vocab_size: int,
+    lowercase: bool,
+    strip_accents: bool | None = None,
+    coverage: float = 0.9995,
 ) -> list[str]:
     """Train exactly `vocab_size` entries: the special tokens, the characters, then the merges.
 
-    `batches` is called twice and yields the same paragraphs each time, in batches. The same text
-    gives the same entries in the same order, for any number of threads and any batches. Raises
-    ValueError if the text is too small for this many entries.
+    `batches` is called several times and yields the same paragraphs each time, in batches. The same
+    text gives the same entries in the same order, for any number of threads and any batches. The
+    alphabet has the 1,000 most frequent characters, and more until it covers the share `coverage`
+    of the text; its forms fill at most half of the vocabulary, unless the text has too few merges
+    for the other half. Raises ValueError if the text is too small for this many entries.
     """
-    characters, inner = _alphabet(batches(), vocab_size, lowercase)
+    counts = _count_characters(batches(), lowercase, strip_accents)
+    room = (vocab_size - len(SPECIAL_TOKENS)) // 2
+    while True:
+        alphabet, is_whole = _alphabet(counts, room, coverage)
+        tokens = _train(batches(), vocab_size, alphabet, lowercase, strip_accents)
+        missing = vocab_size - len(tokens)
+        if not missing or is_whole:
+            break
+        room += missing
+    if missing:
+        raise ValueError(
+            f"vocab_size={vocab_size} asks for more entries than the documents have, "
+            f"{len(tokens)}; collect more text or set vocab_size={len(tokens)}"
+        )
+    return tokens
+
+
+def _train(
+    batches: Iterable[list[str]],
+    vocab_size: int,
+    alphabet: dict[str, int],
+    lowercase: bool,
+    strip_accents: bool | None,
+) -> list[str]:
+    """The entries of a vocabulary with this alphabet: `vocab_size`, or as many as there are."""
+    characters = sorted(alphabet)
+    inner = [character for character in characters if alphabet[character] == 2]
     # The trainer numbers "##" forms in the order of a hash map and breaks ties by these numbers,
     # which gives another vocabulary in every run. As special tokens they have fixed ids.
     fixed = [*SPECIAL_TOKENS.values(), *characters, *(f"##{character}" for character in inner)]
@@ -70,53 +103,58 @@ def train_vocab(
         initial_alphabet=characters,
         limit_alphabet=len(characters),
     )
-    tokenizer = make_tokenizer(list(SPECIAL_TOKENS.values()), lowercase)
-    tokenizer.train_from_iterator(batches(), trainer)
+    special = list(SPECIAL_TOKENS.values())
+    tokenizer = make_tokenizer(special, lowercase, strip_accents)
+    tokenizer.train_from_iterator(batches, trainer)
     numbers: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
     tokens = sorted(numbers, key=numbers.__getitem__)
     assert tokens[: len(fixed)] == fixed, "the trainer renumbered the entries fixed beforehand"
-    if len(tokens) != vocab_size:
-        raise ValueError(
-            f"vocab_size={vocab_size} asks for more entries than the documents have, "
-            f"{len(tokens)}; collect more text or set vocab_size={len(tokens)}"
-        )
     return tokens
 
 
-def _alphabet(
-    batches: Iterable[list[str]], vocab_size: int, lowercase: bool
-) -> tuple[list[str], list[str]]:
-    """The characters that become entries, and those that also occur inside words; both sorted.
+@dataclass(frozen=True)
+class _Characters:
+    """The characters of a text after normalisation, the most frequent first (then by code)."""
 
-    These are the most frequent characters (of equal counts the lower code points): at most 1,000,
-    whose forms fill at most half the vocabulary. A word with another character becomes [UNK].
-    """
+    counts: dict[str, int]
+    forms: dict[str, int]  # 2 if a character also stands inside words, as ##c
+
+
+def _count_characters(
+    batches: Iterable[list[str]], lowercase: bool, strip_accents: bool | None
+) -> _Characters:
     raw_counts = np.zeros(NUM_CODE_POINTS, np.int64)
     for batch in batches:
         codes = np.frombuffer("".join(batch).encode("utf-32-le"), np.uint32)
         raw_counts += np.bincount(codes, minlength=NUM_CODE_POINTS)
-    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
     counts: dict[str, int] = {}
     # Each character is normalised by itself, so the distinct ones suffice: 100 times as fast
     for code in np.flatnonzero(raw_counts):
         for character in normalizer.normalize_str(chr(code)):
             if not character.isspace():
                 counts[character] = counts.get(character, 0) + int(raw_counts[code])
-    frequent = sorted(
-        (character for character, count in counts.items() if count >= LEAST_COUNT),
-        key=lambda character: (-counts[character], character),
-    )
-    room = (vocab_size - len(SPECIAL_TOKENS)) // 2
-    chosen: list[str] = []
-    inner: list[str] = []
-    for character in frequent[:MOST_CHARACTERS]:
-        forms = 2 if (is_inner := _stands_inside_words(character, normalizer)) else 1
-        if len(chosen) + len(inner) + forms > room:
+    ordered = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    forms = {character: 1 + _stands_inside_words(character, normalizer) for character in ordered}
+    return _Characters(ordered, forms)
+
+
+def _alphabet(text: _Characters, room: int, coverage: float) -> tuple[dict[str, int], bool]:
+    """The characters that become entries, with their forms; and whether none is left out for room.
+
+    A word with another character becomes [UNK].
+    """
+    chosen: dict[str, int] = {}
+    covered, wanted = 0, coverage * sum(text.counts.values())
+    for character, count in text.counts.items():
+        if count < LEAST_COUNT or (len(chosen) >= ALPHABET and covered >= wanted):
             break
-        chosen.append(character)
-        if is_inner:
-            inner.append(character)
-    return sorted(chosen), sorted(inner)
+        if text.forms[character] > room:
+            return chosen, False
+        room -= text.forms[character]
+        covered += count
+        chosen[character] = text.forms[character]
+    return chosen, True
 
 
 def _stands_inside_words(character: str, normalizer: Any) -> bool:

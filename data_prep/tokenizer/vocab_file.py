@@ -183,7 +183,9 @@ def check_casing(tokens: Sequence[str], lowercase: bool) -> None:
             f"{capitals:,} of {len(tokens):,} vocabulary entries ({share:.0%}) have capitals and "
             f"would never be used with lowercase=true: a cased vocabulary; set lowercase=false"
         )
-    if not lowercase and not capitals:
+    with_case = sum(token not in special and token.lower() != token.upper() for token in tokens)
+    # Thai and Chinese have no case; their vocabularies have some Latin letters
+    if not lowercase and not capitals and with_case > len(tokens) / 4:
         raise SettingsError(
             f"none of {len(tokens):,} vocabulary entries has a capital, so that every capitalised "
             f"word would be unknown: an uncased vocabulary; set lowercase=true"

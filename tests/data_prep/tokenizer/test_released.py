@@ -118,7 +118,7 @@ def test_the_casing_that_a_released_tokenizer_states_is_used_from_encode_to_expo
         encode.run(load(more))
     finally:
         encode.MOST_UNKNOWN = before
-    [part] = TokenStore.open(data_dir, "train").parts
+    part = TokenStore.open(data_dir, "train").part(0)
     assert [CASED[number] for number in part.ids[: len(words.split())]] == words.split()
     stock = AutoTokenizer.from_pretrained(data_dir / "vocab")  # what the export copies
     assert stock.tokenize(TEXT) == words.split()
@@ -167,6 +167,14 @@ def test_another_casing_than_the_settings_is_refused_with_cures_that_work(tmp_pa
     assert make(tmp_path / "data", f"vocab_file={path}", "lowercase=false").lowercase is False
     alone = release(tmp_path / "alone") / "vocab.txt"
     assert make(tmp_path / "other", f"vocab_file={alone}").lowercase is True
+
+
+def test_other_accents_than_the_settings_are_refused_with_the_cure(tmp_path: Path) -> None:
+    path = release(tmp_path / "bert", {"do_lower_case": True}, **GERMAN) / "vocab.txt"
+    typed = [f"vocab_file={path}", "strip_accents=true"]
+    with pytest.raises(SettingsError, match="has strip_accents=false; set strip_accents=false "):
+        make(tmp_path / "data", *typed)
+    assert make(tmp_path / "data", *typed[:1], "strip_accents=false").strip_accents is False
 
 
 def test_a_cased_tokenizer_without_capitals_is_taken_as_it_states(tmp_path: Path) -> None:

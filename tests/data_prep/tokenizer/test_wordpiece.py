@@ -223,8 +223,7 @@ def test_punctuation_and_cjk_characters_have_no_inner_form() -> None:
 def test_an_alphabet_takes_at_most_half_the_vocabulary_the_most_frequent_first() -> None:
     texts = [chr(code) * (1 + code % 7) for code in range(0x4E00, 0x4E00 + 500)] + ["abab"] * 9
     texts += [chr(code) * (1 + code % 7) for code in range(0x430, 0x44F)]
-    with pytest.raises(ValueError, match="set vocab_size="):
-        train_vocab(lambda: [texts], 205, True)
+    assert len(train_vocab(lambda: [texts], 205, True)) == 205  # of characters, without merges
     words = [f"{a}{b}" for a in "abcdefghij" for b in "abcdefghij"] * 2
     tokens = train_vocab(lambda: [texts + words], 205, True)
     alphabet = [token for token in tokens[5:] if len(token.removeprefix("##")) == 1]
