@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(settings: DataPrepSettings) -> dict[str, Any]:
     """Audit the shards of `settings.seq_len`; write and return the report.
 
-    `report["faults"]` lists why they are unfit for training; it is empty if they are fit. Raises
+    `report["faults"]` lists why they are unfit for training; it is empty if they are fit, perhaps
+    with `report["warnings"]`. Raises
     ValueError if there are no finished shards, no token store or no vocabulary.
     """
     data_dir = Path(settings.data_dir)
@@ -61,7 +62,7 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     vocab_path = data_dir / "vocab" / "vocab.txt"
     rule = MaskingRule.from_manifest(manifest, vocab_path)
     pairing = manifest.pairs
-    corpus, corpus_faults = judge_corpus(data_dir, pairing, settings.audit)
+    corpus, corpus_faults, warnings = judge_corpus(data_dir, pairing, settings.audit)
     damaged = shard_checks.verify(folder)
     faults = [*_provenance_faults(data_dir, manifest, settings.seq_len), *damaged, *corpus_faults]
     report: dict[str, Any] = {
@@ -70,6 +71,7 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
         "made": {name: plain[name] for name in ("settings", "vocab_size", "lowercase")},
         "other_length_counts": _other_length_counts(data_dir, folder),
         "corpus": corpus,
+        "warnings": warnings,
         "splits": {},
         "examples": [],
     }
@@ -246,6 +248,7 @@ def summary(report: dict[str, Any]) -> str:
             f"{shortcut['together_accuracy']:.1%} from both, {shortcut['majority']:.1%} by the "
             "more frequent label"
         )
+    lines += [f"warning: {warning}" for warning in report["warnings"]]
     for example in report["examples"]:
         label = pairing.meanings[example["next_sentence_label"]]
         words = [

@@ -144,13 +144,18 @@ def summary(manifest: shards.ShardsManifest) -> str:
 
 
 def _refuse_unfit(data_dir: Path, settings: DataPrepSettings) -> None:
-    """Raises RuntimeError with every reason for which the audit would refuse the token store."""
-    _, faults = judge_corpus(data_dir, settings.pairs, settings.audit)
+    """Raises RuntimeError with every reason for which the audit would refuse the token store.
+
+    Prints the audit's warnings.
+    """
+    _, faults, warnings = judge_corpus(data_dir, settings.pairs, settings.audit)
     if faults:
         reasons = "".join(f"\n- {fault}" for fault in faults)
         raise RuntimeError(
             f"{data_dir / 'tokens'} is unfit for training; nothing is built:{reasons}"
         )
+    for warning in warnings:
+        sys.stderr.write(f"warning: {warning}\n")
 
 
 def _identity(settings: DataPrepSettings, data_dir: Path) -> shards.ShardsIdentity:

@@ -41,6 +41,7 @@ from data_prep.stores.tokens import (
     SCHEMA_VERSION,
     SPLITS,
     EncodeSettings,
+    TokenPart,
     TokenPartEntry,
     TokensManifest,
     token_dtype,
@@ -91,7 +92,7 @@ def run(settings: DataPrepSettings) -> TokensManifest:
         for task in tasks
     ]
     splits = {split: [entries[split] for entries in written] for split in SPLITS}
-    _check_splits(splits, settings.heldout_fraction)
+    _check_splits(folder, splits, settings.heldout_fraction)
     manifest = TokensManifest(
         schema_version=SCHEMA_VERSION,
         dtype=cast(IdType, token_dtype(len(tokens)).name),
@@ -139,6 +140,18 @@ def is_heldout(name: str, heldout_fraction: float) -> bool:
     A larger fraction holds out the same documents and more.
     """
     return xxhash.xxh3_64_intdigest(name.encode()) < int(heldout_fraction * 2**64)
+
+
+def fitting_fraction(names: Sequence[str]) -> float:
+    """A round heldout_fraction, as small as can be, with FEWEST_DOCUMENTS or more in each split.
+
+    `names` are those of all documents, twice FEWEST_DOCUMENTS or more.
+    """
+    hashes = sorted(xxhash.xxh3_64_intdigest(name.encode()) / 2**64 for name in names)
+    least, most = hashes[FEWEST_DOCUMENTS - 1], hashes[-FEWEST_DOCUMENTS]
+    tenths = [tenth / 10 for tenth in range(1, 10)]
+    exact = [round((least + most) / 2, digits) for digits in range(2, 18)]
+    return next(f for f in (0.01, 0.02, 0.05, *tenths, *exact) if least < f <= most)
 
 
 @dataclass
@@ -247,7 +260,9 @@ def _totals(entries: Sequence[TokenPartEntry]) -> dict[str, int]:
     return {name: sum(getattr(entry, name) for entry in entries) for name in names}
 
 
-def _check_splits(splits: dict[str, list[TokenPartEntry]], heldout_fraction: float) -> None:
+def _check_splits(
+    folder: Path, splits: dict[str, list[TokenPartEntry]], heldout_fraction: float
+) -> None:
     """Refuse a split of fewer than two documents, and text that the vocabulary does not fit."""
     totals = {split: _totals(entries) for split, entries in splits.items()}
     documents = {split: total["documents"] for split, total in totals.items()}
@@ -258,12 +273,16 @@ def _check_splits(splits: dict[str, list[TokenPartEntry]], heldout_fraction: flo
             f"{FEWEST_DOCUMENTS} each: collect more"
         )
     if min(documents.values()) < FEWEST_DOCUMENTS:
-        # 5 expected: fewer than 2 of them then has a chance of 4 %
-        fitting = min(0.5, max(0.01, round(5 / together, 4)))
+        names = [
+            name
+            for split, entries in splits.items()
+            for entry in entries
+            for name in TokenPart.open(folder / split / entry.name).documents.to_pylist()
+        ]
         raise ValueError(
             f"heldout_fraction={heldout_fraction} leaves {documents['heldout']} of {together} "
             f"documents held out and {documents['train']} for training; each needs at least "
-            f"{FEWEST_DOCUMENTS}: set heldout_fraction={fitting}"
+            f"{FEWEST_DOCUMENTS}: set heldout_fraction={fitting_fraction(names)}"
         )
     unknown = sum(total["unknown_tokens"] for total in totals.values())
     tokens = sum(total["tokens"] for total in totals.values())

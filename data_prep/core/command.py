@@ -8,7 +8,17 @@ import select
 import sys
 from collections.abc import Callable
 
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FOREIGN = (
+    "it belongs to another user or is read-only: choose another folder, or have its owner let you"
+)
+_CURES = {
+    errno.EACCES: _FOREIGN,
+    errno.EPERM: _FOREIGN,
+    errno.EROFS: _FOREIGN,
+    errno.ENOTDIR: "a file is where a folder must be: choose another folder, or move the file away",
+    errno.ELOOP: "its links lead to each other: choose another folder, or mend the link",
+    errno.ENAMETOOLONG: "choose a shorter path",
+}
 CLOSED_OUTPUT = 141  # the status of other programs then: 128 and the number of SIGPIPE
 
 
@@ -31,14 +41,18 @@ def status_of(main: Callable[[], int | None]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
         return CLOSED_OUTPUT
     except OSError as error:
-        if error.errno not in _REFUSED or error.filename is None:
+        if (text := refusal(error)) is None:
             raise
         spec = sys.modules["__main__"].__spec__
-        sys.stderr.write(
-            f"{spec.name if spec else sys.argv[0]}: {error.filename}: {error.strerror}; it belongs "
-            "to another user or is read-only: choose another folder, or have its owner let you\n"
-        )
+        sys.stderr.write(f"{spec.name if spec else sys.argv[0]}: {text}\n")
         return 2
+
+
+def refusal(error: BaseException) -> str | None:
+    """What the system refuses about a file or folder, and the cure; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in _CURES or error.filename is None:
+        return None
+    return f"{error.filename}: {error.strerror}; {_CURES[error.errno]}"
 
 
 def _has_no_reader(descriptor: int) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from data_prep.core.command import refusal
 from data_prep.core.config import SettingsError, as_yaml, choices, compose
 from data_prep.core.files import remove_abandoned
 from data_prep.core.printable import printable_lines
@@ -50,8 +51,8 @@ def start(
     rows of a table, to which the time taken is added. A text from `faults` is the error message of
     a job that has finished nevertheless. With has_shares=False the job is a single task and refuses
     settings.share. --cfg prints the resolved settings and does not run the job.
-    Status: 0 done, 1 failed, 2 wrong settings, 130 interrupted. Expected errors are a message on
-    stderr; any other exception is a bug and keeps its traceback.
+    Status: 0 done, 1 failed, 2 wrong settings or a folder that the system refuses, 130 interrupted.
+    Expected errors are a message on stderr; any other exception is a bug and keeps its traceback.
     """
     arguments, began = sys.argv[1:] if argv is None else argv, time.monotonic()
     try:
@@ -78,8 +79,9 @@ def start(
     except BrokenPipeError:  # of stdout, see data_prep.core.command
         raise
     except (ValueError, RuntimeError, OSError) as error:
-        sys.stderr.write(f"{printable_lines(str(error))}\n")
-        return 1
+        refused = refusal(error)
+        sys.stderr.write(f"{printable_lines(refused or str(error))}\n")
+        return 2 if refused else 1
     except ShareDone as done:
         sys.stdout.write(f"{done}\n")
     except KeyboardInterrupt:

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from data_prep.core.config import SettingsError, as_text
@@ -76,7 +77,7 @@ class AuditSettings:
     random_next_least: float  # limits on the share of random pairs of nsp
     random_next_most: float
     most_unknown: float  # share of the tokens that are [UNK]
-    fewest_documents: int  # in the train split
+    fewest_documents: int  # in the train split; a warning below
     most_one_sentence: float  # share of the documents that are one sentence
     most_repeated: float  # share of the tokens in sentences that occurred before
     most_told_alone: float  # share of the majority's mistakes avoided without comparing A with B
@@ -168,7 +169,8 @@ LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
 def check(settings: DataPrepSettings) -> None:
     """Raises SettingsError listing every setting that cannot work."""
     wrong = limit_faults(settings, LIMITS)
-    wrong += [*_share_faults(settings), *_other_faults(settings)]
+    wrong += [*_folder_faults(settings.data_dir), *_share_faults(settings)]
+    wrong += _other_faults(settings)
     if settings.source is not None:
         wrong += _source_faults(settings.source)
     if wrong:
@@ -189,6 +191,15 @@ def _value(settings: object, key: str) -> Any:
     for name in key.split("."):
         settings = getattr(settings, name, None)
     return settings
+
+
+def _folder_faults(data_dir: str) -> Iterator[str]:
+    """A data_dir that is no folder and cannot become one."""
+    path = Path(data_dir).absolute()
+    there = next((place for place in (path, *path.parents) if os.path.lexists(place)), path)
+    if not there.is_dir():
+        what = "a file" if there.exists() else "a link that leads nowhere"
+        yield f"data_dir={data_dir}: {there} is {what}, not a folder; choose another folder"
 
 
 def _share_faults(settings: DataPrepSettings) -> Iterator[str]:

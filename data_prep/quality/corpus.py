@@ -44,8 +44,10 @@ class CorpusCounts(Record):
 
 def judge_corpus(
     data_dir: Path, pairing: Pairing, bounds: AuditSettings
-) -> tuple[dict[str, Any], list[str]]:
-    """Metrics of data_dir/documents and data_dir/tokens, and why pairs of them would train badly.
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Metrics of data_dir/documents and data_dir/tokens, faults of theirs, and warnings.
+
+    A corpus with faults would train badly and is refused.
 
     Raises ValueError if the token store is missing, SettingsError if it or its counts are of
     another version or cannot be.
@@ -65,7 +67,8 @@ def judge_corpus(
         "splits": {split: counts["splits"][split] for split in SPLITS},  # train first
         "heldout_in_train_share": counts["heldout_in_train_share"],
     }
-    return metrics, _faults(metrics["splits"]["train"], pairing, bounds)
+    train = metrics["splits"]["train"]
+    return metrics, _faults(train, pairing, bounds), _warnings(train, pairing, bounds)
 
 
 def counts_path(data_dir: Path) -> Path:
@@ -109,14 +112,19 @@ def _copies(data_dir: Path) -> dict[str, Any]:
     return {name: plain[name] for name in ("sources", "groups", "largest")}
 
 
+def _warnings(train: dict[str, Any], pairing: Pairing, bounds: AuditSettings) -> list[str]:
+    if pairing is not Pairing.nsp or train["documents"] >= bounds.fewest_documents:
+        return []
+    return [
+        f"there are {train['documents']:,} train documents, fewer than audit.fewest_documents="
+        f"{bounds.fewest_documents:,}: enough for a try, but the few texts that random partners "
+        "come from are memorised; for a real run add documents, or split them where they are "
+        "collections"
+    ]
+
+
 def _faults(train: dict[str, Any], pairing: Pairing, bounds: AuditSettings) -> list[str]:
     faults = []
-    if pairing is Pairing.nsp and train["documents"] < bounds.fewest_documents:
-        faults.append(
-            f"there are {train['documents']:,} train documents, and {bounds.fewest_documents:,} "
-            "are the least: the few texts that random partners come from are memorised; add "
-            "documents, split them where they are collections, or set audit.fewest_documents"
-        )
     if pairing.label_1 and train["one_sentence_share"] > bounds.most_one_sentence:
         faults.append(
             f"{train['one_sentence_share']:.1%} of the documents are one sentence, more than "

@@ -309,6 +309,24 @@ def test_the_held_out_share_is_the_fraction_and_depends_on_the_name_alone() -> N
     assert heldout[:3] == ["books/14", "books/25", "books/31"]  # for ever
 
 
+@given(st.integers(0, 2**32), st.sampled_from([4, 5, 10, 60, 500]))
+def test_the_fraction_proposed_holds_out_two_documents_and_leaves_two(seed, number) -> None:
+    names = [f"{seed}/{n}" for n in range(number)]
+    fraction = float(str(encode.fitting_fraction(names)))
+    heldout = sum(encode.is_heldout(name, fraction) for name in names)
+    assert 2 <= heldout <= number - 2
+    smaller = [f for f in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3) if f < fraction]
+    assert all(sum(encode.is_heldout(name, f) for name in names) < 2 for f in smaller)
+
+
+def test_documents_whose_hashes_lie_together_get_a_fraction_with_more_digits() -> None:
+    names = [n for n in map(str, range(40_000)) if encode.is_heldout(n, 0.2341)]
+    names = [name for name in names if not encode.is_heldout(name, 0.234)]
+    assert len(names) >= 4
+    fraction = encode.fitting_fraction(names)
+    assert 2 <= sum(encode.is_heldout(name, fraction) for name in names) <= len(names) - 2
+
+
 def test_too_small_a_held_out_split_is_refused_with_a_fraction_that_works(tmp_path) -> None:
     write_bees(tmp_path)
     with pytest.raises(ValueError, match=r"set heldout_fraction=([\d.]+)$") as caught:

@@ -47,7 +47,10 @@ def test_a_broken_connection_is_still_an_error() -> None:
         status_of(fail)
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+@pytest.mark.parametrize(
+    "number",
+    [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG],
+)
 def test_a_folder_that_is_refused_is_one_line_and_status_2(
     capsys: pytest.CaptureFixture[str], number: int
 ) -> None:

@@ -1,5 +1,7 @@
 """How every job starts: settings with their checks, messages and exit statuses."""
 
+import errno
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -53,6 +55,41 @@ def test_a_wrong_setting_is_status_2(job: ModuleType, tmp_path: Path, capfd) -> 
 def test_a_job_of_one_task_refuses_a_share(job: ModuleType, tmp_path: Path, capfd) -> None:
     assert job.main([f"data_dir={tmp_path}", "share=1/2"]) == 2
     assert "share=1/2: this job is a single task" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_data_dir_that_is_no_folder_is_status_2(job: ModuleType, tmp_path: Path, capfd) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    places = ("file", "", "a file"), ("link", "/a/b", "a link that leads nowhere")
+    for name, below, what in places:
+        assert job.main([f"data_dir={tmp_path / name}{below}", "+source=sample"]) == 2
+        shown = capfd.readouterr().err
+        assert f"{tmp_path / name} is {what}, not a folder; choose another folder\n" in shown
+        assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP]
+)
+def test_a_folder_that_the_system_refuses_is_status_2_and_a_sentence(
+    tmp_path: Path, capfd, number: int
+) -> None:
+    def job(settings: DataPrepSettings) -> None:
+        raise OSError(number, os.strerror(number), f"{settings.data_dir}/tokens")
+
+    assert start(job, [f"data_dir={tmp_path}"], summary=lambda settings, result: "") == 2
+    shown = capfd.readouterr().err
+    assert shown.startswith(f"{tmp_path}/tokens: {os.strerror(number)}; ")
+    assert "choose" in shown
+    assert shown.count("\n") == 1
+
+
+def test_a_name_that_is_too_long_and_a_link_to_itself_are_status_2(tmp_path: Path, capfd) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for folder in ("x" * 300, "loop"):
+        assert collect.main([f"data_dir={tmp_path / folder}", "+source=sample"]) == 2
+        assert "choose" in capfd.readouterr().err
 
 
 def test_an_interrupted_job_prints_how_to_continue(tmp_path: Path, capfd) -> None:

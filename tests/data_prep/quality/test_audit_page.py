@@ -3,11 +3,13 @@
 import copy
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+from browser import chromium
 from made_corpora import random_documents, run_inline, write_corpus
 from made_manifests import documents_manifest
 from page_reader import PageReader
@@ -65,6 +67,37 @@ def test_a_script_in_a_document_is_text_on_the_page(page: PageReader) -> None:
 def test_the_page_fetches_nothing(page: PageReader) -> None:
     assert len(page.links) == len(PLOTS)
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
+
+
+def test_every_table_fits_a_window_of_1200_pixels(audited: Path, tmp_path: Path) -> None:
+    text = (audited / "audit" / "64" / "index.html").read_text()
+    # Of a large corpus, in the table with the most columns
+    text = re.sub(r"<td>160</td><td>5</td><td>[\d,]+</td>", "<td>6,407,814</td>"
+                  "<td>17,123,456,789</td><td>3,912,345,678</td>", text)  # fmt: skip
+    assert "17,123,456,789" in text
+    script = (
+        "<script>onload = () => document.body.textContent = 'widths ' + Array.from("
+        "document.querySelectorAll('.table'), t => t.scrollWidth + '/' + t.clientWidth).join(' ')"
+        "</script>"
+    )
+    measured = tmp_path / "page.html"
+    measured.write_text(re.sub("<meta http-equiv[^>]*>", script, text))
+    done = subprocess.run(
+        [chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,900",
+         f"--user-data-dir={tmp_path}/profile", "--dump-dom", f"file://{measured}"],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    pairs = re.findall(r"(\d+)/(\d+)", done.stdout.split("widths ")[-1])
+    assert len(pairs) >= 5
+    assert [wide for wide, room in pairs if int(wide) > int(room)] == []
+
+
+def test_warnings_stand_on_the_page_next_to_the_verdict(report: dict) -> None:
+    text = audit_page.page(
+        {**report, "faults": [], "warnings": ["few <b> documents"]}, draw(report)
+    )
+    assert "Fit for training" in text
+    assert "Warning: few &lt;b&gt; documents" in text
 
 
 def test_every_plot_lies_next_to_the_page(audited: Path) -> None:

@@ -37,8 +37,6 @@ LINE = list(range(5, 30))
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda documents: documents[:49],
-         "there are 49 train documents, and 50 are the least"),
         (lambda documents: [[d[0]] for d in documents[:70]] + documents[70:],
          "of the documents are one sentence, more than 50%"),
         (lambda documents: [[*document, LINE, LINE] for document in documents],
@@ -53,10 +51,21 @@ def test_a_store_that_teaches_little_is_refused(tmp_path, documents, change, sai
         assert part in fault
 
 
+@pytest.mark.parametrize("number", [2, 10, 49])
+def test_few_documents_are_a_warning(tmp_path, documents, number: int) -> None:
+    write_corpus(tmp_path, [documents[:number]])
+    _, faults, warnings = judge_corpus(tmp_path, Pairing.nsp, BOUNDS)
+    assert faults == []
+    assert (
+        f"there are {number} train documents, fewer than audit.fewest_documents=50" in warnings[0]
+    )
+    assert judge_corpus(tmp_path, Pairing.none, BOUNDS)[2] == []
+
+
 def test_the_metrics_are_those_of_a_naive_count(tmp_path, documents) -> None:
     parts, heldout = [documents[:60], documents[60:] + documents[:10]], [documents[:3]]
     write_corpus(tmp_path, parts, heldout)
-    metrics, _ = judge_corpus(tmp_path, Pairing.nsp, BOUNDS)
+    metrics, _, _ = judge_corpus(tmp_path, Pairing.nsp, BOUNDS)
     whole = [document for part in parts for document in part]
     sentences = [tuple(sentence) for document in whole for sentence in document]
     train = metrics["splits"]["train"]
@@ -74,7 +83,7 @@ def test_a_sample_of_the_sentences_gives_the_share_of_all(tmp_path, monkeypatch)
     documents = random_documents(np.random.default_rng(2), 2_000)
     monkeypatch.setattr(corpus_counts, "MOST_HASHES", 8_000)
     write_corpus(tmp_path, [documents + documents[:600]])
-    metrics, _ = judge_corpus(tmp_path, Pairing.nsp, BOUNDS)
+    metrics, _, _ = judge_corpus(tmp_path, Pairing.nsp, BOUNDS)
     assert metrics["splits"]["train"]["repeated_sentences_share"] == pytest.approx(0.23, abs=0.02)
 
 

@@ -2,11 +2,11 @@
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from browser import chromium
 from made_history import MadeRun, killed_and_stopped
 from matplotlib.image import imread
 from page_reader import PageReader
@@ -160,13 +160,6 @@ def test_a_long_run_is_drawn_as_means(tmp_path: Path) -> None:
     assert (made.folder / "report.html").stat().st_size < 200_000
 
 
-def browser() -> str:
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if found is None:
-        pytest.skip("no chromium: apt-get install chromium")
-    return found
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_shows_it_in_light_and_in_dark(
     tmp_path: Path, made: MadeRun, scheme: str
@@ -175,7 +168,7 @@ def test_a_browser_shows_it_in_light_and_in_dark(
     page(folder)
     picture = tmp_path / "page.png"
     command = [
-        browser(), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+        chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
         f"--user-data-dir={tmp_path}/profile", "--window-size=1280,1600",
         f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}",
         "--enable-logging=stderr", f"--screenshot={picture}", f"file://{folder}/report.html",
