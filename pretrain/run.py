@@ -23,11 +23,14 @@ import gc
 import itertools
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from data_prep.core.caches import use_private_compile_caches
 from data_prep.core.config import SettingsError, as_yaml
+from pretrain.checkpoint.extension import Extension
+from pretrain.checkpoint.files import read_state
 from pretrain.checkpoint.identity import identity
 from pretrain.config.load import folder_of_run, load
 from pretrain.config.phases import phases_of
@@ -55,6 +58,21 @@ SAMPLE_LINE = (
     "data: the embedded sample corpus; for real data prepare your own (docs/data.md) and "
     "give data=wikibooks_128 or data.dir=FOLDER"
 )
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What rank 0 found in the run's folder."""
+
+    checkpoint: Path | None
+    extension: Extension | None
+    identity: dict[str, Any]
+    origin: init_from.InitWeights | None
+
+    @property
+    def step(self) -> int:
+        """Updates made before this start."""
+        return 0 if self.checkpoint is None else read_state(self.checkpoint).step
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,15 +171,16 @@ def _train_and_export(
     log = run_folder / "logs" / f"rank-{ranks.rank:05d}.log"
     with contextlib.ExitStack() as held:
 
-        def open_folder() -> tuple[Path | None, dict[str, Any], init_from.InitWeights | None]:
+        def open_folder() -> _Opened:
             held.enter_context(RunLock(run_folder))
             remove_heartbeats(run_folder)
             output.log_to(log)  # a broken checkpoint that is skipped is named there
             begun_from, origin = init_from.begin(settings, run_folder)
             now = identity(settings, found.manifests, begun_from)
-            return open_run_folder(run_folder, settings, now), now, origin
+            checkpoint, extension = open_run_folder(run_folder, settings, now)
+            return _Opened(checkpoint, extension, now, origin)
 
-        checkpoint, run_identity, origin = _on_rank_0(ranks, open_folder)
+        opened = _on_rank_0(ranks, open_folder)
         if ranks.rank == 0:
             found.record(run_folder)
             print("".join(f"{line}\n" for line in found.lines()), end="", file=sys.stderr)
@@ -176,12 +195,13 @@ def _train_and_export(
                 watchdog.begin(f"checking the shards in {folder}")
                 _check_shards(folder, ranks)
             watchdog.begin("planning")  # from the lengths of all examples: the shards are sound
-            _on_rank_0(ranks, lambda: _plan(settings, ranks.world_size))
+            _on_rank_0(ranks, lambda: _plan(settings, ranks.world_size, opened))
             context = RunContext(
-                run_folder, phases, found.manifests, run_identity, origin, ranks, stop, watchdog
-            )
+                run_folder, phases, found.manifests, opened.identity, opened.origin, ranks, stop,
+                watchdog, opened.step, opened.extension,
+            )  # fmt: skip
             held.callback(lambda: Monitor([*context.lasting]).close())
-            is_finished = _train_phases(context, checkpoint)
+            is_finished = _train_phases(context, opened.checkpoint)
         if ranks.rank == 0 and is_finished:
             _export(settings, context)
         ranks.barrier()
@@ -205,18 +225,20 @@ def _check_shards(folder: Path, ranks: Ranks) -> None:
         )
 
 
-def _plan(settings: Settings, world_size: int) -> None:
-    """Write plan.json and print the forecast."""
+def _plan(settings: Settings, world_size: int, opened: _Opened) -> None:
+    """Write plan.json and print the forecast, and how the run was extended."""
     from pretrain.planning import table
     from pretrain.planning.estimate import forecast
 
     run_folder, outline = folder_of_run(settings), forecast(settings, world_size)
     table.write(run_folder, outline)
     print("\n".join([f"run {run_folder}", *table.short_lines(outline)]), file=sys.stderr)
+    if opened.extension is not None:
+        print("\n".join(opened.extension.lines(opened.step)), file=sys.stderr)
 
 
 def _train_phases(context: RunContext, checkpoint: Path | None) -> bool:
-    """Train from `checkpoint` to the end of the last phase; False if a signal stopped it."""
+    """Train from `checkpoint` to the end of the last phase; False if it was stopped earlier."""
     from pretrain.training.phase import PhaseTraining
 
     while True:

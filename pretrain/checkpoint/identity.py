@@ -80,12 +80,3 @@ def init_from_of(identity: dict[str, Any]) -> dict[str, str] | None:
 def vocab_checksum_of(identity: dict[str, Any]) -> str:
     """The checksum of the run's vocab.txt."""
     return cast(str, identity[VOCAB_CHECKSUM])
-
-
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """A line for each entry in which two identities differ."""
-    return [
-        f"{name}: {before.get(name)} then, {now.get(name)} now"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]

@@ -89,6 +89,10 @@ def _check_numbers(settings: Settings) -> list[str]:
     for key in positive:
         if (value := _value(settings, key)) <= 0:
             wrong.append(f"{key}={value}; it must be above 0")
+    if settings.run.stop_after is not None and settings.run.stop_after < 1:
+        wrong.append(
+            f"run.stop_after={settings.run.stop_after}; it must be 1 or more, or null for no limit"
+        )
     if settings.eval.max_examples is not None and settings.eval.max_examples < 1:
         wrong.append(
             f"eval.max_examples={settings.eval.max_examples}; it must be 1 or more, or null for all"

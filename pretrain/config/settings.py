@@ -100,6 +100,8 @@ class RunSettings:
     init_from: str | None  # folder of the initial weights; None: random weights
     seed: int
     resume: Resume
+    extend: bool  # continue with changed settings (pretrain/checkpoint/extension.py)
+    stop_after: int | None  # updates of this start, then a checkpoint and the end; None: all
 
 
 @dataclass

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep.core.config import as_yaml
 from data_prep.core.objectives import Pairing
 from data_prep.stores.shards import ShardsManifest
-from pretrain.config.phases import phases_of
-from pretrain.config.settings import Settings
+from pretrain.config.phases import Phase, phases_of
+from pretrain.config.settings import OptimSettings, Settings
 from pretrain.huggingface.weights import hugging_face_class
 
 CARD = """\
@@ -78,7 +79,8 @@ def model_card(card: Mapping[str, Any], num_parameters: int, is_lowercase: bool)
 
     `name`; `step`, updates made; `settings`, a `Settings`; `sources`, documents per source; `data`,
     the manifest of each phase's shards; `held_out`, metrics of the last evaluation by label, empty
-    if there was none; `start`, the event of run.init_from if there is one.
+    if there was none; `start`, the event of run.init_from if there is one; `extended`, the events
+    of run.extend up to `step`.
     """
     settings: Settings = card["settings"]
     pairing = settings.data.pairs
@@ -121,22 +123,55 @@ def _start(event: Mapping[str, Any] | None) -> str:
 
 
 def _training(card: Mapping[str, Any]) -> str:
-    """What each phase did up to `step`, a paragraph per phase."""
-    left, paragraphs = card["step"], []
+    """What each phase did up to `step`, a paragraph per phase, and how the run was extended."""
+    first, paragraphs = 0, []
+    extended = card.get("extended", [])
     for phase, manifest in zip(phases_of(card["settings"]), card["data"], strict=True):
-        last_step, optim = phase.settings.schedule.last_step, phase.settings.optim
-        train = manifest.splits["train"]
+        last_step, train = phase.settings.schedule.last_step, manifest.splits["train"]
+        left = card["step"] - first
         steps = left if last_step is None else min(left, last_step)
-        left -= steps
         of_all = "" if last_step is None else f"of {last_step:,} "
-        sequences = round(steps * optim.sequences_per_step(train.tokens / train.rows))
-        about = "" if optim.tokens_per_step is None else "about "
+        batches = _batches(phase, extended, first, steps)
+        sequences = round(
+            sum(n * optim.sequences_per_step(train.tokens / train.rows) for n, optim in batches)
+        )
+        by_tokens = any(optim.tokens_per_step is not None for _, optim in batches)
+        sizes = batches[0][1].step_size
+        if len(batches) > 1:
+            sizes = ", then ".join(f"{optim.step_size} ({n:,} steps)" for n, optim in batches)
         paragraphs.append(
-            f"{steps:,} {of_all}steps of {optim.step_size}: {about}{sequences:,} sequences of up "
-            f"to\n{phase.settings.data.seq_len} tokens, {sequences / train.rows:.2f} passes "
+            f"{steps:,} {of_all}steps of {sizes}: {'about ' * by_tokens}{sequences:,} sequences of "
+            f"up to\n{phase.settings.data.seq_len} tokens, {sequences / train.rows:.2f} passes "
             "over the training examples."
         )
+        first += steps
+    for event in extended:
+        lines = "\n".join(f"- {change}" for change in event.changes)
+        paragraphs.append(f"Continued after step {event.step:,} with other settings:\n\n{lines}")
     return "\n\n".join(paragraphs)
+
+
+def _batches(
+    phase: Phase, extended: Sequence[Any], first_step: int, steps: int
+) -> list[tuple[int, OptimSettings]]:
+    """Steps of a phase and the size of each, from the settings at its end back to its beginning.
+
+    `extended`: as in `model_card`; `first_step`: updates made before the phase.
+    """
+    optim, end, found = phase.settings.optim, steps, []
+    for event in reversed(extended):
+        before = {
+            change.name.removeprefix("optim."): change.before
+            for change in event.changes
+            if change.phase == phase.number
+            and change.name in ("optim.global_batch", "optim.tokens_per_step")
+        }
+        if before:
+            begin = min(end, max(0, event.step - first_step))
+            found.append((end - begin, optim))
+            end, optim = begin, dataclasses.replace(optim, **before)
+    found.append((end, optim))
+    return found[::-1]
 
 
 def _data(card: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ class BatchJob(Sink):
         self._path = path
 
     def event(self, kind: str, facts: dict[str, Any]) -> None:
-        if kind in WORDS:
+        if kind in WORDS and "stop_after" not in facts:  # that stop was asked for: no requeue
             try:
                 self._path.write_text(WORDS[kind])
             except OSError as error:  # a full disk: the run goes on

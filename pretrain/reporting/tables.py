@@ -10,6 +10,7 @@ from data_prep.core.config import SettingsError, as_dict
 from pretrain.metrics.names import METRICS
 from pretrain.planning.plan_vs_actual import Compared, compare
 from pretrain.run_folder.history import History, moment
+from pretrain.run_folder.line_types import changes_text
 
 MOST_EVENTS = 200  # in the table; events.jsonl has all
 
@@ -110,6 +111,8 @@ def events_line(run: History, num_shown: int) -> str:
 def event_row(event: dict[str, Any]) -> list[str]:
     details = {k: v for k, v in event.items() if k not in ("time", "event", "step")}
     text = ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in details.items())
+    if event["event"] == "extended":
+        text = changes_text(event)
     step = event.get("step", event.get("after"))
     return [
         f"{moment(event):%Y-%m-%d %H:%M:%S}",

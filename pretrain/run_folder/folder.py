@@ -7,16 +7,22 @@ from typing import Any
 
 from data_prep.core.config import SettingsError, as_yaml
 from data_prep.core.files import whole_or_absent, write_json
-from pretrain.checkpoint.identity import differences
+from pretrain.checkpoint.extension import Change, Extension, changes, extended
+from pretrain.checkpoint.progress import CheckpointState
 from pretrain.config.settings import Resume, Settings
 from pretrain.run_folder.environment import environment
+from pretrain.run_folder.line_types import extensions_of
 
 
-def open_run_folder(folder: Path, settings: Settings, now: dict[str, Any]) -> Path | None:
-    """Make the folder with config.yaml and environment.json; return the checkpoint to continue.
+def open_run_folder(
+    folder: Path, settings: Settings, now: dict[str, Any]
+) -> tuple[Path | None, Extension | None]:
+    """Make the folder with config.yaml and environment.json; return the checkpoint to continue
+    and the changes that it continues with.
 
-    None means step 0. `now` is the run's identity. Raises SettingsError if run.resume forbids what
-    is found, all checkpoints are broken, or the newest belongs to a run of other settings or data.
+    No checkpoint means step 0, and no changes the settings as they were. `now` is the run's
+    identity. Raises SettingsError if run.resume or run.extend forbids what is found, all
+    checkpoints are broken, or the newest belongs to a run of other settings or data.
     """
     from pretrain.checkpoint.files import find_fault, newest_whole
 
@@ -39,25 +45,63 @@ def open_run_folder(folder: Path, settings: Settings, now: dict[str, Any]) -> Pa
             f"run.resume=never, but {folder / 'checkpoints'} holds {saved[-1].name}, which would "
             "be overwritten; type another run.name, or delete that folder"
         )
+    if newest is None and settings.run.extend:
+        raise SettingsError(
+            f"run.extend=true, but there is no checkpoint in {folder / 'checkpoints'} to continue; "
+            "check run.name and run.dir, or leave it out"
+        )
+    extension = None
     if newest is not None:
-        _refuse_another_run(newest, now)
+        extension = _extension(folder, newest, now, settings.run.extend)
     folder.mkdir(parents=True, exist_ok=True)
     with whole_or_absent(folder / "config.yaml") as temporary:
         temporary.write_text(as_yaml(settings))
     write_json(folder / "environment.json", environment())
-    return newest
+    return newest, extension
 
 
-def _refuse_another_run(checkpoint: Path, now: dict[str, Any]) -> None:
+def _extension(
+    folder: Path, checkpoint: Path, now: dict[str, Any], is_asked_for: bool
+) -> Extension | None:
+    """The changes to the run since `checkpoint` that no start has recorded; None: none.
+
+    Raises SettingsError if there are such changes and run.extend does not ask for them or they
+    cannot be made.
+    """
     from pretrain.checkpoint.files import read_state
 
     try:
-        before = read_state(checkpoint).identity
+        state = read_state(checkpoint)
     except ValueError as error:
         raise SettingsError(str(error)) from error
-    if changed := differences(before, now):
-        raise SettingsError(
-            f"{checkpoint} cannot be continued, its run had other settings:\n"
-            + "\n".join(f"  {line}" for line in changed)
-            + "\nType another run.name for a new run, or the settings of that one"
-        )
+    recorded = [e for e in extensions_of(folder / "events.jsonl") if e.step == state.step]
+    known = recorded[-1].changes if recorded else []  # of a start that wrote no checkpoint yet
+    found = changes(state.identity, now)
+    if found == known:
+        return None
+    if is_asked_for:
+        try:
+            return extended(state.identity, now, state)
+        except SettingsError as error:
+            raise SettingsError(
+                f"{checkpoint} cannot be continued with these changes:\n{error}"
+            ) from error
+    raise SettingsError(_another_run(checkpoint, state, now, found or known))
+
+
+def _another_run(
+    checkpoint: Path, state: CheckpointState, now: dict[str, Any], found: list[Change]
+) -> str:
+    """What is refused, and what may be typed instead."""
+    cures = ["the settings of that run"]
+    try:
+        extended(state.identity, now, state)
+        cures.append("run.extend=true to continue it with the new ones")
+    except SettingsError:
+        pass
+    cures.append(f"run.init_from={checkpoint} and another run.name to start from its weights")
+    return (
+        f"{checkpoint} cannot be continued, its run had other settings:\n"
+        + "\n".join(f"  {change}" for change in found)
+        + f"\nType {', or '.join(cures)}"
+    )

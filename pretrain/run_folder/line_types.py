@@ -15,6 +15,7 @@ import msgspec
 from data_prep.core.config import SettingsError
 from data_prep.core.printable import shortened
 from data_prep.core.records import Count
+from pretrain.checkpoint.extension import Change
 from pretrain.run_folder.jsonl import readable_lines
 
 # As run_folder.jsonl.now writes it
@@ -86,6 +87,11 @@ class InitFrom(Event, kw_only=True):
     added_words: Count
 
 
+class Extended(Event, kw_only=True):
+    step: Count
+    changes: list[Change]
+
+
 class Mean(msgspec.Struct):
     mean: Number
 
@@ -109,6 +115,7 @@ EVENTS: dict[str, type[Event]] = {
     "checkpoint": Saved,
     "expectation": Expectation,
     "init_from": InitFrom,
+    "extended": Extended,
 }
 
 
@@ -120,6 +127,26 @@ def metrics_of(path: Path) -> list[dict[str, Any]]:
 def events_of(path: Path) -> list[dict[str, Any]]:
     """The lines of events.jsonl. Raises SettingsError naming the line that is none."""
     return _typed(path, lambda line: _check(line, EVENTS.get(line.get("event", ""), Event)))
+
+
+def extensions_of(path: Path) -> list[Extended]:
+    """The events `extended` of events.jsonl, oldest first; other lines are not checked.
+
+    Raises SettingsError naming the line that is none.
+    """
+    found: list[Extended] = []
+
+    def check(line: dict[str, Any]) -> None:
+        if line.get("event") == "extended":
+            found.append(msgspec.convert(line, Extended))
+
+    _typed(path, check)
+    return found
+
+
+def changes_text(line: dict[str, Any]) -> str:
+    """The changes of an event `extended`."""
+    return "; ".join(map(str, msgspec.convert(line, Extended).changes))
 
 
 def guesses_of(path: Path) -> list[dict[str, Any]]:

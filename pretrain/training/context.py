@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.stores.shards import ShardsManifest
+from pretrain.checkpoint.extension import Extension
 from pretrain.checkpoint.files import newest_whole, read_state
 from pretrain.checkpoint.progress import ResumePoint, resume_point
 from pretrain.config.phases import Phase
@@ -30,7 +31,21 @@ class RunContext:
     ranks: Ranks
     stop: StopRequest
     watchdog: Watchdog
+    first_step: int  # updates made before this start
+    extension: Extension | None  # that this start begins with
     lasting: list[Wandb] = field(default_factory=list)  # sinks that go on into the next phase
+
+    def is_enough(self, step: int) -> bool:
+        """Whether run.stop_after ends this start after `step` updates."""
+        most = self.phases[0].settings.run.stop_after
+        return most is not None and step >= self.first_step + most
+
+    def why_stopped(self, step: int) -> dict[str, Any]:
+        """The fields of the event `stopped` after `step` updates."""
+        facts: dict[str, Any] = {"step": step, "signal": self.stop.signal_name}
+        if self.is_enough(step):
+            facts["stop_after"] = self.phases[0].settings.run.stop_after
+        return facts
 
     def resume_point(self, checkpoint: Path | None) -> ResumePoint:
         """Where the run continues from `checkpoint`; None: the beginning of the first phase."""

@@ -17,6 +17,7 @@ from pretrain.data.corpus import folder_of
 from pretrain.huggingface.export import export
 from pretrain.metrics.names import held_out
 from pretrain.run_folder.jsonl import readable_lines
+from pretrain.run_folder.line_types import extensions_of
 from pretrain.training.evaluation import last_evaluation
 
 
@@ -49,6 +50,7 @@ def export_run(
         ],
         "held_out": held_out(last_evaluation(run_folder / "metrics.jsonl", step)),
         "start": _start(run_folder / "events.jsonl"),
+        "extended": [e for e in extensions_of(run_folder / "events.jsonl") if e.step < step],
     }
     target = target or run_folder / "export"
     state = load_file(checkpoint / "model.safetensors")

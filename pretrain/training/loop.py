@@ -31,7 +31,7 @@ GUESSES = 3  # of each masked sentence
 
 
 def train(run: Trainer, now: Callable[[], float] = time.monotonic) -> bool:
-    """Train to the phase's last step; False if a signal stopped it earlier, after a checkpoint.
+    """Train to the phase's last step; False if it was stopped earlier, after a checkpoint.
 
     `now`: seconds since any moment, for schedule.budget_hours. Collective. Raises what `Guard`
     raises: RuntimeError, or Rewind to go back to a checkpoint.
@@ -50,17 +50,17 @@ def train(run: Trainer, now: Callable[[], float] = time.monotonic) -> bool:
 
         stops = False
         # Before a checkpoint, too: no record spans one, so a resumed run writes the same records.
-        if run.due(settings.monitor.every_steps) or run.due(settings.checkpoint.every_steps):
+        if run.due(settings.monitor.every_steps) or run.is_saved:
             run.record(window, batch, result, rate)
             window = run.new_window()
             stops = run.ranks_agree_to_stop()
         with window.paused():
             if run.due(settings.eval.every_steps):
                 run.evaluate()
-            if run.due(settings.checkpoint.every_steps) or stops:
+            if run.is_saved or stops:
                 run.save(window, is_last=stops or run.is_over)
         if stops and not run.is_over:
-            run.monitor.event("stopped", step=progress.step, signal=run.context.stop.signal_name)
+            run.monitor.event("stopped", **run.context.why_stopped(progress.step))
             return False
     return True
 
@@ -97,6 +97,12 @@ class Trainer:
     def due(self, every_steps: int) -> bool:
         """Whether something is due that happens every `every_steps` steps and at the last one."""
         return self.progress.step % every_steps == 0 or self.is_over
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether this step is one with a checkpoint, unless a signal asks for one."""
+        is_enough = self.context.is_enough(self.progress.step)
+        return is_enough or self.due(self.settings.checkpoint.every_steps)
 
     def begin(self, activity: str) -> None:
         """Note for the watchdog what this rank does next."""
@@ -163,12 +169,15 @@ class Trainer:
         self.guard.watch_loss(progress, metrics["train/loss"], window.first_position)
 
     def ranks_agree_to_stop(self) -> bool:
-        """Whether any rank was told to stop. Also logs a checkpoint that was written meanwhile."""
+        """Whether any rank was told to stop, or this start has made its steps (run.stop_after).
+
+        Also logs a checkpoint that was written meanwhile.
+        """
         own = [self.context.stop.requested, self.saver.has_ended]
         signals, is_written = self.context.ranks.sum(own)
         if is_written:
             self.saver.settle()
-        return signals > 0
+        return signals > 0 or self.context.is_enough(self.progress.step)
 
     def evaluate(self) -> None:
         """Log held-out metrics, and the guesses for masked sentences."""

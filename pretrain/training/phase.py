@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from data_prep.core.config import SettingsError, as_dict
@@ -82,8 +83,10 @@ class PhaseTraining:
         )  # fmt: skip
 
     def train(self) -> bool:
-        """Train to the end of the phase; False if a signal stopped it. Raises what `Guard`
-        raises."""
+        """Train to the end of the phase; False if the run stops before its own end.
+
+        Raises what `Guard` raises.
+        """
         how = "started" if self._checkpoint is None else "resumed"
         with self._loader, self._saver:
             while (finished := self._train_stretch(how)) is None:
@@ -118,9 +121,13 @@ class PhaseTraining:
                     expectation=self._expectation,
                 )
             )
-            if finished:
-                self._monitor.event("finished", phase=self._phase.number, step=progress.step)
-            return finished
+            if not finished:
+                return False
+            self._monitor.event("finished", phase=self._phase.number, step=progress.step)
+            if self._phase is not context.phases[-1] and context.is_enough(progress.step):
+                self._monitor.event("stopped", **context.why_stopped(progress.step))
+                return False
+            return True
         except Rewind as rewind:
             self._go_back(rewind)
             return None
@@ -130,6 +137,10 @@ class PhaseTraining:
     def _log_start(self, how: str) -> None:
         step, ranks = self._progress.step, self._context.ranks.world_size
         self._monitor.event(how, step=step, ranks=ranks, compiled=self._is_compiled)
+        extension = self._context.extension
+        if how == "resumed" and extension and step == self._context.first_step:
+            changes = msgspec.to_builtins(extension.changes)
+            self._monitor.event("extended", step=step, changes=changes)
         if self._phase.number > 1 and step == self._progress.first_step:
             facts = self._phase.facts()
             self._monitor.event("phase", number=self._phase.number, step=step, **facts)

@@ -100,6 +100,7 @@ class Copy(WatchedRun):
                 phase.changes.pop(group, None)
         settings.run.dir, settings.run.name = str(self.folder.parent), self.folder.name
         settings.run.resume = Resume.must if any(self._checkpoints()) else Resume.auto
+        settings.run.extend, settings.run.stop_after = False, None
         settings.monitor.every_steps, settings.monitor.batch_checksums = 1, True
         settings.eval.every_steps, settings.eval.max_examples = NEVER, 1
         settings.checkpoint.every_steps, settings.checkpoint.keep = save_every, NEVER
