@@ -24,37 +24,36 @@ if TYPE_CHECKING:
     from pretrain.data.packing import PackedBatch
 
 
-def attention(qkv: Tensor, batch: PackedBatch, dropout_p: float) -> Tensor:
+def attention(
+    qkv: Tensor, batch: PackedBatch, dropout_p: float, in_one_call: bool | None = None
+) -> Tensor:
     """softmax(QK' / sqrt(K)) V inside each sequence, dropout on the probabilities.
 
     `qkv` is (T, 3, H, K), queries, keys and values; returns (T, H * K) of the same dtype.
+    `in_one_call`: the answer of `has_kernel`, which compiled code cannot ask for; None: ask now.
     Devlin et al. 2018, section 3; Vaswani et al. 2017, section 3.2.
     """
-    if has_kernel(qkv):
+    if in_one_call is None:
+        in_one_call = has_kernel(qkv.device, qkv.dtype, qkv.shape[-1])
+    if in_one_call:
         return _in_one_call(qkv, batch.cu_seqlens, batch.max_seqlen, dropout_p).flatten(1)
     return _by_sequence(qkv, batch, dropout_p)
 
 
-def has_kernel(qkv: Tensor) -> bool:
-    """Whether torch's flash kernel takes these heads, so that one call serves all sequences.
+@functools.cache
+def has_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether torch's flash kernel takes such heads, so that one call serves all sequences.
 
     It needs 16-bit numbers, a head size that is a multiple of 8 up to 256, and a GPU of compute
     capability 8.0 or more.
     """
-    head_dim = qkv.shape[-1]
     return (
-        qkv.is_cuda
-        and qkv.dtype in (torch.bfloat16, torch.float16)
+        device.type == "cuda"
+        and dtype in (torch.bfloat16, torch.float16)
         and head_dim % 8 == 0
         and head_dim <= 256
-        and _is_ampere_or_later(qkv.device)
+        and torch.cuda.get_device_capability(device) >= (8, 0)
     )
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@functools.cache
-def _is_ampere_or_later(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _in_one_call(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout_p: float) -> Tensor:

@@ -25,7 +25,7 @@ from data_prep.core.config import SettingsError
 from data_prep.core.objectives import Pairing
 from pretrain.config.settings import ModelSettings
 from pretrain.data.packing import IGNORED, PackedBatch
-from pretrain.model.attention import attention
+from pretrain.model import attention
 from pretrain.model.cpu_dropout import Dropout
 
 # Hugging Face's name: torch's `approximate`
@@ -73,10 +73,11 @@ class Layer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(hidden, eps=eps)
         self.dropout = Dropout(settings.hidden_dropout_prob)
 
-    def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
-        """(T, D) to (T, D)."""
+    def forward(self, x: Tensor, batch: PackedBatch, in_one_call: bool) -> Tensor:
+        """(T, D) to (T, D). `in_one_call` as in `attention`."""
         qkv = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1)
-        attended = attention(qkv, batch, self.attention_dropout_prob if self.training else 0.0)
+        dropout_p = self.attention_dropout_prob if self.training else 0.0
+        attended = attention.attention(qkv, batch, dropout_p, in_one_call)
         x = self.attention_norm(x + self.dropout(self.attention_out(attended)))
         inner = F.gelu(self.feed_forward_in(x), approximate=self.gelu_form)
         return self.feed_forward_norm(x + self.dropout(self.feed_forward_out(inner)))
@@ -167,17 +168,25 @@ class BertForPreTraining(nn.Module):
         # a recomputed layer keeps only its input and runs again in the backward pass, with the same
         # generator states, so that dropout is the same
         is_recomputed = self.activation_checkpointing and torch.is_grad_enabled()
+        in_one_call = self._attention_is_one_call(x)
         for layer in self.layers:
             x = (
-                checkpoint(layer, x, batch, use_reentrant=False)
+                checkpoint(layer, x, batch, in_one_call, use_reentrant=False)
                 if is_recomputed
-                else layer(x, batch)
+                else layer(x, batch, in_one_call)
             )
         mlm_logits = self.mlm_head(x[batch.masked_positions])
         if self.pairing is Pairing.none:
             return mlm_logits, None
         pooled = torch.tanh(self.pooler(x[batch.cls_positions]))
         return mlm_logits, self.pair_head(pooled)
+
+    def _attention_is_one_call(self, x: Tensor) -> bool:
+        """Asked here and not in the layers, which may be compiled: they get the answer."""
+        kind, sizes = x.device.type, self.settings
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        head_dim = sizes.hidden_size // sizes.num_attention_heads
+        return attention.has_kernel(x.device, dtype, head_dim)
 
     @torch.no_grad()
     def initialize(self, generator: Generator) -> None:

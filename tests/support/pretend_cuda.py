@@ -256,7 +256,9 @@ def kernels() -> dict[str, Any]:
 
     def run_layer(x: torch.Tensor, ends: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         batch = types.SimpleNamespace(cu_seqlens=ends, max_seqlen=512)
-        return torch.func.functional_call(layer, dict(zip(names, weights, strict=True)), (x, batch))
+        return torch.func.functional_call(
+            layer, dict(zip(names, weights, strict=True)), (x, batch, True)
+        )
 
     with mode:
         loss = built(lambda logits, labels: _sums(logits, labels)[0], logits, labels)

@@ -31,6 +31,11 @@ def test_the_call_of_a_gpu_gives_the_numbers_of_one_call_a_sequence() -> None:
         assert_near(outcome(model, batch), plain, 1e-5)
 
 
+def answer_to_plain_code(*_: object) -> bool:
+    assert not torch.compiler.is_compiling(), "compiled code asks for the kernel"
+    return True
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's compiler asks
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_compiled_it_is_one_graph_for_all_layers_and_all_batches_of_a_shape(
@@ -46,11 +51,46 @@ def test_compiled_it_is_one_graph_for_all_layers_and_all_batches_of_a_shape(
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         compile_parts(model, Precision.bf16, GPU)
-        for batch, expected in zip(batches, plain, strict=True):
-            assert_near(outcome(model, batch), expected, 1e-5)
+        with monkeypatch.context() as patch:
+            patch.setattr(attention, "has_kernel", answer_to_plain_code)
+            for batch, expected in zip(batches, plain, strict=True):
+                assert_near(outcome(model, batch), expected, 1e-5)
     counters = torch._dynamo.utils.counters
     assert counters["stats"]["unique_graphs"] == 2, "a layer and the loss"
     assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "head_dim", "capability", "expected"),
+    [
+        ("cuda", torch.bfloat16, 64, (8, 0), True),
+        ("cuda", torch.float16, 256, (9, 0), True),
+        ("cuda", torch.bfloat16, 64, (7, 5), False),
+        ("cuda", torch.float32, 64, (9, 0), False),
+        ("cuda", torch.bfloat16, 60, (9, 0), False),
+        ("cuda", torch.bfloat16, 264, (9, 0), False),
+        ("cpu", torch.bfloat16, 64, (9, 0), False),
+    ],
+)
+def test_the_kernel_is_for_16_bits_on_ampere_and_later(
+    device, dtype, head_dim, capability, expected, monkeypatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    attention.has_kernel.cache_clear()
+    assert attention.has_kernel(torch.device(device), dtype, head_dim) is expected
+    attention.has_kernel.cache_clear()
+
+
+def test_autocast_decides_the_type_that_the_kernel_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(attention, "has_kernel", lambda *asks: bool(asked.append(asks)))
+    model, batch = random_model(small_settings(), 90, seed=0), random_batch(LENGTHS, 90, 0)
+    model(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(batch)
+    head_dim = model.settings.hidden_size // model.settings.num_attention_heads
+    cpu = torch.device("cpu")
+    assert asked == [(cpu, torch.float32, head_dim), (cpu, torch.bfloat16, head_dim)]
 
 
 def test_its_dropout_zeroes_probabilities_and_their_gradients_alike() -> None:

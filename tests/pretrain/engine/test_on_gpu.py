@@ -72,7 +72,7 @@ def test_the_kernel_gives_the_outputs_and_gradients_of_the_cpu() -> None:
     weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     (expected * weight).sum().backward()
     on_gpu = random_qkv().to(GPU, BF16).requires_grad_()
-    assert has_kernel(on_gpu)
+    assert has_kernel(GPU, BF16, on_gpu.shape[-1])
     found = attention(on_gpu, batch.to(GPU), 0.0)
     (found * weight.to(GPU, BF16)).sum().backward()
     for ours, theirs in ((found, expected), (on_gpu.grad, on_cpu.grad)):
@@ -169,7 +169,7 @@ def test_batches_lie_in_pinned_memory_and_are_copied_whole_without_waiting(sampl
 
 def test_fp32_goes_without_the_kernel_to_the_numbers_of_the_cpu() -> None:
     batch = random_batch(LENGTHS, 90, 0)
-    assert not has_kernel(random_qkv().to(GPU))
+    assert not has_kernel(GPU, torch.float32, random_qkv().shape[-1])
     assert_near(outcome(gpu_model(), batch.to(GPU)), outcome(gpu_model().cpu(), batch), 1e-4)
 
 

@@ -47,8 +47,8 @@ def look(ranks: Ranks, change: Change, data_dir: Path, folder: Path) -> Any:
 
 def another_version(ranks: Ranks, settings: Settings) -> None:
     if ranks.rank == 2:
-        versions = preflight_module._versions()
-        preflight_module._versions = lambda: {**versions, "torch": "2.0.0"}
+        versions = preflight_module._versions(False)
+        preflight_module._versions = lambda _: {**versions, "torch": "2.0.0"}
 
 
 def another_checkout(ranks: Ranks, settings: Settings) -> None:
