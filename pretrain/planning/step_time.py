@@ -63,15 +63,13 @@ def our_program(
     sequences either.
     """
     precision, stage = engine.precision, engine.zero_stage
-    is_low = precision in (Precision.bf16, Precision.fp16)
     is_fp32 = precision is Precision.fp32
-    width = 2 if is_low else 4
     return Program(
         arithmetic="fp32" if is_fp32 else "half",
         layer_bytes=LAYER_BYTES["fp32" if is_fp32 else "half"]
         + (AUTOCAST_BYTES if precision is Precision.bf16_autocast else 0),
         score_bytes=0,
-        sent_bytes=width * _sent(stage, precision, micro_steps),
+        sent_bytes=_sent_bytes(stage, precision, micro_steps),
         update_bytes=UPDATE_BYTES[optimizer],
         is_sharded=stage > 0,
         overlap=0.0,
@@ -80,14 +78,19 @@ def our_program(
     )
 
 
-def _sent(stage: int, precision: Precision, micro_steps: int) -> int:
-    """How often a step sends all parameters one way (scripts/bench/scaling.py counts it)."""
+def _sent_bytes(stage: int, precision: Precision, micro_steps: int) -> int:
+    """Bytes per parameter that a step sends one way (scripts/bench/scaling.py counts them).
+
+    In bf16 the weights are gathered in 16 bits, and the gradients reduced in 32.
+    """
+    weight = 2 if precision in (Precision.bf16, Precision.fp16) else 4
+    gradient = 2 if precision is Precision.fp16 else 4
     if stage == 3:  # gathered and reduce-scattered with every micro-batch
-        return 2 * micro_steps
+        return (weight + gradient) * micro_steps
     if stage == 1 and precision is not Precision.bf16:  # scattered once, by engine/zero1.py
-        return 2
+        return weight + gradient
     all_reduces = micro_steps if stage == 2 else 1
-    return 2 * all_reduces + (1 if stage else 0)
+    return 2 * all_reduces * gradient + (weight if stage else 0)
 
 
 @dataclass(frozen=True)

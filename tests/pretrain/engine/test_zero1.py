@@ -86,6 +86,37 @@ def test_zero_1_reduces_once_and_gathers_each_group_once_whatever_the_accumulati
     }
 
 
+class Reduced(TorchDispatchMode):
+    """The types of the gradients in collectives that add up: of more numbers than a norm has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d" and "reduce" in func._schema.name:
+            tensors = torch.utils._pytree.tree_leaves(args[:2])
+            found = {x.dtype for x in tensors if isinstance(x, torch.Tensor) and x.numel() > 8}
+            self.types |= found
+        return func(*args, **(kwargs or {}))
+
+
+def types_that_are_reduced(ranks: Ranks, stage: int, precision: Precision) -> set[torch.dtype]:
+    engine = build_engine(ranks, stage, precision)
+    with Reduced() as reduced:
+        engine.train_step(global_batch(0, ranks.rank, ranks.world_size, MANY_MICRO_STEPS), 1e-3)
+    return reduced.types
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(0, AUTOCAST), (1, AUTOCAST), (1, BF16), (2, BF16), (3, BF16)]
+)
+def test_in_bfloat16_gradients_are_added_up_over_the_ranks_in_fp32(stage, precision) -> None:
+    for types in run_ranks(types_that_are_reduced, 2, stage=stage, precision=precision):
+        assert types == {torch.float32}
+
+
 @given(size=st.integers(0, 2_000), scale=st.sampled_from([1e-9, 1.0, 1e9]))
 def test_squared_norms_are_those_in_float64(size: int, scale: float) -> None:
     generator = torch.Generator().manual_seed(size)
