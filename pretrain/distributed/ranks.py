@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
 from pretrain.distributed.device import choose_device, why_no_cuda
+from pretrain.distributed.flight_recorder import record_collectives
 from pretrain.distributed.rendezvous import check_devices, check_in, hosts_of, rank_info
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def start(timeout_minutes: float, wanted: str = "auto") -> Ranks:
     RuntimeError if a launcher's variables are incomplete or rank 0 is not reached.
     """
     launched = _launched(os.environ)
+    record_collectives()
     import torch
     from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]
 

@@ -3,8 +3,8 @@
 The loop calls `begin` before each activity, on every rank in the same order. A thread writes how
 far this rank is into a heartbeat file in the run folder. A collective that one rank does not enter
 holds all others, and the heartbeats show which rank that is. A rank without progress for the limit
-writes the stacks of all its threads into its log and ends itself. The launcher then ends the job,
-and Slurm can start it again.
+makes all ranks dump their last collectives, writes the stacks of all its threads into its log and
+ends itself. The launcher then ends the job, and Slurm can start it again.
 
 If the interpreter itself is stuck, no Python thread runs; then faulthandler's own thread, written
 in C, does the same a little later. A process that is stopped (SIGSTOP, a dead node) is ended by its
@@ -30,9 +30,11 @@ from typing import IO
 import orjson
 
 from data_prep.core.files import new_temporary
+from pretrain.distributed import flight_recorder
 
 FOLDER = "heartbeats"
 _REPORTED = "told"  # in that folder, once a rank has printed who waits for whom
+_DUMP = "dump"  # once a rank has made no progress for too long: all dump their collectives
 MOST_BETWEEN_BEATS_S = 5.0
 SILENT_BEATS = 3  # a rank that misses so many is stopped or dead
 
@@ -55,6 +57,7 @@ class Heartbeat:
     place: Activity
     is_leaving: bool  # the rank ends by itself: it sends no more heartbeats, but is no cause
     process: str  # its number and host
+    collective: str = ""  # that it is in, once it has dumped its collectives
 
 
 def remove_heartbeats(run_folder: Path) -> None:
@@ -78,12 +81,12 @@ class Watchdog:
 
         `print_to_terminal` prints a line for whoever watches the job, from any rank.
         """
-        self._folder = run_folder / FOLDER
+        self._run_folder, self._folder = run_folder, run_folder / FOLDER
         self._log, self._print_to_terminal = log, print_to_terminal
         self._rank, self._world_size = rank, world_size
         self._limit_s = limit_s if world_size > 1 else threading.TIMEOUT_MAX
         self._beat_s = min(MOST_BETWEEN_BEATS_S, limit_s / 60)
-        self._number, self._is_leaving = 0, False
+        self._number, self._is_leaving, self._collective = 0, False, ""
         self._process = f"process {os.getpid()} on {os.uname().nodename}"
         self._activity, self._since = Activity(0, "the start"), time.monotonic()
         self._ended = threading.Event()
@@ -129,9 +132,13 @@ class Watchdog:
         while not self._ended.wait(self._beat_s):
             idle_s = time.monotonic() - self._since
             if idle_s > self._limit_s:
+                with contextlib.suppress(OSError):
+                    (self._folder / _DUMP).touch()
+                self._dump_if_asked()
                 self._report(f"no progress for {idle_s:.0f} s, this rank ends")
                 faulthandler.dump_traceback(self._file, all_threads=True)
                 os._exit(1)
+            self._dump_if_asked()
             self._beat()
             # set again at each heartbeat: it fires only if this thread cannot run
             backstop_s = min(self._limit_s + 10 * self._beat_s, threading.TIMEOUT_MAX)
@@ -150,12 +157,25 @@ class Watchdog:
         if only_if_waiting and not silent and len(numbers) == 1:
             return
         line = f"{why}; {_who_waits_for_whom(activities, {r: beats.get(r) for r in silent})}"
+        if dumped := {rank: beat.collective for rank, beat in beats.items() if beat.collective}:
+            where = self._run_folder / flight_recorder.FOLDER
+            line += f"; on the device {_by_collective(dumped)} (torchfrtrace {where})"
         if self._is_first_to_report():
             logger.critical("%s", line)
             if self._rank > 0:  # rank 0's log is on the terminal already
                 self._print_to_terminal(line)
         else:
             logger.info("%s", line)
+
+    def _dump_if_asked(self) -> None:
+        """Dump this rank's collectives, once, if a rank makes no progress."""
+        if self._collective or not (self._folder / _DUMP).exists():
+            return
+        try:
+            self._collective = flight_recorder.dump_collectives(self._run_folder, self._rank)
+        except (OSError, RuntimeError, ValueError, AttributeError, LookupError) as error:
+            self._collective = "in an unknown collective"  # another torch; the run ends anyway
+            logger.warning("the collectives cannot be dumped: %s", error)
 
     def _is_first_to_report(self) -> bool:
         """Whether no other rank has reported yet.
@@ -183,14 +203,19 @@ class Watchdog:
                 if rank not in beats
                 or (not beats[rank].is_leaving and beats[rank] == first.get(rank))
             ]
-            if not silent or time.monotonic() > end:
+            is_dumping = (self._folder / _DUMP).exists() and not all(
+                beat.collective or beat.is_leaving for beat in beats.values()
+            )
+            if not (silent or is_dumping) or time.monotonic() > end:
                 return beats, silent
             time.sleep(self._beat_s / 5)
 
     def _beat(self) -> None:
         """Write this rank's heartbeat. A full disk does not end the run."""
         self._number += 1
-        beat = Heartbeat(self._number, self._activity, self._is_leaving, self._process)
+        beat = Heartbeat(
+            self._number, self._activity, self._is_leaving, self._process, self._collective
+        )
         path = self._path(self._rank)
         try:
             temporary = new_temporary(path)
@@ -230,6 +255,14 @@ def _who_waits_for_whom(
     return f"{format_ranks(waiting)} in {furthest.text}" + (
         f": waiting for {'; '.join(reasons)}" if reasons else ", and no rank is behind"
     )
+
+
+def _by_collective(collectives: dict[int, str]) -> str:
+    """Which ranks are in which collective, on one line."""
+    ranks: dict[str, list[int]] = {}
+    for rank, collective in collectives.items():
+        ranks.setdefault(collective, []).append(rank)
+    return "; ".join(f"{format_ranks(same)} {text}" for text, same in ranks.items())
 
 
 def format_ranks(ranks: list[int]) -> str:

@@ -2,17 +2,21 @@
 
 import functools
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from killing import at_step
 from ranks_harness import run_ranks
 from run_in_fork import TINY, pretrain_run
+from torch.distributed.flight_recorder.components.loader import read_dump
 
+from pretrain.distributed.flight_recorder import describe, record_collectives
 from pretrain.distributed.rank_logs import RankOutput
 from pretrain.distributed.ranks import Ranks
 from pretrain.distributed.watchdog import Watchdog, remove_heartbeats
@@ -67,6 +71,53 @@ def test_a_rank_that_hangs_ends_both_with_their_stacks_and_is_named_by_both(tmp_
     waiting, hanging = ((tmp_path / f"logs/rank-{rank}.log").read_text() for rank in range(2))
     assert "in barrier" in waiting
     assert "in hang" in hanging
+
+
+def test_every_rank_dumps_its_collectives_and_the_report_names_them(tmp_path: Path) -> None:
+    log, _ = logs(tmp_path, hang)
+    assert re.search(
+        r"; on the device rank 0 in all_reduce (\d+) of default_pg \(Long\[\]\); "
+        r"rank 1 in no collective, the last was all_reduce \d+ of default_pg",
+        log,
+    ), log
+    dumps = sorted((tmp_path / "collectives").iterdir())
+    assert [dump.name for dump in dumps] == ["rank_00000", "rank_00001"]
+    of_rank_0, of_rank_1 = (read_dump("rank_", str(dump))["entries"] for dump in dumps)
+    assert len(of_rank_0) == len(of_rank_1) + 1, "rank 1 is not in the last one"
+
+
+def test_a_run_that_ends_in_order_dumps_nothing(tmp_path: Path) -> None:
+    run_ranks(end_in_order, 2, folder=tmp_path)
+    assert not (tmp_path / "collectives").exists()
+
+
+def test_a_collective_of_nccl_is_described_by_kind_number_group_and_size() -> None:
+    def entry(number: int, state: str, retired: bool = False) -> dict[str, Any]:
+        return {
+            "record_id": number, "collective_seq_id": number, "state": state, "retired": retired,
+            "profiling_name": "nccl:_reduce_scatter_base", "process_group": ["0", "default_pg"],
+            "input_dtypes": ["Float"], "input_sizes": [[1344]],
+        }  # fmt: skip
+
+    name = "_reduce_scatter_base 2 of default_pg (Float[1344])"
+    ended, started, queued = entry(1, "completed"), entry(2, "started"), entry(3, "scheduled")
+    assert describe({"entries": [queued, started, ended]}) == f"in {name}, and 1 queued after it"
+    assert describe({"entries": [entry(2, "scheduled", retired=True)]}) == (
+        f"in no collective, the last was {name}"
+    )
+    assert describe({}) == "in no collective"
+
+
+@pytest.mark.parametrize("name", ["TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"])
+def test_collectives_are_recorded_unless_a_variable_says_otherwise(monkeypatch, name) -> None:
+    for each in ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, "7")
+    record_collectives()
+    assert os.environ[name] == "7"
+    monkeypatch.delenv(name)
+    record_collectives()
+    assert os.environ["TORCH_NCCL_TRACE_BUFFER_SIZE"] == "2000"
 
 
 def test_a_stopped_rank_is_named_and_the_other_ends_with_its_stacks(tmp_path: Path) -> None:
