@@ -109,10 +109,14 @@ def _provenance_faults(data_dir: Path, manifest: shards.ShardsManifest, seq_len:
     elif (found := checksum(vocab_path)) != manifest.vocab_checksum:
         faults.append(
             f"{vocab_path} has checksum {found}, the shards were made with "
-            f"{manifest.vocab_checksum}: run data_prep.encode and data_prep.build again"
+            f"{manifest.vocab_checksum}: run data_prep.encode, then data_prep.build with "
+            "replace=true"
         )
     if store.is_file() and checksum(store) != manifest.tokens_checksum:
-        faults.append(f"{store} is not of the store that the shards came from: build them again")
+        faults.append(
+            f"{store} is not of the store that the shards came from: run data_prep.build "
+            "with replace=true"
+        )
     if manifest.seq_len != seq_len:
         faults.append(f"the manifest's seq_len is {manifest.seq_len}, the folder's {seq_len}")
     return faults
@@ -161,7 +165,7 @@ def _audit_split(
             if metadata.get(key) != (stated := str(getattr(manifest, key))):
                 faults.append(
                     f"{path} was made with {key} {metadata.get(key)}, the manifest says "
-                    f"{stated}: a shard of another corpus; run data_prep.build again"
+                    f"{stated}: a shard of another corpus; {shards.CURE}"
                 )
         counts = count(examples, pairing, rule, manifest.special_ids, settings.seq_len)
         faults += [f"{path}: {counts[kind]:,} {kind}" for kind in BROKEN if counts[kind]]

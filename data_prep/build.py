@@ -15,12 +15,14 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.core.command import status_of
+from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json, whole_or_absent, write_json
 from data_prep.core.job import start
 from data_prep.core.objectives import Pairing
@@ -41,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(settings: DataPrepSettings) -> shards.ShardsManifest:
     """Build the shards of `settings.seq_len`, unless they exist; return their manifest.
 
-    Raises ValueError if the token store is missing or a split of it is too small; RuntimeError if
+    Raises SettingsError if other shards are there (see settings.replace); ValueError if the token
+    store is missing or a split of it is too small; RuntimeError if
     the store is unfit for training (then nothing is written), a task failed or the pairs are unfit
     (then there is no manifest).
     """
@@ -51,8 +54,12 @@ def run(settings: DataPrepSettings) -> shards.ShardsManifest:
     identity = _identity(settings, data_dir)
     tasks = list_tasks(read_tokens_manifest(data_dir), settings.pairs, settings.copies)
     plain = msgspec.to_builtins(identity)
-    if not path.is_file() or not plain.items() <= read_json(path).items():
+    there = read_json(path) if path.is_file() else None
+    if there is None or not plain.items() <= there.items():
+        if there is not None and not settings.replace:
+            _refuse_to_replace(folder, there, plain)
         _refuse_unfit(data_dir, settings)
+        path.unlink(missing_ok=True)  # also where every shard is finished, as of an older schema
     from data_prep.examples.build_shard import build_shard  # late: it loads the kernels
 
     # One fingerprint for all: the random partners of every shard come from the whole store
@@ -141,6 +148,22 @@ def summary(manifest: shards.ShardsManifest) -> str:
         for name, split in manifest.splits.items()
     ]
     return "\n".join(lines) + "\n"
+
+
+def _refuse_to_replace(folder: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises SettingsError: whole shards of other content are never replaced unasked."""
+    before = {**there, **there.get("settings", {})}
+    wanted = {
+        name: value for name, value in {**now, **now["settings"]}.items() if name != "settings"
+    }
+    changes = {name: f"{name} {before.get(name)}, now {wanted[name]}" for name in wanted}
+    changes["tokens_checksum"] = "another token store"
+    differing = [changes[name] for name in wanted if before.get(name) != wanted[name]]
+    raise SettingsError(
+        f"{folder} holds whole shards of other content ({'; '.join(differing)}), and a run that "
+        "trains on them could not continue; to keep them build in another data_dir, to replace "
+        "them add replace=true"
+    )
 
 
 def _refuse_unfit(data_dir: Path, settings: DataPrepSettings) -> None:

@@ -23,7 +23,7 @@ import xxhash
 
 from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
-from data_prep.core.files import checksum, write_json
+from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.job import Rows, start
 from data_prep.core.settings import DataPrepSettings
 from data_prep.dedup import LeftOut, dropped_ids, left_out
@@ -47,7 +47,8 @@ def run(settings: DataPrepSettings) -> VocabManifest:
     """Train or take over the vocabulary; return the manifest of data_dir/vocab.
 
     A finished one of the same settings and documents is left alone. Raises SettingsError if
-    vocab_file is missing, broken or of the other casing, ValueError if the documents are missing or
+    vocab_file is missing, broken or of the other casing, or if shards of this vocabulary are there
+    (see settings.replace), ValueError if the documents are missing or
     too few for vocab_size.
     """
     data_dir = Path(settings.data_dir)
@@ -60,6 +61,8 @@ def run(settings: DataPrepSettings) -> VocabManifest:
     identity = _identity(settings, parts, dropped, casing.strip_accents)
     if (former := _finished(data_dir)) and former.settings == identity:
         return former
+    if not settings.replace:
+        _check_shards(data_dir)
     added: list[str] = []
     if settings.vocab_file:
         tokens, added = _released(Path(settings.vocab_file), settings, casing)
@@ -88,6 +91,20 @@ def run(settings: DataPrepSettings) -> VocabManifest:
     )
     write_json(manifest_path, manifest)
     return manifest
+
+
+def _check_shards(data_dir: Path) -> None:
+    """Raises SettingsError if whole shards hold the ids of the vocabulary that is there."""
+    vocab = data_dir / "vocab" / "vocab.txt"
+    own = checksum(vocab) if vocab.is_file() else None
+    for path in sorted(data_dir.glob("len*/manifest.json")):
+        if read_json(path).get("vocab_checksum") == own:
+            raise SettingsError(
+                f"the shards in {path.parent} hold the ids of {vocab}, and no run could train on "
+                "them with another vocabulary. It serves more documents as it is: run "
+                f"python -m data_prep.encode data_dir={data_dir}; to keep both take another "
+                "data_dir, to replace the vocabulary add replace=true"
+            )
 
 
 def _casing(settings: DataPrepSettings) -> Casing:

@@ -136,17 +136,17 @@ def _run(arguments: list[str], stop: signals.StopRequest, output: RankOutput) ->
 def _check_manifests(settings: Settings, on_sample: bool, stop: signals.StopRequest) -> None:
     """Refuse missing or wrong data before torch is imported; rank 0 first makes a missing
     sample."""
-    is_main = environment_rank() == 0
+    is_main, phases = environment_rank() == 0, phases_of(settings)
     if on_sample:
         print(SAMPLE_LINE, flush=True)
-    for data in [phase.settings.data for phase in phases_of(settings)]:
+    for data in [phase.settings.data for phase in phases]:
         if on_sample and is_main and not (folder_of(data) / "manifest.json").exists():
             print(f"preparing the sample corpus in {folder_of(data)}", flush=True)
             prepare_sample(data)
         if not is_main and on_sample:
             continue  # these ranks wait until rank 0 has made the sample
         try:
-            manifest_of(data)
+            manifest_of(data, has_one_length=len(phases) == 1)
         except SettingsError:
             if not is_main:  # does rank 0 find the same and end all, or is it this rank alone?
                 stop.wait(limit_s=30)

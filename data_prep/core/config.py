@@ -281,7 +281,7 @@ def _explain(error: Exception, schema: type) -> str:
             'in it with special characters in quotes: \'["a, b","c"]\''
         )
     if re.match(r"Key '.*' not in ", text):
-        return _unknown(str(key), schema)
+        return _unknown_in_list(error, schema) or _unknown(str(key), schema)
     text = re.sub(r"(full_key|object_type|reference_type|See https).*", "", text).strip()
     return f"{key}: {text}" if key else text
 
@@ -290,9 +290,31 @@ def _unknown(key: str, schema: type) -> str:
     """What is refused about a key that `schema` lacks, and which keys are near."""
     known, last = _keys(schema), key.split(".")[-1]
     near = [name for name in known if last in (name.split(".")[-1], _initials(name))]
-    near = near or difflib.get_close_matches(key[:80], known, n=3, cutoff=0.4)
+    near = near or _similar(key[:80], known)
     hint = f"did you mean {' or '.join(near)}?" if near else "--cfg prints all there are"
     return f"there is no setting {shortened(repr(key), 80)}; {hint}"
+
+
+def _similar(key: str, known: Sequence[str]) -> list[str]:
+    """Up to three known keys whose last part is spelt like that of `key`, or has it as a word."""
+    last, lasts = key.rpartition(".")[2], {name: name.rpartition(".")[2] for name in known}
+    close = difflib.get_close_matches(last, lasts.values(), n=1, cutoff=0.7)
+    near = [name for name in known if lasts[name] in close]
+    near = near or difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    return (near or [name for name in known if last in lasts[name].split("_")])[:3]
+
+
+def _unknown_in_list(error: Exception, schema: type) -> str | None:
+    """What is refused about a key in an entry of a list of groups, such as phases; None elsewhere.
+
+    OmegaConf names neither the list nor the place in it.
+    """
+    for name, kind in _fields(schema).items():
+        inner = next(iter(get_args(kind)), None)
+        if getattr(error, "object_type", None) is inner and _is_group(inner):
+            key = getattr(error, "full_key", None)
+            return f"an entry of {name} has no {key!r}; it takes {', '.join(_fields(inner))}"
+    return None
 
 
 def _initials(key: str) -> str:

@@ -92,7 +92,7 @@ class DataPrepSettings:
     num_workers: int | None  # None: the cores this process may use
     array_size: int  # elements of a Slurm job array
     share: str | None  # "K/N": only tasks K, K + N, ... from 1, and no manifest
-    replace: bool  # collect: the documents of another input under the same source.name
+    replace: bool  # collect: the documents of another input; build: other shards; vocab: theirs
     characters_per_part: int  # how a source is cut into tasks
     duplicates: Duplicates  # what to do with copies of other documents
     heldout_fraction: float  # share of the documents

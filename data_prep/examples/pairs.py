@@ -221,7 +221,8 @@ def label_fault(pairing: Pairing, ones: int, rows: int, least: float, most: floa
     if pairing is Pairing.sop:
         return (
             f"{share:.3f} of {rows:,} pairs are swapped, and 0.5 is what a fair coin gives: these "
-            "shards were changed after they were built; run data_prep.build again"
+            "shards were changed after they were built; delete their folder and run "
+            "data_prep.build again"
         )
     return (
         f"{share:.3f} of {rows:,} pairs have a random next sentence, and {least} to {most} is fit "

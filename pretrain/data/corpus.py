@@ -5,10 +5,13 @@ Imports no torch: wrong data is refused within a second.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from pathlib import Path
 
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum
+from data_prep.core.objectives import Pairing
 from data_prep.core.records import read_manifest
 from data_prep.stores.shards import ShardsManifest
 from data_prep.tokenizer.casing import Casing, stated_casing
@@ -26,24 +29,29 @@ def folder_of(data: DataSettings) -> Path:
     return Path(data.dir) / f"len{data.seq_len}"
 
 
-def manifest_of(data: DataSettings) -> ShardsManifest:
+def manifest_of(data: DataSettings, has_one_length: bool = True) -> ShardsManifest:
     """The shards' manifest, checked against the vocabulary next to it.
+
+    With has_one_length, other shards that would do are proposed where there are none of seq_len; a
+    run of several phases has its lengths from each phase.
 
     Raises SettingsError if there are no such shards, their manifest is of another version, they
     hold other pairs than data.pairs, or they were encoded with another vocabulary.
     """
     folder = folder_of(data)
     path = folder / "manifest.json"
+    build = f"python -m data_prep.build data_dir={data.dir} seq_len={data.seq_len}"
+    if data.pairs is not Pairing.nsp:
+        build += f" pairs={data.pairs.name}"
     if not path.exists():
-        others = sorted(Path(data.dir).glob("len*/manifest.json"))
-        lengths = [other.parent.name.removeprefix("len") for other in others]
+        fitting = _fitting_lengths(data) if has_one_length else []
+        is_encoded = (Path(data.dir) / "tokens" / "manifest.json").exists()
         raise SettingsError(
             f"there are no shards of {data.seq_len} tokens in {data.dir} (no {path}); "
-            + (f"set data.seq_len={lengths[0]}, which is there, or " if lengths else "")
-            + f"make them: python -m data_prep.build data_dir={data.dir} seq_len={data.seq_len}"
-            + ("" if lengths else " (after the jobs before it: docs/data.md)")
+            + (f"set data.seq_len={fitting[0]}, which is there, or " if fitting else "")
+            + f"make them: {build}"
+            + ("" if is_encoded else " (after the jobs before it: docs/data.md)")
         )
-    build = f"python -m data_prep.build data_dir={data.dir} seq_len={data.seq_len}"
     try:
         manifest = read_manifest(path, ShardsManifest, build)
     except ValueError as error:
@@ -57,31 +65,45 @@ def manifest_of(data: DataSettings) -> ShardsManifest:
         raise SettingsError(
             f"data.pairs={data.pairs.name}, but the shards in {folder} were built with "
             f"pairs={manifest.pairs.name}; set data.pairs={manifest.pairs.name}, or build others "
-            f"in their place: {build} pairs={data.pairs.name}"
+            f"in their place: {build} replace=true"
         )
+    again = f"run python -m data_prep.encode data_dir={data.dir} and {build} replace=true"
     vocab = Path(data.dir) / "vocab" / "vocab.txt"
     if not vocab.exists():
         raise SettingsError(f"{vocab} is missing; the shards in {folder} cannot be read without it")
     if (found := checksum(vocab)) != manifest.vocab_checksum:
         raise SettingsError(
             f"{vocab} (checksum {found}) is not the vocabulary that the shards in {folder} were "
-            f"encoded with ({manifest.vocab_checksum}); run data_prep.encode and "
-            f"data_prep.build again with data_dir={data.dir}"
+            f"encoded with ({manifest.vocab_checksum}); put that one back, or {again}"
         )
     own = Casing.of(manifest)
     if (casing := stated_casing(vocab)).differs(own):
         raise SettingsError(
-            f"{vocab.parent} has {casing}, and the shards in {folder} were encoded with {own}; run "
-            f"data_prep.encode and data_prep.build again with data_dir={data.dir}"
+            f"{vocab.parent} has {casing}, and the shards in {folder} were encoded with {own}; put "
+            f"that one back, or {again}"
         )
     if (entries := len(read_vocab(vocab))) != manifest.vocab_size:
         raise SettingsError(
-            f"{vocab} has {entries:,} entries, {path} says {manifest.vocab_size:,}; build it again"
+            f"{vocab} has {entries:,} entries, {path} says {manifest.vocab_size:,}; delete "
+            f"{path} and run {build}"
         )
     for split in ("train", "heldout"):
         if not manifest.splits[split].rows:
-            raise SettingsError(f"{path} lists no examples in its {split} split; build it again")
+            raise SettingsError(
+                f"{path} lists no examples in its {split} split; delete it and run {build}"
+            )
     return manifest
+
+
+def _fitting_lengths(data: DataSettings) -> list[int]:
+    """The lengths of the other shards in data.dir that would do, the nearest first."""
+    lengths = []
+    for path in Path(data.dir).glob("len*/manifest.json"):
+        with contextlib.suppress(SettingsError, ValueError):
+            other = int(path.parent.name.removeprefix("len"))
+            manifest_of(dataclasses.replace(data, seq_len=other))
+            lengths.append(other)
+    return sorted(lengths, key=lambda length: abs(length - data.seq_len))
 
 
 def prepare_sample(data: DataSettings) -> None:

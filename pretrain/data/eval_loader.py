@@ -60,7 +60,7 @@ class EvalLoader:
         if not len(ids):
             raise ValueError(
                 f"{shards.folder} holds no held-out example; raise heldout_fraction and run "
-                "data_prep.encode and data_prep.build again"
+                "data_prep.encode, then data_prep.build with replace=true"
             )
         self._rows = shards.rows(ids)
         lengths = self._rows.lengths

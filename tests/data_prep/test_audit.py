@@ -133,7 +133,9 @@ def built_by_pairs(built: Path, tmp_path_factory) -> dict[str, Path]:
         patch.setattr(run, "run_processes", run_inline)
         for pairs in ("sop", "none"):
             made[pairs] = Path(shutil.copytree(built, tmp_path_factory.mktemp(pairs) / "corpus"))
-            build.run(load([f"data_dir={made[pairs]}", "seq_len=64", f"pairs={pairs}"]))
+            build.run(
+                load([f"data_dir={made[pairs]}", "seq_len=64", f"pairs={pairs}", "replace=true"])
+            )
     return made
 
 
@@ -296,5 +298,5 @@ def test_shards_built_again_lose_the_card_of_the_old_ones(corpus: Path, monkeypa
     card = corpus / "len64" / "README.md"
     assert card.is_file()
     monkeypatch.setattr(run, "run_processes", run_inline)
-    build.run(load([f"data_dir={corpus}", "seq_len=64", "seed=2"]))
+    build.run(load([f"data_dir={corpus}", "seq_len=64", "seed=2", "replace=true"]))
     assert not card.exists()

@@ -11,7 +11,8 @@ import pytest
 from made_corpora import FIRST_TEXT_ID, random_documents, run_inline, write_corpus
 
 from data_prep import build
-from data_prep.core.files import write_json
+from data_prep.core.config import SettingsError
+from data_prep.core.files import read_json, write_json
 from data_prep.core.job import load
 from data_prep.core.objectives import Pairing
 from data_prep.core.settings import DataPrepSettings
@@ -178,11 +179,52 @@ def test_a_second_run_finds_all_done_and_touches_nothing(tmp_path: Path, inline)
 
 def test_shards_of_other_settings_are_removed(tmp_path: Path, inline) -> None:
     made_and_built(tmp_path, "copies=2")
-    manifest = build.run(settings_of(tmp_path, "copies=1", "seed=2"))
+    manifest = build.run(settings_of(tmp_path, "copies=1", "seed=2", "replace=true"))
     found = sorted(path.name for path in (tmp_path / "len64" / "train").iterdir())
     assert found == [shard.name for shard in manifest.splits["train"].shards]
     assert len(found) == 3
     assert read_shard(tmp_path / "len64" / "train" / found[0])[1]["seed"] == "2"
+
+
+def other_tokens(data_dir: Path) -> None:
+    make_corpus(data_dir, documents=55)
+
+
+def an_older_schema(data_dir: Path) -> None:
+    path = data_dir / "len64" / "manifest.json"
+    write_json(path, {**read_json(path), "schema_version": 1})
+
+
+@pytest.mark.parametrize(
+    ("change", "typed", "said"),
+    [
+        (lambda _: None, ["seed=2"], "seed 12345, now 2"),
+        (lambda _: None, ["copies=3", "share=1/2"], "copies 1, now 3"),
+        (lambda _: None, ["pairs=none"], "pairs nsp, now none"),
+        (lambda _: None, ["masking.rate=0.2"], "masking .*0.15.*, now .*0.2"),
+        (other_tokens, [], "another token store"),
+        (an_older_schema, [], "schema_version 1, now 2"),
+    ],
+)
+def test_whole_shards_of_other_content_are_replaced_only_if_asked(
+    tmp_path: Path, inline, change, typed: list[str], said: str
+) -> None:
+    made_and_built(tmp_path)
+    change(tmp_path)
+    before = files_of(tmp_path / "len64")
+    with pytest.raises(SettingsError, match=rf"len64 holds whole .*{said}.* add replace=true"):
+        build.run(settings_of(tmp_path, *typed))
+    assert files_of(tmp_path / "len64") == before
+    alone = [word for word in typed if not word.startswith("share")]
+    build.run(settings_of(tmp_path, *alone, "replace=true"))
+    assert files_of(tmp_path / "len64") != before
+    build.run(settings_of(tmp_path, *alone))  # and again, with nothing to do
+
+
+def test_shards_without_a_manifest_are_no_whole_ones(tmp_path: Path, inline) -> None:
+    made_and_built(tmp_path)
+    (tmp_path / "len64" / "manifest.json").unlink()  # as a start with replace=true that was killed
+    assert build.run(settings_of(tmp_path, "seed=2")).settings.seed == 2
 
 
 def test_a_lost_shard_is_made_again_with_the_same_bytes(tmp_path: Path, inline) -> None:
@@ -233,7 +275,7 @@ def test_shards_that_are_there_outlive_a_store_that_is_refused(
     before = files_of(tmp_path / "len64")
     monkeypatch.setattr(build, "judge_corpus", lambda *_: ({}, ["a fault"], []))
     with pytest.raises(RuntimeError, match="nothing is built"):
-        build.run(settings_of(tmp_path, "seed=2"))
+        build.run(settings_of(tmp_path, "seed=2", "replace=true"))
     assert files_of(tmp_path / "len64") == before
 
 
@@ -265,7 +307,7 @@ def test_a_fair_coin_swaps_and_texts_without_pairs_have_no_label() -> None:
 @pytest.mark.parametrize("pairing", [Pairing.sop, Pairing.none])
 def test_the_manifest_of_shards_records_another_pairing(tmp_path, inline, pairing) -> None:
     made_and_built(tmp_path)
-    manifest = build.run(settings_of(tmp_path, f"pairs={pairing.name}"))
+    manifest = build.run(settings_of(tmp_path, f"pairs={pairing.name}", "replace=true"))
     assert manifest.pairs is manifest.settings.pairs is pairing
     for split in ("train", "heldout"):
         examples, entry = all_examples(tmp_path, split), manifest.splits[split]
@@ -299,7 +341,7 @@ def test_shards_of_an_older_schema_are_built_again(tmp_path: Path, inline) -> No
     with pytest.raises(ValueError, match=r"delete it and run python -m data_prep\.build"):
         Shards.open(tmp_path / "len64", "train")
     shutil.rmtree(tmp_path / "len64" / "logs")  # as if an older program had written them
-    assert build.run(settings_of(tmp_path)) == made
+    assert build.run(settings_of(tmp_path, "replace=true")) == made
 
 
 def test_a_split_of_one_document_is_refused(tmp_path: Path, inline) -> None:

@@ -94,6 +94,24 @@ def test_a_finished_vocabulary_is_kept_and_made_again_for_other_settings_or_text
     assert make(tmp_path, "vocab_size=500").checksum != first.checksum
 
 
+@pytest.mark.parametrize("typed", [["vocab_size=600"], ["vocab_size=500", "lowercase=false"], []])
+def test_the_vocabulary_of_whole_shards_is_replaced_only_if_asked(
+    tmp_path: Path, typed: list[str]
+) -> None:
+    write_documents(tmp_path, TEXTS[:40])
+    first = make(tmp_path, "vocab_size=500")
+    write_json(tmp_path / "len128" / "manifest.json", {"vocab_checksum": first.checksum})
+    assert make(tmp_path, "vocab_size=500") == first
+    if not typed:  # more documents, which the vocabulary serves as it is
+        write_documents(tmp_path, TEXTS[40:80], source="more")
+        typed = ["vocab_size=500"]
+    with pytest.raises(SettingsError, match=r"len128 hold the ids .*data_prep\.encode .*replace="):
+        make(tmp_path, *typed)
+    assert store.read_vocab_store(tmp_path)[1] == first
+    assert make(tmp_path, *typed, "replace=true") != first
+    make(tmp_path, "vocab_size=700")  # the shards are of none of these
+
+
 def test_a_vocabulary_killed_before_its_manifest_counts_as_missing(tmp_path: Path) -> None:
     write_documents(tmp_path, TEXTS[:40])
     first = make(tmp_path, "vocab_size=500")

@@ -3,6 +3,7 @@
 import pytest
 
 from data_prep.core.config import SettingsError, as_dict, as_overrides, choices, compose
+from data_prep.core.settings import DataPrepSettings
 from pretrain.config.settings import Precision, Settings
 from scripts.finetuning import settings as finetuning
 
@@ -125,3 +126,32 @@ def test_settings_become_plain_values() -> None:
     run = {"name": "x", "dir": "runs", "init_from": None, "seed": 12345, "resume": "auto"}
     assert plain["run"] == run
     assert plain["optim"]["betas"] == [0.9, 0.999]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("lowercse", "lowercase"),
+        ("vocabsize", "vocab_size"),
+        ("replce", "replace"),
+        ("heldout", "heldout_fraction"),
+        ("maskng.rate", "masking.rate"),
+        ("masking.maskshare", "masking.mask_share"),
+    ],
+)
+def test_only_what_is_spelt_alike_is_proposed(typed: str, meant: str) -> None:
+    with pytest.raises(SettingsError, match=rf"'{typed}'; did you mean {meant}\?"):
+        compose("data_prep", DataPrepSettings, ["data_dir=d", f"{typed}=1"])
+
+
+def test_a_word_of_a_name_is_answered_with_the_names_that_have_it() -> None:
+    with pytest.raises(SettingsError, match=r"'batch'; did you mean optim\.global_batch"):
+        compose("config", Settings, ["+model=tiny", "batch=1"])
+
+
+@pytest.mark.parametrize("phase", ["{until: 5}", "{moment: kept}", "{data: {seq_len: 512}}"])
+def test_an_unknown_key_of_a_phase_is_answered_with_those_of_a_phase(phase: str) -> None:
+    with pytest.raises(
+        SettingsError, match=r"an entry of phases has no '\w+'; it takes changes, mo"
+    ):
+        compose("config", Settings, ["+model=tiny", f"phases=[{phase}]"])

@@ -40,7 +40,50 @@ def test_shards_of_other_pairs_are_refused_with_both_values_and_the_cure(tmp_pat
     said = str(refused.value)
     assert f"data.pairs={asked.name}, but the shards in" in said
     assert "were built with pairs=nsp; set data.pairs=nsp, or" in said
-    assert f"data_prep.build data_dir={tmp_path} seq_len=128 pairs={asked.name}" in said
+    assert (
+        f"data_prep.build data_dir={tmp_path} seq_len=128 pairs={asked.name} replace=true" in said
+    )
+
+
+def other_length(folder: Path, seq_len: int, **changes: object) -> None:
+    plain = read_json(folder / "len128/manifest.json")
+    write_json(folder / f"len{seq_len}/manifest.json", plain | {"seq_len": seq_len} | changes)
+
+
+def test_the_nearest_length_that_would_do_is_proposed(tmp_path: Path) -> None:
+    data = corpus(tmp_path)
+    data.seq_len = 512
+    for length, changes in ((32, {}), (256, {}), (384, {"pairs": "none"}), (500, {"dtype": "x"})):
+        other_length(tmp_path, length, **changes)
+    with pytest.raises(SettingsError, match=r"set data\.seq_len=(\d+), which is there") as refused:
+        manifest_of(data)
+    data.seq_len = int(str(refused.value).split("seq_len=")[1].split(",")[0])
+    assert manifest_of(data).seq_len == 256
+
+
+def test_where_no_other_length_would_do_or_each_phase_has_its_own_none_is_proposed(
+    tmp_path: Path,
+) -> None:
+    data = corpus(tmp_path)
+    data.seq_len = 512
+    with pytest.raises(SettingsError) as refused:
+        manifest_of(data, has_one_length=False)
+    assert "which is there" not in str(refused.value)
+    data.pairs = Pairing.none
+    with pytest.raises(SettingsError, match="seq_len=512 pairs=none") as refused:
+        manifest_of(data)
+    assert "which is there" not in str(refused.value)
+
+
+def test_shards_of_the_other_accents_are_refused(tmp_path: Path) -> None:
+    data = corpus(tmp_path)
+    stated = {"do_lower_case": True, "strip_accents": False}
+    write_json(tmp_path / "vocab/tokenizer_config.json", stated)
+    with pytest.raises(SettingsError, match=r"strip_accents=false, and .* were encoded with"):
+        manifest_of(data)
+    path = tmp_path / "len128/manifest.json"
+    write_json(path, {**read_json(path), "strip_accents": False})
+    manifest_of(data)
 
 
 def test_a_manifest_of_another_number_of_entries_is_refused_with_both_numbers(tmp_path) -> None:

@@ -271,6 +271,19 @@ def test_a_tokenizer_of_another_size_than_the_weights_is_refused_but_for_rows_th
             find(str(tmp_path))
 
 
+@pytest.mark.parametrize(("rows", "is_taken"), [(1_400, True), (1_540, True), (1_541, False)])
+def test_a_tenth_of_rows_beyond_the_vocabulary_is_left_out(tmp_path, rows, is_taken) -> None:
+    tokens = [*TOKENS, *(f"more{i}" for i in range(1_400 - len(TOKENS)))]
+    saved(tmp_path, tokens=[*tokens, *(f"pad{i}" for i in range(rows - 1_400))])
+    save_tokenizer(tmp_path, tokens, lowercase=True)
+    if is_taken:
+        facts = taken(find(str(tmp_path)), drawn(num_entries=1_400), tokens)
+        assert facts["rows_beyond_vocabulary"] == rows - 1_400
+    else:
+        with pytest.raises(SettingsError, match="get the weights' own tokenizer"):
+            find(str(tmp_path))
+
+
 def test_a_file_that_is_no_safetensors_is_named(tmp_path: Path) -> None:
     saved(tmp_path)
     (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
