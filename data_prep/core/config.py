@@ -13,7 +13,7 @@ import enum
 import os
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, get_args, get_origin, get_type_hints
 
@@ -24,8 +24,11 @@ from data_prep.core.printable import shortened
 PROJECT = Path(__file__).resolve().parents[2]  # the checkout
 CONF = PROJECT / "conf"
 INTERPOLATION = "${"  # Hydra and OmegaConf would replace it
+LARGEST = 10**15  # of any number: what is computed from a few of them still fits 64 bits
 
 T = TypeVar("T")
+# By dotted keys: whether a value is allowed, and the limits in words; null always is
+Limits = Mapping[str, tuple[Callable[[Any], bool], str]]
 
 # Groups without a default need a plus
 _ADDED = ("model=", "source=", "recipe=", "task=")
@@ -48,7 +51,8 @@ def compose(entry: str, schema: type[T], overrides: Sequence[str]) -> tuple[T, d
     """Compose conf/<entry>.yaml with Hydra overrides into an instance of the dataclass `schema`.
 
     Returns it with the chosen name of each configuration group. Raises SettingsError for an
-    override that Hydra refuses, an unknown key and a value of the wrong type.
+    override that Hydra refuses, an unknown key, a value of the wrong type and a number that is not
+    finite or out of all bounds.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -71,13 +75,14 @@ def compose(entry: str, schema: type[T], overrides: Sequence[str]) -> tuple[T, d
         del composed["hydra"]
         _use_names(composed, schema)
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), composed))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise SettingsError(_explain(error, schema)) from error
     assert isinstance(settings, schema)
     if INTERPOLATION in str(as_dict(settings)):
         raise SettingsError(
             f"no value of a setting may hold the text {INTERPOLATION!r}; leave it out"
         )
+    _check_numbers(settings)
     return settings, chosen
 
 
@@ -86,18 +91,58 @@ def updated(settings: T, changes: Mapping[Any, Any]) -> T:
 
     The values may be from a file that somebody else wrote: they are data, checked against the types
     of the fields, and never composed or interpolated. Raises SettingsError naming the key that is
-    unknown or has a value of another type.
+    unknown or has a value of another type, or a number that is not finite or out of all bounds.
     """
     schema = type(settings)
     try:
         plain = _merged(schema, as_dict(settings), changes)
         _use_names(plain, schema)
-        return msgspec.convert(plain, schema)
+        found = msgspec.convert(plain, schema)
     except KeyError as error:
         raise SettingsError(_unknown(error.args[0], schema)) from error
     except msgspec.ValidationError as error:
         reason, _, key = str(error).rpartition(" - at `$.")
         raise SettingsError(f"{key.rstrip('`')}: {shortened(reason.replace('`', ''))}") from error
+    _check_numbers(found)
+    return found
+
+
+def limit_faults(settings: object, limits: Limits) -> list[str]:
+    """A line for each key of `limits` whose value is outside of them."""
+    return [
+        f"{key}={value}; it takes {words}"
+        for key, (is_allowed, words) in limits.items()
+        if (value := _value(settings, key)) is not None and not is_allowed(value)
+    ]
+
+
+def _value(settings: object, key: str) -> Any:
+    """The value of a dotted key; None below a group that is None."""
+    for name in key.split("."):
+        settings = getattr(settings, name, None)
+    return settings
+
+
+def _check_numbers(settings: object) -> None:
+    """Raise SettingsError for numbers, at any depth, with which no check or sum could work."""
+    if wrong := [
+        f"{key}={value}; it takes a finite number, of at most {LARGEST:.0e}"
+        for key, value in _numbers(as_dict(settings))
+        if not abs(value) <= LARGEST  # nor is nan
+    ]:
+        raise SettingsError("\n".join(wrong))
+
+
+def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """All numbers in plain settings, with their dotted keys."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from _numbers(part, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for number, part in enumerate(value):
+            yield from _numbers(part, f"{key}[{number}]")
+    elif isinstance(value, int | float):
+        yield key, value
 
 
 def as_text(typed: str) -> str:
@@ -282,6 +327,9 @@ def _explain(error: Exception, schema: type) -> str:
         )
     if re.match(r"Key '.*' not in ", text):
         return _unknown_in_list(error, schema) or _unknown(str(key), schema)
+    if of_kind := re.search(r"Value '(.*?)' .*could not be converted to (Integer|Float)", text):
+        what = "whole number, as in 1000" if of_kind[2] == "Integer" else "number"
+        return f"{key}={shortened(of_kind[1])}: it takes a {what}"
     text = re.sub(r"(full_key|object_type|reference_type|See https).*", "", text).strip()
     return f"{key}: {text}" if key else text
 

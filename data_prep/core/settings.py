@@ -9,12 +9,11 @@ import csv
 import enum
 import os
 import re
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from data_prep.core.config import SettingsError, as_text
+from data_prep.core.config import Limits, SettingsError, as_text, limit_faults
 from data_prep.core.objectives import MaskingUnit, Pairing
 from data_prep.text.language import known_languages
 
@@ -139,8 +138,7 @@ _POSITIVE = (lambda value: value >= 1, "1 or more")
 _POSITIVE_OR_NULL = (lambda value: value >= 1, "1 or more, or null")
 _UINT16 = 65_535
 
-# Of each number: whether a value is allowed (null always is, where the type has it), and the limits
-LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
+LIMITS: Limits = {
     # One word of the counter-based generator's key
     "seed": (lambda value: 0 <= value < 2**32, f"from 0 to {2**32 - 1}"),
     "num_workers": (lambda value: value >= 1, "1 or more, or null for all"),
@@ -175,22 +173,6 @@ def check(settings: DataPrepSettings) -> None:
         wrong += _source_faults(settings.source)
     if wrong:
         raise SettingsError("\n".join(wrong))
-
-
-def limit_faults(settings: object, keys: Container[str]) -> list[str]:
-    """Each of the `keys` whose value is outside its limits."""
-    return [
-        f"{key}={value}; it takes {limits}"
-        for key, (is_allowed, limits) in LIMITS.items()
-        if key in keys and (value := _value(settings, key)) is not None and not is_allowed(value)
-    ]
-
-
-def _value(settings: object, key: str) -> Any:
-    """The value of a dotted key; None below a group that is None."""
-    for name in key.split("."):
-        settings = getattr(settings, name, None)
-    return settings
 
 
 def _folder_faults(data_dir: str) -> Iterator[str]:

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.core.config import SettingsError
+from data_prep.core.config import SettingsError, limit_faults
 from data_prep.core.files import checksum, read_bounded, whole_or_absent
 from data_prep.core.objectives import Pairing
 from data_prep.core.printable import shortened
@@ -38,7 +38,7 @@ from data_prep.core.records import (
     check_special_ids,
     read_manifest,
 )
-from data_prep.core.settings import MaskingSettings, limit_faults, shares_fault
+from data_prep.core.settings import LIMITS, MaskingSettings, shares_fault
 from data_prep.stores.arrow import list_offsets, map_batch, metadata_of, offsets_fault, outside
 
 SCHEMA_VERSION: Final = 2
@@ -153,7 +153,9 @@ class ShardsIdentity(Record):
 
     def __post_init__(self) -> None:
         check_special_ids(self.special_ids, self.vocab_size)
-        faults = limit_faults(self, ("masking.rate", "masking.max_predictions"))
+        faults = limit_faults(
+            self, {key: LIMITS[key] for key in ("masking.rate", "masking.max_predictions")}
+        )
         if faults or (fault := shares_fault(self.masking)):
             raise ValueError(faults[0] if faults else fault)
 

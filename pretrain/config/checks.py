@@ -5,7 +5,7 @@ Neither Hydra nor torch is imported: a wrong setting is refused within a second.
 
 from __future__ import annotations
 
-from data_prep.core.config import SettingsError
+from data_prep.core.config import Limits, SettingsError, limit_faults
 from data_prep.core.objectives import Pairing
 from pretrain.config.settings import (
     Compile,
@@ -18,145 +18,175 @@ from pretrain.config.settings import (
     TrustRatio,
 )
 
+_COUNT = (lambda value: value >= 1, "1 or more")
+_POSITIVE = (lambda value: value > 0, "more than 0")
+_NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
+_RATE = (lambda value: 0 <= value < 1, "[0, 1)")
+_SHARE = (lambda value: 0 < value <= 1, "more than 0, and at most 1")
+_SIZE = (lambda value: 1 <= value <= 2**20, f"from 1 to {2**20}")
+
+LIMITS: Limits = {
+    # One word of the counter-based generator's key
+    "run.seed": (lambda value: 0 <= value < 2**32, f"from 0 to {2**32 - 1}"),
+    "run.stop_after": (lambda value: value >= 1, "1 or more, or null for no limit"),
+    "model.hidden_size": _SIZE,
+    "model.num_hidden_layers": _SIZE,
+    "model.num_attention_heads": _SIZE,
+    "model.intermediate_size": _SIZE,
+    "model.hidden_act": (lambda value: value in ("gelu", "gelu_new"), "gelu or gelu_new"),
+    "model.hidden_dropout_prob": _RATE,
+    "model.attention_probs_dropout_prob": _RATE,
+    "model.max_position_embeddings": _SIZE,
+    "model.type_vocab_size": _SIZE,
+    "model.initializer_range": _NOT_NEGATIVE,
+    "model.layer_norm_eps": _POSITIVE,
+    "model.pad_vocab_size_multiple_of": _SIZE,
+    "data.seq_len": _COUNT,
+    "optim.global_batch": _COUNT,
+    "optim.learning_rate": _POSITIVE,
+    "optim.betas": (
+        lambda value: len(value) == 2 and all(0 <= beta < 1 for beta in value),
+        "two numbers in [0, 1)",
+    ),
+    "optim.eps": _POSITIVE,
+    "optim.weight_decay": _NOT_NEGATIVE,
+    "optim.max_grad_norm": (lambda value: value > 0, "more than 0, or null for no clipping"),
+    "schedule.total_steps": _COUNT,
+    "schedule.budget_hours": (
+        lambda value: value > 0,
+        "more than 0, or null for schedule.total_steps",
+    ),
+    "schedule.warmup_steps": _NOT_NEGATIVE,
+    "schedule.warmup_fraction": _RATE,
+    "schedule.start_step": _NOT_NEGATIVE,
+    "schedule.power": (lambda value: value >= 0, "0 (constant) or more"),
+    "engine.zero_stage": (lambda value: 0 <= value <= 3, "0, 1, 2 or 3"),
+    # Positions in a micro-batch are int32
+    "engine.tokens_per_micro_batch": (
+        lambda value: 1 <= value < 2**31,
+        f"from 1 to {2**31 - 1}",
+    ),
+    # torch's limit on a wait is in 64 bits of nanoseconds
+    "engine.timeout_minutes": (
+        lambda value: 0 < value <= 525_600,
+        "more than 0, and at most 525600 (a year)",
+    ),
+    "eval.every_steps": _COUNT,
+    "eval.max_examples": (lambda value: value >= 1, "1 or more, or null for all"),
+    "checkpoint.every_steps": _COUNT,
+    "checkpoint.keep": _COUNT,
+    "survival.max_skipped_steps": _COUNT,
+    "survival.min_loss_scale": _COUNT,
+    "survival.spike_window": _COUNT,
+    "survival.spike_spreads": _POSITIVE,
+    "survival.max_rewinds": _COUNT,
+    "monitor.every_steps": _COUNT,
+    "monitor.peak_tflops": (
+        lambda value: value > 0,
+        "more than 0, or null for the known peak of the device",
+    ),
+    "log.timeout_s": _POSITIVE,
+    "plan.vocab_size": (lambda value: 1 <= value < 2**31, f"from 1 to {2**31 - 1}"),
+    "plan.lengths": (
+        lambda value: all(len(means) == 2 and 0 < means[0] <= means[1] for means in value.values()),
+        "two numbers for a length, the means of the tokens and of their squares",
+    ),
+    "cluster.nodes": _SIZE,
+    "cluster.gpus_per_node": _SIZE,
+}
+# Read where a cluster is named; of this machine the plan measures what is 0
+CLUSTER_LIMITS: Limits = {
+    "cluster.bandwidth_share": _SHARE,
+    "cluster.network_share": _SHARE,
+    "cluster.link_gb_s": _POSITIVE,
+    "cluster.network_gb_s": _POSITIVE,
+    **{
+        f"cluster.{name}": _NOT_NEGATIVE
+        for name in (
+            "memory_gib", "reserved_gib", "bandwidth_gb_s", "link_latency_us",
+            "network_latency_us", "step_ms", "update_ns", "call_us", "sequence_us",
+            "usd_per_gpu_hour", "watts_per_gpu",
+        )
+    },
+}  # fmt: skip
+
 
 def check(settings: Settings, world_size: int) -> None:
     """Raise SettingsError, listing every reason, if a run on `world_size` ranks cannot work."""
-    wrong = [
-        *_check_model(settings), *_check_numbers(settings), *_check_optimizer(settings.optim),
-        *_check_engine(settings), *_check_survival(settings),
-    ]  # fmt: skip
-    try:
-        check_dealable(
-            settings.optim.global_batch,
-            world_size,
-            settings.engine.tokens_per_micro_batch,
-            settings.data.seq_len,
-            settings.optim.tokens_per_step,
+    wrong = limit_faults(settings, LIMITS)
+    if settings.run.name is not None and not _is_folder_name(settings.run.name):
+        wrong.append(
+            f"run.name={settings.run.name!r} must be the name of one folder (run.dir is its parent)"
         )
-    except SettingsError as error:
-        wrong.append(str(error))
+    # What follows compares values that are possible alone
+    wrong = wrong or [
+        *_check_model(settings), *_check_schedule(settings.schedule),
+        *_check_optimizer(settings.optim), *_check_engine(settings), *_check_survival(settings),
+        *_check_cluster(settings), *_check_dealable(settings, world_size),
+    ]  # fmt: skip
     if wrong:
         raise SettingsError("\n".join(wrong))
+
+
+def _is_folder_name(name: str) -> bool:
+    return name.isprintable() and bool(name) and "/" not in name and not name.startswith(".")
 
 
 def _check_model(settings: Settings) -> list[str]:
     wrong = []
     model, data = settings.model, settings.data
     heads = model.num_attention_heads
-    if heads < 1 or model.hidden_size % heads:
+    if model.hidden_size % heads:
         near = [h for h in range(1, model.hidden_size + 1) if model.hidden_size % h == 0]
         best = min(near, key=lambda h: abs(h - heads))
         wrong.append(
             f"model.hidden_size={model.hidden_size} is not a multiple of "
             f"model.num_attention_heads={heads}; set model.num_attention_heads={best}"
         )
-    if model.hidden_act not in ("gelu", "gelu_new"):
-        wrong.append(f"model.hidden_act={model.hidden_act}; it takes gelu or gelu_new")
     if data.seq_len > model.max_position_embeddings:
         wrong.append(
             f"data.seq_len={data.seq_len} is longer than model.max_position_embeddings="
-            f"{model.max_position_embeddings}; set one of them so that it fits"
+            f"{model.max_position_embeddings}; set model.max_position_embeddings={data.seq_len}, "
+            "or build and set a shorter data.seq_len"
         )
     segments = 1 if data.pairs is Pairing.none else 2
     if model.type_vocab_size < segments:
         wrong.append(
-            f"model.type_vocab_size={model.type_vocab_size}; data.pairs={data.pairs.name} needs "
-            f"{segments} or more"
+            f"model.type_vocab_size={model.type_vocab_size}, but data.pairs={data.pairs.name} has "
+            f"two segments; set model.type_vocab_size={segments}"
         )
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        if not 0 <= getattr(model, name) < 1:
-            wrong.append(f"model.{name}={getattr(model, name)} is outside [0, 1)")
-    return wrong
-
-
-def _check_numbers(settings: Settings) -> list[str]:
-    wrong = []
-    at_least_one = (
-        "model.hidden_size", "model.num_hidden_layers", "model.intermediate_size",
-        "model.pad_vocab_size_multiple_of", "data.seq_len", "optim.global_batch",
-        "schedule.total_steps", "engine.tokens_per_micro_batch", "eval.every_steps",
-        "checkpoint.every_steps", "checkpoint.keep", "monitor.every_steps",
-        "survival.max_skipped_steps", "survival.min_loss_scale", "survival.spike_window",
-        "survival.max_rewinds",
-    )  # fmt: skip
-    for key in at_least_one:
-        if (value := _value(settings, key)) < 1:
-            wrong.append(f"{key}={value}; it must be 1 or more")
-    positive = (
-        "optim.learning_rate", "optim.eps", "engine.timeout_minutes", "survival.spike_spreads",
-        "log.timeout_s",
-    )  # fmt: skip
-    for key in positive:
-        if (value := _value(settings, key)) <= 0:
-            wrong.append(f"{key}={value}; it must be above 0")
-    if settings.run.stop_after is not None and settings.run.stop_after < 1:
-        wrong.append(
-            f"run.stop_after={settings.run.stop_after}; it must be 1 or more, or null for no limit"
-        )
-    if settings.eval.max_examples is not None and settings.eval.max_examples < 1:
-        wrong.append(
-            f"eval.max_examples={settings.eval.max_examples}; it must be 1 or more, or null for all"
-        )
-    if settings.monitor.peak_tflops is not None and settings.monitor.peak_tflops <= 0:
-        wrong.append(
-            f"monitor.peak_tflops={settings.monitor.peak_tflops}; it must be above 0, "
-            "or null for the known peak of the device"
-        )
-    if settings.optim.max_grad_norm is not None and settings.optim.max_grad_norm <= 0:
-        wrong.append(
-            f"optim.max_grad_norm={settings.optim.max_grad_norm}; it must be above 0, or null for "
-            "no clipping"
-        )
-    if len(settings.optim.betas) != 2 or not all(0 <= b < 1 for b in settings.optim.betas):
-        wrong.append(f"optim.betas={settings.optim.betas}; it takes two numbers in [0, 1)")
-    if not 0 <= settings.run.seed < 2**32:
-        wrong.append(f"run.seed={settings.run.seed}; it takes 0 to {2**32 - 1}")
-    wrong += _check_schedule(settings.schedule)
-    name = settings.run.name
-    if name is not None and (
-        not name.isprintable() or not name or "/" in name or name.startswith(".")
-    ):
-        wrong.append(f"run.name={name!r} must be the name of one folder (run.dir is its parent)")
     return wrong
 
 
 def _check_schedule(schedule: ScheduleSettings) -> list[str]:
     wrong = []
-    if schedule.power < 0:
-        wrong.append(f"schedule.power={schedule.power}; it must be 0 (constant) or more")
     if schedule.budget_hours is None:
         stop = schedule.total_steps if schedule.stop_step is None else schedule.stop_step
-        if not 0 <= schedule.start_step < stop <= max(1, schedule.total_steps):
+        if not schedule.start_step < stop <= schedule.total_steps:
             wrong.append(
                 f"schedule.start_step={schedule.start_step} and schedule.stop_step={stop} must be "
                 f"steps from 0 to schedule.total_steps={schedule.total_steps}, the first before "
-                "the second; set 0 and null for the whole curve"
+                "the second; for the whole curve set schedule.start_step=0 and "
+                "schedule.stop_step=null"
             )
-        if not 0 <= schedule.warmup < max(1, schedule.total_steps):
+        if schedule.warmup >= schedule.total_steps:
             wrong.append(
                 f"a warm-up of {schedule.warmup:g} steps must be shorter than "
                 f"schedule.total_steps={schedule.total_steps}; set "
                 f"schedule.warmup_steps={schedule.total_steps // 10}"
             )
         return wrong
-    if schedule.budget_hours <= 0:
-        wrong.append(
-            f"schedule.budget_hours={schedule.budget_hours}; it must be above 0, or null for "
-            "schedule.total_steps"
-        )
     if schedule.start_step or schedule.stop_step is not None:
         wrong.append(
             "schedule.start_step and stop_step count steps, but schedule.budget_hours counts time; "
-            "set 0 and null"
+            "set schedule.start_step=0 and schedule.stop_step=null"
         )
     if schedule.warmup_steps is not None:
         wrong.append(
             f"schedule.warmup_steps={schedule.warmup_steps} counts steps, but "
             "schedule.budget_hours counts time; set schedule.warmup_steps=null and "
-            "schedule.warmup_fraction"
+            "schedule.warmup_fraction=0.1"
         )
-    elif not 0 <= schedule.warmup_fraction < 1:
-        wrong.append(f"schedule.warmup_fraction={schedule.warmup_fraction} is outside [0, 1)")
     return wrong
 
 
@@ -176,25 +206,24 @@ def _check_optimizer(optim: OptimSettings) -> list[str]:
     if ratio is not TrustRatio.none or not optim.grad_averaging:
         wrong.append(
             f"optim.trust_ratio={ratio.name} and optim.grad_averaging={optim.grad_averaging} are "
-            f"not {name}'s; set optim=lamb, or trust_ratio=none and grad_averaging=true"
+            f"not {name}'s; set optim.trust_ratio=none and optim.grad_averaging=true, or optim=lamb"
         )
     if optim.bias_correction != (optim.name is OptimizerName.adamw):
+        other = "adamw" if optim.bias_correction else "bert_adam"
         wrong.append(
-            f"optim.bias_correction={optim.bias_correction} is not {name}'s; set optim=adamw for "
-            "Adam with it and optim=bert_adam for Adam without"
+            f"optim.bias_correction={optim.bias_correction} is not {name}'s; set optim={other} or "
+            f"optim.bias_correction={str(not optim.bias_correction).lower()}"
         )
     return wrong
 
 
 def _check_engine(settings: Settings) -> list[str]:
     engine = settings.engine
-    if engine.zero_stage not in (0, 1, 2, 3):
-        return [f"engine.zero_stage={engine.zero_stage}; it takes 0, 1, 2 or 3"]
     if engine.zero_stage == 0 and engine.precision in (Precision.bf16, Precision.fp16):
         return [
             f"engine.precision={engine.precision.name} with engine.zero_stage=0: DeepSpeed's "
             "optimizer for that pair makes a step on zero gradients at the start and scales "
-            "wrongly; set engine.zero_stage=1 (one rank, too) or engine.precision=bf16_autocast"
+            "wrongly; on one rank, too, set engine.zero_stage=1 or engine.precision=bf16_autocast"
         ]
     if engine.zero_stage == 3 and engine.compile is Compile.true:
         return [
@@ -207,14 +236,15 @@ def _check_engine(settings: Settings) -> list[str]:
 
 def _check_survival(settings: Settings) -> list[str]:
     every = settings.checkpoint.keep_every
-    if every is not None and (every < 1 or every % max(1, settings.checkpoint.every_steps)):
+    if every is not None and (every < 1 or every % settings.checkpoint.every_steps):
         return [
             f"checkpoint.keep_every={every} is not a multiple of checkpoint.every_steps="
             f"{settings.checkpoint.every_steps}, so that few of its steps or none have a "
-            f"checkpoint; set checkpoint.keep_every={10 * settings.checkpoint.every_steps}, or null"
+            f"checkpoint; set checkpoint.keep_every={10 * settings.checkpoint.every_steps} or "
+            "checkpoint.keep_every=null"
         ]
     saves, records = settings.checkpoint.every_steps, settings.monitor.every_steps
-    if settings.survival.on_spike is OnSpike.rewind and records >= 1 and saves % records:
+    if settings.survival.on_spike is OnSpike.rewind and saves % records:
         return [
             "survival.on_spike=rewind looks for spikes once per "
             f"monitor.every_steps={records} steps, but checkpoint.every_steps={saves} is not a "
@@ -224,11 +254,42 @@ def _check_survival(settings: Settings) -> list[str]:
     return []
 
 
-def _value(settings: Settings, key: str) -> float:
-    group, name = key.split(".")
-    value = getattr(getattr(settings, group), name)
-    assert isinstance(value, int | float)
-    return value
+def _check_cluster(settings: Settings) -> list[str]:
+    cluster = settings.cluster
+    if cluster.gpu is None:
+        return []
+    wrong = limit_faults(settings, CLUSTER_LIMITS)
+    needed = {"fp32", "half"} | {kind for kind, peak in cluster.peak_tflops.items() if peak}
+    for name in ("peak_tflops", "gemm_share"):
+        values = getattr(cluster, name)
+        if missing := sorted(needed - values.keys()):
+            wrong.append(
+                f"cluster.{name}={values} has no value for {' and '.join(missing)}; give all, 0 "
+                "where there is none"
+            )
+        elif min(values.values()) < 0:
+            wrong.append(f"cluster.{name}={values}; it takes numbers of 0 or more")
+    is_measured = not any(cluster.peak_tflops.values())
+    if not is_measured and (cluster.bandwidth_gb_s <= 0 or not cluster.peak_tflops.get("fp32")):
+        wrong.append(
+            f"cluster.bandwidth_gb_s={cluster.bandwidth_gb_s} and the fp32 of cluster.peak_tflops="
+            f"{cluster.peak_tflops} must be more than 0"
+        )
+    return wrong
+
+
+def _check_dealable(settings: Settings, world_size: int) -> list[str]:
+    try:
+        check_dealable(
+            settings.optim.global_batch,
+            world_size,
+            settings.engine.tokens_per_micro_batch,
+            settings.data.seq_len,
+            settings.optim.tokens_per_step,
+        )
+    except SettingsError as error:
+        return [str(error)]
+    return []
 
 
 def check_dealable(
@@ -256,8 +317,8 @@ def check_dealable(
             raise SettingsError(
                 f"optim.tokens_per_step={tokens_per_step} is not a multiple of {num_ranks} rank(s) "
                 f"x engine.tokens_per_micro_batch={token_budget}, so that some ranks would have "
-                f"fewer micro-batches than others; set optim.tokens_per_step={nearest}, or null "
-                "for optim.global_batch sequences"
+                f"fewer micro-batches than others; set optim.tokens_per_step={nearest}, or "
+                "optim.tokens_per_step=null for optim.global_batch sequences"
             )
         return
     if global_batch < num_ranks:

@@ -16,12 +16,14 @@ import xxhash
 
 from data_prep.core.config import SettingsError, as_dict, choices, compose
 from data_prep.core.files import checksum, read_json
+from data_prep.core.printable import shortened
 from data_prep.stores.shards import ShardsManifest, read_shards_manifest
 from data_prep.tokenizer.casing import Casing, stated_casing
 from data_prep.tokenizer.vocab_file import read_vocab
 from data_prep.tokenizer.wordpiece import make_tokenizer
 from pretrain.checkpoint.files import STATE_FILE, find_fault, newest_whole, read_state
 from pretrain.checkpoint.identity import init_from_of, vocab_checksum_of
+from pretrain.config.checks import LIMITS
 from pretrain.config.settings import ModelSettings, Settings
 
 if TYPE_CHECKING:
@@ -269,16 +271,14 @@ def _hugging_face(folder: Path) -> InitWeights:
         )
         if config.get(name, expected) != expected
     ]
-    wrong += [
-        f"it lacks {name}" for name, value in SIZES.items() if config.get(name, value) is None
-    ]
+    sizes = {name: config.get(name, value) for name, value in SIZES.items()}
+    sizes["hidden_act"] = _SAME.get(str(sizes["hidden_act"]), sizes["hidden_act"])
+    wrong += [fault for name, value in sizes.items() if (fault := _size_fault(name, value))]
     if wrong:
         raise SettingsError(
             f"run.init_from={folder}: {folder / 'config.json'} is not that of a BERT: "
-            f"{'; '.join(wrong)}; take the folder of one"
+            f"{shortened('; '.join(wrong), 500)}; take the folder of one"
         )
-    sizes = {name: config.get(name, value) for name, value in SIZES.items()}
-    sizes["hidden_act"] = _SAME.get(sizes["hidden_act"], sizes["hidden_act"])
     tokens, casing = _vocabulary_of(folder)
     beyond = config["vocab_size"] - len(tokens)
     if not 0 <= beyond <= max(MOST_PADDING, MOST_BEYOND * len(tokens)):
@@ -287,6 +287,17 @@ def _hugging_face(folder: Path) -> InitWeights:
             f"{_vocabulary_file(folder)} {len(tokens):,} entries; get the weights' own tokenizer"
         )
     return InitWeights(folder, _weight_files(folder), False, sizes, tokens, casing)
+
+
+def _size_fault(name: str, value: Any) -> str | None:
+    """Why no model of this project can have a size of a config.json; None if one can."""
+    if value is None:
+        return f"it lacks {name}"
+    kind = {"hidden_act": str, "layer_norm_eps": float | int}.get(name, int)
+    is_allowed, words = LIMITS[f"model.{name}"]
+    if isinstance(value, bool) or not isinstance(value, kind) or not is_allowed(value):
+        return f"{name} is {value!r}, and this project's models have {words}"
+    return None
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:

@@ -83,7 +83,7 @@ def test_a_choice_becomes_its_enum() -> None:
             "there is no setting 'optim.learnin_rate'; did you mean optim.lea",
         ),
         ("+optim.learnin_rate=1", "there is no setting 'optim.learnin_rate'; did you mean optim.l"),
-        ("optim.learning_rate=fast", "optim.learning_rate: Value 'fast' of type 'str'"),
+        ("optim.learning_rate=fast", "optim.learning_rate=fast: it takes a number"),
         ("run.resume=maybe", r"run.resume: .*auto, must, never"),
         ("+model=huge", "model=huge is not known; there are base, large, small, tiny"),
         ("engine=zero9", "engine=zero9 is not known; there are .*zero0, zero1"),

@@ -6,9 +6,12 @@ import re
 
 import pytest
 
-from data_prep.core.config import SettingsError, compose
+from data_prep.core.config import SettingsError, as_dict, compose
 from pretrain.config.checks import check
+from pretrain.config.load import load
 from pretrain.config.settings import Settings
+
+PHASE = "moments: kept, optimizer_step: kept, loss_scaler: kept"
 
 
 def settings_of(*overrides: str) -> Settings:
@@ -26,19 +29,19 @@ def test_the_defaults_of_every_model_pass() -> None:
         ("model.num_attention_heads=3", "set model.num_attention_heads=(2|4)"),
         ("data.seq_len=1024", "longer than model.max_position_embeddings=512"),
         ("model.hidden_act=relu", "it takes gelu or gelu_new"),
-        ("model.hidden_dropout_prob=1.0", r"outside \[0, 1\)"),
-        ("model.type_vocab_size=1", "data.pairs=nsp needs 2 or more"),
+        ("model.hidden_dropout_prob=1.0", r"it takes \[0, 1\)"),
+        ("model.type_vocab_size=1", "set model.type_vocab_size=2"),
         ("data.pairs=rtd", "data.pairs"),
         ("engine.tokens_per_micro_batch=100", "set engine.tokens_per_micro_batch=128 or more"),
         ("optim.global_batch=1", "set optim.global_batch=2 or more"),
-        ("optim.tokens_per_step=40000", "set optim.tokens_per_step=32768, or null"),
-        ("optim.learning_rate=0", "must be above 0"),
+        ("optim.tokens_per_step=40000", "set optim.tokens_per_step=32768, or optim.tokens_"),
+        ("optim.learning_rate=0", "it takes more than 0"),
         ("optim.betas=[0.9]", "it takes two numbers"),
-        ("schedule.total_steps=0", "schedule.total_steps=0; it must be 1 or more"),
+        ("schedule.total_steps=0", "schedule.total_steps=0; it takes 1 or more"),
         ("schedule.warmup_steps=5000", "set schedule.warmup_steps=90"),
         ("eval.max_examples=0", "or null for all"),
         ("run.name=a/b", "must be the name of one folder"),
-        ("run.seed=-1", "it takes 0 to 4294967295"),
+        ("run.seed=-1", "it takes from 0 to 4294967295"),
         ("engine.zero_stage=4", "it takes 0, 1, 2 or 3"),
     ],
 )
@@ -69,7 +72,7 @@ def test_the_warm_up_is_a_share_of_the_steps_unless_it_is_given() -> None:
     [
         ("schedule.budget_hours=0", "null for schedule.total_steps"),
         ("schedule.budget_hours=1 schedule.warmup_steps=3", "set schedule.warmup_steps=null"),
-        ("schedule.budget_hours=1 schedule.warmup_fraction=1.0", r"outside \[0, 1\)"),
+        ("schedule.budget_hours=1 schedule.warmup_fraction=1.0", r"it takes \[0, 1\)"),
         ("schedule.power=-1", "0 (constant) or more"),
     ],
 )
@@ -77,3 +80,132 @@ def test_a_schedule_that_contradicts_itself_is_refused(override: str, cure: str)
     with pytest.raises(SettingsError) as caught:
         check(settings_of(*override.split()), world_size=1)
     assert re.search(cure if "\\" in cure else re.escape(cure), str(caught.value))
+
+
+FLOATS = [
+    key
+    for group, values in as_dict(settings_of("cluster=dgx_a100", "schedule.budget_hours=1")).items()
+    if isinstance(values, dict)
+    for key in (f"{group}.{name}" for name, value in values.items() if isinstance(value, float))
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("optim.learning_rate", value) for value in ("inf", "-inf", "1e300")]
+    + [(key, "nan") for key in (*FLOATS, "optim.max_grad_norm", "monitor.peak_tflops")],
+)
+def test_a_number_that_is_not_finite_is_refused_by_name(key: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=rf"^{key}=[^\n]*; it takes a finite number"):
+        settings_of(f"{key}={value}")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["optim.betas=[nan,0.9]", "cluster.peak_tflops={fp32: inf}", "plan.lengths={128: [1.0, nan]}",
+     f"schedule.total_steps={10**21}", f"schedule.total_steps={2**63}",
+     f"schedule.total_steps=-{10**30}", f"optim.global_batch={10**16}",
+     f"phases=[{{changes: {{optim: {{learning_rate: nan}}}}, {PHASE}}}]",
+     f"phases=[{{changes: {{schedule: {{total_steps: {10**21}}}}}, {PHASE}}}]"],
+)  # fmt: skip
+def test_a_number_at_any_depth_and_beyond_all_bounds_is_refused(override: str) -> None:
+    with pytest.raises(SettingsError, match="it takes a finite number"):
+        load(["+model=tiny", override], world_size=1)
+
+
+@pytest.mark.parametrize("value", ["1e30", "1e3", "1.5", "1e400", "many"])
+def test_a_number_of_steps_that_is_no_whole_number_is_refused(value: str) -> None:
+    with pytest.raises(SettingsError, match=r"^schedule\.total_steps=\S+: it takes a whole number"):
+        settings_of(f"schedule.total_steps={value}")
+
+
+def test_a_number_of_thousands_of_digits_is_one_line() -> None:
+    with pytest.raises(SettingsError, match=r"^[^\n]*value has 5000 digits[^\n]*$"):
+        settings_of(f"schedule.total_steps={'9' * 5000}")
+
+
+def test_a_value_that_cannot_be_is_not_followed_by_what_it_would_break() -> None:
+    with pytest.raises(SettingsError) as caught:
+        check(settings_of("schedule.total_steps=-5"), world_size=1)
+    assert str(caught.value) == "schedule.total_steps=-5; it takes 1 or more"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        *((f"{key}={value}", "from 1 to 1048576") for key in ("cluster.nodes", "model.hidden_size",
+          "cluster.gpus_per_node", "model.num_attention_heads") for value in (0, -2, 10**9)),
+        ("cluster.network_share=0", "more than 0, and at most 1"),
+        ("cluster.bandwidth_share=1.5", "more than 0, and at most 1"),
+        ("cluster.link_gb_s=0", "more than 0"),
+        ("cluster.step_ms=-1", "0 or more"),
+        ("cluster.bandwidth_gb_s=0", "must be more than 0"),
+        ("cluster.peak_tflops={fp32: 0, half: 1}", "must be more than 0"),
+        ("cluster.gemm_share={fp32: 1}", "has no value for half and tf32"),
+        ("cluster.peak_tflops={fp32: 1, half: -1}", "0 or more"),
+        ("plan.vocab_size=0", "from 1 to 2147483647"),
+        ("plan.lengths={128: []}", "two numbers for a length"),
+        ("engine.timeout_minutes=1e9", "at most 525600"),
+        ("engine.tokens_per_micro_batch=3_000_000_000", "from 1 to 2147483647"),
+        ("optim.weight_decay=-0.1", "0 or more"),
+        ("model.initializer_range=-1", "0 or more"),
+    ],
+)  # fmt: skip
+def test_a_number_that_nothing_can_be_planned_with_is_refused(override: str, words: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        check(settings_of("cluster=dgx_a100", override), world_size=1)
+    assert override.partition("=")[0] in str(caught.value)
+    assert words in str(caught.value)
+
+
+def cures(message: str) -> list[list[str]]:
+    """The alternatives after each "set": settings to type together."""
+    pair = r"[\w.]+=[^\s,;]+"
+    found = re.findall(rf"\bset ({pair}(?:,? (?:and|or) {pair})*)", message)
+    return [re.findall(pair, part) for sentence in found for part in sentence.split(" or ")]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ranks", "number"),
+    [
+        ("model.num_attention_heads=3", 1, 1),
+        ("model.hidden_size=131 model.num_attention_heads=12", 1, 1),
+        ("data.seq_len=1024", 1, 1),
+        ("model.type_vocab_size=1", 1, 1),
+        ("engine.tokens_per_micro_batch=100", 1, 1),
+        ("optim.global_batch=1", 2, 1),
+        ("optim.global_batch=7 engine.tokens_per_micro_batch=128", 2, 2),
+        ("optim.tokens_per_step=40000", 2, 2),
+        ("optim.tokens_per_step=1", 3, 2),
+        ("optim.tokens_per_step=-1", 1, 2),
+        ("schedule.start_step=900", 1, 1),
+        ("schedule.stop_step=901", 1, 1),
+        ("schedule.start_step=5 schedule.stop_step=5", 1, 1),
+        ("schedule.warmup_steps=900", 1, 1),
+        ("schedule.warmup_steps=1 schedule.total_steps=1", 1, 1),
+        ("schedule.budget_hours=1 schedule.start_step=1", 1, 1),
+        ("schedule.budget_hours=1 schedule.stop_step=1", 1, 1),
+        ("schedule.budget_hours=1 schedule.warmup_steps=3", 1, 1),
+        ("optim.trust_ratio=all", 1, 2),
+        ("optim.grad_averaging=false", 1, 2),
+        ("optim=lamb optim.trust_ratio=none", 1, 1),
+        ("optim=lamb optim.trust_ratio=decayed optim.weight_decay=0", 1, 1),
+        ("optim.bias_correction=false", 1, 2),
+        ("optim=bert_adam optim.bias_correction=true", 1, 2),
+        ("engine=zero0 engine.precision=bf16", 1, 2),
+        ("engine=zero0 engine.precision=fp16", 1, 2),
+        ("engine=zero3 engine.compile=true", 1, 2),
+        ("checkpoint.keep_every=7", 1, 2),
+        ("checkpoint.keep_every=0 checkpoint.every_steps=50", 1, 2),
+        ("survival.on_spike=rewind monitor.every_steps=7 checkpoint.every_steps=50", 1, 1),
+        ("survival.on_spike=rewind monitor.every_steps=100 checkpoint.every_steps=50", 1, 1),
+    ],
+)
+def test_each_cure_that_is_named_is_one(overrides: str, ranks: int, number: int) -> None:
+    typed = ["+model=tiny", *overrides.split()]
+    with pytest.raises(SettingsError) as refused:
+        load(typed, ranks)
+    named = cures(str(refused.value))
+    assert len(named) == number, str(refused.value)
+    for cure in named:
+        load([*typed, *cure], ranks)

@@ -236,9 +236,12 @@ def test_accents_kept_there_and_removed_here_are_refused_and_taken_alike(
     origin.check(settings_for(data), shards_manifest(strip_accents=False))
 
 
-def call_it_roberta(folder: Path) -> None:
-    config = read_json(folder / "config.json")
-    write_json(folder / "config.json", {**config, "model_type": "roberta"})
+def with_config(**changes: Any) -> Any:
+    def change(folder: Path) -> None:
+        config = read_json(folder / "config.json")
+        write_json(folder / "config.json", {**config, **changes})
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -247,7 +250,13 @@ def call_it_roberta(folder: Path) -> None:
         (lambda folder: shutil.rmtree(folder), "is no folder"),
         (lambda folder: (folder / "config.json").unlink(), "holds neither config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
-        (call_it_roberta, "model_type is 'roberta' and not 'bert'"),
+        (with_config(model_type="roberta"), "model_type is 'roberta' and not 'bert'"),
+        (with_config(hidden_act="relu"), "hidden_act is 'relu', .* have gelu or gelu_new; take"),
+        (with_config(hidden_act=["gelu"]), r"hidden_act is \['gelu'\], and this project's models"),
+        (with_config(hidden_size="32"), "hidden_size is '32', .* have from 1 to 1048576"),
+        (with_config(num_hidden_layers=0), "num_hidden_layers is 0, "),
+        (with_config(max_position_embeddings=10**15), "max_position_embeddings is 10+, "),
+        (with_config(layer_norm_eps=None), "it lacks layer_norm_eps"),
         (lambda folder: [(folder / name).unlink() for name in ("vocab.txt", "tokenizer.json")],
          "has neither tokenizer.json nor vocab.txt"),
     ],
