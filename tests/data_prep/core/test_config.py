@@ -123,7 +123,8 @@ def test_every_file_of_a_group_composes(group: str) -> None:
 def test_settings_become_plain_values() -> None:
     settings, _ = compose("config", Settings, ["+model=tiny", "run.name=x"])
     plain = as_dict(settings)
-    run = {"name": "x", "dir": "runs", "init_from": None, "seed": 12345, "resume": "auto"}
+    run = {"name": "x", "dir": "runs", "init_from": None, "seed": 12345, "resume": "auto",
+           "extend": False, "stop_after": None}  # fmt: skip
     assert plain["run"] == run
     assert plain["optim"]["betas"] == [0.9, 0.999]
 
