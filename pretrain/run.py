@@ -22,15 +22,17 @@ import contextlib
 import gc
 import itertools
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from data_prep.core.caches import use_private_compile_caches
+from data_prep.core.command import INTERRUPTED
 from data_prep.core.config import SettingsError, as_yaml
 from pretrain.checkpoint.extension import Extension
-from pretrain.checkpoint.files import read_state
+from pretrain.checkpoint.files import newest_step, read_state
 from pretrain.checkpoint.identity import identity
 from pretrain.config.load import folder_of_run, load
 from pretrain.config.phases import phases_of
@@ -79,29 +81,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line and return the exit status.
 
     0: done, or stopped by a signal after a checkpoint. 2: wrong settings, one message from rank 0.
-    130: interrupted from the keyboard.
+    130: interrupted from the keyboard, where possible after a checkpoint.
     """
     typed = sys.argv[1:] if argv is None else argv
     arguments = [argument for argument in typed if not argument.startswith("--local_rank")]
     stop = signals.StopRequest.install()  # before torch is imported, which takes seconds
     is_main = environment_rank() == 0
+    if not is_main:
+        stop.next_start = str  # "": rank 0 prints
     with rank_output(environment_rank()) as output:
         try:
             return _run(arguments, stop, output)
         except SettingsError as error:
-            if is_main:
-                print(f"pretrain.run: {error}", file=sys.stderr)
-            else:  # the launcher ends all ranks with the first: not before rank 0 has printed
-                stop.wait(limit_s=30)
-            return 2
-        except KeyboardInterrupt:
-            if is_main:
-                print(
-                    "pretrain.run: interrupted; the same command continues from the last "
-                    "checkpoint",
-                    file=sys.stderr,
-                )
-            return 130
+            text, status = str(error), 2
+            if not is_main:  # the launcher ends all ranks with the first: not before rank 0 prints
+                with contextlib.suppress(KeyboardInterrupt):
+                    stop.wait(limit_s=30)
+        except (KeyboardInterrupt, Exception) as error:
+            if not stop.was_interrupted:
+                raise
+            is_plain = isinstance(error, KeyboardInterrupt)  # or other ranks have ended first
+            why = "" if is_plain else f" ({' '.join(f'{type(error).__name__}: {error}'.split())})"
+            text = f"interrupted{why}; the same command continues from {stop.next_start()}"
+            status = INTERRUPTED
+            if not (is_plain or is_main):
+                traceback.print_exc()  # into its log
+        if is_main:
+            print(f"pretrain.run: {text}", file=sys.stderr)
+        return status
 
 
 def _run(arguments: list[str], stop: signals.StopRequest, output: RankOutput) -> int:
@@ -112,8 +119,9 @@ def _run(arguments: list[str], stop: signals.StopRequest, output: RankOutput) ->
         print(as_yaml(settings), end="")
         return 0
     _check_manifests(settings, on_sample, stop)
-    if environment_rank() == 0:  # refused before torch is imported
-        init_from.begin(settings, folder_of_run(settings))
+    if environment_rank() == 0:
+        stop.next_start = lambda: f"step {newest_step(folder_of_run(settings)):,}"
+        init_from.begin(settings, folder_of_run(settings))  # refused before torch is imported
     if settings.engine.compile is not Compile.false:
         use_private_compile_caches()  # torch's workers keep what they find at its import
     from pretrain.distributed import ranks as ranks_module
@@ -125,12 +133,14 @@ def _run(arguments: list[str], stop: signals.StopRequest, output: RankOutput) ->
         print(f"training on the CPU: {why}", file=sys.stderr, flush=True)
     ranks.barrier()
     try:
-        _train_and_export(settings, ranks, stop, output)
+        is_finished = _train_and_export(settings, ranks, stop, output)
     except SettingsError:  # raised on every rank
         ranks.stop()
         raise
     ranks.stop()  # not after another exception: it would wait for ranks that hang
-    return 0
+    if not is_finished and (where := stop.next_start()):
+        print(f"pretrain.run: stopped; the same command continues from {where}", file=sys.stderr)
+    return INTERRUPTED if stop.was_interrupted and not is_finished else 0
 
 
 def _check_manifests(settings: Settings, on_sample: bool, stop: signals.StopRequest) -> None:
@@ -156,8 +166,11 @@ def _check_manifests(settings: Settings, on_sample: bool, stop: signals.StopRequ
 
 def _train_and_export(
     settings: Settings, ranks: Ranks, stop: signals.StopRequest, output: RankOutput
-) -> None:
-    """Check all ranks and shards, train, and on rank 0 export the model. Collective."""
+) -> bool:
+    """Check all ranks and shards, train, and on rank 0 export the model. Collective.
+
+    Returns False if a signal stopped it before its last step.
+    """
     from pretrain.engine.deepspeed_setup import resolve_precision
     from pretrain.metrics.monitor import Monitor
     from pretrain.model.compile import resolve_compile
@@ -205,6 +218,7 @@ def _train_and_export(
         if ranks.rank == 0 and is_finished:
             _export(settings, context)
         ranks.barrier()
+    return is_finished
 
 
 def _check_shards(folder: Path, ranks: Ranks) -> None:

@@ -25,7 +25,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.core.command import status_of
+from data_prep.core.command import INTERRUPTED, status_of
 from data_prep.core.config import SettingsError
 from pretrain.config.arguments import run_command
 from pretrain.verification.run_watcher import RunFailedError
@@ -53,7 +53,7 @@ def verify(
         return 1
     except KeyboardInterrupt:
         print("pretrain.verify: interrupted; the copies are removed", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     _print(f"took      {time.monotonic() - started:.0f} s\n{verdict}")
     return 0 if holds else 1
 

@@ -1,4 +1,4 @@
-"""What every command does with an output that is closed and with a folder it may not use."""
+"""What every command does with a closed output, with a folder it may not use, and on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ _CURES = {
     errno.ENAMETOOLONG: "choose a shorter path",
 }
 CLOSED_OUTPUT = 141  # the status of other programs then: 128 and the number of SIGPIPE
+INTERRUPTED = 130  # the same for SIGINT, which Ctrl-C sends
 
 
 def status_of(main: Callable[[], int | None]) -> int:
-    """The exit status of `main` (None is 0); in two cases instead of a traceback.
+    """The exit status of `main` (None is 0); in three cases instead of a traceback.
 
-    141 if the reader of stdout or stderr has closed it, as in `| head`. 2, with one line, if the
-    system refuses a file or folder.
+    141 if the reader of stdout or stderr has closed it, as in `| head`. 130, with one line, on
+    Ctrl-C. 2, with one line, if the system refuses a file or folder.
     """
     try:
         try:
@@ -40,11 +41,13 @@ def status_of(main: Callable[[], int | None]) -> int:
         for number in closed:
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
         return CLOSED_OUTPUT
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{_name()}: interrupted\n")
+        return INTERRUPTED
     except OSError as error:
         if (text := refusal(error)) is None:
             raise
-        spec = sys.modules["__main__"].__spec__
-        sys.stderr.write(f"{spec.name if spec else sys.argv[0]}: {text}\n")
+        sys.stderr.write(f"{_name()}: {text}\n")
         return 2
 
 
@@ -53,6 +56,12 @@ def refusal(error: BaseException) -> str | None:
     if not isinstance(error, OSError) or error.errno not in _CURES or error.filename is None:
         return None
     return f"{error.filename}: {error.strerror}; {_CURES[error.errno]}"
+
+
+def _name() -> str:
+    """The command as it is typed after `python -m`."""
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if spec else sys.argv[0]
 
 
 def _has_no_reader(descriptor: int) -> bool:

@@ -30,6 +30,7 @@ def answer() -> None:
     name = _started()
     if name is None:
         return
+    _print_no_stack_of_ctrl_c(name)
     if not _is_command(os.path.join(PROJECT, *name.split(".")) + ".py"):
         _refuse(name, _no_command(name))
     if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
@@ -41,6 +42,21 @@ def answer() -> None:
     for package in _NEEDED[name.split(".")[0]]:
         if find_spec(package) is None:
             _refuse(name, f"{sys.executable} has no package {package}; {_CURE}")
+
+
+def _print_no_stack_of_ctrl_c(name: str) -> None:
+    """Make Ctrl-C one line from here on: the imports of a command take seconds."""
+    usual = sys.excepthook
+
+    def hook(kind, error, trace):  # type: ignore[no-untyped-def]
+        if not issubclass(kind, KeyboardInterrupt):
+            usual(kind, error, trace)
+        else:
+            sys.stderr.write(name + ": interrupted\n")
+            sys.stderr.flush()
+            os._exit(130)
+
+    sys.excepthook = hook
 
 
 _CURE = (

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from data_prep.core.command import refusal
+from data_prep.core.command import INTERRUPTED, refusal
 from data_prep.core.config import SettingsError, as_yaml, choices, compose
 from data_prep.core.files import remove_abandoned
 from data_prep.core.printable import printable_lines
@@ -86,7 +86,7 @@ def start(
         sys.stdout.write(f"{done}\n")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command continues\n")
-        return 130
+        return INTERRUPTED
     return 0
 
 

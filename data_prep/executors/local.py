@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from multiprocessing import connection, util
+from multiprocessing import connection, forkserver, util
 from multiprocessing.context import ForkServerProcess
 
 from data_prep.core.files import write_json
@@ -29,6 +29,7 @@ def run_processes(plan: TaskPlan, todo: Sequence[int], num_workers: int) -> dict
     _keep_socket_paths_short()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "pandas", module])
+    _start_fork_server()
     running: dict[int, tuple[int, ForkServerProcess]] = {}
     failed: dict[int, str] = {}
     with contextlib.ExitStack() as stack:
@@ -51,6 +52,18 @@ def run_processes(plan: TaskPlan, todo: Sequence[int], num_workers: int) -> dict
                 process.close()
                 bar.update()
     return failed
+
+
+def _start_fork_server() -> None:
+    """Start it with SIGINT blocked, and so the tasks: on Ctrl-C only this process acts.
+
+    By itself the server ignores the signal only once it has imported what it preloads.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _keep_socket_paths_short() -> None:

@@ -108,6 +108,12 @@ def newest_whole(run_folder: Path) -> Path | None:
     return None
 
 
+def newest_step(run_folder: Path) -> int:
+    """The step of the newest checkpoint, by its name alone; 0 if there is none."""
+    paths = (run_folder / "checkpoints").glob(f"step-{'[0-9]' * 8}")
+    return max((int(path.name.removeprefix("step-")) for path in paths), default=0)
+
+
 def load_checkpoint(
     path: Path,
     engine: Engine,

@@ -14,7 +14,7 @@ from pretrain.config.settings import Precision, Settings
 from pretrain.data.checksums import together
 from pretrain.data.eval_loader import EvalLoader
 from pretrain.data.train_loader import GlobalBatch
-from pretrain.distributed.clock import TrainingClock
+from pretrain.distributed.clock import StopCheck, TrainingClock
 from pretrain.engine.engine import Engine, StepResult
 from pretrain.metrics.monitor import Monitor
 from pretrain.metrics.reference_curves import Expectation
@@ -48,12 +48,14 @@ def train(run: Trainer, now: Callable[[], float] = time.monotonic) -> bool:
         run.count(batch, clock)
         window.add(batch, result.sums)
 
-        stops = False
         # Before a checkpoint, too: no record spans one, so a resumed run writes the same records.
-        if run.due(settings.monitor.every_steps) or run.is_saved:
+        is_due = run.due(settings.monitor.every_steps) or run.is_saved
+        if is_due:
             run.record(window, batch, result, rate)
             window = run.new_window()
-            stops = run.ranks_agree_to_stop()
+        stops = (is_due or run.stop_check.is_due(progress.step)) and run.ranks_agree_to_stop()
+        if stops and not is_due:  # the record of fewer steps is no measure of spikes
+            run.record(window, batch, result, rate, is_watched=False)
         with window.paused():
             if run.due(settings.eval.every_steps):
                 run.evaluate()
@@ -78,6 +80,7 @@ class Trainer:
     sentences: MaskedSentences | None
     guard: Guard
     saver: Saver
+    stop_check: StopCheck
     monitor: Monitor
     meter: Meter
     expectation: Expectation | None  # rank 0's, in the first phase
@@ -140,7 +143,12 @@ class Trainer:
         self.progress.tokens += batch.num_tokens
 
     def record(
-        self, window: LogWindow, batch: GlobalBatch, result: StepResult, rate: float
+        self,
+        window: LogWindow,
+        batch: GlobalBatch,
+        result: StepResult,
+        rate: float,
+        is_watched: bool = True,
     ) -> None:
         """Log the window's metrics. Only here does the host wait for the device."""
         self.begin("summing metrics")
@@ -166,15 +174,19 @@ class Trainer:
         if window.checksum is not None:
             checksum["data/batch"] = together(ranks.gather(window.checksum))
         self.monitor.record(progress.step, {**metrics, **checksum})
-        self.guard.watch_loss(progress, metrics["train/loss"], window.first_position)
+        if is_watched:
+            self.guard.watch_loss(progress, metrics["train/loss"], window.first_position)
 
     def ranks_agree_to_stop(self) -> bool:
         """Whether any rank was told to stop, or this start has made its steps (run.stop_after).
 
         Also logs a checkpoint that was written meanwhile.
         """
-        own = [self.context.stop.requested, self.saver.has_ended]
-        signals, is_written = self.context.ranks.sum(own)
+        step, ranks = self.progress.step, self.context.ranks
+        step_s = self.stop_check.step_s(step) if ranks.rank == 0 else 0.0
+        own = [self.context.stop.requested, self.saver.has_ended, step_s]
+        signals, is_written, step_s = ranks.sum(own)
+        self.stop_check.begin(step, step_s)
         if is_written:
             self.saver.settle()
         return signals > 0 or self.context.is_enough(self.progress.step)

@@ -23,6 +23,7 @@ from pretrain.config.settings import Compile, OnSpike, Settings
 from pretrain.data.corpus import folder_of
 from pretrain.data.open_loaders import open_loaders
 from pretrain.data.static_shapes import usual_shapes
+from pretrain.distributed.clock import StopCheck
 from pretrain.engine.engine import Engine
 from pretrain.huggingface import init_from
 from pretrain.huggingface.load import load_tokenizer
@@ -88,7 +89,7 @@ class PhaseTraining:
         Raises what `Guard` raises.
         """
         how = "started" if self._checkpoint is None else "resumed"
-        with self._loader, self._saver:
+        with self._context.stop.saving(), self._loader, self._saver:
             while (finished := self._train_stretch(how)) is None:
                 how = "rewound"
         self._engine.close()  # not after an exception: the process ends
@@ -116,6 +117,7 @@ class PhaseTraining:
                     sentences=self._sentences,
                     guard=Guard(settings, context.folder, self._loader, self._monitor, self._saver),
                     saver=self._saver,
+                    stop_check=StopCheck(progress.step),
                     monitor=self._monitor,
                     meter=Meter(settings, vocab_rows, context.ranks, goodput),
                     expectation=self._expectation,

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.core.command import INTERRUPTED
 from data_prep.core.config import SettingsError, as_dict, as_yaml
 from data_prep.core.files import link_or_copy, write_json
 from scripts.finetuning import results
@@ -42,6 +43,9 @@ def main(kind: Kind, argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         sys.stderr.write(f"{module}: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{module}: interrupted; the same command continues\n")
+        return INTERRUPTED
     return 0
 
 

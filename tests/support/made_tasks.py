@@ -35,6 +35,14 @@ def kill_all(folder: Path, index: int) -> dict[str, int]:
     return write(folder, index)
 
 
+def interrupt_all(folder: Path, index: int) -> dict[str, int]:
+    """As Ctrl-C on a terminal: the whole group of processes gets the signal."""
+    if index == 0:
+        os.killpg(0, signal.SIGINT)
+    signal.pause()
+    return {}
+
+
 def chatter(folder: Path, index: int) -> dict[str, int]:
     os.write(1, b"a library's noise\n")
     write(folder, index)

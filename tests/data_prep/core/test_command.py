@@ -1,4 +1,4 @@
-"""Commands whose output is closed, or that may not use a folder, end without a traceback."""
+"""Commands end without a traceback: closed output, a folder they may not use, Ctrl-C."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.core.command import CLOSED_OUTPUT, status_of
+from data_prep.core.command import CLOSED_OUTPUT, INTERRUPTED, status_of
 
 ROOT = Path(__file__).parents[3]
 COMMANDS = [
@@ -45,6 +45,48 @@ def test_a_broken_connection_is_still_an_error() -> None:
 
     with pytest.raises(BrokenPipeError):
         status_of(fail)
+
+
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+class Ctrl_C:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Ctrl_C())
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [
+        ("data_prep.encode", "pyarrow"),
+        ("pretrain.report", "matplotlib"),
+        ("pretrain.export", "torch"),
+        ("scripts.finetune_tagging", "transformers"),
+    ],
+)
+def test_ctrl_c_while_a_command_imports_is_one_line(tmp_path: Path, command, module) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED_IMPORT.format(module=module))
+    ran = subprocess.run(
+        [sys.executable, "-m", command], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert (ran.returncode, ran.stderr) == (INTERRUPTED, f"{command}: interrupted\n")
+
+
+def test_ctrl_c_in_a_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt() -> int:
+        raise KeyboardInterrupt
+
+    assert status_of(interrupt) == INTERRUPTED
+    assert capsys.readouterr().err.endswith(": interrupted\n")
+
+
+def test_other_programs_keep_their_stack_of_ctrl_c(tmp_path: Path) -> None:
+    code = "import data_prep; raise KeyboardInterrupt"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ran.stderr.startswith("Traceback")
 
 
 @pytest.mark.parametrize(

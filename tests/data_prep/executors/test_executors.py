@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import os
 import pydoc_data.topics
 import subprocess
 import sys
@@ -93,6 +94,45 @@ def test_shares_in_any_order_write_no_manifest_and_come_to_the_bytes_of_one_proc
             capsys.readouterr()
     assert _bytes(tmp_path / "a") == _bytes(tmp_path / "b")
     assert len(_bytes(tmp_path / "a")) > 20
+
+
+INTERRUPTED_JOB = """
+import functools, sys, made_tasks, task_starts
+from multiprocessing import forkserver
+from pathlib import Path
+from data_prep.core.command import status_of
+folder, preload = Path(sys.argv[1]), sys.argv[2:]
+if preload:  # the server imports for as long as it takes for Ctrl-C to come
+    forkserver._forkserver.set_forkserver_preload = lambda names: None
+    forkserver.set_forkserver_preload(preload)
+task = functools.partial(made_tasks.interrupt_all, folder)
+sys.exit(status_of(lambda: task_starts.start(folder, task) and 0))
+"""
+
+
+def _interrupted(folder: Path, *preload: str) -> subprocess.CompletedProcess[str]:
+    """A job in a group of its own, all of which gets SIGINT."""
+    path = f"{ROOT}:{Path(made_tasks.__file__).parent}:{folder}"
+    return subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_JOB, str(folder), *preload], start_new_session=True,
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+def test_ctrl_c_ends_a_job_and_its_tasks_in_one_line(tmp_path: Path) -> None:
+    ended = _interrupted(tmp_path)
+    # the pipes are closed: no task and no server holds them any more
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert ended.stderr == "-c: interrupted\n"
+    assert list((tmp_path / "logs" / "running").iterdir()) == []
+    assert list((tmp_path / "logs" / "failed").glob("*")) == []
+
+
+def test_ctrl_c_while_the_fork_server_imports_prints_no_stack(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import os, signal\nos.killpg(0, signal.SIGINT)\n")
+    ended = _interrupted(tmp_path, "slow")
+    assert ended.returncode == 130
+    assert ended.stderr == "-c: interrupted\n"
 
 
 def test_slurm_is_refused_to_a_program_that_is_no_job(tmp_path: Path) -> None:
