@@ -29,7 +29,8 @@ def run_processes(plan: TaskPlan, todo: Sequence[int], num_workers: int) -> dict
     _keep_socket_paths_short()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "pandas", module])
-    _start_fork_server()
+    with _ctrl_c_waits():
+        forkserver.ensure_running()
     running: dict[int, tuple[int, ForkServerProcess]] = {}
     failed: dict[int, str] = {}
     with contextlib.ExitStack() as stack:
@@ -40,9 +41,9 @@ def run_processes(plan: TaskPlan, todo: Sequence[int], num_workers: int) -> dict
                 index = waiting.pop()
                 given = (task, index, plan.entries[index], plan.log_dir)
                 process = context.Process(target=run_one, args=given)
-                with _without_main_module():
+                with _ctrl_c_waits(), _without_main_module():
                     process.start()
-                running[process.sentinel] = (index, process)
+                    running[process.sentinel] = (index, process)
             for sentinel in connection.wait(list(running)):
                 assert isinstance(sentinel, int)
                 index, process = running.pop(sentinel)
@@ -54,14 +55,16 @@ def run_processes(plan: TaskPlan, todo: Sequence[int], num_workers: int) -> dict
     return failed
 
 
-def _start_fork_server() -> None:
-    """Start it with SIGINT blocked, and so the tasks: on Ctrl-C only this process acts.
+@contextlib.contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Block SIGINT in this context, and for good in processes that are started in it.
 
-    By itself the server ignores the signal only once it has imported what it preloads.
+    So every task that was started is known and can be stopped, and it is this process that stops
+    it. The fork server would ignore the signal only once it has imported what it preloads.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
-        forkserver.ensure_running()
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
