@@ -6,11 +6,13 @@ import functools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from data_prep.core.printable import shortened
 from scripts.finetuning import tables
 from scripts.finetuning.answers import (
     Window,
@@ -21,6 +23,8 @@ from scripts.finetuning.answers import (
 )
 from scripts.finetuning.job import DevSet, Features, Job, Notes, best_windows, sample_of, windows
 from scripts.finetuning.settings import InputError, Settings, TaskSettings
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -139,44 +143,95 @@ def _questions(task: TaskSettings, role: str) -> Iterator[Question]:
         yield question
 
 
+class _Answer(msgspec.Struct):
+    text: str
+    answer_start: int
+
+
+class _Asked(msgspec.Struct):
+    """A question of SQuAD's JSON with its paragraph's text; other fields are not read."""
+
+    id: str
+    question: str
+    context: str
+    answers: list[_Answer] | None = None
+    is_impossible: bool = False
+
+
+class _Paragraph(msgspec.Struct):
+    qas: list[dict[str, Any]]
+    context: Any = None
+
+
+class _Article(msgspec.Struct):
+    paragraphs: list[_Paragraph]
+    title: Any = ""
+
+
+class _File(msgspec.Struct):
+    data: list[_Article]
+
+
+def _typed(value: Any, kind: type[T], place: str) -> T:
+    """Raises InputError naming the field that is missing or of another type."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        reason, _, field = str(error).rpartition(" - at `$.")
+        found = f"{field.rstrip('`')}: {reason}" if field else reason
+        raise InputError(
+            f"{place}: {shortened(found.replace('`', ''))}; correct the file, whose form is "
+            '{"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers": '
+            '[{"text", "answer_start"}]}]}]}]}'
+        ) from error
+
+
 def _from_file(task: TaskSettings, role: str) -> Iterator[Question]:
     """SQuAD's JSON: data, paragraphs, qas."""
     path = tables.path_of(task, getattr(task, role))
-    where = f"{path}"
     try:
-        for article in json.loads(tables.text_of(path))["data"]:
-            for number, paragraph in enumerate(article["paragraphs"], start=1):
-                where = here = f"{path}, {article.get('title', '')!r}, paragraph {number}"
-                context = paragraph["context"]
-                for asked in paragraph["qas"]:
-                    where = f"{here}, question {asked.get('id')!r}"
-                    is_impossible = asked.get("is_impossible", False)
-                    answers = [] if is_impossible else asked["answers"]
-                    yield Question(
-                        where,
-                        asked["id"],
-                        asked["question"],
-                        context,
-                        [(answer["text"], answer["answer_start"]) for answer in answers],
-                    )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{where}: SQuAD's JSON has {error} here; correct the file") from error
-    except ValueError as error:
+        content = json.loads(tables.text_of(path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path} is no JSON ({error}); download it again") from error
+    for article in _typed(content, _File, str(path)).data:
+        title = shortened(repr(article.title), 80)
+        for number, paragraph in enumerate(article.paragraphs, start=1):
+            for asked in paragraph.qas:
+                name = shortened(repr(asked.get("id")), 80)
+                place = f"{path}, {title}, paragraph {number}, question {name}"
+                yield _question(
+                    _typed({**asked, "context": paragraph.context}, _Asked, place), place
+                )
+
+
+def _question(asked: _Asked, place: str) -> Question:
+    """A checked question. An answer without text stands for none. Raises InputError."""
+    if asked.answers is None and not asked.is_impossible:
+        raise InputError(f"{place} lacks answers; add the field, empty if there is none")
+    answers = [(one.text, one.answer_start) for one in asked.answers or () if one.text.strip()]
+    if asked.is_impossible and answers:
+        raise InputError(
+            f"{place} has is_impossible=true and the answer {shortened(repr(answers[0][0]), 80)}; "
+            "remove one of them"
+        )
+    for text in (asked.id, asked.question, asked.context, *(text for text, _ in answers)):
+        tables.text_in(text, place, "a text")
+    return Question(place, asked.id, asked.question, asked.context, answers)
 
 
 def _from_hub(task: TaskSettings, role: str) -> Iterator[Question]:
     assert task.hub is not None
     for row in tables.read_hub(task.hub, getattr(task.hub, role)):
-        values = row.values
-        texts, starts = values["answers"]["text"], values["answers"]["answer_start"]
-        yield Question(
-            f"{row.place}, question {values['id']!r}",
-            values["id"],
-            values["question"],
-            values["context"],
-            list(zip(texts, starts, strict=True)),
-        )
+        place = f"{row.place}, question {shortened(repr(row.values.get('id')), 80)}"
+        found = row.values.get("answers")
+        if isinstance(found, dict) and len({len(found[name]) for name in found}) == 1:
+            listed = [
+                dict(zip(found, one, strict=True)) for one in zip(*found.values(), strict=True)
+            ]
+            found = listed
+        yield _question(_typed({**row.values, "answers": found}, _Asked, place), place)
 
 
 def _kept(questions: Iterable[Question], notes: Notes) -> Iterator[Question]:
@@ -185,7 +240,7 @@ def _kept(questions: Iterable[Question], notes: Notes) -> Iterator[Question]:
         if not question.text.strip() or not question.context.strip():
             notes.add("question(s) without words or without a text left out", question.place)
         elif any(
-            not text or question.context[start : start + len(text)] != text
+            start < 0 or question.context[start : start + len(text)] != text
             for text, start in question.answers[:1]
         ):
             notes.add("question(s) left out whose answer is not at its position", question.place)

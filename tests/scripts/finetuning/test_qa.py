@@ -171,7 +171,7 @@ def test_an_answer_that_is_not_in_its_context_is_left_out_and_counted(
     [
         ([asked("x", "who", None)], ["'x'", "+task=squad2"]),
         ([PEOPLE[0], PEOPLE[0]], ["'0'", "this id"]),
-        ([{"id": "x", "question": "who"}], ["'x'", "'answers'"]),
+        ([{"id": "x", "question": "who"}], ["'x'", "lacks answers"]),
         ([asked("x", "who", "anna", start=5)], ["no usable question", "'x'"]),
     ],
 )
@@ -185,3 +185,89 @@ def test_bad_questions_are_refused_with_their_place(
     assert [word for word in ["train.json", *words] if word not in str(refused.value)] in (
         [], ["train.json"]
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"id": 7}, ["question 7: id: Expected str, got int"]),
+        ({"id": None}, ["question None: id: Expected str"]),
+        ({"question": None}, ["question '0': question: Expected str, got null"]),
+        ({"answers": [{"text": "paris", "answer_start": "14"}]}, ["answer_start: Expected int"]),
+        ({"answers": [{"text": "paris", "answer_start": True}]}, ["answer_start: Expected int"]),
+        ({"answers": [{"text": "paris", "answer_start": 14.5}]}, ["answer_start: Expected int"]),
+        ({"answers": [{"text": "paris"}]}, ["missing required field answer_start"]),
+        ({"answers": [{"text": ["paris"], "answer_start": 14}]}, ["answers[0].text: Expected str"]),
+        ({"answers": {"text": ["paris"], "answer_start": [14]}}, ["answers: Expected array"]),
+        ({"answers": None}, ["lacks answers"]),
+        ({"answers": "paris"}, ["answers: Expected array"]),
+        ({"is_impossible": "false"}, ["is_impossible: Expected bool, got str"]),
+        ({"is_impossible": 0}, ["is_impossible: Expected bool, got int"]),
+        ({"is_impossible": True}, ["is_impossible=true and the answer 'paris'"]),
+        ({"question": "\ud83d"}, ["half of a character"]),
+    ],
+)
+def test_a_field_of_a_question_of_another_type_is_refused_with_the_question(
+    tmp_path: Path, change: dict[str, Any], words: list[str]
+) -> None:
+    squad(tmp_path / "train.json", PEOPLE[1], PEOPLE[0] | change)
+    words = [f"train.json, 'People', paragraph 1, question {change.get('id', '0')!r}", *words]
+    refused = refusal(tmp_path)
+    assert [word for word in words if word not in refused] == [], refused
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([], ["train.json: Expected object, got array", '{"data": [{"title"']),
+        ({"data": {}}, ["train.json: data: Expected array"]),
+        ({"data": [{"title": "T"}]}, ["data[0]: Object missing required field paragraphs"]),
+        ({"data": [{"paragraphs": [{"qas": PEOPLE}]}]}, ["question '0': context: Expected str"]),
+        ({"data": [{"paragraphs": [{"context": 5, "qas": PEOPLE}]}]}, ["question '0': context"]),
+        ({"data": [{"paragraphs": [{"context": "a", "qas": ["x"]}]}]}, ["qas[0]: Expected object"]),
+    ],
+)
+def test_what_is_not_squad_s_json_is_refused_with_its_place_and_form(
+    tmp_path: Path, content: Any, words: list[str]
+) -> None:
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    refused = refusal(tmp_path)
+    assert [word for word in words if word not in refused] == [], refused
+
+
+@pytest.mark.parametrize("text", ["{]", "[" * 100_000, '{"data": NaN', '{"data": []}{}'])
+def test_what_is_no_json_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "train.json").write_text(text)
+    assert "train.json is no JSON" in refusal(tmp_path)
+
+
+def refusal(folder: Path) -> str:
+    settings = load(arguments(folder, folder, "squad2"))
+    with pytest.raises(InputError) as refused:
+        list(qa._questions(settings.task, "train"))
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\n"])
+def test_an_answer_without_text_stands_for_no_answer(
+    bert: Path, tmp_path: Path, empty: str
+) -> None:
+    none = asked("x", "who was awful", empty, start=0) | {"is_impossible": False}
+    for name in ("train", "dev"):
+        squad(tmp_path / f"{name}.json", *PEOPLE, none)
+    job = qa.prepare(load(arguments(tmp_path, bert, "squad2")), models.load_tokenizer(bert))
+    assert job.notes.lines() == []
+    assert job.train[-1]["start_positions"] == job.train[-1]["end_positions"] == 0
+    settings = load(arguments(tmp_path, bert, "squad"))
+    with pytest.raises(InputError, match=r"question 'x' has no answer; .*\+task=squad2"):
+        list(qa._questions(settings.task, "train"))
+
+
+@pytest.mark.parametrize("start", [-1, -6, 10_000, 2**60])
+def test_a_position_outside_the_text_is_left_out_and_counted(
+    bert: Path, tmp_path: Path, start: int
+) -> None:
+    squad(tmp_path / "train.json", *PEOPLE, asked("x", "where", "londo", start=start))
+    squad(tmp_path / "dev.json", *PEOPLE)
+    job = qa.prepare(load(arguments(tmp_path, bert)), models.load_tokenizer(bert))
+    assert job.notes.lines()[0].startswith("1 question(s) left out whose answer is not at its")
