@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -34,11 +34,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_prep.core.command import status_of
+from data_prep.core.config import SettingsError
+from data_prep.core.printable import shortened
 from scripts.finetuning import tables
 from scripts.finetuning.answers import best_answers
 from scripts.finetuning.job import Features, Notes
 from scripts.finetuning.labels import tag_of
-from scripts.finetuning.models import checked, load_model, load_tokenizer
+from scripts.finetuning.models import checked, load_model, load_tokenizer, num_entries, rows_beyond
 from scripts.finetuning.qa import Question, Windows
 from scripts.finetuning.settings import InputError, Start
 from scripts.finetuning.tagging import Pieces, predicted_tags
@@ -106,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = _arguments(sys.argv[1:] if argv is None else argv)
         for record, line in predict(Path(given.model), _inputs(given), given.embed, given.top):
             print(json.dumps(record, ensure_ascii=False) if given.json else line, flush=True)
-    except InputError as error:
+    except SettingsError as error:
         sys.stderr.write(f"scripts.predict: {error}\n")
         return 2
     return 0
@@ -115,22 +117,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def predict(
     folder: Path, inputs: Iterable[Input], embed: str | None = None, top: int = 5
 ) -> Iterator[tuple[Record, str]]:
-    """The prediction for each input, as a record and as a line. Raises InputError."""
+    """The prediction for each input, as a record and as a line. Raises SettingsError."""
     config = checked(folder)
-    class_name = (config.get("architectures") or ["BertModel"])[0]
+    class_name = (config.architectures or ["BertModel"])[0]
     if embed is None and class_name not in (*PREDICT, *MASKED):
         raise InputError(
-            f"{folder / 'config.json'}: a {class_name} predicts nothing; use --embed, "
-            "or fine-tune it"
+            f"{folder / 'config.json'}: a {shortened(class_name, 80)} predicts nothing; use "
+            "--embed, or fine-tune it"
         )
     class_name = "BertModel" if embed else class_name
-    model, new = load_model(class_name, folder, Start.pretrained, {})
+    tokenizer = load_tokenizer(folder)
+    entries = num_entries(tokenizer)
+    model, new = load_model(class_name, folder, Start.pretrained, {}, entries)
     if new and not embed:
         raise InputError(f"{folder} lacks the weights of {', '.join(new)}; write it again")
+    if rows := rows_beyond(folder, tokenizer):
+        sys.stderr.write(f"{folder}: {rows:,} rows beyond the vocabulary left out\n")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = Loaded(
-        model.to(device).eval(), load_tokenizer(folder), config["max_position_embeddings"]
-    )
+    loaded = Loaded(model.to(device).eval(), tokenizer, config.max_position_embeddings)
+    top = min(top, entries)
     stream = iter(inputs)
     how = partial(_embedded, how=embed) if embed else PREDICT.get(class_name)
     while batch := list(itertools.islice(stream, BATCH)):
@@ -271,6 +276,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="one object per line")
     given = parser.parse_intermixed_args(argv)  # texts may follow options
     given.model = given.model.removeprefix("model=")
+    if given.top < 1:
+        raise InputError(f"--top {given.top}: must be at least 1")
     return given
 
 
@@ -284,15 +291,28 @@ def _inputs(given: argparse.Namespace) -> Iterator[Input]:
             raise InputError(f"there is no file {given.file}")
         kind, lines = f"{given.file}, line", tables.lines_of(given.file)
     else:
-        kind, lines = "line", enumerate((line.removesuffix("\n") for line in sys.stdin), start=1)
+        kind, lines = "line", enumerate(_lines_of(sys.stdin.buffer), start=1)
     for number, line in lines:
         place = f"{kind} {number}"
-        text, tab, pair = line.partition("\t")
+        text, tab, pair = tables.text_in(line, place).partition("\t")
         if not text.strip():
             raise InputError(
                 f"{place} has no text; every line is one text, or two separated by a TAB"
             )
         yield Input(place, text, pair if tab else given.pair)
+
+
+def _lines_of(stream: BinaryIO) -> Iterator[str]:
+    """Lines as they come, without a byte order mark. Raises InputError if one is not UTF-8."""
+    for number, raw in enumerate(stream, start=1):
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"line {number} is not UTF-8 at byte {error.start}; convert the text before: "
+                "iconv -f ENCODING -t utf-8, where ENCODING is utf-16, windows-1252 or latin1"
+            ) from error
+        yield line.removesuffix("\n").removesuffix("\r")
 
 
 if __name__ == "__main__":

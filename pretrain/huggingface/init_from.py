@@ -14,8 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from data_prep.core.bert_folder import (
+    WEIGHTS,
+    check_shapes,
+    read_config,
+    read_shapes,
+    read_weights,
+    weight_files,
+)
 from data_prep.core.config import SettingsError, as_dict, choices, compose
-from data_prep.core.files import checksum, read_json
+from data_prep.core.files import checksum
 from data_prep.core.printable import shortened
 from data_prep.stores.shards import ShardsManifest, read_shards_manifest
 from data_prep.tokenizer.casing import Casing, stated_casing
@@ -31,23 +39,11 @@ if TYPE_CHECKING:
 
     from pretrain.model.bert import BertForPreTraining
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack")
-# Model settings that the weights depend on, and the values of old files that lack them
-SIZES: dict[str, Any] = {
-    "hidden_size": None,
-    "num_hidden_layers": None,
-    "num_attention_heads": None,
-    "intermediate_size": None,
-    "hidden_act": "gelu",
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "layer_norm_eps": 1e-12,
-}
-# Rows beyond the vocabulary, which are left out: some files pad it to a multiple of 128, a released
-# Italian BERT has 1,000 more than its 31,102 entries
-MOST_PADDING = 127
-MOST_BEYOND = 0.1  # of the entries
+# Model settings that the weights depend on
+SIZES = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+    "max_position_embeddings", "type_vocab_size", "layer_norm_eps",
+)  # fmt: skip
 _SAME = {"gelu_pytorch_tanh": "gelu_new"}  # activations with two names
 _HEADS = ("pooler", "pair_head", "mlm_head")
 
@@ -129,7 +125,7 @@ class InitWeights:
 
         from pretrain.huggingface.weights import starting_weights
 
-        state = self._read()
+        state = read_weights(self.files)
         dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})
         own = {name: parameter.detach() for name, parameter in model.named_parameters()}
         if self.is_checkpoint:
@@ -162,6 +158,12 @@ class InitWeights:
                 for number, ids in enumerate(pieces, start=len(self.tokens)):
                     rows[number] = weights[name][ids].mean(0)
                 weights[name] = rows
+        for name, tensor in weights.items():
+            if tensor.shape != own[name].shape:
+                raise SettingsError(
+                    f"run.init_from={self.folder}: {name} has the shape {list(tensor.shape)}, and "
+                    f"the model {list(own[name].shape)}; get the weights again"
+                )
         facts = {
             "folder": str(self.folder),
             "dtypes": dtypes,
@@ -173,21 +175,6 @@ class InitWeights:
             "added_words_of_unknown_pieces": sum(unknown in ids for ids in pieces),
         }
         return {**own, **weights}, facts
-
-    def _read(self) -> dict[str, Tensor]:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        state: dict[str, Tensor] = {}
-        for path in self.files:
-            try:
-                state |= load_file(path)
-            except (OSError, SafetensorError) as error:
-                raise SettingsError(
-                    f"{path} cannot be read as safetensors ({error}); get the file again (a file "
-                    "of some hundred bytes is a pointer of Git LFS: git lfs pull)"
-                ) from error
-        return state
 
 
 def begin(settings: Settings, run_folder: Path) -> tuple[dict[str, str] | None, InitWeights | None]:
@@ -261,74 +248,26 @@ def find(typed: str) -> InitWeights:
 
 
 def _hugging_face(folder: Path) -> InitWeights:
-    config = read_json(folder / "config.json")
-    wrong = [
-        f"{name} is {config[name]!r} and not {expected!r}"
-        for name, expected in (
-            ("model_type", "bert"),
-            ("is_decoder", False),
-            ("position_embedding_type", "absolute"),
-        )
-        if config.get(name, expected) != expected
-    ]
-    sizes = {name: config.get(name, value) for name, value in SIZES.items()}
-    sizes["hidden_act"] = _SAME.get(str(sizes["hidden_act"]), sizes["hidden_act"])
-    wrong += [fault for name, value in sizes.items() if (fault := _size_fault(name, value))]
-    if wrong:
+    try:
+        config, files = read_config(folder), weight_files(folder)
+        tokens, casing = _vocabulary_of(folder)
+        check_shapes(read_shapes(files), config, len(tokens), folder)
+    except ValueError as error:
+        raise SettingsError(f"run.init_from={folder}: {error}") from error
+    sizes = {name: getattr(config, name) for name in SIZES}
+    sizes["hidden_act"] = _SAME.get(sizes["hidden_act"], sizes["hidden_act"])
+    if wrong := [fault for name, value in sizes.items() if (fault := _size_fault(name, value))]:
         raise SettingsError(
-            f"run.init_from={folder}: {folder / 'config.json'} is not that of a BERT: "
-            f"{shortened('; '.join(wrong), 500)}; take the folder of one"
+            f"run.init_from={folder}: {folder / 'config.json'} is not that of a BERT of this "
+            f"project: {shortened('; '.join(wrong), 500)}; take the folder of one"
         )
-    tokens, casing = _vocabulary_of(folder)
-    beyond = config["vocab_size"] - len(tokens)
-    if not 0 <= beyond <= max(MOST_PADDING, MOST_BEYOND * len(tokens)):
-        raise SettingsError(
-            f"run.init_from={folder}: config.json has vocab_size={config['vocab_size']} and "
-            f"{_vocabulary_file(folder)} {len(tokens):,} entries; get the weights' own tokenizer"
-        )
-    return InitWeights(folder, _weight_files(folder), False, sizes, tokens, casing)
+    return InitWeights(folder, files, False, sizes, tokens, casing)
 
 
 def _size_fault(name: str, value: Any) -> str | None:
     """Why no model of this project can have a size of a config.json; None if one can."""
-    if value is None:
-        return f"it lacks {name}"
-    kind = {"hidden_act": str, "layer_norm_eps": float | int}.get(name, int)
     is_allowed, words = LIMITS[f"model.{name}"]
-    if isinstance(value, bool) or not isinstance(value, kind) or not is_allowed(value):
-        return f"{name} is {value!r}, and this project's models have {words}"
-    return None
-
-
-def _weight_files(folder: Path) -> tuple[Path, ...]:
-    if (folder / WEIGHTS).is_file():
-        return (folder / WEIGHTS,)
-    if (folder / INDEX).is_file():
-        files = [
-            folder / name for name in sorted({*read_json(folder / INDEX)["weight_map"].values()})
-        ]
-        if missing := [path.name for path in files if not path.is_file()]:
-            raise SettingsError(
-                f"{folder / INDEX} names {', '.join(missing)}, not there; get the rest"
-            )
-        return tuple(files)
-    pickled = sorted({path.name for pattern in PICKLED for path in folder.glob(pattern)})
-    if not pickled:
-        raise SettingsError(f"run.init_from={folder} has no {WEIGHTS} and no {INDEX}; get it again")
-    raise SettingsError(
-        f"run.init_from={folder} holds its weights as {', '.join(pickled)} alone, a format that "
-        f"can run code when read; get its {WEIGHTS}, or convert pytorch_model.bin, tensors only:\n"
-        f"  {conversion(folder / 'pytorch_model.bin')}"
-    )
-
-
-def conversion(pickled: Path) -> str:
-    """A command that converts a pickle to safetensors, and reads nothing but its tensors."""
-    return (
-        'python -c "import torch; from safetensors.torch import save_file; '
-        f"w = torch.load('{pickled}', map_location='cpu', weights_only=True); "
-        f"save_file({{n: t.clone() for n, t in w.items()}}, '{pickled.parent / WEIGHTS}')\""
-    )
+    return None if is_allowed(value) else f"{name} is {value!r}, and its models have {words}"
 
 
 def _vocabulary_file(folder: Path) -> Path | None:
@@ -340,13 +279,10 @@ def _vocabulary_of(folder: Path) -> tuple[list[str], Casing]:
     path = _vocabulary_file(folder)
     if path is None:
         raise SettingsError(
-            f"run.init_from={folder} has neither tokenizer.json nor vocab.txt, without which its "
+            f"{folder} has neither tokenizer.json nor vocab.txt, without which its "
             "rows mean nothing; copy the tokenizer's files there"
         )
-    try:
-        return read_vocab(path), stated_casing(path)
-    except ValueError as error:
-        raise SettingsError(f"run.init_from={folder}: {error}") from error
+    return read_vocab(path), stated_casing(path)
 
 
 def _checkpoint(folder: Path) -> InitWeights:

@@ -27,8 +27,8 @@ class Notes:
 
     places: dict[str, list[str]] = field(default_factory=dict)
 
-    def add(self, reason: str, place: str) -> None:
-        self.places.setdefault(reason, []).append(place)
+    def add(self, reason: str, place: str, times: int = 1) -> None:
+        self.places.setdefault(reason, []).extend([place] * times)
 
     def lines(self) -> list[str]:
         return [f"{len(at):,} {reason} (first: {at[0]})" for reason, at in self.places.items()]

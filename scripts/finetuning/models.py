@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import warnings
@@ -11,73 +10,101 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data loaders fork
+if not torch.cuda.is_available():  # otherwise DeepSpeed, which transformers imports, prints so
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import transformers
-from transformers import AutoTokenizer, BertConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BertConfig as TheirConfig
+from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
+from data_prep.core.bert_folder import (
+    BertConfig,
+    check_folder,
+    check_shapes,
+    read_config,
+    read_shapes,
+    read_weights,
+    weight_files,
+    without_rows_beyond,
+)
+from data_prep.core.printable import shortened
 from scripts.finetuning.settings import InputError, Start
 
-SAFE = ("model.safetensors", "model.safetensors.index.json")
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt*", "*.pkl", "*.h5", "*.msgpack")
 NEW = ("classifier.", "qa_outputs.", "bert.pooler.", "pooler.")  # pretrained folders may lack them
+_NO_ANSWER = ("has_no_answer", "no_answer_threshold")
+_PROBES = (("a", "b"), ("\U0001f600 \uffff", "[MASK] 1."))  # known and unknown characters
 
 
-def checked(folder: Path) -> dict[str, Any]:
-    """The config.json of a BERT folder. Raises InputError on other folders and pickled weights."""
-    if not folder.is_dir():
+def checked(folder: Path) -> BertConfig:
+    """The config.json of a BERT folder. Raises SettingsError on others, and on pickled weights."""
+    config = check_folder(folder)
+    if config.hidden_act not in ACT2FN:
         raise InputError(
-            f"there is no folder {folder}; model= takes a folder, such as runs/x/export. "
-            f"Download a model of the hub with: hf download {folder} --local-dir FOLDER"
+            f"{folder / 'config.json'}: hidden_act={shortened(repr(config.hidden_act), 80)} is "
+            "unknown; take the folder of a BERT"
         )
-    path = folder / "config.json"
-    if not path.is_file():
-        raise InputError(
-            f"{folder} is no Hugging Face folder: it has no config.json; "
-            "export a run with python -m pretrain.export run=runs/x"
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}); write the folder again") from error
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind != "bert":
-        raise InputError(
-            f"{path}: model_type is {kind!r}, but only 'bert' is supported; give a BERT"
-        )
-    if not any((folder / name).is_file() for name in SAFE):
-        pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
-        if pickled:
-            raise InputError(
-                f"{folder} has its weights in {pickled[0]} alone, a format that can run code when "
-                "it is read; get model.safetensors of the same model, or convert it on a "
-                "disposable machine: AutoModel.from_pretrained(FOLDER).save_pretrained(NEW)"
-            )
-        raise InputError(f"{folder} has no weights: model.safetensors is missing; export it again")
-    return dict(config)
+    return config
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The folder's tokenizer.
 
-    Raises InputError if it is missing, has more entries than fit or, as `transformers` loads it,
-    another normalizer than its tokenizer.json.
+    Raises SettingsError if it is missing or damaged, has more entries than the embeddings or, as
+    `transformers` loads it, another normalizer than its tokenizer.json.
     """
-    config = checked(folder)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+    checked(folder)
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, use_fast=True, trust_remote_code=False
+            )
+        # Classes of other models leave the segments out
+        tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+        _check_encoding(tokenizer)
+        _check_normalizer(folder / "tokenizer.json", tokenizer)
+    except InputError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise InputError(
-            f"{folder} has no tokenizer: tokenizer.json and vocab.txt are missing; "
-            "copy them from the model's source"
-        )
-    tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
-    if len(tokenizer) > config["vocab_size"]:
-        raise InputError(
-            f"{folder}: the tokenizer has {len(tokenizer):,} entries, the model embeddings for "
-            f"{config['vocab_size']:,}; copy both from the same model"
-        )
-    _check_normalizer(folder / "tokenizer.json", tokenizer)
+            f"{folder}: its tokenizer cannot be used ({shortened(str(error))}); copy "
+            "tokenizer.json, tokenizer_config.json and vocab.txt from the model's source"
+        ) from error
+    rows_beyond(folder, tokenizer)
     return tokenizer
+
+
+def num_entries(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The number of ids of a tokenizer, added entries included."""
+    return 1 + int(max(tokenizer.get_vocab().values()))
+
+
+def rows_beyond(folder: Path, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows of the embeddings that are no entry's. Raises SettingsError as `check_shapes`."""
+    shapes = read_shapes(weight_files(folder))
+    return check_shapes(shapes, read_config(folder), num_entries(tokenizer), folder)
+
+
+def _check_encoding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ValueError unless texts and pairs become ids of the vocabulary between the marks."""
+    marks = (tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id)
+    if None in (*marks, tokenizer.mask_token_id, tokenizer.unk_token_id):
+        raise ValueError("it lacks one of [PAD], [UNK], [CLS], [SEP] and [MASK]")
+    entries = num_entries(tokenizer)
+    for text, pair in _PROBES:
+        for texts in ((text,), (text, pair)):
+            encoded = tokenizer(*texts)
+            ids, segments = encoded["input_ids"], encoded["token_type_ids"]
+            if ids[0] != marks[1] or ids[-1] != marks[2] or not 0 <= min(ids) <= max(ids) < entries:
+                raise ValueError(f"it makes the ids {ids[:10]} of {texts}")
+            if len(segments) != len(ids) or not set(segments) <= {0, 1}:
+                raise ValueError(f"it makes the segments {segments[:10]} of {texts}")
 
 
 def _check_normalizer(path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -110,24 +137,28 @@ def _check_normalizer(path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def load_model(
-    class_name: str, folder: Path, start: Start, changes: Mapping[str, Any]
+    class_name: str, folder: Path, start: Start, changes: Mapping[str, Any], entries: int
 ) -> tuple[PreTrainedModel, list[str]]:
     """A model of this class of `transformers`, and the names of its new parts.
 
-    `changes` go into its config. Torch's generator, which the caller seeds, draws a new head.
-    Raises InputError if the folder lacks more than a head.
+    `changes` go into its config; `entries` is the size of the vocabulary, beyond which rows are
+    left out. Torch's generator, which the caller seeds, draws a new head. The weights are float32.
+    Raises SettingsError if the folder lacks more than a head.
     """
-    checked(folder)
     model_class = getattr(transformers, class_name)
-    config = BertConfig.from_pretrained(folder)
+    own = checked(folder)
+    check_shapes(read_shapes(weight_files(folder)), own, entries, folder)
+    config = _their_config(own, entries)
     config.update(changes)
     if start is Start.random:
         return model_class(config), ["everything"]
+    state = without_rows_beyond(read_weights(weight_files(folder)), entries)
+    state = {name: value.float() for name, value in state.items() if value.is_floating_point()}
     with quiet():
         model, report = model_class.from_pretrained(
-            folder,
+            None,
             config=config,
-            use_safetensors=True,
+            state_dict=state,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
@@ -140,14 +171,14 @@ def load_model(
     return model, sorted({name.rsplit(".", 1)[0] for name in new})
 
 
-def identity(folder: Path) -> str:
-    """Checksum of config and weights, which identifies the model of a result."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
+def _their_config(own: BertConfig, entries: int) -> TheirConfig:
+    left_out = {"architectures", *(() if own.has_no_answer else _NO_ANSWER)}
+    fields = {name: getattr(own, name) for name in own.__struct_fields__ if name not in left_out}
+    if own.id2label is None:
+        del fields["id2label"]
+    if (own.pad_token_id or 0) >= entries:
+        fields["pad_token_id"] = None
+    return TheirConfig(**fields | {"vocab_size": entries})
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 from scripts.finetuning.job import Job
 from scripts.finetuning.settings import Settings
 
-FILE = "results.json"
+FILE, TRIALS, MODEL = "results.json", "trials", "model"  # below `out`
 
 
 def summary(

@@ -13,16 +13,20 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from data_prep.core.bert_folder import check_folder, identity
 from data_prep.core.command import INTERRUPTED
 from data_prep.core.config import SettingsError, as_dict, as_yaml
 from data_prep.core.files import link_or_copy, write_json
 from scripts.finetuning import results
-from scripts.finetuning.job import Job
-from scripts.finetuning.models import checked, identity, load_tokenizer
+from scripts.finetuning.results import MODEL, TRIALS
 from scripts.finetuning.settings import InputError, Kind, Settings, load
-from scripts.finetuning.trial import MODEL, TRIALS, SeedRun, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from scripts.finetuning.job import Job
 
 # Settings that do not change the metrics of a trial: where it goes, the other trials, the logging
 FREE = (
@@ -56,23 +60,36 @@ def finetune(settings: Settings) -> dict[str, Any]:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("fine-tuning is one process; several seeds or tasks: slurm/finetune.sh")
-    config = checked(settings.model_folder)
-    tokenizer = load_tokenizer(settings.model_folder)
-    if settings.max_length > (positions := config["max_position_embeddings"]):
+    config = check_folder(settings.model_folder)
+    if settings.max_length > (positions := config.max_position_embeddings):
         raise InputError(
             f"max_length={settings.max_length}: the model has {positions} positions; "
             f"add max_length={positions}"
         )
+    # Not before the settings are known to be right: these imports take seconds
+    from scripts.finetuning.models import load_tokenizer, rows_beyond
+
+    tokenizer = load_tokenizer(settings.model_folder)
     started = time.monotonic()
     kind = importlib.import_module(f"scripts.finetuning.{settings.task.kind.name}")
     job: Job = kind.prepare(settings, tokenizer)
+    if rows := rows_beyond(settings.model_folder, tokenizer):
+        reason = "row(s) of embeddings beyond the vocabulary left out"
+        job.notes.add(reason, str(settings.model_folder), rows)
     dev = ", ".join(f"{dev.name} {len(dev.features):,}" for dev in job.dev)
     seconds = time.monotonic() - started
     print(f"{settings.task.name}: train {len(job.train):,}, {dev} inputs in {seconds:.1f} s")
     print("".join(f"  {line}\n" for line in job.notes.lines()), end="")
-    out = settings.out_folder
     if not settings.resume:
-        shutil.rmtree(out / TRIALS, ignore_errors=True)
+        shutil.rmtree(settings.out_folder / TRIALS, ignore_errors=True)
+    return _trials(settings, job, tokenizer)
+
+
+def _trials(settings: Settings, job: Job, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Try the grid, repeat the best with the other seeds, write and print the results."""
+    from scripts.finetuning.trial import SeedRun, Task
+
+    out = settings.out_folder
     task = Task(settings, job, tokenizer, _fingerprint(settings))
     tried: list[dict[str, Any]] = []
     for values in itertools.product(
@@ -88,13 +105,13 @@ def finetune(settings: Settings) -> dict[str, Any]:
     chosen = SeedRun(**best["trial"])
     more = range(settings.first_seed + 1, settings.first_seed + settings.seeds)
     runs = [best] + [task.outcome(dataclasses.replace(chosen, seed=seed)) for seed in more]
-    summary = results.summary(settings, job, runs, tried)
+    found = results.summary(settings, job, runs, tried)
     write_json(out / "settings.json", as_dict(settings))
     _link_model(task.model(task.best(runs)), out / MODEL)
-    write_json(out / results.FILE, summary)
-    print(results.table([summary]))
+    write_json(out / results.FILE, found)
+    print(results.table([found]))
     print(f"results  {out / results.FILE}\nmodel    {out / MODEL}")
-    return summary
+    return found
 
 
 def _fingerprint(settings: Settings) -> str:

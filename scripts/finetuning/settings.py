@@ -5,6 +5,7 @@ The values are in conf/finetune.yaml, conf/task/ and conf/grid/, with a comment 
 
 from __future__ import annotations
 
+import difflib
 import enum
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -180,12 +181,21 @@ def load(overrides: Sequence[str], kind: Kind | None = None) -> Settings:
     if not named:
         raise SettingsError(f"no task is named; add +task=, one of {', '.join(tasks(kind))}")
     if named[-1] not in tasks():
-        raise SettingsError(f"task={named[-1]} is not known; there are {', '.join(tasks(kind))}")
+        raise SettingsError(
+            f"task={named[-1]} is not known; {_meant(named[-1], tasks(kind))}there are "
+            f"{', '.join(tasks(kind))}"
+        )
     settings, _ = compose("finetune", Settings, typed)
     settings.model = models[-1] if models else None
     if faults := list(_faults(settings, kind)):
         raise SettingsError("\n  ".join(["these settings cannot be used:", *faults]))
     return settings
+
+
+def _meant(typed: str, known: Sequence[str]) -> str:
+    """What may have been meant, as a question; "" if nothing is near."""
+    near = difflib.get_close_matches(typed, known, n=2)
+    return f"did you mean {' or '.join(near)}? " if near else ""
 
 
 def _faults(settings: Settings, kind: Kind | None) -> Iterator[str]:
@@ -206,7 +216,8 @@ def _faults(settings: Settings, kind: Kind | None) -> Iterator[str]:
                 yield f"{name}={value}: must be {bound}"
     known = METRICS[task.kind.name]
     if not task.metrics or not set(task.metrics) <= set(known):
-        yield f"task.metrics={task.metrics}: one or more of {', '.join(known)}"
+        near = "".join(_meant(name, known) for name in task.metrics if name not in known)
+        yield f"task.metrics={task.metrics}: {near}one or more of {', '.join(known)}"
     if task.folder is None and task.hub is None:
         yield f"task.folder: is not given, and {task.name} has no hub; add task.folder=FOLDER"
     needed = {"train": "FILE", "dev": "FILE"}

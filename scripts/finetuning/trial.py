@@ -23,10 +23,11 @@ from transformers import (
 
 from data_prep.core.files import only_process, read_json, write_json
 from scripts.finetuning.job import Job
-from scripts.finetuning.models import load_model, quiet
+from scripts.finetuning.models import load_model, num_entries, quiet
+from scripts.finetuning.results import MODEL, TRIALS
 from scripts.finetuning.settings import InputError, Precision, Settings
 
-TRIALS, MODEL, RESULT = "trials", "model", "result.json"
+RESULT = "result.json"
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,8 @@ class Task:
             names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
             changes |= dict.fromkeys(names, settings.dropout)
         class_name, start = self.job.class_name, settings.start
-        model, new = load_model(class_name, settings.model_folder, start, changes)
+        entries = num_entries(self.tokenizer)
+        model, new = load_model(class_name, settings.model_folder, start, changes, entries)
         started = time.monotonic()
         trainer = self._trainer(trial, model, folder)
         with quiet():

@@ -108,7 +108,8 @@ def test_lines_of_a_file_and_of_standard_input_are_read(
 ) -> None:
     (tmp_path / "texts").write_text("the film\tanna lives\n" * 40)
     from_file = said(capsys, f"model={bert}", "--file", str(tmp_path / "texts"))
-    monkeypatch.setattr(sys, "stdin", io.StringIO("the film\tanna lives\n" * 40))
+    typed = io.BytesIO(b"\xef\xbb\xbf" + b"the film\tanna lives\r\n" * 40)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(typed))
     assert len(from_file) == 40
     assert said(capsys, f"model={bert}") == from_file
     assert from_file[0]["pair"] == "anna lives"
@@ -125,3 +126,36 @@ def test_lines_of_a_file_and_of_standard_input_are_read(
 def test_what_cannot_be_answered_is_refused(bert, argv, message, capsys) -> None:
     assert main([f"model={bert}", *argv]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("from_file", [True, False])
+@pytest.mark.parametrize("encoding", ["latin1", "utf-16"])
+def test_a_text_that_is_not_utf_8_is_refused_with_its_line_and_a_cure(
+    bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, from_file: bool, encoding: str,
+) -> None:  # fmt: skip
+    raw = "the [MASK]\ncafé [MASK]\n".encode(encoding)
+    (tmp_path / "texts").write_bytes(raw)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+    given = ["--file", str(tmp_path / "texts")] if from_file else []
+    assert main([f"model={bert}", *given]) == 2
+    said = capsys.readouterr().err
+    assert "line 2" in said or encoding == "utf-16"
+    assert "iconv -f" in said
+    assert encoding in said
+
+
+@pytest.mark.parametrize("text", ["\udce9", "a \ud83d"])
+def test_an_argument_that_is_no_text_is_refused(
+    bert: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"model={bert}", text]) == 2
+    assert "text 1: the text has half of a character" in capsys.readouterr().err
+
+
+def test_more_candidates_than_entries_are_all(
+    bert: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (record,) = said(capsys, f"model={bert}", "the [MASK]", "--top", "100000")
+    assert len(record["fills"][0]) == 134
+    assert main([f"model={bert}", "the [MASK]", "--top", "0"]) == 2

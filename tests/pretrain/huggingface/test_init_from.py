@@ -249,14 +249,14 @@ def with_config(**changes: Any) -> Any:
     [
         (lambda folder: shutil.rmtree(folder), "is no folder"),
         (lambda folder: (folder / "config.json").unlink(), "holds neither config.json"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no weights: neither"),
         (with_config(model_type="roberta"), "model_type is 'roberta' and not 'bert'"),
         (with_config(hidden_act="relu"), "hidden_act is 'relu', .* have gelu or gelu_new; take"),
-        (with_config(hidden_act=["gelu"]), r"hidden_act is \['gelu'\], and this project's models"),
-        (with_config(hidden_size="32"), "hidden_size is '32', .* have from 1 to 1048576"),
-        (with_config(num_hidden_layers=0), "num_hidden_layers is 0, "),
-        (with_config(max_position_embeddings=10**15), "max_position_embeddings is 10+, "),
-        (with_config(layer_norm_eps=None), "it lacks layer_norm_eps"),
+        (with_config(hidden_act=["gelu"]), r"Expected `str`, got `array` - at `\$\.hidden_act`"),
+        (with_config(hidden_size="32"), r"Expected `int`, got `str` - at `\$\.hidden_size`"),
+        (with_config(num_hidden_layers=0), r"`int` >= 1 - at `\$\.num_hidden_layers`"),
+        (with_config(max_position_embeddings=10**15), r"<= .* at `\$\.max_position_embeddings`"),
+        (with_config(layer_norm_eps=None), r"got `null` - at `\$\.layer_norm_eps`"),
         (lambda folder: [(folder / name).unlink() for name in ("vocab.txt", "tokenizer.json")],
          "has neither tokenizer.json nor vocab.txt"),
     ],
@@ -268,29 +268,54 @@ def test_a_folder_that_is_no_bert_is_refused(tmp_path: Path, change: Any, said: 
         find(str(tmp_path / "bert"))
 
 
-def test_a_tokenizer_of_another_size_than_the_weights_is_refused_but_for_rows_that_pad_it(
-    tmp_path: Path,
-) -> None:
-    saved(tmp_path, tokens=[*TOKENS, *(f"more{i}" for i in range(127))])
+@pytest.mark.parametrize("more", [1, 127, 1000])
+def test_rows_beyond_the_vocabulary_are_left_out_and_logged(tmp_path: Path, more: int) -> None:
+    saved(tmp_path, tokens=[*TOKENS, *(f"more{i}" for i in range(more))])
     save_tokenizer(tmp_path, TOKENS, lowercase=True)
-    assert taken(find(str(tmp_path)), drawn())["rows_beyond_vocabulary"] == 127
-    for tokens in (TOKENS[:-1], [*TOKENS, *(f"more{i}" for i in range(128))]):
-        save_tokenizer(tmp_path, tokens, lowercase=True)
-        with pytest.raises(SettingsError, match=rf"vocab_size=149 .* {len(tokens)} entries"):
-            find(str(tmp_path))
+    facts = taken(find(str(tmp_path)), drawn())
+    assert facts["rows_beyond_vocabulary"] == more
+    assert f"left out: {more} rows beyond the vocabulary" in init_from.summary(
+        {"checksum": "0"}, facts
+    )
 
 
-@pytest.mark.parametrize(("rows", "is_taken"), [(1_400, True), (1_540, True), (1_541, False)])
-def test_a_tenth_of_rows_beyond_the_vocabulary_is_left_out(tmp_path, rows, is_taken) -> None:
-    tokens = [*TOKENS, *(f"more{i}" for i in range(1_400 - len(TOKENS)))]
-    saved(tmp_path, tokens=[*tokens, *(f"pad{i}" for i in range(rows - 1_400))])
-    save_tokenizer(tmp_path, tokens, lowercase=True)
-    if is_taken:
-        facts = taken(find(str(tmp_path)), drawn(num_entries=1_400), tokens)
-        assert facts["rows_beyond_vocabulary"] == rows - 1_400
-    else:
-        with pytest.raises(SettingsError, match="get the weights' own tokenizer"):
-            find(str(tmp_path))
+def test_fewer_rows_than_entries_are_refused(tmp_path: Path) -> None:
+    saved(tmp_path)
+    save_tokenizer(tmp_path, [*TOKENS, "more"], lowercase=True)
+    with pytest.raises(SettingsError, match=r"has 23 entries, .* embeddings for 22"):
+        find(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    ["module.{}", "_orig_mod.{}", "module._orig_mod.{}", "model.{}", "model._orig_mod.{}"],
+)
+def test_what_wrappers_add_to_names_is_taken_off(tmp_path: Path, wrapped: str) -> None:
+    saved(tmp_path)
+    expected = drawn()
+    taken(find(str(tmp_path)), expected)
+    weights = load_file(tmp_path / "model.safetensors")
+    renamed = {wrapped.format(name): tensor for name, tensor in weights.items()}
+    save_file(renamed, tmp_path / "model.safetensors")
+    model = drawn()
+    assert taken(find(str(tmp_path)), model)["left_out"] == []
+    for name, value in state(model).items():
+        assert torch.equal(value, state(expected)[name]), name
+
+
+def test_weights_under_other_names_are_refused_with_these_names(tmp_path: Path) -> None:
+    saved(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({f"student.{n}": t for n, t in weights.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(SettingsError, match=r"files lack them; they hold student\."):
+        find(str(tmp_path))
+
+
+def test_more_rows_than_a_vocabulary_can_lack_are_another_model_s(tmp_path: Path) -> None:
+    saved(tmp_path, tokens=[*TOKENS, *(f"more{i}" for i in range(5_001))])
+    save_tokenizer(tmp_path, TOKENS, lowercase=True)
+    with pytest.raises(SettingsError, match="get the weights' own tokenizer"):
+        find(str(tmp_path))
 
 
 def test_a_file_that_is_no_safetensors_is_named(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 from shared_data import unpacked
 
+from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json
 from scripts.finetuning import classification, models, trial
 from scripts.finetuning.job import Job, Notes, sample_of
@@ -333,7 +334,7 @@ def test_a_folder_with_pickled_weights_only_is_refused_without_reading_them(
 ) -> None:
     shutil.copytree(bert, tmp_path / "x", ignore=shutil.ignore_patterns("*.safetensors"))
     (tmp_path / "x/pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch /tmp/x'\ntR.")
-    with pytest.raises(InputError, match=r"pytorch_model\.bin alone.*can run code"):
+    with pytest.raises(SettingsError, match=r"pytorch_model\.bin alone.*can run code"):
         models.load_tokenizer(tmp_path / "x")
 
 
@@ -342,8 +343,11 @@ def test_a_folder_with_pickled_weights_only_is_refused_without_reading_them(
     [
         (lambda folder: shutil.rmtree(folder), "there is no folder"),
         (lambda folder: (folder / "config.json").unlink(), "no Hugging Face folder"),
-        (lambda folder: (folder / "config.json").write_text("{"), "is no JSON"),
-        (lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'), "'gpt2'"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is not that of a BERT"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'),
+            "'gpt2'",
+        ),
         (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
         (lambda folder: (folder / "vocab.txt").unlink(), "no tokenizer"),
         (
@@ -359,7 +363,7 @@ def test_what_is_no_bert_folder_is_refused(
 ) -> None:
     folder = Path(shutil.copytree(bert, tmp_path / "x"))
     change(folder)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(SettingsError, match=message):
         models.load_tokenizer(folder)
 
 
@@ -399,13 +403,14 @@ def test_weights_that_are_not_a_whole_bert_are_refused(bert: Path, tmp_path: Pat
     del weights["bert.encoder.layer.1.output.dense.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"layer\.1\.output\.dense\.weight"):
-        models.load_model("BertForSequenceClassification", folder, Start.pretrained, {})
+        models.load_model("BertForSequenceClassification", folder, Start.pretrained, {}, 134)
 
 
 def test_a_random_start_takes_no_weights(bert: Path) -> None:
     name = "embeddings.word_embeddings.weight"
     pretrained, random = (
-        models.load_model("BertModel", bert, start, {})[0].state_dict()[name] for start in Start
+        models.load_model("BertModel", bert, start, {}, 134)[0].state_dict()[name]
+        for start in Start
     )
     assert not pretrained.equal(random)
 
