@@ -5,6 +5,7 @@ changed, and everything if the settings have changed. Dropped documents are coun
 and kept with their reason in rejects/.
 
 +source={source}
+language={language}
 Settings are typed as name=value or group.name=value:
 
 {data_prep.yaml}
@@ -45,7 +46,7 @@ from data_prep.stores.documents import (
     repeated_ids,
     write_part,
 )
-from data_prep.text.language import language_of
+from data_prep.text.language import is_language, language_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -154,7 +155,7 @@ def _read(source: SourceSettings, task: Any) -> Iterator[Document | Reject | Dam
 
 def _in_language(document: Document, wanted: str | None) -> Document | Reject:
     """The document, or a reject if its language is not `wanted`; None accepts any."""
-    if wanted is None or (found := language_of(document.text)) == wanted:
+    if wanted is None or is_language(found := language_of(document.text), wanted):
         return document
     reason = f"language {found}, not {wanted}"
     return Reject(document.id, document.title, document.text, reason)

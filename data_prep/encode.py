@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 import nupunkt
 import tokenizers
@@ -27,10 +29,12 @@ import xxhash
 from numpy.typing import NDArray
 
 from data_prep.core.command import status_of
+from data_prep.core.config import SettingsError
 from data_prep.core.files import write_json
 from data_prep.core.job import Rows, start
 from data_prep.core.records import IdType, read_record
-from data_prep.core.settings import DataPrepSettings
+from data_prep.core.settings import DataPrepSettings, LanguageSettings
+from data_prep.core.settings import Splitter as SplitterName
 from data_prep.dedup import LeftOut, dropped_ids, left_out
 from data_prep.executors.run import run_tasks
 from data_prep.executors.tasks import TaskEntry, fingerprint
@@ -41,14 +45,16 @@ from data_prep.stores.tokens import (
     SCHEMA_VERSION,
     SPLITS,
     EncodeSettings,
+    SentenceSettings,
     TokenPart,
     TokenPartEntry,
     TokensManifest,
     token_dtype,
     write_part,
 )
-from data_prep.text.sentences import split_paragraph
-from data_prep.tokenizer.store import read_vocab_store
+from data_prep.text.language import MULTI, iso_code, language_of
+from data_prep.text.sentences import Splitter, splitter
+from data_prep.tokenizer.store import VocabManifest, read_vocab_store
 from data_prep.tokenizer.wordpiece import Encoder
 
 FEWEST_DOCUMENTS = 2  # per split: a random next segment comes from another document
@@ -74,6 +80,8 @@ def run(settings: DataPrepSettings) -> TokensManifest:
     casing: dict[str, bool] = {"lowercase": vocab.lowercase}
     if vocab.strip_accents is not None:
         casing["strip_accents"] = vocab.strip_accents
+    _check_language(settings, vocab)
+    sentences = _sentence_settings(settings.language)
     identity: dict[str, Any] = {
         "vocab_checksum": vocab.checksum,
         **casing,
@@ -82,9 +90,11 @@ def run(settings: DataPrepSettings) -> TokensManifest:
         "tokenizers": tokenizers.__version__,
         "schema_version": SCHEMA_VERSION,
     }
+    if sentences:
+        identity["sentences"] = msgspec.to_builtins(sentences)
     tasks = [_task_entry(folder, part, identity, dropped) for part in parts]
     fraction = settings.heldout_fraction
-    task = partial(_encode_part, data_dir, parts, dropped, tokens, casing, fraction)
+    task = partial(_encode_part, data_dir, parts, dropped, tokens, casing, fraction, sentences)
     counts = run_tasks("encode", folder / "logs", tasks, task, settings)
     again = f"delete {folder} and run python -m data_prep.encode data_dir={data_dir}"
     written = [
@@ -101,7 +111,7 @@ def run(settings: DataPrepSettings) -> TokensManifest:
         lowercase=vocab.lowercase,
         special_ids=vocab.special_ids,
         settings=EncodeSettings(
-            **identity,
+            **{**identity, "sentences": sentences},
             documents={part.key: part.checksum for part in parts},
             duplicates=dropped,
         ),
@@ -205,6 +215,7 @@ def _encode_part(
     tokens: Sequence[str],
     casing: dict[str, bool],
     heldout_fraction: float,
+    sentences: SentenceSettings | None,
     index: int,
 ) -> dict[str, int]:
     """One task: read one part of the documents, write one part of each split."""
@@ -212,6 +223,7 @@ def _encode_part(
     folder, part = data_dir / "tokens", parts[index]
     duplicate_ids = dropped_ids(data_dir, part, left_out)
     encoder = Encoder(tokens, **casing)
+    split_of = _splitters(sentences)
     splits = {split: Split() for split in SPLITS}
     dropped = Dropped()
     for document in read_part(part.path, part.rows):
@@ -219,7 +231,7 @@ def _encode_part(
             dropped.duplicates += 1
             continue
         name = f"{part.source}/{document.id}"
-        ids, lengths = _encode_document(document, encoder, dropped)
+        ids, lengths = _encode_document(document, split_of(document.text), encoder, dropped)
         if len(lengths):
             splits["heldout" if is_heldout(name, heldout_fraction) else "train"].add(
                 name, ids, lengths
@@ -233,14 +245,43 @@ def _encode_part(
     return vars(dropped)
 
 
+def _check_language(settings: DataPrepSettings, vocab: VocabManifest) -> None:
+    """Raises SettingsError if the vocabulary was made for another language."""
+    code = vocab.settings.language or "en"
+    if code != settings.language.code:
+        raise SettingsError(
+            f"the vocabulary of {settings.data_dir} was made with language={code}: set "
+            f"language={code} here, too (or make it again with language={settings.language.code})"
+        )
+
+
+def _sentence_settings(language: LanguageSettings) -> SentenceSettings | None:
+    if language.splitter is SplitterName.nupunkt:
+        return None
+    version = metadata.version(language.splitter.value)
+    return SentenceSettings(language.code, language.splitter.value, version)
+
+
+def _splitters(settings: SentenceSettings | None) -> Callable[[str], Splitter]:
+    """A function from a document's text to the function that splits its paragraphs."""
+    if settings is None:
+        return lambda _: splitter("nupunkt", "en")
+    if settings.language != MULTI:
+        return lambda _: splitter(settings.splitter, settings.language)
+
+    def of_text(text: str) -> Splitter:
+        code = iso_code(language_of(text))
+        return splitter("nupunkt" if code == "en" else settings.splitter, code)
+
+    return of_text
+
+
 def _encode_document(
-    document: Document, encoder: Encoder, dropped: Dropped
+    document: Document, split: Splitter, encoder: Encoder, dropped: Dropped
 ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     """A document's (T,) ids and the (S,) lengths of its sentences, without those of length 0."""
     sentences = [
-        sentence
-        for paragraph in document.text.split("\n")
-        for sentence in split_paragraph(paragraph)
+        sentence for paragraph in document.text.split("\n") for sentence in split(paragraph)
     ]
     ids, lengths = encoder.encode(sentences)
     kept = lengths[lengths > 0]

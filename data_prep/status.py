@@ -119,6 +119,8 @@ def _plan(
     there: dict[str, str | None] = {**documents}
     if vocab:
         options = f"vocab_size={vocab.vocab_size} lowercase={str(vocab.lowercase).lower()}"
+        if vocab.settings.language:
+            options += f" language={vocab.settings.language}"
         learnt = vocab.settings.documents or documents  # a released one was trained on none
         if len(learnt) < vocab.parts:  # trained on a sample: other documents do not matter
             there = {name: documents.get(name) for name in learnt}

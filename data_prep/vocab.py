@@ -31,7 +31,7 @@ from data_prep.stores.documents import DocumentPart, list_parts, read_part
 from data_prep.tokenizer.casing import Casing, stated_casing
 from data_prep.tokenizer.hf_files import TOKENIZER_FILES, save_tokenizer
 from data_prep.tokenizer.store import VocabManifest, VocabSettings, read_vocab_store
-from data_prep.tokenizer.training import add_words, train_vocab
+from data_prep.tokenizer.training import COVERAGE, add_words, train_vocab
 from data_prep.tokenizer.vocab_file import check_casing, read_vocab, special_ids
 
 SCHEMA_VERSION: Final = 1
@@ -141,10 +141,12 @@ def _identity(
         vocab_file=None,
         vocab_size=None,
         strip_accents=strip_accents,
+        language=None if settings.language.code == "en" else settings.language.code,
     )
     if not settings.vocab_file:
         identity.vocab_size = settings.vocab_size
-        identity.alphabet_coverage = settings.alphabet_coverage
+        if settings.alphabet_coverage != COVERAGE:
+            identity.alphabet_coverage = settings.alphabet_coverage
         identity.documents = {part.key: part.checksum for part in parts}
         return identity
     path = Path(settings.vocab_file)

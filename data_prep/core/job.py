@@ -13,6 +13,7 @@ from data_prep.core.config import SettingsError, as_yaml, choices, compose
 from data_prep.core.files import remove_abandoned
 from data_prep.core.printable import printable_lines
 from data_prep.core.settings import DataPrepSettings, SourceSettings, check
+from data_prep.text.language import MULTI, known_languages
 
 Result = TypeVar("Result")
 Rows = list[tuple[str, str]]  # name and value
@@ -25,7 +26,7 @@ class ShareDone(Exception):
 def load(overrides: Sequence[str]) -> DataPrepSettings:
     """Compose conf/data_prep.yaml with `overrides` and check it. Raises SettingsError."""
     try:
-        settings, _ = compose("data_prep", DataPrepSettings, overrides)
+        settings, _ = compose("data_prep", DataPrepSettings, _with_profile(overrides))
     except SettingsError as error:
         if str(error).startswith("data_dir:"):
             raise SettingsError(
@@ -33,8 +34,22 @@ def load(overrides: Sequence[str]) -> DataPrepSettings:
                 "corpus: add data_dir=FOLDER"
             ) from error
         raise
+    if settings.source and settings.source.language == MULTI:
+        settings.source.language = None
     check(settings)
     return settings
+
+
+def _with_profile(overrides: Sequence[str]) -> list[str]:
+    """The overrides, with the profile `other` for a language that has no file in conf/language."""
+    profiles, found = choices("language"), []
+    for override in overrides:
+        name, _, code = override.partition("=")
+        if name == "language" and code not in profiles and code.lower() in known_languages():
+            found += ["language=other", f"language.code={code}"]
+        else:
+            found.append(override)
+    return found
 
 
 def start(

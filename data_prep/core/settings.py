@@ -39,6 +39,23 @@ class Duplicates(enum.Enum):
     keep = "keep"
 
 
+class Splitter(enum.Enum):
+    nupunkt = "nupunkt"
+    sentencex = "sentencex"
+
+
+@dataclass
+class LanguageSettings:
+    """A profile of conf/language/: what a job does for text of one language."""
+
+    code: str  # ISO 639, or multi
+    splitter: Splitter  # of sentences
+    lowercase: bool  # the defaults of settings of the same name
+    strip_accents: bool | None
+    shortest_book: int  # characters; the defaults of source.min_characters
+    shortest_page: int
+
+
 @dataclass
 class SourceSettings:
     """Where documents come from. A kind leaves the settings it does not use at None."""
@@ -85,6 +102,7 @@ class AuditSettings:
 
 @dataclass
 class DataPrepSettings:
+    language: LanguageSettings
     data_dir: str  # root folder of one prepared corpus
     seed: int
     executor: Executor  # runs the tasks
@@ -235,7 +253,7 @@ def _source_faults(source: SourceSettings) -> Iterator[str]:
     rows = (SourceKind.wikipedia, SourceKind.bookcorpus, SourceKind.book_rows)
     if source.path is None and source.dataset is None and source.kind in rows:
         yield "neither source.path nor source.dataset is set; set source.path=FOLDER"
-    if source.language is not None and source.language not in known_languages():
+    if source.language is not None and source.language.lower() not in known_languages():
         yield (
             f"source.language={source.language} is not known; it takes a code such as en, de or "
             "zh, or null to keep all languages"

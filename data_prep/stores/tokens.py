@@ -67,6 +67,14 @@ class TokenPartEntry(Record):
         check_file_name(self.name)
 
 
+class SentenceSettings(Record):
+    """How paragraphs of another language than English were cut into sentences."""
+
+    language: str
+    splitter: str
+    version: str  # of the splitter
+
+
 class EncodeSettings(Record):
     """What decides the ids, and the documents that were encoded."""
 
@@ -79,6 +87,7 @@ class EncodeSettings(Record):
     documents: dict[str, str]  # checksum of each part, by "source/name"
     duplicates: dict[str, Any]  # of these parts, as `data_prep.dedup.left_out`
     strip_accents: bool | None = None  # None: as lowercase
+    sentences: SentenceSettings | None = None  # None: English, by nupunkt
 
 
 class TokensManifest(Record):

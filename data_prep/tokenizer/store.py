@@ -29,7 +29,8 @@ class VocabSettings(Record):
     documents: dict[str, str] | None = None  # checksum of each part it was trained on
     add_words: str | None = None  # checksum of the file
     strip_accents: bool | None = None  # None: as lowercase
-    alphabet_coverage: float = 0.9995  # of a trained one
+    alphabet_coverage: float | None = None  # of a trained one; None: COVERAGE
+    language: str | None = None  # the code of its profile; None: en
 
 
 class VocabManifest(Record):

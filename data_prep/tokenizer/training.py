@@ -18,6 +18,8 @@ from data_prep.tokenizer.wordpiece import make_tokenizer
 # characters of the alphabet, of which a script such as Chinese needs more.
 LEAST_COUNT = 2
 ALPHABET = 1000
+COVERAGE = 0.9995  # of the text, by the alphabet
+FEWEST_ENTRIES = 256  # the least vocab_size
 NUM_CODE_POINTS = 0x110000
 
 
@@ -55,7 +57,7 @@ def train_vocab(
     vocab_size: int,
     lowercase: bool,
     strip_accents: bool | None = None,
-    coverage: float = 0.9995,
+    coverage: float = COVERAGE,
 ) -> list[str]:
     """Train exactly `vocab_size` entries: the special tokens, the characters, then the merges.
 
@@ -75,9 +77,12 @@ def train_vocab(
             break
         room += missing
     if missing:
+        cure = f"set vocab_size={len(tokens)}"
+        if len(tokens) < FEWEST_ENTRIES:
+            cure = f"set vocab_file to a released vocabulary ({FEWEST_ENTRIES} are the least)"
         raise ValueError(
             f"vocab_size={vocab_size} asks for more entries than the documents have, "
-            f"{len(tokens)}; collect more text or set vocab_size={len(tokens)}"
+            f"{len(tokens)}; collect more text or {cure}"
         )
     return tokens
 

@@ -138,7 +138,7 @@ def test_the_store_has_the_bytes_that_encoding_whole_sentences_gives(
     tokens = vocab_file.read_vocab(encoded / "vocab" / "vocab.txt")
     for index in range(PARTS):
         encode._encode_part(
-            tmp_path, list_parts(encoded), {}, tokens, {"lowercase": True}, 0.3, index
+            tmp_path, list_parts(encoded), {}, tokens, {"lowercase": True}, 0.3, None, index
         )
     parts = [path.relative_to(tmp_path) for path in tmp_path.glob("tokens/*/*.arrow")]
     assert len(parts) == 2 * PARTS
@@ -288,7 +288,9 @@ ENCODER = Encoder(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", ".", 
 @given(text=st.text(st.sampled_from("aAb. \n\x07\u200b"), max_size=30))
 def test_a_document_s_sentences_are_never_empty_and_none_goes_uncounted(text: str) -> None:
     dropped = encode.Dropped()
-    ids, lengths = encode._encode_document(Document("x", "", text), ENCODER, dropped)
+    ids, lengths = encode._encode_document(
+        Document("x", "", text), split_paragraph, ENCODER, dropped
+    )
     sentences = [s for paragraph in text.split("\n") for s in split_paragraph(paragraph)]
     assert (lengths > 0).all()
     assert lengths.sum() == len(ids)

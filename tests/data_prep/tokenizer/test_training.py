@@ -64,5 +64,13 @@ def test_letters_all_small_are_refused_as_cased_in_latin_greek_and_cyrillic() ->
 
 def test_accents_are_entries_where_they_are_kept() -> None:
     lines = ["schön größe würde"] * 20
-    assert {"schön", "größe", "würde"} <= set(largest(lines, lowercase=True, strip_accents=False))
-    assert {"schon", "große", "wurde"} <= set(largest(lines, lowercase=True))
+    kept = train_vocab(lambda: [lines], 41, lowercase=True, strip_accents=False)
+    assert {"schön", "größe", "würde"} <= set(kept)
+    stripped = train_vocab(lambda: [lines], 40, lowercase=True)
+    assert "##o" in stripped
+    assert "##ö" not in stripped
+
+
+def test_too_little_text_for_any_vocabulary_is_told_what_helps() -> None:
+    with pytest.raises(ValueError, match=r"have, 41; .* set vocab_file to a released vocabulary"):
+        train_vocab(lambda: [["schön größe würde"] * 20], 300, True, strip_accents=False)
