@@ -173,13 +173,12 @@ def _train_and_export(
     """
     from pretrain.engine.deepspeed_setup import resolve_precision
     from pretrain.metrics.monitor import Monitor
-    from pretrain.model.compile import resolve_compile
     from pretrain.training.context import RunContext
     from pretrain.training.preflight import preflight
 
     found = preflight(ranks, settings)
     settings.engine.precision = resolve_precision(settings.engine, ranks.device)
-    settings.engine.compile = resolve_compile(settings.engine, ranks.device)
+    settings.engine.compile = found.compile
     run_folder, phases = folder_of_run(settings), phases_of(settings)
     log = run_folder / "logs" / f"rank-{ranks.rank:05d}.log"
     with contextlib.ExitStack() as held:

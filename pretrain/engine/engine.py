@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pretrain.config.settings import Compile, EngineSettings, OptimSettings, Precision
+from pretrain.config.settings import EngineSettings, OptimSettings, Precision
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine import snapshot as consolidated
 from pretrain.engine.deepspeed_setup import (
@@ -32,7 +32,7 @@ from pretrain.engine.deepspeed_setup import (
 from pretrain.engine.sharded_state import GROUPS, ShardedState
 from pretrain.engine.snapshot import MOMENTS, WEIGHT, Snapshot
 from pretrain.engine.zero1 import LeanZero
-from pretrain.model.compile import compile_parts, resolve_compile, uncompiled
+from pretrain.model.compile import compile_parts, uncompiled, wants_compile
 from pretrain.optim.lamb import Lamb
 from pretrain.optim.optimizers import build_optimizer, parameter_groups
 
@@ -71,7 +71,7 @@ class Engine:
         self._model = model
         model.activation_checkpointing = engine.activation_checkpointing
         model.to(ranks.device)
-        if resolve_compile(engine, ranks.device) is Compile.true:
+        if wants_compile(engine, ranks.device):
             compile_parts(model, self.precision, ranks.device)
         groups = parameter_groups(model, optim.weight_decay)
         self._optimizer = build_optimizer(groups, optim)

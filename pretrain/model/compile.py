@@ -8,8 +8,7 @@ in an order that differs from run to run.
 
 from __future__ import annotations
 
-import os
-import shutil
+import warnings
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from data_prep.core.caches import is_private, use_private_compile_caches
-from data_prep.core.config import SettingsError
 from pretrain.config.settings import Compile, EngineSettings, Precision
 
 if TYPE_CHECKING:
@@ -29,20 +27,43 @@ BACKEND = "inductor"
 MOST_SHAPES = 64
 
 
-def resolve_compile(settings: EngineSettings, device: torch.device) -> Compile:
-    """Resolve `auto`: true on a GPU with a compiler unless ZeRO 3, otherwise false.
-
-    Raises SettingsError if compilation is asked for and there is no compiler.
-    """
+def wants_compile(settings: EngineSettings, device: torch.device) -> bool:
+    """Whether layers are to be compiled; `auto`: on a GPU, unless ZeRO 3."""
     if settings.compile is Compile.auto:
-        is_worth_it = device.type == "cuda" and settings.zero_stage < 3
-        return Compile.true if is_worth_it and _has_compiler() else Compile.false
-    if settings.compile is Compile.true and not _has_compiler():
-        raise SettingsError(
-            "engine.compile=true needs a C++ compiler, and there is none; install g++ (apt-get "
-            "install g++), name one in the variable CXX, or set engine.compile=false"
-        )
-    return settings.compile
+        return device.type == "cuda" and settings.zero_stage < 3
+    return settings.compile is Compile.true
+
+
+def compile_fault(device: torch.device) -> str:
+    """Why this machine cannot compile a tiny kernel for `device` and run it, or "" if it can.
+
+    A GPU's kernels need a C compiler and Python.h, a CPU's a C++ compiler and Python.h. They are
+    needed at the first use, so nothing but a try finds out. It takes seconds, without the caches,
+    which may hold this kernel and not those to come.
+    """
+    from torch._inductor import config
+    from torch._inductor.utils import fresh_cache
+
+    def kernel(x: torch.Tensor) -> torch.Tensor:
+        return x.sin() + 1
+
+    with (
+        warnings.catch_warnings(action="ignore"),
+        fresh_cache(),
+        config.patch(compile_threads=1, cpp_cache_precompile_headers=False),
+    ):
+        try:
+            torch.compile(kernel, backend=BACKEND)(torch.ones(8, device=device)).tolist()
+        except Exception as error:  # noqa: BLE001  whatever is missing; the reason is returned
+            return _first_reason(str(error)) or type(error).__name__
+    return ""
+
+
+def _first_reason(text: str) -> str:
+    """The compiler's own error in torch's message, or the message's first line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
+    return (errors or lines or [""])[0]
 
 
 def compile_parts(model: BertForPreTraining, precision: Precision, device: torch.device) -> None:
@@ -78,7 +99,3 @@ def uncompiled() -> AbstractContextManager[None]:
     """Run compiled parts as plain code in this context, for a batch of a rare shape."""
     stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
     return stance
-
-
-def _has_compiler() -> bool:
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))

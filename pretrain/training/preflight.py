@@ -26,12 +26,19 @@ from data_prep.core.files import checksum
 from data_prep.core.objectives import Pairing
 from data_prep.stores.shards import ShardsManifest
 from pretrain.config.phases import phases_of
-from pretrain.config.settings import DataSettings, ModelSettings, Settings
+from pretrain.config.settings import (
+    Compile,
+    DataSettings,
+    EngineSettings,
+    ModelSettings,
+    Settings,
+)
 from pretrain.data.corpus import folder_of, manifest_of
 from pretrain.distributed.ranks import Ranks
 from pretrain.distributed.rendezvous import RankInfo, rank_info, some_of
 from pretrain.engine.snapshot import state_bytes
 from pretrain.model.bert import BertForPreTraining
+from pretrain.model.compile import compile_fault, wants_compile
 from pretrain.run_folder.environment import package_versions
 from pretrain.run_folder.jsonl import append_event
 
@@ -66,6 +73,7 @@ class Preflight:
     manifests: list[ShardsManifest]  # of each phase's shards
     infos: list[RankInfo]
     facts: dict[str, Any]  # of the event
+    compile: Compile  # true or false, the same on every rank
     warnings: list[str] = field(default_factory=list)
 
     def record(self, run_folder: Path) -> None:
@@ -119,7 +127,9 @@ def preflight(ranks: Ranks, settings: Settings) -> Preflight:
     fault, warning = ranks.broadcast(_judge_disk(folder, size, keep, free))
     _raise([fault] if fault else [])
     facts |= {"checkpoint_mb": round(size / 1e6, 1), "free_mb": round(free / 1e6, 1)}
-    return Preflight(manifests, infos, facts, [warning] if warning else [])
+    compile, fallback = resolve_compile(ranks, infos, settings.engine)
+    warnings = [text for text in (warning, fallback) if text]
+    return Preflight(manifests, infos, facts, compile, warnings)
 
 
 def summary(infos: Sequence[RankInfo]) -> str:
@@ -208,6 +218,30 @@ def measure_all_reduce(ranks: Ranks, infos: Sequence[RankInfo]) -> dict[str, flo
         "algorithm_gb_per_s": round(gb_per_s, 3),
         "bus_gb_per_s": round(gb_per_s * 2 * (n - 1) / n, 3),
     }
+
+
+def resolve_compile(
+    ranks: Ranks, infos: Sequence[RankInfo], engine: EngineSettings
+) -> tuple[Compile, str | None]:
+    """Whether all ranks compile their layers, and under `auto` a warning if one of them cannot.
+    Collective.
+
+    Raises SettingsError on every rank if compilation is asked for and one of them cannot.
+    """
+    if not wants_compile(engine, ranks.device):
+        return Compile.false, None
+    faults = ranks.gather(compile_fault(ranks.device))
+    who = [info for info, fault in zip(infos, faults, strict=True) if fault]
+    if not who:
+        return Compile.true, None
+    fault = next(fault for fault in faults if fault)
+    text = (
+        f"{some_of(who, len(infos))} cannot compile: {fault}; install gcc, g++ and the headers of "
+        "Python (apt-get install g++ python3-dev)"
+    )
+    if engine.compile is Compile.true:
+        raise SettingsError(f"engine.compile=true, and {text}, or set engine.compile=false")
+    return Compile.false, f"the layers are not compiled: {text} for faster steps"
 
 
 def checkpoint_bytes(model: ModelSettings, vocab_size: int, pairing: Pairing) -> int:

@@ -2,7 +2,10 @@
 
 import dataclasses
 import itertools
+import os
+import re
 import shutil
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +33,13 @@ from pretrain.config.settings import Compile, Device, EngineSettings, Precision
 from pretrain.data.corpus import manifest_of
 from pretrain.data.open_loaders import open_loaders
 from pretrain.distributed.ranks import Ranks
+from pretrain.distributed.rendezvous import rank_info
 from pretrain.engine.engine import Engine
 from pretrain.model import compile as compiling
 from pretrain.model import cpu_dropout as dropout_module
 from pretrain.model.bert import BertForPreTraining
-from pretrain.model.compile import compile_parts, resolve_compile
+from pretrain.model.compile import compile_fault, compile_parts, wants_compile
+from pretrain.training import preflight
 from pretrain.training.memory_probe import rehearse
 
 FP32, AUTOCAST, BF16 = Precision.fp32, Precision.bf16_autocast, Precision.bf16
@@ -249,21 +254,73 @@ def settings_with(compile: Compile, stage: int = 1) -> EngineSettings:
 
 @pytest.mark.parametrize(
     ("device", "stage", "expected"),
-    [("cpu", 1, Compile.false), ("cuda", 1, Compile.true), ("cuda", 3, Compile.false)],
+    [("cpu", 1, False), ("cuda", 1, True), ("cuda", 3, False)],
 )
-def test_auto_compiles_on_a_gpu_but_for_stage_3(device, stage, expected, monkeypatch) -> None:
-    monkeypatch.setattr(compiling, "_has_compiler", lambda: True)
+def test_auto_compiles_on_a_gpu_but_for_stage_3(device, stage, expected) -> None:
     settings = settings_with(Compile.auto, stage)
-    assert resolve_compile(settings, torch.device(device)) is expected
+    assert wants_compile(settings, torch.device(device)) is expected
 
 
-def test_without_a_compiler_auto_is_false_and_true_is_refused_with_the_cure(monkeypatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    gpu = torch.device("cuda")
-    assert resolve_compile(settings_with(Compile.auto), gpu) is Compile.false
-    with pytest.raises(SettingsError, match=r"install g\+\+ .* or set engine\.compile=false"):
-        resolve_compile(settings_with(Compile.true), gpu)
+def fault_without(ranks: Ranks, what: str) -> str:
+    """What a try to compile ends with on a machine without a compiler, Python's headers or none."""
+    torch._dynamo.reset()
+    if what == "compiler":
+        os.environ["PATH"] = ""
+        os.environ.pop("CXX", None)
+    if what == "headers":
+        get_path = sysconfig.get_path
+        sysconfig.get_path = lambda name, *more, **named: (
+            "/nowhere" if "include" in name else get_path(name, *more, **named)
+        )
+    return compile_fault(torch.device("cpu"))
+
+
+@needs_compiler
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("what", "fault"),
+    [
+        ("compiler", r"FileNotFoundError: .* 'g\+\+'|No working C\+\+ compiler.*"),
+        ("headers", r"Python.h: No such file or directory"),
+        pytest.param("nothing", "", marks=pytest.mark.slow),
+    ],
+)
+def test_a_machine_that_cannot_compile_is_found_by_a_try(what: str, fault: str) -> None:
+    (found,) = run_ranks(fault_without, 1, timeout_s=200, what=what)
+    assert re.fullmatch(fault, found), found
+
+
+def resolved(ranks: Ranks, typed: Compile, faults: dict[int, str]) -> Any:
+    """What two ranks agree on, as on GPUs of which some cannot compile."""
+    preflight.wants_compile = lambda *_: True
+    preflight.compile_fault = lambda _: faults.get(ranks.rank, "")
+    infos = ranks.gather(rank_info(ranks.rank, ranks.device))
+    try:
+        return preflight.resolve_compile(ranks, infos, settings_with(typed))
+    except SettingsError as error:
+        return str(error)
+
+
+@pytest.mark.distributed
+def test_if_one_rank_cannot_compile_auto_is_plain_code_on_all_with_the_reason() -> None:
+    faults = {1: "Python.h: No such file or directory"}
+    outcomes = run_ranks(resolved, 2, typed=Compile.auto, faults=faults)
+    for compile, warning in outcomes:
+        assert compile is Compile.false
+        assert re.match(
+            r"the layers are not compiled: rank 1 on \S+ cannot compile: Python.h: No such file",
+            warning,
+        )
+        assert "\n" not in warning
+    assert run_ranks(resolved, 2, typed=Compile.auto, faults={}) == [(Compile.true, None)] * 2
+
+
+@pytest.mark.distributed
+def test_compilation_that_is_asked_for_and_cannot_be_is_refused_on_all_with_the_cure() -> None:
+    refused = run_ranks(resolved, 2, typed=Compile.true, faults={0: "no g++"})
+    assert refused == [refused[0]] * 2
+    assert re.match(r"engine.compile=true, and rank 0 on \S+ cannot compile: no g\+\+", refused[0])
+    assert refused[0].endswith("or set engine.compile=false")
 
 
 @pytest.mark.parametrize("typed", ["auto", "true", "false"])
@@ -276,7 +333,7 @@ def test_compiling_under_stage_3_is_refused_with_the_cure() -> None:
     with pytest.raises(SettingsError, match=r"set engine\.zero_stage=2 or engine\.compile=false"):
         load(["+model=tiny", "engine=zero3", "engine.compile=true"], 1)
     settings, _ = load(["+model=tiny", "engine=zero3"], 1)
-    assert resolve_compile(settings.engine, torch.device("cuda")) is Compile.false
+    assert not wants_compile(settings.engine, torch.device("cuda"))
 
 
 @pytest.mark.parametrize("name", ["engine.compile", "engine.activation_checkpointing"])
