@@ -1,7 +1,9 @@
 """Show how far the preparation of a corpus is: python -m data_prep.status data_dir=FOLDER.
 
-Reads only manifests and the records that tasks leave in the logs, so any machine that sees the
-folder can show the progress of jobs on others. The time left of a job is the mean time of its
+Reads only manifests and the records that tasks leave in the logs, and looks whether the files are
+there, so any machine that sees the folder can show the progress of jobs on others. The next command
+is the first that has to be run: a vocabulary serves more documents as it is, and what only finished
+stages have read may be missing. The time left of a job is the mean time of its
 finished tasks, times the unfinished ones, shared by those that run now or, if none does, by
 num_workers. The exit status is 1 if something failed.
 
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,25 +27,49 @@ from data_prep.core.files import checksum, place, read_json
 from data_prep.core.job import start
 from data_prep.core.records import read_record
 from data_prep.core.settings import DataPrepSettings, Duplicates
+from data_prep.quality.corpus import counts_path
 from data_prep.stores.documents import DocumentsManifest
+from data_prep.stores.shard_checks import size_faults
 from data_prep.stores.shards import ShardsManifest
-from data_prep.stores.tokens import TokensManifest
+from data_prep.stores.tokens import SPLITS, TokensManifest
+from data_prep.tokenizer.hf_files import TOKENIZER_FILES
 from data_prep.tokenizer.store import VocabManifest
 
 LONG = 5  # times the longest finished task: after that a task on another host may be dead
 SHOWN = 10  # notes per stage
 
-# Input of a result: what it was made of, and what is there now.
 T = TypeVar("T")
-Inputs = dict[str, tuple[Any, Any]]
 Faults = dict[Path, str]  # of manifests that cannot be read
+READERS = {  # of a stage's result; a missing one is made again only for these
+    "collect": ("dedup", "vocab", "encode"),
+    "dedup": ("vocab", "encode"),
+    "encode": ("build", "audit"),
+}
+
+
+@dataclass
+class Planned:
+    """A stage as its manifest describes it."""
+
+    name: str
+    result: Path  # the last file of it
+    options: str = ""  # of its command
+    # Of each input: what the result was made of, and what is there now; None or empty: nothing
+    inputs: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)  # what is missing of its files
+    note: str = ""
+
+    @property
+    def changed(self) -> list[str]:
+        pairs = self.inputs.items()
+        return [what for what, (then, now) in pairs if then is not None and now and then != now]
 
 
 @dataclass
 class Stage:
     name: str
     command: str  # runs it, or what is left of it
-    state: str = "not begun"  # running, stopped, failed, faulty, out of date, done
+    state: str = "not begun"  # running, stopped, failed, faulty, out of date, incomplete, done
     tasks: str = ""
     left_s: float | None = None
     notes: list[str] = field(default_factory=list)
@@ -63,83 +89,152 @@ def stages_of(settings: DataPrepSettings, now: float) -> list[Stage]:
     """All stages in order; `now` in unix seconds. Raises ValueError if none has begun."""
     root = Path(settings.data_dir)
     unreadable: Faults = {}
-    plan = list(_plan(root, settings, unreadable))
-    if not any(path.parent.exists() for _, path, _, _ in plan):
+    keeps_copies = settings.duplicates is Duplicates.keep
+    plan = list(_plan(root, settings.seq_len, keeps_copies, unreadable))
+    if not any(planned.result.parent.exists() for planned in plan):
         raise ValueError(
             f"{root} holds no corpus; begin with python -m data_prep.collect +source=NAME "
             f"data_dir={root}, NAME one of {', '.join(choices('source'))}"
         )
     stages = []
-    for name, path, options, inputs in plan:
-        command = f"python -m data_prep.{name.split()[0]} data_dir={root} {options}".rstrip()
+    for planned in plan:
+        job_name, path = planned.name.split()[0], planned.result
+        command = f"python -m data_prep.{job_name} data_dir={root} {planned.options}".rstrip()
         logs, result = path.parent / "logs", _read(path)
         job = _read(logs / "job.json")
-        stage = Stage(name, job.get("command", command))
-        planned = dict(zip(job.get("tasks", []), job.get("fingerprints", []), strict=True))
-        to_do = _judge_tasks(stage, logs, planned, settings.workers, now)
-        changed = [what for what, (then, there) in inputs.items() if then != there]
+        stage = Stage(planned.name, job.get("command", command))
+        tasks = dict(zip(job.get("tasks", []), job.get("fingerprints", []), strict=True))
+        to_do = _judge_tasks(stage, logs, tasks, settings.workers, now)
+        changed, lost = planned.changed, planned.lost
         faults = [*result.get("faults", []), *result.get("damaged", [])]
         if path in unreadable:
-            changed, faults = [], [unreadable[path]]
+            changed, lost, faults = [], [], [unreadable[path]]
         if result and not to_do:
-            stage.state = "out of date" if changed else "faulty" if faults else "done"
-            stage.notes += [f"other {what} than it was made of" for what in changed] or faults
-            stage.is_broken = stage.state == "faulty"
-        if stage.state == "done" and (copies := result.get("dropped_characters")):
-            stage.notes.append(
-                f"{result['dropped']:,} copies of other documents, {copies / 1e6:,.1f} million "
-                "characters, are left out by vocab and encode"
-            )
+            _judge_result(stage, changed, lost, faults)
+        if stage.state == "out of date" and job_name == "build" and "replace=" not in stage.command:
+            stage.command += " replace=true"
+        if stage.state == "done" and planned.note:
+            stage.notes.append(planned.note)
         stages.append(stage)
     return stages
 
 
-def _plan(
-    root: Path, settings: DataPrepSettings, unreadable: Faults
-) -> Iterator[tuple[str, Path, str, Inputs]]:
-    """Name, last file of the result, options of the command and inputs of each stage.
+def _judge_result(
+    stage: Stage, changed: Sequence[str], lost: Sequence[str], faults: Sequence[str]
+) -> None:
+    """The state of a stage whose tasks are finished."""
+    stage.state = "done"
+    for state, notes in (
+        ("out of date", [f"other {what} than it was made of" for what in changed]),
+        ("incomplete", lost),
+        ("faulty", faults),
+    ):
+        if notes:
+            stage.state = state
+            stage.notes += notes
+            stage.is_broken = state == "faulty"
+            return
+
+
+def out_of_date(root: Path, seq_len: int) -> list[str]:
+    """The stages up to the shards of `seq_len` tokens whose inputs have changed since, and how.
+
+    Reads manifests alone; one that cannot be read is passed over.
+    """
+    return [
+        f"{planned.name} ({' and '.join(f'other {what}' for what in planned.changed)})"
+        for planned in _plan(root, seq_len, True, {})
+        if planned.changed and planned.name in ("encode", f"build {seq_len}")
+    ]
+
+
+def _plan(root: Path, seq_len: int, keeps_copies: bool, unreadable: Faults) -> Iterator[Planned]:
+    """All stages, in order; `seq_len` is that of shards to come where there are none.
 
     Fills in `unreadable` with the manifests that are not as this version writes them.
     """
     documents: dict[str, str] = {}
-    for folder in sorted(path for path in (root / "documents").glob("*") if path.is_dir()):
+    folders = sorted(path for path in (root / "documents").glob("*") if path.is_dir())
+    for folder in folders:
         path = folder / "manifest.json"
-        yield f"collect {folder.name}", path, f"+source={folder.name}", {}
+        planned = Planned(f"collect {folder.name}", path, f"+source={folder.name}")
         if collected := _manifest(path, DocumentsManifest, unreadable):
             documents |= {f"{folder.name}/{part.name}": part.checksum for part in collected.parts}
+            planned.lost = _lost(folder / part.name for part in collected.parts)
+        yield planned
+    if not folders:
+        yield Planned("collect", root / "documents" / "manifest.json", "+source=NAME")
+    yield from _plan_texts(root, documents, keeps_copies, unreadable)
+    yield from _plan_shards(root, seq_len, unreadable)
+
+
+def _plan_texts(
+    root: Path, documents: dict[str, str], keeps_copies: bool, unreadable: Faults
+) -> Iterator[Planned]:
+    """dedup, vocab and encode of these documents, part: checksum."""
     vocab_path, tokens_path = root / "vocab" / "manifest.json", root / "tokens" / "manifest.json"
     vocab = _manifest(vocab_path, VocabManifest, unreadable)
     tokens = _manifest(tokens_path, TokensManifest, unreadable)
     copies_path = root / "documents" / "duplicates.json"
-    compared = _read(copies_path).get("made_from", {}).get("documents")
+    copies = _read(copies_path)
+    compared = copies.get("made_from", {}).get("documents")
     # A token store without them was encoded with duplicates=keep
-    if settings.duplicates is Duplicates.drop and (compared or not tokens):
-        yield "dedup", copies_path, "", {"documents": (compared, documents)}
-    options, learnt = "", documents
-    there: dict[str, str | None] = {**documents}
+    if not keeps_copies and (compared or not tokens):
+        dedup = Planned("dedup", copies_path, inputs={"documents": (compared, documents)})
+        dedup.lost = _lost([copies_path.with_suffix(".parquet")])
+        if characters := copies.get("dropped_characters"):
+            dedup.note = (
+                f"{copies['dropped']:,} copies of other documents, {characters / 1e6:,.1f} million "
+                "characters, are left out by vocab and encode"
+            )
+        yield dedup
+    planned = Planned("vocab", vocab_path)
     if vocab:
-        options = f"vocab_size={vocab.vocab_size} lowercase={str(vocab.lowercase).lower()}"
+        planned.options = f"vocab_size={vocab.vocab_size} lowercase={str(vocab.lowercase).lower()}"
         if vocab.settings.language:
-            options += f" language={vocab.settings.language}"
-        learnt = vocab.settings.documents or documents  # a released one was trained on none
-        if len(learnt) < vocab.parts:  # trained on a sample: other documents do not matter
-            there = {name: documents.get(name) for name in learnt}
-    yield "vocab", vocab_path, options, {"documents": (learnt, there)}
+            planned.options += f" language={vocab.settings.language}"
+        planned.lost = _lost(vocab_path.with_name(name) for name in TOKENIZER_FILES)
+        learnt = vocab.settings.documents or {}  # a released one was trained on none
+        if documents and any(documents.get(name) != learnt[name] for name in learnt):
+            planned.note = "trained on other documents; it serves those of now as it is"
+    yield planned
     encoded = tokens and tokens.settings.documents
     ids = (
         tokens and (tokens.vocab_checksum, tokens.settings.strip_accents),
         vocab and (vocab.checksum, vocab.strip_accents),
     )
-    yield "encode", tokens_path, "", {"documents": (encoded, documents), "vocabulary": ids}
+    encode = Planned("encode", tokens_path)
+    encode.inputs = {"documents": (encoded, documents), "vocabulary": ids}
+    if tokens:
+        parts = [(split, part.name) for split in SPLITS for part in tokens.splits[split]]
+        encode.lost = _lost(tokens_path.parent / split / name for split, name in parts)
+        encode.lost += _lost([counts_path(root)])
+    yield encode
+
+
+def _plan_shards(root: Path, seq_len: int, unreadable: Faults) -> Iterator[Planned]:
+    """build and audit of each length."""
+    tokens_checksum = _checksum(root / "tokens" / "manifest.json")
     lengths = [int(path.name[3:]) for path in root.glob("len*") if path.name[3:].isdigit()]
-    for length in sorted(lengths) or [settings.seq_len]:
+    for length in sorted(lengths) or [seq_len]:
         path = root / f"len{length}" / "manifest.json"
         audit_path = root / "audit" / str(length) / "audit.json"
         built = _manifest(path, ShardsManifest, unreadable)
-        store = (built and built.tokens_checksum, _checksum(tokens_path))
-        shards = (_read(audit_path).get("shards_checksum"), _checksum(path))
-        yield f"build {length}", path, f"seq_len={length}", {"token store": store}
-        yield f"audit {length}", audit_path, f"seq_len={length}", {"shards": shards}
+        store = (built and built.tokens_checksum, tokens_checksum)
+        shards = (_read(audit_path).get("shards_checksum", ""), _checksum(path))
+        options = f"seq_len={length}"
+        build = Planned(f"build {length}", path, options, {"token store": store})
+        if built:
+            build.lost = [
+                fault for split in SPLITS for fault in size_faults(path.parent, built, split)
+            ]
+            build.lost += _lost([path.with_name("token_counts.npy")])
+        yield build
+        yield Planned(f"audit {length}", audit_path, options, {"shards": shards})
+
+
+def _lost(files: Iterable[Path]) -> list[str]:
+    return [f"{path} is missing" for path in files if not path.is_file()]
 
 
 def _judge_tasks(
@@ -185,11 +280,26 @@ def _summary(settings: DataPrepSettings, stages: list[Stage]) -> str:
         more = [f"... and {len(stage.notes) - SHOWN} more"] if len(stage.notes) > SHOWN else []
         lines += [f"    {note}" for note in [*stage.notes[:SHOWN], *more]]
     train = f"python -m pretrain.run +model=base data.dir={settings.data_dir} data.seq_len=..."
-    todo = next((stage for stage in stages if stage.state != "done"), None)
+    todo = next(iter(_due(stages)), None)
     following = todo.command if todo else train
     if todo and todo.state == "running":
         following = "wait for the running tasks"
     return "\n".join([*lines, "", f"next: {following}"]) + "\n"
+
+
+def _due(stages: Sequence[Stage]) -> list[Stage]:
+    """The stages that have to be run, in order.
+
+    A result that is missing is made again only if a stage that reads it has to be run.
+    """
+    due: list[Stage] = []
+    for stage in reversed(stages):
+        readers = READERS.get(stage.name.split()[0])
+        is_read = any(later.name.split()[0] in (readers or ()) for later in due)
+        is_missing = stage.state in ("not begun", "incomplete")
+        if stage.state != "done" and (readers is None or is_read or not is_missing):
+            due.append(stage)
+    return due[::-1]
 
 
 def _broken(stages: list[Stage]) -> str:

@@ -31,12 +31,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from data_prep.core.caches import use_private_compile_caches
 from data_prep.core.command import INTERRUPTED
 from data_prep.core.config import SettingsError, as_yaml
+from data_prep.status import out_of_date
 from pretrain.checkpoint.extension import Extension
 from pretrain.checkpoint.files import newest_step, read_state
 from pretrain.checkpoint.identity import identity
 from pretrain.config.load import folder_of_run, load
 from pretrain.config.phases import phases_of
-from pretrain.config.settings import Compile, Device, Settings
+from pretrain.config.settings import Compile, DataSettings, Device, Settings
 from pretrain.data.corpus import folder_of, manifest_of, prepare_sample
 from pretrain.distributed import signals
 from pretrain.distributed.device import why_no_cuda
@@ -162,6 +163,21 @@ def _check_manifests(settings: Settings, on_sample: bool, stop: signals.StopRequ
                 stop.wait(limit_s=30)
             if is_main or stop.requested:
                 raise  # otherwise the preflight names this rank
+        if is_main and not on_sample:
+            _warn_of_changes(data)
+
+
+def _warn_of_changes(data: DataSettings) -> None:
+    """Print a line if the shards are not of the documents and tokens that are there now."""
+    with contextlib.suppress(ValueError, OSError):  # data_prep.status names what is broken
+        if stages := out_of_date(Path(data.dir), data.seq_len):
+            print(
+                f"warning: {folder_of(data)} is trained on as it is, but out of date are "
+                f"{', '.join(stages)}; python -m data_prep.status data_dir={data.dir} prints what "
+                "to run",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _train_and_export(

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from multiprocessing import connection, forkserver, util
 from multiprocessing.context import ForkServerProcess
 
-from data_prep.core.files import write_json
 from data_prep.executors.tasks import TaskPlan, failed_reason, importable, progress, record_path
 from data_prep.executors.worker import run_one
 
@@ -109,7 +108,7 @@ def _without_main_module() -> Iterator[None]:
 
 
 def _reason(plan: TaskPlan, index: int, exitcode: int | None) -> str:
-    """Why a task failed, from its record; written here if a signal ended the task."""
+    """Why a task failed, from its record or its exit status."""
     if reason := failed_reason(plan, index):
         return reason
     reason = f"exit status {exitcode}"
@@ -117,7 +116,4 @@ def _reason(plan: TaskPlan, index: int, exitcode: int | None) -> str:
         signal_name = signal.Signals(-exitcode).name
         memory = ", perhaps out of memory: try a smaller num_workers"
         reason = f"ended by {signal_name}{memory if signal_name == 'SIGKILL' else ''}"
-    name = plan.entries[index].name
-    record_path(plan.log_dir, "running", name).unlink(missing_ok=True)
-    write_json(record_path(plan.log_dir, "failed", name), {"reason": reason})
     return reason

@@ -34,6 +34,7 @@ from data_prep.executors.tasks import (
     Task,
     TaskEntry,
     TaskPlan,
+    failed_reason,
     log_path,
     record_path,
     unfinished,
@@ -67,6 +68,7 @@ def run_tasks(
     for index in own:  # of earlier starts
         record_path(log_dir, "failed", tasks[index].name).unlink(missing_ok=True)
     if failed := _run(plan, own, settings) if own else {}:
+        _record(plan, failed)
         raise RuntimeError(_message(plan, failed))
     if settings.share is not None:
         raise ShareDone(f"share {settings.share}: {len(tasks[first - 1 :: step])} tasks done")
@@ -84,6 +86,15 @@ def _run(plan: TaskPlan, todo: Sequence[int], settings: DataPrepSettings) -> dic
 
     run = {Executor.slurm: slurm.run_on_slurm, Executor.ray: ray.run_on_ray}
     return run[settings.executor](plan, todo, settings)
+
+
+def _record(plan: TaskPlan, failed: dict[int, str]) -> None:
+    """Write the failed record of each task that was ended before it could: for data_prep.status."""
+    for index, reason in failed.items():
+        name = plan.entries[index].name
+        if failed_reason(plan, index) is None:
+            record_path(plan.log_dir, "running", name).unlink(missing_ok=True)
+            write_json(record_path(plan.log_dir, "failed", name), {"reason": reason})
 
 
 def _prepare(plan: TaskPlan, todo: Sequence[int]) -> None:

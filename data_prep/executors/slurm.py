@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data_prep.core.config import PROJECT, SettingsError
+from data_prep.core.printable import shortened
 from data_prep.core.settings import DataPrepSettings
 from data_prep.executors.tasks import (
     TaskPlan,
@@ -53,8 +54,31 @@ def run_on_slurm(plan: TaskPlan, todo: Sequence[int], settings: DataPrepSettings
         raise
     if not is_ended:  # queued elements have nothing left to do
         _cancel("--state=PENDING", number)
-    unknown = f"its element of job array {number} was ended; see {folder}/{number}_*.out"
-    return {index: failed_reason(plan, index) or unknown for index in left}
+    ends = _ends(number)
+    return {
+        index: failed_reason(plan, index) or _reason(folder, number, index % size + 1, ends)
+        for index in left
+    }
+
+
+def _reason(folder: Path, number: str, element: int, ends: Mapping[int, str]) -> str:
+    """Why an element of an array ended before its tasks, as far as Slurm and its output tell."""
+    path = folder / f"{number}_{element}.out"
+    lines = path.read_text(errors="replace").split("\n") if path.is_file() else []
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    state = f" ({ends[element]})" if element in ends else ""
+    output = f"; its output {path} ends with: {shortened(last, 300)}" if last else f"; see {path}"
+    return f"its element of job array {number}, {element}, was ended{state}{output}"
+
+
+def _ends(number: str) -> dict[int, str]:
+    """How each element of an array has ended, such as TIMEOUT; {} once Slurm has forgotten it."""
+    try:
+        shown = _slurm("squeue", "-h", "-r", "-t", "all", "-o", "%K %T", "-j", number)
+    except RuntimeError:
+        return {}
+    pairs = (line.split() for line in shown.splitlines())
+    return {int(pair[0]): pair[1] for pair in pairs if len(pair) == 2 and pair[0].isdigit()}
 
 
 def _own_command() -> list[str]:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from made_manifests import (
     documents_manifest,
     part_entry,
     shards_manifest,
+    split_entry,
     tokens_manifest,
     vocab_manifest,
 )
@@ -21,8 +23,17 @@ from made_manifests import (
 from data_prep import status
 from data_prep.core.files import checksum, place, read_json, write_json
 from data_prep.core.job import load
+from data_prep.tokenizer.hf_files import TOKENIZER_FILES
 
 NOW = 1_000_000.0
+FILES = (
+    "documents/books/part-00000.parquet",
+    "documents/duplicates.parquet",
+    *(f"vocab/{name}" for name in TOKENIZER_FILES),
+    "tokens/counts.json",
+    "len128/token_counts.npy",
+)
+OUT = "out of date"
 PARTS = documents_manifest([part_entry("part-00000.parquet", "a")])
 DOCUMENTS = {"books/part-00000.parquet": "a"}
 VOCAB = vocab_manifest(DOCUMENTS, vocab_size=512, lowercase=False)
@@ -61,6 +72,8 @@ def corpus(tmp_path: Path) -> Path:
     write_json(shards, shards_manifest(tokens_checksum=checksum(tokens)))
     report = {"faults": [], "shards_checksum": checksum(shards)}
     write_json(tmp_path / "audit" / "128" / "audit.json", report)
+    for name in FILES:
+        (tmp_path / name).write_bytes(b"")
     return tmp_path
 
 
@@ -81,19 +94,94 @@ def test_a_corpus_that_is_whole_is_done_and_training_comes_next(corpus: Path, ca
 
 def test_stages_not_begun_are_listed_and_the_first_of_them_comes_next(tmp_path, capfd) -> None:
     write_json(tmp_path / "documents" / "books" / "manifest.json", PARTS)
+    (tmp_path / FILES[0]).touch()
     assert states(tmp_path) == ["done"] + ["not begun"] * 5
     assert status.main([f"data_dir={tmp_path}"]) == 0
     last = capfd.readouterr().out.splitlines()[-1]
     assert last == f"next: python -m data_prep.dedup data_dir={tmp_path}"
 
 
-def test_other_documents_make_vocabulary_and_encode_out_of_date(corpus: Path) -> None:
+def test_other_documents_need_dedup_and_encode_and_no_other_vocabulary(corpus: Path) -> None:
     changed = documents_manifest([part_entry("part-00000.parquet", "b")])
     write_json(corpus / "documents" / "books" / "manifest.json", changed)
-    assert states(corpus) == ["done"] + ["out of date"] * 3 + ["done"] * 2
+    assert states(corpus) == ["done", OUT, "done", OUT, "done", "done"]
     assert stages(corpus)["encode"].notes == ["other documents than it was made of"]
-    command = f"python -m data_prep.vocab data_dir={corpus} vocab_size=512 lowercase=false"
-    assert stages(corpus)["vocab"].command == command
+    (note,) = stages(corpus)["vocab"].notes
+    assert note == "trained on other documents; it serves those of now as it is"
+    assert due(corpus) == ["dedup", "encode"]
+
+
+def due(corpus: Path) -> list[str]:
+    return [stage.name for stage in status._due([*stages(corpus).values()])]
+
+
+LOST = [
+    ("documents/books/part-00000.parquet", "collect books", []),
+    ("documents/duplicates.parquet", "dedup", []),
+    ("vocab/tokenizer.json", "vocab", ["vocab"]),
+    ("vocab/vocab.txt", "vocab", ["vocab"]),
+    ("tokens/counts.json", "encode", []),
+    ("len128/token_counts.npy", "build 128", ["build 128"]),
+    ("len128/train/shard-00000.arrow", "build 128", ["build 128"]),
+]
+
+
+@pytest.mark.parametrize(("name", "stage", "needed"), LOST)
+def test_a_lost_file_is_named_and_made_again_where_it_is_needed(
+    corpus: Path, name: str, stage: str, needed: list[str]
+) -> None:
+    if name.endswith(".arrow"):
+        whole = shards_manifest({"train": split_entry(rows=1)})
+        whole.tokens_checksum = checksum(corpus / "tokens" / "manifest.json")
+        write_json(corpus / "len128" / "manifest.json", whole)
+        made = {"faults": [], "shards_checksum": checksum(corpus / "len128" / "manifest.json")}
+        write_json(corpus / "audit" / "128" / "audit.json", made)
+    else:
+        (corpus / name).unlink()
+    found = stages(corpus)[stage]
+    assert (found.state, found.notes) == ("incomplete", [f"{corpus / name} is missing"])
+    assert due(corpus) == needed
+
+
+def test_a_lost_part_is_collected_again_where_other_documents_are_to_be_encoded(corpus) -> None:
+    (corpus / FILES[0]).unlink()
+    write_json(corpus / "documents" / "wiki" / "manifest.json", PARTS)
+    (corpus / "documents" / "wiki" / "part-00000.parquet").touch()
+    assert due(corpus) == ["collect books", "dedup", "encode"]
+
+
+@pytest.mark.parametrize("folder", ["documents", "tokens"])
+def test_what_only_finished_stages_have_read_may_be_deleted(corpus: Path, folder: str) -> None:
+    shutil.rmtree(corpus / folder)
+    assert OUT not in states(corpus)
+    assert due(corpus) == []
+
+
+def test_a_vocabulary_without_documents_needs_collect(tmp_path: Path, capfd) -> None:
+    write_json(tmp_path / "vocab" / "manifest.json", vocab_manifest())
+    for name in TOKENIZER_FILES:
+        (tmp_path / "vocab" / name).touch()
+    assert status.main([f"data_dir={tmp_path}"]) == 0
+    last = capfd.readouterr().out.splitlines()[-1]
+    assert last == f"next: python -m data_prep.collect data_dir={tmp_path} +source=NAME"
+
+
+def test_shards_of_another_store_are_built_again_only_with_replace(corpus: Path) -> None:
+    write_json(
+        corpus / "tokens" / "manifest.json", tokens_manifest(documents=DOCUMENTS, dropped={"a": 1})
+    )
+    command = f"python -m data_prep.build data_dir={corpus} seq_len=128 replace=true"
+    assert stages(corpus)["build 128"].command == command
+    assert status.out_of_date(corpus, 128) == ["build 128 (other token store)"]
+
+
+def test_what_the_shards_lack_is_named_for_training(corpus: Path) -> None:
+    assert status.out_of_date(corpus, 128) == []
+    write_json(corpus / "documents" / "wiki" / "manifest.json", PARTS)
+    assert status.out_of_date(corpus, 128) == ["encode (other documents)"]
+    assert status.out_of_date(corpus, 512) == ["encode (other documents)"]
+    write_json(corpus / "tokens" / "manifest.json", {"broken": 1})
+    assert status.out_of_date(corpus, 128) == ["build 128 (other token store)"]
 
 
 def test_copies_are_counted_below_their_stage(corpus: Path, capfd) -> None:
@@ -108,9 +196,6 @@ def test_a_corpus_that_keeps_copies_has_no_stage_for_them(corpus: Path) -> None:
     assert "dedup" not in stages(corpus, "duplicates=keep")
     (corpus / "documents" / "duplicates.json").unlink()
     assert "dedup" not in stages(corpus)
-
-
-OUT = "out of date"
 
 
 @pytest.mark.parametrize(
@@ -136,7 +221,8 @@ def test_another_input_makes_a_stage_out_of_date(
 def test_a_released_vocabulary_does_not_hang_on_the_documents(corpus: Path) -> None:
     write_json(corpus / "vocab" / "manifest.json", vocab_manifest())
     write_json(corpus / "documents" / "wiki" / "manifest.json", PARTS)
-    assert stages(corpus)["vocab"].state == "done"
+    vocab = stages(corpus)["vocab"]
+    assert (vocab.state, vocab.notes) == ("done", [])
 
 
 def test_unfit_shards_are_named_and_the_status_is_1(corpus: Path, capfd) -> None:

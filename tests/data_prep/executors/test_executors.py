@@ -13,8 +13,9 @@ import pytest
 
 from data_prep import collect, encode, vocab
 from data_prep.core.config import SettingsError
-from data_prep.core.files import checksum
+from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.job import ShareDone, load
+from data_prep.executors import run, slurm
 from data_prep.executors.run import run_tasks
 from data_prep.executors.tasks import TaskEntry
 
@@ -172,3 +173,33 @@ def test_ray_runs_every_task_in_a_process_of_its_own_and_reports_a_failure(
     (tmp_path / "mended").touch()
     assert _start(tmp_path, "executor=ray")["documents"] == 15
     assert _written(tmp_path) == {f"out-{i}": f"{i}\n" for i in range(5)}
+
+
+@pytest.mark.parametrize(
+    ("shown", "output", "said"),
+    [
+        ("1 COMPLETED\n2 TIMEOUT\n", "begun\nslurmstepd: DUE TO TIME LIMIT\n\n",
+         ["7, 2, was ended (TIMEOUT); its output", "ends with: slurmstepd: DUE TO TIME LIMIT"]),
+        ("2 OUT_OF_MEMORY\n", None, ["7, 2, was ended (OUT_OF_MEMORY); see", "7_2.out"]),
+        ("", "there is no python\n", ["7, 2, was ended; its output", "there is no python"]),
+    ],
+)  # fmt: skip
+def test_the_end_of_an_array_element_is_told_from_slurm_and_its_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: str, output: str | None, said: list[str]
+) -> None:
+    monkeypatch.setattr(slurm, "_slurm", lambda *command: shown)
+    if output is not None:
+        (tmp_path / "7_2.out").write_text(output)
+    reason = slurm._reason(tmp_path, "7", 2, slurm._ends("7"))
+    assert [word for word in said if word not in reason] == []
+
+
+def test_a_task_ended_without_a_record_gets_one_with_the_reason(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(run, "_run", lambda plan, todo, settings: {1: "out of memory", 4: "known"})
+    record = tmp_path / "logs" / "failed" / "task-4.json"
+    write_json(tmp_path / "logs" / "running" / "task-1.json", {"pid": 1})
+    with pytest.raises(RuntimeError, match=r"2 of 5 tasks failed: .*out of memory"):
+        _start(tmp_path)
+    assert read_json(record.with_name("task-1.json")) == {"reason": "out of memory"}
+    assert read_json(record) == {"reason": "known"}
+    assert not (tmp_path / "logs" / "running" / "task-1.json").exists()

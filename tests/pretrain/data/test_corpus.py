@@ -5,12 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_manifests import shards_manifest, split_entry
+from made_manifests import shards_manifest, split_entry, tokens_manifest
 
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.objectives import Pairing
 from data_prep.tokenizer.vocab_file import SPECIAL_TOKENS
+from pretrain import run
 from pretrain.config.settings import DataSettings, MaskMode
 from pretrain.data.corpus import manifest_of
 
@@ -43,6 +44,32 @@ def test_shards_of_other_pairs_are_refused_with_both_values_and_the_cure(tmp_pat
     assert (
         f"data_prep.build data_dir={tmp_path} seq_len=128 pairs={asked.name} replace=true" in said
     )
+
+
+def write_broken(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda _: None, ""),
+        (lambda folder: write_json(folder / "tokens/manifest.json", tokens_manifest()),
+         "len128 is trained on as it is, but out of date are build 128 (other token store);"),
+        (lambda folder: write_broken(folder / "documents/duplicates.json"), ""),
+    ],
+)  # fmt: skip
+def test_training_on_shards_that_are_out_of_date_prints_one_line(
+    tmp_path: Path, capsys, harm, said: str
+) -> None:
+    data = corpus(tmp_path)
+    (tmp_path / "tokens").mkdir()
+    harm(tmp_path)
+    run._warn_of_changes(data)
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == bool(said)
 
 
 def other_length(folder: Path, seq_len: int, **changes: object) -> None:
