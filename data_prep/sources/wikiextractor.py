@@ -1,5 +1,6 @@
 """The output of WikiExtractor: <doc id= url= title=>, title, blank line, paragraphs, </doc>.
 
+With --json a page is a line, an object of id, title and text; its text may begin with the title.
 Section headings are lines that end in a full stop. What WikiExtractor leaves behind is removed:
 placeholders of formulas and code, emptied brackets, tags, escaped entities, lines of galleries and
 of templates that it did not expand.
@@ -11,6 +12,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import orjson
+
 from data_prep.core.settings import SourceSettings
 from data_prep.sources import SourcePlan
 from data_prep.sources.text_files import plan_files, read_file, shown
@@ -18,7 +21,10 @@ from data_prep.sources.wikipedia_articles import article
 from data_prep.stores.documents import Damage, Document, Reject
 from data_prep.text.cleaning import clean_paragraphs, remove_hollows, split_lines, unescape
 
-_OPEN = re.compile(r'<doc id="([^"]*)" url="[^"]*" title="(.*)">\s*$')
+_ID = re.compile(r' id="([^"]*)"')
+# A title may hold quotation marks, so it ends where nothing but attributes follows: some versions
+# write language and revision after it.
+_TITLE = re.compile(r' title="(.*?)"(?: \w+="[^"]*"){0,4}+>\s*$')
 
 _REFERENCE = re.compile(r"<ref\b[^<>]*+>|<!--", re.IGNORECASE)
 _REFERENCE_END = re.compile(r"</ref\s*+>", re.IGNORECASE)
@@ -58,7 +64,7 @@ def read(source: SourceSettings, task: list[str]) -> Iterator[Document | Reject 
         name = shown(file)
         try:
             data = read_file(source, file)
-            text = data if isinstance(data, Damage) else data.decode("utf-8")
+            text = data if isinstance(data, Damage) else data.decode("utf-8-sig")
         except (UnicodeDecodeError, EOFError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
@@ -117,10 +123,16 @@ def _split(source: SourceSettings, name: str, text: str) -> Iterator[Document | 
     lines: list[str] = []
     outside: list[str] = []
     for line in text.split("\n"):
-        if opened := _OPEN.match(line):
-            if page is not None:
-                yield Reject(*page, "\n".join(lines), "page without an end")
-            page, lines = (opened[1], unescape(opened[2])), []
+        opened, written = _opened(line), _json_page(line)
+        if page is not None and (opened or written):
+            yield Reject(*page, "\n".join(lines), "page without an end")
+            page = None
+        if opened:
+            page, lines = opened, []
+        elif written:
+            yield _page(source, *written)
+        elif page is None and line.startswith('{"'):
+            yield Reject(name, "", line, "line of JSON that is no page")
         elif page is None:
             outside.append(line)
         elif line.strip() == "</doc>":
@@ -134,11 +146,40 @@ def _split(source: SourceSettings, name: str, text: str) -> Iterator[Document | 
         yield Reject(name, "", "\n".join(outside), "text outside of a page")
 
 
+def _opened(line: str) -> tuple[str, str] | None:
+    """The id and title in a line that opens a page, empty if it lacks them; None in any other."""
+    if not line.startswith("<doc ") or not line.endswith(">", 0, len(line.rstrip())):
+        return None
+    id = _ID.search(line)
+    title = _TITLE.match(line, max(0, line.find(' title="')))
+    if id is None and title is None:
+        return None
+    return id[1] if id else "", unescape(title[1]) if title else ""
+
+
+def _json_page(line: str) -> tuple[str, str, list[str]] | None:
+    """The id, title and lines of a page that --json wrote; None if the line is none."""
+    if not line.startswith("{"):
+        return None
+    try:
+        page = orjson.loads(line)
+        id, title, text = page["id"], page["title"], page["text"]
+    except (orjson.JSONDecodeError, KeyError):
+        return None
+    if not isinstance(title, str) or not isinstance(text, str):
+        return None
+    return str(id), unescape(title), text.split("\n")
+
+
 def _page(source: SourceSettings, id: str, title: str, lines: list[str]) -> Document | Reject:
     """A page's document or reject.
 
     The first line repeats the title; a page of this line alone is the stub of a redirect.
     """
+    if not id:
+        return Reject(id, title, "\n".join(lines), "page without an id")
+    if not title and len(lines) > 1 and not lines[1].strip():
+        title = unescape(lines[0]).strip()
     if lines and unescape(lines[0]).strip() == title.strip():
         lines = lines[1:]
     raw = "\n".join(lines)

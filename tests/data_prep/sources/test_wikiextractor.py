@@ -1,6 +1,8 @@
 """What WikiExtractor wrote: its pages, and what it leaves behind in them."""
 
 import bz2
+import json
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 from source_reading import read_all, reasons, source_of, texts
 
 from data_prep.sources import text_files, wikiextractor
-from data_prep.stores.documents import Damage, Document
+from data_prep.stores.documents import Damage, Document, Reject
 
 
 def _doc(id: str, title: str, *lines: str) -> str:
@@ -70,6 +72,99 @@ def test_every_page_is_a_document_or_counted_with_its_reason(tmp_path: Path) -> 
     }
     assert sorted(texts(items)) == ["4", "5"]
     assert len(items) == 12
+
+
+# --- variants of the output ----------------------------------------------------------------------
+
+OLD_JSON = {"id": "1", "url": "u", "title": "A", "text": "A\n\nFirst.\nSecond."}
+JSON = {"id": "1", "revid": "9", "url": "u", "title": "A", "text": "First.\nSecond."}
+BODY = "A\n\nFirst.\nSecond.\n\n</doc>\n"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        f'<doc id="1" url="u" title="A">\n{BODY}',
+        f'<doc id="1" revid="9" url="u" title="A">\n{BODY}',
+        f'<doc id="1" url="u" title="A" language="en" revision="9">\n{BODY}',
+        f'<doc url="u" title="A" id="1">\n{BODY}',
+        f'<doc id="1" url="u">\n{BODY}',
+        f'\ufeff<doc id="1" url="u" title="A">\r\n{BODY}'.replace("\n", "\r\n"),
+        json.dumps(JSON),
+        json.dumps(OLD_JSON) + "\n",
+        json.dumps(JSON | {"id": 1}, separators=(",", ":"), sort_keys=True) + "\r\n",
+    ],
+    ids=["doc", "revid", "cirrus", "id last", "no title", "Windows", "json", "old json", "compact"],
+)
+@pytest.mark.parametrize("name", ["AA/wiki_00", "wiki_00.bz2"])
+def test_every_version_s_page_is_read_alike(tmp_path: Path, written: str, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    data = written.encode()
+    (tmp_path / name).write_bytes(bz2.compress(data) if name.endswith(".bz2") else data)
+    assert read_all(source_of("wikiextractor", tmp_path)) == [Document("1", "A", "First.\nSecond.")]
+
+
+def test_outputs_may_be_mixed_in_a_folder_and_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text(_doc("1", "A", "First.") + json.dumps(JSON | {"id": "2"}) + "\n")
+    (tmp_path / "b").write_text(json.dumps(JSON | {"id": "3"}) + "\n" + _doc("4", "A", "Last."))
+    assert list(texts(read_all(source_of("wikiextractor", tmp_path)))) == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "A",
+        'A "quoted" B',
+        'The "x" or "y"',
+        "A > B",
+        'id="7"',
+        "A = {B}",
+        "Ä",
+        "A &amp; B",
+        '"',
+    ],
+)
+@pytest.mark.parametrize("more", ["", ' language="en" revision="9"'])
+def test_a_title_is_read_without_the_attributes(tmp_path: Path, title: str, more: str) -> None:
+    line = f'<doc id="1" revid="9" url="u?a=b" title="{title}"{more}>'
+    (tmp_path / "a").write_text(f"{line}\n{title}\n\nFirst.\n\n</doc>\n")
+    (page,) = read_all(source_of("wikiextractor", tmp_path))
+    assert page == Document("1", title.replace("&amp;", "&"), "First.")
+
+
+def test_each_lost_page_is_counted(tmp_path: Path) -> None:
+    whole = json.dumps(JSON)
+    lines = [whole[:50], '{"id": "2", "title": "B"}', '{"text": 5, "id": "3", "title": ""}', whole]
+    (tmp_path / "a").write_text("\n".join(lines) + "\n" + '<doc url="" title="C">\nC\n\nD.\n</doc>')
+    (tmp_path / "b").write_text(f'<doc id="7" url="" title="E">\nE\n\nF.\n{json.dumps(JSON)}\n')
+    found = Counter(item.reason for item in read_all(source_of("wikiextractor", tmp_path)) if
+                    isinstance(item, Reject))  # fmt: skip
+    assert found == {
+        "line of JSON that is no page": 3,
+        "page without an id": 1,
+        "page without an end": 1,
+    }
+
+
+def test_lines_of_a_text_that_look_like_a_page_are_text(tmp_path: Path) -> None:
+    lines = ['{"id": 1}', '{"a": "title"}', "<doc>", "<doc type=x>", "{{x}}", "{"]
+    (tmp_path / "a").write_text(_doc("1", "A", "First.", *lines, "Last."))
+    (page,) = read_all(source_of("wikiextractor", tmp_path))
+    assert isinstance(page, Document)
+    assert page.text.startswith('First.\n{"id": 1}\n{"a": "title"}\n<doc>\n<doc type=x>')
+    assert page.text.endswith("Last.")
+
+
+@pytest.mark.parametrize("part", [' title="', '" url="', ' a="b"', '">', ' id="', "{", '{"a":'])
+def test_a_hostile_line_is_read_in_linear_time(tmp_path: Path, part: str) -> None:
+    line = '<doc id="1" title="' + part * (1_000_000 // len(part)) + ">"
+    (tmp_path / "a").write_text(line + "\n" + part * (1_000_000 // len(part)))
+    began = time.process_time()
+    read_all(source_of("wikiextractor", tmp_path))
+    assert time.process_time() - began < 5
+
+
+# --- what is removed -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
