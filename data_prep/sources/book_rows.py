@@ -12,10 +12,9 @@ from typing import Any
 
 from data_prep.core.settings import SourceSettings
 from data_prep.sources import SourcePlan
-from data_prep.sources.books import book
+from data_prep.sources.books import books
 from data_prep.sources.dataset_rows import plan_rows, read_rows
 from data_prep.stores.documents import Document, Reject
-from data_prep.text.gutenberg import title_of
 
 
 def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> SourcePlan:
@@ -24,11 +23,10 @@ def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Sourc
 
 
 def read(source: SourceSettings, task: dict[str, Any]) -> Iterator[Document | Reject]:
-    """A document or a reject for each row; the title is from Project Gutenberg's header."""
+    """A document or a reject for each book of a row; the title is from its header."""
     (column,) = _columns(source)
     for number, row in enumerate(read_rows(task, [column]), task["first"]):
-        text = row[column] or ""
-        yield book(source, f"row-{number:09d}", title_of(text), text)
+        yield from books(source, f"row-{number:09d}", None, row[column] or "")
 
 
 def _columns(source: SourceSettings) -> tuple[str]:

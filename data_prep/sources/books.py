@@ -1,9 +1,9 @@
-"""A folder of .txt files, one book per file, as Project Gutenberg has them.
+"""A folder of .txt files, one book per file, as Project Gutenberg has them, or several of them.
 
 Encodings: UTF-8, UTF-16 with a byte order mark, otherwise Windows-1252. Nearly any bytes are valid
 in the last, so text that looks misread is rejected. Paragraphs: one per line, or separated by blank
 lines, or marked only by an indented first line or a short last one; each book is measured. Licence,
-notes, contents and index are removed, see text/gutenberg.py.
+notes, contents and index are removed, see text/gutenberg.py and text/gutenberg_licence.py.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from data_prep.sources.text_files import plan_files, read_file, shown
 from data_prep.stores.documents import Damage, Document, Reject
 from data_prep.text import gutenberg
 from data_prep.text.cleaning import clean_paragraphs, join_wrapped, split_lines
+from data_prep.text.gutenberg_licence import split_books
 
 _HTML = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|!--|html|head|title|meta|body|center|h1|\?xml)",
@@ -50,7 +51,10 @@ def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> Sourc
 
 
 def read(source: SourceSettings, task: list[str]) -> Iterator[Document | Reject | Damage]:
-    """A document or a reject for each file; the id is the file's name below source.path."""
+    """A document or a reject for each book; the id is the file's name below source.path.
+
+    Of several books in one file it is followed by their number.
+    """
     for file in task:
         data = read_file(source, file)
         name = shown(file)
@@ -59,7 +63,10 @@ def read(source: SourceSettings, task: list[str]) -> Iterator[Document | Reject 
             yield data
             continue
         text, fault = decode(data)
-        yield Reject(name, title, text, fault) if fault else book(source, name, title, text)
+        if fault:
+            yield Reject(name, title, text, fault)
+        else:
+            yield from books(source, name, title, text)
 
 
 def decode(data: bytes) -> tuple[str, str | None]:
@@ -94,18 +101,30 @@ def decode(data: bytes) -> tuple[str, str | None]:
     return text, None
 
 
-def book(source: SourceSettings, id: str, title: str, text: str) -> Document | Reject:
-    """The document of a book's raw text, or a reject of it with the reason."""
-    body, fault = _body(source, text)
-    return Reject(id, title, text, fault) if fault else Document(id, title, body)
+def books(
+    source: SourceSettings, id: str, title: str | None, text: str
+) -> Iterator[Document | Reject]:
+    """A document, or a reject with the reason, for each book in a raw text.
+
+    Without a `title` it is the header's, as it is where there are several books.
+    """
+    if not text.strip():
+        yield Reject(id, title or "", text, "empty")
+        return
+    found, others = split_books("\n".join(split_lines(text)))
+    for number, (own_title, raw) in enumerate(found, 1):
+        of_one = text, id, own_title if title is None else title
+        of_several = raw, f"{id}/{number}", own_title or title or ""
+        whole, own_id, name = of_one if len(found) == 1 else of_several
+        body, fault = _body(source, raw)
+        yield Reject(own_id, name, whole, fault) if fault else Document(own_id, name, body)
+    for number, other in enumerate(others, 1):
+        yield Reject(f"{id}/other/{number}", title or "", other, "text outside of a book's marks")
 
 
 def _body(source: SourceSettings, text: str) -> tuple[str, str | None]:
     """A book's paragraphs, and the reason to reject it, or None."""
-    if not text.strip():
-        return "", "empty"
-    text = gutenberg.strip_marks(gutenberg.strip_licence("\n".join(split_lines(text))))
-    lines = [line.rstrip() for line in text.expandtabs().split("\n")]
+    lines = [line.rstrip() for line in gutenberg.strip_marks(text).expandtabs().split("\n")]
     if gutenberg.share_of_entries(lines) > _MOST_ENTRIES:
         return "", "index or table"
     lines = gutenberg.strip_matter(lines)

@@ -1,4 +1,4 @@
-"""Removes what surrounds the text of a Project Gutenberg book: licence, notes, contents, tables.
+"""Removes what surrounds the text of a Project Gutenberg book: notes, contents, indexes, tables.
 
 The files are written by hand. So each rule follows what thousands of them have in common, and drops
 a block (the lines between two blank ones) only if nothing else is likely to look like it.
@@ -11,29 +11,40 @@ from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
 from string import ascii_letters
 
-# Without the first character: _MARKER begins with it, which makes the search fast.
-_START = (
-    r"(?<=\*)\*\* ?START OF[^*]{0,300}GUTENBERG[^*]{0,300}\*\*\*"
-    r"|(?<=\*)END\*? ?THE SMALL PRINT[^\n]{0,80}"
-)
-_END = (
-    r"(?<=\*)\*\* ?END OF[^*]{0,300}GUTENBERG"
-    r"|(?<=e)nd of (?:the |this )?Project Gutenberg(?:['’]s | EBook| Etext)"
-    r"|(?<=\*)\*\* ?START\*\* ?THE SMALL PRINT"  # some old files have their licence at the end
-)
-_MARKER = re.compile(f"[*Ee](?i:(?P<start>{_START})|{_END})")
-
-_TITLE = re.compile(r"^\W?Title: *(\S[^\r\n]*)", re.MULTILINE)
-_HEADER = 3_000  # characters; a later "Title:" is part of the text
-
 _ILLUSTRATION = re.compile(
     r"\[Illustrations?\b[^\[\]]{0,600}(?:\[[^\[\]]{0,300}\][^\[\]]{0,300}){0,5}\]", re.IGNORECASE
 )
+# The "Complete Works of Shakespeare" has it after every act.
+_NOTICE = re.compile(r"<<THIS ELECTRONIC VERSION OF[^<>]{0,1500}>>")
 _PAGE = re.compile(r"\{\d+\}|\[(?:Pg|Page)\.? ?[\divxlc]+\]", re.IGNORECASE)
 _PAGE_LINE = re.compile(rf"^ *(?:{_PAGE.pattern}) *\n", re.MULTILINE | re.IGNORECASE)
 # The lookbehind is second: an expression that begins with a character is searched fast.
 _EMPHASIS = re.compile(r"_(?<!\w_)([^_]{1,2000})_(?!\w)")
 
+# Of headers without the marker at their end, in their forms since 1991
+_HEADING = re.compile(
+    r"\W*(?:(?:This is )?(?:The |A )?Project Gutenberg(?: of \w+)?(?:['’]s |(?:['’]s)? "
+    r"(?:E-?Book|E-?text|Edition)\b)|Welcome To The World of Free Plain Vanilla).{0,250}",
+    re.IGNORECASE,
+)
+_HEADER = re.compile(
+    r"\W*(?:Copyright laws are changing all over the world"
+    r"|Please take a look at the important information in this header"
+    r"|(?:Welcome To The World of Free|E-?(?:texts|Books) Readable By Both Humans)"
+    r"|These E-?(?:texts|Books) (?:Were |Are )?Prepared By"
+    r"|Information (?:on contacting|about) Project Gutenberg|This file should be named"
+    r"|Corrected EDITIONS of our|VERSIONS based on separate sources"
+    r"|Project Gutenberg E-?(?:texts|Books) are (?:usually|often) created"
+    r"|We are now trying to release all our|Please note:? +neither this list"
+    r"|We produce about two million|This E-?(?:Book|text) is for the use of anyone"
+    r"|It must legally be the first thing|Mail subscription to|If you have an FTP program"
+    r"|Most people start at our|Information prepared by the Project Gutenberg"
+    r"|(?:Title|Author|Editor|Translator|Illustrator|(?:Official )?Release Date|Posting Date"
+    r"|Original publication|Credits|Language|Character set encoding|(?:Most recently|Last) updated"
+    r"|Edition): )",
+    re.IGNORECASE,
+)
+_HEADER_BLOCKS = 40
 _PRODUCED = re.compile(
     r"\W*(?:This )?(?:(?:e-?text|e-?book|text file|file|HTML version) )?(?:was |is )?"
     r"(?:produced|prepared|transcribed|scanned|proofread|digiti[sz]ed|created|typed)\b.{0,80}\bby\b"
@@ -77,48 +88,21 @@ class _Block:
         return " ".join(line.strip() for line in self.lines)
 
 
-def strip_licence(text: str) -> str:
-    """The text between Project Gutenberg's header and footer; all of it if there is no marker.
-
-    Old licences contain the markers, and some old files have the licence at the end. So the text is
-    the longest stretch after a start marker or, without one, what precedes the first end marker.
-    """
-    lowered = text.lower()
-    has_words = "gutenberg" in lowered or "small print" in lowered  # the expression is slow
-    markers = list(_MARKER.finditer(text)) if has_words else []
-    if not markers:
-        return text
-    ends = [*(marker.start() for marker in markers[1:]), len(text)]
-    stretches = [
-        text[marker.end() : end]
-        for marker, end in zip(markers, ends, strict=True)
-        if marker["start"]
-    ]
-    longest = max(stretches, key=len, default="")
-    if longest.strip() or markers[0]["start"]:
-        return longest
-    return text[: markers[0].start()]
-
-
-def title_of(text: str) -> str:
-    """The title in the header; empty if there is none."""
-    found = _TITLE.search(text, 0, _HEADER)
-    return " ".join(found[1].split()) if found else ""
-
-
 def strip_marks(text: str) -> str:
-    """Remove [Illustration...], page numbers and the underscores of _emphasis_."""
+    """Remove [Illustration...], page numbers, notices and the underscores of _emphasis_."""
     if "[" in text or "{" in text:  # the expressions are slow
         text = _ILLUSTRATION.sub("", text)
         if _PAGE.search(text):
             text = _PAGE.sub("", _PAGE_LINE.sub("", text))
+    if "<<" in text:
+        text = _NOTICE.sub("", text)
     return _EMPHASIS.sub(r"\1", text)
 
 
 def strip_matter(lines: list[str]) -> list[str]:
     """The lines without producer's and transcriber's notes, contents, indexes and tables."""
     width = width_of(lines)
-    blocks = _without_contents(_without_notes(_blocks(lines)), width)
+    blocks = _without_contents(_without_notes(_without_header(_blocks(lines))), width)
     kept = [block for block in _without_index(blocks) if not _is_table(block)]
     return [line for block in kept for line in ["", *block.lines]]
 
@@ -162,6 +146,22 @@ def _blocks(lines: list[str]) -> list[_Block]:
             blocks.append(_Block(gap, block))
         gap = len(block)
     return blocks
+
+
+def _without_header(blocks: list[_Block]) -> list[_Block]:
+    """Remove a header that no marker ends: a heading, and what is known to follow one."""
+    first = next((n for n, block in enumerate(blocks[:3]) if _is_heading(block)), None)
+    if first is None:
+        return blocks
+    return [
+        block
+        for number, block in enumerate(blocks)
+        if number >= _HEADER_BLOCKS or not (_is_heading(block) or _HEADER.match(block.text))
+    ]
+
+
+def _is_heading(block: _Block) -> bool:
+    return _HEADING.fullmatch(block.text) is not None and not block.text.endswith((".", "?", "!"))
 
 
 def _without_notes(blocks: list[_Block]) -> list[_Block]:

@@ -3,17 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shared_data import unpacked_all
+from source_reading import read_all, source_of
 
 from data_prep import collect
 from data_prep.core.config import SettingsError
 from data_prep.core.job import load
-from data_prep.stores.documents import list_parts, read_part
+from data_prep.stores.documents import Document, list_parts, read_part
 from data_prep.text import gutenberg
+from data_prep.text.gutenberg_licence import split_books
 from data_prep.text.language import language_of
 
 PROSE = [
@@ -77,6 +80,12 @@ SMALL_PRINT = "***START**THE SMALL PRINT!**FOR PUBLIC DOMAIN ETEXTS**START***\nY
 OLD_HEADER = f"{HEADER}{SMALL_PRINT}*END*THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*Ver"
 
 
+def _bodies(text: str) -> list[str]:
+    books, others = split_books(text)
+    assert not others
+    return [book.text.strip() for book in books]
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -103,13 +112,162 @@ OLD_HEADER = f"{HEADER}{SMALL_PRINT}*END*THE SMALL PRINT! FOR PUBLIC DOMAIN ETEX
     ],
 )
 def test_the_licence_is_cut_off_in_every_form(before: str, after: str) -> None:
-    text = gutenberg.strip_licence(f"{before}\n\n{TEXT}\n\n{after}")
-    assert text.strip() == TEXT
+    assert _bodies(f"{before}\n\n{TEXT}\n\n{after}") == [TEXT]
 
 
 def test_a_licence_without_a_text_leaves_nothing() -> None:
     marks = "*** START OF THE PROJECT GUTENBERG EBOOK X ***\n\n*** END OF THE PROJECT GUTENBERG"
-    assert not gutenberg.strip_licence(f"{HEADER}{marks} EBOOK X ***\nlicence").strip()
+    assert _bodies(f"{HEADER}{marks} EBOOK X ***\nlicence") == [""]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "End of Project Gutenberg's X", "End of Project Gutenberg’s\nX, by Y",
+        "End of the Project Gutenberg EBook of X", "End of The Project Gutenberg Etext of X",
+        "End of this Project Gutenberg E-text of X", "  End of Project Gutenberg-tm Etext X",
+        "*** End of Project Gutenberg ***", "**End of the Project Gutenberg Edition of X**",
+        "This is the End of the Project Gutenberg Etext of X",
+        "End of this COPYRIGHTED Project Gutenberg Etext of X", "END OF PROJECT GUTENBERG",
+        "**This is a COPYRIGHTED Project Gutenberg Etext, Details Above**",
+        "End of this Etext of X", "[End of the Etext]", "Ende dieses Projekt Gutenberg Etextes X",
+        "Ende dieses Project Gutenberg EBook", "Fin de Project Gutenberg's X",
+        "*** END OF THE COPYRIGHTED PROJECT GUTENBERG EBOOK X ***",
+        "***END OF THE PROJECT GUTENBERG EBOOK M*A*S*H***",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("header", ["", "***START OF THE PROJECT GUTENBERG EBOOK, M*A*S*H***\n"])
+def test_every_form_of_the_last_line_ends_the_text(line: str, header: str) -> None:
+    assert _bodies(f"{header}{TEXT}\n\n{line}\nand more of the licence.") == [TEXT]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "At the end of the Project Gutenberg EBook stood a line.",
+        "End of the Project Gutenberg era: a memoir",
+        "The end of this text is near.", "Toward the end of the etext it rained.",
+        "*** START OF the tale of Gutenberg ***", "*END* THE BIG PRINT",
+        "End of the project. Gutenberg's press was sold.", "Fin de siècle",
+        "He joined Project Gutenberg in 1991, and typed this etext.",
+        "The \"Small Print!\" of a contract is what lawyers read.",
+    ],
+)  # fmt: skip
+def test_text_that_resembles_a_marker_is_kept(line: str) -> None:
+    text = f"{TEXT}\n\n{line}\n\nIt went on."
+    assert _bodies(text) == [text]
+    start = f"*** START OF THIS {EBOOK}"
+    assert _bodies(f"{start}\n{text}\n*** END OF THIS {EBOOK}") == [text]
+
+
+OLD = [
+    "The Project Gutenberg Etext of X, by Y", "#3 in our series by Y", "",
+    "Copyright laws are changing all over the world, be sure to check", "the laws.", "",
+    "**Welcome To The World of Free Plain Vanilla Electronic Texts**", "",
+    "**Etexts Readable By Both Humans and By Computers, Since 1971**", "",
+    "*These Etexts Prepared By Hundreds of Volunteers and Donations*", "",
+    "Information on contacting Project Gutenberg to get Etexts, and", "more is included.", "",
+    "*****This file should be named x10.txt or x10.zip*****", "",
+    "Corrected EDITIONS of our etexts get a new NUMBER, x11.txt.", "",
+    "This etext was prepared by Jane Doe, London", "",
+]  # fmt: skip
+NEW = [
+    "Project Gutenberg's X, by Y", "", "This eBook is for the use of anyone anywhere at no cost",
+    "whatsoever.  You may copy it.", "", "Title: X", "", "Author: Y", "",
+    "Release Date: May 1, 2001 [EBook #1]", "", "Language: English", "",
+    "Character set encoding: ASCII", "", "Produced by Jane Doe", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("header", [OLD, NEW, ["The Project Gutenberg eBook, X, by Y", ""]])
+def test_a_header_that_no_marker_ends_is_cut_off(tmp_path: Path, header: list[str]) -> None:
+    texts, dropped = _collect(tmp_path, {"x": [*header, *PROSE * 20]})
+    assert not dropped
+    assert texts["x"] == "\n".join([" ".join(PROSE[:3])] * 20)
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        "Project Gutenberg's founder typed the first text himself, in 1971, and gave it away.",
+        "Title: he had none. Author: none either.",
+        "The Project Gutenberg has many volunteers, and all of them read what they like.",
+        "Language: what is it? Credits: who has them?",
+    ],
+)
+def test_a_text_that_begins_like_a_header_is_kept(tmp_path: Path, opening: str) -> None:
+    texts, _ = _collect(tmp_path, {"x": [opening, "", *PROSE * 20]})
+    assert texts["x"].startswith(f"{opening}\nIt was a dark")
+
+
+def test_the_notice_of_world_library_is_cut_out() -> None:
+    notice = "<<THIS ELECTRONIC VERSION OF THE WORKS IS\nCOPYRIGHT. SERVICE THAT CHARGES.>>"
+    assert gutenberg.strip_marks(f"Exeunt.\n\n{notice}\n\nACT II") == "Exeunt.\n\n\n\nACT II"
+    assert gutenberg.strip_marks("a << b >> c") == "a << b >> c"
+
+
+# --- several books in one file -------------------------------------------------------------------
+
+SMALL_PRINT_ALL = (
+    f"{SMALL_PRINT}*END*THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*Ver.04.29.93*END*\n\n"
+)
+MODERN = (
+    "The Project Gutenberg EBook of {0}\n\nTitle: {0}\n\n"
+    "*** START OF THIS PROJECT GUTENBERG EBOOK {0} ***\n\n{1}\n\n"
+    "End of Project Gutenberg's {0}\n\n*** END OF THIS PROJECT GUTENBERG EBOOK {0} ***\n\n"
+    "The licence. Subscribe to our email newsletter to hear about new eBooks.\n"
+)
+OLDER = (
+    f"The Project Gutenberg Etext of {{0}}\n\nTitle: {{0}}\n\n{SMALL_PRINT_ALL}{{1}}\n\n"
+    "End of the Project Gutenberg Etext of {0}\n"
+)
+BARE = "{1}\n\nEnd of the Project Gutenberg EBook of {0}\n\n"
+LICENCE_LAST = f"{{1}}\n\nEnd of the Project Gutenberg Etext of {{0}}\n\n{SMALL_PRINT_ALL}"
+
+
+def _long(word: str) -> str:
+    return "\n\n".join(f"It was {word} number {n} of the night, and it rained." for n in range(40))
+
+
+@pytest.mark.parametrize(
+    "forms",
+    [[MODERN] * 3, [OLDER] * 3, [MODERN, OLDER, BARE], [BARE] * 3, [BARE, MODERN, OLDER],
+     [LICENCE_LAST] * 3, [OLDER, LICENCE_LAST, MODERN]],
+    ids=["modern", "old", "mixed", "without headers", "bare first", "licence last", "all mixed"],
+)  # fmt: skip
+def test_every_book_of_a_file_is_kept(forms: list[str]) -> None:
+    bodies = [_long(word) for word in ("hour", "day", "week")]
+    pairs = zip(forms, bodies, strict=True)
+    text = "".join(form.format(f"BOOK {n}", body) for n, (form, body) in enumerate(pairs))
+    assert _bodies(text) == bodies
+
+
+def test_books_of_a_file_are_documents_of_their_own_titles(tmp_path: Path) -> None:
+    text = "".join(MODERN.format(f"Book {word}", _long(word)) for word in ("one", "two"))
+    (tmp_path / "all.txt").write_text(text)
+    items = read_all(source_of("books", tmp_path))
+    assert [(item.id, item.title) for item in items] == [
+        ("all.txt/1", "Book one"), ("all.txt/2", "Book two"),
+    ]  # fmt: skip
+    pq.write_table(pa.table({"text": [text]}), tmp_path / "a.parquet")
+    rows = read_all(source_of("book_rows", tmp_path / "a.parquet", text_column="text"))
+    assert [(item.id, item.title, item.text) for item in rows] == [
+        (f"row-000000000/{n}", item.title, item.text) for n, item in enumerate(items, 1)
+    ]
+
+
+def test_short_texts_between_whole_marks_are_books(tmp_path: Path) -> None:
+    text = "".join(MODERN.format(f"Book {n}", f"It was poem {n}.") for n in range(3))
+    assert _bodies(text) == [f"It was poem {n}." for n in range(3)]
+
+
+def test_what_is_too_long_for_a_licence_is_a_reject(tmp_path: Path) -> None:
+    other = "Project Gutenberg and what came of it. " + _long("week") * 30
+    (tmp_path / "x.txt").write_text(MODERN.format("X", _long("day")) + other)
+    kept, reject = read_all(source_of("books", tmp_path))
+    assert kept == Document("x.txt", "x", _long("day").replace("\n\n", "\n"))
+    assert reject.reason == "text outside of a book's marks"
+    assert reject.text.strip() == other
 
 
 # --- what is not the author's --------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 
 from data_prep.core.settings import SourceKind, SourceSettings
 from data_prep.sources import wikiextractor
-from data_prep.sources.books import book
+from data_prep.sources.books import books
 from data_prep.sources.wikipedia_articles import lists_meanings
 from data_prep.stores.documents import Document
 from data_prep.text.cleaning import remove_hollows, unescape
@@ -24,7 +24,8 @@ MOST_S = 5.0
 
 
 def _book(text: str) -> object:
-    return book(SETTINGS, "a", "A", text)
+    (only,) = books(SETTINGS, "a", "A", text)
+    return only
 
 
 def _title(text: str) -> object:
