@@ -45,6 +45,7 @@ from pretrain.distributed.rank_logs import RankOutput, rank_output
 from pretrain.distributed.ranks import environment_rank, environment_world_size, exit_with
 from pretrain.distributed.watchdog import Watchdog, remove_heartbeats
 from pretrain.huggingface import init_from
+from pretrain.metrics import slurm_status
 from pretrain.run_folder.folder import open_run_folder
 from pretrain.run_folder.lock import RunLock
 
@@ -139,9 +140,17 @@ def _run(arguments: list[str], stop: signals.StopRequest, output: RankOutput) ->
         ranks.stop()
         raise
     ranks.stop()  # not after another exception: it would wait for ranks that hang
-    if not is_finished and (where := stop.next_start()):
-        print(f"pretrain.run: stopped; the same command continues from {where}", file=sys.stderr)
-    return INTERRUPTED if stop.was_interrupted and not is_finished else 0
+    return 0 if is_finished else _stopped(ranks, stop)
+
+
+def _stopped(ranks: Ranks, stop: signals.StopRequest) -> int:
+    """The exit status of a run that was stopped after a checkpoint."""
+    if ranks.rank == 0:
+        text = f"pretrain.run: stopped; the same command continues from {stop.next_start()}"
+        print(text, file=sys.stderr)
+        if not slurm_status.is_told_of_stop():
+            return 1
+    return INTERRUPTED if stop.was_interrupted else 0
 
 
 def _check_manifests(settings: Settings, on_sample: bool, stop: signals.StopRequest) -> None:

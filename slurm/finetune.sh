@@ -24,6 +24,7 @@ if [ ! -f slurm/finetune_array.sh ]; then
     exit 2
 fi
 set -euo pipefail
+mkdir -p logs # without it Slurm ends the jobs without a message
 for variable in "${!SLURM_@}"; do # variables of an outer job, as SLURM_ARRAY_TASK_ID
     [ "$variable" = SLURM_CONF ] || unset "$variable"
 done

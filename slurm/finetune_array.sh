@@ -26,10 +26,11 @@ fi
 
 out=${1#out=} module=scripts.finetune_table words=("$1")
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
-    read -r task seed <<<"$(sed -n "${SLURM_ARRAY_TASK_ID}p" "$out/members")"
+    read -r task seed < <(sed -n "${SLURM_ARRAY_TASK_ID}p" "$out/members")
+    [ -n "${seed:-}" ] || { echo "$out/members has no line $SLURM_ARRAY_TASK_ID" >&2 && exit 2; }
     folder=$out/$task/seed-$seed
-    mkdir -p "$folder"
-    echo "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" >"$folder/job"
+    mkdir -p "$folder" || exit
+    echo "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" >"$folder/job" || exit
     module=scripts.finetune_$(sed -n 's/^ *kind: *//p' "conf/task/$task.yaml")
     words=("+task=$task" "out=$folder" first_seed="$seed")
     for word in "${@:2}"; do

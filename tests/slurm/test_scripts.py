@@ -147,6 +147,25 @@ def test_a_job_warned_of_its_end_saves_is_requeued_and_completes(cluster, tmp_pa
 
 
 @pytest.mark.slurm
+def test_a_warned_job_whose_word_cannot_be_written_is_requeued_and_never_completed_unfinished(
+    cluster: Any, tmp_path: Path, calls: Calls
+) -> None:
+    job = cluster.submit(TRAINERS[1], ["end=stopped"], log_dir=tmp_path, venv=tmp_path)
+    word = ROOT / "logs" / f"state-{job.number}"
+    job.wait(lambda: len(calls()) == 4, "all tasks started", limit_s=30)
+    try:
+        word.unlink()
+        word.mkdir()  # as a full quota or a read-only checkout
+        job.warn()
+        job.wait(lambda: job.show()["Restarts"] == "1", "a requeue", limit_s=30)
+        assert job.wait_until_ended() == "COMPLETED", job.log
+    finally:
+        word.rmdir()
+    assert len(calls()) == 8
+    assert job.log.count(f"state-{job.number} cannot be written: after a failure") == 1
+
+
+@pytest.mark.slurm
 def test_a_cancelled_job_is_not_requeued_though_its_tasks_have_saved(
     cluster: Any, tmp_path: Path, calls: Calls
 ) -> None:

@@ -98,6 +98,22 @@ def test_a_signal_in_short_steps_waits_for_the_next_look(typed: list[str], tmp_p
     assert recorded(tmp_path) == [8]
 
 
+@pytest.mark.parametrize("place", ["a-folder", "a-file/state", "/dev/null/state"])
+def test_a_stop_that_the_batch_script_cannot_read_is_no_success(typed, tmp_path, place) -> None:
+    (tmp_path / "a-folder").mkdir()
+    (tmp_path / "a-file").touch()
+
+    def hook(rank: int) -> None:
+        os.environ["BERT_JOB_FILE"] = str(tmp_path / place)
+        slowly(at_step(3, signal.SIGUSR1))(rank)
+
+    statuses, output = pretrain_run(typed, tmp_path, hook=hook)
+    assert statuses == [1]
+    assert "cannot be written" in output
+    assert "Traceback" not in output
+    assert (tmp_path / "runs/x/checkpoints/step-00000003/manifest.json").exists()
+
+
 def at_building(does: Callable[[], None]) -> Hook:
     """A hook: `does` is called where the model is built, before there is anything to save."""
 
