@@ -22,7 +22,6 @@ Status: 0 if everything held, 1 if something did not, 2 for wrong settings.
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from pathlib import Path
 
 from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
+from data_prep.core.files import remove_folder
 from pretrain.config.arguments import parse_arguments
 from pretrain.config.load import load
 from pretrain.config.settings import Settings
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if out is not None:
         (folder / "drill.md").write_text(f"{table(outcomes, markdown=True)}\n", encoding="utf-8")
     if out is None and holds:
-        shutil.rmtree(folder)
+        remove_folder(folder)
     else:
         print(f"runs and logs: {folder}")
     return 0 if holds else 1

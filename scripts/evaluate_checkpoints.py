@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from typing import Any
 
 from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError, as_dict
-from data_prep.core.files import whole_or_absent
+from data_prep.core.files import remove_folder, whole_or_absent
 from scripts.finetuning import results
 from scripts.finetuning.run import FREE, finetune
 from scripts.finetuning.settings import InputError, load
@@ -73,12 +72,12 @@ def evaluate(run: Path, typed: Sequence[str]) -> list[dict[str, Any]]:
         if step in done:
             continue
         folder = run / FOLDER / f"{task}-{checkpoint.name}"
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
         model = folder / "export"
         _export(run, checkpoint, model)
         summary = finetune(load([*typed, f"model={model}", f"out={folder}"]))
         for name in ("export", "trials", "model"):
-            shutil.rmtree(folder / name)
+            remove_folder(folder / name)
         lines = [line for line in lines if (line["task"], line["step"]) != (task, step)]
         lines.append(
             {

@@ -15,6 +15,7 @@ _CURES = {
     errno.EACCES: _FOREIGN,
     errno.EPERM: _FOREIGN,
     errno.EROFS: _FOREIGN,
+    errno.EBUSY: "it is a mount point or in use: choose another folder",
     errno.ENOTDIR: "a file is where a folder must be: choose another folder, or move the file away",
     errno.ELOOP: "its links lead to each other: choose another folder, or mend the link",
     errno.ENAMETOOLONG: "choose a shorter path",

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import logging
 import os
 import re
 import secrets
@@ -25,7 +26,10 @@ from data_prep.core.config import SettingsError
 # What a file system says that lacks locks, hard links or fsync
 NOT_OFFERED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 ABANDONED_S = 3600.0  # without a write; writers write every few seconds
+_REMOVED = ".removed.tmp"  # ends the name of a folder that is about to be removed
 MOST_JSON_BYTES = 64 << 20  # a manifest of 200,000 parts, 3 TB of text
+
+logger = logging.getLogger(__name__)
 
 
 @functools.cache
@@ -46,6 +50,7 @@ def place() -> str:
 def whole_or_absent(path: Path, *, is_folder: bool = False) -> Iterator[Path]:
     """Yield a new empty file or folder next to `path`: renamed to it on a clean exit, else removed.
 
+    A folder that was there is replaced as a whole; if it cannot be, it stays and OSError is raised.
     The data is flushed to disk before the rename, and the folder after it, so that not even a power
     loss leaves half a file under the final name. See `new_temporary` for the temporary name.
     """
@@ -54,7 +59,10 @@ def whole_or_absent(path: Path, *, is_folder: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         flush_to_disk(temporary)
-        os.replace(temporary, path)
+        if is_folder:
+            _replace_folder(temporary, path)
+        else:
+            os.replace(temporary, path)
         flush_to_disk(path.parent)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -71,6 +79,50 @@ def whole_or_absent(path: Path, *, is_folder: bool = False) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    former = _to_be_removed(folder)
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(folder, former)
+    try:
+        os.rename(new, folder)
+    except OSError:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(former, folder)
+        raise
+    remove_folder(former)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if there is one; what the system does not let go is a warning.
+
+    That may be a file that is held open on NFS, or a mount point. The folder first gets a hidden
+    name, so that what stays of it does not look whole.
+    """
+    try:
+        if not folder.name.endswith(_REMOVED):
+            hidden = _to_be_removed(folder)
+            os.rename(folder, hidden)
+            folder = hidden
+        if folder.is_symlink():
+            folder.unlink()
+        else:
+            shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        _warn_once(str(folder), error.strerror or str(error))
+
+
+def _to_be_removed(folder: Path) -> Path:
+    """A new hidden name next to `folder`."""
+    return folder.with_name(f".{folder.name.lstrip('.')}.{secrets.token_hex(4)}{_REMOVED}")
+
+
+@functools.cache
+def _warn_once(folder: str, reason: str) -> None:
+    logger.warning("%s cannot be removed now and stays: %s", folder, reason)
 
 
 def new_temporary(path: Path, *, is_folder: bool = False) -> Path:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from data_prep.core.files import checksum, flush_to_disk, write_json
+from data_prep.core.files import checksum, flush_to_disk, remove_folder, write_json
 from data_prep.core.records import Record, check_file_name, read_record
 from pretrain.checkpoint.progress import CheckpointState
 
@@ -173,8 +173,7 @@ def _seal(folder: Path, checksums: Mapping[str, str]) -> int:
 
 def _put_in_place(temporary: Path, final: Path) -> None:
     """Give a sealed folder its name; replace a broken checkpoint of that name."""
-    if final.exists():
-        os.rename(final, final.with_name(f".{final.name}.replaced.tmp"))
+    remove_folder(final)
     os.rename(temporary, final)
     flush_to_disk(final.parent)
     _remove_leftovers(final.parent)
@@ -188,10 +187,10 @@ def _remove_old(path: Path, keep: int, keep_every: int | None) -> None:
     older = sorted(other for other in path.parent.glob("step-*") if other.name <= path.name)
     for other in older[:-keep]:
         if keep_every is None or int(other.name.removeprefix("step-")) % keep_every:
-            shutil.rmtree(other)
+            remove_folder(other)
 
 
 def _remove_leftovers(folder: Path) -> None:
     """Remove what a killed save left behind."""
     for path in folder.glob(".step-*.tmp"):
-        shutil.rmtree(path)
+        remove_folder(path)

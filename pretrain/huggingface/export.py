@@ -70,8 +70,6 @@ def export(
         check_export(temporary, state, settings, pairing)
         for path in temporary.iterdir():
             flush_to_disk(path)
-        if target.exists():
-            shutil.rmtree(target)
 
 
 def check_export(

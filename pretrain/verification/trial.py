@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.core.config import SettingsError
+from data_prep.core.files import remove_folder
 from pretrain.config.load import settings_of
 from pretrain.config.phases import check_phases, phases_of
 from pretrain.config.settings import Settings
@@ -61,7 +61,7 @@ def verify_run(
         raise
     finally:
         if not must_stay:
-            shutil.rmtree(scratch)
+            remove_folder(scratch)
             with contextlib.suppress(OSError):
                 scratch.parent.rmdir()  # if no other verification left its copies
     return holds, f"{verdict} The copies are in {scratch}." if must_stay else verdict

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.core.bert_folder import check_folder, identity
 from data_prep.core.command import INTERRUPTED
 from data_prep.core.config import SettingsError, as_dict, as_yaml
-from data_prep.core.files import link_or_copy, write_json
+from data_prep.core.files import link_or_copy, remove_folder, whole_or_absent, write_json
 from scripts.finetuning import results
 from scripts.finetuning.results import MODEL, TRIALS
 from scripts.finetuning.settings import InputError, Kind, Settings, load
@@ -81,7 +81,7 @@ def finetune(settings: Settings) -> dict[str, Any]:
     print(f"{settings.task.name}: train {len(job.train):,}, {dev} inputs in {seconds:.1f} s")
     print("".join(f"  {line}\n" for line in job.notes.lines()), end="")
     if not settings.resume:
-        shutil.rmtree(settings.out_folder / TRIALS, ignore_errors=True)
+        remove_folder(settings.out_folder / TRIALS)
     return _trials(settings, job, tokenizer)
 
 
@@ -133,8 +133,5 @@ def _link_model(source: Path, target: Path) -> None:
     """Make the best seed's model `target`, as links to the trial's files."""
     if not source.is_dir():
         raise InputError(f"{source}, the best model, is missing; resume=false trains it again")
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary, copy_function=link_or_copy)
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
+    with whole_or_absent(target, is_folder=True) as temporary:
+        shutil.copytree(source, temporary, copy_function=link_or_copy, dirs_exist_ok=True)

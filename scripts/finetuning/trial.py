@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from transformers import (
     set_seed,
 )
 
-from data_prep.core.files import only_process, read_json, write_json
+from data_prep.core.files import only_process, read_json, remove_folder, write_json
 from scripts.finetuning.job import Job
 from scripts.finetuning.models import load_model, num_entries, quiet
 from scripts.finetuning.results import MODEL, TRIALS
@@ -182,7 +181,7 @@ class Task:
             "fingerprint": self.fingerprint,
         }
         for checkpoint in folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
+            remove_folder(checkpoint)
         write_json(folder / RESULT, result)
         return result
 

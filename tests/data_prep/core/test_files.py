@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import itertools
 import os
 import subprocess
 import sys
@@ -143,6 +144,59 @@ def _refuse(number: int) -> Callable[..., None]:
         raise OSError(number, os.strerror(number))
 
     return refuse
+
+
+def _replace(folder: Path, content: str) -> None:
+    with whole_or_absent(folder, is_folder=True) as temporary:
+        (temporary / "a").write_text(content)
+
+
+def test_a_folder_is_replaced_whole_and_no_file_of_the_former_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    _replace(folder, "old")
+    (folder / "of the former").touch()
+    _replace(folder, "new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["x", "a"]
+    assert (folder / "a").read_text() == "new"
+
+
+def test_a_link_to_a_folder_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "x").symlink_to("elsewhere")
+    _replace(tmp_path / "x", "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "x"]
+    assert not (tmp_path / "x").is_symlink()
+
+
+@pytest.mark.parametrize("refused", [1, 2], ids=["to set it aside", "to put the new one there"])
+def test_a_folder_that_cannot_be_replaced_stays_as_it_was(tmp_path, monkeypatch, refused) -> None:
+    folder = tmp_path / "x"
+    _replace(folder, "old")
+    rename, calls = os.rename, itertools.count(1)
+
+    def refusing(source: Path, target: Path) -> None:
+        if next(calls) == refused:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(source))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refusing)
+    with pytest.raises(OSError, match="busy"):
+        _replace(folder, "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert (folder / "a").read_text() == "old"
+
+
+def test_a_former_folder_that_cannot_be_removed_is_a_warning(tmp_path, monkeypatch, caplog) -> None:
+    folder = tmp_path / "x"
+    _replace(folder, "old")
+
+    def refusing(path: object, *args: object, **how: object) -> None:
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+
+    monkeypatch.setattr("shutil.rmtree", refusing)
+    _replace(folder, "new")
+    assert (folder / "a").read_text() == "new"
+    assert "cannot be removed now and stays: Directory not empty" in caplog.text
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV])

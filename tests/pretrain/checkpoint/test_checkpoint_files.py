@@ -1,3 +1,4 @@
+import errno
 import logging
 import multiprocessing
 import os
@@ -82,6 +83,73 @@ def test_later_broken_checkpoints_do_not_push_out_a_whole_one(tmp_path: Path) ->
     path = save(tmp_path, 15, keep=1)
     assert newest_whole(tmp_path) == path
     assert names(tmp_path) == ["step-00000015", "step-00000020"]
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Files of these names cannot be removed: they are held open on NFS, or are mount points."""
+    held, unlink = set[str](), os.unlink
+
+    def refusing(path: Any, *, dir_fd: int | None = None) -> None:
+        if Path(os.fspath(path)).name in held:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+        unlink(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", refusing)
+    return held
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning_and_the_new_one_counts(
+    tmp_path: Path, held: set[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 5, keep=1)
+    (path_of(tmp_path, 5) / ".nfs0001").touch()
+    held.add(".nfs0001")
+    for step in (10, 15):
+        assert save(tmp_path, step, keep=1) == newest_whole(tmp_path)
+    (stays,) = [name for name in names(tmp_path) if name.startswith(".")]
+    assert names(tmp_path) == [stays, "step-00000015"]
+    warnings = [record.message for record in caplog.records]
+    assert len(warnings) == 1, "once, though each save tries again"
+    assert "step-00000005" in warnings[0]
+    assert "Device or resource busy" in warnings[0]
+    held.clear()
+    save(tmp_path, 20, keep=1)
+    assert names(tmp_path) == ["step-00000020"]
+
+
+def test_what_a_killed_save_left_and_cannot_be_removed_is_not_part_of_the_next(
+    tmp_path: Path, held: set[str]
+) -> None:
+    left = tmp_path / "checkpoints/.step-00000005.tmp"
+    left.mkdir(parents=True)
+    (left / ".nfs0001").touch()
+    held.add(".nfs0001")
+    path = save(tmp_path, 5)
+    assert newest_whole(tmp_path) == path
+    assert not (path / ".nfs0001").exists()
+
+
+def test_a_broken_checkpoint_that_cannot_be_removed_is_replaced(tmp_path, held) -> None:
+    broken = save(tmp_path, 5)
+    (broken / "model.safetensors").write_text("")
+    held.add("model.safetensors")
+    assert save(tmp_path, 5) == newest_whole(tmp_path)
+
+
+def test_an_old_checkpoint_that_cannot_even_be_renamed_stays_whole(tmp_path, monkeypatch) -> None:
+    save(tmp_path, 5, keep=1)
+    rename = os.rename
+
+    def refusing(source: Any, target: Any) -> None:
+        if "step-00000005" in str(source):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), source)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refusing)
+    save(tmp_path, 10, keep=1)
+    assert find_fault(path_of(tmp_path, 5)) is None
+    assert newest_whole(tmp_path) == path_of(tmp_path, 10)
 
 
 def test_a_step_saved_again_replaces_a_broken_checkpoint(tmp_path: Path) -> None:
