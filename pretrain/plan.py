@@ -5,6 +5,7 @@
         [GROUP=NAME ...] [SETTING=VALUE ...] [json=true]
 
 Takes what `pretrain.run` takes, needs neither data nor GPU, and refuses what the run would refuse.
+With data= or data.dir= it reads the shards' lengths and vocabulary; without, it assumes them.
 
 cluster=NAME cluster.nodes=N   the hardware, in conf/cluster; default: this machine, measured
 plan.padding=full              pad every sequence, as most published runs do
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from pretrain.planning import table
         from pretrain.planning.estimate import forecast
 
-        found = forecast(settings)
+        found = forecast(settings, has_data=bool(keys(typed) & {"data", "data.dir"}))
     except SettingsError as error:
         print(f"pretrain.plan: {error}", file=sys.stderr)
         return 2
@@ -57,12 +58,17 @@ def clusters() -> list[str]:
     return [name for name in choices("cluster") if name != "none"]
 
 
+def keys(typed: Sequence[str]) -> set[str]:
+    """The settings and groups that were typed."""
+    return {argument.split("=", 1)[0].lstrip("+") for argument in typed}
+
+
 def load(typed: Sequence[str]) -> Settings:
     """Settings of a plan, checked for all ranks of the cluster; default: this machine.
 
     Raises SettingsError as `pretrain.run` does on that many ranks, with the nodes that fit.
     """
-    if "cluster" not in {argument.split("=", 1)[0].lstrip("+") for argument in typed}:
+    if "cluster" not in keys(typed):
         typed = [*typed, "cluster=local"]
     settings, _ = load_module.load(typed, world_size=1)
     cluster = settings.cluster

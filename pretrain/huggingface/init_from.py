@@ -7,6 +7,7 @@ folder's small files, before torch is imported.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,14 +200,19 @@ def begin(settings: Settings, run_folder: Path) -> tuple[dict[str, str] | None, 
     return origin.identity(typed), origin
 
 
-def summary(identity: Mapping[str, str], facts: Mapping[str, Any]) -> str:
-    """What a run started from, for the log."""
+def summary(identity: Mapping[str, str], facts: Mapping[str, Any], vocab_size: int) -> str:
+    """What a run started from, for the log, and which loss to expect."""
     parts = [
         f"starts from the weights of {facts['folder']} (xxh3 {identity['checksum']}): "
         f"{facts['taken']} tensors"
     ]
     if facts["new"]:
         parts.append(f"new, from random weights: {', '.join(facts['new'])}")
+    if "mlm_head.transform.weight" in facts["new"]:
+        parts.append(
+            "the MLM head is random, so that the MLM loss of the first steps is about ln "
+            f"{vocab_size:,} = {math.log(vocab_size):.1f}, or a little more"
+        )
     if facts["left_out"]:
         parts.append(f"left out: {', '.join(facts['left_out'])}")
     if facts["rows_beyond_vocabulary"]:

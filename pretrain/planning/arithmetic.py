@@ -57,11 +57,11 @@ class PhasePlan:
         )
 
 
-def corpus_of(settings: Settings) -> LengthStats:
+def corpus_of(settings: Settings, has_data: bool = True) -> LengthStats:
     """The prepared data of data.seq_len, or without it what the `plan` settings assume."""
     data, assumed = settings.data, settings.plan
     folder = Path(data.dir) / f"len{data.seq_len}"
-    if (folder / "manifest.json").exists():
+    if has_data and (folder / "manifest.json").exists():
         from data_prep.stores.shard_reader import Shards
 
         shards = Shards.open(folder, "train")
@@ -76,7 +76,11 @@ def corpus_of(settings: Settings) -> LengthStats:
     else:
         mean, square = assumed.lengths.get(data.seq_len, [data.seq_len, data.seq_len**2])
         lengths = Lengths(mean, square, 0.15 * mean)
-        source = f"no {folder}: mean length {mean:g} assumed (plan.lengths)"
+        missing = folder if has_data else "data= or data.dir="
+        source = (
+            f"no {missing}: mean length {mean:g} and {assumed.vocab_size:,} vocabulary entries "
+            "assumed (plan.lengths, plan.vocab_size)"
+        )
         found = LengthStats(None, assumed.vocab_size, lengths, None, source)
     if assumed.padding is Padding.full:
         lengths = Lengths.full(data.seq_len, found.lengths.masked)

@@ -21,10 +21,19 @@ SECONDS = 0.06  # least duration of a measurement
 ROWS = 1024  # tokens of the measured micro-batch
 SEQUENCE = 128  # tokens of the sequence for attention
 HEAD_ROWS = 0.15  # share of tokens that are masked
+MOST_HIDDEN = 2048  # beyond it a product's rate no longer grows, only its memory
+MOST_ENTRIES = 2**26  # of the tied matrix
 
 
 def measure(cluster: ClusterSettings, model: ModelSettings, vocab_size: int) -> ClusterSettings:
-    """`cluster` with the rates of one rank of this machine, for this model."""
+    """`cluster` with the rates of one rank of this machine, for this model or a part of it."""
+    if model.hidden_size > MOST_HIDDEN:
+        model = dataclasses.replace(
+            model, hidden_size=MOST_HIDDEN, num_attention_heads=MOST_HIDDEN // 64
+        )
+    wide = min(model.intermediate_size, 4 * MOST_HIDDEN)
+    model = dataclasses.replace(model, intermediate_size=wide)
+    vocab_size = min(vocab_size, MOST_ENTRIES // model.hidden_size)
     has_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if has_gpu else "cpu")
     has_bf16 = has_gpu and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -131,15 +131,15 @@ class Forecast:
         }
 
 
-def forecast(settings: Settings, world_size: int | None = None) -> Forecast:
+def forecast(settings: Settings, world_size: int | None = None, has_data: bool = True) -> Forecast:
     """The forecast of a run on `world_size` ranks, or on all GPUs of its cluster if that is None.
 
-    Measures this machine if that is the cluster. Raises SettingsError on a precision that the
-    hardware lacks.
+    Without `has_data` no shards are looked for, and the `plan` settings are assumed. Measures this
+    machine if that is the cluster. Raises SettingsError on a precision that the hardware lacks.
     """
     cluster = None if settings.cluster.gpu is None else settings.cluster
     phases = phases_of(settings)
-    corpora = [corpus_of(phase.settings) for phase in phases]
+    corpora = [corpus_of(phase.settings, has_data) for phase in phases]
     vocab_size = corpora[0].vocab_size
     if cluster is not None:
         cluster = measured(cluster, settings.model, vocab_size)

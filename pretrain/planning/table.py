@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from data_prep.core.files import whole_or_absent, write_json
-from pretrain.config.settings import Compile
+from pretrain.config.settings import ClusterSettings, Compile
 from pretrain.planning.estimate import Forecast, PhaseForecast
 from pretrain.planning.memory import GIB, Memory
 
@@ -110,9 +110,11 @@ def proposal(forecast: Forecast) -> str:
     enough = [candidate for candidate in found if candidate[2] >= wanted]
     way, other, budget = enough[0] if enough else max(found, key=lambda candidate: candidate[2])
     if budget < longest:
+        more = "GPUs with more memory, or more GPUs"
+        if forecast.cluster.is_cpu:
+            more = "or a machine with more memory"
         return (
-            "Does not fit at any ZeRO stage, not even one sequence: take a smaller model, GPUs "
-            "with more memory, or more GPUs."
+            f"Does not fit at any ZeRO stage, not even one sequence: take a smaller model, {more}."
         )
     changes = [f"engine.zero_stage={other}"] if other != stage else []
     if way != how:
@@ -129,13 +131,15 @@ def assumptions(forecast: Forecast) -> list[str]:
     cluster, kind = forecast.cluster, forecast.arithmetic
     if cluster is None:
         return found
+    unit = "rank" if cluster.is_cpu else "GPU"
+    price = f"{cluster.usd_per_gpu_hour:g} USD and " if _has_price(cluster) else ""
     found += [
         f"Matrix products: {cluster.gemm_share[kind]:.0%} of {cluster.peak_tflops[kind]:,.4g} "
         f"TFLOP/s; memory: {cluster.bandwidth_share:.0%} of {cluster.bandwidth_gb_s:,.4g} GB/s.",
-        f"Links {cluster.link_gb_s:g} GB/s per GPU; network {cluster.network_share:.0%} of "
-        f"{cluster.network_gb_s:g} GB/s per GPU; nothing is hidden behind computing.",
-        f"{cluster.usd_per_gpu_hour:g} USD and {cluster.watts_per_gpu:g} W per GPU. Training "
-        "alone: evaluation, checkpoints and restarts come on top.",
+        f"Links {cluster.link_gb_s:g} GB/s per {unit}; network {cluster.network_share:.0%} of "
+        f"{cluster.network_gb_s:g} GB/s per {unit}; nothing is hidden behind computing.",
+        f"{price}{cluster.watts_per_gpu:g} W per {unit}. Training alone: evaluation, checkpoints "
+        "and restarts come on top.",
     ]
     if kind == "fp32" or not cluster.has_bf16:
         found.append(
@@ -202,8 +206,12 @@ def table(forecast: Forecast) -> list[str]:
         gpu_hours, usd, kwh = (
             _rounded(forecast.total[name]) for name in ("gpu_hours", "usd", "kwh")
         )
-        days = f"{forecast.hours / 24:,.3g}"
-        found += ["", f"  {days} days, {gpu_hours} GPU-hours, {usd} USD, {kwh} kWh"]
+        costs = [f"{forecast.hours / 24:,.3g} days"]
+        if not forecast.cluster.is_cpu:
+            costs.append(f"{gpu_hours} GPU-hours")
+        if _has_price(forecast.cluster):
+            costs.append(f"{usd} USD")
+        found += ["", f"  {', '.join([*costs, f'{kwh} kWh'])}"]
     return found
 
 
@@ -223,7 +231,8 @@ def memory_table(forecast: Forecast) -> list[str]:
     stages = next(iter(forecast.budgets.values()))
     return [
         "",
-        f"  memory per GPU, GiB of {forecast.cluster.memory_gib:g}",
+        f"  memory per {'rank' if forecast.cluster.is_cpu else 'GPU'}, GiB of "
+        f"{forecast.cluster.memory_gib:,.4g}",
         *(gib(part.name, f"memory.{part.name}") for part in dataclasses.fields(Memory)),
         gib("total", "memory.total"),
         gib(f"total {other} recomputation", "other_memory.total"),
@@ -269,6 +278,10 @@ def _micro_batches(forecast: Forecast, budget: int) -> int:
     first = forecast.phases[0]
     tokens = first.plan.fill * first.plan.micro_steps * first.budget
     return max(1, -int(-tokens // budget))
+
+
+def _has_price(cluster: ClusterSettings) -> bool:
+    return not cluster.is_cpu or cluster.usd_per_gpu_hour > 0
 
 
 def _rounded(value: float | None) -> str:

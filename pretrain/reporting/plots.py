@@ -126,8 +126,12 @@ def _plot(axes: Axes, chart: Chart) -> None:
             markevery=max(1, len(x) // 25),
             label=line.label,
         )
+        alone = _alone(y)  # no line leads there
+        axes.plot(x[alone], y[alone], "o", color=line.colour, markersize=4)
     if chart.bands and drawn:  # the view is the run's own
-        axes.set_xlim(min(min(line.x) for line in drawn), max(max(line.x) for line in drawn))
+        first, last = min(min(line.x) for line in drawn), max(max(line.x) for line in drawn)
+        room = 0.02 * (last - first) or 0.5
+        axes.set_xlim(first - room, last + room)
     if chart.is_log:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
@@ -156,6 +160,12 @@ def _plot(axes: Axes, chart: Chart) -> None:
     axes.legend(
         frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=ncols, fontsize=9, borderpad=0
     )
+
+
+def _alone(y: np.ndarray) -> np.ndarray:
+    """Of each value, whether it is there and neither of its neighbours is."""
+    there = np.pad(~np.isnan(y), 1)
+    return np.asarray(there[1:-1] & ~there[:-2] & ~there[2:])
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

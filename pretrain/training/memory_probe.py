@@ -1,9 +1,9 @@
 """The rehearsal: runs out of memory before the first step, not at the longest batch, and compiles.
 
-A synthetic micro-batch of exactly engine.tokens_per_micro_batch tokens goes through forward,
-backward and gradient reduction, after smaller ones. If it does not fit, the error names the largest
-that did. Where layers are compiled, the sizes are the static shapes of the run's own batches: their
-code is ready before the first step, and nothing is compiled that no batch needs.
+A synthetic micro-batch of as many tokens as the fullest of the run can have goes through forward,
+backward and gradient reduction, on a GPU after smaller ones. If it does not fit, the error names
+the largest that did. Where layers are compiled, the sizes are the static shapes of the run's own
+batches: their code is ready before the first step, and nothing is compiled that no batch needs.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import torch
 from data_prep.examples.masking import MaskingRule, num_masked
 from data_prep.stores.shards import Examples, ShardsManifest
 from pretrain.config.phases import Phase
+from pretrain.config.settings import Settings
 from pretrain.data.balancing import micro_steps
 from pretrain.data.packing import PackedBatch, Shape, pack
 from pretrain.data.static_shapes import Shapes
 from pretrain.engine.engine import Engine
 
-PARTS = 4  # sizes tried: quarters of the whole
+# How many sizes are tried. A CPU is slow and raises no error: the system ends the run
+PARTS = {"cuda": 4, "cpu": 1}
 _SHORTEST = 8  # tokens of a sequence that fills up the row
 
 
@@ -37,11 +39,12 @@ def rehearse(
     settings = phase.settings
     rule = MaskingRule.from_manifest(manifest, Path(settings.data.dir) / "vocab" / "vocab.txt")
     num_micro_batches = min(2, micro_steps(settings, manifest, engine.ranks.world_size))
-    whole, seq_len = settings.engine.tokens_per_micro_batch, settings.data.seq_len
+    whole, seq_len = fullest(settings, engine.ranks.world_size), settings.data.seq_len
     of_tokens = settings.optim.tokens_per_step is not None
     is_even = of_tokens or settings.optim.global_batch % engine.ranks.world_size == 0
     least = min(whole, seq_len if is_even else 2 * seq_len)  # check_dealable refuses less
-    parts = {max(least, whole * part // PARTS) for part in range(1, PARTS + 1)}
+    num_parts = PARTS[engine.ranks.device.type]
+    parts = {max(least, whole * part // num_parts) for part in range(1, num_parts + 1)}
     sizes = [Shape(tokens, 0, 0) for tokens in sorted(parts)] if shapes is None else shapes.usual
     smaller = None  # a token budget to propose
     for size in sizes:
@@ -55,6 +58,19 @@ def rehearse(
                 smaller = f"{max(least, size.tokens // 2)}, which the next start tries"
             raise RuntimeError(_cure(phase, engine, size.tokens, smaller, str(error))) from None
         smaller = f"{size.tokens}, which fits"
+
+
+def fullest(settings: Settings, num_ranks: int) -> int:
+    """Most tokens that a micro-batch can have: the token budget, unless a step has fewer.
+
+    Each sequence goes to the rank with the fewest tokens (pretrain.data.balancing). So the fullest
+    one had at most an equal share of the others before it got its last.
+    """
+    budget, seq_len = settings.engine.tokens_per_micro_batch, settings.data.seq_len
+    if settings.optim.tokens_per_step is not None:
+        return budget
+    others = (settings.optim.global_batch - 1) * seq_len
+    return min(budget, others // num_ranks + seq_len)
 
 
 def fake_batch(

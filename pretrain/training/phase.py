@@ -40,7 +40,7 @@ from pretrain.training.anomalies import Guard, Rewind, rewound
 from pretrain.training.context import RunContext
 from pretrain.training.evaluation import frequency_baseline
 from pretrain.training.loop import Trainer, train
-from pretrain.training.memory_probe import rehearse
+from pretrain.training.memory_probe import fullest, rehearse
 
 logger = logging.getLogger(__name__)
 
@@ -190,8 +190,13 @@ class PhaseTraining:
             if shapes is not None and coming is not self._phase:
                 budget = coming.settings.engine.tokens_per_micro_batch
                 shapes = usual_shapes(manifest, "train", [budget])
+            if self._is_main:
+                most = fullest(coming.settings, self._context.ranks.world_size)
+                of_phase = f" of phase {coming.number}" if len(self._context.phases) > 1 else ""
+                print(f"rehearsing a step{of_phase}: {most:,} tokens at once", file=sys.stderr)
             rehearse(engine, coming, manifest, shapes)
-        if self._is_compiled:
+        # its micro-batches may be larger than those of a small step
+        if self._is_compiled or self._context.ranks.device.type == "cuda":
             engine.evaluate_step(next(iter(self._held_out)).batch)
 
     def _load_init_weights(self, origin: init_from.InitWeights, model: BertForPreTraining) -> None:
@@ -213,7 +218,7 @@ class PhaseTraining:
             begun_from = init_from_of(context.identity)
             assert begun_from is not None, "the run has run.init_from"
             append_event(context.folder, "init_from", {**begun_from, **facts})
-            summary = init_from.summary(begun_from, facts)
+            summary = init_from.summary(begun_from, facts, self._manifest.vocab_size)
             logger.info("%s", summary)
             print(summary, file=sys.stderr)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,58 @@ def test_every_cluster_gives_a_table_of_at_most_100_columns(name, capsys) -> Non
     text = "\n".join(lines)
     for part in ("hours", "USD", "kWh", "communication", "activations", "ZeRO 3", "assumed"):
         assert part in text
+
+
+@pytest.fixture
+def prepared(sample_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A current folder with the demo's data."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/sample").symlink_to(sample_dir)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("typed", "is_assumed"),
+    [
+        ([], True), (["cluster.nodes=2"], True), (["data.seq_len=128"], True),
+        (["data=sample"], False), (["data.dir=data/sample"], False),
+    ],
+)  # fmt: skip
+def test_only_data_that_is_typed_is_planned_with(typed, is_assumed, prepared, capsys) -> None:
+    assert main(["+model=large", "cluster=dgx_a100", *typed]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert ("no data= or data.dir=: mean length 110 and 30,522 vocabulary" in text) is is_assumed
+    assert text.startswith("336.2 M" if is_assumed else "309.1 M")
+
+
+@pytest.mark.parametrize("typed", [[], ["cluster.gpus_per_node=2"], ["eval.every_steps=7"]])
+def test_a_plan_for_a_cpu_is_about_memory_and_hours(typed, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    main(["+model=tiny", "model.num_hidden_layers=1", *typed])
+    text = capsys.readouterr().out
+    assert re.search(r"GPU|USD", text) is None
+    for part in ("memory per rank, GiB of", "hours", "days", "kWh"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["model.hidden_size=1024000"], ["model.intermediate_size=1000000000"],
+        ["plan.vocab_size=2000000000"],
+    ],
+)  # fmt: skip
+def test_a_model_that_cannot_fit_is_planned_without_being_allocated(typed, capsys) -> None:
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert main(["+model=tiny", "model.num_hidden_layers=1", *typed]) == 1
+    assert "Does not fit" in capsys.readouterr().out
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - largest < 3e6  # KiB
+
+
+def test_a_cpu_with_a_price_has_its_cost() -> None:
+    typed = ["+model=tiny", "model.num_hidden_layers=1", "cluster.usd_per_gpu_hour=2"]
+    found = forecast(load(typed))
+    assert "USD" in "\n".join(table.lines(found))
 
 
 def test_cfg_prints_the_settings(capsys) -> None:

@@ -123,8 +123,10 @@ def test_missing_heads_are_new_and_surplus_ones_are_left_out_and_both_are_logged
     assert len(facts["left_out"]) == len(left_out)
     for parameter, value in state(model).items():
         assert torch.equal(value, before[parameter]) == (parameter in facts["new"]), parameter
-    said = init_from.summary({"checksum": "0"}, facts)
+    said = init_from.summary({"checksum": "0"}, facts, 30_522)
     assert all(absent in said for absent in [*facts["new"], *facts["left_out"]])
+    expected = "the MLM loss of the first steps is about ln 30,522 = 10.3, or a little more"
+    assert (expected in said) is (len(new) >= 5)
 
 
 def test_old_names_halves_and_several_files_are_read(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The page about a run: complete, escaped, and rendered by a real browser."""
 
 import json
+import math
 import re
 import subprocess
 from pathlib import Path
@@ -8,12 +9,14 @@ from pathlib import Path
 import pytest
 from browser import chromium
 from made_history import MadeRun, killed_and_stopped
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from page_reader import PageReader
 from run_in_fork import TINY, finished_run
 
 from pretrain import report
 from pretrain.reporting import page as page_module
+from pretrain.reporting import plots
 from pretrain.run_folder.history import History
 
 
@@ -149,6 +152,31 @@ def test_a_run_that_died_is_reported_first(tmp_path: Path) -> None:
     made.event(0, "started", step=0, ranks=1)
     made.record(10, 30, train__mlm_loss=5.0)
     assert "The run died after step 30: no last step, no signal" in page(made.folder).text
+
+
+@pytest.mark.parametrize(
+    ("y", "seen"),
+    [
+        ([2.5], [2.5]),  # one evaluation
+        ([1.0, math.nan, 3.0, math.nan], [1.0, 3.0]),  # stretches of one record
+        ([1.0, 2.0, math.nan, 4.0], [4.0]),
+        ([1.0, 2.0, 3.0], []),
+    ],
+)
+def test_a_point_that_no_line_leads_to_has_a_mark(y: list[float], seen: list[float]) -> None:
+    axes = Figure().add_subplot()
+    line = plots.Line("held-out", list(range(len(y))), y)
+    plots._plot(axes, plots.Chart("x", "step", "nats", [line]))
+    marks = [drawn for drawn in axes.lines if drawn.get_marker() == "o"]
+    assert [value for mark in marks for value in mark.get_ydata()] == seen
+
+
+def test_a_published_band_leaves_room_for_the_mark_of_one_evaluation() -> None:
+    axes = Figure().add_subplot()
+    line, band = plots.Line("held-out", [7], [2.5]), plots.Band("published", [0, 9], [1, 1], [3, 3])
+    plots._plot(axes, plots.Chart("x", "step", "nats", [line], [band]))
+    left, right = axes.get_xlim()
+    assert left < 7 < right
 
 
 def test_a_long_run_is_drawn_as_means(tmp_path: Path) -> None:

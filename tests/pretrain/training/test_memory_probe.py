@@ -1,21 +1,29 @@
 """The memory rehearsal: leaves no trace, and names what to change if memory is short."""
 
+import copy
+import functools
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from engine_samples import MANY_MICRO_STEPS, build_engine, build_model, global_batch, save_state
+from hypothesis import given
+from hypothesis import strategies as st
 from ranks_harness import run_ranks
 from run_in_fork import TINY, finished_run, pretrain_run
 
+from data_prep.core.config import compose
 from data_prep.examples.masking import MaskingRule
 from data_prep.stores.shards import read_shards_manifest
-from pretrain.config.settings import OptimizerName, Precision, TrustRatio
+from pretrain.config.settings import OptimizerName, Precision, Settings, TrustRatio
+from pretrain.data.balancing import deal
 from pretrain.distributed.ranks import Ranks
 from pretrain.model.bert import BertForPreTraining
-from pretrain.training.memory_probe import fake_batch
+from pretrain.training import memory_probe
+from pretrain.training.memory_probe import fake_batch, fullest
 
 FP32, AUTOCAST = Precision.fp32, Precision.bf16_autocast
 BF16, FP16 = Precision.bf16, Precision.fp16
@@ -23,6 +31,11 @@ ADAMW, BERT_ADAM = {"name": OptimizerName.adamw}, {"name": OptimizerName.bert_ad
 LEAST = "of 512 tokens does not fit .*: that is the least for data.seq_len=128"
 RECOMPUTED = "engine.activation_checkpointing=true"
 LAMB = {"name": OptimizerName.lamb, "trust_ratio": TrustRatio.all}
+
+
+@functools.cache
+def settings_of(*typed: str) -> Settings:
+    return compose("config", Settings, ["+model=base", "data.seq_len=128", *typed])[0]
 
 
 def rule(sample_dir: Path) -> MaskingRule:
@@ -38,6 +51,40 @@ def test_the_made_up_batch_has_the_size_asked_for_and_full_masks(sample_dir: Pat
     assert batch.num_masked / 1000 == pytest.approx(0.15, abs=0.01)
     assert int(batch.input_ids.max()) < 4096
     assert fake_batch(130, 128, rule(sample_dir), 4096).lengths == [128]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 128), min_size=8, max_size=60),
+    ranks=st.integers(1, 8), budget=st.integers(256, 4096),
+)  # fmt: skip
+def test_no_micro_batch_is_fuller_than_the_one_rehearsed(lengths, ranks, budget) -> None:
+    settings = copy.deepcopy(settings_of())
+    settings.optim.global_batch = len(lengths)
+    settings.engine.tokens_per_micro_batch = budget
+    dealt = deal(np.array(lengths), ranks, budget)
+    assert dealt.most_tokens <= fullest(settings, ranks) <= budget
+
+
+@pytest.mark.parametrize(
+    ("typed", "ranks", "tokens"),
+    [
+        (["optim.global_batch=8"], 1, 8 * 128),
+        (["optim.global_batch=9"], 2, 5 * 128),
+        (["optim.global_batch=1000"], 1, 8192),
+        (["optim.global_batch=8", "optim.tokens_per_step=8192"], 1, 8192),
+    ],
+)
+def test_a_step_of_fewer_tokens_than_the_budget_is_rehearsed_at_its_own_size(
+    typed: list[str], ranks: int, tokens: int
+) -> None:
+    assert fullest(settings_of(*typed), ranks) == tokens
+
+
+@pytest.mark.distributed
+def test_the_rehearsal_is_announced_with_its_size(sample_dir: Path, tmp_path: Path) -> None:
+    typed = [*TINY, "eval.max_examples=8", "schedule.total_steps=1", f"data.dir={sample_dir}"]
+    output = finished_run([*typed, "optim.global_batch=2"], tmp_path)
+    assert output.index("rehearsing a step: 256 tokens at once") < output.index("step 1/1")
 
 
 def state_of(
@@ -86,9 +133,10 @@ def test_a_rehearsal_leaves_weights_optimizer_generators_and_counters_untouched(
 
 
 def out_of_memory_above(limit: int, of_rank: int = 0) -> Any:
-    """A hook: a forward pass of more tokens than that has no memory on one rank."""
+    """A hook: a forward pass of more tokens than that has no memory on one rank, as on a GPU."""
 
     def hook(rank: int) -> None:
+        memory_probe.PARTS["cpu"] = memory_probe.PARTS["cuda"]
         forward = BertForPreTraining.forward
 
         def with_little_memory(self: BertForPreTraining, batch: Any) -> Any:
@@ -103,7 +151,7 @@ def out_of_memory_above(limit: int, of_rank: int = 0) -> Any:
 
 ARGUMENTS = (
     *TINY, "eval.max_examples=8", "schedule.total_steps=2", "engine.timeout_minutes=2",
-    "engine.tokens_per_micro_batch=2048",
+    "engine.tokens_per_micro_batch=2048", "optim.global_batch=32",
 )  # fmt: skip
 
 
