@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -201,6 +202,7 @@ def _train_and_export(
     from pretrain.training.context import RunContext
     from pretrain.training.preflight import preflight
 
+    _on_rank_0(ranks, lambda: _check_memory(settings, ranks))
     found = preflight(ranks, settings)
     settings.engine.precision = resolve_precision(settings.engine, ranks.device)
     settings.engine.compile = found.compile
@@ -243,6 +245,16 @@ def _train_and_export(
             _export(settings, context)
         ranks.barrier()
     return is_finished
+
+
+def _check_memory(settings: Settings, ranks: Ranks) -> None:
+    """Refuse numbers that cannot fit this host, before anything is made of them."""
+    from pretrain.planning.host_memory import check_host_memory
+
+    phases = phases_of(settings)
+    manifests = [manifest_of(phase.settings.data) for phase in phases]
+    here = min(ranks.world_size, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    check_host_memory(phases, manifests, ranks.world_size, here, ranks.device.type == "cpu")
 
 
 def _check_shards(folder: Path, ranks: Ranks) -> None:

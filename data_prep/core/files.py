@@ -46,6 +46,28 @@ def place() -> str:
     return "-".join(xxhash.xxh32_hexdigest(text.encode()) for text in known)
 
 
+def memory_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory, swap included, that this process can have: the host's, or less if one of
+    its cgroups (a Slurm job's, a container's) has a limit."""
+    swap = re.search(r"^SwapTotal: *(\d+) kB", _text_of(proc / "meminfo"), re.M)
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for line in _text_of(proc / "self/cgroup").splitlines():
+        _, kind, path = line.split(":", 2)
+        if kind in ("", "memory"):
+            own = cgroups / kind / path.lstrip("/")
+            file = "memory.limit_in_bytes" if kind else "memory.max"
+            limits = [_text_of(folder / file).strip() for folder in (own, *own.parents)]
+            found += [int(limit) for limit in limits if limit.isdecimal()]
+    return min(found) + (1024 * int(swap[1]) if swap else 0)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
 @contextlib.contextmanager
 def whole_or_absent(path: Path, *, is_folder: bool = False) -> Iterator[Path]:
     """Yield a new empty file or folder next to `path`: renamed to it on a clean exit, else removed.

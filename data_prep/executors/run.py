@@ -25,7 +25,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.core.files import read_json, write_json
+from data_prep.core.config import SettingsError
+from data_prep.core.files import memory_bytes, read_json, write_json
 from data_prep.core.job import ShareDone
 from data_prep.core.settings import DataPrepSettings, Executor
 from data_prep.executors import slurm
@@ -39,6 +40,8 @@ from data_prep.executors.tasks import (
     record_path,
     unfinished,
 )
+
+WORKER_BYTES = 8_000_000  # of a process that does nothing; most is shared with the others
 
 
 def run_tasks(
@@ -62,9 +65,10 @@ def run_tasks(
     """
     plan = TaskPlan(job, log_dir, tasks, task)
     todo = unfinished(plan, range(len(tasks)))
-    _prepare(plan, todo)
     first, step = settings.share_of
     own = [index for index in todo if index % step == first - 1]
+    _check_memory(settings, len(own))
+    _prepare(plan, todo)
     for index in own:  # of earlier starts
         record_path(log_dir, "failed", tasks[index].name).unlink(missing_ok=True)
     if failed := _run(plan, own, settings) if own else {}:
@@ -76,6 +80,17 @@ def run_tasks(
     for entry in tasks:
         total.update(read_json(record_path(log_dir, "finished", entry.name))["counts"])
     return dict(sorted(total.items()))
+
+
+def _check_memory(settings: DataPrepSettings, num_tasks: int) -> None:
+    """Raise SettingsError if so many local processes cannot fit this host's memory."""
+    most = memory_bytes() // WORKER_BYTES
+    if settings.executor is Executor.local and min(settings.workers, num_tasks) > most:
+        raise SettingsError(
+            f"num_workers={settings.workers} processes take {WORKER_BYTES / 1e6:g} MB or more each "
+            f"of this host's {memory_bytes() / 1e9:,.1f} GB of memory; set num_workers=null for as "
+            "many as this process has cores"
+        )
 
 
 def _run(plan: TaskPlan, todo: Sequence[int], settings: DataPrepSettings) -> dict[int, str]:

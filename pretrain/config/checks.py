@@ -18,7 +18,8 @@ from pretrain.config.settings import (
     TrustRatio,
 )
 
-_COUNT = (lambda value: value >= 1, "1 or more")
+MOST = 2**53  # as a float it is still exact
+_COUNT = (lambda value: 1 <= value <= MOST, f"1 or more, and at most {MOST}")
 _POSITIVE = (lambda value: value > 0, "more than 0")
 _NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
 _RATE = (lambda value: 0 <= value < 1, "[0, 1)")
@@ -122,7 +123,7 @@ def check(settings: Settings, world_size: int) -> None:
     wrong = wrong or [
         *_check_model(settings), *_check_schedule(settings.schedule),
         *_check_optimizer(settings.optim), *_check_engine(settings), *_check_survival(settings),
-        *_check_cluster(settings), *_check_dealable(settings, world_size),
+        *_check_cluster(settings), *_check_total(settings), *_check_dealable(settings, world_size),
     ]  # fmt: skip
     if wrong:
         raise SettingsError("\n".join(wrong))
@@ -188,6 +189,16 @@ def _check_schedule(schedule: ScheduleSettings) -> list[str]:
             "schedule.warmup_fraction=0.1"
         )
     return wrong
+
+
+def _check_total(settings: Settings) -> list[str]:
+    steps, batch = settings.schedule.total_steps, settings.optim.global_batch
+    if steps * batch <= MOST:
+        return []
+    return [
+        f"schedule.total_steps={steps} of optim.global_batch={batch} are more than {MOST} "
+        f"sequences; set schedule.total_steps={max(1, MOST // batch)} or less"
+    ]
 
 
 def _check_optimizer(optim: OptimSettings) -> list[str]:

@@ -13,6 +13,7 @@ from pretrain.config.settings import ClusterSettings, EngineSettings, ModelSetti
 
 MASKED_SHARE = 0.16  # of the tokens, at most: 15 %, rounded up in short ones
 GIB = 2**30
+SNAPSHOT_BYTES = 12  # per parameter, of rank 0's host: the copy that a checkpoint is written from
 
 
 @dataclass(frozen=True)

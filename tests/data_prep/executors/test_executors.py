@@ -32,6 +32,29 @@ def _start(folder: Path, *overrides: str) -> dict[str, int]:
     return run_tasks("job", folder / "logs", entries, task, settings)
 
 
+@pytest.mark.parametrize(
+    ("workers", "memory", "is_refused"),
+    [
+        (5, 30_000_000, True),
+        (100_000, 30_000_000, True),
+        (100_000, 10**9, False),
+        (3, 10**8, False),
+    ],
+)  # five tasks are never more than five processes
+def test_processes_that_cannot_fit_are_refused_before_anything_changes(
+    workers: int, memory: int, is_refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "memory_bytes", lambda: memory)
+    (tmp_path / "mended").touch()
+    if is_refused:
+        with pytest.raises(SettingsError, match=f"num_workers={workers} processes take .*=null"):
+            _start(tmp_path, f"num_workers={workers}")
+        assert not (tmp_path / "logs").exists()
+    else:
+        _start(tmp_path, f"num_workers={workers}")
+        assert len(_written(tmp_path)) == 5
+
+
 def _written(folder: Path) -> dict[str, str]:
     """How often each task ran."""
     return {path.name: path.read_text() for path in sorted((folder / "outputs").iterdir())}

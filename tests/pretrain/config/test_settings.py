@@ -127,7 +127,9 @@ def test_a_number_of_thousands_of_digits_is_one_line() -> None:
 def test_a_value_that_cannot_be_is_not_followed_by_what_it_would_break() -> None:
     with pytest.raises(SettingsError) as caught:
         check(settings_of("schedule.total_steps=-5"), world_size=1)
-    assert str(caught.value) == "schedule.total_steps=-5; it takes 1 or more"
+    assert str(caught.value) == (
+        f"schedule.total_steps=-5; it takes 1 or more, and at most {2**53}"
+    )
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_a_start_of_so_many_steps_saves_and_the_next_goes_on_as_if_it_had_not(
 def test_a_start_of_no_steps_is_refused(value: str, tmp_path: Path) -> None:
     statuses, output = pretrain_run([*CONSTANT, f"run.stop_after={value}"], tmp_path)
     assert statuses == [2]
-    assert f"run.stop_after={value}; it must be 1 or more, or null for no limit" in output
+    assert f"run.stop_after={value}; it takes 1 or more, or null for no limit" in output
 
 
 @pytest.mark.slow
