@@ -210,7 +210,8 @@ def test_a_plan_for_a_cpu_is_about_memory_and_hours(typed, monkeypatch, capsys) 
 @pytest.mark.parametrize(
     "typed",
     [
-        ["model.hidden_size=1024000"], ["model.intermediate_size=1000000000"],
+        ["model.hidden_size=1024000"],
+        ["model.intermediate_size=1000000", "model.num_hidden_layers=1000"],
         ["plan.vocab_size=2000000000"],
     ],
 )  # fmt: skip

@@ -277,7 +277,7 @@ def test_rows_beyond_the_vocabulary_are_left_out_and_logged(tmp_path: Path, more
     facts = taken(find(str(tmp_path)), drawn())
     assert facts["rows_beyond_vocabulary"] == more
     assert f"left out: {more} rows beyond the vocabulary" in init_from.summary(
-        {"checksum": "0"}, facts
+        {"checksum": "0"}, facts, 30_522
     )
 
 
