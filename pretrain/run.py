@@ -49,6 +49,7 @@ from pretrain.huggingface import init_from
 from pretrain.metrics import slurm_status
 from pretrain.run_folder.folder import open_run_folder
 from pretrain.run_folder.lock import RunLock
+from pretrain.training.diverged import DivergedError
 
 if TYPE_CHECKING:
     from pretrain.distributed.ranks import Ranks
@@ -83,7 +84,8 @@ class _Opened:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line and return the exit status.
 
-    0: done, or stopped by a signal after a checkpoint. 2: wrong settings, one message from rank 0.
+    0: done, or stopped by a signal after a checkpoint. 1: diverged. 2: wrong settings. Both are one
+    message from rank 0.
     130: interrupted from the keyboard, where possible after a checkpoint.
     """
     typed = sys.argv[1:] if argv is None else argv
@@ -100,6 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not is_main:  # the launcher ends all ranks with the first: not before rank 0 prints
                 with contextlib.suppress(KeyboardInterrupt):
                     stop.wait(limit_s=30)
+        except DivergedError as error:
+            text, status = str(error), 1
+            if not is_main:
+                stop.wait(limit_s=30)
         except (KeyboardInterrupt, Exception) as error:
             if not stop.was_interrupted:
                 raise

@@ -11,12 +11,15 @@ from collections.abc import Callable
 _FOREIGN = (
     "it belongs to another user or is read-only: choose another folder, or have its owner let you"
 )
+_NO_FOLDER = "a file is where a folder must be: choose another folder, or move the file away"
 _CURES = {
     errno.EACCES: _FOREIGN,
     errno.EPERM: _FOREIGN,
     errno.EROFS: _FOREIGN,
     errno.EBUSY: "it is a mount point or in use: choose another folder",
-    errno.ENOTDIR: "a file is where a folder must be: choose another folder, or move the file away",
+    errno.ENOTDIR: _NO_FOLDER,
+    errno.EEXIST: _NO_FOLDER,
+    errno.EISDIR: "name a file, not a folder or a device",
     errno.ELOOP: "its links lead to each other: choose another folder, or mend the link",
     errno.ENAMETOOLONG: "choose a shorter path",
 }

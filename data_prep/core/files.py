@@ -77,6 +77,8 @@ def whole_or_absent(path: Path, *, is_folder: bool = False) -> Iterator[Path]:
     loss leaves half a file under the final name. See `new_temporary` for the temporary name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not is_folder and path.exists() and not path.is_file():  # a device would be replaced
+        raise OSError(errno.EISDIR, "No regular file", str(path))
     temporary = new_temporary(path, is_folder=is_folder)
     try:
         yield temporary

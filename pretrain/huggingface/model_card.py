@@ -189,8 +189,11 @@ def _data(card: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _held_out(metrics: Mapping[str, float]) -> str:
+def _held_out(metrics: Mapping[str, float | None]) -> str:
     if not metrics:
         return "None: the run was exported before its first held-out evaluation."
-    rows = [f"| {label} | {value:.4f} |" for label, value in metrics.items()]
+    rows = [
+        f"| {label} | {'not finite' if value is None else f'{value:.4f}'} |"
+        for label, value in metrics.items()
+    ]
     return "\n".join(["| metric | value |", "|---|---|", *rows])

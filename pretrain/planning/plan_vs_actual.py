@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json
 from pretrain.config.phases import phases_of
 from pretrain.config.settings import Settings
@@ -97,7 +98,8 @@ def _counted(settings: Settings, number: int, state: dict[str, Any]) -> dict[str
     tokens = tokens_between(corpus, 0, state["position"], seed) - sum(
         tokens_between(corpus, first, end, seed) for first, end in skipped
     )
-    assert corpus.rows is not None, "the run has just read the data"
+    if corpus.rows is None:
+        raise SettingsError(f"the run's data is gone: {corpus.source}")
     steps = state["step"] - state["first_step"]
     return {"steps": steps, "tokens": tokens, "epochs": sequences / corpus.rows}
 

@@ -95,6 +95,8 @@ def _notices(run: History) -> Iterator[str]:
             f"The run died after step {run.step:,}: no last step, no signal. The reason is in "
             f"{run.folder / 'logs'}; the same command continues the run."
         )
+    if run.state is State.diverged:
+        yield [event["text"] for event in run.events if event["event"] == "diverged"][-1]
     if run.state is State.empty:
         yield "The run has not reached its first step."
     for event in run.events:

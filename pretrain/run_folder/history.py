@@ -34,6 +34,7 @@ class State(enum.Enum):
     running = "running"
     finished = "finished"
     stopped = "stopped"  # by a signal, after saving: the next start continues it
+    diverged = "diverged"  # losses are no numbers any more: the run ended itself
     died = "died"  # killed, or ended by an error
     empty = "empty"  # no step yet
 
@@ -50,7 +51,7 @@ class Stretch:
     last_step: int  # the last one it made, counted or not
     counted_step: int  # the last one that the run still has
     counted_until: datetime
-    end: str = "died"  # finished, stopped, rewound, running, died
+    end: str = "died"  # finished, stopped, diverged, rewound, running, died
 
     @property
     def lost_steps(self) -> int:
@@ -109,7 +110,7 @@ class History:
         if not self.stretches:
             return State.empty
         end = self.stretches[-1].end
-        return State(end) if end in ("finished", "stopped") else State.died
+        return State(end) if end in ("finished", "stopped", "diverged") else State.died
 
     @property
     def step(self) -> int:
@@ -188,8 +189,9 @@ class History:
             return "finished"
         if "finished" in kinds and (following is not None or not self.owner_lives):
             return "phase finished"
-        if "stopped" in kinds:
-            return "stopped"
+        for end in ("stopped", "diverged"):
+            if end in kinds:
+                return end
         if following is not None and following["event"] == "rewound":
             return "rewound"
         return "running" if is_last and self.owner_lives else "died"

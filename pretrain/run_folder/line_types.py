@@ -87,6 +87,11 @@ class InitFrom(Event, kw_only=True):
     added_words: Count
 
 
+class Diverged(Event, kw_only=True):
+    step: Count
+    text: str
+
+
 class Extended(Event, kw_only=True):
     step: Count
     changes: list[Change]
@@ -116,6 +121,7 @@ EVENTS: dict[str, type[Event]] = {
     "expectation": Expectation,
     "init_from": InitFrom,
     "extended": Extended,
+    "diverged": Diverged,
 }
 
 

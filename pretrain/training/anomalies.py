@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pretrain.checkpoint.saver import NotSavedError
 from pretrain.config.settings import OnSpike, Precision, Settings
 from pretrain.data.train_loader import GlobalBatch, TrainLoader, passed_over
+from pretrain.training.diverged import DivergedError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +49,7 @@ class Guard:
         saver: Saver,
     ) -> None:
         self._survival = settings.survival
-        self._is_fp16 = settings.engine.precision is Precision.fp16
+        self._precision = settings.engine.precision
         self._folder = run_folder
         self._loader, self._monitor, self._saver = loader, monitor, saver
         self._skips, self._skips_after, self._first_skipped = 0, -1, 0
@@ -57,7 +58,7 @@ class Guard:
         """Log that `batch` made no update, because its loss or a gradient was not finite.
 
         In fp16 that is an overflow, by which the loss scale finds its size, and it has its own
-        floor. Raises RuntimeError if no later batch will help.
+        floor. Raises DivergedError if no later batch will help.
         """
         if self._skips_after != progress.step:
             self._skips, self._skips_after = 0, progress.step
@@ -65,12 +66,12 @@ class Guard:
         self._skips += 1
         progress.skipped_steps += 1
         position = batch.position
-        if self._is_fp16:
+        if self._precision is Precision.fp16:
             self._monitor.event(
                 "overflow", after=progress.step, position=position, loss_scale=loss_scale
             )
             if loss_scale <= (floor := self._survival.min_loss_scale):
-                raise RuntimeError(
+                raise DivergedError(
                     f"after step {progress.step} the loss scale of fp16 has fallen to "
                     f"{loss_scale:g}, survival.min_loss_scale={floor:g}: {self._skips} overflows "
                     f"in a row, the last at example {position} of the stream. {self._cure()}"
@@ -83,7 +84,7 @@ class Guard:
             examples=self._loader.example_ids(position, batch.end).tolist(),
         )
         if self._skips >= self._survival.max_skipped_steps:
-            raise RuntimeError(
+            raise DivergedError(
                 f"{self._skips} updates in a row after step {progress.step} were skipped "
                 f"(survival.max_skipped_steps), because their losses or gradients were not finite: "
                 f"examples {self._first_skipped} to {batch.end - 1} of the stream, whose numbers "
@@ -111,6 +112,14 @@ class Guard:
                 raise Rewind([*progress.skipped, [first_position, progress.position]])
         progress.recent_losses = [*recent, loss][-survival.spike_window :]
 
+    def watch_evaluation(self, step: int, loss: float) -> None:
+        """Raise DivergedError if the held-out loss is not finite: no checkpoint must follow."""
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the held-out loss after step {step} is {loss}: the last updates made weights "
+                f"that are no numbers, or far too large. {self._cure()}"
+            )
+
     def _examples(self, first: int, progress: Progress) -> list[int]:
         """Numbers of the examples trained on from position `first` of the stream on."""
         numbers: list[int] = []
@@ -126,10 +135,15 @@ class Guard:
             self._saver.settle()
         names = sorted(path.name for path in (self._folder / "checkpoints").glob("step-*"))
         last = f"The last good checkpoint is {names[-1]}. " if names else ""
-        other = "engine.precision=bf16_autocast" if self._is_fp16 else "engine.precision=fp32"
+        others = {
+            Precision.fp32: "",
+            Precision.fp16: " or with engine.precision=bf16_autocast",
+        }
+        other = others.get(self._precision, " or with engine.precision=fp32")
+        where = "continues from the checkpoint" if names else "starts again"
         return (
-            f"{last}Start under another run.name with a lower optim.learning_rate or with {other}; "
-            "the same command continues from the checkpoint, with the same batches"
+            f"{last}Start under another run.name with a lower optim.learning_rate{other}; the same "
+            f"command {where}, with the same batches"
         )
 
 
@@ -148,11 +162,11 @@ def spike_limit(recent: Sequence[float], window: int, spreads: float) -> float:
 def rewound(stored: Progress, rewind: Rewind, max_rewinds: int) -> Progress:
     """The stored progress, with the batches to leave out.
 
-    Raises RuntimeError if the loss jumped more than `max_rewinds` times since.
+    Raises DivergedError if the loss jumped more than `max_rewinds` times since.
     """
     since = len(rewind.skipped) - len(stored.skipped)
     if since > max_rewinds:
-        raise RuntimeError(
+        raise DivergedError(
             f"the loss jumped {since} times since step {stored.step}, each time after other "
             f"batches were left out (survival.max_rewinds={max_rewinds}): the batches are not the "
             "cause. Start under another run.name with a lower optim.learning_rate"

@@ -60,8 +60,8 @@ def evaluate(
             sums += part
     totals = ranks.sum(sums.tolist())
     metrics = means(totals, held_out.num_masked, held_out.num_sequences, "eval", pairing)
-    # capped so that exp fits a float: a diverged run is still evaluated
-    metrics["eval/mlm_perplexity"] = math.exp(min(700.0, metrics["eval/mlm_loss"]))
+    # below 1e100, as readers of metrics.jsonl expect; of nan it is nan
+    metrics["eval/mlm_perplexity"] = math.exp(min(metrics["eval/mlm_loss"], 230.0))
     return metrics
 
 

@@ -34,7 +34,7 @@ def train(run: Trainer, now: Callable[[], float] = time.monotonic) -> bool:
     """Train to the phase's last step; False if it was stopped earlier, after a checkpoint.
 
     `now`: seconds since any moment, for schedule.budget_hours. Collective. Raises what `Guard`
-    raises: RuntimeError, or Rewind to go back to a checkpoint.
+    raises: DivergedError, or Rewind to go back to a checkpoint.
     """
     settings, progress, window = run.settings, run.progress, run.new_window()
     clock = TrainingClock(run.context.ranks, progress.elapsed_s, now)
@@ -197,6 +197,7 @@ class Trainer:
         pairing, step = self.settings.data.pairs, self.progress.step
         metrics = evaluate(self.engine, self.held_out, self.context.ranks, pairing)
         self.monitor.record(step, {**metrics, **self._examples_seen()})
+        self.guard.watch_evaluation(step, metrics["eval/loss"])
         if self.sentences is not None:
             logits = self.engine.masked_logits(self.sentences.batch)
             filled = self.sentences.read(logits, GUESSES)

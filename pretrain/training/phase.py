@@ -38,6 +38,7 @@ from pretrain.model.fill_mask import MaskedSentences
 from pretrain.run_folder.jsonl import append_event
 from pretrain.training.anomalies import Guard, Rewind, rewound
 from pretrain.training.context import RunContext
+from pretrain.training.diverged import DivergedError
 from pretrain.training.evaluation import frequency_baseline
 from pretrain.training.loop import Trainer, train
 from pretrain.training.memory_probe import fullest, rehearse
@@ -90,8 +91,14 @@ class PhaseTraining:
         """
         how = "started" if self._checkpoint is None else "resumed"
         with self._context.stop.saving(), self._loader, self._saver:
-            while (finished := self._train_stretch(how)) is None:
-                how = "rewound"
+            try:
+                while (finished := self._train_stretch(how)) is None:
+                    how = "rewound"
+            except DivergedError as error:
+                if self._is_main:
+                    facts = {"step": self._progress.step, "text": str(error)}
+                    append_event(self._context.folder, "diverged", facts)
+                raise
         self._engine.close()  # not after an exception: the process ends
         return finished
 

@@ -91,7 +91,16 @@ def test_other_programs_keep_their_stack_of_ctrl_c(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "number",
-    [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG],
+    [
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOTDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.EEXIST,
+        errno.EISDIR,
+    ],
 )
 def test_a_folder_that_is_refused_is_one_line_and_status_2(
     capsys: pytest.CaptureFixture[str], number: int

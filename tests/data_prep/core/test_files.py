@@ -125,6 +125,15 @@ def test_a_planted_link_is_not_written_through(
     assert target.exists() == exists
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_regular_file_is_not_replaced_by_one(tmp_path: Path, make) -> None:
+    make(tmp_path / "x")
+    with pytest.raises(IsADirectoryError, match="No regular file"), whole_or_absent(tmp_path / "x"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert not (tmp_path / "x").is_file()
+
+
 def test_two_writers_of_one_file_have_files_of_their_own(tmp_path: Path) -> None:
     with whole_or_absent(tmp_path / "a") as one, whole_or_absent(tmp_path / "a") as other:
         assert one != other

@@ -3,7 +3,9 @@
 import json
 import math
 import re
+import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from matplotlib.image import imread
 from page_reader import PageReader
 from run_in_fork import TINY, finished_run
 
+from data_prep.core.command import status_of
 from pretrain import report
 from pretrain.reporting import page as page_module
 from pretrain.reporting import plots
@@ -127,6 +130,32 @@ def test_a_real_run_has_every_section(trained: Path) -> None:
     for heading in ("Curves", "Updates", "Speed", "Use of the hardware", "Guesses", "Starts"):
         assert heading in found.text, heading
     assert len(found.ids) == len(set(found.ids))
+
+
+def test_where_the_data_is_gone_the_page_lacks_only_the_plan(trained: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(trained, moved)
+    config = moved / "config.yaml"
+    config.write_text(re.sub(r"(data:\n  dir: ).*", r"\1/nowhere", config.read_text()))
+    shown = page(moved)
+    assert "plan and actual" not in shown.text.lower()
+    assert "/nowhere" in shown.text
+
+
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [("{}", "name a file, not a folder or a device"), ("/dev/full", "name a file, not a folder"),
+     ("{}/config.yaml/x.html", "a file is where a folder must be"),
+     ("{}/config.yaml/deeper/x.html", "a file is where a folder must be")],
+)  # fmt: skip
+def test_a_target_that_cannot_be_a_file_is_one_line(
+    made: MadeRun, target: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"run={made.folder}", f"target={target.format(made.folder)}"]
+    assert status_of(partial(report.main, words)) == 2
+    refused = capsys.readouterr().err
+    assert why in refused
+    assert refused.count("\n") == 1
 
 
 def test_another_run_is_next_to_it_with_the_differences(tmp_path: Path, made: MadeRun) -> None:

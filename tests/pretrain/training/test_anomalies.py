@@ -19,6 +19,8 @@ from pretrain.data.train_loader import TrainLoader
 from pretrain.engine.deepspeed_setup import get_accelerator
 from pretrain.engine.engine import Engine
 from pretrain.model.bert import BertForPreTraining
+from pretrain.reporting.page import page
+from pretrain.run_folder.history import History, State
 from pretrain.run_folder.jsonl import readable_lines
 from pretrain.training.anomalies import spike_limit
 
@@ -107,6 +109,8 @@ def test_a_run_that_skips_and_skips_stops_with_a_report(sample_dir: Path, tmp_pa
     assert "3 updates in a row after step 5 were skipped (survival.max_skipped_steps)" in output
     assert "examples 40 to 63 of the stream, whose numbers are in runs/x/events.jsonl" in output
     assert "The last good checkpoint is step-00000004." in output
+    assert "Traceback" not in output
+    assert of_kind(events, "diverged")[0]["step"] == 5
     assert [event["position"] for event in of_kind(events, "skipped_step")] == [40, 48, 56]
 
 
@@ -125,8 +129,28 @@ def test_overflows_in_fp16_are_no_skipped_steps_and_stop_at_the_floor_of_the_los
     assert status == 1, output
     assert "the loss scale of fp16 has fallen to 1024" in output
     assert "The last good checkpoint is step-0000000" in output
+    assert "Traceback" not in output
     assert [e["loss_scale"] for e in of_kind(events, "overflow")][-2:] == [2048, 1024]
     assert not of_kind(events, "skipped_step")
+
+
+@pytest.mark.distributed
+def test_a_held_out_loss_that_is_no_number_ends_the_run_as_diverged(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    more = ("optim.learning_rate=1e14", "schedule.warmup_steps=0", "schedule.total_steps=1")
+    status, output, events = run(sample_dir, tmp_path, lambda rank: None, *more)
+    assert status == 1
+    assert "Traceback" not in output
+    [line] = [line for line in output.splitlines() if line.startswith("pretrain.run: ")]
+    assert "the held-out loss after step 1 is nan" in line
+    assert "with a lower optim.learning_rate; the same command starts again" in line
+    (event,) = of_kind(events, "diverged")
+    assert (event["step"], f"pretrain.run: {event['text']}") == (1, line)
+    assert not list((tmp_path / "runs/x").glob("checkpoints/step-*"))
+    history = History.read(tmp_path / "runs/x")
+    assert history.state is State.diverged
+    assert event["text"] in page(history, None).replace("&#39;", "'")
 
 
 CALM = [2.0, 2.1, 1.9, 2.0, 2.05]
@@ -205,6 +229,7 @@ def test_a_run_that_spikes_whatever_it_passes_over_stops(sample_dir: Path, tmp_p
     status, output, events = run(sample_dir, tmp_path, poison(20, range(6, 99)), *more)
     assert status == 1
     assert "the loss jumped 3 times since step 4" in output
+    assert "Traceback" not in output
     positions = [event["positions"] for event in of_kind(events, "spike")]
     assert positions == [[48, 56], [48, 64], [48, 72]]
 
