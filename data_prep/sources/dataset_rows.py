@@ -14,16 +14,17 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_prep.core.config import SettingsError
 from data_prep.core.settings import SourceSettings
 from data_prep.sources import SourcePlan
+from data_prep.sources.row_bounds import check_json, check_parquet
 from data_prep.sources.text_files import NO_FILE, list_files, not_read, paths_of, shown
 
 _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
 _ROW_OVERHEAD = 16  # bytes of ids and offsets, an estimate to cut by
 _BATCH_ROWS = 1_000
+_BATCH_BYTES = 64 << 20
 _HUB_TIMEOUT_S = 10
 
 
@@ -70,7 +71,7 @@ def read_rows(task: dict[str, Any], columns: Sequence[str]) -> Iterator[dict[str
     tables = [pa.ipc.open_stream(file).read_all().select(list(columns)) for file in maps]
     table = pa.concat_tables(tables).slice(task["first"], task["rows"])
     number = task["first"]
-    for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
+    for batch in _in_memory(table):
         try:
             yield from batch.to_pylist()
         except UnicodeDecodeError as error:
@@ -80,6 +81,13 @@ def read_rows(task: dict[str, Any], columns: Sequence[str]) -> Iterator[dict[str
                 "remove it"
             ) from error
         number += len(batch)
+
+
+def _in_memory(table: pa.Table) -> Iterator[pa.RecordBatch]:
+    """The rows in batches that fit into memory as text."""
+    for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
+        is_small = batch.nbytes <= _BATCH_BYTES
+        yield from [batch] if is_small else (batch.slice(row, 1) for row in range(len(batch)))
 
 
 def _is_readable(batch: pa.RecordBatch, row: int) -> bool:
@@ -92,16 +100,25 @@ def _is_readable(batch: pa.RecordBatch, row: int) -> bool:
 
 def _from_files(source: SourceSettings, reader: str, files: list[Path], cache: Path) -> Any:
     """All local files as one datasets.Dataset on disk."""
+    columns = None
+    try:
+        if reader == "parquet":
+            columns = check_parquet(files, cache)
+        else:
+            check_json(files)
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise SettingsError(f"{_where(source)} cannot be read as {reader}: {error}") from error
     datasets = _quiet_datasets()
     times = [(str(path), str(path.stat().st_mtime_ns)) for path in files]
     # A plain list would be one of patterns: `wiki [en]` would be no path, and `w*` several
     found = datasets.data_files.DataFilesList([str(path.absolute()) for path in files], times)
+    more = {"columns": columns} if columns else {}
     try:
         return datasets.load_dataset(
-            reader, data_files={"train": found}, split="train", cache_dir=str(cache)
+            reader, data_files={"train": found}, split="train", cache_dir=str(cache), **more
         )
     except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
-        fault = _first_fault(files) or str(error.__cause__ or error)
+        fault = _first_broken_line(files) or str(error.__cause__ or error)
         raise SettingsError(f"{_where(source)} cannot be read as {reader}: {fault}") from error
 
 
@@ -160,30 +177,18 @@ def _commit(files: list[str]) -> dict[str, str]:
     return {"commit": folder} if re.fullmatch("[0-9a-f]{40}", folder) else {}
 
 
-def _first_fault(files: list[Path]) -> str | None:
-    """The first file, with its line or row group, that cannot be read; None if all can."""
-    names = None
+def _first_broken_line(files: list[Path]) -> str | None:
+    """The first line of a .jsonl file that is no JSON object; None if all are."""
     for path in files:
-        where = str(path)
-        try:
-            if _reader_of(path) == "parquet":
-                with pq.ParquetFile(path) as file:
-                    names = names or file.schema_arrow.names
-                    if file.schema_arrow.names != names:
-                        return (
-                            f"{path} has the columns {file.schema_arrow.names}, {files[0]} {names}"
-                        )
-                    for group in range(file.num_row_groups):
-                        where = f"{path}, row group {group}"
-                        file.read_row_group(group)
-            elif path.suffix.lower() == ".jsonl":
-                with path.open("rb") as lines:
-                    for number, line in enumerate(lines, 1):
-                        where = f"{path}, line {number}"
-                        if not isinstance(orjson.loads(line), dict):
-                            return f"{where}: no JSON object"
-        except (OSError, ValueError, pa.ArrowException) as error:
-            return f"{where}: {error}"
+        if path.suffix.lower() != ".jsonl":
+            continue
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    if not isinstance(orjson.loads(line), dict):
+                        return f"{path}, line {number}: no JSON object"
+                except ValueError as error:
+                    return f"{path}, line {number}: {error}"
     return None
 
 

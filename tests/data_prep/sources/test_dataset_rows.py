@@ -139,7 +139,7 @@ def test_a_damaged_parquet_file_is_named_with_the_place(tmp_path: Path) -> None:
 def test_a_file_with_other_columns_is_named(tmp_path: Path) -> None:
     _write_rows(tmp_path / "a.parquet", 5)
     _write_rows(tmp_path / "b.parquet", 5, body="x")
-    said = r"b\.parquet has the columns \['id'.*, 'body'\], .*a\."
+    said = r"b\.parquet: it has the columns \['id'.*, 'body'\], .*a\."
     with pytest.raises(SettingsError, match=said):
         read_all(source_of("wikipedia", tmp_path))
 
