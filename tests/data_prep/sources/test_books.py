@@ -94,6 +94,63 @@ def test_indented_first_lines_part_paragraphs_where_no_blank_line_does() -> None
     assert books.paragraphs(lines) == [("It began. " + "and went on. " * 19).strip()] * 3
 
 
+# --- the input of create_pretraining_data.py -----------------------------------------------------
+
+SENTENCES = [
+    'The day when I was ten years old began my serious life.', 'Who would believe it?',
+    '"One look told it all!"', 'Like a thief, I came from the corner, and trembled.',
+    "Mr. Smith, of St. Louis, had found hot tears upon them.", "I (he said) coaxed him then.",
+]  # fmt: skip
+PARAGRAPHS = [" ".join(SENTENCES), *SENTENCES[:2], " ".join(SENTENCES[2:])]
+
+
+def _documents(*documents: list[str]) -> str:
+    return "\n\n".join("\n".join(lines) for lines in documents)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        _documents(SENTENCES, SENTENCES),
+        _documents(*[SENTENCES] * 50),
+        _documents(*[SENTENCES[:2]] * 4),
+        _documents(SENTENCES, ["Only one."], SENTENCES[::-1]),
+        _documents(*[["A Title", *SENTENCES]] * 9),
+        _documents(*[SENTENCES] * 9).lower(),
+        _documents(*[["he was ten .", "`` who would believe it ? ''", "she knew ."]] * 9),
+        _documents(*[["我十岁那天。", "谁会相信呢？", "他说：“好。”"]] * 9),
+        _documents(*[SENTENCES] * 9).replace("\n", "\r\n"),
+        _documents(*[SENTENCES] * 3) + "\n\n\n\n" + _documents(*[SENTENCES] * 3) + "\n",
+    ],
+    ids=["two", "many", "short", "uneven", "titles", "lower case", "tokenised", "Chinese",
+         "Windows", "wide gaps"],
+)  # fmt: skip
+def test_documents_of_a_sentence_per_line_are_rejected_with_the_cure(tmp_path, text) -> None:
+    (tmp_path / "x.txt").write_text(text, encoding="utf-8")
+    cure = "a sentence per line, documents between blank lines: make each document a file or row"
+    assert reasons(read_all(source_of("books", tmp_path))) == {"x.txt": cure}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        _documents(PARAGRAPHS, PARAGRAPHS, PARAGRAPHS),
+        _documents(PARAGRAPHS, PARAGRAPHS, PARAGRAPHS).lower(),
+        _documents(*[[paragraph] for paragraph in PARAGRAPHS * 3]),
+        _documents(*[[sentence] for sentence in SENTENCES * 3]),
+        _documents(SENTENCES),
+        _documents(*[["It was a dark", "and stormy", "night."]] * 9),
+        _documents(*[["Tyger Tyger, burning bright,", "In the forests of the night;"]] * 9),
+        _documents(SENTENCES[:2], SENTENCES[2:5]),
+    ],
+    ids=["scenes", "lower case", "paragraphs", "short paragraphs", "one document", "wrapped",
+         "verse", "few lines"],
+)  # fmt: skip
+def test_a_book_is_no_list_of_sentences(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.txt").write_text(text)
+    assert not reasons(read_all(source_of("books", tmp_path)))
+
+
 @pytest.mark.slow
 def test_novels_have_paragraphs_whether_or_not_blank_lines_show_them(tmp_path: Path) -> None:
     items = read_all(source_of("books", unpacked_all("books/novels", tmp_path)))
