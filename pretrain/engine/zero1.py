@@ -1,7 +1,8 @@
 """A faster ZeRO 1 and 2 than DeepSpeed's: one reduction, one wait for the device per step.
 
 DeepSpeed copies gradients four times on their way to the optimizer, uses an all-reduce where a
-reduce-scatter needs half the bytes, and waits three times per step for whether the norm is finite.
+reduce-scatter needs half the bytes, waits three times per step for whether the norm is finite, and
+makes the views of all weights again.
 These are private methods, hence the exact pin of DeepSpeed in pyproject.toml.
 """
 
@@ -22,6 +23,9 @@ class LeanZero(DeepSpeedZeroOptimizer):  # type: ignore[misc]
         """Change the class of an optimizer that DeepSpeed built."""
         assert type(optimizer) is DeepSpeedZeroOptimizer
         assert not any(any(padding) for padding in optimizer.round_robin_bit16_padding)
+        for flat, group in zip(optimizer.bit16_groups_flat, optimizer.bit16_groups, strict=True):
+            storage = flat.untyped_storage().data_ptr()
+            assert all(p.untyped_storage().data_ptr() == storage for p in group)
         optimizer.__class__ = cls
 
     @torch.no_grad()
@@ -64,6 +68,13 @@ class LeanZero(DeepSpeedZeroOptimizer):  # type: ignore[misc]
                 mine.div_(world_size)
         for group, part in enumerate(mine.split(self.partition_size)):
             self.averaged_gradients[group] = GradPartitionBufferGroup([part], part)
+
+    def _update_model_bit16_weights(self, group_index: int) -> None:
+        """Do nothing: the weights are views of what was gathered, and stay it.
+
+        DeepSpeed makes these views again in every step, parameter by parameter, while the device
+        waits for the next forward pass.
+        """
 
     def check_overflow(self, partition_gradients: bool = True) -> None:
         """Do nothing: `step` checks the norm, which is not finite if a gradient is not."""

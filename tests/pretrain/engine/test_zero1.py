@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.config.settings import Precision
 from pretrain.distributed.ranks import Ranks
-from pretrain.engine.deepspeed_setup import get_accelerator
+from pretrain.engine.deepspeed_setup import DeepSpeedZeroOptimizer, get_accelerator
 from pretrain.optim.norms import squared_norms
 from scripts.baselines.collectives import Calls, Counted
 
@@ -115,6 +115,35 @@ def types_that_are_reduced(ranks: Ranks, stage: int, precision: Precision) -> se
 def test_in_bfloat16_gradients_are_added_up_over_the_ranks_in_fp32(stage, precision) -> None:
     for types in run_ranks(types_that_are_reduced, 2, stage=stage, precision=precision):
         assert types == {torch.float32}
+
+
+def refuse(*_: object) -> None:
+    raise AssertionError("DeepSpeed makes the views of all weights again")
+
+
+def places_of_weights(ranks: Ranks, stage: int, precision: Precision) -> tuple[bool, bool]:
+    """Whether the weights stay where they were through steps, and whether they change there."""
+    engine = build_engine(ranks, stage, precision)
+    DeepSpeedZeroOptimizer._update_model_bit16_weights = refuse
+    weights = engine._state.parameters
+
+    def places() -> list[int]:
+        return [weight.data_ptr() for weight in weights.values()]
+
+    first, values = places(), [weight.detach().clone() for weight in weights.values()]
+    batch = global_batch(0, ranks.rank, ranks.world_size)
+    for _ in range(2):
+        assert engine.train_step(batch, 1e-2).applied
+    now = weights.values()
+    return places() == first, not any(map(torch.equal, values, now))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("stage", "precision"), [(1, FP32), (2, FP32), (2, BF16)])
+def test_weights_are_updated_in_their_place_without_new_views(stage, precision) -> None:
+    for stay, change in run_ranks(places_of_weights, 2, stage=stage, precision=precision):
+        assert stay
+        assert change
 
 
 @given(size=st.integers(0, 2_000), scale=st.sampled_from([1e-9, 1.0, 1e9]))
