@@ -49,6 +49,7 @@ from data_prep.stores.tokens import (
     TokenPart,
     TokenPartEntry,
     TokensManifest,
+    read_tokens_manifest,
     token_dtype,
     write_part,
 )
@@ -75,6 +76,9 @@ def run(settings: DataPrepSettings) -> TokensManifest:
     data_dir = Path(settings.data_dir)
     folder = data_dir / "tokens"
     tokens, vocab = read_vocab_store(data_dir)
+    if store := _store_to_count(settings, vocab):
+        write_json(counts_path(data_dir), count_corpus(folder, store, settings.workers))
+        return store
     parts = list_parts(data_dir)
     dropped = left_out(settings, parts)
     casing: dict[str, bool] = {"lowercase": vocab.lowercase}
@@ -122,6 +126,21 @@ def run(settings: DataPrepSettings) -> TokensManifest:
         write_json(counts_path(data_dir), count_corpus(folder, manifest, settings.workers))
     write_json(folder / "manifest.json", manifest)  # last: it vouches for the rest
     return manifest
+
+
+def _store_to_count(settings: DataPrepSettings, vocab: VocabManifest) -> TokensManifest | None:
+    """A finished token store that lacks only its counts, and whose documents have been deleted."""
+    data_dir = Path(settings.data_dir)
+    if (
+        any((data_dir / "documents").glob("*/"))
+        or not (data_dir / "tokens/manifest.json").is_file()
+    ):
+        return None
+    store = read_tokens_manifest(data_dir)
+    is_same = (store.vocab_checksum, store.settings.heldout_fraction) == (
+        vocab.checksum, settings.heldout_fraction,
+    )  # fmt: skip
+    return store if is_same and read_counts(data_dir, store) is None else None
 
 
 def _task_entry(

@@ -8,7 +8,14 @@
 #
 # Settings replace those below; +source= or seq_len= chooses a single source or length. An array has
 # array_size= elements (or ARRAY_SIZE, by default 8). Their resources are those in
-# slurm/data_prep_array.sh; SBATCH_PARTITION, SBATCH_TIMELIMIT and similar variables replace them.
+# slurm/data_prep_array.sh, but no more cores and memory than the partition's largest node has.
+# num_workers=N asks for N cores. Options of sbatch replace them, wherever they are typed:
+#
+#   sbatch --partition=long --time=48:00:00 slurm/data_prep.sh data_dir=data/novels ...
+#   bash slurm/data_prep.sh --partition=long --time=48:00:00 data_dir=data/novels ...
+#
+# and so do SBATCH_PARTITION, SBATCH_TIMELIMIT and similar variables. Wrong settings are refused
+# before a job is submitted.
 # After each array the same job runs once more: it does what the elements left undone and writes the
 # manifest. If that fails, everything that waits for it is cancelled. The same command again does
 # what is missing.
@@ -26,13 +33,49 @@ if [ ! -f slurm/data_prep_array.sh ]; then
 fi
 set -euo pipefail
 mkdir -p logs # without it Slurm ends the jobs without a message
+
+# inherited: prints the options with which this batch job itself was submitted, one per line
+inherited() {
+    local job field option value
+    job=$(scontrol show job --oneliner "$SLURM_JOB_ID")
+    while read -r field option; do
+        value=$(sed -n "s|.* $field=\([^ ]*\).*|\1|p" <<<"$job")
+        case $field=$value in
+            *= | *=\(null\) | TimeLimit=00:10:00 | CPUs/Task=1 | MinMemoryNode=1G) ;; # none, or ours
+            *) echo "--$option=$value" ;;
+        esac
+    done <<'END'
+Partition partition
+Account account
+QOS qos
+Reservation reservation
+Features constraint
+TimeLimit time
+CPUs/Task cpus-per-task
+MinMemoryNode mem
+MinMemoryCPU mem-per-cpu
+END
+}
+
+options=()
+if [ "${0##*/}" = slurm_script ]; then mapfile -t options < <(inherited); fi
 for variable in "${!SLURM_@}"; do # variables of an outer job, as SLURM_ARRAY_TASK_ID
     [ "$variable" = SLURM_CONF ] || unset "$variable"
 done
 
 sources=(wikipedia bookcorpus) lengths=(128 512) data_dir=data/wikibooks size=${ARRAY_SIZE:-8}
+partition=${SBATCH_PARTITION:-} cores='' settings=()
+for option in "${options[@]}"; do
+    case $option in --partition=*) partition=${option#*=} ;; esac
+done
 for override in "$@"; do
     case $override in
+        -*) options+=("$override") ;;
+        *) settings+=("$override") ;;
+    esac
+    case $override in
+        --partition=*) partition=${override#*=} ;;
+        num_workers=[0-9]*) cores=${override#*=} ;;
         +source=* | source=*) sources=("${override#*=}") ;;
         seq_len=*) lengths=("${override#*=}") ;;
         data_dir=*) data_dir=${override#*=} ;;
@@ -40,13 +83,48 @@ for override in "$@"; do
     esac
 done
 
+set -- "${settings[@]}"
+
+# Refuse wrong settings now, and not in each job of a long queue
+for source in "${sources[@]}"; do
+    if [ ! -f "conf/source/$source.yaml" ]; then
+        known=$(cd conf/source && echo *.yaml)
+        echo "source=$source is not known; there are ${known//.yaml/}" >&2
+        exit 2
+    fi
+done
+python=${VENV:-.venv}/bin/python
+if [ -z "${CONTAINER:-}" ] && [ -x "$python" ]; then # the login node may not have the image
+    for source in "${sources[@]}"; do
+        "$python" -m data_prep.collect data_dir="$data_dir" +source="$source" "$@" --cfg >/dev/null
+    done
+fi
+
+# most FIELD: the largest number of a node of the partition, by a field of sinfo; 0 if it is unknown
+most() {
+    sinfo --noheader --Node --format="%P %$1" | awk -v partition="$partition" '
+        partition == "" ? $1 ~ /\*$/ : $1 == partition || $1 == partition "*" {
+            if ($2 + 0 > most) most = $2 + 0
+        }
+        END { print most + 0 }'
+}
+
+# First, so that what was typed replaces them
+node_cores=$(most c) node_mem=$(most m)
+if [ -z "$cores" ] && [ "$node_cores" -gt 0 ] && [ "$node_cores" -lt 16 ]; then cores=$node_cores; fi
+# Where memory is not managed, Slurm takes a node to have 1 MB
+if [ "$node_mem" -ge 1024 ] && [ "$node_mem" -lt 32768 ]; then
+    options=(--mem="$node_mem" "${options[@]}")
+fi
+options=(${cores:+--cpus-per-task="$cores"} "${options[@]}")
+
 # submit AFTER NAME OPTION... -- JOB OVERRIDE...: prints the job's number; AFTER: a dependency or ''
 submit() {
-    local after=$1 name=$2 options=()
+    local after=$1 name=$2 own=()
     shift 2
-    while [ "$1" != -- ]; do options+=("$1") && shift; done
+    while [ "$1" != -- ]; do own+=("$1") && shift; done
     sbatch --parsable --kill-on-invalid-dep=yes --job-name="$name" ${after:+--dependency="$after"} \
-        "${options[@]}" slurm/data_prep_array.sh "$2" data_dir=data/wikibooks "${@:3}" | cut -d ';' -f 1
+        "${options[@]}" "${own[@]}" slurm/data_prep_array.sh "$2" data_dir=data/wikibooks "${@:3}" | cut -d ';' -f 1
 }
 
 # single AFTER NAME JOB OVERRIDE...: submits one job and sets `last` to its number

@@ -32,9 +32,10 @@ def run_on_slurm(plan: TaskPlan, todo: Sequence[int], settings: DataPrepSettings
     """
     folder, size = plan.log_dir / "array", min(settings.array_size, len(plan.entries))
     folder.mkdir(parents=True, exist_ok=True)  # without it Slurm ends the job without any message
+    cores = [f"--cpus-per-task={settings.num_workers}"] if settings.num_workers else []
     number = _slurm(
         "sbatch", "--parsable", f"--array=1-{size}", f"--job-name={plan.job.replace(' ', '-')}",
-        f"--output={folder.resolve()}/%A_%a.out",
+        f"--output={folder.resolve()}/%A_%a.out", *cores,
         "slurm/data_prep_array.sh", *_own_command(),
     ).split(";")[0].strip()  # fmt: skip
     left, is_ended = list(todo), False
@@ -113,7 +114,10 @@ def _slurm(*command: str) -> str:
             "where jobs are submitted, or take executor=local"
         ) from error
     if ended.returncode:
-        raise RuntimeError(f"{command[0]} refused: {ended.stderr.strip()}")
+        refusal = ended.stderr.strip()
+        if "node configuration is not available" in refusal:
+            refusal += "; set num_workers to the cores of a node or fewer (it is 16 per element)"
+        raise RuntimeError(f"{command[0]} refused: {refusal}")
     return ended.stdout
 
 

@@ -57,8 +57,9 @@ def judge_corpus(
     if counts is None:
         raise SettingsError(
             f"{counts_path(data_dir)} is missing or of another token store: run python -m "
-            f"data_prep.encode data_dir={data_dir} again with the same settings; it counts the "
-            "store and encodes nothing that is already there"
+            f"data_prep.encode data_dir={data_dir} heldout_fraction="
+            f"{manifest.settings.heldout_fraction} again (with duplicates= and language= if they "
+            "were typed); it counts the store, and encodes nothing that is already there"
         )
     metrics = {
         "sources": _collected(data_dir),

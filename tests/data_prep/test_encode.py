@@ -14,8 +14,11 @@ from made_documents import write_source
 from transformers import AutoTokenizer
 
 from data_prep import encode, vocab
+from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json
 from data_prep.core.job import load
+from data_prep.core.objectives import Pairing
+from data_prep.quality.corpus import judge_corpus
 from data_prep.stores.documents import Document, list_parts
 from data_prep.stores.tokens import TokenStore
 from data_prep.text.sentences import split_paragraph
@@ -150,6 +153,25 @@ def test_a_finished_store_is_left_alone(encoded: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in encoded.glob("tokens/*/*.arrow")}
     assert msgspec.to_builtins(run(encoded)) == read_json(encoded / "tokens" / "manifest.json")
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_store_whose_documents_are_deleted_is_counted_by_the_command_that_build_names(
+    encoded: Path, tmp_path: Path
+) -> None:
+    for name in ("tokens", "vocab"):
+        shutil.copytree(encoded / name, tmp_path / name)
+    before = times(tmp_path)
+    (tmp_path / "tokens" / "counts.json").unlink()
+    with pytest.raises(SettingsError, match=r"counts\.json is missing") as refusal:
+        judge_corpus(tmp_path, Pairing.nsp, load(["data_dir=any"]).audit)
+    typed = str(refusal.value).split("data_prep.encode ")[1].split(" again")[0].split()
+    encode.run(load(typed))
+    counts = "tokens/counts.json"
+    assert (tmp_path / counts).read_bytes() == (encoded / counts).read_bytes()
+    assert times(tmp_path) == before
+    for other in (["heldout_fraction=0.4"], typed[1:]):  # to be encoded; to be counted again
+        with pytest.raises(ValueError, match="holds no documents"):
+            encode.run(load([f"data_dir={tmp_path}", *other]))
 
 
 def test_a_store_without_counts_is_counted_and_not_encoded_again(encoded, monkeypatch) -> None:

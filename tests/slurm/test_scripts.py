@@ -26,6 +26,8 @@ SCRIPTS = (*JOBS, CHAIN)
 FAKE_PYTHON = """#!{executable}
 import json, os, signal, sys
 calls, arguments = {calls!r}, sys.argv[1:]
+if "--cfg" in arguments:
+    sys.exit()  # the settings are in order
 told = [signal.SIGUSR1, signal.SIGTERM]
 signal.pthread_sigmask(signal.SIG_BLOCK, told)
 kinds = ("SLURM", "CUDA", "OMP", "MASTER")
@@ -261,7 +263,8 @@ def test_each_element_of_an_array_runs_its_share_and_a_job_alone_all(
 def chain(cluster: Any, tmp_path: Path) -> Callable[..., tuple[str, list[str]]]:
     """Starts the script that submits all jobs, waits for their end: what it printed, the queue."""
     (tmp_path / "logs").mkdir()
-    (tmp_path / "slurm").symlink_to(ROOT / "slurm")
+    for name in ("slurm", "conf"):
+        (tmp_path / name).symlink_to(ROOT / name)
 
     def queue() -> list[str]:
         command = ["squeue", "-h", "-o", "%j %T"]
