@@ -22,7 +22,7 @@ from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
 from pretrain.distributed.device import choose_device, why_no_cuda
 from pretrain.distributed.flight_recorder import record_collectives
-from pretrain.distributed.rendezvous import check_devices, check_in, hosts_of, rank_info
+from pretrain.distributed.rendezvous import check_devices, check_in, hosts_of, in_a_step, rank_info
 
 if TYPE_CHECKING:
     import torch
@@ -36,14 +36,29 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _FIRST_SPECIAL_STEP = 0xFFFFFFFA
 
 
+class LauncherError(SettingsError):
+    """The launcher's variables cannot be used."""
+
+    def __init__(self, text: str, rank: int = 0) -> None:
+        """`rank`: of this process, by what there is; the one with 0 prints the text."""
+        super().__init__(text)
+        self.rank = rank
+
+
 def environment_rank() -> int:
     """Number of this process among all, from the launcher's variables; 0 under bare python."""
-    launched = _launched(os.environ)
+    try:
+        launched = _launched(os.environ)
+    except LauncherError as error:  # raised again where the number of processes is asked for
+        return error.rank
     return launched.rank if launched else 0
 
 
 def environment_world_size() -> int:
-    """Number of processes, from the launcher's variables; 1 under bare python."""
+    """Number of processes, from the launcher's variables; 1 under bare python.
+
+    Raises LauncherError if they cannot be used.
+    """
     launched = _launched(os.environ)
     return launched.world_size if launched else 1
 
@@ -202,22 +217,53 @@ def _launched(environment: Mapping[str, str]) -> LaunchedRank | None:
     """This process by the launcher's variables; None without a launcher.
 
     The shell that salloc or sbatch opens is no launcher: it has a job but no step of its own, and
-    `python` typed there is a single process. Raises RuntimeError if variables are missing.
+    `python` typed there is a single process. Raises LauncherError if variables are missing or
+    wrong, for mpirun, and in a shell that srun opened together with other tasks.
     """
-    if "RANK" in environment:  # torchrun and the deepspeed launcher
-        missing = [name for name in VARIABLES if name not in environment]
-        if missing:
-            raise RuntimeError(
-                f"RANK={environment['RANK']} is set and {', '.join(missing)} not; start with "
-                "torchrun, deepspeed --no_local_rank or srun, or unset RANK for a single process"
-            )
-        return LaunchedRank(*(int(environment[name]) for name in VARIABLES[:3]))
+    if "RANK" in environment:
+        return _launched_by_name(environment)
+    _refuse_mpirun(environment)
     step = environment.get("SLURM_STEP_ID")
     if "SLURM_PROCID" not in environment or not step or int(step) >= _FIRST_SPECIAL_STEP:
         return None
     num_tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment["SLURM_NTASKS"]
     names = environment["SLURM_PROCID"], num_tasks, environment["SLURM_LOCALID"]
-    return LaunchedRank(*map(int, names))
+    launched = LaunchedRank(*map(int, names))
+    is_task = environment.get("SLURM_TASK_PID") in (None, str(os.getpid()))
+    if launched.world_size > 1 and not is_task and os.isatty(0):
+        raise LauncherError(in_a_step(launched.rank, launched.world_size))
+    return launched
+
+
+def _refuse_mpirun(environment: Mapping[str, str]) -> None:
+    for kind in ("OMPI_COMM_WORLD", "MV2_COMM_WORLD", "PMI"):  # the last: MPICH, Intel MPI
+        rank, size = environment.get(f"{kind}_RANK", ""), environment.get(f"{kind}_SIZE", "")
+        # srun sets PMI's for its tasks; and Open MPI's own processes may be tasks of srun
+        is_srun = kind == "PMI" and "SLURM_PROCID" in environment
+        if rank.isdecimal() and size.isdecimal() and int(size) > 1 and not is_srun:
+            raise LauncherError(
+                f"this is process {rank} of {size} of mpirun ({kind}_RANK), which gives no address "
+                "where they meet: start with torchrun or srun",
+                int(rank),
+            )
+
+
+def _launched_by_name(environment: Mapping[str, str]) -> LaunchedRank:
+    """This process by the variables of torchrun and the deepspeed launcher."""
+    missing = [name for name in VARIABLES if name not in environment]
+    if missing:
+        raise LauncherError(
+            f"RANK={environment['RANK']} is set and {', '.join(missing)} not; start with "
+            "torchrun, deepspeed --no_local_rank or srun, or unset RANK for a single process"
+        )
+    given = [environment[name] for name in VARIABLES[:3]]
+    if not all(map(str.isdecimal, given)) or int(given[0]) >= int(given[1]):
+        listed = ", ".join(map("=".join, zip(VARIABLES, given, strict=False)))
+        raise LauncherError(
+            f"{listed}: they must be numbers, and RANK below WORLD_SIZE; start with torchrun, or "
+            "unset RANK for a single process"
+        )
+    return LaunchedRank(*map(int, given))
 
 
 def _address(environment: Mapping[str, str]) -> str:

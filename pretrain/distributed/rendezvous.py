@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 _GRACE = timedelta(seconds=30)  # for rank 0 to publish its result
+_PATIENCE = timedelta(seconds=5)  # after which rank 0 prints whom it waits for
 _RESULT = "result"
 
 
@@ -141,17 +143,42 @@ def _find_faults(store: Store, world_size: int, limit: timedelta) -> list[str]:
     from torch.distributed import DistStoreError
 
     keys = [_key(rank) for rank in range(world_size)]
-    missing: list[int] = []
-    try:
-        store.wait(keys, limit)
-    except DistStoreError:
-        missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
+
+    def missing_after(wait: timedelta) -> list[int]:
+        try:
+            store.wait(keys, wait)
+        except DistStoreError:
+            return [rank for rank, key in enumerate(keys) if not store.check([key])]
+        return []
+
+    missing = missing_after(min(_PATIENCE, limit))
+    if missing and limit > _PATIENCE:
+        _print_missing(missing, world_size, limit)
+        missing = missing_after(limit - _PATIENCE)
     infos = [
         RankInfo(**orjson.loads(store.get(key)))
         for rank, key in enumerate(keys)
         if rank not in missing
     ]
     return [_name_missing(missing, infos, limit)] if missing else check_devices(infos)
+
+
+def in_a_step(rank: int, world_size: int) -> str:
+    """Why `python` typed in a shell that srun opened does not run alone, and the cure."""
+    return (
+        f"this is task {rank} of {world_size} of a Slurm step; in an interactive shell: srun -n1, "
+        "or unset SLURM_PROCID"
+    )
+
+
+def _print_missing(missing: list[int], world_size: int, limit: timedelta) -> None:
+    """Print whom rank 0 waits for, long before the limit."""
+    hint = "" if "RANK" in os.environ else f"; {in_a_step(0, world_size)}"
+    sys.stderr.write(
+        f"pretrain.run: waiting for {format_ranks(missing)} of {world_size}, up to "
+        f"{_minutes(limit)} (engine.timeout_minutes){hint}\n"
+    )
+    sys.stderr.flush()
 
 
 def _name_missing(missing: list[int], infos: list[RankInfo], limit: timedelta) -> str:

@@ -1,5 +1,6 @@
 """Ranks from the launchers' variables, where they meet, and what they exchange."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from datetime import timedelta
 import pytest
 from ranks_harness import run_ranks
 
+from data_prep.core.config import SettingsError
 from pretrain.distributed import ranks
 from pretrain.distributed.ranks import LaunchedRank, Ranks, environment_rank, environment_world_size
 
@@ -65,8 +67,67 @@ def test_a_shell_inside_a_job_is_one_process(environment: dict[str, str]) -> Non
     assert ranks._launched(environment) is None
 
 
+@pytest.mark.parametrize(
+    ("environment", "rank"),
+    [
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, 1),
+        ({**SRUN, "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}, 0),
+        ({"PMI_RANK": "3", "PMI_SIZE": "4"}, 3),
+        ({"MV2_COMM_WORLD_RANK": "1", "MV2_COMM_WORLD_SIZE": "2"}, 1),
+    ],
+    ids=["Open MPI", "Open MPI in a step of Slurm", "MPICH", "MVAPICH"],
+)
+def test_mpirun_is_refused_with_the_cure(monkeypatch, environment, rank) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert environment_rank() == rank, "one of them prints"
+    with pytest.raises(SettingsError, match=r"of mpirun .*: start with torchrun or srun"):
+        environment_world_size()
+
+
+@pytest.mark.parametrize(
+    ("more", "world_size"),
+    [
+        ({**SRUN, "PMI_RANK": "3", "PMI_SIZE": "4"}, 4),  # as srun --mpi=pmi2 sets them
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}, 1),
+        ({**TORCHRUN, "OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "8"}, 8),
+    ],
+    ids=["srun", "a single process", "a script that sets RANK"],
+)
+def test_variables_of_mpi_alone_are_no_mpirun(monkeypatch, more, world_size) -> None:
+    for name, value in more.items():
+        monkeypatch.setenv(name, value)
+    assert environment_world_size() == world_size
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "task", "is_refused"),
+    [(True, "1", True), (False, "1", False), (True, str(os.getpid()), False), (True, None, False)],
+    ids=["a shell of srun", "a script", "the task itself", "an old Slurm"],
+)
+def test_python_typed_in_a_shell_of_a_step_with_other_tasks_is_refused(
+    monkeypatch, is_terminal: bool, task: str | None, is_refused: bool
+) -> None:
+    monkeypatch.setattr(os, "isatty", lambda descriptor: is_terminal)
+    environment = {**SRUN, **({} if task is None else {"SLURM_TASK_PID": task})}
+    if not is_refused:
+        assert ranks._launched(environment) == LaunchedRank(3, 4, 1)
+        return
+    cure = "task 3 of 4 of a Slurm step; in an interactive shell: srun -n1, or unset SLURM_PROCID"
+    with pytest.raises(SettingsError, match=cure):
+        ranks._launched(environment)
+    alone = {**environment, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
+    assert ranks._launched(alone) == LaunchedRank(0, 1, 1)
+
+
+@pytest.mark.parametrize("wrong", [{"RANK": "a"}, {"RANK": "8"}, {"LOCAL_RANK": "-1"}])
+def test_numbers_of_a_launcher_that_cannot_be_are_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match="they must be numbers, and RANK below WORLD_SIZE"):
+        ranks._launched({**TORCHRUN, **wrong})
+
+
 def test_half_a_launcher_is_refused_by_name() -> None:
-    with pytest.raises(RuntimeError, match="RANK=5 is set and WORLD_SIZE, LOCAL_RANK"):
+    with pytest.raises(SettingsError, match="RANK=5 is set and WORLD_SIZE, LOCAL_RANK"):
         ranks._launched({"RANK": "5", "MASTER_ADDR": "node-a", "MASTER_PORT": "29500"})
 
 

@@ -14,7 +14,9 @@ import torch
 from ranks_harness import run_ranks
 from run_in_fork import _free_port
 
+from data_prep.core.config import SettingsError
 from pretrain.distributed import ranks as ranks_module
+from pretrain.distributed import rendezvous
 from pretrain.distributed.ranks import Ranks
 from pretrain.distributed.rendezvous import RankInfo, check_devices, check_in
 
@@ -56,6 +58,27 @@ def started(these: Sequence[int], folder: Path, limit_s: float = 1, **variables:
     for process in processes:
         process.join(60)
     return [(folder / str(rank)).read_text() for rank in these]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("is_in_a_step", [False, True])
+def test_whom_rank_0_waits_for_is_printed_long_before_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, is_in_a_step: bool
+) -> None:
+    monkeypatch.setattr(rendezvous, "_PATIENCE", timedelta(seconds=0.1))
+    monkeypatch.setattr(rendezvous.os, "environ", {} if is_in_a_step else {"RANK": "0"})
+    own = RankInfo(0, "node1", 1, "a CPU", "")
+    store = torch.distributed.HashStore()
+    with pytest.raises(SettingsError, match="rank 1 of 2 did not check in"):
+        check_in(store, own, 2, timedelta(seconds=0.5))
+    line = (
+        "pretrain.run: waiting for rank 1 of 2, up to 0.00833333 minutes (engine.timeout_minutes)"
+    )
+    hint = (
+        "; this is task 0 of 2 of a Slurm step; in an interactive shell: srun -n1, or unset "
+        "SLURM_PROCID"
+    )
+    assert capfd.readouterr().err == f"{line}{hint if is_in_a_step else ''}\n"
 
 
 @pytest.mark.distributed
