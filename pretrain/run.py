@@ -47,7 +47,7 @@ from pretrain.distributed.ranks import environment_rank, environment_world_size,
 from pretrain.distributed.watchdog import Watchdog, remove_heartbeats
 from pretrain.huggingface import init_from
 from pretrain.metrics import slurm_status
-from pretrain.run_folder.folder import open_run_folder
+from pretrain.run_folder.folder import open_run_folder, removed_if_refused
 from pretrain.run_folder.lock import RunLock
 from pretrain.training.diverged import DivergedError
 
@@ -214,7 +214,10 @@ def _train_and_export(
     settings.engine.compile = found.compile
     run_folder, phases = folder_of_run(settings), phases_of(settings)
     log = run_folder / "logs" / f"rank-{ranks.rank:05d}.log"
-    with contextlib.ExitStack() as held:
+    with (
+        removed_if_refused(run_folder, ranks.rank == 0, ranks.barrier),
+        contextlib.ExitStack() as held,
+    ):
 
         def open_folder() -> _Opened:
             held.enter_context(RunLock(run_folder))

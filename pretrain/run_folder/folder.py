@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from data_prep.core.config import SettingsError, as_yaml
-from data_prep.core.files import whole_or_absent, write_json
+from data_prep.core.files import remove_folder, whole_or_absent, write_json
 from pretrain.checkpoint.extension import Change, Extension, changes, extended
 from pretrain.checkpoint.progress import CheckpointState
 from pretrain.config.settings import Resume, Settings
 from pretrain.run_folder.environment import environment
 from pretrain.run_folder.line_types import extensions_of
+
+
+@contextlib.contextmanager
+def removed_if_refused(folder: Path, is_main: bool, barrier: Callable[[], None]) -> Iterator[None]:
+    """In this context a refusal (SettingsError) leaves no folder that was not there before.
+
+    Collective: a refusal is raised on every rank, and rank 0 removes the folder and the parents
+    made with it once no rank writes a log or a heartbeat there any more. A run that has begun to
+    train keeps its folder.
+    """
+    made = [path for path in (folder, *folder.parents) if is_main and not path.exists()]
+    try:
+        yield
+    except SettingsError:
+        barrier()
+        begun = [folder / name for name in ("checkpoints", "metrics.jsonl")]
+        if made and not any(path.exists() for path in begun):
+            remove_folder(folder)
+            with contextlib.suppress(OSError):  # another run has been started in one
+                for parent in made[1:]:
+                    parent.rmdir()
+        raise
 
 
 def open_run_folder(

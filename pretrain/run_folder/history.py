@@ -115,7 +115,8 @@ class History:
     @property
     def step(self) -> int:
         """Updates made, including those that the next start may have to repeat."""
-        return max((record["step"] for record in self.records), default=0)
+        lines = self.records or self.events  # metrics.jsonl may be gone
+        return max((line.get("step") or 0 for line in lines), default=0)
 
     @property
     def total_steps(self) -> int | None:

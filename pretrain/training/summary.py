@@ -11,10 +11,8 @@ from pretrain.training.evaluation import frequency_baseline, last_evaluation
 
 
 def close_run(run_folder: Path, settings: Settings, manifest: ShardsManifest) -> None:
-    """Export the last checkpoint of a finished run and print its results.
-
-    Raises RuntimeError if metrics.jsonl has no held-out evaluation.
-    """
+    """Export the last checkpoint of a finished run and print its results, if metrics.jsonl has
+    them."""
     from pretrain.huggingface.load import fill_masks
     from pretrain.huggingface.weights import hugging_face_class
     from pretrain.training.export_run import export_run
@@ -22,9 +20,11 @@ def close_run(run_folder: Path, settings: Settings, manifest: ShardsManifest) ->
     export = export_run(run_folder)
     metrics = last_evaluation(run_folder / "metrics.jsonl")
     if not metrics:
-        raise RuntimeError(
-            f"{run_folder / 'metrics.jsonl'} has no held-out evaluation; was it edited?"
+        print(
+            f"{run_folder / 'metrics.jsonl'} has no held-out evaluation (was it removed or "
+            f"edited?): no results are printed; the model is in {export}"
         )
+        return
     print("\n".join(["", *_table(metrics, frequency_baseline(settings, manifest), manifest), ""]))
     sentences = settings.monitor.sentences
     filled = fill_masks(export, sentences, top_k=3) if sentences else []

@@ -28,7 +28,9 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.snapshot import Snapshot
 from pretrain.huggingface.load import fill_masks
 from pretrain.metrics import reference_curves
+from pretrain.reporting.page import page
 from pretrain.run_folder.folder import open_run_folder
+from pretrain.run_folder.history import History
 from pretrain.run_folder.jsonl import readable_lines
 
 pytestmark = pytest.mark.distributed
@@ -459,7 +461,7 @@ def test_the_command_refuses_other_settings_and_another_objective_before_trainin
         (
             "run.resume=must",
             "run.resume=must, but there is no checkpoint in runs/x/checkpoints",
-            "runs/x/metrics.jsonl",
+            "runs",
         ),
         ("data.dir=data/mein", "no data/mein/len128/manifest.json", "data"),  # nor the sample
         ("data.pairs=none", "data.pairs=none, but the shards in", "runs"),
@@ -489,7 +491,25 @@ def test_shards_that_are_wrong_or_missing_are_named_before_training(sample_dir, 
     for shard in shards[:2]:
         named = f"{shard.relative_to(tmp_path)} has checksum {checksum(shard)}, the manifest says"
         assert output.count(named) == 1
-    assert not (tmp_path / "runs/x/metrics.jsonl").exists()
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")], ids=["gone", "empty"]
+)
+def test_a_finished_run_without_its_metrics_is_named_in_a_sentence(
+    tmp_path: Path, uninterrupted: tuple[Path, str], sample_dir: Path, harm: Any
+) -> None:
+    shutil.copytree(uninterrupted[0] / "runs", tmp_path / "runs")
+    run = tmp_path / "runs/x"
+    harm(run / "metrics.jsonl")
+    shutil.rmtree(run / "export")
+    output = finished_run(arguments(sample_dir), tmp_path)
+    assert output.count("metrics.jsonl has no held-out evaluation") == 1
+    assert (run / "export/model.safetensors").exists()
+    history = History.read(run)
+    assert (history.state.value, history.step) == ("finished", 12)
+    assert "12" in page(history)
 
 
 def test_without_a_model_the_models_are_listed() -> None:
