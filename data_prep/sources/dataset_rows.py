@@ -22,6 +22,7 @@ from data_prep.sources.row_bounds import check_json, check_parquet
 from data_prep.sources.text_files import NO_FILE, list_files, not_read, paths_of, shown
 
 _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
+_TEXT = ("string", "large_string", "null")
 _ROW_OVERHEAD = 16  # bytes of ids and offsets, an estimate to cut by
 _BATCH_ROWS = 1_000
 _BATCH_BYTES = 64 << 20
@@ -50,6 +51,11 @@ def plan_rows(
         raise SettingsError(
             f"{_where(source)} has the columns {', '.join(dataset.column_names)}, and lacks "
             f"{', '.join(missing)}; point source.path at files with {', '.join(columns)}"
+        )
+    kinds = {name: str(dataset.data.schema.field(name).type) for name in columns if name != "id"}
+    if wrong := [f"{name} of {kind}" for name, kind in kinds.items() if kind not in _TEXT]:
+        raise SettingsError(
+            f"{_where(source)} has the columns {', '.join(wrong)}, and they must hold text"
         )
     if not len(dataset):
         raise SettingsError(f"{_where(source)} has no rows; point source.path at other files")

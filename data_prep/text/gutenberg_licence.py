@@ -22,18 +22,29 @@ _END = (
 )
 _KIND = r"(?:['’]s\s|(?:['’]s)?[ -]?(?:tm\s+)?(?:E-?Books?|E-?texts?|edition)\b|[ .*]*$)"
 _END_LINE = (
-    rf"(?<=e)nd (?:of|to) (?:the |this (?:is )?)?(?:copyrighted )?{_NAME}{_KIND}"
-    r"|(?<=e)nd of (?:the |this )e-?text\b"
-    rf"|(?<=e)nde dieses {_NAME}|(?<=f)in (?:de |du )(?:ce )?{_NAME}"
-    rf"|(?<=t)his is a copyrighted {_NAME}[^\n]{{0,40}}details above"
+    rf"(?<=e)nd(?: (?:of|to) (?:the |this (?:is )?)?(?:copyrighted )?{_NAME}{_KIND}"
+    rf"| of (?:the |this )e-?text\b|e dieses {_NAME})"
+)
+# Few files have them, and the search for more first characters is slower
+_RARE_END_LINE = re.compile(
+    rf"^[ *<\[(]*(?:This is a copyrighted {_NAME}[^\n]{{0,40}}details above|Fin d[eu] {_NAME})"
+    r"[^\n]*",
+    re.IGNORECASE | re.MULTILINE,
 )
 _REST_OF_LINE = r"[^\n*]{0,200}(?:\*+$)?"
 _MARKER = re.compile(
-    f"[*EeFfTt](?i:(?P<start>{_START})|(?P<small>{_SMALL_PRINT_END})"
+    f"[*Ee](?i:(?P<start>{_START})|(?P<small>{_SMALL_PRINT_END})"
     f"|(?:(?P<line>{_END_LINE})|{_END}){_REST_OF_LINE})",
     re.MULTILINE,
 )
-_WORDS = ("gutenberg", "small print", "etext", "e-text")  # each marker has one
+_WORDS = (
+    "gutenberg",
+    "small print",
+    " the etext",
+    " this etext",
+    " the e-text",
+    " this e-text",
+)  # each marker has one
 # The last words of the licence since 2001
 _LICENCE_END = re.compile(r"email\s+newsletter\s+to\s+hear\s+about\s+new\s+eBooks\.?")
 _LINE_START = re.compile(r"[ *<\[(]*(?:This is the )?", re.IGNORECASE)
@@ -92,7 +103,8 @@ def title_of(text: str) -> str:
 def _stretches(text: str) -> Iterator[Stretch]:
     """The file cut at its markers."""
     found = [*_markers(text)]
-    found += [(match.start(), match.end(), "end") for match in _LICENCE_END.finditer(text)]
+    for expression in (_LICENCE_END, _RARE_END_LINE):
+        found += [(match.start(), match.end(), "end") for match in expression.finditer(text)]
     start, opened_by = 0, ""
     for first, end, kind in sorted(found):
         yield Stretch(opened_by, text[start:first], kind)

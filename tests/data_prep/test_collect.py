@@ -131,6 +131,17 @@ def test_collecting_the_same_again_writes_no_part_again(tmp_path: Path, books: P
     assert [part.path.stat().st_mtime_ns for part in list_parts(tmp_path / "d")] == times
 
 
+@pytest.mark.parametrize("name", ["v[12]", "d*", "a ?{b}"])
+def test_a_corpus_may_lie_in_a_folder_whose_name_is_a_pattern(tmp_path: Path, name: str) -> None:
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "rows.jsonl").write_text('{"text": "It was night."}\n')
+    source = ["+source=bookcorpus", f"source.path={tmp_path / 'rows.jsonl'}", "num_workers=1"]
+    for _ in range(2):  # the second reads what the first has written
+        manifest = collect.run(load([*source, f"data_dir={tmp_path / name}"]))
+    assert (manifest.documents, len(list_parts(tmp_path / name))) == (1, 1)
+    assert not list((tmp_path / "v1").iterdir())
+
+
 def test_other_settings_leave_nothing_of_the_former(tmp_path: Path, books: Path) -> None:
     _run(tmp_path / "d", books)
     _run(tmp_path / "d", books, "characters_per_part=1000")

@@ -116,6 +116,24 @@ def test_a_path_that_datasets_cannot_read_is_refused(tmp_path: Path, name: str) 
         read_all(source_of("bookcorpus", tmp_path / name))
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [(5, "int64"), (["One.", "Two."], "list<"), ({"en": "One."}, "struct<"), (True, "bool")],
+)
+def test_a_column_that_holds_no_text_is_refused(tmp_path: Path, text: object, kind: str) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    with pytest.raises(SettingsError, match=rf"has the columns text of {kind}.*must hold text"):
+        read_all(source_of("bookcorpus", tmp_path))
+
+
+def test_a_parquet_column_of_another_kind_of_text_is_read(tmp_path: Path) -> None:
+    for number, kind in enumerate([pa.string(), pa.large_string()]):
+        table = pa.table({"text": pa.array(["One.", None], kind)})
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+        source = source_of("bookcorpus", tmp_path / f"{number}.parquet")
+        assert list(texts(read_all(source)).values()) == ["One."]
+
+
 def _write_rows(path: Path, num_rows: int, **columns: str) -> None:
     row = {"id": "1", "title": "T", "text": "A text of some words.", **columns}
     pq.write_table(pa.Table.from_pylist([row] * num_rows), path, row_group_size=500)

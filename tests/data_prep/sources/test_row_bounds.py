@@ -45,12 +45,14 @@ def _write(path: Path, rows: list[str | None], group: int = 1_000, **how: object
     ids=["dictionary", "zstd", "gzip", "many short rows"],
 )
 def test_a_row_group_that_unpacks_to_too_much_is_refused(tmp_path, rows, how) -> None:
-    _write(tmp_path / "a.parquet", ["fine"])
-    path = _write(tmp_path / "b.parquet", ["fine", *rows], group=1_000_000, **how)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    _write(folder / "a.parquet", ["fine"])
+    path = _write(folder / "b.parquet", ["fine", *rows], group=1_000_000, **how)
     assert path.stat().st_size < 20_000
-    told = _refusal(tmp_path)
+    told = _refusal(folder)
     assert f"{path}, row group 0: has more than 100,000 bytes unpacked; write smaller" in told
-    assert not (tmp_path.parent / "cache").exists()  # nothing was converted
+    assert not (tmp_path / "cache").exists()  # nothing was converted
 
 
 @pytest.mark.usefixtures("small_bounds")
@@ -92,7 +94,8 @@ def test_nested_columns_are_not_read(tmp_path: Path) -> None:
 def test_what_does_not_fit_on_the_disk_is_refused_before_it_is_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _write(tmp_path / "a.parquet", ["a" * 1_000_000] * 2_000)
+    same = pa.DictionaryArray.from_arrays(pa.array([0] * 2_000), pa.array(["a" * 1_000_000]))
+    pq.write_table(pa.table({"text": same}), tmp_path / "a.parquet")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 30))
     told = _refusal(tmp_path)
     assert "unpacked it takes 2 GB, and the disk of " in told
