@@ -113,7 +113,7 @@ def _documents(*documents: list[str]) -> str:
     [
         _documents(SENTENCES, SENTENCES),
         _documents(*[SENTENCES] * 50),
-        _documents(*[SENTENCES[:2]] * 4),
+        _documents(*[SENTENCES[:3]] * 3),
         _documents(SENTENCES, ["Only one."], SENTENCES[::-1]),
         _documents(*[["A Title", *SENTENCES]] * 9),
         _documents(*[SENTENCES] * 9).lower(),
@@ -141,10 +141,11 @@ def test_documents_of_a_sentence_per_line_are_rejected_with_the_cure(tmp_path, t
         _documents(SENTENCES),
         _documents(*[["It was a dark", "and stormy", "night."]] * 9),
         _documents(*[["Tyger Tyger, burning bright,", "In the forests of the night;"]] * 9),
-        _documents(SENTENCES[:2], SENTENCES[2:5]),
+        _documents(SENTENCES[:3], SENTENCES[3:]),
+        _documents(*[SENTENCES[:2]] * 9),
     ],
     ids=["scenes", "lower case", "paragraphs", "short paragraphs", "one document", "wrapped",
-         "verse", "few lines"],
+         "verse", "few lines", "two lines"],
 )  # fmt: skip
 def test_a_book_is_no_list_of_sentences(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.txt").write_text(text)
