@@ -90,7 +90,13 @@ def test_every_command_shown_exists_and_takes_its_settings(command, tmp_path, mo
         load.load(typed, world_size=8)
     elif module == "pretrain.plan":
         plan.load([word for word in typed if not word.startswith("json=")])
-    elif module in ("pretrain.export", "pretrain.report", "pretrain.runs", "pretrain.verify"):
+    elif module in (
+        "pretrain.evaluate",
+        "pretrain.export",
+        "pretrain.report",
+        "pretrain.runs",
+        "pretrain.verify",
+    ):
         function = getattr(importlib.import_module(module), module.removeprefix("pretrain."))
         parse_arguments(function, arguments)
     elif module == "scripts.seed_experiment":

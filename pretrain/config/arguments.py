@@ -35,12 +35,14 @@ def run_command(command: Callable[..., int | None], argv: Sequence[str] | None =
 def parse_arguments(command: Callable[..., object], typed: Sequence[str]) -> dict[str, Any]:
     """Values of the `name=value` words in `typed`, of which the last of one name counts.
 
-    The parameters of `command` are the names known: annotated Path, str, int, float or bool (or one
-    of these and None), and required where they have no default. Raises SettingsError on a word that
-    is none of these, on a value of another type, and on a missing one.
+    The parameters of `command` are the names known, `__` standing for a dot: annotated Path, str,
+    int, float or bool (or one of these and None), and required where they have no default. Raises
+    SettingsError on a word that is none of these, on a value of another type, and on a missing one.
     """
-    kinds = {name: _kind(hint) for name, hint in typing.get_type_hints(command).items()}
-    parameters = inspect.signature(command).parameters
+    hints = typing.get_type_hints(command).items()
+    kinds = {name.replace("__", "."): _kind(hint) for name, hint in hints}
+    signature = inspect.signature(command).parameters
+    parameters = {name.replace("__", "."): value for name, value in signature.items()}
     found: dict[str, Any] = {}
     for word in typed:
         name, _, value = word.partition("=")
@@ -54,7 +56,7 @@ def parse_arguments(command: Callable[..., object], typed: Sequence[str]) -> dic
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in found:
             raise SettingsError(f"{name} is missing; add {name}={_KINDS[kinds[name]]}")
-    return found
+    return {name.replace(".", "__"): value for name, value in found.items()}
 
 
 def _kind(hint: Any) -> Any:

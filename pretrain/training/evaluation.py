@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from data_prep.core.objectives import Pairing
 from data_prep.stores.shard_reader import Shards
 from data_prep.stores.shards import ShardsManifest, read_token_counts
 from pretrain.config.settings import Settings
 from pretrain.data.corpus import folder_of
-from pretrain.data.eval_loader import EvalLoader, held_out_ids
+from pretrain.data.eval_loader import EvalLoader, HeldOutBatch, held_out_ids
+from pretrain.data.packing import PackedBatch
 from pretrain.run_folder.jsonl import readable_lines
 
 if TYPE_CHECKING:
@@ -53,13 +55,25 @@ def evaluate(
 
     Collective. Dropout is off; the masks are those of the shards, the same at every evaluation.
     """
-    sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)
-    for item in held_out:
-        part = engine.evaluate_step(item.batch)
+    totals = ranks.sum(sums_of(engine.evaluate_step, held_out, ranks.device))
+    return metrics_of(totals, held_out, pairing)
+
+
+def sums_of(
+    step: Callable[[PackedBatch], Tensor], batches: Iterable[HeldOutBatch], device: torch.device
+) -> list[float]:
+    """The sums that `means` takes, over the batches that count. `step` gives one batch's, (4,)."""
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    for item in batches:
+        part = step(item.batch)
         if item.is_counted:
             sums += part
-    totals = ranks.sum(sums.tolist())
-    metrics = means(totals, held_out.num_masked, held_out.num_sequences, "eval", pairing)
+    return sums.tolist()
+
+
+def metrics_of(sums: Iterable[float], held_out: EvalLoader, pairing: Pairing) -> dict[str, float]:
+    """The metrics of an evaluation from the sums over all of its examples."""
+    metrics = means(sums, held_out.num_masked, held_out.num_sequences, "eval", pairing)
     # below 1e100, as readers of metrics.jsonl expect; of nan it is nan
     metrics["eval/mlm_perplexity"] = math.exp(min(metrics["eval/mlm_loss"], 230.0))
     return metrics

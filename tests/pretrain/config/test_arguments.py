@@ -22,6 +22,17 @@ def test_values_have_the_types_of_the_parameters() -> None:
     }  # fmt: skip
 
 
+def test_two_underscores_stand_for_a_dot() -> None:
+    def dotted(data__dir: Path, data__seq_len: int | None = None) -> None:
+        pass
+
+    assert parse_arguments(dotted, ["data.dir=a_b"]) == {"data__dir": Path("a_b")}
+    with pytest.raises(SettingsError, match=r"it takes data\.dir=PATH data\.seq_len=N"):
+        parse_arguments(dotted, ["data__dir=x"])
+    with pytest.raises(SettingsError, match=r"data\.dir is missing; add data\.dir=PATH"):
+        parse_arguments(dotted, ["data.seq_len=3"])
+
+
 def test_the_last_value_of_a_name_counts() -> None:
     assert parse_arguments(command, ["run=a", "run=b"]) == {"run": Path("b")}
 

@@ -138,7 +138,9 @@ def test_what_is_no_file_is_refused_without_waiting(config: Path, kind: str) -> 
     refusal(config)
 
 
-@pytest.mark.parametrize("module", ["pretrain.runs", "pretrain.report", "pretrain.export"])
+@pytest.mark.parametrize(
+    "module", ["pretrain.runs", "pretrain.report", "pretrain.export", "pretrain.evaluate"]
+)
 def test_no_command_runs_code_of_a_run_s_folder(tmp_path: Path, module: str) -> None:
     run = killed_and_stopped(tmp_path / "shared_run").folder
     put_code(run)
