@@ -66,11 +66,11 @@ def evaluate_model(
     those of the shards, and micro-batches those of the run: on its own shards the metrics are those
     that it logged. Raises SettingsError if something is missing or does not fit the model.
     """
-    origin = _origin(run, checkpoint)
     own, tokens = None, TOKENS
     if (run / "config.yaml").exists():
         last = phases_of(settings_of(run))[-1].settings
         own, tokens = last.data, last.engine.tokens_per_micro_batch
+    origin = _origin(run, checkpoint)
     data = _data(data_dir, seq_len, own)
     manifest = manifest_of(data)
     if split not in manifest.splits:
