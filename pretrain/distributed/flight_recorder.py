@@ -15,14 +15,17 @@ import orjson
 from data_prep.core.files import new_temporary
 
 FOLDER = "collectives"
-_VARIABLES = ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE")  # one setting, two names
+_VARIABLES = (
+    "TORCH_FR_BUFFER_SIZE",
+    "TORCH_NCCL_TRACE_BUFFER_SIZE",
+)  # one setting; the older name works and warns
 _MOST_KEPT = "2000"
 
 
 def record_collectives() -> None:
     """Keep the last collectives, unless the variables say otherwise. Before the process group."""
     if not any(name in os.environ for name in _VARIABLES):
-        os.environ["TORCH_NCCL_TRACE_BUFFER_SIZE"] = _MOST_KEPT
+        os.environ[_VARIABLES[0]] = _MOST_KEPT
 
 
 def dump_collectives(run_folder: Path, rank: int) -> str:

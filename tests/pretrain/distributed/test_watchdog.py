@@ -117,7 +117,7 @@ def test_collectives_are_recorded_unless_a_variable_says_otherwise(monkeypatch, 
     assert os.environ[name] == "7"
     monkeypatch.delenv(name)
     record_collectives()
-    assert os.environ["TORCH_NCCL_TRACE_BUFFER_SIZE"] == "2000"
+    assert os.environ.pop("TORCH_FR_BUFFER_SIZE") == "2000"
 
 
 def test_a_stopped_rank_is_named_and_the_other_ends_with_its_stacks(tmp_path: Path) -> None:
