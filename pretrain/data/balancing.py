@@ -167,6 +167,23 @@ def _group(bin_of: NDArray[np.int64], ends: NDArray[np.int64], members: NDArray[
         at[bin_of[i]] += 1
 
 
+def fullest(settings: Settings, num_ranks: int) -> int:
+    """Most tokens that a micro-batch can have: the token budget, unless a step has fewer."""
+    budget, seq_len = settings.engine.tokens_per_micro_batch, settings.data.seq_len
+    if settings.optim.tokens_per_step is not None:
+        return budget
+    return most_tokens(settings.optim.global_batch, num_ranks, seq_len, budget)
+
+
+def most_tokens(num_sequences: int, num_ranks: int, seq_len: int, token_budget: int) -> int:
+    """Most tokens in a micro-batch of `deal`.
+
+    Each sequence goes to the bin with the fewest tokens. So the fullest one had at most an equal
+    share of the others before it got its last.
+    """
+    return min(token_budget, (num_sequences - 1) * seq_len // num_ranks + seq_len)
+
+
 def micro_steps(settings: Settings, manifest: ShardsManifest, world_size: int) -> int:
     """Micro-batches per rank and step, at the mean length of the manifest's training examples."""
     train = manifest.splits["train"]

@@ -23,7 +23,7 @@ from data_prep.examples.masking import MaskingRule, dynamic_keys
 from data_prep.stores.shard_reader import Rows, Shards
 from pretrain.config.checks import check_dealable
 from pretrain.config.settings import MaskMode
-from pretrain.data.balancing import Deal, deal, deal_prefix, longest_prefix
+from pretrain.data.balancing import Deal, deal, deal_prefix, longest_prefix, most_tokens
 from pretrain.data.packing import NewMasks, PackedBatch
 from pretrain.data.shuffle import ExampleOrder, keyed_hash
 from pretrain.data.static_shapes import Packer, Shapes, spread_sizes, usual_shapes
@@ -117,9 +117,8 @@ class TrainLoader:
             count = min(_BATCHES_SEEN, max(16, _SEQUENCES_SEEN // self._global_batch))
             firsts = range(0, count * self._global_batch, self._global_batch)
             seen = [self._deal(first)[-1].most_tokens for first in firsts]
-            # no bin has more than the mean and one sequence
-            fullest = -(-self._global_batch // self._world_size) * manifest.seq_len
-            sizes = spread_sizes(seen, min(budget, fullest + manifest.seq_len))
+            most = most_tokens(self._global_batch, self._world_size, manifest.seq_len, budget)
+            sizes = spread_sizes(seen, most)
         return usual_shapes(manifest, self._shards.split, sizes)
 
     def batches(

@@ -16,8 +16,7 @@ import torch
 from data_prep.examples.masking import MaskingRule, num_masked
 from data_prep.stores.shards import Examples, ShardsManifest
 from pretrain.config.phases import Phase
-from pretrain.config.settings import Settings
-from pretrain.data.balancing import micro_steps
+from pretrain.data.balancing import fullest, micro_steps
 from pretrain.data.packing import PackedBatch, Shape, pack
 from pretrain.data.static_shapes import Shapes
 from pretrain.engine.engine import Engine
@@ -58,19 +57,6 @@ def rehearse(
                 smaller = f"{max(least, size.tokens // 2)}, which the next start tries"
             raise RuntimeError(_cure(phase, engine, size.tokens, smaller, str(error))) from None
         smaller = f"{size.tokens}, which fits"
-
-
-def fullest(settings: Settings, num_ranks: int) -> int:
-    """Most tokens that a micro-batch can have: the token budget, unless a step has fewer.
-
-    Each sequence goes to the rank with the fewest tokens (pretrain.data.balancing). So the fullest
-    one had at most an equal share of the others before it got its last.
-    """
-    budget, seq_len = settings.engine.tokens_per_micro_batch, settings.data.seq_len
-    if settings.optim.tokens_per_step is not None:
-        return budget
-    others = (settings.optim.global_batch - 1) * seq_len
-    return min(budget, others // num_ranks + seq_len)
 
 
 def fake_batch(

@@ -20,6 +20,7 @@ from pretrain.checkpoint.identity import init_from_of
 from pretrain.checkpoint.progress import Progress, ResumePoint
 from pretrain.checkpoint.saver import Saver
 from pretrain.config.settings import Compile, OnSpike, Settings
+from pretrain.data.balancing import fullest
 from pretrain.data.corpus import folder_of
 from pretrain.data.open_loaders import open_loaders
 from pretrain.data.static_shapes import usual_shapes
@@ -41,7 +42,7 @@ from pretrain.training.context import RunContext
 from pretrain.training.diverged import DivergedError
 from pretrain.training.evaluation import frequency_baseline
 from pretrain.training.loop import Trainer, train
-from pretrain.training.memory_probe import fullest, rehearse
+from pretrain.training.memory_probe import rehearse
 
 logger = logging.getLogger(__name__)
 
@@ -194,13 +195,14 @@ class PhaseTraining:
         for coming in self._context.phases[self._phase.number - 1 :]:
             self._context.watchdog.begin(f"the rehearsal of phase {coming.number}")
             manifest, shapes = self._context.manifests[coming.number - 1], self._loader.shapes
+            most = fullest(coming.settings, self._context.ranks.world_size)
             if shapes is not None and coming is not self._phase:
-                budget = coming.settings.engine.tokens_per_micro_batch
-                shapes = usual_shapes(manifest, "train", [budget])
+                shapes = usual_shapes(manifest, "train", [most])
             if self._is_main:
-                most = fullest(coming.settings, self._context.ranks.world_size)
                 of_phase = f" of phase {coming.number}" if len(self._context.phases) > 1 else ""
-                print(f"rehearsing a step{of_phase}: {most:,} tokens at once", file=sys.stderr)
+                count = "" if shapes is None else f", compiling {len(shapes.usual)} shapes"
+                line = f"rehearsing a step{of_phase}: {most:,} tokens at once{count}"
+                print(line, file=sys.stderr)
             rehearse(engine, coming, manifest, shapes)
         # its micro-batches may be larger than those of a small step
         if self._is_compiled or self._context.ranks.device.type == "cuda":

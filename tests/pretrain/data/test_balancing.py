@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data_prep.core.config import SettingsError
 from pretrain.config.checks import check_dealable
-from pretrain.data.balancing import _first, deal, deal_prefix, longest_prefix
+from pretrain.data.balancing import _first, deal, deal_prefix, longest_prefix, most_tokens
 from scripts.baselines.synthetic_shards import draw_lengths
 
 LONGEST = 64
@@ -48,6 +48,16 @@ def test_the_fewest_micro_steps_that_fit_are_taken(given: tuple[np.ndarray, int,
         if max(loads) <= budget:
             break
     assert len(deal(*given)[0]) == num_micro_steps
+
+
+@given(DEALABLE)
+@example((np.full(7, LONGEST), 3, 600))
+def test_no_micro_batch_has_more_tokens_than_the_most_that_are_planned_for(
+    given: tuple[np.ndarray, int, int],
+) -> None:
+    lengths, num_ranks, budget = given
+    bound = most_tokens(len(lengths), num_ranks, LONGEST, budget)
+    assert deal(*given).most_tokens <= bound <= budget
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4, 8])
