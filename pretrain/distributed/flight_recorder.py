@@ -66,9 +66,11 @@ def _name(entry: dict[str, Any]) -> str:
 
 
 def _recorder(suffix: str) -> Any:
-    """torch's function that dumps the trace of this rank's backend."""
+    """torch's function that dumps the trace of this rank's backend; NCCL has a recorder of its own,
+    where torch is built with it."""
     import torch
 
     c10d: Any = torch._C._distributed_c10d
-    kind = "nccl" if torch.distributed.get_backend() == "nccl" else "fr"
+    is_nccl = torch.distributed.get_backend() == "nccl"
+    kind = "nccl" if is_nccl and hasattr(c10d, f"_dump_nccl{suffix}") else "fr"
     return getattr(c10d, f"_dump_{kind}{suffix}")

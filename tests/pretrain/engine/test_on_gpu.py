@@ -1,6 +1,8 @@
 """What only a GPU can show, against the CPU in fp32: `pytest -m gpu` on a machine that has one."""
 
+import gc
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,14 +15,18 @@ from engine_samples import optim_settings
 from model_samples import random_batch, random_model, small_settings
 from step_outcomes import assert_near, outcome
 from torch import Tensor
+from torch.distributed.flight_recorder.components.loader import read_dump
 
 from data_prep.stores.shard_reader import Shards
 from pretrain.config.settings import Precision
 from pretrain.data.eval_loader import EvalLoader
 from pretrain.data.packing import PackedBatch
+from pretrain.distributed import flight_recorder
+from pretrain.distributed import ranks as ranks_module
+from pretrain.engine.snapshot import WEIGHT, Layout, Snapshot
 from pretrain.model.attention import attention, has_kernel
 from pretrain.model.bert import BertForPreTraining
-from pretrain.model.compile import compile_parts
+from pretrain.model.compile import compile_fault, compile_parts
 from pretrain.optim.optimizers import build_optimizer, parameter_groups
 
 pytestmark = [
@@ -157,7 +163,13 @@ def test_the_host_waits_for_nothing_in_a_step(is_compiled: bool) -> None:
 def test_batches_lie_in_pinned_memory_and_are_copied_whole_without_waiting(sample_dir) -> None:
     shards = Shards.open(sample_dir / "len128", "heldout")
     loader = EvalLoader(
-        shards, rank=0, world_size=1, token_budget=1_024, max_examples=20, static=True
+        shards,
+        rank=0,
+        world_size=1,
+        token_budget=1_024,
+        max_examples=20,
+        static=True,
+        pinned=True,
     )
     batch = next(iter(loader)).batch
     with no_waiting():
@@ -171,6 +183,37 @@ def test_fp32_goes_without_the_kernel_to_the_numbers_of_the_cpu() -> None:
     batch = random_batch(LENGTHS, 90, 0)
     assert not has_kernel(GPU, torch.float32, random_qkv().shape[-1])
     assert_near(outcome(gpu_model(), batch.to(GPU)), outcome(gpu_model().cpu(), batch), 1e-4)
+
+
+def test_this_machine_compiles_a_kernel() -> None:
+    assert compile_fault(GPU) == ""
+
+
+def test_a_snapshot_is_copied_to_page_locked_memory_that_is_given_back() -> None:
+    layout = Layout("adamw", {"matrix": [300, 7], "bias": [7]}, {"matrix": "", "bias": ""})
+    snapshot = Snapshot.allocate(layout, GPU)
+    matrix = snapshot.tensors[WEIGHT]["matrix"]
+    assert matrix.is_pinned()
+    values = torch.randn(300, 7, device=GPU)
+    with no_waiting():
+        matrix.copy_(values, non_blocking=True)
+    torch.cuda.synchronize()
+    assert torch.equal(matrix, values.cpu())
+    del snapshot
+    gc.collect()
+    assert not matrix.is_pinned()
+
+
+def test_the_collectives_of_nccl_are_dumped_and_described(tmp_path: Path) -> None:
+    ranks = ranks_module.start(1.0, "cuda")
+    try:
+        ranks.barrier()
+        torch.cuda.synchronize()
+        now = flight_recorder.dump_collectives(tmp_path, 0)
+        assert re.match("in (no collective, the last was )?all_reduce 1 of", now), now
+        assert read_dump("rank_", str(tmp_path / "collectives/rank_00000"))["entries"]
+    finally:
+        ranks.stop()
 
 
 def test_a_run_compiles_by_itself_and_logs_it(sample_dir: Path, tmp_path: Path) -> None:
