@@ -190,7 +190,8 @@ def _plan_texts(
         yield dedup
     planned = Planned("vocab", vocab_path)
     if vocab:
-        planned.options = f"vocab_size={vocab.vocab_size} lowercase={str(vocab.lowercase).lower()}"
+        size = "vocab_file=FILE" if vocab.settings.vocab_file else f"vocab_size={vocab.vocab_size}"
+        planned.options = f"{size} lowercase={str(vocab.lowercase).lower()}"
         if vocab.settings.language:
             planned.options += f" language={vocab.settings.language}"
         planned.lost = _lost(vocab_path.with_name(name) for name in TOKENIZER_FILES)

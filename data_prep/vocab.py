@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import tokenizers
 import xxhash
 
@@ -59,7 +60,8 @@ def run(settings: DataPrepSettings) -> VocabManifest:
     dropped = {part.key: dropped[part.key] for part in parts if part.key in dropped}
     casing = _casing(settings)
     identity = _identity(settings, parts, dropped, casing.strip_accents)
-    if (former := _finished(data_dir)) and former.settings == identity:
+    former, is_mended = _finished(data_dir)
+    if former and (former.settings == identity or (is_mended and _has_rules(former, identity))):
         return former
     if not settings.replace:
         _check_shards(data_dir)
@@ -101,9 +103,9 @@ def _check_shards(data_dir: Path) -> None:
         if own and read_json(path).get("vocab_checksum") == own:
             raise SettingsError(
                 f"the shards in {path.parent} hold the ids of {vocab}, and no run could train on "
-                "them with another vocabulary. It serves more documents as it is: run "
-                f"python -m data_prep.encode data_dir={data_dir}; to keep both take another "
-                "data_dir, to replace the vocabulary add replace=true"
+                "them with another vocabulary. It serves more documents as it is: what to run "
+                f"then, python -m data_prep.status data_dir={data_dir} prints. To keep both take "
+                "another data_dir, to replace the vocabulary add replace=true"
             )
 
 
@@ -166,14 +168,25 @@ def _identity(
     return identity
 
 
-def _finished(data_dir: Path) -> VocabManifest | None:
-    """The manifest of a whole and unchanged vocabulary; None if there is none."""
-    if not all((data_dir / "vocab" / name).is_file() for name in TOKENIZER_FILES):
-        return None
+def _finished(data_dir: Path) -> tuple[VocabManifest | None, bool]:
+    """The manifest of a whole and unchanged vocabulary (None: there is none), and whether files of
+    the tokenizer were lost and are written again."""
     try:
-        return read_vocab_store(data_dir)[1]
+        tokens, manifest = read_vocab_store(data_dir)
     except ValueError:
-        return None
+        return None, False
+    folder = data_dir / "vocab"
+    if all((folder / name).is_file() for name in TOKENIZER_FILES):
+        return manifest, False
+    save_tokenizer(folder, tokens, manifest.lowercase, manifest.strip_accents)
+    return manifest, True
+
+
+def _has_rules(former: VocabManifest, identity: VocabSettings) -> bool:
+    """Whether a vocabulary has these settings, whatever documents it was trained on."""
+    names = ("documents", "duplicates", "tokenizers")
+    same = {name: getattr(identity, name) for name in names}
+    return msgspec.structs.replace(former.settings, **same) == identity
 
 
 def _released(

@@ -223,6 +223,7 @@ def test_a_released_vocabulary_does_not_hang_on_the_documents(corpus: Path) -> N
     write_json(corpus / "documents" / "wiki" / "manifest.json", PARTS)
     vocab = stages(corpus)["vocab"]
     assert (vocab.state, vocab.notes) == ("done", [])
+    assert vocab.command.endswith(" vocab_file=FILE lowercase=true")
 
 
 def test_unfit_shards_are_named_and_the_status_is_1(corpus: Path, capfd) -> None:

@@ -105,11 +105,28 @@ def test_the_vocabulary_of_whole_shards_is_replaced_only_if_asked(
     if not typed:  # more documents, which the vocabulary serves as it is
         write_documents(tmp_path, TEXTS[40:80], source="more")
         typed = ["vocab_size=500"]
-    with pytest.raises(SettingsError, match=r"len128 hold the ids .*data_prep\.encode .*replace="):
+    with pytest.raises(SettingsError, match=r"len128 hold the ids .*data_prep\.status .*replace="):
         make(tmp_path, *typed)
     assert store.read_vocab_store(tmp_path)[1] == first
     assert make(tmp_path, *typed, "replace=true") != first
     make(tmp_path, "vocab_size=700")  # the shards are of none of these
+
+
+@pytest.mark.parametrize("name", [name for name in TOKENIZER_FILES if name != "vocab.txt"])
+def test_a_lost_file_of_the_tokenizer_is_written_again_also_after_more_documents(
+    tmp_path: Path, name: str
+) -> None:
+    write_documents(tmp_path, TEXTS[:40])
+    first = make(tmp_path, "vocab_size=500")
+    write_json(tmp_path / "len128" / "manifest.json", {"vocab_checksum": first.checksum})
+    write_documents(tmp_path, TEXTS[40:80], source="more")
+    before = contents(tmp_path)
+    (tmp_path / "vocab" / name).unlink()
+    assert make(tmp_path, "vocab_size=500") == first
+    assert contents(tmp_path) == before
+    (tmp_path / "vocab" / name).unlink()
+    with pytest.raises(SettingsError, match="replace=true"):
+        make(tmp_path, "vocab_size=600")
 
 
 def test_a_vocabulary_killed_before_its_manifest_counts_as_missing(tmp_path: Path) -> None:
