@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import ipaddress
 import logging
 import math
 import os
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import threading
 import urllib.parse
+import urllib.request
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,10 +37,12 @@ from pretrain.run_folder.jsonl import readable_lines
 if TYPE_CHECKING:
     from pretrain.model.fill_mask import Guesses
 
+_bypasses = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]
 logger = logging.getLogger(__name__)
 
 _LAST_FLUSH_S = 1.0  # most that a SIGKILL costs wandb's own file
 _PROBE_S = 3.0
+_PORTS = {"http": 80, "https": 443, "socks5": 1080}
 _WORK_S = 60.0
 _REPLACED = "Not for `wandb sync`: a later start has sent again what this file holds.\n"
 
@@ -300,7 +304,7 @@ def _in_a_line(error: Exception) -> str:
 
 
 def _mode() -> Literal["online", "offline", "disabled"]:
-    """WANDB_MODE; without it, online if there is a key and the server's port answers."""
+    """WANDB_MODE; without it, online if there is a key and the server, or its proxy, answers."""
     import wandb
 
     for mode in get_args(Literal["online", "offline", "disabled"]):
@@ -308,7 +312,41 @@ def _mode() -> Literal["online", "offline", "disabled"]:
             return mode  # type: ignore[no-any-return]
     if not wandb.login(prompt=False, verify=False):
         return "offline"
-    address = urllib.parse.urlparse(wandb.setup().settings.base_url)
-    port = address.port or (443 if address.scheme == "https" else 80)
-    socket.create_connection((address.hostname, port), timeout=_PROBE_S).close()
+    settings = wandb.setup().settings
+    given = {"http": settings.http_proxy, "https": settings.https_proxy}
+    address = first_hop(settings.base_url, {k: url for k, url in given.items() if url})
+    socket.create_connection(address, timeout=_PROBE_S).close()
     return "online"
+
+
+def first_hop(url: str, given: Mapping[str, str]) -> tuple[str, int]:
+    """Host and port to which wandb's client connects for `url`: the server's, or a proxy's.
+
+    `given` are proxies by scheme, of wandb's own settings. Otherwise HTTP_PROXY and HTTPS_PROXY
+    hold, also in lower case, except for this machine and for the hosts and networks of NO_PROXY. As
+    other programs in Go, it does not use ALL_PROXY.
+    """
+    server = urllib.parse.urlsplit(url)
+    host = server.hostname or ""
+    proxies = urllib.request.getproxies_environment()
+    proxy = given.get(server.scheme) or proxies.get(server.scheme)
+    if proxy and not given and _is_direct(host, proxies):
+        proxy = None
+    if not proxy:
+        return host, server.port or _PORTS.get(server.scheme, 80)
+    through = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    return through.hostname or "", through.port or _PORTS.get(through.scheme, 80)
+
+
+def _is_direct(host: str, proxies: Mapping[str, str]) -> bool:
+    """Whether the environment's proxies are not for this host."""
+    if host == "localhost" or _bypasses(host, dict(proxies)):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    networks = [part.strip() for part in proxies.get("no", "").split(",") if "/" in part]
+    return address.is_loopback or any(
+        address in ipaddress.ip_network(network, strict=False) for network in networks
+    )

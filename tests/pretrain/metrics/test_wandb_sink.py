@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import psutil
 import pytest
 from wandb_stand_in import StandIn
 
-from pretrain.metrics.wandb_sink import earlier_files, read_file
+from pretrain.metrics.wandb_sink import earlier_files, first_hop, read_file
 
 START = Path(__file__).parents[2] / "support" / "wandb_start.py"
 KEY = "a" * 32 + "5ec2e75e"  # of the form of a real one
@@ -28,6 +28,7 @@ class Starts:
 
     def __init__(self, folder: Path, home: Path) -> None:
         self.folder, self.url = folder, ""
+        self.more: dict[str, str] = {}  # variables
         self._home = home
         folder.mkdir()
         home.mkdir()
@@ -36,6 +37,7 @@ class Starts:
     def environment(self) -> dict[str, str]:
         ours = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
         ours |= {"HOME": str(self._home)}
+        ours |= self.more
         return ours | ({"WANDB_API_KEY": KEY, "WANDB_BASE_URL": self.url} if self.url else {})
 
     def ended(self, first: int, last: int, timeout_s: float = 20) -> str:
@@ -108,6 +110,63 @@ def test_an_online_run_continues_after_its_server_s_last_step(starts, server) ->
     starts.killed(0, 35, until=lambda: server.rows)
     starts.ended(30, 40)
     assert_complete(server, 40)
+
+
+@pytest.fixture
+def proxies(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Set these variables, and no others of proxies."""
+
+    def set_them(**given: str) -> None:
+        for name in list(os.environ):
+            if name.lower().endswith("_proxy"):
+                monkeypatch.delenv(name)
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+
+    return set_them
+
+
+SERVER = "https://api.wandb.ai"
+
+
+@pytest.mark.parametrize(
+    ("url", "variables", "expected"),
+    [
+        (SERVER, {}, ("api.wandb.ai", 443)),
+        (SERVER, {"HTTPS_PROXY": "http://proxy:3128"}, ("proxy", 3128)),
+        (SERVER, {"https_proxy": "http://user:word@proxy"}, ("proxy", 80)),
+        (SERVER, {"HTTPS_PROXY": "proxy:3128"}, ("proxy", 3128)),
+        (SERVER, {"HTTP_PROXY": "http://proxy:3128"}, ("api.wandb.ai", 443)),
+        ("http://wandb:8080", {"HTTP_PROXY": "http://proxy:3128"}, ("proxy", 3128)),
+        (SERVER, {"ALL_PROXY": "http://proxy:3128"}, ("api.wandb.ai", 443)),
+        (SERVER, {"HTTPS_PROXY": "http://proxy", "NO_PROXY": "a,.wandb.ai"}, ("api.wandb.ai", 443)),
+        (SERVER, {"https_proxy": "http://proxy", "no_proxy": "*"}, ("api.wandb.ai", 443)),
+        (SERVER, {"HTTPS_PROXY": "http://proxy", "NO_PROXY": "wandb.example"}, ("proxy", 80)),
+        ("http://10.1.2.3", {"HTTP_PROXY": "http://p", "NO_PROXY": "10.0.0.0/8"}, ("10.1.2.3", 80)),
+        ("http://10.1.2.3", {"HTTP_PROXY": "http://p", "NO_PROXY": "11.0.0.0/8"}, ("p", 80)),
+        ("http://127.0.0.1:99", {"HTTP_PROXY": "http://proxy"}, ("127.0.0.1", 99)),
+        ("http://localhost:99", {"HTTP_PROXY": "http://proxy"}, ("localhost", 99)),
+    ],
+)
+def test_the_probe_goes_where_wandbs_client_connects_to(proxies, url, variables, expected) -> None:
+    proxies(**variables)
+    assert first_hop(url, {}) == expected
+
+
+def test_a_proxy_of_wandbs_own_settings_holds_before_the_environments(proxies) -> None:
+    proxies(HTTPS_PROXY="http://proxy:3128", NO_PROXY="api.wandb.ai")
+    assert first_hop(SERVER, {"https": "http://own:1"}) == ("own", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "WANDB_HTTP_PROXY"])
+def test_a_server_behind_a_proxy_alone_gets_every_step(starts, server, name, proxies) -> None:
+    """The stand-in is its own proxy: a request to a proxy has the server's whole address."""
+    proxies(**({} if name.startswith("WANDB") else {name: server.url}))
+    starts.url = "http://wandb.invalid"
+    starts.more = {name: server.url}
+    starts.ended(0, 12)
+    assert_complete(server, 12)
 
 
 @pytest.mark.slow
