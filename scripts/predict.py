@@ -35,7 +35,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
-from data_prep.core.printable import shortened
+from data_prep.core.printable import printable, shortened
 from scripts.finetuning import tables
 from scripts.finetuning.answers import best_answers
 from scripts.finetuning.job import Features, Notes
@@ -152,7 +152,7 @@ def _classified(loaded: Loaded, inputs: list[Input]) -> Iterator[tuple[Record, s
             continue
         shares = {names[k]: share for k, share in enumerate(logits_K.softmax(-1).tolist())}
         ranked = sorted(shares.items(), key=lambda item: -item[1])
-        line = "  ".join(f"{name} {share:.1%}" for name, share in ranked)
+        line = "  ".join(f"{printable(name)} {share:.1%}" for name, share in ranked)
         yield (
             _of(one) | {"label": ranked[0][0], "probabilities": shares},
             f"{line}\t{_shown(one)}",
@@ -182,11 +182,12 @@ def _answered(loaded: Loaded, inputs: list[Input]) -> Iterator[tuple[Record, str
             "answer": first.text, "start": first.start, "end": first.end,
             "probability": first.probability,
         }  # fmt: skip
-        line = f"{first.text}  ({first.probability:.1%}, characters {first.start} to {first.end})"
+        where = f"characters {first.start} to {first.end}"
+        line = f"{printable(first.text)}  ({first.probability:.1%}, {where})"
         if getattr(config, "has_no_answer", False):
             record |= {"has_answer": odds <= bound, "no_answer_odds": odds}
             line = line if odds <= bound else f"no answer  (otherwise: {line})"
-        yield record, f"{line}\t{one.text}"
+        yield record, f"{line}\t{printable(one.text)}"
 
 
 def _tagged(loaded: Loaded, inputs: list[Input]) -> Iterator[tuple[Record, str]]:
@@ -202,7 +203,7 @@ def _tagged(loaded: Loaded, inputs: list[Input]) -> Iterator[tuple[Record, str]]
         line = " ".join(
             word if tag == "O" else f"{word}/{tag}" for word, tag in zip(words, tags, strict=True)
         )
-        yield _of(one) | {"words": words, "tags": tags}, line
+        yield _of(one) | {"words": words, "tags": tags}, printable(line)
 
 
 def _filled(loaded: Loaded, inputs: list[Input], top: int) -> Iterator[tuple[Record, str]]:
@@ -223,7 +224,9 @@ def _filled(loaded: Loaded, inputs: list[Input], top: int) -> Iterator[tuple[Rec
                 record["fills"].append(
                     [{"token": token, "probability": share} for token, share in fills.items()]
                 )
-                parts.append(", ".join(f"{token} {share:.1%}" for token, share in fills.items()))
+                parts.append(
+                    ", ".join(f"{printable(token)} {share:.1%}" for token, share in fills.items())
+                )
         if one.pair is not None and follows is not None:
             share = follows[number].float().softmax(-1)[0].item()  # 0: B follows A
             record["follows"] = share
@@ -259,7 +262,7 @@ def _of(one: Input) -> Record:
 
 
 def _shown(one: Input) -> str:
-    return one.text if one.pair is None else f"{one.text}\t{one.pair}"
+    return "\t".join(printable(text) for text in (one.text, one.pair) if text is not None)
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:

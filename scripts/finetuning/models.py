@@ -99,7 +99,7 @@ def _check_encoding(tokenizer: PreTrainedTokenizerBase) -> None:
     entries = num_entries(tokenizer)
     for text, pair in _PROBES:
         for texts in ((text,), (text, pair)):
-            encoded = tokenizer(*texts)
+            encoded = tokenizer(*texts, verbose=False)
             ids, segments = encoded["input_ids"], encoded["token_type_ids"]
             if ids[0] != marks[1] or ids[-1] != marks[2] or not 0 <= min(ids) <= max(ids) < entries:
                 raise ValueError(f"it makes the ids {ids[:10]} of {texts}")

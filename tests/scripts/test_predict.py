@@ -159,3 +159,12 @@ def test_more_candidates_than_entries_are_all(
     (record,) = said(capsys, f"model={bert}", "the [MASK]", "--top", "100000")
     assert len(record["fills"][0]) == 134
     assert main([f"model={bert}", "the [MASK]", "--top", "0"]) == 2
+
+
+def test_names_and_texts_from_outside_are_printed_with_escapes(
+    bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {0: "\x1b[2J", 1: "ok"}
+    folder = with_head(bert, tmp_path / "x", "BertForSequenceClassification", id2label=names)
+    assert main([f"model={folder}", "a \x1b[1m film"]) == 0
+    assert capsys.readouterr().out.replace("\t", "").rstrip("\n").isprintable()

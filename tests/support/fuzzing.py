@@ -71,6 +71,23 @@ def harmed_json(rng: np.random.Generator, data: bytes) -> bytes:
     return orjson.dumps(tree).replace(b'"NUMBER"', number)
 
 
+def harmed_header(rng: np.random.Generator, data: bytes) -> bytes:
+    """A safetensors file whose header has harms: of its JSON, its length or any bytes of it."""
+    size = int.from_bytes(data[:8], "little")
+    header, rest = data[8 : 8 + size], data[8 + size :]
+    match rng.integers(4):
+        case 0:
+            return harmed_bytes(rng, data[: 8 + size]) + rest
+        case 1:
+            number = int(NUMBERS[rng.integers(1, 10)])
+            return (number % 2**64).to_bytes(8, "little") + data[8:]
+        case 2:
+            return data[: rng.integers(len(data))]
+        case _:
+            harmed = harmed_json(rng, header)
+            return len(harmed).to_bytes(8, "little") + harmed + rest
+
+
 def _places(tree: Any) -> Any:
     for key, value in list(tree.items() if isinstance(tree, dict) else enumerate(tree)):
         yield tree, key

@@ -258,6 +258,10 @@ def test_an_answer_without_text_stands_for_no_answer(
     job = qa.prepare(load(arguments(tmp_path, bert, "squad2")), models.load_tokenizer(bert))
     assert job.notes.lines() == []
     assert job.train[-1]["start_positions"] == job.train[-1]["end_positions"] == 0
+    right = np.zeros((2, len(job.train), 48))
+    for number, one in enumerate(job.train):
+        right[0, number, one["start_positions"]] = right[1, number, one["end_positions"]] = 9
+    assert job.dev[0].score(right)["best_f1"] == 100
     settings = load(arguments(tmp_path, bert, "squad"))
     with pytest.raises(InputError, match=r"question 'x' has no answer; .*\+task=squad2"):
         list(qa._questions(settings.task, "train"))
