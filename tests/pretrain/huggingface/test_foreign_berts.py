@@ -42,11 +42,11 @@ def tried(folder: Path, name: str, tries: int, seed: int) -> int:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_few_harmed_files_are_read_or_refused(tmp_path: Path, name: str) -> None:
+def test_init_from_reads_or_refuses_a_few_harmed_files(tmp_path: Path, name: str) -> None:
     assert tried(tmp_path / "bert", name, FAST, 0) > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
-def test_five_thousand_harmed_files_are_read_or_refused(tmp_path: Path, name: str) -> None:
+def test_init_from_reads_or_refuses_five_thousand_harmed_files(tmp_path: Path, name: str) -> None:
     assert tried(tmp_path / "bert", name, 5_000, 1) > 0

@@ -292,7 +292,7 @@ def test_fewer_rows_than_entries_are_refused(tmp_path: Path) -> None:
     "wrapped",
     ["module.{}", "_orig_mod.{}", "module._orig_mod.{}", "model.{}", "model._orig_mod.{}"],
 )
-def test_what_wrappers_add_to_names_is_taken_off(tmp_path: Path, wrapped: str) -> None:
+def test_a_run_starts_from_names_that_wrappers_changed(tmp_path: Path, wrapped: str) -> None:
     saved(tmp_path)
     expected = drawn()
     taken(find(str(tmp_path)), expected)
@@ -305,7 +305,7 @@ def test_what_wrappers_add_to_names_is_taken_off(tmp_path: Path, wrapped: str) -
         assert torch.equal(value, state(expected)[name]), name
 
 
-def test_weights_under_other_names_are_refused_with_these_names(tmp_path: Path) -> None:
+def test_a_start_from_weights_of_other_names_is_refused_with_these(tmp_path: Path) -> None:
     saved(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     save_file({f"student.{n}": t for n, t in weights.items()}, tmp_path / "model.safetensors")

@@ -54,11 +54,11 @@ def tried(folder: Path, name: str, tries: int, seed: int) -> int:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_few_harmed_files_are_read_or_refused(folder: Path, name: str) -> None:
+def test_fine_tuning_reads_or_refuses_a_few_harmed_files(folder: Path, name: str) -> None:
     assert tried(folder, name, FAST, 0) > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
-def test_two_thousand_harmed_files_are_read_or_refused(folder: Path, name: str) -> None:
+def test_fine_tuning_reads_or_refuses_two_thousand_harmed_files(folder: Path, name: str) -> None:
     assert tried(folder, name, 2_000, 1) > 0
