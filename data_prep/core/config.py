@@ -78,10 +78,6 @@ def compose(entry: str, schema: type[T], overrides: Sequence[str]) -> tuple[T, d
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise SettingsError(_explain(error, schema)) from error
     assert isinstance(settings, schema)
-    if INTERPOLATION in str(as_dict(settings)):
-        raise SettingsError(
-            f"no value of a setting may hold the text {INTERPOLATION!r}; leave it out"
-        )
     _check_numbers(settings)
     return settings, chosen
 
@@ -265,6 +261,10 @@ def _in_grammar(override: str, schema: type) -> list[str]:
     """
     typed, value = override.split("=", 1)
     key = typed.lstrip("+")
+    if INTERPOLATION in value:
+        raise SettingsError(
+            f"{key}: no value of a setting may hold the text {INTERPOLATION!r}; leave it out"
+        )
     if key in _groups():
         if as_text(value) not in choices(key):
             raise SettingsError(_unknown_choice(key, value))
@@ -314,11 +314,11 @@ def _explain(error: Exception, schema: type) -> str:
         return _unknown_choice(*missing.groups())
     if sweep := re.match(r"Ambiguous value for argument '\++(.*?)=(.*?)'", text):
         name, values = sweep.groups()
-        return f"{name}={values}: a setting takes one value, or a list, typed {name}=[{values}]"
+        if get_origin(_kind_of(name, schema)[0]) is list:
+            return f"{name}={values}: it takes a list; type {name}=[{values}]"
+        return f"{name}={values}: a setting takes one value"
     if "is not a ListConfig" in text:
         return f"{key}: takes a list, as in {key}=[]"
-    if unclosed := re.match(r"Error merging override \++(.*)", text):
-        return f"{unclosed.group(1)}: {INTERPOLATION!r} begins an interpolation, which never ends"
     if isinstance(error, OverrideParseException):
         override = error.override.lstrip("+")
         return (
