@@ -222,7 +222,9 @@ def _precision(engine: EngineSettings, cluster: ClusterSettings | None) -> Preci
                 "engine.precision=fp32"
             )
     elif not cluster.has_bf16 and engine.precision in (Precision.bf16, Precision.bf16_autocast):
-        raise SettingsError(f"{cluster.gpu} has no bfloat16; set engine.precision=fp16 or fp32")
+        raise SettingsError(
+            f"{cluster.gpu} has no bfloat16; set engine.precision=fp16 or engine.precision=fp32"
+        )
     return engine.precision
 
 

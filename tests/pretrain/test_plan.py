@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 import pytest
+from cures import cures
 from hypothesis import given
 from hypothesis import strategies as st
 from made_manifests import shards_manifest, split_entry
@@ -131,6 +132,19 @@ def test_padding_to_the_full_length_costs_what_it_adds() -> None:
 def test_what_cannot_work_is_refused_with_the_nearest_value_that_does(typed, cure, capsys) -> None:
     assert main([*LARGE, *typed]) == 2
     assert re.search(cure, " ".join(capsys.readouterr().err.split()))
+
+
+@pytest.mark.parametrize(
+    ("typed", "number"),
+    [(["cluster=dgx1_v100", "engine=bf16"], 2), (["cluster=dgx1_v100", "engine=bf16_autocast"], 2),
+     (["engine.tokens_per_micro_batch=256"], 1)],
+)  # fmt: skip
+def test_each_cure_that_a_plan_names_is_one(typed, number, capsys) -> None:
+    assert main([*LARGE, *typed]) == 2
+    named = cures(capsys.readouterr().err)
+    assert len(named) == number
+    for cure in named:
+        assert main([*LARGE, *typed, *cure]) != 2, capsys.readouterr().err
 
 
 def test_the_cure_in_a_refusal_is_accepted() -> None:

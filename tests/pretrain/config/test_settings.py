@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from cures import cures
 
 from data_prep.core.config import SettingsError, as_dict, compose
 from pretrain.config.checks import check
@@ -158,13 +159,6 @@ def test_a_number_that_nothing_can_be_planned_with_is_refused(override: str, wor
         check(settings_of("cluster=dgx_a100", override), world_size=1)
     assert override.partition("=")[0] in str(caught.value)
     assert words in str(caught.value)
-
-
-def cures(message: str) -> list[list[str]]:
-    """The alternatives after each "set": settings to type together."""
-    pair = r"[\w.]+=[^\s,;]+"
-    found = re.findall(rf"\bset ({pair}(?:,? (?:and|or) {pair})*)", message)
-    return [re.findall(pair, part) for sentence in found for part in sentence.split(" or ")]
 
 
 @pytest.mark.parametrize(
