@@ -5,10 +5,17 @@
 #   docker run --rm --gpus all --ipc host --volume "$PWD/runs:/opt/bert-pretraining/runs" \
 #       bert-pretraining torchrun --nproc-per-node 8 -m pretrain.run +model=tiny run.name=demo
 #
-# It runs as user 1000. If you mount a folder of your own and are another user, add
-# --user "$(id -u):$(id -g)". The base is not a CUDA image: torch's packages contain CUDA, cuDNN and
+# It runs as user 1000, who cannot change the code or the packages: those are root's. If you mount a
+# folder of your own and are another user, add --user "$(id -u):$(id -g)".
+#
+# A tag can move. To build on the same base every time, name it by its digest:
+#   docker buildx imagetools inspect python:3.11-slim      # prints it
+#   docker build --build-arg BASE=python@sha256:... --tag bert-pretraining .
+#
+# The base is not a CUDA image: torch's packages contain CUDA, cuDNN and
 # NCCL in the versions they were built with, and the host has the driver.
-FROM python:3.11-slim
+ARG BASE=python:3.11-slim
+FROM ${BASE}
 
 LABEL org.opencontainers.image.title="bert-pretraining" \
       org.opencontainers.image.description="Distributed BERT pretraining, from raw text to a Hugging Face model" \
@@ -23,16 +30,22 @@ RUN apt-get update \
 
 WORKDIR /opt/bert-pretraining
 # Dependencies first: a change of the code then leaves this layer of gigabytes as it is.
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN DS_BUILD_OPS=0 pip install --no-cache-dir --constraint constraints.txt --editable '.[finetune]'
+# Only files with a checksum listed here are installed; the tools of development are among them.
+COPY hashes.txt hashes-cuda.txt ./
+RUN DS_BUILD_OPS=0 pip install --no-cache-dir --require-hashes --no-deps \
+    --requirement hashes.txt --requirement hashes-cuda.txt
+COPY pyproject.toml README.md LICENSE ./
 COPY conf conf
 COPY data_prep data_prep
 COPY pretrain pretrain
 COPY scripts scripts
-RUN pip install --no-cache-dir --no-deps --editable . \
+RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable . \
+    && pip check \
+    && python -m compileall -q data_prep pretrain scripts \
+    && chmod --recursive a+rX,go-w . \
     && useradd --uid 1000 --create-home bert \
     && mkdir data runs \
-    && chmod --recursive a+rwX .
+    && chmod 1777 data runs
 USER 1000
 
 # Ignore packages in the user's home folder (Apptainer mounts it); show enroot and pyxis the GPUs.

@@ -6,11 +6,13 @@
 # make bench   run small benchmarks and write the results to docs/log.md; make bench-gpu: on a GPU
 # make drill   inject faults into a small run, one after another, and report how it recovers
 # make docs    build the documentation as a site with search, in build/site/html
+# make hashes  write the checksums of constraints.txt's packages to hashes.txt and hashes-cuda.txt
 # make clean   remove the environment and all caches
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 BIN := .venv/bin
+PIP := DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-slurm check fix bench bench-gpu docs drill install clean
+.PHONY: demo test test-slow test-slurm check fix bench bench-gpu docs drill install hashes clean
 .DEFAULT_GOAL := demo
 
 install: .venv/installed
@@ -18,11 +20,13 @@ install: .venv/installed
 # DS_BUILD_OPS=0: compile nothing during installation; our optimizers need none of DeepSpeed's ops.
 # --use-pep517: without it, pip before 23.1 (Debian 12, Python 3.11) runs seqeval's setup.py, which
 # fails.
-.venv/installed: pyproject.toml constraints.txt
+# First the packages whose checksums are known, then the project, and torch in this machine's build.
+.venv/installed: pyproject.toml constraints.txt hashes.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
 	  { echo "Python 3.11 or 3.12 is needed; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 -e '.[dev]' -c constraints.txt
+	$(PIP) --use-pep517 --require-hashes --no-deps -r hashes.txt
+	$(PIP) --use-pep517 -e '.[dev,docs]' -c constraints.txt
 	touch $@
 
 demo: install
@@ -60,15 +64,23 @@ bench-gpu: install
 	$(BIN)/python -m scripts.bench.record gpu
 
 # A broken link, anchor or image fails
-docs: .venv/installed-docs
+docs: install
 	$(BIN)/python -m scripts.build_site
-
-.venv/installed-docs: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt
-	touch $@
 
 drill: install
 	$(BIN)/python -m scripts.drill
+
+# Of every file of a version, for all machines. torch is with the CUDA packages, which the images
+# install: a machine may have another build of it, such as one for CPUs.
+COMPILE := build/uv/bin/uv pip compile --quiet --no-emit-index-url --generate-hashes --no-annotate \
+	--custom-compile-command 'make hashes'
+hashes: install
+	$(PIP) --target build/uv --upgrade uv
+	$(COMPILE) --no-deps --universal --python-version 3.11.5 constraints.txt \
+	  --no-emit-package torch --output-file hashes.txt
+	echo torch | $(COMPILE) --python-platform x86_64-manylinux_2_28 --constraint constraints.txt - \
+	  $$(sed -n '/^torch==/d; s/^\(.*\)==.*/--no-emit-package \1/p' constraints.txt) \
+	  --output-file hashes-cuda.txt
 
 clean:
 	rm -rf .venv .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache
