@@ -11,6 +11,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -140,15 +141,14 @@ def _key(rank: int) -> str:
 
 
 def _find_faults(store: Store, world_size: int, limit: timedelta) -> list[str]:
-    from torch.distributed import DistStoreError
-
     keys = [_key(rank) for rank in range(world_size)]
 
     def missing_after(wait: timedelta) -> list[int]:
-        try:
-            store.wait(keys, wait)
-        except DistStoreError:
-            return [rank for rank, key in enumerate(keys) if not store.check([key])]
+        end = time.monotonic() + wait.total_seconds()
+        while not store.check(keys):  # store.wait prints warnings if it waits in vain
+            if time.monotonic() > end:
+                return [rank for rank, key in enumerate(keys) if not store.check([key])]
+            time.sleep(0.05)
         return []
 
     missing = missing_after(min(_PATIENCE, limit))
