@@ -348,6 +348,7 @@ def _similar(key: str, known: Sequence[str]) -> list[str]:
     last, lasts = key.rpartition(".")[2], {name: name.rpartition(".")[2] for name in known}
     close = difflib.get_close_matches(last, lasts.values(), n=1, cutoff=0.7)
     near = [name for name in known if lasts[name] in close]
+    near = [name for name in near if name.count(".") == key.count(".")] or near
     near = near or difflib.get_close_matches(key, known, n=3, cutoff=0.6)
     return (near or [name for name in known if last in lasts[name].split("_")])[:3]
 
