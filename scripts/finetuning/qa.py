@@ -177,7 +177,7 @@ def _typed(value: Any, kind: type[T], place: str) -> T:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        reason, _, field = str(error).rpartition(" - at `$.")
+        reason, _, field = str(error).partition(" - at `$.")
         found = f"{field.rstrip('`')}: {reason}" if field else reason
         raise InputError(
             f"{place}: {shortened(found.replace('`', ''))}; correct the file, whose form is "
