@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from engine_samples import MANY_MICRO_STEPS, build_engine, build_model, global_batch, save_state
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from ranks_harness import run_ranks
 from run_in_fork import TINY, finished_run, pretrain_run
@@ -57,6 +57,7 @@ def test_the_made_up_batch_has_the_size_asked_for_and_full_masks(sample_dir: Pat
     lengths=st.lists(st.integers(1, 128), min_size=8, max_size=60),
     ranks=st.integers(1, 8), budget=st.integers(256, 4096),
 )  # fmt: skip
+@example(lengths=[128] * 9, ranks=2, budget=4096)
 def test_no_micro_batch_is_fuller_than_the_one_rehearsed(lengths, ranks, budget) -> None:
     settings = copy.deepcopy(settings_of())
     settings.optim.global_batch = len(lengths)
