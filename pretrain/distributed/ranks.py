@@ -22,6 +22,7 @@ from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
 from pretrain.distributed.device import choose_device, why_no_cuda
 from pretrain.distributed.flight_recorder import record_collectives
+from pretrain.distributed.rank_logs import LenientStream
 from pretrain.distributed.rendezvous import check_devices, check_in, hosts_of, in_a_step, rank_info
 
 if TYPE_CHECKING:
@@ -169,6 +170,8 @@ def exit_with(main: Callable[[], int | None]) -> NoReturn:
     because DeepSpeed keeps it. A thread that drops a tensor would end even a finished run by
     SIGABRT (pytorch/pytorch issues 38228 and 190489).
     """
+    sys.stdout = LenientStream(sys.stdout)  # type: ignore[assignment]
+    sys.stderr = LenientStream(sys.stderr)  # type: ignore[assignment]
     try:
         status = status_of(main)
     except Exception:  # noqa: BLE001  the process ends

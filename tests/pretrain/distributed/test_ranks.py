@@ -229,6 +229,17 @@ def test_a_process_ends_with_its_status_though_threads_are_inside_torch(end, sta
     assert done.stderr.endswith(said)
 
 
+@pytest.mark.parametrize("full", ["stdout", "stderr"])
+def test_a_log_on_a_full_disk_ends_no_run(full: str) -> None:
+    code = (
+        "import sys; from pretrain.distributed.ranks import exit_with\n"
+        f"exit_with(lambda: print('x' * 99999, file=sys.{full}, flush=True))"
+    )
+    with open("/dev/full", "w") as disk:
+        done = subprocess.run([sys.executable, "-c", code], **{full: disk})
+    assert done.returncode == 0
+
+
 def talk(ranks: Ranks) -> tuple[list[float], bool, bool, bool, object]:
     summed = ranks.sum([2**53, 0.1 * ranks.rank])
     anyone, noone = ranks.any(ranks.rank == 1), ranks.any(False)
