@@ -19,6 +19,7 @@ MISSING = frozenset("nan -nan null none na n/a <na> #na #n/a nat nil undefined".
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
 _OUTSIDE = MISSING | {"out", "outside"}  # perhaps O, and no type
 # One letter before another separator or scheme (b-PER, B_PER, E-PER), or after the type (PER-B)
+_JOINED = re.compile(r"[|,;\s]")  # several tags in one, as nested entities are written
 _OTHER_SCHEME = re.compile(r"[^\W\d_]([\W_].*)?|.*[-_][BIESLUO]", re.S)
 
 
@@ -71,6 +72,7 @@ def tag_of(value: object, names: Mapping[str, str], place: str) -> str:
     tag = names.get(text, text if isinstance(value, str) else "")
     prefix, name = (tag[:2], tag[2:]) if tag[:2] in ("B-", "I-") else ("", tag)
     is_type = any(map(str.isalpha, name)) and name.casefold() not in _OUTSIDE and name != "O"
+    is_type = is_type and not _JOINED.search(name)
     if tag == "O" or (is_type and (prefix or not _OTHER_SCHEME.fullmatch(name))):
         return tag
     cure = "convert E- and L- to I-, S- and U- to B-" if re.match(r"[ELSU]-", tag) else "correct it"

@@ -143,7 +143,22 @@ def test_f1_of_three_labels_is_refused_with_the_metric_that_fits(
     "tag",
     [
         *"0 _ - o 1.0 none OUTSIDE B B- B-0 B-nan b-PER B_PER B:PER PER-B PER_I".split(),
-        *("E-PER", "S-PER", "U-PER", "L-PER", "", 0, 1, None, 2.5, True, ["O"]),
+        *(
+            "B-PER|B-LOC",
+            "PER;LOC",
+            "B-PER, ORG",
+            "E-PER",
+            "S-PER",
+            "U-PER",
+            "L-PER",
+            "",
+            0,
+            1,
+            None,
+            2.5,
+            True,
+            ["O"],
+        ),
     ],
 )
 def test_what_is_no_tag_is_refused(tag: object) -> None:
