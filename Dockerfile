@@ -31,9 +31,9 @@ RUN apt-get update \
 WORKDIR /opt/bert-pretraining
 # Dependencies first: a change of the code then leaves this layer of gigabytes as it is.
 # Only files with a checksum listed here are installed; the tools of development are among them.
-COPY hashes.txt hashes-cuda.txt ./
+COPY .ci/hashes.txt .ci/hashes-cuda.txt .ci/
 RUN DS_BUILD_OPS=0 pip install --no-cache-dir --require-hashes --no-deps \
-    --requirement hashes.txt --requirement hashes-cuda.txt
+    --requirement .ci/hashes.txt --requirement .ci/hashes-cuda.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY conf conf
 COPY data_prep data_prep

@@ -6,7 +6,7 @@
 # make bench   run small benchmarks and write the results to docs/log.md; make bench-gpu: on a GPU
 # make drill   inject faults into a small run, one after another, and report how it recovers
 # make docs    build the documentation as a site with search, in build/site/html
-# make hashes  write the checksums of constraints.txt's packages to hashes.txt and hashes-cuda.txt
+# make hashes  write the checksums of constraints.txt's packages to .ci/hashes*.txt
 # make clean   remove the environment and all caches
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 BIN := .venv/bin
@@ -21,11 +21,11 @@ install: .venv/installed
 # --use-pep517: without it, pip before 23.1 (Debian 12, Python 3.11) runs seqeval's setup.py, which
 # fails.
 # First the packages whose checksums are known, then the project, and torch in this machine's build.
-.venv/installed: pyproject.toml constraints.txt hashes.txt
+.venv/installed: pyproject.toml constraints.txt .ci/hashes.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
 	  { echo "Python 3.11 or 3.12 is needed; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) --use-pep517 --require-hashes --no-deps -r hashes.txt
+	$(PIP) --use-pep517 --require-hashes --no-deps -r .ci/hashes.txt
 	$(PIP) --use-pep517 -e '.[dev,docs]' -c constraints.txt
 	touch $@
 
@@ -77,10 +77,10 @@ COMPILE := build/uv/bin/uv pip compile --quiet --no-emit-index-url --generate-ha
 hashes: install
 	$(PIP) --target build/uv --upgrade uv
 	$(COMPILE) --no-deps --universal --python-version 3.11.5 constraints.txt \
-	  --no-emit-package torch --output-file hashes.txt
+	  --no-emit-package torch --output-file .ci/hashes.txt
 	echo torch | $(COMPILE) --python-platform x86_64-manylinux_2_28 --constraint constraints.txt - \
 	  $$(sed -n '/^torch==/d; s/^\(.*\)==.*/--no-emit-package \1/p' constraints.txt) \
-	  --output-file hashes-cuda.txt
+	  --output-file .ci/hashes-cuda.txt
 
 clean:
 	rm -rf .venv .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -18,11 +18,11 @@ def versions(file: str) -> dict[str, str]:
 
 
 def test_every_version_has_checksums_and_no_other_is_listed() -> None:
-    torch = {"torch": versions("hashes-cuda.txt")["torch"]}  # a machine may have another build
-    assert versions("hashes.txt") | torch == versions("constraints.txt"), "run make hashes"
+    torch = {"torch": versions(".ci/hashes-cuda.txt")["torch"]}  # a machine may have another build
+    assert versions(".ci/hashes.txt") | torch == versions("constraints.txt"), "run make hashes"
 
 
-@pytest.mark.parametrize("file", ["hashes.txt", "hashes-cuda.txt"])
+@pytest.mark.parametrize("file", [".ci/hashes.txt", ".ci/hashes-cuda.txt"])
 def test_every_package_has_a_checksum_and_no_registry_is_named(file: str) -> None:
     text = (PROJECT / file).read_text()
     entries = re.split(r"^(?=[a-zA-Z])", text, flags=re.M)[1:]
@@ -33,8 +33,8 @@ def test_every_package_has_a_checksum_and_no_registry_is_named(file: str) -> Non
 
 
 def test_the_packages_of_cuda_are_listed_once() -> None:
-    assert not versions("hashes.txt").keys() & versions("hashes-cuda.txt").keys()
-    assert {"nvidia-cublas", "nvidia-nccl-cu13", "triton"} <= versions("hashes-cuda.txt").keys()
+    assert not versions(".ci/hashes.txt").keys() & versions(".ci/hashes-cuda.txt").keys()
+    assert {"nvidia-cublas", "nvidia-nccl-cu13", "triton"} <= versions(".ci/hashes-cuda.txt").keys()
 
 
 @pytest.mark.parametrize("file", [*IMAGES, "Makefile"])
@@ -45,7 +45,7 @@ def test_packages_are_installed_by_their_checksums_first(file: str) -> None:
     assert "--require-hashes --no-deps" in installs[0]
     assert "hashes.txt" in installs[0]
     if file in IMAGES:
-        assert "hashes-cuda.txt" in installs[0]
+        assert ".ci/hashes-cuda.txt" in installs[0]
         assert all("--no-deps" in install for install in installs)
         assert "pip check" in text
 
