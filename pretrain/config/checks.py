@@ -216,13 +216,15 @@ def _check_optimizer(optim: OptimSettings) -> list[str]:
     wrong = []
     if ratio is not TrustRatio.none or not optim.grad_averaging:
         wrong.append(
-            f"optim.trust_ratio={ratio.name} and optim.grad_averaging={optim.grad_averaging} are "
-            f"not {name}'s; set optim.trust_ratio=none and optim.grad_averaging=true, or optim=lamb"
+            f"optim.trust_ratio={ratio.name} and optim.grad_averaging="
+            f"{str(optim.grad_averaging).lower()} are not {name}'s; set optim.trust_ratio=none "
+            "and optim.grad_averaging=true, or optim=lamb"
         )
     if optim.bias_correction != (optim.name is OptimizerName.adamw):
         other = "adamw" if optim.bias_correction else "bert_adam"
         wrong.append(
-            f"optim.bias_correction={optim.bias_correction} is not {name}'s; set optim={other} or "
+            f"optim.bias_correction={str(optim.bias_correction).lower()} is not {name}'s; set "
+            f"optim={other} or "
             f"optim.bias_correction={str(not optim.bias_correction).lower()}"
         )
     return wrong

@@ -171,7 +171,7 @@ def test_a_batch_that_cannot_be_dealt_is_refused_with_the_cure(
 def test_steps_of_tokens_need_equally_many_bins_on_every_rank() -> None:
     check_dealable(1, 4, 512, 512, tokens_per_step=8 * 512)
     for tokens, nearest in ((5 * 512, 2048), (7 * 512, 4096), (8 * 512 + 1, 4096), (0, 2048)):
-        with pytest.raises(SettingsError, match=f"set optim.tokens_per_step={nearest}, or null"):
+        with pytest.raises(SettingsError, match=f"set optim.tokens_per_step={nearest}, or .*=null"):
             check_dealable(1, 4, 512, 512, tokens_per_step=tokens)
 
 
