@@ -67,7 +67,7 @@ def test_without_a_checkpoint_it_is_the_newest_and_an_export_gives_the_same(run,
     folder = run / "checkpoints/step-00000004"
     assert answer(f"run={run}", f"checkpoint={folder}") == newest
     data = Path(newest["shards"]).parent
-    exported = answer(f"run={run / 'export'}", f"data.dir={data}")
+    exported = answer(f"run={run / 'export'}", f"data.dir={data}", "data.seq_len=128")
     assert exported["metrics"] == pytest.approx(newest["metrics"], rel=1e-5)
     assert exported["examples"] == newest["of_examples"]
 
@@ -127,7 +127,7 @@ def test_shards_of_another_vocabulary_are_refused_with_the_first_entry(
         (["checkpoint=nowhere"], "nowhere is no folder"),
         (["split=dev"], "split=dev is none of heldout, train"),
         (["data.dir=nowhere"], "there are no shards of 128 tokens in nowhere"),
-        (["data.seq_len=64"], "there are no shards of 64 tokens"),
+        (["data.seq_len=77"], "there are no shards of 77 tokens"),
         (["max_examples=0"], "max_examples=0; it takes 1 or more"),
         (["data_dir=x"], "it takes run=PATH checkpoint=TEXT data.dir=PATH data.seq_len=N"),
     ],
@@ -159,5 +159,6 @@ def test_a_model_without_an_mlm_head_has_no_loss(run, refusal, sample_dir, tmp_p
     path = tmp_path / "encoder/model.safetensors"
     weights = {n: w for n, w in load_file(path).items() if not n.startswith("cls.")}
     save_file(weights, path)
-    text = refusal(f"run={tmp_path / 'encoder'}", f"data.dir={sample_dir}")
+    data = [f"data.dir={sample_dir}", "data.seq_len=128"]
+    text = refusal(f"run={tmp_path / 'encoder'}", *data)
     assert "has no MLM head" in text
