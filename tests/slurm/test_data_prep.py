@@ -57,7 +57,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the jobs are submitted: the repository with a folder of logs of its own."""
     folder = tmp_path_factory.mktemp("repository")
     (folder / "logs").mkdir()
-    for name in ("slurm", "data_prep"):
+    for name in ("slurm", "data_prep", "conf"):
         (folder / name).symlink_to(ROOT / name)
     return folder
 
