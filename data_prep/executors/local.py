@@ -8,8 +8,9 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
-from multiprocessing import connection, forkserver, util
+from multiprocessing import connection, forkserver, resource_tracker, util
 from multiprocessing.context import ForkServerProcess
 
 from data_prep.executors.tasks import TaskPlan, failed_reason, importable, progress, record_path
@@ -28,11 +29,12 @@ def run_processes(plan: TaskPlan, todo: Sequence[int], num_workers: int) -> dict
     _keep_socket_paths_short()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "pandas", module])
-    with _ctrl_c_waits():
+    resource_tracker.ensure_running()  # now, since it unblocks SIGINT when it starts
+    with _without_ctrl_c():
         forkserver.ensure_running()
     running: dict[int, tuple[int, ForkServerProcess]] = {}
     failed: dict[int, str] = {}
-    with contextlib.ExitStack() as stack:
+    with _CtrlC() as ctrl_c, contextlib.ExitStack() as stack:
         bar = stack.enter_context(progress(plan, todo))
         stack.callback(_stop, plan, running)
         while waiting or running:
@@ -40,7 +42,7 @@ def run_processes(plan: TaskPlan, todo: Sequence[int], num_workers: int) -> dict
                 index = waiting.pop()
                 given = (task, index, plan.entries[index], plan.log_dir)
                 process = context.Process(target=run_one, args=given)
-                with _ctrl_c_waits(), _without_main_module():
+                with ctrl_c.held(), _without_main_module():
                     process.start()
                     running[process.sentinel] = (index, process)
             for sentinel in connection.wait(list(running)):
@@ -54,12 +56,55 @@ def run_processes(plan: TaskPlan, todo: Sequence[int], num_workers: int) -> dict
     return failed
 
 
-@contextlib.contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    """Block SIGINT in this context, and for good in processes that are started in it.
+class _CtrlC:
+    """SIGINT while tasks run: the first one raises KeyboardInterrupt, others do nothing.
 
-    So every task that was started is known and can be stopped, and it is this process that stops
-    it. The fork server would ignore the signal only once it has imported what it preloads.
+    So every task that was started is known and stopped. In `held` the first one waits: blocking it
+    in this thread alone would not do, since another thread, such as that of a progress bar, takes
+    it and Python raises here all the same. Another handler than Python's own is left in its place.
+    """
+
+    def __init__(self) -> None:
+        self._is_held = self._is_seen = False
+
+    def __enter__(self) -> _CtrlC:
+        self._before = signal.getsignal(signal.SIGINT)
+        self._is_ours = (
+            threading.current_thread() is threading.main_thread()
+            and self._before is signal.default_int_handler
+        )
+        if self._is_ours:
+            signal.signal(signal.SIGINT, self._received)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_ours:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _received(self, *_: object) -> None:
+        if not self._is_seen:
+            self._is_seen = True
+            if not self._is_held:
+                raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Raise KeyboardInterrupt at the end of this context, not inside it."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+        if self._is_seen:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Block SIGINT in processes that are started in this context, for good.
+
+    It is this process that stops them. The fork server would ignore the signal only once it has
+    imported what it preloads.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:

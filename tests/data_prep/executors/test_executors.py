@@ -127,8 +127,8 @@ from pathlib import Path
 from data_prep.core.command import status_of
 folder, preload = Path(sys.argv[1]), sys.argv[2:]
 if preload:  # the server imports for as long as it takes for Ctrl-C to come
-    forkserver._forkserver.set_forkserver_preload = lambda names: None
     forkserver.set_forkserver_preload(preload)
+    forkserver.set_forkserver_preload = lambda names: None
 task = functools.partial(made_tasks.interrupt_all, folder)
 sys.exit(status_of(lambda: task_starts.start(folder, task) and 0))
 """
