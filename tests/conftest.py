@@ -3,6 +3,7 @@
 import functools
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,10 @@ from data_prep.core.objectives import Pairing
 sys.path.insert(0, str(Path(__file__).parents[1]))
 # one thread per process: ranks are forked from this process, and an OpenMP pool does not survive it
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# a shell lets its background jobs ignore Ctrl-C, and so would the commands that tests interrupt
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # the same examples in every run, and no time limit an example: the machine may be busy
 hypothesis.settings.register_profile("project", derandomize=True, deadline=None)
