@@ -79,6 +79,12 @@ def test_what_is_no_language_is_refused_with_the_profiles() -> None:
         settings(Path("x"), "language=qq")
 
 
+def test_the_profile_of_other_languages_is_not_typed_itself() -> None:
+    with pytest.raises(SettingsError, match="such as language=sv") as refused:
+        settings(Path("x"), "language=other")
+    assert settings(Path("x"), str(refused.value).rsplit(" ", 1)[1]).language.code == "sv"
+
+
 def test_a_typed_value_beats_the_profile(tmp_path: Path) -> None:
     source = ["+source=books", f"source.path={tmp_path}", "language=de"]
     found = settings(tmp_path, *source, "lowercase=false", "source.min_characters=7")
