@@ -32,7 +32,8 @@ from data_prep.core.settings import DataPrepSettings, SourceSettings, paths_in
 from data_prep.duplicates.signatures import SignatureWriter, signatures_path
 from data_prep.executors.run import run_tasks
 from data_prep.executors.tasks import TaskEntry, fingerprint
-from data_prep.sources import SourcePlan, module_of
+from data_prep.sources import module_of
+from data_prep.sources.inputs.plan import SourcePlan
 from data_prep.stores.documents import (
     SCHEMA_VERSION,
     Damage,

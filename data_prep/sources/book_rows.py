@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.core.settings import SourceSettings
-from data_prep.sources import SourcePlan
 from data_prep.sources.books import books
-from data_prep.sources.dataset_rows import plan_rows, read_rows
+from data_prep.sources.inputs.dataset_rows import plan_rows, read_rows
+from data_prep.sources.inputs.plan import SourcePlan
 from data_prep.stores.documents import Document, Reject
 
 

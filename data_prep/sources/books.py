@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_prep.core.settings import SourceSettings
-from data_prep.sources import SourcePlan
-from data_prep.sources.text_files import plan_files, read_file, shown
+from data_prep.sources.inputs.plan import SourcePlan
+from data_prep.sources.inputs.text_files import plan_files, read_file, shown
 from data_prep.stores.documents import Damage, Document, Reject
 from data_prep.text import gutenberg
 from data_prep.text.cleaning import clean_paragraphs, join_wrapped, split_lines

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.core.settings import SourceSettings
-from data_prep.sources import SourcePlan, cut_by_size
-from data_prep.sources.text_files import list_files
+from data_prep.sources.inputs.plan import SourcePlan, cut_by_size
+from data_prep.sources.inputs.text_files import list_files
 from data_prep.stores.documents import Document, Reject
 from data_prep.text.cleaning import clean_line, clean_paragraphs
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import orjson
 
 from data_prep.core.settings import SourceSettings
-from data_prep.sources import SourcePlan
-from data_prep.sources.text_files import plan_files, read_file, shown
+from data_prep.sources.inputs.plan import SourcePlan
+from data_prep.sources.inputs.text_files import plan_files, read_file, shown
 from data_prep.sources.wikipedia_articles import article
 from data_prep.stores.documents import Damage, Document, Reject
 from data_prep.text.cleaning import clean_paragraphs, remove_hollows, split_lines, unescape

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.core.settings import SourceSettings
-from data_prep.sources import SourcePlan
-from data_prep.sources.dataset_rows import plan_rows, read_rows
+from data_prep.sources.inputs.dataset_rows import plan_rows, read_rows
+from data_prep.sources.inputs.plan import SourcePlan
 from data_prep.sources.wikipedia_articles import article
 from data_prep.stores.documents import Document, Reject
 from data_prep.text.cleaning import clean_paragraphs, split_lines

@@ -19,8 +19,8 @@ from lxml import etree
 from mwparserfromhell.parser import ParserError
 
 from data_prep.core.settings import SourceSettings
-from data_prep.sources import SourcePlan
-from data_prep.sources.text_files import NO_FILE, find_files, not_read, root_of, shown
+from data_prep.sources.inputs.plan import SourcePlan
+from data_prep.sources.inputs.text_files import NO_FILE, find_files, not_read, root_of, shown
 from data_prep.sources.wikipedia_articles import article
 from data_prep.stores.documents import Damage, Document, Reject
 from data_prep.text import wiki_nesting

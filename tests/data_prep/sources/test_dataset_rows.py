@@ -11,8 +11,8 @@ from source_reading import read_all, reasons, source_of, texts
 from data_prep import collect
 from data_prep.core.config import SettingsError
 from data_prep.core.job import load, require_source
-from data_prep.sources import dataset_rows as rows
 from data_prep.sources import module_of
+from data_prep.sources.inputs import dataset_rows as rows
 from data_prep.stores.documents import Document, Reject
 
 

@@ -13,7 +13,7 @@ import pytest
 from source_reading import read_all, source_of, texts
 
 from data_prep.core.config import SettingsError
-from data_prep.sources import row_bounds
+from data_prep.sources.inputs import row_bounds
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from data_prep.core.config import SettingsError
 from data_prep.core.job import load
 from data_prep.core.settings import SourceKind, SourceSettings, paths_in
 from data_prep.executors.tasks import fingerprint
-from data_prep.sources import books, cut_by_size, module_of
+from data_prep.sources import books, module_of
+from data_prep.sources.inputs.plan import cut_by_size
 
 
 @given(sizes=st.lists(st.integers(0, 50)), most=st.integers(1, 100))

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from source_reading import read_all, reasons, source_of, texts
 
-from data_prep.sources import text_files, wikiextractor
+from data_prep.sources import wikiextractor
+from data_prep.sources.inputs import text_files
 from data_prep.stores.documents import Damage, Document, Reject
 
 

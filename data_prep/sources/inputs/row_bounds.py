@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.sources.text_files import MOST_BYTES
+from data_prep.sources.inputs.text_files import MOST_BYTES
 
 MOST_GROUP_BYTES = 4 << 30  # of a row group, unpacked; pandas writes a million rows in one
 _BATCH_ROWS = 1_000

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from data_prep.core.config import SettingsError
 from data_prep.core.settings import SourceSettings
-from data_prep.sources import SourcePlan, cut_by_size
+from data_prep.sources.inputs.plan import SourcePlan, cut_by_size
 from data_prep.stores.documents import Damage
 
 MOST_BYTES = 256 << 20  # of one file, unpacked; it is held in memory, also as text

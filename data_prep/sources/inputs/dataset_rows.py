@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from data_prep.core.config import SettingsError
 from data_prep.core.settings import SourceSettings
-from data_prep.sources import SourcePlan
-from data_prep.sources.row_bounds import check_json, check_parquet
-from data_prep.sources.text_files import NO_FILE, list_files, not_read, paths_of, shown
+from data_prep.sources.inputs.plan import SourcePlan
+from data_prep.sources.inputs.row_bounds import check_json, check_parquet
+from data_prep.sources.inputs.text_files import NO_FILE, list_files, not_read, paths_of, shown
 
 _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
 _TEXT = ("string", "large_string", "null")
