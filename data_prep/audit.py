@@ -31,11 +31,11 @@ from data_prep.examples.masking import MaskingRule
 from data_prep.examples.pairs import LOSSES, label_fault
 from data_prep.quality.corpus import judge_corpus
 from data_prep.quality.counts import BROKEN, Counts, content_hashes, count, shares
-from data_prep.quality.dataset_card import write_card
-from data_prep.quality.page import write_page
-from data_prep.quality.samples import shown_examples
+from data_prep.quality.report.dataset_card import write_card
+from data_prep.quality.report.page import write_page
+from data_prep.quality.report.samples import shown_examples
+from data_prep.quality.report.tables import CORPUS, REPEATED, REPEATED_EXAMPLES, SHARDS, table_rows
 from data_prep.quality.shortcut import audit_shortcut
-from data_prep.quality.tables import CORPUS, REPEATED, REPEATED_EXAMPLES, SHARDS, table_rows
 from data_prep.stores import shard_checks, shard_reader, shards
 from data_prep.stores.tokens import TokenStore
 from data_prep.tokenizer.vocab_file import read_vocab
@@ -176,7 +176,7 @@ def _audit_split(
         total = {name: total.get(name, 0) + n for name, n in counts.items()}
         lengths_N = np.diff(examples.offsets)
         length_counts += np.bincount(lengths_N, minlength=len(length_counts))[: len(length_counts)]
-        contents.append(content_hashes(examples))
+        contents.append(content_hashes(examples.input_ids, examples.offsets))
     if not total.get("rows"):
         return {"rows": 0, "shards": per_shard}, faults
     metrics = shares(total, settings.seq_len)

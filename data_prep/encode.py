@@ -39,7 +39,12 @@ from data_prep.dedup import LeftOut, dropped_ids, left_out
 from data_prep.executors.run import run_tasks
 from data_prep.executors.tasks import TaskEntry, fingerprint
 from data_prep.quality.corpus import counts_path, read_counts
-from data_prep.quality.corpus_counts import count_corpus
+from data_prep.quality.corpus_counts import (
+    SENTENCE_CHARACTERS,
+    choose_one_in,
+    count_corpus,
+    write_counts,
+)
 from data_prep.stores.documents import Document, DocumentPart, list_parts, read_part
 from data_prep.stores.tokens import (
     SCHEMA_VERSION,
@@ -98,7 +103,10 @@ def run(settings: DataPrepSettings) -> TokensManifest:
         identity["sentences"] = msgspec.to_builtins(sentences)
     tasks = [_task_entry(folder, part, identity, dropped) for part in parts]
     fraction = settings.heldout_fraction
-    task = partial(_encode_part, data_dir, parts, dropped, tokens, casing, fraction, sentences)
+    one_in = choose_one_in(sum(part.characters for part in parts) // SENTENCE_CHARACTERS)
+    task = partial(
+        _encode_part, data_dir, parts, dropped, tokens, casing, fraction, sentences, one_in
+    )
     counts = run_tasks("encode", folder / "logs", tasks, task, settings)
     again = f"delete {folder} and run python -m data_prep.encode data_dir={data_dir}"
     written = [
@@ -235,9 +243,10 @@ def _encode_part(
     casing: dict[str, bool],
     heldout_fraction: float,
     sentences: SentenceSettings | None,
+    one_in: int,
     index: int,
 ) -> dict[str, int]:
-    """One task: read one part of the documents, write one part of each split."""
+    """One task: read one part of the documents, write and count one part of each split."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tasks run in parallel already
     folder, part = data_dir / "tokens", parts[index]
     duplicate_ids = dropped_ids(data_dir, part, left_out)
@@ -260,6 +269,7 @@ def _encode_part(
         name: split.write(folder / name / f"{task}.arrow", encoder)
         for name, split in splits.items()
     }
+    write_counts(folder, entries, encoder, one_in)
     write_json(_entry_path(folder, task), entries)
     return vars(dropped)
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from data_prep.core.config import SettingsError
-from data_prep.core.files import MOST_JSON_BYTES, read_bounded
+from data_prep.core.files import MOST_JSON_BYTES, read_bounded, whole_or_absent
 from data_prep.core.printable import printable, shortened
 
 T = TypeVar("T")
@@ -67,3 +67,20 @@ def read_manifest(path: Path, kind: type[T], command: str) -> T:
     if not path.is_file():
         raise ValueError(f"{path} is missing: the store is not finished; run {command}")
     return read_record(path, kind, f"delete it and run {command}")
+
+
+def write_packed(path: Path, record: Record) -> None:
+    """Write a record as MessagePack, whole or not at all: for binary fields, which JSON bloats."""
+    with whole_or_absent(path) as temporary:
+        temporary.write_bytes(msgspec.msgpack.encode(record))
+
+
+def read_packed(path: Path, kind: type[T]) -> T | None:
+    """Read a record of `write_packed`; None where there is none as this version writes it.
+
+    For what can be made again: whoever calls this does so.
+    """
+    try:
+        return msgspec.msgpack.decode(path.read_bytes(), type=kind)
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None

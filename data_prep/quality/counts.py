@@ -116,9 +116,9 @@ def shares(counts: Counts, seq_len: int) -> dict[str, Any]:
     }
 
 
-def content_hashes(examples: Examples) -> NDArray[np.uint64]:
-    """(N,) a hash of the ids of each example."""
-    ids = examples.input_ids
-    rows = itertools.pairwise(examples.offsets.tolist())
-    hashes = (xxhash.xxh3_64_intdigest(ids[start:end].data) for start, end in rows)
-    return np.fromiter(hashes, np.uint64, len(examples))
+def content_hashes(ids: NDArray[Any], offsets: NDArray[np.integer[Any]]) -> NDArray[np.uint64]:
+    """(N,) a hash of ids[offsets[i] : offsets[i + 1]], such as a sentence's or an example's."""
+    raw = ids.view(np.uint8).data
+    ends = itertools.pairwise((offsets.astype(np.int64) * ids.itemsize).tolist())
+    hashes = (xxhash.xxh3_64_intdigest(raw[start:end]) for start, end in ends)
+    return np.fromiter(hashes, np.uint64, len(offsets) - 1)

@@ -141,7 +141,7 @@ def test_the_store_has_the_bytes_that_encoding_whole_sentences_gives(
     tokens = vocab_file.read_vocab(encoded / "vocab" / "vocab.txt")
     for index in range(PARTS):
         encode._encode_part(
-            tmp_path, list_parts(encoded), {}, tokens, {"lowercase": True}, 0.3, None, index
+            tmp_path, list_parts(encoded), {}, tokens, {"lowercase": True}, 0.3, None, 1, index
         )
     parts = [path.relative_to(tmp_path) for path in tmp_path.glob("tokens/*/*.arrow")]
     assert len(parts) == 2 * PARTS
@@ -380,3 +380,8 @@ def test_the_program_prints_what_it_made(encoded: Path, capsys: pytest.CaptureFi
     assert "train" in printed
     assert "heldout" in printed
     assert "dropped  0 sentences without tokens" in printed
+
+
+def test_every_task_counts_its_parts(encoded: Path) -> None:
+    names = {path.name for path in (encoded / "tokens" / "logs" / "counts").iterdir()}
+    assert names == {f"topics-{number:05d}.msgpack" for number in range(PARTS)}

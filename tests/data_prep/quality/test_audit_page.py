@@ -18,9 +18,9 @@ from data_prep import audit, build
 from data_prep.core.files import read_json, write_json
 from data_prep.core.job import load
 from data_prep.executors import run
-from data_prep.quality import page as audit_page
-from data_prep.quality.dataset_card import card
-from data_prep.quality.plots import draw
+from data_prep.quality.report import page as audit_page
+from data_prep.quality.report.dataset_card import card
+from data_prep.quality.report.plots import draw
 from data_prep.stores.shard_reader import Shards
 
 PLOTS = ("lengths_64", "document_tokens", "sources", "labels_and_masks", "dropped")

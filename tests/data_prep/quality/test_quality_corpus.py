@@ -5,10 +5,12 @@ import pytest
 from made_corpora import random_documents, write_corpus
 from made_manifests import SPECIAL_IDS
 
+from data_prep.core.files import read_json
 from data_prep.core.job import load
 from data_prep.core.objectives import Pairing
 from data_prep.quality import corpus_counts
 from data_prep.quality.corpus import counts_path, judge_corpus
+from data_prep.stores.tokens import TokensManifest, read_tokens_manifest
 
 BOUNDS = load(["data_dir=any"]).audit
 
@@ -99,3 +101,65 @@ def test_a_store_without_counts_or_with_those_of_another_names_the_cure(
             ValueError, match=r"counts\.json is missing.* run python -m data_prep\.enc"
         ):
             judge_corpus(tmp_path, Pairing.nsp, BOUNDS)
+
+
+def record_parts(data_dir, one_in: int) -> TokensManifest:
+    """Count each part of the store as the tasks of encode do; its manifest."""
+    manifest = read_tokens_manifest(data_dir)
+    of_train, of_heldout = manifest.splits["train"], manifest.splits["heldout"]
+    for train, heldout in zip(of_train, of_heldout, strict=True):
+        corpus_counts.write_counts(
+            data_dir / "tokens", {"train": train, "heldout": heldout}, manifest, one_in
+        )
+    return manifest
+
+
+def count_again(data_dir, monkeypatch, manifest: TokensManifest) -> dict:
+    """The counts of the store from the records of its parts; none is opened."""
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus_counts.TokenPart, "open", None)
+        return corpus_counts.count_corpus(data_dir / "tokens", manifest, 1)
+
+
+def test_the_counts_of_the_tasks_together_are_those_of_the_whole_store(
+    tmp_path, documents, monkeypatch
+) -> None:
+    write_corpus(tmp_path, [documents[:60], documents[60:] + documents[:10]], [documents[:3], []])
+    manifest = record_parts(tmp_path, one_in=1)
+    assert count_again(tmp_path, monkeypatch, manifest) == read_json(counts_path(tmp_path))
+
+
+@pytest.mark.parametrize("one_in", [1, 4, 64])
+def test_tasks_may_sample_more_or_fewer_sentences_than_the_store_needs(
+    tmp_path, monkeypatch, one_in: int
+) -> None:
+    documents = random_documents(np.random.default_rng(2), 3_000)
+    monkeypatch.setattr(corpus_counts, "MOST_HASHES", 8_000)
+    write_corpus(tmp_path, [documents + documents[:900], documents[:50]], [documents[:9], []])
+    counts = count_again(tmp_path, monkeypatch, record_parts(tmp_path, one_in))
+    train = counts["splits"]["train"]
+    assert train["repeated_sentences_share"] == pytest.approx(0.24, abs=0.05)
+    assert train["documents"] == 3_950
+    assert counts["heldout_in_train_share"] == 1
+
+
+def test_a_record_of_another_part_is_not_used_and_one_of_no_part_is_removed(
+    tmp_path, documents
+) -> None:
+    write_corpus(tmp_path, [documents[:60]], [documents[60:]])
+    record_parts(tmp_path, one_in=1)
+    folder = tmp_path / "tokens" / "logs" / "counts"
+    (left,) = folder.iterdir()
+    left.with_name("gone-00000.msgpack").write_bytes(left.read_bytes())
+    write_corpus(tmp_path, [documents], [documents[:5]])
+    assert read_json(counts_path(tmp_path))["splits"]["train"]["documents"] == 100
+    assert list(folder.iterdir()) == [left]
+
+
+@pytest.mark.parametrize("size", [0, 10, -1])
+def test_a_record_that_was_cut_or_changed_is_made_again(tmp_path, documents, size: int) -> None:
+    write_corpus(tmp_path, [documents], [documents[:5]])
+    manifest, counts = record_parts(tmp_path, one_in=1), read_json(counts_path(tmp_path))
+    (record,) = (tmp_path / "tokens" / "logs" / "counts").iterdir()
+    record.write_bytes(record.read_bytes()[:size])
+    assert corpus_counts.count_corpus(tmp_path / "tokens", manifest, 1) == counts

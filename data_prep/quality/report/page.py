@@ -10,8 +10,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data_prep.core.files import whole_or_absent
 from data_prep.core.objectives import Pairing
-from data_prep.quality.plots import draw, dropped_by_reason
-from data_prep.quality.tables import CORPUS, REPEATED, REPEATED_EXAMPLES, SHARDS, table_rows
+from data_prep.quality.report.plots import draw, dropped_by_reason
+from data_prep.quality.report.tables import CORPUS, REPEATED, REPEATED_EXAMPLES, SHARDS, table_rows
 
 Report = dict[str, Any]
 Table = tuple[str, list[str], list[list[str]]]  # heading, titles of the columns, rows
