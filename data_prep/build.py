@@ -25,7 +25,7 @@ from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json, whole_or_absent, write_json
 from data_prep.core.job import start
-from data_prep.core.objectives import Pairing
+from data_prep.core.objectives import Pairing, RandomNext
 from data_prep.core.settings import DataPrepSettings
 from data_prep.examples.pairs import LOSSES, label_fault
 from data_prep.executors.run import run_tasks
@@ -140,10 +140,13 @@ def summary(manifest: shards.ShardsManifest) -> str:
     lines += [
         f"{name}: {split.truncated_tokens:,} tokens of the documents are in no example, "
         f"{split.long_sentences:,} sentences longer than a window were cut into pieces"
-        + (
-            f", {n:,} documents of one sentence have no pair"
-            if (n := split.unpaired_documents)
-            else ""
+        + "".join(
+            f", {count:,} {what}"
+            for count, what in (
+                (split.unpaired_documents, "documents of one sentence have no pair"),
+                (split.lone_documents, "documents are alone of their source: partners of others"),
+            )
+            if count
         )
         for name, split in manifest.splits.items()
     ]
@@ -152,10 +155,10 @@ def summary(manifest: shards.ShardsManifest) -> str:
 
 def _refuse_to_replace(folder: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises SettingsError: whole shards of other content are never replaced unasked."""
-    before = {**there, **there.get("settings", {})}
-    wanted = {
-        name: value for name, value in {**now, **now["settings"]}.items() if name != "settings"
-    }
+    omitted = {"random_next": RandomNext.corpus.value}
+    before = {**omitted, **there, **there.get("settings", {})}
+    wanted = {**omitted, **now, **now["settings"]}
+    del wanted["settings"]
     changes = {name: f"{name} {before.get(name)}, now {wanted[name]}" for name in wanted}
     changes["tokens_checksum"] = "another token store"
     differing = [changes[name] for name in wanted if before.get(name) != wanted[name]]
@@ -203,9 +206,22 @@ def _identity(settings: DataPrepSettings, data_dir: Path) -> shards.ShardsIdenti
         pairs=settings.pairs,
         masking=settings.masking,
         settings=shards.BuildSettings(
-            **{name: getattr(settings, name) for name in shards.BuildSettings.__struct_fields__}
+            **{
+                **{
+                    name: getattr(settings, name) for name in shards.BuildSettings.__struct_fields__
+                },
+                "random_next": _random_next(settings, store),
+            }
         ),
     )
+
+
+def _random_next(settings: DataPrepSettings, store: TokensManifest) -> RandomNext:
+    """What random_next comes to: of one source, or without random pairs, all is one."""
+    sources = {part.source for parts in store.splits.values() for part in parts}
+    if len(sources) == 1 or settings.pairs is not Pairing.nsp:
+        return RandomNext.corpus
+    return settings.random_next
 
 
 def _collect(

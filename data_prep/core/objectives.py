@@ -34,6 +34,13 @@ class Pairing(enum.Enum):
         return "B follows A", other
 
 
+class RandomNext(enum.Enum):
+    """Where the random B of a pair comes from; a document's own text is never its random B."""
+
+    corpus = "corpus"  # from all documents of the split, as published
+    source = "source"  # from documents of A's source
+
+
 class MaskingUnit(enum.Enum):
     """The unit that is masked whole or not at all."""
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.core.config import Limits, SettingsError, as_text, limit_faults
-from data_prep.core.objectives import MaskingUnit, Pairing
+from data_prep.core.objectives import MaskingUnit, Pairing, RandomNext
 from data_prep.text.language import known_languages
 
 
@@ -122,6 +122,7 @@ class DataPrepSettings:
     add_words: str | None  # file with one word per line, added after vocab_file's entries
     seq_len: int  # tokens, special tokens included
     pairs: Pairing
+    random_next: RandomNext  # of nsp
     copies: int  # passes over the corpus with different pairs and masks
     short_seq_prob: float
     masking: MaskingSettings

@@ -39,6 +39,7 @@ def build_shard(
         short_seq_prob=settings.short_seq_prob,
         seed=settings.seed,
         copy=copy,
+        random_next=settings.random_next,
     )
     masking_rule = MaskingRule.from_manifest(identity, data_dir / "vocab" / "vocab.txt")
     check_part(store.path_of(part), store.part(part), identity.vocab_size)

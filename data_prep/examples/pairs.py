@@ -10,7 +10,9 @@ back. A pair that is too long loses tokens at both ends. Three points differ on 
 - The other document is drawn uniformly from the whole split, without the document itself. Google
   draws up to ten times from one file and keeps the last, so a pair labelled random may not be.
   Of a store of more than PARTNER_PARTS parts, each task draws from so many: its own, and others by
-  chance. A task would otherwise open some 4,000 files.
+  chance. A task would otherwise open some 4,000 files. With random_next=source the other document
+  is of the same source, so that a pair's label cannot be told from the two sources. A document that
+  is alone of its source has partners from all others, and is counted.
 - A sentence longer than the window is first cut at every half window, so that two pieces fill an
   example. Google's truncation drops all of it but one window.
 
@@ -42,7 +44,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.core.config import SettingsError
-from data_prep.core.objectives import Pairing
+from data_prep.core.objectives import Pairing, RandomNext
 from data_prep.examples import philox
 from data_prep.examples.pair_walks import (
     PAIRING_CODES,
@@ -52,10 +54,11 @@ from data_prep.examples.pair_walks import (
     truncate,
     walk,
 )
+from data_prep.examples.partners import is_lone, partner_parts
 from data_prep.stores.tokens import CURE, TokenStore
 
-PARTNER_PARTS = 256  # 4 GB of text
-LOSSES = ("truncated_tokens", "long_sentences", "unpaired_documents")  # of Pairs, and of manifests
+# Counts of Pairs, and of manifests
+LOSSES = ("truncated_tokens", "long_sentences", "unpaired_documents", "lone_documents")
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class PairRule:
     short_seq_prob: float  # chance that the target is drawn from 2 to the window
     seed: int
     copy: int  # which pass over the corpus, from 0
+    random_next: RandomNext = RandomNext.corpus
 
     @property
     def window(self) -> int:
@@ -88,6 +92,7 @@ class Pairs:
     truncated_tokens: int  # of this part's documents: in no example of this pass
     long_sentences: int  # that were cut into pieces
     unpaired_documents: int  # of one sentence, if that gives no example
+    lone_documents: int  # alone of their source: their random B is of another one
 
 
 def make_pairs(store: TokenStore, part: int, rule: PairRule, cls_id: int, sep_id: int) -> Pairs:
@@ -127,6 +132,7 @@ def make_pairs(store: TokenStore, part: int, rule: PairRule, cls_id: int, sep_id
         truncated_tokens=int(own.num_tokens - kept_tokens),
         long_sentences=int((np.diff(own.sentence_offsets) > rule.window).sum()),
         unpaired_documents=own.num_documents - len(np.unique(plan.document_a)),
+        lone_documents=own.num_documents * is_lone(store, part, rule.random_next),
     )
 
 
@@ -139,7 +145,7 @@ def _plan_pairs(
     sentence_offsets, document_offsets = split_long_sentences(
         own.sentence_offsets, own.document_offsets, rule.window
     )
-    chosen = partner_parts(store, part, key)
+    chosen = partner_parts(store, part, rule.random_next, key)
     documents = np.diff(store.first_document)[chosen]
     first_choice = np.cumsum(documents) - documents
     plan = PairPlan.empty(len(sentence_offsets) - 1)  # an example uses up at least a sentence
@@ -166,22 +172,6 @@ def _plan_pairs(
             )
     truncate(key, rule.window, plan)
     return plan, [(part, np.flatnonzero(is_own)), *partners]
-
-
-def partner_parts(store: TokenStore, part: int, key: np.uint64) -> NDArray[np.int64]:
-    """(Q,) the parts that random partners of a part come from, itself included, in their order.
-
-    Up to PARTNER_PARTS of those that hold documents: a function of the key and the part, so the
-    same for any number of workers.
-    """
-    others = np.flatnonzero(np.diff(store.first_document))
-    others = others[others != part]
-    if len(others) >= PARTNER_PARTS:
-        words = np.empty(len(others) + 15, np.uint32)
-        philox.fill(words, len(others), key, philox.PARTNER_PARTS, part)
-        order = np.argsort(words[: len(others)], kind="stable")
-        others = others[order[: PARTNER_PARTS - 1]]
-    return np.sort(np.append(others, part))
 
 
 def split_long_sentences(

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from data_prep.core.config import SettingsError, limit_faults
 from data_prep.core.files import checksum, read_bounded, whole_or_absent
-from data_prep.core.objectives import Pairing
+from data_prep.core.objectives import Pairing, RandomNext
 from data_prep.core.printable import shortened
 from data_prep.core.records import (
     Checksum,
@@ -107,6 +107,7 @@ class SplitEntry(ExampleCounts):
     truncated_tokens: Count
     long_sentences: Count  # cut into pieces
     unpaired_documents: Count  # of one sentence
+    lone_documents: Count = 0  # alone of their source: their random B is of another one
 
     def __post_init__(self) -> None:
         for name in ("rows", "tokens", "masked_tokens", "random_next", "swapped"):
@@ -133,6 +134,7 @@ class BuildSettings(Record):
     copies: int
     short_seq_prob: float
     masking: MaskingSettings
+    random_next: RandomNext = RandomNext.corpus
 
 
 class ShardsIdentity(Record):

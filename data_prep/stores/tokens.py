@@ -15,6 +15,7 @@ place in that order, over all parts of its split.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,11 @@ class TokenPartEntry(Record):
 
     def __post_init__(self) -> None:
         check_file_name(self.name)
+
+    @property
+    def source(self) -> str:
+        """Where its documents come from: books of books-00003.arrow."""
+        return self.name.rpartition("-")[0]
 
 
 class SentenceSettings(Record):
@@ -243,6 +249,12 @@ class TokenStore:
     @property
     def num_documents(self) -> int:
         return int(self.first_document[-1])
+
+    @functools.cached_property
+    def source_codes(self) -> NDArray[np.int64]:
+        """(P,) the number of each part's source; parts of one source have the same."""
+        sources = [entry.source for entry in self.manifest.splits[self.split]]
+        return np.unique(sources, return_inverse=True)[1].astype(np.int64)
 
     @classmethod
     def open(cls, data_dir: Path, split: str) -> TokenStore:

@@ -351,6 +351,37 @@ def test_a_split_of_one_document_is_refused(tmp_path: Path, inline) -> None:
         build.run(settings_of(tmp_path))
 
 
+def test_random_next_source_is_recorded_and_counts_documents_alone_of_their_source(
+    tmp_path: Path, inline
+) -> None:
+    documents = random_documents(np.random.default_rng(0), 43)
+    parts = [documents[:20], documents[20:40], documents[40:41]]
+    write_corpus(tmp_path, parts, [documents[41:]], sources="abc")
+    manifest = build.run(settings_of(tmp_path, "random_next=source"))
+    assert manifest.settings.random_next.value == "source"
+    assert (manifest.splits["train"].lone_documents, manifest.splits["heldout"].lone_documents) == (
+        1, 0,
+    )  # fmt: skip
+    assert "1 documents are alone of their source" in build.summary(manifest)
+    with pytest.raises(SettingsError, match="random_next source, now corpus"):
+        build.run(settings_of(tmp_path, "random_next=corpus"))
+
+
+@pytest.mark.parametrize(("sources", "pairs"), [("aaa", "nsp"), ("abc", "sop"), ("abc", "none")])
+def test_where_random_next_decides_nothing_the_shards_are_the_same(
+    tmp_path: Path, inline, sources: str, pairs: str
+) -> None:
+    documents = random_documents(np.random.default_rng(0), 42)
+    made = []
+    for number, where in enumerate(("corpus", "source")):
+        data_dir = tmp_path / str(number)
+        parts = [documents[:20], documents[20:30], documents[30:40]]
+        write_corpus(data_dir, parts, [documents[40:]], sources=sources)
+        build.run(settings_of(data_dir, f"random_next={where}", f"pairs={pairs}"))
+        made.append(files_of(data_dir / "len64"))
+    assert made[0] == made[1]
+
+
 def test_more_parts_than_documents_end_with_shards_without_rows(tmp_path: Path, inline) -> None:
     documents = random_documents(np.random.default_rng(0), 4)
     parts = [[documents[0]], [], [], [documents[1]], []]

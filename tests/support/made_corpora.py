@@ -18,17 +18,24 @@ Document = Sequence[Sequence[int]]  # sentences of ids
 
 def write_corpus(
     data_dir: Path, train: Sequence[Sequence[Document]], heldout: Sequence[Sequence[Document]] = (),
-    vocab_size: int = 1000,
+    vocab_size: int = 1000, sources: str | None = None,
 ) -> None:  # fmt: skip
-    """Write data_dir/vocab and data_dir/tokens; each split is given as parts of documents."""
+    """Write data_dir/vocab and data_dir/tokens; each split is given as parts of documents.
+
+    `sources` has a letter for each part of the train split, its source; held-out parts are of the
+    first one. None: all are of one.
+    """
     vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     for number in range(FIRST_TEXT_ID, vocab_size):  # every third entry continues a word
         vocab.append(f"##p{number}" if number % 3 == 0 else f"w{number}")
     (data_dir / "vocab").mkdir(parents=True, exist_ok=True)
     (data_dir / "vocab" / "vocab.txt").write_text("\n".join(vocab) + "\n")
     splits = {
-        split: _write_parts(data_dir / "tokens" / split, parts)
-        for split, parts in (("train", train), ("heldout", heldout))
+        split: _write_parts(data_dir / "tokens" / split, parts, of_parts)
+        for split, parts, of_parts in (
+            ("train", train, sources),
+            ("heldout", heldout, sources and sources[0] * len(heldout)),
+        )
     }
     manifest = tokens_manifest(
         splits, vocab_checksum=checksum(data_dir / "vocab" / "vocab.txt"), vocab_size=vocab_size
@@ -37,9 +44,14 @@ def write_corpus(
     write_json(data_dir / "tokens" / "manifest.json", manifest)
 
 
-def open_store(data_dir: Path, train: Sequence[Sequence[Document]]) -> TokenStore:
-    """The train split of a token store made of these parts, of any ids."""
-    entries = _write_parts(data_dir / "tokens" / "train", train)
+def open_store(
+    data_dir: Path, train: Sequence[Sequence[Document]], sources: str | None = None
+) -> TokenStore:
+    """The train split of a token store made of these parts, of any ids.
+
+    `sources` has a letter for each part, its source; None: all are of one.
+    """
+    entries = _write_parts(data_dir / "tokens" / "train", train, sources)
     manifest = tokens_manifest({"train": entries}, vocab_size=1 << 16)
     write_json(data_dir / "tokens" / "manifest.json", manifest)
     return TokenStore.open(data_dir, "train")
@@ -70,8 +82,15 @@ def random_documents(
     ]
 
 
-def _write_parts(folder: Path, parts: Sequence[Sequence[Document]]) -> list[TokenPartEntry]:
-    return [_write_part(folder / f"part-{n:05d}.arrow", part) for n, part in enumerate(parts)]
+def _write_parts(
+    folder: Path, parts: Sequence[Sequence[Document]], sources: str | None = None
+) -> list[TokenPartEntry]:
+    return [
+        _write_part(folder / f"{source}-{n:05d}.arrow", part)
+        for n, (part, source) in enumerate(
+            zip(parts, sources or ["part"] * len(parts), strict=True)
+        )
+    ]
 
 
 def _write_part(path: Path, documents: Sequence[Document]) -> TokenPartEntry:

@@ -14,16 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_corpora import distinct_documents, open_store, random_documents
 
-from data_prep.core.objectives import Pairing
-from data_prep.examples import pairs as pairs_module
+from data_prep.core.objectives import Pairing, RandomNext
+from data_prep.examples import partners as partners_module
 from data_prep.examples import philox
-from data_prep.examples.pairs import (
-    PairRule,
-    Pairs,
-    make_pairs,
-    partner_parts,
-    split_long_sentences,
-)
+from data_prep.examples.pairs import PairRule, Pairs, make_pairs, split_long_sentences
+from data_prep.examples.partners import partner_parts
 
 CLS, SEP = 2, 3
 RULE = PairRule(Pairing.nsp, seq_len=32, short_seq_prob=0.1, seed=12345, copy=0)
@@ -195,10 +190,10 @@ def test_a_random_partner_is_any_other_document_equally_often(tmp_path: Path) ->
 def test_of_many_parts_a_task_maps_a_few_and_draws_from_their_documents_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pairs_module, "PARTNER_PARTS", 3)
+    monkeypatch.setattr(partners_module, "PARTNER_PARTS", 3)
     store = open_store(tmp_path, [distinct_documents([[5, 5, 5]] * 4)] * 8)
     pairs = make_pairs(store, 2, RULE, CLS, SEP)
-    chosen = partner_parts(store, 2, np.uint64(RULE.seed << 32))
+    chosen = partner_parts(store, 2, RandomNext.corpus, np.uint64(RULE.seed << 32))
     assert len(chosen) == 3
     assert 2 in chosen
     assert set(store.mapped) <= set(chosen.tolist())
@@ -209,15 +204,66 @@ def test_of_many_parts_a_task_maps_a_few_and_draws_from_their_documents_alone(
 def test_every_other_part_with_documents_is_drawn_from_equally_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pairs_module, "PARTNER_PARTS", 4)
+    monkeypatch.setattr(partners_module, "PARTNER_PARTS", 4)
     part = distinct_documents([[5]])
     store = open_store(tmp_path, [part, [], *[part] * 6])
     drawn = Counter(
-        other for key in range(2000) for other in partner_parts(store, 0, np.uint64(key)).tolist()
+        other
+        for key in range(2000)
+        for other in partner_parts(store, 0, RandomNext.corpus, np.uint64(key)).tolist()
     )
     assert drawn.pop(0) == 2000
     assert set(drawn) == {2, 3, 4, 5, 6, 7}
     assert all(900 < count < 1100 for count in drawn.values())  # 1,000 +- 4.5 deviations of 22
+
+
+FROM_SOURCE = replace(RULE, random_next=RandomNext.source)
+
+
+def sources_of_partners(tmp_path: Path, sources: str, rule: PairRule) -> set[str]:
+    """The sources of A and of its random B, over a corpus of a part of 4 documents per letter."""
+    parts = [distinct_documents([[5, 5, 5]] * 4) for _ in sources]
+    store = open_store(tmp_path, parts, sources)
+    return {
+        sources[a // 4] + sources[b // 4]
+        for part in range(store.num_parts)
+        for *_, label, a, b, _ in rows([make_pairs(store, part, rule, CLS, SEP)])
+        if label
+    }
+
+
+def test_with_random_next_source_partners_are_of_the_same_source(tmp_path: Path) -> None:
+    assert sources_of_partners(tmp_path / "source", "aabb", FROM_SOURCE) == {"aa", "bb"}
+    assert sources_of_partners(tmp_path / "corpus", "aabb", RULE) == {"aa", "ab", "ba", "bb"}
+
+
+def test_of_many_parts_of_a_source_a_task_draws_from_a_few_of_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partners_module, "PARTNER_PARTS", 3)
+    store = open_store(tmp_path, [distinct_documents([[5]])] * 12, "aaaaaaaaabbb")
+    for key in range(50):
+        chosen = partner_parts(store, 0, RandomNext.source, np.uint64(key)).tolist()
+        assert len(chosen) == 3
+        assert 0 in chosen
+        assert max(chosen) < 9
+
+
+def test_of_one_source_every_random_next_gives_the_same_pairs(tmp_path: Path) -> None:
+    parts = [random_documents(np.random.default_rng(n), 5) for n in range(3)]
+    whole, of_source = (rows(pairs_of(tmp_path, parts, rule)) for rule in (RULE, FROM_SOURCE))
+    assert whole == of_source
+
+
+def test_a_document_alone_of_its_source_has_partners_of_others_and_is_counted(
+    tmp_path: Path,
+) -> None:
+    parts = [distinct_documents([[5] * 200]), distinct_documents([[5, 5]] * 3)]
+    store = open_store(tmp_path, parts, "ab")
+    first, second = (make_pairs(store, part, FROM_SOURCE, CLS, SEP) for part in range(2))
+    assert set(first.document_b[first.next_sentence_labels == 1].tolist()) == {1, 2, 3}
+    assert (first.lone_documents, second.lone_documents) == (1, 0)
+    assert not (second.document_b == 0).any()
 
 
 def test_a_random_partner_starts_at_any_sentence_equally_often(tmp_path: Path) -> None:
