@@ -9,6 +9,7 @@ order of collecting.
 documents/duplicates.parquet has one row per dropped document, in the order of the documents;
 documents/duplicates.json sums them up and names what they were computed from. vocab and encode
 leave the dropped documents out, and run this job first where its result is missing or out of date.
+More than a million documents are compared by tasks, none of which needs more than 2 GB of memory.
 
 Settings are typed as name=value or group.name=value:
 
@@ -18,7 +19,7 @@ Settings are typed as name=value or group.name=value:
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +31,19 @@ import xxhash
 
 from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
-from data_prep.core.files import checksum, whole_or_absent, write_json
+from data_prep.core.files import checksum, remove_folder, whole_or_absent, write_json
 from data_prep.core.job import Rows, start
 from data_prep.core.printable import printable
 from data_prep.core.records import read_record
 from data_prep.core.settings import DataPrepSettings, Duplicates
-from data_prep.duplicates.matching import (
-    FEWEST_CHARACTERS,
-    LEAST_EQUAL,
-    ROWS_AT_ONCE,
-    Corpus,
-    compare,
-    group,
-)
+from data_prep.duplicates.matching import FEWEST_CHARACTERS, LEAST_EQUAL, ROWS_AT_ONCE
+from data_prep.duplicates.search import search
 from data_prep.duplicates.signatures import identity
 from data_prep.stores.documents import DocumentPart, DuplicatesRecord, list_parts
 
 SCHEMA_VERSION = 1  # of duplicates.json and duplicates.parquet
 LARGEST_SHOWN = 10  # groups in duplicates.json
+COPIES_SHOWN = 5  # of each
 
 # Of each part with dropped documents, by DocumentPart.key: their count, a checksum of their ids
 LeftOut = dict[str, dict[str, Any]]
@@ -55,18 +51,18 @@ LeftOut = dict[str, dict[str, Any]]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Find the copies and print how many there are of each source."""
-    return start(run, argv, summary=_summary)
+    return start(run, argv, summary=_summary, has_shares=True)
 
 
 def run(settings: DataPrepSettings) -> dict[str, Any]:
     """Find the copies among all documents; return the record, {} with duplicates=keep.
 
     A finished result of the same documents is left alone. Raises ValueError where documents are
-    missing.
+    missing, RuntimeError if tasks fail.
     """
     if settings.duplicates is Duplicates.keep:
         return {}
-    return find(Path(settings.data_dir), list_parts(Path(settings.data_dir)))
+    return find(settings, list_parts(Path(settings.data_dir)))
 
 
 def left_out(settings: DataPrepSettings, parts: Sequence[DocumentPart]) -> LeftOut:
@@ -76,7 +72,7 @@ def left_out(settings: DataPrepSettings, parts: Sequence[DocumentPart]) -> LeftO
     """
     if settings.duplicates is Duplicates.keep:
         return {}
-    entries = find(Path(settings.data_dir), parts)["parts"]
+    entries = find(settings, parts)["parts"]
     return {name: entry for name, entry in entries.items() if entry["documents"]}
 
 
@@ -101,8 +97,9 @@ def dropped_ids(data_dir: Path, part: DocumentPart, left_out: LeftOut) -> frozen
     return frozenset(ids)
 
 
-def find(data_dir: Path, parts: Sequence[DocumentPart]) -> dict[str, Any]:
+def find(settings: DataPrepSettings, parts: Sequence[DocumentPart]) -> dict[str, Any]:
     """The content of duplicates.json for these parts, computed first where it is out of date."""
+    data_dir = Path(settings.data_dir)
     wanted = {
         "schema_version": SCHEMA_VERSION,
         "signatures": identity(),
@@ -116,11 +113,24 @@ def find(data_dir: Path, parts: Sequence[DocumentPart]) -> dict[str, Any]:
         if former.made_from == wanted and former.checksum == checksum(table_path):
             found: dict[str, Any] = msgspec.to_builtins(former)
             return found
-    dropped = compare(Corpus(parts))
+    work = data_dir / "duplicates"
+    copies = search(parts, work, wanted, settings)
+    counts = _Counts(parts)
     with whole_or_absent(table_path) as temporary:
-        pq.write_table(dropped, temporary, compression="zstd", row_group_size=ROWS_AT_ONCE)
-    record = {"made_from": wanted, "checksum": checksum(table_path), **_counts(dropped, parts)}
+        _write(temporary, copies.tables, counts)
+        largest = counts.largest(temporary)
+    record = {
+        "made_from": wanted,
+        "checksum": checksum(table_path),
+        "parts": counts.parts,
+        "sources": counts.sources,
+        "dropped": sum(entry["documents"] for entry in counts.parts.values()),
+        "dropped_characters": counts.characters,
+        "groups": copies.groups,
+        "largest": largest,
+    }
     write_json(path, record)  # last: it vouches for the table
+    remove_folder(work)
     return record
 
 
@@ -128,31 +138,75 @@ def _table_path(data_dir: Path) -> Path:
     return data_dir / "documents" / "duplicates.parquet"
 
 
-def _counts(dropped: Any, parts: Sequence[DocumentPart]) -> dict[str, Any]:
-    """Counts by part and source, and the largest groups."""
-    counts = dropped.group_by(["source", "part"]).aggregate([([], "count_all")]).to_pylist()
-    of_part = {f"{row['source']}/{row['part']}": row["count_all"] for row in counts}
-    entries, row = {}, 0
-    for name in (part.key for part in parts):  # in the order of the rows
-        ids = dropped["id"].slice(row, of_part.get(name, 0)).to_pylist()
-        entries[name] = {"documents": len(ids), "ids_checksum": _ids_checksum(ids)}
-        row += len(ids)
-    sources: dict[str, dict[str, int]] = {}
-    for part in parts:
-        of_source = sources.setdefault(part.source, {"documents": 0, "exact": 0, "near": 0})
-        of_source["documents"] += part.rows
-    for row in dropped.group_by(["source", "kind"]).aggregate([([], "count_all")]).to_pylist():
-        sources[row["source"]][row["kind"]] = row["count_all"]
-    groups = dropped.group_by("kept").aggregate([("copies", "max")])
-    largest = groups.sort_by([("copies_max", "descending"), ("kept", "ascending")])
-    return {
-        "parts": entries,
-        "sources": sources,
-        "dropped": dropped.num_rows,
-        "dropped_characters": pc.sum(dropped["characters"]).as_py() or 0,
-        "groups": groups.num_rows,
-        "largest": [group(dropped, kept) for kept in largest["kept"][:LARGEST_SHOWN].to_pylist()],
-    }
+def _write(path: Path, tables: Iterator[Any], counts: _Counts) -> None:
+    """Write tables as one file, in row groups of ROWS_AT_ONCE."""
+    waiting, written = next(tables), 0
+    counts.add(waiting)
+    with pq.ParquetWriter(path, waiting.schema, compression="zstd") as file:
+        for table in tables:
+            counts.add(table)
+            waiting = pa.concat_tables([waiting, table])
+            if whole := waiting.num_rows - waiting.num_rows % ROWS_AT_ONCE:
+                file.write_table(waiting.slice(0, whole).combine_chunks(), ROWS_AT_ONCE)
+                waiting, written = waiting.slice(whole), written + whole
+        if waiting.num_rows or not written:  # no rows are a row group, too
+            file.write_table(waiting.combine_chunks(), ROWS_AT_ONCE)
+
+
+class _Counts:
+    """Counts by part and source, and the largest groups, of tables in the order of documents."""
+
+    def __init__(self, parts: Sequence[DocumentPart]) -> None:
+        none = {"documents": 0, "ids_checksum": _ids_checksum([])}
+        self.parts: dict[str, dict[str, Any]] = {part.key: dict(none) for part in parts}
+        self.sources: dict[str, dict[str, int]] = {}
+        self.characters = 0
+        self._largest: dict[str, int] = {}  # documents of the largest groups, by the kept one
+        for part in parts:
+            of_source = self.sources.setdefault(
+                part.source, {"documents": 0, "exact": 0, "near": 0}
+            )
+            of_source["documents"] += part.rows
+
+    def add(self, dropped: Any) -> None:
+        """Count a table of whole parts."""
+        row = 0
+        keys = pc.binary_join_element_wise(dropped["source"], dropped["part"], "/")
+        for run in pc.value_counts(keys):  # in the order of the rows
+            ids = dropped["id"].slice(row, run["counts"].as_py()).to_pylist()
+            checksum_of_ids = _ids_checksum(ids)
+            self.parts[run["values"].as_py()] = {
+                "documents": len(ids),
+                "ids_checksum": checksum_of_ids,
+            }
+            row += len(ids)
+        for row in dropped.group_by(["source", "kind"]).aggregate([([], "count_all")]).to_pylist():
+            self.sources[row["source"]][row["kind"]] += row["count_all"]
+        self.characters += pc.sum(dropped["characters"]).as_py() or 0
+        groups = dropped.group_by("kept").aggregate([("copies", "max")])
+        order = [("copies_max", "descending"), ("kept", "ascending")]
+        groups = groups.sort_by(order).slice(0, LARGEST_SHOWN)
+        found = self._largest | {row["kept"]: row["copies_max"] for row in groups.to_pylist()}
+        ordered = sorted(found.items(), key=lambda group: (-group[1], group[0]))
+        self._largest = dict(ordered[:LARGEST_SHOWN])
+
+    def largest(self, path: Path) -> list[dict[str, Any]]:
+        """The largest groups of the file of all tables, a few copies of each by name."""
+        groups: dict[str, dict[str, Any]] = {
+            kept: {"kept": kept, "title": "", "copies": copies, "dropped": [], "titles": []}
+            for kept, copies in self._largest.items()
+        }
+        wanted = pa.array(list(groups), pa.string())
+        columns = ["source", "id", "title", "kept", "kept_title"]
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
+                for row in batch.filter(pc.is_in(batch["kept"], wanted)).to_pylist():
+                    group = groups[row["kept"]]
+                    group["title"] = row["kept_title"]
+                    if len(group["dropped"]) < COPIES_SHOWN:
+                        group["dropped"].append(f"{row['source']}/{row['id']}")
+                        group["titles"].append(row["title"])
+        return list(groups.values())
 
 
 def _ids_checksum(ids: Sequence[str]) -> str:

@@ -27,6 +27,7 @@ from data_prep.core.files import checksum, place, read_json
 from data_prep.core.job import start
 from data_prep.core.records import read_record
 from data_prep.core.settings import DataPrepSettings, Duplicates
+from data_prep.duplicates.search import STAGES
 from data_prep.quality.corpus import counts_path
 from data_prep.stores.documents import DocumentsManifest
 from data_prep.stores.shard_checks import size_faults
@@ -58,6 +59,7 @@ class Planned:
     inputs: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)  # what is missing of its files
     note: str = ""
+    logs: Path | None = None  # of its tasks; None: next to the result
 
     @property
     def changed(self) -> list[str]:
@@ -100,7 +102,7 @@ def stages_of(settings: DataPrepSettings, now: float) -> list[Stage]:
     for planned in plan:
         job_name, path = planned.name.split()[0], planned.result
         command = f"python -m data_prep.{job_name} data_dir={root} {planned.options}".rstrip()
-        logs, result = path.parent / "logs", _read(path)
+        logs, result = planned.logs or path.parent / "logs", _read(path)
         job = _read(logs / "job.json")
         stage = Stage(planned.name, job.get("command", command))
         tasks = dict(zip(job.get("tasks", []), job.get("fingerprints", []), strict=True))
@@ -182,6 +184,8 @@ def _plan_texts(
     if not keeps_copies and (compared or not tokens):
         dedup = Planned("dedup", copies_path, inputs={"documents": (compared, documents)})
         dedup.lost = _lost([copies_path.with_suffix(".parquet")])
+        stages = [root / "duplicates" / stage / "logs" for stage in STAGES]
+        dedup.logs = next((logs for logs in stages[::-1] if logs.exists()), None)
         if characters := copies.get("dropped_characters"):
             dedup.note = (
                 f"{copies['dropped']:,} copies of other documents, {characters / 1e6:,.1f} million "

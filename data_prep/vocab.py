@@ -12,6 +12,7 @@ Settings are typed as name=value or group.name=value:
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -26,7 +27,7 @@ from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.job import Rows, start
-from data_prep.core.settings import DataPrepSettings
+from data_prep.core.settings import DataPrepSettings, Executor
 from data_prep.dedup import LeftOut, dropped_ids, left_out
 from data_prep.stores.documents import DocumentPart, list_parts, read_part
 from data_prep.tokenizer.casing import Casing, stated_casing
@@ -55,7 +56,7 @@ def run(settings: DataPrepSettings) -> VocabManifest:
     data_dir = Path(settings.data_dir)
     folder, manifest_path = data_dir / "vocab", data_dir / "vocab" / "manifest.json"
     all_parts = [] if settings.vocab_file else list_parts(data_dir)
-    dropped = {} if settings.vocab_file else left_out(settings, all_parts)
+    dropped = {} if settings.vocab_file else left_out(_of_one_task(settings), all_parts)
     parts = _sample(all_parts, settings.vocab_characters)
     dropped = {part.key: dropped[part.key] for part in parts if part.key in dropped}
     casing = _casing(settings)
@@ -93,6 +94,13 @@ def run(settings: DataPrepSettings) -> VocabManifest:
     )
     write_json(manifest_path, manifest)
     return manifest
+
+
+def _of_one_task(settings: DataPrepSettings) -> DataPrepSettings:
+    """The settings of jobs that this one runs first: it cannot be an element of a Slurm array."""
+    if settings.executor is Executor.slurm:
+        return dataclasses.replace(settings, executor=Executor.local)
+    return settings
 
 
 def _check_shards(data_dir: Path) -> None:

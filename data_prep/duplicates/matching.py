@@ -1,9 +1,17 @@
-"""The search for copies: candidate pairs by signature bands, compared and clustered."""
+"""The search for copies: candidate pairs by signature bands, compared and clustered.
+
+Every step is a function of a share of the documents, so that data_prep.duplicates.search can run it
+as tasks: candidates of one band and one range of its hashes, pairs and rows of one slab of
+documents, choices of one slab of clusters. `compare` does all of it at once.
+
+A pair of documents is one int64: the later document's number, times 2**32, plus the earlier one's.
+"""
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numba
@@ -28,43 +36,70 @@ ROWS_AT_ONCE = 1 << 16  # of signatures compared: 29 MB
 # one pattern. Copies of later ones are kept.
 MOST_KEPT = 10_000
 
+MOST_MAPPED = 256  # signature files at a time; the system allows some 65,000 mappings
+
+Pairs = NDArray[np.int64]
+
 
 class Corpus:
     """The signatures of all documents, which are numbered over all parts."""
 
     def __init__(self, parts: Sequence[DocumentPart]) -> None:
         self.parts = parts
-        self._mapped = [_signatures_of(part) for part in parts]
-        self.first = np.cumsum([0, *(len(mapped.ids) for mapped in self._mapped)])  # (P + 1,)
+        self.first = np.cumsum([0, *(part.rows for part in parts)], dtype=np.int64)  # (P + 1,)
         self.num_documents = int(self.first[-1])
         # Documents and clusters are numbered by int32
         if self.num_documents >= 2**31:
             raise ValueError(
                 f"{self.num_documents:,} documents; at most 2,147,483,647 are compared"
             )
-        self.characters = np.concatenate(
-            [np.zeros(0, np.uint32), *(mapped.characters for mapped in self._mapped)]
-        )
+        self._mapped = functools.lru_cache(MOST_MAPPED)(lambda number: signatures_of(parts[number]))
 
-    def keys(self, band: int | None) -> NDArray[np.uint64]:
-        """(N,) a hash of each document's band; half of its exact hash for None."""
-        keys = np.empty(self.num_documents, np.uint64)
-        for mapped, (start, end) in zip(self._mapped, itertools.pairwise(self.first), strict=True):
+    def keys(
+        self, band: int | None, number: int, ranges: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
+        """(N,) documents, in order, and (N,) a hash of each one's band; None: of its exact hash.
+
+        Only those of the range `number` of all hashes; of a band only documents that are long
+        enough for a near copy.
+        """
+        documents, hashes = [np.zeros(0, np.int32)], [np.zeros(0, np.uint64)]
+        for index in range(len(self.parts)):
+            mapped = self._mapped(index)
             if band is None:
-                keys[start:end] = mapped.exact[:, 0]
+                own = mapped.exact[:, 0]
             else:
-                _hash_rows(mapped.bands[band], keys[start:end])
-        return keys
+                own = np.empty(len(mapped.characters), np.uint64)
+                _hash_rows(mapped.bands[band], own)
+            chosen = (own >> np.uint64(32)) * np.uint64(ranges) >> np.uint64(32) == number
+            if band is not None:
+                chosen &= mapped.characters >= FEWEST_CHARACTERS
+            rows = np.flatnonzero(chosen)
+            documents.append((self.first[index] + rows).astype(np.int32))
+            hashes.append(own[rows])
+        return np.concatenate(documents), np.concatenate(hashes)
 
-    def rows(self, documents_N: NDArray[np.int32]) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
-        """(N, VALUES) signatures and (N, 2) exact hashes of these documents."""
-        values = np.empty((len(documents_N), BANDS, VALUES // BANDS), np.uint32)
+    def characters(self, documents_N: NDArray[np.int32]) -> NDArray[np.uint32]:
+        """(N,) characters of these documents."""
+        characters = np.empty(len(documents_N), np.uint32)
+        for _, mapped, positions, rows in self._located(documents_N):
+            characters[positions] = mapped.characters[rows]
+        return characters
+
+    def exact(self, documents_N: NDArray[np.int32]) -> NDArray[np.uint64]:
+        """(N, 2) exact hashes of these documents."""
         exact = np.empty((len(documents_N), 2), np.uint64)
         for _, mapped, positions, rows in self._located(documents_N):
             exact[positions] = mapped.exact[rows]
+        return exact
+
+    def values(self, documents_N: NDArray[np.int32]) -> NDArray[np.uint32]:
+        """(N, VALUES) signatures of these documents."""
+        values = np.empty((len(documents_N), BANDS, VALUES // BANDS), np.uint32)
+        for _, mapped, positions, rows in self._located(documents_N):
             for band, column in enumerate(mapped.bands):
                 values[positions, band] = column[rows]
-        return values.reshape(-1, VALUES), exact
+        return values.reshape(-1, VALUES)
 
     def strings(self, documents_N: NDArray[np.int32]) -> dict[str, Any]:
         """Source, part, id and title of these documents, as (N,) arrow arrays."""
@@ -91,90 +126,114 @@ class Corpus:
         for number in np.flatnonzero(np.diff(bounds)).tolist():
             positions = order[bounds[number] : bounds[number + 1]]
             rows = documents_N[positions] - self.first[number]
-            yield self.parts[number], self._mapped[number], positions, rows
+            yield self.parts[number], self._mapped(number), positions, rows
 
 
-def _signatures_of(part: DocumentPart) -> Signatures:
+def signatures_of(part: DocumentPart) -> Signatures:
     """Those that collect has written; written now if they are missing or out of date."""
     signatures = open_signatures(part.path, part.checksum)
     if signatures is None or len(signatures.ids) != part.rows:
-        write_signatures(part.path, part.checksum)
+        write_signatures(part.path, part.checksum, part.rows)
         signatures = open_signatures(part.path, part.checksum)
     assert signatures is not None
     return signatures
 
 
-def compare(corpus: Corpus) -> Any:
-    """The table of dropped documents, see data_prep/dedup.py."""
-    cluster = _clusters(corpus)
-    sizes = np.bincount(cluster, minlength=1)
-    members = np.flatnonzero(sizes[cluster] > 1).astype(np.int32)
-    order = np.lexsort((members, -corpus.characters[members].astype(np.int64), cluster[members]))
-    members = members[order]  # cluster by cluster, each by falling length
-    kept, equal = _keep(corpus, members, cluster[members])
-    is_dropped = kept != members
-    dropped, kept, equal = members[is_dropped], kept[is_dropped], equal[is_dropped]
-    order = np.argsort(dropped, kind="stable")
-    dropped, kept, equal = dropped[order], kept[order], equal[order]
-    copies = np.bincount(kept, minlength=1)[kept] if len(kept) else np.zeros(0, np.int64)
-    names, kept_names = corpus.strings(dropped), corpus.strings(kept)
-    is_exact = equal > VALUES
-    return pa.table(
-        {
-            **names,
-            "characters": pa.array(corpus.characters[dropped]),
-            "kept": pc.binary_join_element_wise(kept_names["source"], kept_names["id"], "/"),
-            "kept_title": kept_names["title"],
-            "kind": pa.array(np.where(is_exact, "exact", "near"), pa.string()),
-            "similarity": pa.array(np.minimum(equal, VALUES) / VALUES, pa.float32()),
-            "copies": pa.array(copies + 1, pa.int64()),
-        }
-    )
+@dataclass(frozen=True)
+class Choices:
+    """Documents to drop, in order."""
+
+    dropped: NDArray[np.int32]  # (D,) documents
+    kept: NDArray[np.int32]  # (D,) the copy of each that is kept
+    equal: NDArray[np.int32]  # (D,) values that the two share; VALUES + 1: they are exact copies
+    copies: NDArray[np.int32]  # (D,) documents of which `kept` is the kept one, itself included
+
+    @property
+    def groups(self) -> int:
+        return len(np.unique(self.kept))
 
 
-def _clusters(corpus: Corpus) -> NDArray[np.int32]:
-    """(N,) the cluster of each document; copies, and copies of copies, share a cluster."""
-    parent = np.arange(corpus.num_documents, dtype=np.int32)
-    everything = np.arange(corpus.num_documents, dtype=np.int32)
-    long_enough = np.flatnonzero(corpus.characters >= FEWEST_CHARACTERS).astype(np.int32)
-    for band in (None, *range(BANDS)):
-        documents = everything if band is None else long_enough
-        keys = corpus.keys(band)[documents]
-        order = np.argsort(keys, kind="stable")
-        keys, ordered = keys[order], documents[order]
-        del order
-        again = (
-            np.flatnonzero(keys[1:] == keys[:-1]) + 1
-        )  # in a run of equal keys, but not its first
-        starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else again
-        firsts = ordered[starts[np.searchsorted(starts, again, side="right") - 1]]
-        del keys
-        # A run may hold two groups: one that differs from the first may be a copy of its neighbour
-        for others in (firsts, ordered[again - 1]):
-            _unite_copies(corpus, parent, ordered[again], others, is_exact=band is None)
-    _roots(parent)
-    return parent
+def compare(corpus: Corpus) -> tuple[Any, int]:
+    """The table of dropped documents, see data_prep/dedup.py, and the number of their groups."""
+    exact, *near = (candidates(corpus, band) for band in (None, *range(BANDS)))
+    members, roots = clusters(corpus.num_documents, [copies_among(corpus, exact, near)])
+    choices = choose(corpus, members, roots)
+    return table(corpus, choices), choices.groups
 
 
-def _unite_copies(
-    corpus: Corpus,
-    parent: NDArray[np.int32],
-    documents_N: NDArray[np.int32],
-    others_N: NDArray[np.int32],
-    is_exact: bool,
-) -> None:
-    """Put the pairs that are copies, exact or near, into one cluster."""
-    for start in range(0, len(documents_N), ROWS_AT_ONCE):
-        documents, others = (each[start : start + ROWS_AT_ONCE] for each in (documents_N, others_N))
-        is_open = _are_apart(parent, documents, others)
-        documents, others = documents[is_open], others[is_open]
-        values, exact = corpus.rows(documents)
-        other_values, other_exact = corpus.rows(others)
+def candidates(corpus: Corpus, band: int | None, number: int = 0, ranges: int = 1) -> Pairs:
+    """Pairs of documents with equal hashes of a band: each with the first and with the one before.
+
+    A run of equal hashes may hold two groups: one that differs from the first may be a copy of its
+    neighbour.
+    """
+    documents, keys = corpus.keys(band, number, ranges)
+    order = np.argsort(keys, kind="stable")
+    keys, documents = keys[order], documents[order]
+    again = np.flatnonzero(keys[1:] == keys[:-1]) + 1  # in a run of equal keys, but not its first
+    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else again
+    firsts = documents[starts[np.searchsorted(starts, again, side="right") - 1]]
+    later = documents[again].astype(np.int64) << 32
+    return np.unique(np.concatenate([later | firsts, later | documents[again - 1]]))
+
+
+def copies_among(corpus: Corpus, exact: Pairs, near: Sequence[Pairs]) -> Pairs:
+    """The pairs that are copies, of the candidates of exact hashes and of all bands."""
+    exact = _agreeing(corpus, exact, is_exact=True)
+    others = np.setdiff1d(np.concatenate([np.zeros(0, np.int64), *near]), exact)
+    return np.concatenate([exact, _agreeing(corpus, others, is_exact=False)])
+
+
+def _agreeing(corpus: Corpus, pairs: Pairs, is_exact: bool) -> Pairs:
+    """The pairs that are exact copies, or that share values enough for near ones."""
+    pairs = pairs[np.argsort(pairs & 0xFFFFFFFF, kind="stable")]  # each part is read but once
+    agree = np.empty(len(pairs), np.bool_)
+    for start in range(0, len(pairs), ROWS_AT_ONCE):
+        chunk = slice(start, start + ROWS_AT_ONCE)
+        later, earlier = _split(pairs[chunk])
         if is_exact:
-            agree = (exact == other_exact).all(axis=1)
+            agree[chunk] = (corpus.exact(later) == corpus.exact(earlier)).all(axis=1)
         else:
-            agree = (values == other_values).sum(axis=1) >= LEAST_EQUAL
-        _unite(parent, documents[agree], others[agree])
+            equal = (corpus.values(later) == corpus.values(earlier)).sum(axis=1)
+            agree[chunk] = equal >= LEAST_EQUAL
+    return pairs[agree]
+
+
+def _split(pairs: Pairs) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    return (pairs >> 32).astype(np.int32), (pairs & 0xFFFFFFFF).astype(np.int32)
+
+
+def clusters(
+    num_documents: int, copies: Sequence[Pairs]
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """(M,) the documents that are copies of others, in order, and (M,) the first of each's cluster.
+
+    Copies, and copies of copies, share a cluster. Takes a byte per document and 8 per member.
+    """
+    is_member = np.zeros(num_documents, np.bool_)
+    for pairs in copies:
+        for documents in _split(pairs):
+            is_member[documents] = True
+    members = np.flatnonzero(is_member).astype(np.int32)
+    parent = np.arange(len(members), dtype=np.int32)
+    for pairs in copies:
+        _unite(parent, *(np.searchsorted(members, documents) for documents in _split(pairs)))
+    _roots(parent)
+    return members, members[parent]
+
+
+def choose(corpus: Corpus, members_M: NDArray[np.int32], roots_M: NDArray[np.int32]) -> Choices:
+    """Which members of these clusters are dropped; every cluster is whole."""
+    lengths = corpus.characters(members_M).astype(np.int64)
+    order = np.lexsort((members_M, -lengths, roots_M))
+    members = members_M[order]  # cluster by cluster, each by falling length
+    kept, equal = _keep(corpus, members, roots_M[order])
+    dropped = np.flatnonzero(kept != members)
+    dropped = dropped[np.argsort(members[dropped], kind="stable")]
+    _, group, sizes = np.unique(kept[dropped], return_inverse=True, return_counts=True)
+    return Choices(
+        members[dropped], kept[dropped], equal[dropped], (sizes[group] + 1).astype(np.int32)
+    )
 
 
 def _keep(
@@ -195,22 +254,26 @@ def _keep(
     for start in range(0, len(members_M), ROWS_AT_ONCE):
         chunk = slice(start, start + ROWS_AT_ONCE)
         documents = members_M[chunk]
-        of_chunk = documents, cluster_M[chunk], *corpus.rows(documents)
+        of_chunk = documents, cluster_M[chunk], corpus.values(documents), corpus.exact(documents)
         _lead(state, *leaders, *of_chunk, kept[chunk], equal[chunk])
     return kept, equal
 
 
-def group(dropped: Any, kept: str) -> dict[str, Any]:
-    """One kept document and its copies, a few of them by name."""
-    rows = dropped.filter(pc.field("kept") == kept)
-    names = pc.binary_join_element_wise(rows["source"], rows["id"], "/")
-    return {
-        "kept": kept,
-        "title": rows["kept_title"][0].as_py(),
-        "copies": rows["copies"][0].as_py(),
-        "dropped": names[:5].to_pylist(),
-        "titles": rows["title"][:5].to_pylist(),
-    }
+def table(corpus: Corpus, choices: Choices) -> Any:
+    """One row per dropped document, see data_prep/dedup.py."""
+    names, kept_names = corpus.strings(choices.dropped), corpus.strings(choices.kept)
+    kind = np.where(choices.equal > VALUES, "exact", "near")
+    return pa.table(
+        {
+            **names,
+            "characters": pa.array(corpus.characters(choices.dropped)),
+            "kept": pc.binary_join_element_wise(kept_names["source"], kept_names["id"], "/"),
+            "kept_title": kept_names["title"],
+            "kind": pa.array(kind, pa.string()),
+            "similarity": pa.array(np.minimum(choices.equal, VALUES) / VALUES, pa.float32()),
+            "copies": pa.array(choices.copies.astype(np.int64)),
+        }
+    )
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -230,16 +293,6 @@ def _root(parent: NDArray[np.int32], document: int) -> int:
         parent[document] = parent[parent[document]]
         document = parent[document]
     return document
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _are_apart(
-    parent: NDArray[np.int32], documents: NDArray[np.int32], others: NDArray[np.int32]
-) -> NDArray[np.bool_]:
-    apart = np.empty(len(documents), np.bool_)
-    for row in range(len(documents)):
-        apart[row] = _root(parent, documents[row]) != _root(parent, others[row])
-    return apart
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

@@ -113,10 +113,13 @@ class SignatureWriter:
             out.write_batch(batch)
 
 
-def write_signatures(part: Path, part_checksum: str) -> None:
-    """Sign a part that has no signatures. Raises ValueError naming a part that is unreadable."""
+def write_signatures(part: Path, part_checksum: str, rows: int | None = None) -> None:
+    """Sign a part that has no signatures; `rows` is the number of its documents.
+
+    Raises ValueError naming a part that is unreadable or has another number.
+    """
     writer = SignatureWriter()
-    for document in read_part(part):
+    for document in read_part(part, rows):
         writer.add(document)
     writer.write(part, part_checksum)
 

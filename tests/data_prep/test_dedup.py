@@ -19,7 +19,7 @@ from shared_data import packed
 from data_prep import collect, dedup, encode, vocab
 from data_prep.core.files import checksum, read_json
 from data_prep.core.job import load
-from data_prep.duplicates import matching
+from data_prep.duplicates import matching, search
 from data_prep.duplicates.matching import FEWEST_CHARACTERS, LEAST_EQUAL
 from data_prep.duplicates.minhash import BANDS, shingles, signature
 from data_prep.duplicates.signatures import Signatures, signatures_path
@@ -46,7 +46,7 @@ def with_changes(text: str, number: int, seed: int = 0) -> str:
 
 def found(data_dir: Path) -> list[dict[str, Any]]:
     """The rows of duplicates.parquet."""
-    dedup.find(data_dir, list_parts(data_dir))
+    dedup.run(load([f"data_dir={data_dir}"]))
     return pq.read_table(data_dir / "documents" / "duplicates.parquet").to_pylist()
 
 
@@ -184,14 +184,14 @@ def test_memory_is_a_hundred_bytes_a_document_and_not_its_signature(monkeypatch)
             exact=rng.integers(0, 2**63, (number, 2)).astype(np.uint64),
             bands=[np.ascontiguousarray(values[:, band]) for band in range(BANDS)],
         )
-        monkeypatch.setattr(matching, "_signatures_of", lambda part, made=made: made)
+        monkeypatch.setattr(matching, "signatures_of", lambda part, made=made: made)
         part = DocumentPart(
             source="a", path=Path(), name="part-00000.parquet", rows=number, characters=0,
             checksum="",
         )  # fmt: skip
         corpus = matching.Corpus([part])
         tracemalloc.start()
-        assert matching.compare(corpus).num_rows == number // 10
+        assert matching.compare(corpus)[0].num_rows == number // 10
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert (peaks[1] - peaks[0]) / 40_000 < 100
@@ -233,8 +233,8 @@ def test_an_unchanged_corpus_is_not_compared_again_and_a_changed_or_damaged_one_
     of_texts(tmp_path, a=[made_text(1), made_text(1)])
     table = tmp_path / "documents" / "duplicates.parquet"
     compared: list[int] = []
-    compare = matching.compare
-    monkeypatch.setattr(dedup, "compare", lambda corpus: compared.append(1) or compare(corpus))
+    found_by = search.search
+    monkeypatch.setattr(dedup, "search", lambda *given: compared.append(1) or found_by(*given))
     found(tmp_path)
     assert not compared
     table.write_bytes(table.read_bytes()[:-1])
