@@ -29,6 +29,7 @@ from data_prep.core.files import write_json
 from data_prep.core.job import Rows, require_source, start
 from data_prep.core.records import read_record
 from data_prep.core.settings import DataPrepSettings, SourceSettings, paths_in
+from data_prep.duplicates.ids import repeated_ids
 from data_prep.duplicates.signatures import SignatureWriter, signatures_path
 from data_prep.executors.run import run_tasks
 from data_prep.executors.tasks import TaskEntry, fingerprint
@@ -44,7 +45,6 @@ from data_prep.stores.documents import (
     RowWriter,
     open_rejects,
     read_documents_manifest,
-    repeated_ids,
     write_part,
 )
 from data_prep.text.language import is_language, language_of
@@ -81,7 +81,7 @@ def run(settings: DataPrepSettings) -> DocumentsManifest:
         tasks.append(TaskEntry(part.stem, own, outputs))
     task = partial(_collect_part, folder, source, plan.tasks)
     counts = run_tasks(f"collect {source.name}", folder / "logs", tasks, task, settings)
-    manifest = _manifest(folder, source.name, identity, plan, counts)
+    manifest = _manifest(folder, source.name, identity, plan, counts, settings.workers)
     write_json(folder / "dropped.json", manifest.dropped)
     write_json(folder / "manifest.json", manifest)  # last: it vouches for the rest
     shutil.rmtree(folder / "cache", ignore_errors=True)
@@ -184,7 +184,12 @@ def _identity(source: SourceSettings, characters_per_part: int) -> dict[str, Any
 
 
 def _manifest(
-    folder: Path, name: str, identity: dict[str, Any], plan: SourcePlan, counts: dict[str, int]
+    folder: Path,
+    name: str,
+    identity: dict[str, Any],
+    plan: SourcePlan,
+    counts: dict[str, int],
+    workers: int,
 ) -> DocumentsManifest:
     again = f"delete {folder} and collect the source {name} again"
     parts = [
@@ -198,7 +203,7 @@ def _manifest(
     if not counts.get("documents"):
         broken = "".join(f"; {damage}" for damage in damaged)
         raise RuntimeError(f"source {name}: no document is left; dropped were {dropped}{broken}")
-    if repeated := repeated_ids(folder / part.name for part in parts):
+    if repeated := repeated_ids(folder, parts, workers):
         raise RuntimeError(
             f"source {name}: several documents have one id, such as {', '.join(repeated)}; collect "
             "what comes from different dumps as sources of their own (source.path, source.name)"

@@ -14,7 +14,6 @@ from typing import Any, Final, Literal
 
 import msgspec
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.core.config import SettingsError
@@ -223,14 +222,6 @@ def read_documents_manifest(folder: Path) -> DocumentsManifest:
     """Read the manifest of a source's documents. Raises ValueError as `read_manifest` does."""
     command = f"the command in {folder}/logs/job.json again, or delete {folder}"
     return read_manifest(folder / "manifest.json", DocumentsManifest, command)
-
-
-def repeated_ids(paths: Iterable[Path], most: int = 5) -> list[str]:
-    """The first `most` ids, by order, that occur more than once in these parts."""
-    tables = [pq.read_table(path, columns=["id"]) for path in paths]
-    counted = pa.concat_tables(tables).group_by("id").aggregate([([], "count_all")])
-    repeated = counted.filter(pc.field("count_all") > 1)["id"].to_pylist()
-    return sorted(repeated)[:most]
 
 
 def _parts_of(folder: Path) -> list[DocumentPart]:

@@ -18,7 +18,6 @@ from data_prep.stores.documents import (
     list_parts,
     open_rejects,
     read_part,
-    repeated_ids,
     write_part,
 )
 
@@ -108,10 +107,3 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
     (folder / "part-00000.parquet").unlink()
     with pytest.raises(ValueError, match=r"part-00000\.parquet is missing or .* delete .*books"):
         list_parts(tmp_path)
-
-
-def test_repeated_ids_are_found_inside_a_part_and_across_parts(tmp_path: Path) -> None:
-    write_part(tmp_path / "a", [Document(id, "", "") for id in ("1", "2", "1")])
-    write_part(tmp_path / "b", [Document(id, "", "") for id in ("3", "2")])
-    write_part(tmp_path / "c", [])
-    assert repeated_ids([tmp_path / "a", tmp_path / "b", tmp_path / "c"]) == ["1", "2"]
