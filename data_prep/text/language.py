@@ -38,6 +38,19 @@ def iso_code(found: str) -> str:
 
 def language_of(text: str) -> str:
     """CLD2's code of a text's main language, or "unknown" if CLD2 is not sure."""
+    is_sure, found = _detect(text)
+    code: str = found[0][1]
+    return code if is_sure and code != "un" else "unknown"
+
+
+def language_share(text: str, wanted: str) -> float:
+    """The share of a text that CLD2 finds to be in the language of an ISO 639 code, in [0, 1]."""
+    _, found = _detect(text)
+    return float(sum(percent for _, code, percent, _ in found if is_language(code, wanted)) / 100)
+
+
+def _detect(text: str) -> tuple[bool, list[tuple[str, str, int, float]]]:
+    """Whether CLD2 is sure, and its three main languages: name, code, percent, score."""
     import pycld2
 
     if len(text) > _PIECES * _PIECE:
@@ -48,5 +61,4 @@ def language_of(text: str) -> str:
     except (pycld2.error, UnicodeEncodeError):  # control characters, surrogates
         text = "".join(c if c.isprintable() else " " for c in text)
         is_sure, _, found = pycld2.detect(text, bestEffort=False, isPlainText=True)
-    code: str = found[0][1]
-    return code if is_sure and code != "un" else "unknown"
+    return is_sure, list(found)
