@@ -29,7 +29,7 @@ from data_prep.core.records import read_record
 from data_prep.core.settings import DataPrepSettings, Duplicates
 from data_prep.duplicates.search import STAGES
 from data_prep.quality.corpus import counts_path
-from data_prep.stores.documents import DocumentsManifest
+from data_prep.stores.documents import DocumentsManifest, FilteredManifest
 from data_prep.stores.shard_checks import size_faults
 from data_prep.stores.shards import ShardsManifest
 from data_prep.stores.tokens import SPLITS, TokensManifest
@@ -42,7 +42,8 @@ SHOWN = 10  # notes per stage
 T = TypeVar("T")
 Faults = dict[Path, str]  # of manifests that cannot be read
 READERS = {  # of a stage's result; a missing one is made again only for these
-    "collect": ("dedup", "vocab", "encode"),
+    "collect": ("filter", "dedup", "vocab", "encode"),
+    "filter": ("dedup", "vocab", "encode"),
     "dedup": ("vocab", "encode"),
     "encode": ("build", "audit"),
 }
@@ -166,8 +167,28 @@ def _plan(root: Path, seq_len: int, keeps_copies: bool, unreadable: Faults) -> I
         yield planned
     if not folders:
         yield Planned("collect", root / "documents" / "manifest.json", "+source=NAME")
+    for folder in sorted(path for path in (root / "filtered").glob("*") if path.is_dir()):
+        yield _plan_filter(folder, documents, unreadable)
     yield from _plan_texts(root, documents, keeps_copies, unreadable)
     yield from _plan_shards(root, seq_len, unreadable)
+
+
+def _plan_filter(folder: Path, documents: dict[str, str], unreadable: Faults) -> Planned:
+    """The filters of one source; replaces its parts in `documents` by the filtered ones."""
+    source, path = folder.name, folder / "manifest.json"
+    planned = Planned(f"filter {source}", path, f"filters=[...] filter.sources=[{source}]")
+    if filtered := _manifest(path, FilteredManifest, unreadable):
+        own = {key: documents.pop(key) for key in list(documents) if key.startswith(f"{source}/")}
+        then = {f"{source}/{name}": digest for name, digest in filtered.made_from.items()}
+        planned.inputs = {"documents": (then, own)}
+        documents |= {f"{source}/{part.name}": part.checksum for part in filtered.parts}
+        planned.lost = _lost(folder / part.name for part in filtered.parts)
+        planned.note = (
+            f"{', '.join(filtered.filters)}: {filtered.documents:,} of "
+            f"{filtered.documents_before:,} documents and "
+            f"{filtered.characters / max(filtered.characters_before, 1):.1%} of the text are kept"
+        )
+    return planned
 
 
 def _plan_texts(

@@ -9,7 +9,8 @@
 # Settings replace those below; +source= or seq_len= chooses a single source or length. An array has
 # array_size= elements (or ARRAY_SIZE, by default 8). Their resources are those in
 # slurm/data_prep_array.sh, but no more cores and memory than the partition's largest node has.
-# num_workers=N asks for N cores. Options of sbatch replace them, wherever they are typed:
+# num_workers=N asks for N cores. With filters=[...] the sources are filtered before dedup. Options of
+# sbatch replace them, wherever they are typed:
 #
 #   sbatch --partition=long --time=48:00:00 slurm/data_prep.sh data_dir=data/novels ...
 #   bash slurm/data_prep.sh --partition=long --time=48:00:00 data_dir=data/novels ...
@@ -64,7 +65,7 @@ for variable in "${!SLURM_@}"; do # variables of an outer job, as SLURM_ARRAY_TA
 done
 
 sources=(wikipedia bookcorpus) lengths=(128 512) data_dir=data/wikibooks size=${ARRAY_SIZE:-8}
-partition=${SBATCH_PARTITION:-} cores='' settings=()
+partition=${SBATCH_PARTITION:-} cores='' filters='' settings=()
 for option in "${options[@]}"; do
     case $option in --partition=*) partition=${option#*=} ;; esac
 done
@@ -79,6 +80,7 @@ for override in "$@"; do
         +source=* | source=*) sources=("${override#*=}") ;;
         seq_len=*) lengths=("${override#*=}") ;;
         data_dir=*) data_dir=${override#*=} ;;
+        filters=*) filters=${override#*=} ;;
         array_size=*) size=${override#*=} ;;
     esac
 done
@@ -147,6 +149,19 @@ for source in "${sources[@]}"; do
     shared '' "collect-$source" collect +source="$source" "$@"
     collected+=:$last
 done
+if [ -n "$filters" ]; then
+    case $filters in
+        *boilerplate*) # before a share filters, it counts lines in one run and adds up in the next
+            for step in count add; do
+                array=$(submit "$collected" "filter-$step" --array="1-$size" -- filter "$@")
+                echo "filter-$step: job $array, an array of $size"
+                collected+=,afterany:$array
+            done
+            ;;
+    esac
+    shared "$collected" filter filter "$@"
+    collected=afterok:$last
+fi
 single "$collected" dedup dedup "$@"
 single "afterok:$last" vocab vocab "$@"
 shared "afterok:$last" encode encode "$@"

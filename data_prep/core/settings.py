@@ -79,6 +79,29 @@ class SourceSettings:
         return [] if self.path is None else paths_in(self.path)
 
 
+class FilterName(enum.Enum):
+    boilerplate = "boilerplate"
+    line_duplicates = "line_duplicates"
+    c4_lines = "c4_lines"
+    gopher_quality = "gopher_quality"
+    gopher_repetition = "gopher_repetition"
+    fineweb_quality = "fineweb_quality"
+    language_score = "language_score"
+    pii = "pii"
+    decontaminate = "decontaminate"
+
+
+@dataclass
+class FilterSettings:
+    sources: list[str]  # those to filter; []: all
+    fewest_words: int  # c4_lines: of a line
+    fewest_sentences: int  # c4_lines: of a document
+    most_documents: int  # boilerplate: a line in more documents of its source is left out
+    least_language_share: float  # language_score
+    decontaminate_against: str | None  # task file, or several as [A,B]
+    ngram: int  # decontaminate: words
+
+
 @dataclass
 class MaskingSettings:
     rate: float  # share of an example's tokens to predict
@@ -111,6 +134,8 @@ class DataPrepSettings:
     share: str | None  # "K/N": only tasks K, K + N, ... from 1, and no manifest
     replace: bool  # collect: the documents of another input; build: other shards; vocab: theirs
     characters_per_part: int  # how a source is cut into tasks
+    filters: list[str]  # of FilterName, in the order in which they run
+    filter: FilterSettings
     duplicates: Duplicates  # what to do with copies of other documents
     heldout_fraction: float  # share of the documents
     lowercase: bool
@@ -163,6 +188,11 @@ LIMITS: Limits = {
     "num_workers": (lambda value: value >= 1, "1 or more, or null for all"),
     "array_size": _POSITIVE,
     "characters_per_part": _POSITIVE,
+    "filter.fewest_words": _POSITIVE,
+    "filter.fewest_sentences": _POSITIVE,
+    "filter.most_documents": _POSITIVE,
+    "filter.least_language_share": _SHARE,
+    "filter.ngram": (lambda value: 2 <= value <= 100, "from 2 to 100"),
     "heldout_fraction": (lambda value: 0 <= value < 1, "[0, 1)"),
     "vocab_size": (lambda value: 256 <= value < 2**31, f"from 256 to {2**31 - 1}"),
     "alphabet_coverage": _SHARE,
@@ -187,7 +217,7 @@ def check(settings: DataPrepSettings) -> None:
     """Raises SettingsError listing every setting that cannot work."""
     wrong = limit_faults(settings, LIMITS)
     wrong += [*_folder_faults(settings.data_dir), *_share_faults(settings)]
-    wrong += _other_faults(settings)
+    wrong += [*_other_faults(settings), *_filter_faults(settings)]
     if settings.source is not None:
         wrong += _source_faults(settings.source)
     if wrong:
@@ -212,6 +242,23 @@ def _share_faults(settings: DataPrepSettings) -> Iterator[str]:
         yield f"share={share}; it takes K/N, the K-th of N shares, such as 2/8"
     elif executor is not Executor.local:
         yield f"share={share} is for executor=local, not {executor.value}: leave one of them out"
+
+
+def _filter_faults(settings: DataPrepSettings) -> Iterator[str]:
+    known, against = [name.value for name in FilterName], settings.filter.decontaminate_against
+    for name in settings.filters:
+        if name not in known:
+            yield f"filters: {name} is not known; there are {', '.join(known)}"
+    if len(set(settings.filters)) < len(settings.filters):
+        yield f"filters=[{','.join(settings.filters)}]: each filter runs once; name it once"
+    if FilterName.decontaminate.value in settings.filters and against is None:
+        yield (
+            "filters has decontaminate, which needs the files of the tasks: add "
+            "filter.decontaminate_against=[FILE,FILE]"
+        )
+    for path in paths_in(against) if against else ():
+        if not os.path.isfile(path):
+            yield f"filter.decontaminate_against={path} is not a file; give the path of a task file"
 
 
 def _other_faults(settings: DataPrepSettings) -> Iterator[str]:

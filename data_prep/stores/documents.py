@@ -1,5 +1,6 @@
 """The documents store: documents/<source>/part-00000.parquet ..., and a manifest that names them.
 
+filtered/<source> has the same form; where it exists, later stages read it in place of documents/.
 Columns id, title and text, all strings; text is paragraphs separated by one newline. A document's
 name across sources is "source/id".
 """
@@ -78,6 +79,40 @@ class DocumentsManifest(Record):
     characters: Count
     dropped: dict[str, Count]  # documents by reason
     damaged: list[str]  # inputs that could not be read to their end
+
+
+class Sample(Record):
+    """A text on which a rule acted."""
+
+    id: str
+    text: str  # its beginning
+
+
+class RuleCounts(Record):
+    """What one rule of a filter did."""
+
+    documents: Count = 0  # dropped
+    changes: Count = 0  # lines left out, or texts replaced
+    samples: list[Sample] = msgspec.field(default_factory=list)
+
+
+FilterCounts = dict[str, dict[str, RuleCounts]]  # by filter and rule
+
+
+class FilteredManifest(Record):
+    """filtered/<source>/manifest.json, written when all parts are there."""
+
+    schema_version: Literal[1]
+    source: str
+    filters: list[str]  # in the order in which they ran
+    settings: dict[str, Any]  # of the filters: they decide the bytes of the parts
+    made_from: dict[str, Checksum]  # parts of documents/<source>
+    parts: list[PartEntry]
+    documents: Count
+    characters: Count
+    documents_before: Count
+    characters_before: Count
+    counts: FilterCounts
 
 
 class PartCopies(Record):
@@ -190,7 +225,7 @@ def read_part(path: Path, rows: int | None = None) -> Iterator[Document]:
     except (pa.ArrowException, OSError, UnicodeError) as error:
         raise SettingsError(
             f"{path} cannot be read at {place} ({printable(str(error))}); "
-            f"delete {path.parent} and collect the source {path.parent.name} again"
+            f"delete {path.parent} and {_verb(path.parent)} the source {path.parent.name} again"
         ) from error
 
 
@@ -205,9 +240,15 @@ def _check_schema(file: pq.ParquetFile, rows: int | None) -> None:
 def list_parts(data_dir: Path) -> list[DocumentPart]:
     """The parts of all sources, by source and number. No part is opened.
 
-    Raises ValueError where nothing was collected, where a source's collect has not finished, and
-    where a part is missing.
+    They are those of filtered/<source> where data_prep.filter has run. Raises ValueError where
+    nothing was collected, where a source's collect or filter has not finished or its documents have
+    changed since, and where a part is missing.
     """
+    return [part for name in list_sources(data_dir) for part in _used_parts(data_dir, name)]
+
+
+def list_sources(data_dir: Path) -> list[str]:
+    """The names of all sources, sorted. Raises ValueError where nothing was collected."""
     root = data_dir / "documents"
     sources = sorted(path for path in root.glob("*") if path.is_dir())
     if not sources:
@@ -215,7 +256,40 @@ def list_parts(data_dir: Path) -> list[DocumentPart]:
             f"{root} holds no documents; run python -m data_prep.collect +source=... "
             f"data_dir={data_dir} first"
         )
-    return [part for folder in sources for part in _parts_of(folder)]
+    return [folder.name for folder in sources]
+
+
+def collected_parts(data_dir: Path, source: str) -> list[DocumentPart]:
+    """The parts of one source as it was collected. Raises ValueError as `list_parts` does."""
+    folder = data_dir / "documents" / source
+    return _parts_of(folder, read_documents_manifest(folder).parts)
+
+
+def read_filtered_manifest(folder: Path) -> FilteredManifest:
+    """Read the manifest of filtered/<source>. Raises ValueError as `read_manifest` does."""
+    return read_manifest(folder / "manifest.json", FilteredManifest, _filter_cure(folder))
+
+
+def _filter_cure(folder: Path) -> str:
+    return (
+        f"the command in {folder}/logs/job.json again, or delete {folder} to use the documents "
+        "as they were collected"
+    )
+
+
+def _used_parts(data_dir: Path, source: str) -> list[DocumentPart]:
+    """The parts of one source as the next stages read it: filtered if there are filters."""
+    folder = data_dir / "filtered" / source
+    collected = collected_parts(data_dir, source)
+    if not folder.is_dir():
+        return collected
+    filtered = read_filtered_manifest(folder)
+    if filtered.made_from != {part.name: part.checksum for part in collected}:
+        raise SettingsError(
+            f"the documents of {source} have changed since they were filtered; run "
+            f"{_filter_cure(folder)}"
+        )
+    return _parts_of(folder, filtered.parts)
 
 
 def read_documents_manifest(folder: Path) -> DocumentsManifest:
@@ -224,18 +298,23 @@ def read_documents_manifest(folder: Path) -> DocumentsManifest:
     return read_manifest(folder / "manifest.json", DocumentsManifest, command)
 
 
-def _parts_of(folder: Path) -> list[DocumentPart]:
+def _parts_of(folder: Path, entries: Iterable[PartEntry]) -> list[DocumentPart]:
     parts = []
-    for entry in read_documents_manifest(folder).parts:
+    for entry in entries:
         path = folder / entry.name
         if not path.is_file():
             raise SettingsError(
                 f"{path} is missing or not a regular file, though manifest.json names it; "
-                f"delete {folder} and collect the source {folder.name} again"
+                f"delete {folder} and {_verb(folder)} the source {folder.name} again"
             )
         fields = msgspec.structs.asdict(entry)
         parts.append(DocumentPart(source=folder.name, path=path, **fields))
     return parts
+
+
+def _verb(folder: Path) -> str:
+    """What makes the parts in a folder."""
+    return "filter" if folder.parent.name == "filtered" else "collect"
 
 
 def _schema(columns: Iterable[str]) -> pa.Schema:

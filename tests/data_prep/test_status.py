@@ -13,12 +13,14 @@ import pytest
 import task_starts
 from made_manifests import (
     documents_manifest,
+    filtered_manifest,
     part_entry,
     shards_manifest,
     split_entry,
     tokens_manifest,
     vocab_manifest,
 )
+from msgspec.structs import replace
 
 from data_prep import status
 from data_prep.core.files import checksum, place, read_json, write_json
@@ -354,3 +356,17 @@ def test_of_many_failed_tasks_some_are_shown_and_the_rest_counted(tmp_path: Path
     out = capfd.readouterr().out
     assert out.count("why") == 10
     assert "... and 15 more" in out
+
+
+def test_a_filtered_source_has_a_stage_whose_result_the_next_ones_read(corpus: Path) -> None:
+    folder = corpus / "filtered" / "books"
+    made = filtered_manifest([part_entry("part-00000.parquet", "f")], {"part-00000.parquet": "a"})
+    write_json(folder / "manifest.json", made)
+    (folder / "part-00000.parquet").write_bytes(b"")
+    write_records(folder, ["part-00000"], finished=finished("part-00000"))
+    found = stages(corpus)
+    assert found["filter books"].state == "done"
+    assert found["filter books"].notes == ["pii: 1 of 2 documents and 50.0% of the text are kept"]
+    assert found["dedup"].state == OUT  # of the unfiltered text
+    write_json(folder / "manifest.json", replace(made, made_from={"part-00000.parquet": "b"}))
+    assert stages(corpus)["filter books"].state == OUT

@@ -136,3 +136,17 @@ def test_an_interactive_job_passes_nothing_on(submit: Submit) -> None:
 def test_wrong_settings_are_refused_before_a_job_is_submitted(submit, typed, said) -> None:
     assert submit(*NOVELS, typed, status=2, VENV=sys.prefix) == []
     assert said in submit.err
+
+
+@pytest.mark.parametrize(
+    ("filters", "names"),
+    [
+        ("[c4_lines,pii]", ["filter", "filter"]),
+        ("[boilerplate,pii]", ["filter-count", "filter-add", "filter", "filter"]),
+    ],
+)
+def test_filters_are_jobs_between_collect_and_dedup(submit: Submit, filters: str, names) -> None:
+    jobs = submit(*NOVELS, f"filters={filters}")
+    submitted = [o.removeprefix("--job-name=") for job in jobs for o in job if "job-name" in o]
+    first, last = submitted.index("collect-sample"), submitted.index("dedup")
+    assert submitted[first + 2 : last] == names

@@ -9,7 +9,7 @@ import msgspec
 from data_prep.core.objectives import MaskingUnit, Pairing
 from data_prep.core.settings import MaskingSettings
 from data_prep.examples.masking import MaskingRule
-from data_prep.stores.documents import DocumentsManifest, PartEntry
+from data_prep.stores.documents import DocumentsManifest, FilteredManifest, PartEntry
 from data_prep.stores.shards import BuildSettings, ShardEntry, ShardsManifest, SplitEntry
 from data_prep.stores.tokens import EncodeSettings, TokenPartEntry, TokensManifest
 from data_prep.tokenizer.store import VocabManifest, VocabSettings
@@ -22,6 +22,17 @@ def documents_manifest(parts: Sequence[PartEntry] = (), **changes: Any) -> Docum
         schema_version=1, source="made", settings={}, inputs={}, parts=list(parts),
         documents=sum(part.rows for part in parts),
         characters=sum(part.characters for part in parts), dropped={}, damaged=[],
+    )  # fmt: skip
+    return msgspec.structs.replace(whole, **changes)
+
+
+def filtered_manifest(
+    parts: Sequence[PartEntry], made_from: dict[str, str], **changes: Any
+) -> FilteredManifest:
+    whole = FilteredManifest(
+        schema_version=1, source="made", filters=["pii"], settings={}, made_from=made_from,
+        parts=list(parts), documents=1, characters=1, documents_before=2, characters_before=2,
+        counts={},
     )  # fmt: skip
     return msgspec.structs.replace(whole, **changes)
 
