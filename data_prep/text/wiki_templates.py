@@ -1,21 +1,26 @@
 """MediaWiki's templates that carry prose, and the text that a page shows of them.
 
 All others are dropped: boxes, references, editors' notes, pronunciations. The choice is based on
-counts in the sentences of English dumps; names are those of the English Wikipedia.
+counts in the sentences of English dumps. Names of other languages are in wiki_names.py.
 """
 
 from __future__ import annotations
 
 import calendar
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count, takewhile
 
 from mwparserfromhell.nodes import Template
 from mwparserfromhell.wikicode import Wikicode
 
-_PARAGRAPHS = frozenset({"quote", "blockquote", "cquote", "quotation"})
+from data_prep.text import wiki_names
+
+RAISED = "\1"  # in front of a raised number; no XML holds it
+_PARAGRAPHS = {"quote", "blockquote", "cquote", "quotation"}.union(
+    *(names.split("|") for names in wiki_names.PARAGRAPHS.values())
+)
 _SIGNS = {
     **dict.fromkeys(["nbsp", "spaces", "space", "thinsp", "hair space", "nnbsp"], " "),
     **dict.fromkeys(["snd", "spnd", "spaced ndash"], " – "),
@@ -26,6 +31,12 @@ _SIGNS = {
 }
 _NUMBER = re.compile(r"[-−+]?[\d.,/+]+(?:e[-+]?\d+)?")
 _RANGE = frozenset("to and or by x × - – +/- ± & ,".split())  # between two numbers of {{convert}}
+_ROMAN = re.compile(r"[IVXLC]+")
+_LONG_NUMBER = re.compile(r"\d{5,}")  # whose digits are grouped: 1 234 567
+_THOUSANDS = re.compile(r"(?<=\d)(?=(?:\d{3})+$)")
+_RAISED = re.compile(r"[-−–+]?\d+")
+# {{1re}}, {{3e}}, {{XXe siècle}}: the name is the text
+_ORDINAL = re.compile(r"(?:\d+|[ivxlc]+)(?:er?|re|nde?|ème)(?: siècles?)?(?: av\. j\.-c\.)?")
 _DASH = re.compile(r" ([-–]) ")
 _UNITS = {"C": "°C", "F": "°F", "sqmi": "sq mi", "sqft": "sq ft", "USgal": "US gal"}
 
@@ -67,10 +78,15 @@ def shown_text(template: Template, show: Callable[[Wikicode], str]) -> str:
     if name in _PARAGRAPHS:
         return f"\n{arguments.at(1) or arguments.named('text')}\n"
     if not arguments.positional:
-        return ""
+        return str(template.name).strip() if _ORDINAL.fullmatch(name) else ""
     if name in _RENDERED:
         return _RENDERED[name](arguments)
     return arguments.at(1) if name.startswith("lang-") else ""
+
+
+def raised(text: str) -> str:
+    """A raised text; a number has a mark in front of it, for the sign of a power."""
+    return RAISED + text if _RAISED.fullmatch(text.strip()) else text
 
 
 def _prefixed(prefix: str, arguments: _Arguments) -> str:
@@ -110,6 +126,41 @@ def _as_of(arguments: _Arguments) -> str:
     return " ".join(filter(None, words))
 
 
+def _quoted(opening: str, closing: str, arguments: _Arguments) -> str:
+    """A quotation with its marks, of a template with a text alone."""
+    text = arguments.at(1)
+    return f"{opening}{text}{closing}" if text and len(arguments.positional) == 1 else ""
+
+
+def _number(arguments: _Arguments) -> str:
+    """{{unité|1234567|m|2}} is 1 234 567 m^2."""
+    number = _LONG_NUMBER.sub(lambda match: _THOUSANDS.sub(" ", match[0]), arguments.at(1))
+    unit = arguments.at(2) + raised(arguments.at(3))
+    return " ".join(filter(None, [number, unit]))
+
+
+def _date(months: str, between: str, arguments: _Arguments) -> str:
+    """{{дата|1|5|1900}} is 1 мая 1900; a month may be named."""
+    day, month, year = (arguments.at(number) for number in (1, 2, 3))
+    if month.isdecimal() and 1 <= int(month) <= 12:
+        month = months.split()[int(month) - 1]
+    return between.join(filter(None, [day, month, year]))
+
+
+def _century(form: str, arguments: _Arguments) -> str:
+    """{{s-|XIX}} is XIXe siècle; in Russian {{s|1 мая}} is 1 мая."""
+    text = arguments.at(1)
+    if not _ROMAN.fullmatch(text):
+        return text
+    return form.format(text).replace("Ie s", "Ier s") if text == "I" else form.format(text)
+
+
+def _value(arguments: _Arguments) -> str:
+    """{{val|6.02|e=23|u=kg}} is 6.02×10^23 kg."""
+    power = f"×10{raised(arguments.named('e'))}" if arguments.has("e") else ""
+    return " ".join(filter(None, [arguments.at(1) + power, arguments.named("u")]))
+
+
 _SHIPS = "hms uss ss rms hmas hmcs mv usat usns".split()
 _PREFIXES = {"circa": "c. ", "c.": "c. ", "us$": "US$", "£": "£", "€": "€", "inr": "₹"}
 _RENDERED: dict[str, Callable[[_Arguments], str]] = {
@@ -118,7 +169,7 @@ _RENDERED: dict[str, Callable[[_Arguments], str]] = {
     **dict.fromkeys(["transl", "transliteration", "tlit"], lambda a: a.at(-1)),
     **dict.fromkeys(
         "nowrap nobr nobold nowrap small smaller big larger sc smallcaps em strong abbr tooltip "
-        "angbr nihongo flag flagcountry ill iast unicode script sic sup sub vanchor railgauge "
+        "angbr nihongo flag flagcountry ill iast unicode script sic sub vanchor railgauge "
         "oldstyledate".split(),
         lambda a: a.at(1),
     ),
@@ -128,7 +179,9 @@ _RENDERED: dict[str, Callable[[_Arguments], str]] = {
     # several arguments
     **dict.fromkeys(["chem", "chem2", "linktext"], lambda a: "".join(a.positional)),
     **dict.fromkeys(["ship", "sclass", "sclass-"], lambda a: " ".join(a.positional[:2])),
-    "val": lambda a: " ".join(filter(None, [a.at(1), a.named("u")])),
+    "val": _value,
+    **dict.fromkeys(["sup", "exp"], lambda a: raised(a.at(1))),
+    "e": lambda a: f"×10{raised(a.at(1))}",
     # a word and an argument: {{USS|Hornet|CV-12}}
     **{name: partial(_prefixed, prefix) for name, prefix in _PREFIXES.items()},
     **{name: partial(_prefixed, f"{name.upper()} ") for name in _SHIPS},
@@ -136,3 +189,22 @@ _RENDERED: dict[str, Callable[[_Arguments], str]] = {
     **dict.fromkeys(["frac", "sfrac", "fraction"], _fraction),
     "as of": _as_of,
 }
+
+
+def _of_languages() -> Iterator[tuple[str, Callable[[_Arguments], str]]]:
+    """The templates of wiki_names.py, by name."""
+    for names in wiki_names.FIRST.values():
+        yield from ((name, lambda a: a.at(1)) for name in names.split("|"))
+    for opening, closing, names in wiki_names.QUOTED.values():
+        yield from ((name, partial(_quoted, opening, closing)) for name in names.split("|"))
+    for names in wiki_names.NUMBERS.values():
+        yield from ((name, _number) for name in names.split("|"))
+    for names, months, between in wiki_names.DATES.values():
+        yield from ((name, partial(_date, months, between)) for name in names.split("|"))
+    for names, form in wiki_names.CENTURIES.values():
+        yield from ((name, partial(_century, form)) for name in names.split("|"))
+    for name, language in wiki_names.LANGUAGES.items():
+        yield name, partial(_prefixed, f"{language} ")
+
+
+_RENDERED |= dict(_of_languages())

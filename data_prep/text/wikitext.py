@@ -24,7 +24,8 @@ from mwparserfromhell.nodes import (
 from mwparserfromhell.wikicode import Wikicode
 
 from data_prep.text.cleaning import clean_paragraphs, remove_hollows, split_lines
-from data_prep.text.wiki_templates import shown_text
+from data_prep.text.wiki_names import DISAMBIGUATION
+from data_prep.text.wiki_templates import RAISED, raised, shown_text
 
 # MediaWiki accepts the English names in every language; a dump's header has the others.
 HIDDEN_NAMESPACES = frozenset({"file", "image", "media", "category"})
@@ -38,18 +39,17 @@ _BLOCK_TAGS = frozenset({"br", "p", "div", "center", "blockquote", "poem", "h1",
 _LIST_TAGS = frozenset({"li", "dt", "dd"})
 _LIST_MARK = "\0"  # which no XML holds
 
-# Each language has its own word: "#REDIRECT [[Target]]", "#WEITERLEITUNG [[Ziel]]".
-_REDIRECT = re.compile(r"\s*+#\w++\s*+:?\s*+\[\[")
+# Each language has its own word: "#REDIRECT [[Target]]", "#WEITERLEITUNG [[Ziel]]". Some scripts
+# have vowel signs in it, which are no letters.
+_REDIRECT = re.compile(r"\s*+#[^\s\[\]#*:;]++\s*+:?\s*+\[\[")
 _TEMPLATE_NAME = re.compile(r"\{\{\s*+([^{}|\n]++)(?=[|\n}])")
 # Templates of such a page itself, not of pages that point to one: "Disambiguation needed".
 _DISAMBIGUATION = re.compile(
-    r"(?:(?:[\w-]+ )*disambiguation|disambig\w*|dab|[\w-]*disambig|hndis|geodis|"
-    r"begriffsklärung|homonymie|(?:página de )?desambig\w*|disambigua|doorverwijspagina|dp|"
-    r"ujednoznacznienie|неоднозначность|многозначность|багатозначність|пояснение|αποσαφήνιση|"
-    r"desambiguació|apartigilo|消歧义|消歧義)"
+    r"(?:(?:[\w-]+ )*disambiguation|disambig\w*|dab|[\w-]*disambig|hndis|geodis)"
     r"(?:[ -](?:page|cleanup))?",
     re.IGNORECASE,
 )
+_DISAMBIGUATION_NAMES = {name for names in DISAMBIGUATION.values() for name in names.split("|")}
 
 _HIDDEN_COLON = re.compile(r"[a-z]{2,3}(?:-[a-z]{2,})*|simple")  # codes of languages
 _MEDIA_NAME = re.compile(r"[^:]+:.+\.(?:jpe?g|png|svg|gif|tiff?|webp|og[agv]|webm|mp[34]|pdf|djvu)")
@@ -57,7 +57,8 @@ _MEDIA_NAME = re.compile(r"[^:]+:.+\.(?:jpe?g|png|svg|gif|tiff?|webp|og[agv]|web
 _LINK_LINE = re.compile(r"^[ \t]*+(?:\[\[[^\[\]:|\n]++:[^\[\]\n]*+\]\][ \t]*+)++$", re.MULTILINE)
 
 _QUOTES = re.compile("'{2,}")
-_SWITCH = re.compile(r"__[A-Z]{3,}__")
+_SWITCH = re.compile(r"__(?:(?![a-z_])\w){2,}(?:_(?:(?![a-z_])\w)+)*__")  # __KEIN_INHALT__
+_RAISED = re.compile(rf"(?:(?<=[\w)\]])({RAISED})|{RAISED})")
 # Variants of Chinese; the first one is kept.
 _CONVERSION = re.compile(r"-\{(?:[^{}|]*+\|)?+(?:zh[\w-]*+:)?+([^{}|:;]*+)[^{}]*+\}-")
 # What the parser leaves of marks that have no partner.
@@ -74,12 +75,17 @@ def is_redirect(markup: str) -> bool:
 def is_disambiguation(title: str, markup: str) -> bool:
     """Whether a page only lists meanings of its title, judged by its title or its templates."""
     in_brackets = title.rpartition("(")[2].removesuffix(")")
-    if title.endswith(")") and _DISAMBIGUATION.fullmatch(in_brackets):
+    if title.endswith(")") and _names_disambiguation(in_brackets):
         return True
     if "__DISAMBIG__" in markup:
         return True
     names = (match[1].replace("_", " ").strip() for match in _TEMPLATE_NAME.finditer(markup))
-    return any(_DISAMBIGUATION.fullmatch(name) for name in names)
+    return any(map(_names_disambiguation, names))
+
+
+def _names_disambiguation(name: str) -> bool:
+    """Whether it is the name of such a template, or stands in brackets after such a title."""
+    return _DISAMBIGUATION.fullmatch(name) is not None or name.lower() in _DISAMBIGUATION_NAMES
 
 
 def to_text(markup: str, hidden: Collection[str] = HIDDEN_NAMESPACES) -> str:
@@ -88,13 +94,14 @@ def to_text(markup: str, hidden: Collection[str] = HIDDEN_NAMESPACES) -> str:
     `hidden` are the lower-case names of namespaces whose links show no text: files, categories.
     Raises mwparserfromhell.parser.ParserError on markup that the parser cannot read.
     """
-    markup = _LINK_LINE.sub("", markup.replace(_LIST_MARK, ""))
+    markup = _LINK_LINE.sub("", markup.replace(_LIST_MARK, "").replace(RAISED, ""))
     # _QUOTES removes bold and italics: the parser is slow at pairing their quotes.
     parsed = mwparserfromhell.parse(markup, skip_style_tags=True)
     text = "".join(_shown(parsed, hidden))
     text = _UNPAIRED_TABLE.sub("", _SWITCH.sub("", _CONVERSION.sub(r"\1", text)))
     text = _QUOTES.sub(lambda match: "'" if len(match[0]) == 4 else "", text)
     text = remove_hollows(_UNPAIRED.sub("", text))
+    text = _RAISED.sub(lambda match: "^" if match[1] else "", text)
     lines = (line.partition(_LIST_MARK)[0] for line in split_lines(text))
     return clean_paragraphs([line for line in lines if not _NO_PROSE.match(line)])
 
@@ -131,6 +138,8 @@ def _shown_of(node: Node, hidden: Collection[str]) -> Iterator[str]:
             yield "\n"
             yield from _shown(node.contents, hidden)
             yield "\n"
+        elif name == "sup":
+            yield raised("".join(_shown(node.contents, hidden)))
         elif name not in _DROPPED_TAGS:
             yield from _shown(node.contents, hidden)
 
