@@ -34,12 +34,21 @@ from data_prep.quality.counts import BROKEN, Counts, content_hashes, count, shar
 from data_prep.quality.report.dataset_card import write_card
 from data_prep.quality.report.page import write_page
 from data_prep.quality.report.samples import shown_examples
-from data_prep.quality.report.tables import CORPUS, REPEATED, REPEATED_EXAMPLES, SHARDS, table_rows
+from data_prep.quality.report.tables import (
+    CORPUS,
+    LANGUAGES,
+    REPEATED,
+    REPEATED_EXAMPLES,
+    SHARDS,
+    by_tokens,
+    table_rows,
+)
 from data_prep.quality.shortcut import audit_shortcut
 from data_prep.stores import shard_checks, shard_reader, shards
 from data_prep.stores.tokens import TokenStore
 from data_prep.tokenizer.vocab_file import read_vocab
 
+SHOWN_LANGUAGES = 5  # on the terminal, the largest
 SHOWN_WORDS = 100  # of an example on the terminal; audit.json has all
 
 
@@ -239,13 +248,18 @@ def summary(report: dict[str, Any]) -> str:
     splits, corpus = report["splits"], report["corpus"]["splits"]
     shards_rows = [*table_rows(SHARDS, splits), *table_rows(REPEATED_EXAMPLES, splits)]
     corpus_rows = [*table_rows(CORPUS, corpus), *table_rows(REPEATED, corpus)]
+    languages = dict(by_tokens(report["corpus"]["languages"])[:SHOWN_LANGUAGES])
+    language_rows = table_rows(LANGUAGES, languages)
     lines = [
         f"{row[0]:32}" + "".join(f"{value:>15}" for value in row[1:])
         for row in (
             *(["shards", *splits], *shards_rows),
             *(["corpus", *corpus], *corpus_rows),
+            *([["language", *languages], *language_rows] if languages else []),
         )
     ]
+    if (others := len(report["corpus"]["languages"]) - SHOWN_LANGUAGES) > 0:
+        lines.append(f"... and {others:,} languages of fewer tokens, see audit.json")
     if shortcut := report.get("shortcut"):
         lines.append(
             f"bag of words on pairs: {shortcut['alone_accuracy']:.1%} right from either segment, "

@@ -45,6 +45,7 @@ from data_prep.quality.corpus_counts import (
     count_corpus,
     write_counts,
 )
+from data_prep.quality.language_counter import language_counter, sample_one_in
 from data_prep.stores.documents import Document, DocumentPart, list_parts, read_part
 from data_prep.stores.tokens import (
     SCHEMA_VERSION,
@@ -103,9 +104,10 @@ def run(settings: DataPrepSettings) -> TokensManifest:
         identity["sentences"] = msgspec.to_builtins(sentences)
     tasks = [_task_entry(folder, part, identity, dropped) for part in parts]
     fraction = settings.heldout_fraction
-    one_in = choose_one_in(sum(part.characters for part in parts) // SENTENCE_CHARACTERS)
+    characters = sum(part.characters for part in parts)
+    samples = choose_one_in(characters // SENTENCE_CHARACTERS), sample_one_in(characters)
     task = partial(
-        _encode_part, data_dir, parts, dropped, tokens, casing, fraction, sentences, one_in
+        _encode_part, data_dir, parts, dropped, tokens, casing, fraction, sentences, samples
     )
     counts = run_tasks("encode", folder / "logs", tasks, task, settings)
     again = f"delete {folder} and run python -m data_prep.encode data_dir={data_dir}"
@@ -243,7 +245,7 @@ def _encode_part(
     casing: dict[str, bool],
     heldout_fraction: float,
     sentences: SentenceSettings | None,
-    one_in: int,
+    samples: tuple[int, int],
     index: int,
 ) -> dict[str, int]:
     """One task: read one part of the documents, write and count one part of each split."""
@@ -251,7 +253,8 @@ def _encode_part(
     folder, part = data_dir / "tokens", parts[index]
     duplicate_ids = dropped_ids(data_dir, part, left_out)
     encoder = Encoder(tokens, **casing)
-    split_of = _splitters(sentences)
+    counter = language_counter(encoder, tokens, casing, samples[1])
+    language_of_text = _languages(sentences)
     splits = {split: Split() for split in SPLITS}
     dropped = Dropped()
     for document in read_part(part.path, part.rows):
@@ -259,8 +262,10 @@ def _encode_part(
             dropped.duplicates += 1
             continue
         name = f"{part.source}/{document.id}"
-        ids, lengths = _encode_document(document, split_of(document.text), encoder, dropped)
+        language, split = language_of_text(document.text)
+        texts, ids, lengths = _encode_document(document, split, encoder, dropped)
         if len(lengths):
+            counter.add(language, name, texts, lengths)
             splits["heldout" if is_heldout(name, heldout_fraction) else "train"].add(
                 name, ids, lengths
             )
@@ -269,7 +274,7 @@ def _encode_part(
         name: split.write(folder / name / f"{task}.arrow", encoder)
         for name, split in splits.items()
     }
-    write_counts(folder, entries, encoder, one_in)
+    write_counts(folder, entries, encoder, samples[0], counter.finish())
     write_json(_entry_path(folder, task), entries)
     return vars(dropped)
 
@@ -291,24 +296,25 @@ def _sentence_settings(language: LanguageSettings) -> SentenceSettings | None:
     return SentenceSettings(language.code, language.splitter.value, version)
 
 
-def _splitters(settings: SentenceSettings | None) -> Callable[[str], Splitter]:
-    """A function from a document's text to the function that splits its paragraphs."""
+def _languages(settings: SentenceSettings | None) -> Callable[[str], tuple[str, Splitter]]:
+    """A function from a document's text to its language and what splits its paragraphs."""
     if settings is None:
-        return lambda _: splitter("nupunkt", "en")
+        return lambda _: ("en", splitter("nupunkt", "en"))
     if settings.language != MULTI:
-        return lambda _: splitter(settings.splitter, settings.language)
+        return lambda _: (settings.language, splitter(settings.splitter, settings.language))
 
-    def of_text(text: str) -> Splitter:
+    def of_text(text: str) -> tuple[str, Splitter]:
         code = iso_code(language_of(text))
-        return splitter("nupunkt" if code == "en" else settings.splitter, code)
+        return code, splitter("nupunkt" if code == "en" else settings.splitter, code)
 
     return of_text
 
 
 def _encode_document(
     document: Document, split: Splitter, encoder: Encoder, dropped: Dropped
-) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-    """A document's (T,) ids and the (S,) lengths of its sentences, without those of length 0."""
+) -> tuple[list[str], NDArray[np.uint32], NDArray[np.int64]]:
+    """A document's sentences, its (T,) ids and the (S,) lengths of sentences, without those of
+    length 0."""
     sentences = [
         sentence for paragraph in document.text.split("\n") for sentence in split(paragraph)
     ]
@@ -316,7 +322,7 @@ def _encode_document(
     kept = lengths[lengths > 0]
     dropped.sentences_without_tokens += len(lengths) - len(kept)
     dropped.documents_without_tokens += not len(kept)
-    return ids, kept
+    return sentences, ids, kept
 
 
 def _entry_path(folder: Path, name: str) -> Path:

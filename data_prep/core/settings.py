@@ -119,6 +119,10 @@ class AuditSettings:
     fewest_documents: int  # in the train split; a warning below
     most_one_sentence: float  # share of the documents that are one sentence
     most_repeated: float  # share of the tokens in sentences that occurred before
+    most_unknown_characters: float  # by language: share that is in words that are [UNK]
+    most_stripped_words: float  # share that loses accents or vowel signs
+    most_missed_ends: float  # marks that end sentences, inside of a sentence on average
+    most_sentence_tokens: int  # on average
     most_told_alone: float  # share of the majority's mistakes avoided without comparing A with B
     most_told_together: float  # the same with the words that A and B share
 
@@ -206,6 +210,10 @@ LIMITS: Limits = {
     "audit.most_unknown": _SHARE,
     "audit.most_one_sentence": _SHARE,
     "audit.most_repeated": _SHARE,
+    "audit.most_unknown_characters": _SHARE,
+    "audit.most_stripped_words": _SHARE,
+    "audit.most_missed_ends": (lambda value: value >= 0, "0 or more"),
+    "audit.most_sentence_tokens": _POSITIVE,
     "audit.most_told_alone": _SHARE,
     "audit.most_told_together": _SHARE,
     "source.rows_per_document": _POSITIVE_OR_NULL,

@@ -1,4 +1,4 @@
 """Measures and judges a corpus and its shards, and shows the result.
 
-May import: data_prep.core, data_prep.examples, data_prep.stores.
+May import: data_prep.core, data_prep.examples, data_prep.stores, data_prep.tokenizer.
 """

@@ -11,6 +11,7 @@ from data_prep.core.config import SettingsError
 from data_prep.core.objectives import Pairing
 from data_prep.core.records import Count, Record, Share, read_record
 from data_prep.core.settings import AuditSettings
+from data_prep.quality.languages import LanguageMetrics, language_faults
 from data_prep.stores.documents import DuplicatesRecord, read_documents_manifest
 from data_prep.stores.tokens import SPLITS, TokensManifest, read_tokens_manifest
 
@@ -36,6 +37,7 @@ class CorpusCounts(Record):
     made_from: dict[str, list[str]]
     splits: dict[Literal["train", "heldout"], SplitCounts]
     heldout_in_train_share: Share
+    languages: dict[str, LanguageMetrics] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.splits) != len(SPLITS):
@@ -67,9 +69,12 @@ def judge_corpus(
         "copies": _copies(data_dir),
         "splits": {split: counts["splits"][split] for split in SPLITS},  # train first
         "heldout_in_train_share": counts["heldout_in_train_share"],
+        "languages": counts.get("languages", {}),
     }
     train = metrics["splits"]["train"]
-    return metrics, _faults(train, pairing, bounds), _warnings(train, pairing, bounds)
+    faults = _faults(train, pairing, bounds)
+    faults += language_faults(metrics["languages"], bounds, has_pairs=bool(pairing.label_1))
+    return metrics, faults, _warnings(train, pairing, bounds)
 
 
 def counts_path(data_dir: Path) -> Path:

@@ -13,9 +13,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 from data_prep.core.records import Checksum, Count, Record, read_packed, write_packed
 from data_prep.quality.corpus import made_from
 from data_prep.quality.counts import content_hashes
+from data_prep.quality.languages import LanguageCounts, LanguageMetrics
 from data_prep.stores.tokens import (
     SPLITS,
     TokenPart,
@@ -71,9 +74,10 @@ class PartCounts(Record):
 
 
 class TaskCounts(Record):
-    """tokens/logs/counts/<part>.msgpack: the counts of one part of each split."""
+    """tokens/logs/counts/<part>.msgpack: the counts of one part of each split, and by language."""
 
     splits: dict[str, PartCounts]
+    languages: dict[str, LanguageCounts] = msgspec.field(default_factory=dict)
 
 
 _SENTENCE = np.dtype([("hash", "<u8"), ("length", "<u4")])
@@ -88,17 +92,22 @@ def choose_one_in(sentences: int) -> int:
 
 
 def write_counts(
-    folder: Path, entries: Mapping[str, TokenPartEntry], like: Any, one_in: int
+    folder: Path,
+    entries: Mapping[str, TokenPartEntry],
+    like: Any,
+    one_in: int,
+    languages: dict[str, LanguageCounts],
 ) -> None:
     """Count the part of each split that a task has written below `folder`, data_dir/tokens.
 
-    `like` has the vocab_size and special_ids of the store.
+    `like` has the vocab_size and special_ids of the store; `languages` counts what the parts hold
+    together.
     """
     splits = {
         split: _count_part(folder / split, entry, like, one_in) for split, entry in entries.items()
     }
     (name,) = {entry.name for entry in entries.values()}
-    write_packed(_record_path(folder, name), TaskCounts(splits))
+    write_packed(_record_path(folder, name), TaskCounts(splits, languages))
 
 
 def count_corpus(folder: Path, manifest: TokensManifest, num_threads: int) -> dict[str, Any]:
@@ -113,23 +122,36 @@ def count_corpus(folder: Path, manifest: TokensManifest, num_threads: int) -> di
             entries.setdefault(entry.name, {})[split] = entry
     one_in = choose_one_in(sum(part.sentences for of in entries.values() for part in of.values()))
     totals = {split: _Totals() for split in SPLITS}
+    languages: dict[str, LanguageCounts] = {}
+    has_languages = True
     with ThreadPoolExecutor(num_threads) as pool:
-        for counts in pool.map(
-            lambda of: _counts_of(folder, of, manifest, one_in), entries.values()
-        ):
-            for split, of_split in counts.items():
+        count = partial(_counts_of, folder, manifest, one_in)
+        for counts in pool.map(count, entries.values()):
+            for split, of_split in counts.splits.items():
                 totals[split].add(of_split, one_in)
-    for path in set((folder / "logs" / "counts").glob("*")) - {
-        _record_path(folder, name) for name in entries
-    }:
-        path.unlink(missing_ok=True)  # of a part that is no longer there
+            for name, of_language in counts.languages.items():
+                languages[name] = languages.get(name, LanguageCounts()) + of_language
+            has_documents = any(of_split.documents for of_split in counts.splits.values())
+            has_languages &= bool(counts.languages) or not has_documents
+    _remove_others(folder, entries)
     sampled = max(total.one_in for total in totals.values())
     sentences = {split: _Sentences(totals[split].compared, sampled) for split in SPLITS}
+    by_tokens = sorted(languages.items(), key=lambda item: (-item[1].tokens, item[0]))
     return {
         "made_from": made_from(manifest),
         "splits": {split: totals[split].summed(sentences[split]) for split in SPLITS},
         "heldout_in_train_share": sentences["heldout"].share_met_in(sentences["train"]),
+        # Of parts of an earlier version the text is not known
+        "languages": {name: LanguageMetrics.of(n) for name, n in by_tokens if has_languages},
     }
+
+
+def _remove_others(folder: Path, names: Iterable[str]) -> None:
+    """Remove the counts of parts that are no longer there."""
+    kept = {_record_path(folder, name) for name in names}
+    for path in (folder / "logs" / "counts").glob("*.msgpack"):
+        if path not in kept:
+            path.unlink(missing_ok=True)
 
 
 def _record_path(folder: Path, name: str) -> Path:
@@ -138,18 +160,20 @@ def _record_path(folder: Path, name: str) -> Path:
 
 
 def _counts_of(
-    folder: Path, entries: Mapping[str, TokenPartEntry], manifest: TokensManifest, one_in: int
-) -> dict[str, PartCounts]:
+    folder: Path, manifest: TokensManifest, one_in: int, entries: Mapping[str, TokenPartEntry]
+) -> TaskCounts:
     """The counts of the parts of one name, by split: as recorded, or made now."""
     (name,) = {entry.name for entry in entries.values()}
     record = read_packed(_record_path(folder, name), TaskCounts)
-    found = record.splits if record else {}
-    return {
-        split: found[split]
-        if split in found and found[split].checksum == entry.checksum
-        else _count_part(folder / split, entry, manifest, one_in)
-        for split, entry in entries.items()
-    }
+    found = {split: counts.checksum for split, counts in record.splits.items()} if record else {}
+    if record and found == {split: entry.checksum for split, entry in entries.items()}:
+        return record
+    return TaskCounts(
+        {
+            split: _count_part(folder / split, entry, manifest, one_in)
+            for split, entry in entries.items()
+        }
+    )
 
 
 def _count_part(folder: Path, entry: TokenPartEntry, like: Any, one_in: int) -> PartCounts:

@@ -9,6 +9,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from data_prep.core.files import whole_or_absent
 from data_prep.core.objectives import Pairing
+from data_prep.quality.report.tables import language_table
 
 Report = dict[str, Any]
 
@@ -59,6 +60,7 @@ def card(report: Report) -> str:
         task_categories=["fill-mask"],
         configs=[{"config_name": "default", "data_files": files}],
     )
+    head, rows = language_table(report["corpus"]["languages"])
     text = DatasetCard.from_template(
         data,
         template_path=str(TEMPLATE),
@@ -69,6 +71,7 @@ def card(report: Report) -> str:
         faults=report["faults"],
         meanings=pairing.meanings,
         sources=_sources(report["corpus"]),
+        languages=(head, [[_cell(cell) for cell in row] for row in rows]),
         label=(pairing.label_1 or "label 1").replace("_", " "),
         sizes=_sizes(report["splits"], pairing),
         settings={name: settings[name] for name in settings if name != "masking"} | masking,

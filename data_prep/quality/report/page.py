@@ -11,7 +11,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from data_prep.core.files import whole_or_absent
 from data_prep.core.objectives import Pairing
 from data_prep.quality.report.plots import draw, dropped_by_reason
-from data_prep.quality.report.tables import CORPUS, REPEATED, REPEATED_EXAMPLES, SHARDS, table_rows
+from data_prep.quality.report.tables import (
+    CORPUS,
+    REPEATED,
+    REPEATED_EXAMPLES,
+    SHARDS,
+    language_table,
+    table_rows,
+)
 
 Report = dict[str, Any]
 Table = tuple[str, list[str], list[list[str]]]  # heading, titles of the columns, rows
@@ -59,6 +66,7 @@ def _tables(report: Report) -> list[Table]:
         ("Shards", ["", *splits], table_rows(SHARDS, splits)),
         ("Corpus", ["", *corpus_splits], table_rows(CORPUS, corpus_splits)),
         ("Sources", sources, _source_rows(corpus)),
+        *([("Languages", *language_table(corpus["languages"]))] if corpus["languages"] else []),
         ("Repetition", ["", *corpus_splits], repeated),
         ("Dropped and cut", ["reason", "number"], dropped),
     ]

@@ -37,6 +37,17 @@ REPEATED: tuple[Row, ...] = (
 REPEATED_EXAMPLES: tuple[Row, ...] = (
     ("examples that occurred before", "repeated_examples", "{:,}"),
 )
+LANGUAGES: tuple[Row, ...] = (
+    ("documents", "documents", "{:,}"),
+    ("… of one sentence", "one_sentence_share", "{:.1%}"),
+    ("sentences per document", "sentences_per_document", "{:,.1f}"),
+    ("tokens per sentence", "tokens_per_sentence", "{:,.1f}"),
+    ("characters per token", "characters_per_token", "{:.1f}"),
+    ("characters in [UNK]", "unknown_characters_share", "{:.2%}"),
+    ("words changed", "changed_words_share", "{:.1%}"),
+    ("… that lose marks", "stripped_words_share", "{:.1%}"),
+    ("missed ends per sentence", "missed_ends_per_sentence", "{:.2f}"),
+)
 
 
 def table_rows(wanted: Iterable[Row], splits: Mapping[str, Report]) -> list[list[str]]:
@@ -46,3 +57,17 @@ def table_rows(wanted: Iterable[Row], splits: Mapping[str, Report]) -> list[list
         for label, key, form in wanted
         if any(key in split for split in splits.values())
     ]
+
+
+def by_tokens(languages: Mapping[str, Report]) -> list[tuple[str, Report]]:
+    """The languages and their metrics, that of the most tokens first."""
+    return sorted(languages.items(), key=lambda item: -item[1]["tokens"])
+
+
+def language_table(languages: Mapping[str, Report]) -> tuple[list[str], list[list[str]]]:
+    """Titles of the columns, and a row for each language."""
+    rows = [
+        [name, *(form.format(metrics[key]) for _, key, form in LANGUAGES)]
+        for name, metrics in by_tokens(languages)
+    ]
+    return ["", *(title for title, _, _ in LANGUAGES)], rows

@@ -109,7 +109,7 @@ def record_parts(data_dir, one_in: int) -> TokensManifest:
     of_train, of_heldout = manifest.splits["train"], manifest.splits["heldout"]
     for train, heldout in zip(of_train, of_heldout, strict=True):
         corpus_counts.write_counts(
-            data_dir / "tokens", {"train": train, "heldout": heldout}, manifest, one_in
+            data_dir / "tokens", {"train": train, "heldout": heldout}, manifest, one_in, {}
         )
     return manifest
 
