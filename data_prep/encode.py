@@ -32,7 +32,7 @@ from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
 from data_prep.core.files import write_json
 from data_prep.core.job import Rows, start
-from data_prep.core.records import IdType, read_record
+from data_prep.core.records import IdType, TextForm, read_record
 from data_prep.core.settings import DataPrepSettings, LanguageSettings
 from data_prep.core.settings import Splitter as SplitterName
 from data_prep.dedup import LeftOut, dropped_ids, left_out
@@ -87,14 +87,11 @@ def run(settings: DataPrepSettings) -> TokensManifest:
         return store
     parts = list_parts(data_dir)
     dropped = left_out(settings, parts)
-    casing: dict[str, bool] = {"lowercase": vocab.lowercase}
-    if vocab.strip_accents is not None:
-        casing["strip_accents"] = vocab.strip_accents
     _check_language(settings, vocab)
     sentences = _sentence_settings(settings.language)
     identity: dict[str, Any] = {
         "vocab_checksum": vocab.checksum,
-        **casing,
+        **msgspec.to_builtins(vocab.form),
         "heldout_fraction": settings.heldout_fraction,
         "nupunkt": nupunkt.__version__,
         "tokenizers": tokenizers.__version__,
@@ -107,7 +104,7 @@ def run(settings: DataPrepSettings) -> TokensManifest:
     characters = sum(part.characters for part in parts)
     samples = choose_one_in(characters // SENTENCE_CHARACTERS), sample_one_in(characters)
     task = partial(
-        _encode_part, data_dir, parts, dropped, tokens, casing, fraction, sentences, samples
+        _encode_part, data_dir, parts, dropped, tokens, vocab.form, fraction, sentences, samples
     )
     counts = run_tasks("encode", folder / "logs", tasks, task, settings)
     again = f"delete {folder} and run python -m data_prep.encode data_dir={data_dir}"
@@ -125,7 +122,7 @@ def run(settings: DataPrepSettings) -> TokensManifest:
         lowercase=vocab.lowercase,
         special_ids=vocab.special_ids,
         settings=EncodeSettings(
-            **{**identity, "sentences": sentences},
+            **{**identity, **msgspec.structs.asdict(vocab.form), "sentences": sentences},
             documents={part.key: part.checksum for part in parts},
             duplicates=dropped,
         ),
@@ -242,7 +239,7 @@ def _encode_part(
     parts: Sequence[DocumentPart],
     left_out: LeftOut,
     tokens: Sequence[str],
-    casing: dict[str, bool],
+    form: TextForm,
     heldout_fraction: float,
     sentences: SentenceSettings | None,
     samples: tuple[int, int],
@@ -252,8 +249,8 @@ def _encode_part(
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tasks run in parallel already
     folder, part = data_dir / "tokens", parts[index]
     duplicate_ids = dropped_ids(data_dir, part, left_out)
-    encoder = Encoder(tokens, **casing)
-    counter = language_counter(encoder, tokens, casing, samples[1])
+    encoder = Encoder(tokens, form)
+    counter = language_counter(encoder, tokens, form, samples[1])
     language_of_text = _languages(sentences)
     splits = {split: Split() for split in SPLITS}
     dropped = Dropped()

@@ -216,7 +216,7 @@ def _plan_texts(
     planned = Planned("vocab", vocab_path)
     if vocab:
         size = "vocab_file=FILE" if vocab.settings.vocab_file else f"vocab_size={vocab.vocab_size}"
-        planned.options = f"{size} lowercase={str(vocab.lowercase).lower()}"
+        planned.options = f"{size} {vocab.form}"
         if vocab.settings.language:
             planned.options += f" language={vocab.settings.language}"
         planned.lost = _lost(vocab_path.with_name(name) for name in TOKENIZER_FILES)
@@ -226,8 +226,8 @@ def _plan_texts(
     yield planned
     encoded = tokens and tokens.settings.documents
     ids = (
-        tokens and (tokens.vocab_checksum, tokens.settings.strip_accents),
-        vocab and (vocab.checksum, vocab.strip_accents),
+        tokens and (tokens.vocab_checksum, tokens.settings.form),
+        vocab and (vocab.checksum, vocab.form),
     )
     encode = Planned("encode", tokens_path)
     encode.inputs = {"documents": (encoded, documents), "vocabulary": ids}

@@ -27,11 +27,12 @@ from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.job import Rows, start
+from data_prep.core.records import TextForm, typed
 from data_prep.core.settings import DataPrepSettings, Executor
 from data_prep.dedup import LeftOut, dropped_ids, left_out
 from data_prep.stores.documents import DocumentPart, list_parts, read_part
-from data_prep.tokenizer.casing import Casing, stated_casing
 from data_prep.tokenizer.hf_files import TOKENIZER_FILES, save_tokenizer
+from data_prep.tokenizer.released import differing, stated_rules
 from data_prep.tokenizer.store import VocabManifest, VocabSettings, read_vocab_store
 from data_prep.tokenizer.training import COVERAGE, add_words, train_vocab
 from data_prep.tokenizer.vocab_file import check_casing, read_vocab, special_ids
@@ -49,7 +50,7 @@ def run(settings: DataPrepSettings) -> VocabManifest:
     """Train or take over the vocabulary; return the manifest of data_dir/vocab.
 
     A finished one of the same settings and documents is left alone. Raises SettingsError if
-    vocab_file is missing, broken or of the other casing, or if shards of this vocabulary are there
+    vocab_file is missing, broken or of another text form, or if shards of this vocabulary are there
     (see settings.replace), ValueError if the documents are missing or
     too few for vocab_size.
     """
@@ -59,8 +60,8 @@ def run(settings: DataPrepSettings) -> VocabManifest:
     dropped = {} if settings.vocab_file else left_out(_of_one_task(settings), all_parts)
     parts = _sample(all_parts, settings.vocab_characters)
     dropped = {part.key: dropped[part.key] for part in parts if part.key in dropped}
-    casing = _casing(settings)
-    identity = _identity(settings, parts, dropped, casing.strip_accents)
+    form = _text_form(settings)
+    identity = _identity(settings, parts, dropped, form)
     former, is_mended = _finished(data_dir)
     if former and (former.settings == identity or (is_mended and _has_rules(former, identity))):
         return former
@@ -68,29 +69,22 @@ def run(settings: DataPrepSettings) -> VocabManifest:
         _check_shards(data_dir)
     added: list[str] = []
     if settings.vocab_file:
-        tokens, added = _released(Path(settings.vocab_file), settings, casing)
+        tokens, added = _released(Path(settings.vocab_file), settings, form)
     else:
         batches = partial(_batches, data_dir, parts, dropped)
-        tokens = train_vocab(
-            batches,
-            settings.vocab_size,
-            settings.lowercase,
-            casing.strip_accents,
-            settings.alphabet_coverage,
-        )
+        tokens = train_vocab(batches, settings.vocab_size, form, settings.alphabet_coverage)
         check_casing(tokens, settings.lowercase)
     manifest_path.unlink(missing_ok=True)  # it must never describe files of another vocabulary
-    save_tokenizer(folder, tokens, settings.lowercase, casing.strip_accents)
+    save_tokenizer(folder, tokens, form)
     manifest = VocabManifest(
         schema_version=SCHEMA_VERSION,
         vocab_size=len(tokens),
-        lowercase=settings.lowercase,
         special_ids=special_ids(tokens),
         checksum=checksum(folder / "vocab.txt"),
         settings=identity,
         added_words=added,
         parts=len(all_parts),
-        strip_accents=casing.strip_accents,
+        **msgspec.structs.asdict(form),
     )
     write_json(manifest_path, manifest)
     return manifest
@@ -117,40 +111,41 @@ def _check_shards(data_dir: Path) -> None:
             )
 
 
-def _casing(settings: DataPrepSettings) -> Casing:
-    """The casing of the settings; strip_accents=null is what vocab_file's tokenizer states.
+def _text_form(settings: DataPrepSettings) -> TextForm:
+    """The text form of the settings; strip_accents=null is what vocab_file's tokenizer states.
 
-    Raises SettingsError if it states another casing.
+    Raises SettingsError if it states another form.
     """
-    typed = Casing(settings.lowercase, settings.strip_accents)
-    stated = stated_casing(Path(settings.vocab_file)) if settings.vocab_file else Casing(None)
-    if typed.strip_accents is None:
-        typed = Casing(settings.lowercase, stated.strip_accents)
-    if stated.differs(typed):
-        accents = f"strip_accents={str(stated.strips_accents).lower()}"
-        its = accents if stated.lowercase in (None, typed.lowercase) else str(stated)
+    wanted = {name: getattr(settings, name) for name in TextForm.__struct_fields__}
+    stated = stated_rules(Path(settings.vocab_file)) if settings.vocab_file else {}
+    if wanted["strip_accents"] is None:
+        wanted["strip_accents"] = stated.get("strip_accents")
+    form = TextForm(**wanted)
+    if wrong := differing(stated, form):
         raise SettingsError(
-            f"vocab_file={settings.vocab_file}: its tokenizer has {its}; set {its} (or, to use "
-            "the entries alone, copy its vocab.txt to a folder of its own)"
+            f"vocab_file={settings.vocab_file}: its tokenizer has {typed(wrong)}; set "
+            f"{typed(wrong)} (or, to use the entries alone, copy its vocab.txt to a folder of its "
+            "own)"
         )
-    is_usual = typed.strip_accents == typed.lowercase
-    return Casing(typed.lowercase, None if is_usual else typed.strip_accents)
+    form.turkish_i = form.turkish_i and form.lowercase
+    if form.strip_accents == form.lowercase:
+        form.strip_accents = None
+    return form
 
 
 def _identity(
     settings: DataPrepSettings,
     parts: Sequence[DocumentPart],
     dropped: LeftOut,
-    strip_accents: bool | None,
+    form: TextForm,
 ) -> VocabSettings:
     """Raises SettingsError if a file that the settings name is missing."""
     identity = VocabSettings(
-        lowercase=settings.lowercase,
+        **msgspec.structs.asdict(form),
         tokenizers=tokenizers.__version__,
         duplicates=dropped,
         vocab_file=None,
         vocab_size=None,
-        strip_accents=strip_accents,
         language=None if settings.language.code == "en" else settings.language.code,
     )
     if not settings.vocab_file:
@@ -186,7 +181,7 @@ def _finished(data_dir: Path) -> tuple[VocabManifest | None, bool]:
     folder = data_dir / "vocab"
     if all((folder / name).is_file() for name in TOKENIZER_FILES):
         return manifest, False
-    save_tokenizer(folder, tokens, manifest.lowercase, manifest.strip_accents)
+    save_tokenizer(folder, tokens, manifest.form)
     return manifest, True
 
 
@@ -198,22 +193,20 @@ def _has_rules(former: VocabManifest, identity: VocabSettings) -> bool:
 
 
 def _released(
-    path: Path, settings: DataPrepSettings, casing: Casing
+    path: Path, settings: DataPrepSettings, form: TextForm
 ) -> tuple[list[str], list[str]]:
     """The entries of a released vocabulary followed by the added words, and the added words."""
     try:
         tokens = read_vocab(path)
         # A cased tokenizer without capitals, such as the Chinese one, states that it is cased
-        if settings.lowercase or stated_casing(path).lowercase is None:
-            check_casing(tokens, settings.lowercase)
+        if form.lowercase or "lowercase" not in stated_rules(path):
+            check_casing(tokens, form.lowercase)
     except ValueError as error:
         raise SettingsError(f"vocab_file={path}: {error}") from error
     if settings.add_words is None:
         return tokens, []
     try:
-        added = add_words(
-            tokens, Path(settings.add_words), settings.lowercase, casing.strip_accents
-        )
+        added = add_words(tokens, Path(settings.add_words), form)
     except ValueError as error:
         raise SettingsError(f"add_words: {error}") from error
     return [*tokens, *added], added
@@ -269,7 +262,7 @@ def _summary(settings: DataPrepSettings, manifest: VocabManifest) -> Rows:
     return [
         ("vocabulary", f"{Path(settings.data_dir) / 'vocab'}, {made}"),
         ("entries", f"{manifest.vocab_size:,}"),
-        ("casing", str(Casing.of(manifest))),
+        ("text form", str(manifest.form)),
         ("checksum", manifest.checksum),
     ]
 

@@ -36,7 +36,6 @@ from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json
 from data_prep.core.objectives import Pairing
 from data_prep.stores.shards import ShardsManifest
-from data_prep.tokenizer.casing import Casing
 from data_prep.tokenizer.vocab_file import read_vocab
 from pretrain.checkpoint.files import find_fault, read_state
 from pretrain.config.arguments import run_command
@@ -223,7 +222,7 @@ def _model(settings: Settings, manifest: ShardsManifest) -> nn.Module:
     if settings.run.init_from is not None:
         tokens = read_vocab(Path(settings.data.dir) / "vocab" / "vocab.txt")
         origin = init_from.find(settings.run.init_from)
-        ours.load_weights(origin.weights(ours, tokens, Casing.of(manifest))[0])
+        ours.load_weights(origin.weights(ours, tokens, manifest.form)[0])
     state = {name: parameter.detach().clone() for name, parameter in ours.named_parameters()}
     config = transformers.BertConfig(**model_config(settings.model, vocab_size, pairing))
     model: nn.Module = getattr(transformers, hugging_face_class(pairing))(config)

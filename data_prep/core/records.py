@@ -7,9 +7,10 @@ are bounded by their types: `Count`, `TokenId`, `Checksum`, `check_file_name`.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -31,6 +32,56 @@ SPECIAL = ("pad", "unk", "cls", "sep", "mask")
 
 class Record(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """A JSON object with these fields and no others; one that has its default is not written."""
+
+
+class Normalization(enum.Enum):
+    """A form of Unicode."""
+
+    none = "none"  # as the text is
+    nfc = "nfc"  # a letter and its marks are one character where there is one
+    nfkc = "nfkc"  # also: ligatures, full-width and other variants become plain characters
+
+
+class TextForm(Record):
+    """What text becomes before it is cut into words.
+
+    The fields have the names of the settings; the manifests that depend on them have them, too.
+    """
+
+    lowercase: bool
+    strip_accents: bool | None = None  # None: as lowercase, as in Google's code
+    normalization: Normalization = Normalization.none
+    clean_text: bool = True
+    tokenize_chinese_chars: bool = True
+    turkish_i: bool = False
+
+    @property
+    def form(self) -> TextForm:
+        """The text form of a manifest by itself."""
+        return TextForm(**{name: getattr(self, name) for name in TextForm.__struct_fields__})
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """The settings by their names, each as it acts."""
+        rules = {name: getattr(self, name) for name in TextForm.__struct_fields__}
+        if self.strip_accents is None:
+            rules["strip_accents"] = self.lowercase
+        rules["turkish_i"] = self.turkish_i and self.lowercase
+        return rules
+
+    def __str__(self) -> str:
+        """What to type for this form: lowercase, and what differs from its default."""
+        usual = TextForm(self.lowercase).rules
+        return typed({n: v for n, v in self.rules.items() if n == "lowercase" or v != usual[n]})
+
+
+def typed(rules: Mapping[str, Any]) -> str:
+    """What to type for rules of a text form: "lowercase=true normalization=nfc"."""
+    words = {
+        name: value.value if isinstance(value, Normalization) else str(value).lower()
+        for name, value in rules.items()
+    }
+    return " ".join(f"{name}={word}" for name, word in words.items())
 
 
 def check_file_name(name: str) -> None:

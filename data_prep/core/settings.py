@@ -15,6 +15,7 @@ from pathlib import Path
 
 from data_prep.core.config import Limits, SettingsError, as_text, limit_faults
 from data_prep.core.objectives import MaskingUnit, Pairing, RandomNext
+from data_prep.core.records import Normalization
 from data_prep.text.language import known_languages
 
 
@@ -52,6 +53,8 @@ class LanguageSettings:
     splitter: Splitter  # of sentences
     lowercase: bool  # the defaults of settings of the same name
     strip_accents: bool | None
+    normalization: Normalization
+    turkish_i: bool
     shortest_book: int  # characters; the defaults of source.min_characters
     shortest_page: int
 
@@ -144,6 +147,10 @@ class DataPrepSettings:
     heldout_fraction: float  # share of the documents
     lowercase: bool
     strip_accents: bool | None  # None: as lowercase
+    normalization: Normalization  # form of Unicode
+    clean_text: bool  # drop control characters
+    tokenize_chinese_chars: bool  # set CJK characters apart
+    turkish_i: bool  # lower case of I and İ as in Turkish
     vocab_size: int
     alphabet_coverage: float  # share of the text's characters
     vocab_characters: int

@@ -10,18 +10,19 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 from tokenizers import pre_tokenizers
 
+from data_prep.core.records import Normalization, TextForm
 from data_prep.quality.languages import LanguageCounts
-from data_prep.tokenizer.vocab_file import SPECIAL_TOKENS
-from data_prep.tokenizer.wordpiece import Encoder, make_tokenizer
+from data_prep.tokenizer.wordpiece import Encoder, make_normalizer, make_tokenizer
 
 EXACT_CHARACTERS = 4_000_000  # of a corpus: up to here every sentence is in the sample
 ONE_IN = 32  # sentences of a larger one
@@ -34,11 +35,11 @@ _END = re.compile("[。｡！？।॥؟۔።։။]")
 
 
 def language_counter(
-    encoder: Encoder, tokens: Sequence[str], casing: Mapping[str, bool], one_in: int
+    encoder: Encoder, tokens: Sequence[str], form: TextForm, one_in: int
 ) -> LanguageCounter:
-    """A counter for text that the encoder of this vocabulary and casing encodes."""
-    plain = make_tokenizer([*SPECIAL_TOKENS.values()], casing["lowercase"], strip_accents=False)
-    return LanguageCounter(encoder, make_tokenizer(tokens, **casing), plain.normalizer, one_in)
+    """A counter for text that the encoder of this vocabulary and text form encodes."""
+    plain = msgspec.structs.replace(form, strip_accents=False, normalization=Normalization.none)
+    return LanguageCounter(encoder, make_tokenizer(tokens, form), make_normalizer(plain), one_in)
 
 
 def sample_one_in(characters: int) -> int:

@@ -33,6 +33,7 @@ from data_prep.core.records import (
     IdType,
     Record,
     SeqLen,
+    TextForm,
     VocabSize,
     check_file_name,
     check_special_ids,
@@ -137,7 +138,7 @@ class BuildSettings(Record):
     random_next: RandomNext = RandomNext.corpus
 
 
-class ShardsIdentity(Record):
+class ShardsIdentity(TextForm, kw_only=True):
     """All that decides the bytes of the shards: the manifest but for its splits."""
 
     schema_version: Literal[2]
@@ -145,13 +146,11 @@ class ShardsIdentity(Record):
     dtype: IdType  # of the ids
     vocab_size: VocabSize
     vocab_checksum: Checksum
-    lowercase: bool
     special_ids: dict[str, int]  # of pad, unk, cls, sep, mask
     tokens_checksum: Checksum  # of the token store's manifest
     pairs: Pairing
     masking: MaskingSettings
     settings: BuildSettings
-    strip_accents: bool | None = None  # None: as lowercase
 
     def __post_init__(self) -> None:
         check_special_ids(self.special_ids, self.vocab_size)

@@ -32,6 +32,7 @@ from data_prep.core.records import (
     Count,
     IdType,
     Record,
+    TextForm,
     VocabSize,
     check_file_name,
     check_special_ids,
@@ -81,18 +82,16 @@ class SentenceSettings(Record):
     version: str  # of the splitter
 
 
-class EncodeSettings(Record):
+class EncodeSettings(TextForm, kw_only=True):
     """What decides the ids, and the documents that were encoded."""
 
     vocab_checksum: str
-    lowercase: bool
     heldout_fraction: float
     nupunkt: str  # versions of the libraries
     tokenizers: str
     schema_version: int
     documents: dict[str, str]  # checksum of each part, by "source/name"
     duplicates: dict[str, Any]  # of these parts, as `data_prep.dedup.left_out`
-    strip_accents: bool | None = None  # None: as lowercase
     sentences: SentenceSettings | None = None  # None: English, by nupunkt
 
 

@@ -10,7 +10,7 @@ from data_prep.core.files import checksum
 from data_prep.core.records import (
     Checksum,
     Count,
-    Record,
+    TextForm,
     VocabSize,
     check_special_ids,
     read_manifest,
@@ -18,33 +18,29 @@ from data_prep.core.records import (
 from data_prep.tokenizer.vocab_file import read_vocab
 
 
-class VocabSettings(Record):
+class VocabSettings(TextForm, kw_only=True):
     """Everything that determines the bytes of the vocabulary."""
 
-    lowercase: bool
     tokenizers: str  # version of the library
     duplicates: dict[str, dict[str, Any]]  # of these documents, as data_prep.dedup.left_out
     vocab_file: str | None  # checksum of a released one; None: trained
     vocab_size: int | None  # None: as released
     documents: dict[str, str] | None = None  # checksum of each part it was trained on
     add_words: str | None = None  # checksum of the file
-    strip_accents: bool | None = None  # None: as lowercase
     alphabet_coverage: float | None = None  # of a trained one; None: COVERAGE
     language: str | None = None  # the code of its profile; None: en
 
 
-class VocabManifest(Record):
+class VocabManifest(TextForm, kw_only=True):
     """vocab/manifest.json, written when the tokenizer's files are there."""
 
     schema_version: Literal[1]
     vocab_size: VocabSize
-    lowercase: bool
     special_ids: dict[str, int]  # of pad, unk, cls, sep, mask
     checksum: Checksum  # of vocab.txt
     settings: VocabSettings
     added_words: list[str]
     parts: Count  # of the documents; settings.documents has those it was trained on
-    strip_accents: bool | None = None  # None: as lowercase
 
     def __post_init__(self) -> None:
         check_special_ids(self.special_ids, self.vocab_size)

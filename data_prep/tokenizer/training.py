@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import normalizers, pre_tokenizers
+from tokenizers import pre_tokenizers
 from tokenizers.trainers import WordPieceTrainer
 
+from data_prep.core.records import Normalization, TextForm
 from data_prep.tokenizer.vocab_file import LONGEST_WORD, SPECIAL_TOKENS
-from data_prep.tokenizer.wordpiece import make_tokenizer
+from data_prep.tokenizer.wordpiece import UNICODE_FORMS, make_normalizer, make_tokenizer
 
 # As in Hugging Face's trainer: the count of a character or a pair that becomes an entry, and the
 # characters of the alphabet, of which a script such as Chinese needs more.
@@ -23,9 +24,7 @@ FEWEST_ENTRIES = 256  # the least vocab_size
 NUM_CODE_POINTS = 0x110000
 
 
-def add_words(
-    tokens: Sequence[str], path: Path, lowercase: bool, strip_accents: bool | None = None
-) -> list[str]:
+def add_words(tokens: Sequence[str], path: Path, form: TextForm) -> list[str]:
     """Entries for the words of the file at `path`, one per line, that `tokens` lacks, in its order.
 
     Words are normalised like text; blank lines are skipped. Raises ValueError, with the line, for a
@@ -33,7 +32,7 @@ def add_words(
     punctuation inside, of CJK characters, or of more than 100 characters.
     """
     known, new = set(tokens), dict[str, None]()
-    rules = make_tokenizer(tokens, lowercase, strip_accents)
+    rules = make_tokenizer(tokens, form)
     text = path.read_text(encoding="utf-8-sig")  # with \n at the end of every line
     for line, word in enumerate(text.split("\n"), start=1):
         normal = rules.normalizer.normalize_str(word).strip()
@@ -55,8 +54,7 @@ def add_words(
 def train_vocab(
     batches: Callable[[], Iterable[list[str]]],
     vocab_size: int,
-    lowercase: bool,
-    strip_accents: bool | None = None,
+    form: TextForm,
     coverage: float = COVERAGE,
 ) -> list[str]:
     """Train exactly `vocab_size` entries: the special tokens, the characters, then the merges.
@@ -67,11 +65,11 @@ def train_vocab(
     of the text; its forms fill at most half of the vocabulary, unless the text has too few merges
     for the other half. Raises ValueError if the text is too small for this many entries.
     """
-    counts = _count_characters(batches(), lowercase, strip_accents)
+    counts = _count_characters(batches(), form)
     room = (vocab_size - len(SPECIAL_TOKENS)) // 2
     while True:
         alphabet, is_whole = _alphabet(counts, room, coverage)
-        tokens = _train(batches(), vocab_size, alphabet, lowercase, strip_accents)
+        tokens = _train(batches(), vocab_size, alphabet, form)
         missing = vocab_size - len(tokens)
         if not missing or is_whole:
             break
@@ -88,11 +86,7 @@ def train_vocab(
 
 
 def _train(
-    batches: Iterable[list[str]],
-    vocab_size: int,
-    alphabet: dict[str, int],
-    lowercase: bool,
-    strip_accents: bool | None,
+    batches: Iterable[list[str]], vocab_size: int, alphabet: dict[str, int], form: TextForm
 ) -> list[str]:
     """The entries of a vocabulary with this alphabet: `vocab_size`, or as many as there are."""
     characters = sorted(alphabet)
@@ -109,7 +103,7 @@ def _train(
         limit_alphabet=len(characters),
     )
     special = list(SPECIAL_TOKENS.values())
-    tokenizer = make_tokenizer(special, lowercase, strip_accents)
+    tokenizer = make_tokenizer(special, form)
     tokenizer.train_from_iterator(batches, trainer)
     numbers: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
     tokens = sorted(numbers, key=numbers.__getitem__)
@@ -125,16 +119,17 @@ class _Characters:
     forms: dict[str, int]  # 2 if a character also stands inside words, as ##c
 
 
-def _count_characters(
-    batches: Iterable[list[str]], lowercase: bool, strip_accents: bool | None
-) -> _Characters:
+def _count_characters(batches: Iterable[list[str]], form: TextForm) -> _Characters:
+    normalizer = make_normalizer(form)
     raw_counts = np.zeros(NUM_CODE_POINTS, np.int64)
     for batch in batches:
-        codes = np.frombuffer("".join(batch).encode("utf-32-le"), np.uint32)
+        text = "\n".join(batch)
+        if form.normalization is not Normalization.none:  # it joins characters
+            text = UNICODE_FORMS[form.normalization]().normalize_str(text)
+        codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         raw_counts += np.bincount(codes, minlength=NUM_CODE_POINTS)
-    normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
     counts: dict[str, int] = {}
-    # Each character is normalised by itself, so the distinct ones suffice: 100 times as fast
+    # The other rules change a character by itself, so the distinct ones suffice: 100 times as fast
     for code in np.flatnonzero(raw_counts):
         for character in normalizer.normalize_str(chr(code)):
             if not character.isspace():

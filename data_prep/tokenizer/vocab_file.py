@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from data_prep.core.config import SettingsError
 from data_prep.core.files import read_bounded
 from data_prep.core.printable import printable
+from data_prep.core.records import Normalization
 
 SPECIAL_TOKENS = {
     "pad": "[PAD]",
@@ -21,6 +22,7 @@ SPECIAL_TOKENS = {
 }
 
 
+TURKISH_I = (("İ", "i"), ("I", "ı"))  # replaced before the rule of other languages, I to i
 LONGEST_WORD = 100  # characters; the default of Hugging Face's WordPiece
 
 # A released vocabulary of 250 languages has 500,000 entries in 10 MB of JSON
@@ -44,12 +46,32 @@ class _AddedToken(msgspec.Struct):
     content: str
 
 
-class _Normalizer(msgspec.Struct):
-    type: Literal["BertNormalizer"]
+class _Bert(msgspec.Struct, tag="BertNormalizer", tag_field="type"):
     lowercase: bool
     clean_text: bool = True
     handle_chinese_chars: bool = True
     strip_accents: bool | None = None
+
+
+class _Nfc(msgspec.Struct, tag="NFC", tag_field="type"):
+    pass
+
+
+class _Nfkc(msgspec.Struct, tag="NFKC", tag_field="type"):
+    pass
+
+
+class _Pattern(msgspec.Struct):
+    text: str = msgspec.field(name="String")
+
+
+class _Replace(msgspec.Struct, tag="Replace", tag_field="type"):
+    pattern: _Pattern
+    content: str
+
+
+class _Sequence(msgspec.Struct, tag="Sequence", tag_field="type"):
+    normalizers: list[_Bert | _Nfc | _Nfkc | _Replace]
 
 
 class _PreTokenizer(msgspec.Struct):
@@ -61,8 +83,34 @@ class _Tokenizer(msgspec.Struct):
 
     model: _Model
     added_tokens: list[_AddedToken]
-    normalizer: _Normalizer | None = None
-    pre_tokenizer: _PreTokenizer | None = None
+    normalizer: _Bert | _Sequence
+    pre_tokenizer: _PreTokenizer
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """What the normalizer states of a TextForm; strip_accents may be None.
+
+        Raises ValueError if it is none that `make_normalizer` makes.
+        """
+        found = self.normalizer
+        before = list(found.normalizers) if isinstance(found, _Sequence) else [found]
+        bert = before.pop() if before else None
+        normalization = Normalization.none
+        if before and isinstance(before[0], _Nfc | _Nfkc):
+            is_nfc = isinstance(before.pop(0), _Nfc)
+            normalization = Normalization.nfc if is_nfc else Normalization.nfkc
+        replaced = [(r.pattern.text, r.content) for r in before if isinstance(r, _Replace)]
+        turkish_i = len(replaced) == len(before) == 2 and tuple(replaced) == TURKISH_I
+        if not isinstance(bert, _Bert) or (before and not turkish_i):
+            raise ValueError("other steps than NFC or NFKC and then BertNormalizer")
+        return {
+            "lowercase": bert.lowercase,
+            "strip_accents": bert.strip_accents,
+            "normalization": normalization,
+            "clean_text": bert.clean_text,
+            "tokenize_chinese_chars": bert.handle_chinese_chars,
+            "turkish_i": turkish_i,
+        }
 
 
 def read_vocab(path: Path) -> list[str]:
@@ -119,17 +167,12 @@ def read_tokenizer(path: Path) -> _Tokenizer:
     """A tokenizer.json. Raises SettingsError for one with other rules than BERT's."""
     try:
         tokenizer = msgspec.json.decode(read_bounded(path, MOST_BYTES), type=_Tokenizer)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        _ = tokenizer.rules
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise SettingsError(
             f"{path} is no tokenizer of kind WordPiece with BERT's rules "
             f"({printable(str(error))}); take a BERT's tokenizer"
         ) from error
-    rules = tokenizer.normalizer
-    if rules and not (rules.clean_text and rules.handle_chinese_chars):
-        raise SettingsError(
-            f"{path}: its normalizer keeps control characters or CJK words whole (clean_text, "
-            "handle_chinese_chars), which is not done here; take a BERT's tokenizer that has both"
-        )
     return tokenizer
 
 

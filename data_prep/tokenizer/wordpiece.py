@@ -2,8 +2,8 @@
 
 The rules are those of google-research/bert tokenization.py as in Hugging Face's BertTokenizer:
 control characters are dropped, CJK characters are set apart by blanks, `lowercase` lowers case and
-removes accents (unless `strip_accents` says otherwise), words are cut at punctuation, then the
-longest match is taken greedily. One number differs from Google's code: a word of more than 100
+removes accents, words are cut at punctuation, then the longest match is taken greedily. A TextForm
+changes the rules before the cut. One number differs from Google's code: a word of more than 100
 characters (Google: 200) is unknown, as in every tokenizer that Hugging Face loads, so an exported
 model reads text as it was trained.
 """
@@ -20,29 +20,43 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 
-from data_prep.tokenizer.vocab_file import LONGEST_WORD, SPECIAL_TOKENS, special_ids
+from data_prep.core.records import Normalization, TextForm
+from data_prep.tokenizer.vocab_file import LONGEST_WORD, SPECIAL_TOKENS, TURKISH_I, special_ids
 
 # Words kept with their ids, 50 MB of memory. 16 million characters of English have 150,000.
 MOST_WORDS = 1 << 18
+UNICODE_FORMS = {Normalization.nfc: normalizers.NFC, Normalization.nfkc: normalizers.NFKC}
 LONGEST_KEPT = 100  # characters of such a word; bounds the memory on any text
-_PARTS = re.compile(r"[!-/:-@\[-`{-~]|[^!-/:-@\[-`{-~]+")  # ASCII punctuation, or text between
+# ASCII punctuation, or text between. < = > with a mark are text: Unicode joins them to ≮ ≠ ≯, which
+# do not end a word.
+_PARTS = re.compile(r"(?:[^!-/:-@\[-`{-~]|[<=>](?=[^\0-\x7f]))+|[!-/:-@\[-`{-~]")
 
 
-def make_tokenizer(
-    tokens: Sequence[str], lowercase: bool, strip_accents: bool | None = None
-) -> Any:
-    """A `tokenizers` tokenizer without special tokens: a literal "[MASK]" stays text.
+def make_normalizer(form: TextForm) -> Any:
+    """The rules of a text form, as a normalizer of `tokenizers`."""
+    steps = []
+    if form.normalization is not Normalization.none:
+        steps.append(UNICODE_FORMS[form.normalization]())
+    if form.turkish_i and form.lowercase:
+        steps += [normalizers.Replace(*pair) for pair in TURKISH_I]
+    bert = normalizers.BertNormalizer(
+        clean_text=form.clean_text,
+        handle_chinese_chars=form.tokenize_chinese_chars,
+        strip_accents=form.strip_accents,
+        lowercase=form.lowercase,
+    )
+    return normalizers.Sequence([*steps, bert]) if steps else bert
 
-    strip_accents=None follows lowercase, as in Google's code.
-    """
+
+def make_tokenizer(tokens: Sequence[str], form: TextForm) -> Any:
+    """A `tokenizers` tokenizer without special tokens: a literal "[MASK]" stays text."""
     model = WordPiece(
         {token: number for number, token in enumerate(tokens)},
         unk_token=SPECIAL_TOKENS["unk"],
         max_input_chars_per_word=LONGEST_WORD,
     )
     tokenizer = Tokenizer(model)
-    rules = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
-    tokenizer.normalizer = rules
+    tokenizer.normalizer = make_normalizer(form)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     return tokenizer
@@ -53,20 +67,22 @@ class _WordIds(dict[str, bytes]):
 
     `tokenizers` encodes the parts of a word, cut at ASCII punctuation. The ids of a part do not
     depend on its neighbours: each of these characters ends a word by BERT's rules, none has a case,
-    is dropped or takes a combining mark, and no mark is reordered over one. That need not hold for
-    other blanks and punctuation, which stay inside a part.
+    is dropped or takes a combining mark (but < = >, see _PARTS), and no mark is reordered over one.
+    That need not hold for other blanks and punctuation, which stay inside a part.
     """
 
-    def __init__(self, tokenizer: Any, lowercase: bool) -> None:
+    def __init__(self, tokenizer: Any, form: TextForm) -> None:
         self._tokenizer = tokenizer
         self._model = tokenizer.model  # the greedy match, without the rules before it
-        self._lowercase = lowercase
+        self._lowercase = form.lowercase
+        self._has_own_i = form.turkish_i and form.lowercase
 
     def __missing__(self, word: str) -> bytes:
         parts = _PARTS.findall(word)
         if len(parts) > 1:
             ids = b"".join(map(self.__getitem__, parts))
-        elif word.isascii() and word.isalnum():  # only the rule of the case applies
+        elif word.isascii() and word.isalnum() and not (self._has_own_i and "I" in word):
+            # Only the rule of the case applies
             pieces = self._model.tokenize(word.lower() if self._lowercase else word)
             ids = array("I", [piece.id for piece in pieces]).tobytes()
         else:
@@ -85,12 +101,10 @@ class Encoder:
     special token in the text: it is cut into "[", "mask", "]" here, as in Google's code.
     """
 
-    def __init__(
-        self, tokens: Sequence[str], lowercase: bool, strip_accents: bool | None = None
-    ) -> None:
+    def __init__(self, tokens: Sequence[str], form: TextForm) -> None:
         self.vocab_size = len(tokens)
         self.special_ids = special_ids(tokens)
-        self._word_ids = _WordIds(make_tokenizer(tokens, lowercase, strip_accents), lowercase)
+        self._word_ids = _WordIds(make_tokenizer(tokens, form), form)
 
     def encode(self, sentences: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """The (T,) ids of N sentences end to end, and their (N,) lengths, which may be 0."""

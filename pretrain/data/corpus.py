@@ -12,9 +12,9 @@ from pathlib import Path
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum
 from data_prep.core.objectives import Pairing
-from data_prep.core.records import read_manifest
+from data_prep.core.records import read_manifest, typed
 from data_prep.stores.shards import ShardsManifest
-from data_prep.tokenizer.casing import Casing, stated_casing
+from data_prep.tokenizer.released import differing, stated_rules
 from data_prep.tokenizer.vocab_file import read_vocab
 from pretrain.config.settings import DataSettings
 
@@ -76,11 +76,11 @@ def manifest_of(data: DataSettings, has_one_length: bool = True) -> ShardsManife
             f"{vocab} (checksum {found}) is not the vocabulary that the shards in {folder} were "
             f"encoded with ({manifest.vocab_checksum}); put that one back, or {again}"
         )
-    own = Casing.of(manifest)
-    if (casing := stated_casing(vocab)).differs(own):
+    if wrong := differing(stated_rules(vocab), manifest.form):
+        own = {name: manifest.rules[name] for name in wrong}
         raise SettingsError(
-            f"{vocab.parent} has {casing}, and the shards in {folder} were encoded with {own}; put "
-            f"that one back, or {again}"
+            f"{vocab.parent} has {typed(wrong)}, and the shards in {folder} were encoded with "
+            f"{typed(own)}; put that one back, or {again}"
         )
     if (entries := len(read_vocab(vocab))) != manifest.vocab_size:
         raise SettingsError(

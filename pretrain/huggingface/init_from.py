@@ -26,8 +26,9 @@ from data_prep.core.bert_folder import (
 from data_prep.core.config import SettingsError, as_dict, choices, compose
 from data_prep.core.files import checksum
 from data_prep.core.printable import shortened
+from data_prep.core.records import TextForm, typed
 from data_prep.stores.shards import ShardsManifest, read_shards_manifest
-from data_prep.tokenizer.casing import Casing, stated_casing
+from data_prep.tokenizer.released import Rules, differing, stated_rules
 from data_prep.tokenizer.vocab_file import read_vocab
 from data_prep.tokenizer.wordpiece import make_tokenizer
 from pretrain.checkpoint.files import STATE_FILE, find_fault, newest_whole, read_state
@@ -58,7 +59,7 @@ class InitWeights:
     is_checkpoint: bool  # ours; otherwise a Hugging Face folder
     sizes: dict[str, Any]  # by the names in SIZES
     tokens: list[str]  # its vocabulary
-    casing: Casing
+    rules: Rules  # what its tokenizer states
 
     def identity(self, typed: str) -> dict[str, str]:
         """Its entry in a run's identity. Reads every byte of the weights."""
@@ -94,33 +95,41 @@ class InitWeights:
         there, where = self.tokens, f"that of run.init_from={self.folder}"
         pairs = zip(own, there, strict=False)
         first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(own), len(there)))
-        own_casing = Casing.of(manifest)
-        other_casing = self.casing.differs(own_casing)
-        if first == len(there) and not other_casing:
+        own_rules, wrong = manifest.rules, differing(self.rules, manifest.form)
+        if first == len(there) and not wrong:
             return []
-        lowercase = str(Casing(self.casing.lowercase)).replace("none", "true or false")
         cure = (
             f"prepare the data with its vocabulary: python -m data_prep.vocab data_dir="
             f"{settings.data.dir} vocab_file={_vocabulary_file(self.folder) or 'VOCAB.TXT'} "
-            f"{lowercase} replace=true, then data_prep.encode, then data_prep.build replace=true"
+            f"{self._to_type(wrong)} replace=true, then data_prep.encode, then data_prep.build "
+            "replace=true"
         )
         if first == len(there):
-            return [f"{path} has {own_casing}, and {where} has {self.casing}; {cure}"]
+            own_wrong = {name: own_rules[name] for name in wrong}
+            return [f"{path} has {typed(own_wrong)}, and {where} has {typed(wrong)}; {cure}"]
         ours = repr(own[first]) if first < len(own) else "nothing"
         return [
             f"{path} ({len(own):,} entries) is not {where} ({len(there):,} entries): entry {first} "
             f"is {ours} here and {there[first]!r} there; {cure}"
         ]
 
+    def _to_type(self, wrong: Rules) -> str:
+        """The settings of data_prep.vocab for its text form: those that are not the default."""
+        if "lowercase" not in self.rules:
+            return " ".join(["lowercase=true or false", typed(wrong)]).strip()
+        usual = TextForm(self.rules["lowercase"])
+        more = differing(self.rules, usual)
+        return typed({"lowercase": self.rules["lowercase"], **more, **wrong})
+
     def weights(
-        self, model: BertForPreTraining, tokens: Sequence[str], casing: Casing
+        self, model: BertForPreTraining, tokens: Sequence[str], form: TextForm
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Weights for all of `model`, by `named_parameters`, and facts about how they were made.
 
         A part that the folder lacks keeps the model's values. `tokens` is the run's vocabulary and
-        `casing` its casing: an entry after the folder's gets the mean of the rows of its pieces, or
-        [UNK]'s if it has none. Raises SettingsError if a file cannot be read or the
-        weights do not fit the model.
+        `form` its text form: an entry after the folder's gets the mean of the rows of its pieces,
+        or [UNK]'s if it has none. Raises SettingsError if a file cannot be read or the weights do
+        not fit the model.
         """
         import torch
 
@@ -140,7 +149,7 @@ class InitWeights:
                 weights, new, left_out = starting_weights(state, model.settings, model.pairing)
             except SettingsError as error:
                 raise SettingsError(f"run.init_from={self.folder}: {error}") from error
-        splitting = make_tokenizer(self.tokens, bool(casing.lowercase), casing.strip_accents)
+        splitting = make_tokenizer(self.tokens, form)
         added = tokens[len(self.tokens) :]
         unknown = splitting.token_to_id("[UNK]")
         pieces = [
@@ -256,7 +265,7 @@ def find(typed: str) -> InitWeights:
 def _hugging_face(folder: Path) -> InitWeights:
     try:
         config, files = read_config(folder), weight_files(folder)
-        tokens, casing = _vocabulary_of(folder)
+        tokens, rules = _vocabulary_of(folder)
         check_shapes(read_shapes(files), config, len(tokens), folder)
     except ValueError as error:
         raise SettingsError(f"run.init_from={folder}: {error}") from error
@@ -267,7 +276,7 @@ def _hugging_face(folder: Path) -> InitWeights:
             f"run.init_from={folder}: {folder / 'config.json'} is not that of a BERT of this "
             f"project: {shortened('; '.join(wrong), 500)}; take the folder of one"
         )
-    return InitWeights(folder, files, False, sizes, tokens, casing)
+    return InitWeights(folder, files, False, sizes, tokens, rules)
 
 
 def _size_fault(name: str, value: Any) -> str | None:
@@ -280,15 +289,15 @@ def _vocabulary_file(folder: Path) -> Path | None:
     return next((p for n in ("tokenizer.json", "vocab.txt") if (p := folder / n).is_file()), None)
 
 
-def _vocabulary_of(folder: Path) -> tuple[list[str], Casing]:
-    """The vocabulary of a Hugging Face folder, and the casing that it states."""
+def _vocabulary_of(folder: Path) -> tuple[list[str], Rules]:
+    """The vocabulary of a Hugging Face folder, and the rules that its tokenizer states."""
     path = _vocabulary_file(folder)
     if path is None:
         raise SettingsError(
             f"{folder} has neither tokenizer.json nor vocab.txt, without which its "
             "rows mean nothing; copy the tokenizer's files there"
         )
-    return read_vocab(path), stated_casing(path)
+    return read_vocab(path), stated_rules(path)
 
 
 def _checkpoint(folder: Path) -> InitWeights:
@@ -301,8 +310,8 @@ def _checkpoint(folder: Path) -> InitWeights:
         raise SettingsError(f"run.init_from={folder}: {error}") from error
     sizes = {name: identity[f"model.{name}"] for name in SIZES}
     vocab = _checkpoint_vocabulary(folder, vocab_checksum_of(identity))
-    tokens, casing = read_vocab(vocab), stated_casing(vocab)
-    return InitWeights(folder, (folder / WEIGHTS,), True, sizes, tokens, casing)
+    tokens, rules = read_vocab(vocab), stated_rules(vocab)
+    return InitWeights(folder, (folder / WEIGHTS,), True, sizes, tokens, rules)
 
 
 def _checkpoint_vocabulary(folder: Path, wanted: str) -> Path:

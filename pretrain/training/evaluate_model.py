@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from data_prep.core.config import SettingsError
 from data_prep.core.objectives import Pairing
+from data_prep.core.records import typed
 from data_prep.stores.shard_reader import Shards
 from data_prep.stores.shards import ShardsManifest, read_shards_manifest
-from data_prep.tokenizer.casing import Casing
+from data_prep.tokenizer.released import differing
 from data_prep.tokenizer.vocab_file import read_vocab
 from pretrain.checkpoint.files import path_of, read_state
 from pretrain.config.load import settings_of
@@ -154,10 +155,11 @@ def _check_vocabulary(origin: InitWeights, path: Path, manifest: ShardsManifest)
             f"{path} ({len(there):,} entries) is not the vocabulary of {origin.folder} "
             f"({len(own):,} entries): entry {first} is {b} there and {a} in the model's; {cure}"
         )
-    if origin.casing.differs(Casing.of(manifest)):
+    if wrong := differing(origin.rules, manifest.form):
+        own_rules = {name: manifest.rules[name] for name in wrong}
         raise SettingsError(
-            f"{path} has {Casing.of(manifest)}, and the vocabulary of {origin.folder} has "
-            f"{origin.casing}; {cure}"
+            f"{path} has {typed(own_rules)}, and the vocabulary of {origin.folder} has "
+            f"{typed(wrong)}; {cure}"
         )
 
 
@@ -186,7 +188,7 @@ def _model(origin: InitWeights, manifest: ShardsManifest) -> tuple[BertForPreTra
             f"pairs={manifest.pairs.name}; build them with pairs=none"
         )
     model = BertForPreTraining(settings, manifest.vocab_size, pairing)
-    weights, facts = origin.weights(model, origin.tokens, origin.casing)
+    weights, facts = origin.weights(model, origin.tokens, manifest.form)
     new = [name.partition(".")[0] for name in facts["new"]]
     if "mlm_head" in new:
         raise SettingsError(

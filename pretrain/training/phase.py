@@ -13,7 +13,6 @@ import torch
 
 from data_prep.core.config import SettingsError, as_dict
 from data_prep.core.files import checksum, read_json
-from data_prep.tokenizer.casing import Casing
 from data_prep.tokenizer.vocab_file import read_vocab
 from pretrain.checkpoint.files import load_checkpoint
 from pretrain.checkpoint.identity import init_from_of
@@ -217,7 +216,7 @@ class PhaseTraining:
         tokens = read_vocab(Path(self._settings.data.dir) / "vocab" / "vocab.txt")
         fault = None
         try:
-            weights, facts = origin.weights(model, tokens, Casing.of(self._manifest))
+            weights, facts = origin.weights(model, tokens, self._manifest.form)
             model.load_weights(weights)
         except SettingsError as error:
             fault = str(error)

@@ -31,6 +31,7 @@ import torch
 
 from data_prep import build, collect, encode, vocab
 from data_prep.core.job import load, require_source
+from data_prep.core.records import TextForm
 from data_prep.core.settings import DataPrepSettings
 from data_prep.examples.build_shard import make_examples
 from data_prep.examples.masking import MaskingRule
@@ -146,7 +147,7 @@ class Corpus:
         return lambda: [self._split(paragraphs) for paragraphs in self.paragraphs]
 
     def _wordpiece(self) -> Callable[[], object]:
-        encoder = Encoder(self.tokens, self.lowercase)
+        encoder = Encoder(self.tokens, TextForm(self.lowercase))
         return lambda: [encoder.encode(sentences) for sentences in self.sentences]
 
     def _pairs(self) -> Callable[[], object]:

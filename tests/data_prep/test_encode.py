@@ -18,6 +18,7 @@ from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json
 from data_prep.core.job import load
 from data_prep.core.objectives import Pairing
+from data_prep.core.records import TextForm
 from data_prep.quality.corpus import judge_corpus
 from data_prep.stores.documents import Document, list_parts
 from data_prep.stores.tokens import TokenStore
@@ -126,7 +127,7 @@ class WholeSentences(Encoder):
 
     def __init__(self, tokens: list[str], lowercase: bool) -> None:
         super().__init__(tokens, lowercase)
-        self.tokenizer = wordpiece.make_tokenizer(tokens, lowercase)
+        self.tokenizer = wordpiece.make_tokenizer(tokens, TextForm(lowercase))
 
     def encode(self, sentences):
         ids = [text.ids for text in self.tokenizer.encode_batch(sentences)]
@@ -304,7 +305,9 @@ def test_what_has_no_tokens_is_dropped_and_counted_and_special_tokens_stay_text(
     assert manifest.dropped["sentences_without_tokens"] == 3
 
 
-ENCODER = Encoder(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", ".", "##a"], True)
+ENCODER = Encoder(
+    ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", ".", "##a"], TextForm(True)
+)
 
 
 @given(text=st.text(st.sampled_from("aAb. \n\x07\u200b"), max_size=30))

@@ -12,6 +12,7 @@ from data_prep import collect, encode, vocab
 from data_prep.core.config import SettingsError, choices
 from data_prep.core.files import read_json
 from data_prep.core.job import load
+from data_prep.core.records import TextForm
 from data_prep.core.settings import DataPrepSettings
 from data_prep.stores.documents import Document
 from data_prep.stores.tokens import TokenStore
@@ -26,7 +27,7 @@ CHINESE = "图书馆早上八点开门。2019年以前是九点。“你是谁�
 ENGLISH = "Mr. Brown left at 8.30 a.m. and never came back. Nobody knew why. It rained all day."
 TEXTS = {"de": GERMAN, "zh": CHINESE, "en": ENGLISH}
 
-RULES = make_tokenizer([*SPECIAL_TOKENS.values()], lowercase=True, strip_accents=False)
+RULES = make_tokenizer([*SPECIAL_TOKENS.values()], TextForm(True, False))
 WORDS = [
     *SPECIAL_TOKENS.values(),
     *dict.fromkeys(

@@ -11,6 +11,7 @@ from made_corpora import random_documents, write_corpus
 from data_prep.core.files import read_json, write_json
 from data_prep.core.job import load
 from data_prep.core.objectives import Pairing
+from data_prep.core.records import TextForm
 from data_prep.quality import corpus_counts
 from data_prep.quality.corpus import counts_path, judge_corpus
 from data_prep.quality.language_counter import ONE_IN, language_counter, sample_one_in
@@ -39,11 +40,11 @@ TEXT = {
 def metrics_of(text: str, code: str, one_in: int = 1, **casing: bool) -> LanguageMetrics:
     """The metrics of a hundred documents of this text, prepared with the rules of `code`."""
     sentences = splitter("nupunkt" if code == "en" else "sentencex", code)(text)
-    casing = casing or {"lowercase": True, **({} if code == "en" else {"strip_accents": False})}
+    form = TextForm(**(casing or {"lowercase": True, "strip_accents": code == "en"}))
     pieces = {c for c in unicodedata.normalize("NFD", text.lower()) + text.lower() if c != " "}
     tokens = [*SPECIAL, *sorted(pieces), *(f"##{c}" for c in sorted(pieces))]
-    encoder = Encoder(tokens, **casing)
-    counter = language_counter(encoder, tokens, casing, one_in)
+    encoder = Encoder(tokens, form)
+    counter = language_counter(encoder, tokens, form, one_in)
     for number in range(100):
         _, lengths = encoder.encode(sentences)
         counter.add("xx", f"made/{number}", sentences, lengths)

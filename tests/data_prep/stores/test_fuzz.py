@@ -21,6 +21,7 @@ from made_shards import vouch, write_folder
 from data_prep.core.files import checksum, write_json
 from data_prep.core.job import load
 from data_prep.core.objectives import Pairing
+from data_prep.core.records import TextForm
 from data_prep.dedup import dropped_ids, find
 from data_prep.duplicates.signatures import open_signatures, signatures_path, write_signatures
 from data_prep.examples.build_shard import make_examples
@@ -177,7 +178,7 @@ def vocab_text(folder: Path) -> Reader:
 
 def tokenizer_json(folder: Path) -> Reader:
     tokens(folder)
-    save_tokenizer(folder / "vocab", read_vocab(folder / "vocab" / "vocab.txt"), lowercase=True)
+    save_tokenizer(folder / "vocab", read_vocab(folder / "vocab" / "vocab.txt"), TextForm(True))
     path = folder / "vocab" / "tokenizer.json"
     return Reader(path, harmed_json, lambda: read_vocab(path))
 

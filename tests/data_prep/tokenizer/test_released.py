@@ -15,10 +15,11 @@ from transformers import AutoTokenizer
 from data_prep import encode, vocab
 from data_prep.core.config import SettingsError
 from data_prep.core.job import load
+from data_prep.core.records import Normalization, TextForm
 from data_prep.stores.documents import Document
 from data_prep.stores.tokens import TokensManifest, TokenStore
-from data_prep.tokenizer.casing import Casing, stated_casing
 from data_prep.tokenizer.hf_files import save_tokenizer
+from data_prep.tokenizer.released import differing, stated_rules
 from data_prep.tokenizer.store import VocabManifest, read_vocab_store
 from data_prep.tokenizer.training import add_words
 from data_prep.tokenizer.vocab_file import read_vocab
@@ -40,10 +41,10 @@ def test_an_entry_that_looks_blank_has_the_id_of_its_line(tmp_path: Path, entry:
     path = tmp_path / "vocab.txt"
     path.write_bytes("".join(f"{token}\n" for token in tokens).encode())
     assert read_vocab(path) == tokens
-    save_tokenizer(tmp_path / "saved", tokens, lowercase=True)
+    save_tokenizer(tmp_path / "saved", tokens, TextForm(True))
     assert (tmp_path / "saved" / "vocab.txt").read_bytes() == path.read_bytes()
     assert read_vocab(tmp_path / "saved" / "tokenizer.json") == tokens
-    ids, _ = Encoder(tokens, lowercase=True).encode([f"a {entry} bb"])
+    ids, _ = Encoder(tokens, TextForm(True)).encode([f"a {entry} bb"])
     assert ids.tolist() in ([5, 7, 8], [5, 1, 7, 8])  # "x" alone is unknown
     stock = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert stock("a bb", add_special_tokens=False)["input_ids"] == [5, 7, 8]
@@ -53,9 +54,9 @@ def test_a_file_of_words_has_a_word_per_line_feed(tmp_path: Path) -> None:
     path = tmp_path / "words.txt"
     path.write_bytes("eins\r\nzw\u2028ei\r\ndrei\r\n".encode())
     with pytest.raises(ValueError, match=r"line 2: 'zw\\u2028ei' is cut to zw ei"):
-        add_words(TOKENS, path, lowercase=True)
+        add_words(TOKENS, path, TextForm(True))
     path.write_bytes(b"eins\r\n\x0c\r\ndrei")
-    assert add_words(TOKENS, path, lowercase=True) == ["eins", "drei"]
+    assert add_words(TOKENS, path, TextForm(True)) == ["eins", "drei"]
 
 
 def release(folder: Path, config: dict[str, Any] | None = None, **rules: Any) -> Path:
@@ -82,6 +83,7 @@ def make(data_dir: Path, *overrides: str) -> VocabManifest:
 
 GERMAN = {"lowercase": True, "strip_accents": False}  # accents matter
 BARE = {"lowercase": False, "strip_accents": True}
+STOCK = {"normalization": Normalization.none, "clean_text": True, "turkish_i": False}
 SAID = {"do_lower_case": True, "strip_accents": False}
 
 
@@ -122,7 +124,7 @@ def test_the_casing_that_a_released_tokenizer_states_is_used_from_encode_to_expo
     assert [CASED[number] for number in part.ids[: len(words.split())]] == words.split()
     stock = AutoTokenizer.from_pretrained(data_dir / "vocab")  # what the export copies
     assert stock.tokenize(TEXT) == words.split()
-    assert not stated_casing(data_dir / "vocab" / "vocab.txt").differs(Casing.of(manifest))
+    assert not differing(stated_rules(data_dir / "vocab" / "vocab.txt"), manifest.form)
 
 
 def test_a_tokenizer_with_usual_accents_leaves_the_manifests_as_they_were(tmp_path: Path) -> None:
@@ -135,18 +137,18 @@ def test_a_tokenizer_with_usual_accents_leaves_the_manifests_as_they_were(tmp_pa
 @pytest.mark.parametrize(
     ("config", "rules", "stated"),
     [
-        (None, {}, Casing(None)),
-        ({"do_lower_case": None, "strip_accents": None}, {}, Casing(None)),
-        ({"strip_accents": None}, GERMAN, Casing(True, False)),
-        ({"do_lower_case": False}, {}, Casing(False)),
-        ({"strip_accents": True}, {"lowercase": False}, Casing(False, True)),
+        (None, {}, {}),
+        ({"do_lower_case": None, "strip_accents": None}, {}, STOCK),
+        ({"strip_accents": None}, GERMAN, TextForm(True, False).rules),
+        ({"do_lower_case": False}, {}, STOCK | {"lowercase": False, "strip_accents": False}),
+        ({"strip_accents": True}, {"lowercase": False}, TextForm(False, True).rules),
     ],
 )
 def test_what_one_file_leaves_out_the_other_states(tmp_path, config, rules, stated) -> None:
     folder = release(tmp_path, config, **rules)
-    assert stated_casing(folder / "vocab.txt") == stated_casing(folder / "tokenizer.json") == stated
+    assert stated_rules(folder / "vocab.txt") == stated_rules(folder / "tokenizer.json") == stated
     (folder / "other.txt").write_bytes((folder / "vocab.txt").read_bytes())
-    assert stated_casing(folder / "other.txt") == Casing(None)
+    assert stated_rules(folder / "other.txt") == {}
 
 
 @pytest.mark.parametrize("rule", ["lowercase", "strip_accents"])
@@ -184,15 +186,26 @@ def test_a_cased_tokenizer_without_capitals_is_taken_as_it_states(tmp_path: Path
     assert make(tmp_path / "data", f"vocab_file={folder / 'vocab.txt'}", "lowercase=false")
 
 
+BERT = {"type": "BertNormalizer", "lowercase": True}
+
+
+def sequence(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"normalizer": {"type": "Sequence", "normalizers": steps}}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"normalizer": {"type": "Sequence", "normalizers": []}}, "'Sequence'"),
+        (sequence(), "other steps than NFC or NFKC and then BertNormalizer"),
+        (sequence({"type": "NFC"}), "other steps than"),
+        (sequence(BERT, {"type": "NFC"}), "other steps than"),
+        (sequence({"type": "NFC"}, {"type": "NFKC"}, BERT), "other steps than"),
+        (sequence({"type": "Replace", "pattern": {"String": "a"}, "content": "b"}, BERT),
+         "other steps than"),
+        (sequence({"type": "NFD"}, BERT), "'NFD'"),
         ({"normalizer": {"type": "Lowercase"}}, "'Lowercase'"),
-        ({"normalizer": {"type": "BertNormalizer", "lowercase": True,
-                         "handle_chinese_chars": False}}, "handle_chinese_chars"),
-        ({"normalizer": {"type": "BertNormalizer", "lowercase": True, "clean_text": False}},
-         "clean_text"),
+        ({"normalizer": None}, "normalizer"),
+        ({"pre_tokenizer": None}, "pre_tokenizer"),
         ({"pre_tokenizer": {"type": "Whitespace"}}, "'Whitespace'"),
         ({"model": {"continuing_subword_prefix": ""}}, "continuing_subword_prefix"),
         ({"model": {"unk_token": "<unk>"}}, "'<unk>'"),
@@ -211,16 +224,59 @@ def test_rules_that_are_not_followed_are_refused(tmp_path: Path, change, message
     assert not (tmp_path / "data").exists()
 
 
-def test_a_config_that_joins_cjk_words_or_is_broken_is_refused(tmp_path: Path) -> None:
-    folder = release(tmp_path, {"tokenize_chinese_chars": False})
-    for text, message in (
-        (None, "tokenize_chinese_chars=false"),
-        ('{"do_lower_case": "yes"}', "is not a tokenizer's settings"),
-    ):
-        if text:
-            (folder / "tokenizer_config.json").write_text(text)
-        with pytest.raises(SettingsError, match=message):
-            make(tmp_path / "data", f"vocab_file={folder / 'vocab.txt'}")
+MECAB = {"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "mecab"}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"do_lower_case": "yes"}, "is not a tokenizer's settings"),
+        (MECAB, "words are cut by mecab before .* leave vocab_file out"),
+        (MECAB | {"subword_tokenizer_type": "character"}, "by mecab and pieces by character"),
+        ({"tokenizer_class": "RoFormerTokenizer"}, "=RoFormerTokenizer, whose rules are not"),
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, "there is none beside it; copy it there"),
+        ({"do_basic_tokenize": False}, "do_basic_tokenize=false, which is not done here"),
+        ({"never_split": ["a"]}, "never_split, which is not done"),
+        ({"mask_token": {"content": "<mask>"}}, r"mask_token=<mask>, and a BERT's is \[MASK\]"),
+    ],
+)
+def test_a_config_of_other_rules_or_a_broken_one_is_refused(tmp_path, config, message) -> None:
+    folder = release(tmp_path, config)
+    with pytest.raises(SettingsError, match=f"tokenizer_config.json .*{message}"):
+        make(tmp_path / "data", f"vocab_file={folder / 'vocab.txt'}")
+
+
+FORMS = [
+    TextForm(True, False, Normalization.nfc),
+    TextForm(True, None, Normalization.nfkc),
+    TextForm(False, clean_text=False),
+    TextForm(True, tokenize_chinese_chars=False),
+    TextForm(True, False, Normalization.nfc, turkish_i=True),
+]
+
+
+@pytest.mark.parametrize("file", ["vocab.txt", "tokenizer.json"])
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_every_text_form_is_taken_over_from_files_as_they_are_released(
+    tmp_path: Path, form: TextForm, file: str
+) -> None:
+    save_tokenizer(tmp_path / "bert", TOKENS if form.lowercase else CASED, form)
+    assert stated_rules(tmp_path / "bert" / file) == form.rules
+    path = f"vocab_file={tmp_path / 'bert' / file}"
+    assert make(tmp_path / "data", path, *str(form).split()).form == form
+    for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
+        same = (tmp_path / "bert" / name).read_bytes()
+        assert (tmp_path / "data" / "vocab" / name).read_bytes() == same
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_following_the_cure_of_another_text_form_leads_to_a_vocabulary(tmp_path, form) -> None:
+    save_tokenizer(tmp_path / "bert", TOKENS if form.lowercase else CASED, form)
+    typing = [f"vocab_file={tmp_path}/bert/vocab.txt", f"lowercase={not form.lowercase}".lower()]
+    with pytest.raises(SettingsError, match="its tokenizer has ") as refused:
+        make(tmp_path / "data", *typing)
+    cure = str(refused.value).split("; set ")[1].split(" (or")[0]
+    assert make(tmp_path / "data", *typing, *cure.split()).form == form
 
 
 def test_words_are_added_by_the_casing_of_the_released_tokenizer(tmp_path: Path) -> None:

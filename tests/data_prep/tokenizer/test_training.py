@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_prep.core.records import TextForm
 from data_prep.tokenizer.training import train_vocab
 from data_prep.tokenizer.vocab_file import SPECIAL_TOKENS, check_casing
 from data_prep.tokenizer.wordpiece import Encoder
@@ -23,16 +24,16 @@ def lines_of(first: int, characters: int = 1200, length: int = 8) -> list[str]:
 
 
 def unknown_share(lines: list[str], tokens: list[str]) -> float:
-    ids, _ = Encoder(tokens, lowercase=False).encode(lines)
+    ids, _ = Encoder(tokens, TextForm(False)).encode(lines)
     return float((ids == tokens.index(SPECIAL_TOKENS["unk"])).mean())
 
 
 def largest(lines: list[str], lowercase: bool = False, **rules: Any) -> list[str]:
     """A vocabulary of the size that the refusal of a larger one names."""
     with pytest.raises(ValueError, match="set vocab_size=") as refused:
-        train_vocab(lambda: [lines], 100_000, lowercase, **rules)
+        train_vocab(lambda: [lines], 100_000, TextForm(lowercase), **rules)
     size = int(str(refused.value).rsplit("=", 1)[1])
-    return train_vocab(lambda: [lines], size, lowercase, **rules)
+    return train_vocab(lambda: [lines], size, TextForm(lowercase), **rules)
 
 
 @SCRIPTS
@@ -64,13 +65,13 @@ def test_letters_all_small_are_refused_as_cased_in_latin_greek_and_cyrillic() ->
 
 def test_accents_are_entries_where_they_are_kept() -> None:
     lines = ["schön größe würde"] * 20
-    kept = train_vocab(lambda: [lines], 41, lowercase=True, strip_accents=False)
+    kept = train_vocab(lambda: [lines], 41, TextForm(True, False))
     assert {"schön", "größe", "würde"} <= set(kept)
-    stripped = train_vocab(lambda: [lines], 40, lowercase=True)
+    stripped = train_vocab(lambda: [lines], 40, TextForm(True))
     assert "##o" in stripped
     assert "##ö" not in stripped
 
 
 def test_too_little_text_for_any_vocabulary_is_told_what_helps() -> None:
     with pytest.raises(ValueError, match=r"have, 41; .* set vocab_file to a released vocabulary"):
-        train_vocab(lambda: [["schön größe würde"] * 20], 300, True, strip_accents=False)
+        train_vocab(lambda: [["schön größe würde"] * 20], 300, TextForm(True, False))

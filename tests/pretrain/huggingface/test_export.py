@@ -17,6 +17,7 @@ from torch import Tensor
 from data_prep.core.config import SettingsError, as_yaml, compose
 from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.objectives import Pairing
+from data_prep.core.records import TextForm
 from data_prep.tokenizer.hf_files import save_tokenizer
 from pretrain.checkpoint.files import MANIFEST_FILE
 from pretrain.checkpoint.progress import CheckpointState, Progress
@@ -40,7 +41,7 @@ MANIFEST = shards_manifest(SPLITS, vocab_size=VOCAB_SIZE, vocab_checksum="0123ab
 @pytest.fixture(scope="module")
 def vocab_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus") / "vocab"
-    save_tokenizer(folder, TOKENS, lowercase=True)
+    save_tokenizer(folder, TOKENS, TextForm(True))
     return folder
 
 
@@ -235,7 +236,7 @@ def test_padded_rows_are_not_in_the_file(exported: Path) -> None:
 
 @pytest.mark.parametrize("missing", ["vocab.txt", "tokenizer.json", "special_tokens_map.json"])
 def test_a_missing_tokenizer_file_is_named_with_the_cure(model, tmp_path, missing) -> None:
-    save_tokenizer(tmp_path / "vocab", TOKENS, lowercase=True)
+    save_tokenizer(tmp_path / "vocab", TOKENS, TextForm(True))
     (tmp_path / "vocab" / missing).unlink()
     with pytest.raises(SettingsError, match=rf"lacks {missing}; .*data_prep\.vocab data_dir="):
         written(model, tmp_path / "vocab", tmp_path / "export")
@@ -244,7 +245,7 @@ def test_a_missing_tokenizer_file_is_named_with_the_cure(model, tmp_path, missin
 
 def test_a_vocabulary_of_another_size_is_refused(model: BertForPreTraining, tmp_path: Path) -> None:
     more = [*TOKENS, *(f"w{i}" for i in range(60))]
-    save_tokenizer(tmp_path / "vocab", more, lowercase=True)
+    save_tokenizer(tmp_path / "vocab", more, TextForm(True))
     with pytest.raises(SettingsError, match=f"64 rows and a vocabulary of {VOCAB_SIZE + 60}"):
         written(model, tmp_path / "vocab", tmp_path / "export")
     (tmp_path / "vocab" / "vocab.txt").write_text("[PAD]\n")
@@ -293,7 +294,7 @@ def test_the_card_names_the_model_and_its_data(exported: Path) -> None:
 def run_folder(tmp_path: Path, vocab_folder: Path, model: BertForPreTraining) -> Path:
     """A run of 20 steps with checkpoints at 10 and 20, as pretrain.run leaves one."""
     data_dir = tmp_path / "corpus"
-    save_tokenizer(data_dir / "vocab", TOKENS, lowercase=True)
+    save_tokenizer(data_dir / "vocab", TOKENS, TextForm(True))
     write_json(
         data_dir / "documents" / "novels" / "manifest.json", documents_manifest(documents=77)
     )

@@ -10,7 +10,7 @@ from fuzzing import harmed_bytes, harmed_header, harmed_json, refusals
 from test_init_from import TOKENS, drawn, saved
 
 from data_prep.core.config import SettingsError
-from data_prep.tokenizer.casing import Casing
+from data_prep.core.records import TextForm
 from pretrain.huggingface.init_from import find
 
 FAST = 40
@@ -34,7 +34,7 @@ def tried(folder: Path, name: str, tries: int, seed: int) -> int:
         origin = find(str(folder))
         if origin.tokens != TOKENS:
             raise SettingsError("another vocabulary, which a start refuses")
-        weights, _ = origin.weights(model, TOKENS, Casing(lowercase=True))
+        weights, _ = origin.weights(model, TOKENS, TextForm(True))
         return {name: value.sum() for name, value in weights.items()}
 
     torch.set_num_threads(1)  # a child of a fork has no other threads

@@ -17,7 +17,7 @@ from torch import Tensor
 from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json, write_json
 from data_prep.core.objectives import Pairing
-from data_prep.tokenizer.casing import Casing
+from data_prep.core.records import TextForm
 from data_prep.tokenizer.hf_files import save_tokenizer
 from pretrain.config import load
 from pretrain.config.settings import Settings
@@ -43,7 +43,7 @@ def saved(folder: Path, name: str = "BertForPreTraining", tokens: list[str] = TO
             generator = torch.Generator().manual_seed(number)
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
     model.save_pretrained(folder)
-    save_tokenizer(folder, tokens, lowercase=tokens is not CASED)
+    save_tokenizer(folder, tokens, TextForm(tokens is not CASED))
     return model
 
 
@@ -57,7 +57,7 @@ def taken(
     origin: InitWeights, model: BertForPreTraining, tokens: list[str] = TOKENS
 ) -> dict[str, Any]:
     """What came of giving `model` the folder's weights."""
-    weights, facts = origin.weights(model, tokens, Casing(lowercase=tokens is not CASED))
+    weights, facts = origin.weights(model, tokens, TextForm(tokens is not CASED))
     model.load_weights(weights)
     return facts
 
@@ -77,7 +77,7 @@ def settings_for(data: Path, *typed: str) -> Settings:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A data folder as far as it is looked at: its vocabulary."""
-    save_tokenizer(tmp_path / "data/vocab", TOKENS, lowercase=True)
+    save_tokenizer(tmp_path / "data/vocab", TOKENS, TextForm(True))
     return tmp_path / "data"
 
 
@@ -229,7 +229,7 @@ def test_accents_kept_there_and_removed_here_are_refused_and_taken_alike(
     tmp_path: Path, data: Path, name: str
 ) -> None:
     saved(tmp_path / "bert")
-    save_tokenizer(tmp_path / "bert", TOKENS, lowercase=True, strip_accents=False)
+    save_tokenizer(tmp_path / "bert", TOKENS, TextForm(True, False))
     for other in {"tokenizer.json", "tokenizer_config.json"} - {name}:
         (tmp_path / "bert" / other).unlink()
     origin = find(str(tmp_path / "bert"))
@@ -273,7 +273,7 @@ def test_a_folder_that_is_no_bert_is_refused(tmp_path: Path, change: Any, said: 
 @pytest.mark.parametrize("more", [1, 127, 1000])
 def test_rows_beyond_the_vocabulary_are_left_out_and_logged(tmp_path: Path, more: int) -> None:
     saved(tmp_path, tokens=[*TOKENS, *(f"more{i}" for i in range(more))])
-    save_tokenizer(tmp_path, TOKENS, lowercase=True)
+    save_tokenizer(tmp_path, TOKENS, TextForm(True))
     facts = taken(find(str(tmp_path)), drawn())
     assert facts["rows_beyond_vocabulary"] == more
     assert f"left out: {more} rows beyond the vocabulary" in init_from.summary(
@@ -283,7 +283,7 @@ def test_rows_beyond_the_vocabulary_are_left_out_and_logged(tmp_path: Path, more
 
 def test_fewer_rows_than_entries_are_refused(tmp_path: Path) -> None:
     saved(tmp_path)
-    save_tokenizer(tmp_path, [*TOKENS, "more"], lowercase=True)
+    save_tokenizer(tmp_path, [*TOKENS, "more"], TextForm(True))
     with pytest.raises(SettingsError, match=r"has 23 entries, .* embeddings for 22"):
         find(str(tmp_path))
 
@@ -315,7 +315,7 @@ def test_a_start_from_weights_of_other_names_is_refused_with_these(tmp_path: Pat
 
 def test_more_rows_than_a_vocabulary_can_lack_are_another_model_s(tmp_path: Path) -> None:
     saved(tmp_path, tokens=[*TOKENS, *(f"more{i}" for i in range(5_001))])
-    save_tokenizer(tmp_path, TOKENS, lowercase=True)
+    save_tokenizer(tmp_path, TOKENS, TextForm(True))
     with pytest.raises(SettingsError, match="get the weights' own tokenizer"):
         find(str(tmp_path))
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data_prep import collect
+from data_prep.core.records import TextForm
 from data_prep.executors.run import run_tasks
 from data_prep.tokenizer.vocab_file import SPECIAL_TOKENS
 from data_prep.tokenizer.wordpiece import Encoder
@@ -37,7 +38,7 @@ def test_the_published_rendering_makes_masked_pairs_of_the_same_tokens_as_ours()
     assert (ids[~real] == 0).all()
     assert 0.4 < np.mean([row["next_sentence_labels"] for row in rows]) < 0.65
     masked_as: list[int] = []
-    encoder, first_segments = Encoder(TOKENS, True), []
+    encoder, first_segments = Encoder(TOKENS, TextForm(True)), []
     for row, tokens in zip(rows, ids, strict=True):
         masked = int(sum(row["masked_lm_weights"]))
         positions = row["masked_lm_positions"][:masked]
