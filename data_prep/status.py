@@ -25,7 +25,7 @@ from data_prep.core.command import status_of
 from data_prep.core.config import choices
 from data_prep.core.files import checksum, place, read_json
 from data_prep.core.job import start
-from data_prep.core.records import read_record
+from data_prep.core.records import read_record, typed
 from data_prep.core.settings import DataPrepSettings, Duplicates
 from data_prep.duplicates.search import STAGES
 from data_prep.quality.corpus import counts_path
@@ -217,8 +217,8 @@ def _plan_texts(
     if vocab:
         size = "vocab_file=FILE" if vocab.settings.vocab_file else f"vocab_size={vocab.vocab_size}"
         planned.options = f"{size} {vocab.form}"
-        if vocab.settings.language:
-            planned.options += f" language={vocab.settings.language}"
+        if vocab.settings.language:  # its profile has defaults of its own
+            planned.options = f"{size} {typed(vocab.rules)} language={vocab.settings.language}"
         planned.lost = _lost(vocab_path.with_name(name) for name in TOKENIZER_FILES)
         learnt = vocab.settings.documents or {}  # a released one was trained on none
         if documents and any(documents.get(name) != learnt[name] for name in learnt):

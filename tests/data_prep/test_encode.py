@@ -125,9 +125,9 @@ def test_one_worker_or_three_and_a_second_corpus_give_the_same_bytes(encoded, tm
 class WholeSentences(Encoder):
     """The definition: `tokenizers` on whole sentences, without any memory of words."""
 
-    def __init__(self, tokens: list[str], lowercase: bool) -> None:
-        super().__init__(tokens, lowercase)
-        self.tokenizer = wordpiece.make_tokenizer(tokens, TextForm(lowercase))
+    def __init__(self, tokens: list[str], form: TextForm) -> None:
+        super().__init__(tokens, form)
+        self.tokenizer = wordpiece.make_tokenizer(tokens, form)
 
     def encode(self, sentences):
         ids = [text.ids for text in self.tokenizer.encode_batch(sentences)]
@@ -142,7 +142,7 @@ def test_the_store_has_the_bytes_that_encoding_whole_sentences_gives(
     tokens = vocab_file.read_vocab(encoded / "vocab" / "vocab.txt")
     for index in range(PARTS):
         encode._encode_part(
-            tmp_path, list_parts(encoded), {}, tokens, {"lowercase": True}, 0.3, None, (1, 1), index
+            tmp_path, list_parts(encoded), {}, tokens, TextForm(True), 0.3, None, (1, 1), index
         )
     parts = [path.relative_to(tmp_path) for path in tmp_path.glob("tokens/*/*.arrow")]
     assert len(parts) == 2 * PARTS

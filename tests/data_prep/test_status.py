@@ -38,7 +38,7 @@ FILES = (
 OUT = "out of date"
 PARTS = documents_manifest([part_entry("part-00000.parquet", "a")])
 DOCUMENTS = {"books/part-00000.parquet": "a"}
-VOCAB = vocab_manifest(DOCUMENTS, vocab_size=512, lowercase=False)
+VOCAB = vocab_manifest(DOCUMENTS, vocab_size=512)
 
 
 def write_records(folder: Path, tasks: list[str], **kinds: dict[str, dict]) -> None:
