@@ -91,8 +91,8 @@ def test_words_are_counted_as_changed_and_stripped_one_by_one() -> None:
 
 def test_characters_in_unknown_words_are_counted_whole() -> None:
     tokens = [*SPECIAL, "a", "##a", "b"]
-    encoder = Encoder(tokens, lowercase=True)
-    counter = language_counter(encoder, tokens, {"lowercase": True}, 1)
+    encoder = Encoder(tokens, TextForm(True))
+    counter = language_counter(encoder, tokens, TextForm(True), 1)
     counter.add("xx", "made/1", ["aa zaz b"], np.array([4]))
     counts = counter.finish()["xx"]
     assert (counts.unknown_characters, counts.sampled_characters) == (3, 6)
