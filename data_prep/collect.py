@@ -49,6 +49,11 @@ from data_prep.stores.documents import (
 )
 from data_prep.text.language import is_language, language_of
 
+_OTHER_IDS = {
+    "rows": "set source.id_column=file:row", "warc": "set source.id_column=WARC-Record-ID",
+}  # fmt: skip
+_LATER = ("id_column", "title_column", "language_column", "one_sentence_per_line")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Collect one source and print a table. The exit status is 1 if an input is damaged."""
@@ -124,7 +129,7 @@ def _collect_part(
         def kept() -> Iterator[Document]:
             nonlocal rejects
             for item in _read(source, tasks[index]):
-                if isinstance(item, Document):
+                if isinstance(item, Document) and source.language_column is None:
                     item = _in_language(item, source.language)
                 if isinstance(item, Document):
                     signatures.add(item)
@@ -178,6 +183,9 @@ def _entry_path(folder: Path, index: int) -> Path:
 def _identity(source: SourceSettings, characters_per_part: int) -> dict[str, Any]:
     """The settings that determine the bytes of the documents."""
     identity = {**as_dict(source), "characters_per_part": characters_per_part}
+    for name in _LATER:  # so that stores made before these settings continue
+        if identity[name] is None:
+            del identity[name]
     if source.kind.value == "sample":
         identity["python"] = sys.version
     return identity
@@ -204,9 +212,13 @@ def _manifest(
         broken = "".join(f"; {damage}" for damage in damaged)
         raise RuntimeError(f"source {name}: no document is left; dropped were {dropped}{broken}")
     if repeated := repeated_ids(folder, parts, workers):
+        cure = _OTHER_IDS.get(
+            identity["kind"],
+            "collect what comes from different dumps as sources of their own (source.path, "
+            "source.name)",
+        )
         raise RuntimeError(
-            f"source {name}: several documents have one id, such as {', '.join(repeated)}; collect "
-            "what comes from different dumps as sources of their own (source.path, source.name)"
+            f"source {name}: several documents have one id, such as {', '.join(repeated)}; {cure}"
         )
     return DocumentsManifest(
         schema_version=SCHEMA_VERSION,

@@ -161,6 +161,8 @@ def _task_entry(
         "checksum": part.checksum,
         "duplicates": dropped.get(part.key),
     }
+    if part.one_sentence_per_line:
+        determined_by["splitter"] = "lines"
     outputs = *(folder / split / f"{name}.arrow" for split in SPLITS), _entry_path(folder, name)
     return TaskEntry(name, fingerprint(determined_by), outputs)
 
@@ -260,6 +262,8 @@ def _encode_part(
             continue
         name = f"{part.source}/{document.id}"
         language, split = language_of_text(document.text)
+        if part.one_sentence_per_line:
+            split = splitter("lines", language)
         texts, ids, lengths = _encode_document(document, split, encoder, dropped)
         if len(lengths):
             counter.add(language, name, texts, lengths)

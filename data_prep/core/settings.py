@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import csv
 import enum
+import glob
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 from data_prep.core.config import Limits, SettingsError, as_text, limit_faults
 from data_prep.core.objectives import MaskingUnit, Pairing, RandomNext
@@ -27,6 +29,9 @@ class SourceKind(enum.Enum):
     wikiextractor = "wikiextractor"
     wikipedia_dump = "wikipedia_dump"
     book_rows = "book_rows"
+    rows = "rows"
+    lines = "lines"
+    warc = "warc"
 
 
 class Executor(enum.Enum):
@@ -65,16 +70,21 @@ class SourceSettings:
 
     name: str  # folder below documents/, first part of every document's name
     kind: SourceKind
-    path: str | None = None  # file or folder to read, or several as [A,B]
+    path: str | None = None  # file, folder, pattern or URL to read, or several as [A,B]
     dataset: str | None = None  # name on the Hugging Face hub, used if path is None
     subset: str | None = None  # configuration of the data set
     split: str | None = None  # of the data set
     revision: str | None = None  # branch, tag or commit of the data set
     text_column: str | None = None  # column with the text
+    # Columns of rows with a unique id, a title, the code of a language; of warc a header
+    id_column: str | None = None
+    title_column: str | None = None
+    language_column: str | None = None
     rows_per_document: int | None = None  # rows per document; None: one
     language: str | None = None  # code of the only language to keep; None: all
     min_characters: int | None = None  # shorter documents are dropped
     keep_verse: bool | None = None  # False: documents of verse are dropped
+    one_sentence_per_line: bool | None = None  # True: `encode` splits no line
 
     @property
     def paths(self) -> list[str]:
@@ -188,6 +198,25 @@ def paths_in(text: str) -> list[str]:
     return [as_text(word.strip()) for word in words]
 
 
+def is_url(path: str) -> bool:
+    """Whether a path is a URL that fsspec opens, such as s3://bucket/folder."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", path, re.IGNORECASE) is not None
+
+
+def _holds_key(url: str) -> bool:
+    """Whether a URL seems to hold a password, a token or a signature."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # of brackets
+        return False
+    return "@" in parts.netloc or any(
+        _KEY_NAME.search(name) or len(value) > _LONGEST_VALUE
+        for name, value in parse_qsl(parts.query, keep_blank_values=True)
+    )
+
+
+_KEY_NAME = re.compile(r"key|token|sig|secret|pass|auth|cred", re.IGNORECASE)
+_LONGEST_VALUE = 15  # characters of a part of a query that is no key, as in ?download=true
 _SHARE = (lambda value: 0 <= value <= 1, "[0, 1]")
 _POSITIVE = (lambda value: value >= 1, "1 or more")
 _POSITIVE_OR_NULL = (lambda value: value >= 1, "1 or more, or null")
@@ -304,17 +333,36 @@ def shares_fault(masking: MaskingSettings) -> str | None:
     )
 
 
+_OF_PATHS = (
+    SourceKind.books, SourceKind.wikiextractor, SourceKind.wikipedia_dump, SourceKind.lines,
+    SourceKind.warc,
+)  # fmt: skip
+_OF_ROWS = (SourceKind.wikipedia, SourceKind.bookcorpus, SourceKind.book_rows, SourceKind.rows)
+_OF_URLS = (SourceKind.rows, SourceKind.lines, SourceKind.warc)
+
+
+def _path_fault(kind: SourceKind, path: str) -> str | None:
+    """Why a source of this kind cannot have a path; None if it can."""
+    if is_url(path) and _holds_key(path):
+        return (
+            f"source.path={path.partition('://')[0]}://...: holds a key, which files of the corpus "
+            "would keep; leave it out, and set it in the environment (AWS_ACCESS_KEY_ID, HF_TOKEN)"
+        )
+    if kind in _OF_URLS and (is_url(path) or glob.glob(path, recursive=True)):
+        return None
+    if is_url(path):
+        kinds = ", ".join(each.value for each in _OF_URLS)
+        return f"source.path={path}: only the sources {kinds} read URLs; fetch the files first"
+    return None if os.path.exists(path) else f"source.path={path} does not exist"
+
+
 def _source_faults(source: SourceSettings) -> Iterator[str]:
     if not source.name or "/" in source.name or source.name.startswith("."):
         yield f"source.name={source.name!r} must be the name of one folder"
-    for path in source.paths:
-        if not os.path.exists(path):
-            yield f"source.path={path} does not exist"
-    local = (SourceKind.books, SourceKind.wikiextractor, SourceKind.wikipedia_dump)
-    if source.path is None and source.kind in local:
+    yield from filter(None, (_path_fault(source.kind, path) for path in source.paths))
+    if source.path is None and source.kind in _OF_PATHS:
         yield "source.path is not set; it is the folder to read: add source.path=FOLDER"
-    rows = (SourceKind.wikipedia, SourceKind.bookcorpus, SourceKind.book_rows)
-    if source.path is None and source.dataset is None and source.kind in rows:
+    if source.path is None and source.dataset is None and source.kind in _OF_ROWS:
         yield "neither source.path nor source.dataset is set; set source.path=FOLDER"
     if source.language is not None and source.language.lower() not in known_languages():
         yield (

@@ -1,5 +1,7 @@
 """A folder of .txt files, one book per file, as Project Gutenberg has them, or several of them.
 
+Plain or packed (.txt.gz, .zst, .bz2, .xz).
+
 Encodings: UTF-8, UTF-16 with a byte order mark, otherwise Windows-1252. Nearly any bytes are valid
 in the last, so text that looks misread is rejected. Paragraphs: one per line, or separated by blank
 lines, or marked only by an indented first line or a short last one; each book is measured. Licence,
@@ -13,8 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_prep.core.settings import SourceSettings
+from data_prep.sources.inputs.packed import endings_of
 from data_prep.sources.inputs.plan import SourcePlan
-from data_prep.sources.inputs.text_files import plan_files, read_file, shown
+from data_prep.sources.inputs.text_files import plan_files, read_unpacked, shown
 from data_prep.stores.documents import Damage, Document, Reject
 from data_prep.text import gutenberg
 from data_prep.text.cleaning import clean_paragraphs, join_wrapped, split_lines
@@ -38,7 +41,7 @@ _MOST_VERSE = 0.5  # of the line ends; two books of verse have 0.6 and 0.8, pros
 
 # As create_pretraining_data.py reads it. Joined to paragraphs, several documents would be one. Of
 # 104 books those with as many lines that end a sentence have another end in 38 % of the lines.
-_SENTENCES = "a sentence per line, documents between blank lines: make each document a file or row"
+_SENTENCES = "many documents, a sentence per line: collect the file with +source=lines"
 _SAMPLE = 1_000  # lines, from all of the book
 _FEWEST_LINES = 8
 _FEWEST_PER_BLOCK = 3.0  # mean; a paragraph per line has 1
@@ -61,7 +64,7 @@ _ENDS_A_SENTENCE = re.compile(r"[.!?:—-][\"'”’)\]_*]*$|\*$")
 def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> SourcePlan:
     """Tasks of whole books."""
     return plan_files(
-        source, characters_per_part, ".txt file", lambda path: path.suffix.lower() == ".txt"
+        source, characters_per_part, ".txt file", lambda path: endings_of(path.name)[0] == ".txt"
     )
 
 
@@ -71,9 +74,9 @@ def read(source: SourceSettings, task: list[str]) -> Iterator[Document | Reject 
     Of several books in one file it is followed by their number.
     """
     for file in task:
-        data = read_file(source, file)
         name = shown(file)
-        title = Path(name).stem.replace("_", " ")
+        data = read_unpacked(source, file)
+        title = Path(name.removesuffix(endings_of(name)[1])).stem.replace("_", " ")
         if isinstance(data, Damage):
             yield data
             continue

@@ -15,6 +15,7 @@ from pathlib import Path
 import orjson
 
 from data_prep.core.settings import SourceSettings
+from data_prep.sources.inputs.packed import FAULTS
 from data_prep.sources.inputs.plan import SourcePlan
 from data_prep.sources.inputs.text_files import plan_files, read_file, shown
 from data_prep.sources.wikipedia_articles import article
@@ -65,7 +66,7 @@ def read(source: SourceSettings, task: list[str]) -> Iterator[Document | Reject 
         try:
             data = read_file(source, file)
             text = data if isinstance(data, Damage) else data.decode("utf-8-sig")
-        except (UnicodeDecodeError, EOFError, OSError) as error:
+        except (UnicodeDecodeError, *FAULTS, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             yield Reject(name, "", "", f"unreadable file: {type(error).__name__}")

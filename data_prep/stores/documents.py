@@ -148,6 +148,7 @@ class DocumentPart(PartEntry, kw_only=True):
 
     source: str
     path: Path
+    one_sentence_per_line: bool = False  # whether each paragraph of its documents is a sentence
 
     @property
     def key(self) -> str:
@@ -262,7 +263,9 @@ def list_sources(data_dir: Path) -> list[str]:
 def collected_parts(data_dir: Path, source: str) -> list[DocumentPart]:
     """The parts of one source as it was collected. Raises ValueError as `list_parts` does."""
     folder = data_dir / "documents" / source
-    return _parts_of(folder, read_documents_manifest(folder).parts)
+    manifest = read_documents_manifest(folder)
+    is_split = manifest.settings.get("one_sentence_per_line") is True
+    return _parts_of(folder, manifest.parts, is_split)
 
 
 def read_filtered_manifest(folder: Path) -> FilteredManifest:
@@ -289,7 +292,8 @@ def _used_parts(data_dir: Path, source: str) -> list[DocumentPart]:
             f"the documents of {source} have changed since they were filtered; run "
             f"{_filter_cure(folder)}"
         )
-    return _parts_of(folder, filtered.parts)
+    is_split = any(part.one_sentence_per_line for part in collected)
+    return _parts_of(folder, filtered.parts, is_split)
 
 
 def read_documents_manifest(folder: Path) -> DocumentsManifest:
@@ -298,7 +302,7 @@ def read_documents_manifest(folder: Path) -> DocumentsManifest:
     return read_manifest(folder / "manifest.json", DocumentsManifest, command)
 
 
-def _parts_of(folder: Path, entries: Iterable[PartEntry]) -> list[DocumentPart]:
+def _parts_of(folder: Path, entries: Iterable[PartEntry], is_split: bool) -> list[DocumentPart]:
     parts = []
     for entry in entries:
         path = folder / entry.name
@@ -308,7 +312,9 @@ def _parts_of(folder: Path, entries: Iterable[PartEntry]) -> list[DocumentPart]:
                 f"delete {folder} and {_verb(folder)} the source {folder.name} again"
             )
         fields = msgspec.structs.asdict(entry)
-        parts.append(DocumentPart(source=folder.name, path=path, **fields))
+        parts.append(
+            DocumentPart(source=folder.name, path=path, one_sentence_per_line=is_split, **fields)
+        )
     return parts
 
 

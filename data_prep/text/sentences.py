@@ -54,12 +54,15 @@ _MISSED = {
 def splitter(name: str, language: str) -> Splitter:
     """The function that cuts a paragraph into its sentences, in order; none is blank.
 
-    `name` is nupunkt or sentencex, `language` an ISO 639 code; an unknown one gets the rules that
-    hold for most. The text is unchanged except for blanks between sentences. A lower-case word
-    starts no sentence. A paragraph of blanks has no sentences.
+    `name` is nupunkt, sentencex or lines, to which each paragraph is one sentence; `language` is an
+    ISO 639 code, and an unknown one gets the rules that hold for most. The text is unchanged except
+    for blanks between sentences. A lower-case word starts no sentence. A paragraph of blanks has no
+    sentences.
     """
     if name == "nupunkt":
         return split_paragraph
+    if name == "lines":
+        return lambda paragraph: [paragraph.strip()] if paragraph.strip() else []
     return functools.partial(_split_by_rules, language.lower().split("-")[0])
 
 

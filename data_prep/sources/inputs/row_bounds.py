@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 from data_prep.sources.inputs.text_files import MOST_BYTES
 
 MOST_GROUP_BYTES = 4 << 30  # of a row group, unpacked; pandas writes a million rows in one
-_BATCH_ROWS = 1_000
-_BATCH_BYTES = 64 << 20
+BATCH_ROWS = 1_000
+BATCH_BYTES = 64 << 20
+_SIZED = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary)
 _JSON_STARTS = (b"{", b"[", b"\xef", b"")  # an object, a list, a byte order mark, a blank line
 
 
@@ -75,10 +76,10 @@ def _check_group(file: pq.ParquetFile, group: int, columns: list[str]) -> int:
     claimed = file.metadata.row_group(group)
     size = claimed.total_byte_size  # before dictionaries are resolved
     if size <= MOST_GROUP_BYTES:
-        batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * claimed.num_rows // max(1, size)))
+        batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * claimed.num_rows // max(1, size)))
         size = first = 0
         for batch in file.iter_batches(batch_rows, row_groups=[group], columns=columns):
-            rows = sum(map(_bytes_of_rows, batch.columns), np.zeros(len(batch), np.int64))
+            rows = sum(map(bytes_of_rows, batch.columns), np.zeros(len(batch), np.int64))
             longest = int(rows.argmax())
             if rows[longest] > MOST_BYTES:
                 raise ValueError(
@@ -97,12 +98,16 @@ def _check_group(file: pq.ParquetFile, group: int, columns: list[str]) -> int:
     return int(size)
 
 
-def _bytes_of_rows(column: pa.Array) -> npt.NDArray[np.int64]:
-    """The bytes of each row of a column, unpacked."""
-    if not pa.types.is_dictionary(column.type):
+def bytes_of_rows(column: pa.Array) -> npt.NDArray[np.int64]:
+    """The bytes of each row of a column, unpacked; a mean where the type does not tell."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        lengths = pc.binary_length(column.dictionary).take(column.indices)
+    elif any(test(kind) for test in _SIZED):
+        lengths = pc.binary_length(column)
+    else:
         return np.full(len(column), -(-column.nbytes // max(1, len(column))))
-    lengths = pc.binary_length(column.dictionary).take(column.indices).fill_null(0)
-    return np.asarray(lengths.to_numpy(zero_copy_only=False), np.int64)
+    return np.asarray(lengths.fill_null(0).to_numpy(zero_copy_only=False), np.int64)
 
 
 def _check_room(needed: int, cache: Path) -> None:

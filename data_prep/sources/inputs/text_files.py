@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
 import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 from data_prep.core.config import SettingsError
 from data_prep.core.settings import SourceSettings
+from data_prep.sources.inputs.packed import endings_of, fault_of, unpacked
 from data_prep.sources.inputs.plan import SourcePlan, cut_by_size
 from data_prep.stores.documents import Damage
 
@@ -67,7 +67,7 @@ def find_files(
     """
     wanted, others = list_files(paths_of(source), is_wanted)
     if not wanted:
-        instead = "".join(f"; there are {files}" for files in _by_ending(others, root_of(source)))
+        instead = "".join(f"; there are {files}" for files in by_ending(_names(source, others)))
         raise SettingsError(
             f"source.path={source.path} holds no {what}, nor do its subfolders{instead}"
         )
@@ -88,15 +88,20 @@ def root_of(source: SourceSettings) -> Path:
 
 def not_read(source: SourceSettings, others: Sequence[Path]) -> dict[str, list[str]]:
     """What a plan's inputs record of the files that are not read; nothing if there are none."""
-    return {"not_read": _by_ending(others, root_of(source))} if others else {}
+    return {"not_read": by_ending(_names(source, others))} if others else {}
 
 
-def _by_ending(files: Sequence[Path], root: Path) -> list[str]:
+def _names(source: SourceSettings, files: Sequence[Path]) -> list[str]:
+    root = root_of(source)
+    return [path.relative_to(root).as_posix() for path in files]
+
+
+def by_ending(names: Sequence[str]) -> list[str]:
     """Files by the ending of their names: how many, and the first one; the most frequent first."""
     endings: dict[str, list[str]] = {}
-    for path in files:
-        ending = path.suffix.lower() or "without an ending"
-        endings.setdefault(ending, []).append(shown(path.relative_to(root).as_posix()))
+    for name in names:
+        ending = Path(name).suffix.lower() or "without an ending"
+        endings.setdefault(ending, []).append(shown(name))
     ordered = sorted(endings.items(), key=lambda item: (-len(item[1]), item[0]))
     lines = [
         f"{len(names):,} {ending}{', such as' if len(names) > 1 else ':'} {names[0]}"
@@ -144,18 +149,28 @@ def _refuse(error: OSError) -> None:
     )
 
 
+def read_unpacked(source: SourceSettings, name: str) -> bytes | Damage:
+    """As `read_file`, but a Damage also if the file cannot be unpacked."""
+    try:
+        return read_file(source, name)
+    except (Exception, EOFError) as error:
+        if (fault := fault_of(error)) is None:
+            raise
+        return Damage(shown(name), fault)
+
+
 def read_file(source: SourceSettings, name: str) -> bytes | Damage:
-    """The bytes of a file, those of a .bz2 unpacked.
+    """The bytes of a file, those of a packed one unpacked.
 
     A Damage if it is missing, such as the target of a broken link, or too large to be held in
-    memory. Raises EOFError, or OSError without a number, if it cannot be unpacked. Any other
-    OSError, of a disk or of permissions, is raised: the next start may read the file.
+    memory. Raises what `fault_of` knows if it cannot be unpacked. Any other OSError, of a disk or
+    of permissions, is raised: the next start may read the file.
     """
     path = root_of(source) / name
     if not path.is_file():
         return Damage(shown(name), NO_FILE)
-    with path.open("rb") as file:
-        data = (bz2.BZ2File(file) if name.endswith(".bz2") else file).read(MOST_BYTES + 1)
+    with path.open("rb") as raw, unpacked(raw, endings_of(name)[1]) as file:
+        data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         return Damage(
             shown(name), f"has more than {MOST_BYTES >> 20} MiB; cut it into smaller files"

@@ -1,13 +1,17 @@
 """Folders of books: encodings, what is no book, licences, paragraphs."""
 
+import bz2
+import gzip
+import lzma
 from pathlib import Path
 
 import pytest
+import zstandard
 from shared_data import unpacked_all
 from source_reading import read_all, reasons, source_of, texts
 
 from data_prep.sources import books
-from data_prep.stores.documents import Damage
+from data_prep.stores.documents import Damage, Document
 
 STORY = "She said “no”. It was the café’s end.\n\nThey all went home — at last."
 
@@ -15,6 +19,33 @@ STORY = "She said “no”. It was the café’s end.\n\nThey all went home — 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
 def test_a_book_reads_the_same_in_every_encoding(encoding: str) -> None:
     assert books.decode(STORY.encode(encoding)) == (STORY, None)
+
+
+PACK = {
+    ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("packing", PACK)
+def test_a_packed_book_reads_as_the_plain_one(tmp_path: Path, packing: str) -> None:
+    (tmp_path / f"A_tale.TXT{packing}").write_bytes(PACK[packing](STORY.encode()))
+    (book,) = read_all(source_of("books", tmp_path))
+    assert book == Document(f"A_tale.TXT{packing}", "A tale", STORY.replace("\n\n", "\n"))
+
+
+@pytest.mark.parametrize("packing", PACK)
+def test_a_packed_book_that_breaks_off_is_damage(tmp_path: Path, packing: str) -> None:
+    packed = PACK[packing](STORY.encode())
+    (tmp_path / f"a.txt{packing}").write_bytes(packed[: len(packed) // 2])
+    (tmp_path / "b.txt").write_text("It was night.")
+    damage, book = read_all(source_of("books", tmp_path))
+    assert (damage.input, book.id) == (f"a.txt{packing}", "b.txt")
+    assert "breaks off or is corrupt" in damage.what
+
+
+def test_a_single_book_is_read_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(STORY.encode()))
+    assert list(texts(read_all(source_of("books", tmp_path / "a.txt.gz")))) == ["a.txt.gz"]
 
 
 def test_a_book_cut_inside_a_character_loses_that_character_alone() -> None:
@@ -127,7 +158,7 @@ def _documents(*documents: list[str]) -> str:
 )  # fmt: skip
 def test_documents_of_a_sentence_per_line_are_rejected_with_the_cure(tmp_path, text) -> None:
     (tmp_path / "x.txt").write_text(text, encoding="utf-8")
-    cure = "a sentence per line, documents between blank lines: make each document a file or row"
+    cure = "many documents, a sentence per line: collect the file with +source=lines"
     assert reasons(read_all(source_of("books", tmp_path))) == {"x.txt": cure}
 
 

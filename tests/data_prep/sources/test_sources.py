@@ -153,8 +153,8 @@ def test_a_folder_that_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch) 
 @pytest.mark.parametrize(
     ("kind", "read", "others", "told"),
     [
-        ("books", ["a.txt", "b.TXT"], ["c.txt.gz", "d.gz", "e.pdf", "LICENSE", ".hidden"],
-         ["2 .gz, such as c.txt.gz", "1 .pdf: e.pdf", "1 without an ending: LICENSE"]),
+        ("books", ["a.txt", "b.TXT"], ["c.txt.7z", "d.7z", "e.pdf", "LICENSE", ".hidden"],
+         ["2 .7z, such as c.txt.7z", "1 .pdf: e.pdf", "1 without an ending: LICENSE"]),
         ("books", ["a.txt"], ["a.text", "b.TEXT", "c\x1b[31m.md"],
          ["2 .text, such as a.text", "1 .md: c\x1b[31m.md"]),
         ("books", ["a.txt"], [f"a.{n}" for n in range(9)],
@@ -180,8 +180,8 @@ def test_files_that_are_not_read_are_counted_and_named(
 
 
 def test_a_folder_of_other_files_alone_is_refused_with_what_there_is(tmp_path: Path) -> None:
-    _folder_of(tmp_path, "a.txt.gz", "sub/b.txt.gz", "c.pdf")
-    expected = r"holds no \.txt file, .*; there are 2 \.gz, such as a\.txt\.gz; there are 1 \.pdf"
+    _folder_of(tmp_path, "a.txt.7z", "sub/b.txt.7z", "c.pdf")
+    expected = r"holds no \.txt file, .*; there are 2 \.7z, such as a\.txt\.7z; there are 1 \.pdf"
     with pytest.raises(SettingsError, match=expected):
         books.plan(source_of("books", tmp_path), 10, tmp_path)
 

@@ -1,0 +1,119 @@
+"""Any files of rows with a column of text: jsonl, json, csv, tsv, parquet, arrow; also packed.
+
+Or a data set of the Hugging Face hub, read where it is. A row is a document; its text is only
+brought into one form, as that of every source: nothing is taken out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from data_prep.core.config import SettingsError
+from data_prep.core.settings import SourceSettings
+from data_prep.sources.inputs.hub import hub_files
+from data_prep.sources.inputs.packed import endings_of
+from data_prep.sources.inputs.pieces import Piece, plan_pieces
+from data_prep.sources.inputs.places import find_inputs
+from data_prep.sources.inputs.plan import SourcePlan
+from data_prep.sources.inputs.row_files import READERS, Row, columns_of, read_rows
+from data_prep.sources.inputs.text_files import shown
+from data_prep.stores.documents import Damage, Document, Reject
+from data_prep.text.cleaning import clean_paragraphs, split_lines
+from data_prep.text.language import is_language
+
+NUMBERED = "file:row"  # the id_column that names a document by its place
+_ID_COLUMNS = ("id", "url")
+_WHAT = "file of rows (.jsonl, .json, .csv, .tsv, .parquet or .arrow; also .gz, .zst, .bz2, .xz)"
+
+
+def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> SourcePlan:
+    """Tasks of pieces of files. Raises SettingsError if the first file lacks a column."""
+    if source.path is None:
+        (files, others), commit = hub_files(source, _is_wanted, _WHAT)
+    else:
+        (files, others), commit = find_inputs(source, _WHAT, _is_wanted), {}
+    if odd := next((file for file in files if not _is_wanted(file.name)), None):
+        raise SettingsError(f"{shown(odd.name)} is no {_WHAT} by its name: rename it")
+    _check_columns(source, Piece(files[0].name, files[0].at))
+    plan = plan_pieces(files, characters_per_part, source.text_column)
+    return replace(plan, inputs={**plan.inputs, **commit, **others})
+
+
+def read(source: SourceSettings, task: list[Any]) -> Iterator[Document | Reject | Damage]:
+    """A document or a reject for each row, and a Damage where a file cannot be read on."""
+    ids = [] if source.id_column == NUMBERED else [source.id_column] if source.id_column else None
+    named = [source.text_column, *(_ID_COLUMNS if ids is None else ids)]
+    named += [source.title_column, source.language_column]
+    columns = [name for name in named if name is not None]
+    for piece in (Piece(*fields) for fields in task):
+        for row in read_rows(piece, columns):
+            if isinstance(row, Damage):
+                yield row
+            else:
+                place = f"{shown(piece.name)}:{row.number}"
+                yield _document(source, _id(row, _ID_COLUMNS if ids is None else ids, place), row)
+
+
+def _document(source: SourceSettings, id: str, row: Row) -> Document | Reject:
+    """A row's document, or a reject with the reason."""
+    if row.fault:
+        return Reject(id, "", row.raw, row.fault)
+    text = row.values.get(str(source.text_column))
+    given = row.values.get(str(source.title_column))
+    title = (
+        clean_paragraphs(split_lines(given)).replace("\n", " ") if isinstance(given, str) else ""
+    )
+    if text is None:
+        return Reject(id, title, "", "no text")
+    if not isinstance(text, str):
+        return Reject(id, title, str(text)[:1_000], f"text of type {type(text).__name__}")
+    cleaned = clean_paragraphs(split_lines(text))
+    if not cleaned:
+        return Reject(id, title, text, "empty")
+    if source.min_characters is not None and len(cleaned) < source.min_characters:
+        return Reject(id, title, cleaned, "too short")
+    if source.language is not None and source.language_column is not None:
+        stated = row.values.get(source.language_column)
+        if not _is_stated(stated, source.language):
+            return Reject(id, title, cleaned, f"language {stated}, not {source.language}")
+    return Document(id, title, cleaned)
+
+
+def _is_stated(stated: object, wanted: str) -> bool:
+    """Whether a row states that it is of a language: de, de-AT and DE_at are all German."""
+    code, wanted = str(stated).strip().lower().replace("_", "-"), wanted.lower()
+    return wanted in (code, code.partition("-")[0]) or is_language(str(stated).strip(), wanted)
+
+
+def _id(row: Row, columns: Any, place: str) -> str:
+    """What the first of `columns` that is filled holds, or the row's place."""
+    for name in columns:
+        value = row.values.get(name)
+        if isinstance(value, int) or (isinstance(value, str) and value.strip()):
+            return str(value).strip()
+    return place
+
+
+def _is_wanted(name: str) -> bool:
+    return endings_of(name.partition("?")[0])[0] in READERS
+
+
+def _check_columns(source: SourceSettings, first: Piece) -> None:
+    """Raises SettingsError naming the columns that settings ask for and the first file lacks."""
+    asked = {
+        "text_column": source.text_column,
+        "id_column": None if source.id_column == NUMBERED else source.id_column,
+        "title_column": source.title_column,
+        "language_column": source.language_column,
+    }
+    there = columns_of(first, str(source.text_column))
+    missing = {setting: name for setting, name in asked.items() if name and name not in there}
+    if there and missing:
+        setting, name = next(iter(missing.items()))
+        raise SettingsError(
+            f"source.{setting}={name}: {shown(first.name)} has the columns {', '.join(there)}; set "
+            f"source.{setting} to one of them"
+        )
