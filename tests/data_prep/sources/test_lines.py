@@ -1,5 +1,6 @@
 """Google's format: a sentence per line, blank lines between documents, cut anywhere."""
 
+import string
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,11 @@ from hypothesis import strategies as st
 from row_tables import PACKINGS
 from source_reading import read_all, reasons, source_of, texts
 
-from data_prep import collect, encode
+from data_prep import collect, encode, vocab
 from data_prep.core.job import load
 from data_prep.sources import lines
 from data_prep.sources.inputs import pieces
-from data_prep.stores.documents import Damage, list_parts
+from data_prep.stores.documents import Damage
 from data_prep.text.sentences import splitter
 
 TEXT = "Mr. A. said no. He left.\nIt was\n\n\nOne is here.\nÄnd so on.\n  \nLast.\n"
@@ -86,17 +87,28 @@ def test_a_line_is_one_sentence_to_encode_and_only_of_this_source(tmp_path: Path
     for name in ("google", "plain"):
         (tmp_path / name).mkdir()
         for number in range(30):
-            block = f"He came at {number}. She left.\nIt was {number}, and\nthey slept. So what?\n"
+            block = f"He came at {number}. She left.\nIt was {number}. They slept.\n"
             (tmp_path / name / f"{number}.txt").write_text(block)
     where = f"data_dir={tmp_path / 'data'}"
     for name, kind in (("google", "lines"), ("plain", "books")):
         given = [f"+source={kind}", f"source.path={tmp_path / name}", f"source.name={name}"]
         collect.run(load([*given, where, "source.min_characters=null", "source.language=null"]))
-    parts = {part.source: part for part in list_parts(tmp_path / "data")}
-    assert parts["google"].one_sentence_per_line
-    assert not parts["plain"].one_sentence_per_line
-    prints = [encode._task_entry(tmp_path, parts[name], {}, {}).fingerprint for name in parts]
-    assert len(set(prints)) == 2
+    signs = [*string.ascii_lowercase, *string.digits]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *signs, *(f"##{s}" for s in signs)]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n")
+    vocab.run(load([where, f"vocab_file={tmp_path / 'vocab.txt'}"]))
+    given = [where, "heldout_fraction=0.3", "duplicates=keep", "num_workers=1"]
+    store = encode.run(load(given))
+    counts = {
+        source: sum(
+            entry.sentences
+            for entries in store.splits.values()
+            for entry in entries
+            if entry.name.startswith(source)
+        )
+        for source in ("google", "plain")
+    }
+    assert counts == {"google": 30 * 2, "plain": 30 * 4}
 
 
 def test_a_blank_paragraph_has_no_sentence() -> None:
