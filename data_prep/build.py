@@ -26,6 +26,7 @@ from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json, whole_or_absent, write_json
 from data_prep.core.job import start
 from data_prep.core.objectives import Pairing, RandomNext
+from data_prep.core.records import read_packed
 from data_prep.core.settings import DataPrepSettings
 from data_prep.examples.pairs import LOSSES, label_fault
 from data_prep.executors.run import run_tasks
@@ -66,8 +67,8 @@ def run(settings: DataPrepSettings) -> shards.ShardsManifest:
     common = fingerprint(identity)
     entries = [
         TaskEntry(f"{split}-{shard.stem}", common, (shard,))
-        for index, (split, _, _) in enumerate(tasks)
-        for shard in [folder / split / shards.shard_name(tasks, index)]
+        for (split, _, _), name in zip(tasks, shards.shard_names(tasks), strict=True)
+        for shard in [folder / split / name]
     ]
     task = partial(build_shard, folder, tasks, identity)
     counts = run_tasks(f"build {settings.seq_len}", folder / "logs", entries, task, settings)
@@ -229,15 +230,20 @@ def _collect(
     counts: dict[str, int],
     identity: shards.ShardsIdentity,
 ) -> tuple[dict[str, shards.SplitEntry], NDArray[np.int64]]:
-    """The splits of the manifest, from the shards' own bytes, and (V,) target counts of train."""
+    """The splits of the manifest and (V,) target counts of train, from the tasks' records.
+
+    A shard without one, as of an earlier version, is read.
+    """
     entries: dict[str, list[shards.ShardEntry]] = {split: [] for split in shards.SPLITS}
     token_counts = np.zeros(identity.vocab_size, np.int64)
-    for index, (split, _, _) in enumerate(tasks):
-        path = folder / split / shards.shard_name(tasks, index)
-        examples, _ = shards.read_shard(path)
-        entries[split].append(shards.ShardEntry.of(path, examples, identity.pairs))
+    for (split, _, _), name in zip(tasks, shards.shard_names(tasks), strict=True):
+        path, record_path = folder / split / name, shards.counts_path(folder, split, name)
+        record = read_packed(record_path, shards.ShardCounts)
+        if record is None or record.identity != identity:
+            record = shards.ShardCounts.of(path, shards.read_shard(path)[0], identity)
+        entries[split].append(record.entry)
         if split == "train":
-            token_counts += np.bincount(examples.targets, minlength=identity.vocab_size)
+            token_counts += record.target_counts()
     splits = {}
     for split, of_split in entries.items():
         losses = {name: counts.get(f"{split}/{name}", 0) for name in LOSSES}

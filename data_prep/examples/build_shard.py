@@ -16,10 +16,18 @@ import orjson
 
 from data_prep.core.config import SettingsError
 from data_prep.core.objectives import MaskingUnit, Pairing
+from data_prep.core.records import write_packed
 from data_prep.examples.masking import MaskingRule, mask_examples, static_keys
 from data_prep.examples.pairs import LOSSES, PairRule, Pairs, make_pairs
 from data_prep.stores.arrow import outside
-from data_prep.stores.shards import Examples, ShardsIdentity, shard_name, write_shard
+from data_prep.stores.shards import (
+    Examples,
+    ShardCounts,
+    ShardsIdentity,
+    counts_path,
+    shard_names,
+    write_shard,
+)
 from data_prep.stores.tokens import CURE, TokenPart, TokenStore, check_part
 
 
@@ -53,7 +61,10 @@ def build_shard(
         "token_part": store.part(part).name,
         "settings": orjson.dumps(settings, msgspec.to_builtins, orjson.OPT_SORT_KEYS).decode(),
     }
-    write_shard(folder / split / shard_name(tasks, index), examples, metadata)
+    path = folder / split / shard_names(tasks)[index]
+    write_shard(path, examples, metadata)
+    counts = ShardCounts.of(path, examples, identity)
+    write_packed(counts_path(folder, split, path.name), counts)
     return {f"{split}/{name}": getattr(pairs, name) for name in LOSSES}
 
 

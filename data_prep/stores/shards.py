@@ -14,6 +14,7 @@ Suffixes: N examples, T tokens of all examples end to end, M masked positions of
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
+import zstandard
 from numpy.typing import NDArray
 
 from data_prep.core.config import SettingsError, limit_faults
@@ -159,6 +161,27 @@ class ShardsIdentity(TextForm, kw_only=True):
         )
         if faults or (fault := shares_fault(self.masking)):
             raise ValueError(faults[0] if faults else fault)
+
+
+class ShardCounts(Record):
+    """What the manifest and token_counts.npy have of one shard: its task leaves this record."""
+
+    identity: ShardsIdentity
+    entry: ShardEntry
+    targets: bytes  # zstd of (V,) uint32, how often each id is a target
+
+    @classmethod
+    def of(cls, path: Path, examples: Examples, identity: ShardsIdentity) -> ShardCounts:
+        """The counts of the shard at `path`, which holds `examples`. Reads every byte."""
+        targets = np.bincount(examples.targets, minlength=identity.vocab_size).astype("<u4")
+        packed = zstandard.compress(targets.tobytes())
+        return cls(identity, ShardEntry.of(path, examples, identity.pairs), packed)
+
+    def target_counts(self) -> NDArray[np.uint32]:
+        """(V,) how often each id is a target."""
+        size = 4 * self.identity.vocab_size
+        raw = zstandard.ZstdDecompressor().stream_reader(self.targets).read(size)
+        return np.frombuffer(raw, "<u4")
 
 
 class ShardsManifest(ShardsIdentity, kw_only=True):
@@ -306,9 +329,19 @@ def _offsets_fault(examples: Examples, other_offsets: NDArray[Any]) -> str | Non
     )
 
 
-def shard_name(tasks: Sequence[tuple[str, int, int]], index: int) -> str:
-    """The file of task `index` of (split, pass, part) tasks: numbered inside its split."""
-    return f"shard-{index - [split for split, _, _ in tasks].index(tasks[index][0]):05d}.arrow"
+def shard_names(tasks: Sequence[tuple[str, int, int]]) -> list[str]:
+    """The file of each of (split, pass, part) tasks: numbered inside its split."""
+    numbers: Counter[str] = Counter()
+    names = []
+    for split, _, _ in tasks:
+        names.append(f"shard-{numbers[split]:05d}.arrow")
+        numbers[split] += 1
+    return names
+
+
+def counts_path(folder: Path, split: str, name: str) -> Path:
+    """The ShardCounts of the shard `name` below a folder of shards."""
+    return folder / "logs" / "counts" / f"{split}-{Path(name).stem}.msgpack"
 
 
 def read_shards_manifest(folder: Path) -> ShardsManifest:

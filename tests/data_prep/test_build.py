@@ -20,6 +20,7 @@ from data_prep.examples.build_shard import build_shard
 from data_prep.examples.masking import MaskingRule, mask_examples, static_keys
 from data_prep.examples.pairs import label_fault
 from data_prep.executors import run
+from data_prep.stores import shards
 from data_prep.stores.shard_checks import verify
 from data_prep.stores.shard_reader import Shards
 from data_prep.stores.shards import (
@@ -440,3 +441,33 @@ def test_the_job_prints_a_table_and_returns_0(corpus: Path, capfd) -> None:
     out = capfd.readouterr().out
     assert "train" in out
     assert "in no example" in out
+
+
+@pytest.mark.parametrize("has_records", [True, False])
+def test_the_manifest_is_made_of_the_records_of_the_tasks_or_else_of_the_shards(
+    tmp_path: Path, inline, monkeypatch: pytest.MonkeyPatch, has_records: bool
+) -> None:
+    made_and_built(tmp_path)
+    folder, read, real = tmp_path / "len64", [], shards.read_shard
+    wanted = files_of(folder)
+    (folder / "manifest.json").unlink()
+    (folder / "token_counts.npy").unlink()
+    if not has_records:  # as an earlier version left it
+        shutil.rmtree(folder / "logs" / "counts")
+    monkeypatch.setattr(shards, "read_shard", lambda path: read.append(path) or real(path))
+    build.run(settings_of(tmp_path))
+    assert files_of(folder) == wanted
+    assert len(read) == (0 if has_records else 6)
+
+
+def test_the_record_of_other_shards_is_not_used(tmp_path: Path, inline) -> None:
+    made_and_built(tmp_path)
+    records = tmp_path / "len64" / "logs" / "counts"
+    shutil.copytree(records, tmp_path / "former")
+    build.run(settings_of(tmp_path, "seed=2", "replace=true"))
+    wanted = files_of(tmp_path / "len64")
+    shutil.rmtree(records)
+    shutil.copytree(tmp_path / "former", records)
+    (tmp_path / "len64" / "manifest.json").unlink()
+    build.run(settings_of(tmp_path, "seed=2"))
+    assert files_of(tmp_path / "len64") == wanted
