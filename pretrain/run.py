@@ -40,6 +40,7 @@ from pretrain.config.load import folder_of_run, load
 from pretrain.config.phases import phases_of
 from pretrain.config.settings import Compile, DataSettings, Device, Settings
 from pretrain.data.corpus import folder_of, manifest_of, prepare_sample
+from pretrain.data.mixture import check_mixture
 from pretrain.distributed import signals
 from pretrain.distributed.device import why_no_cuda
 from pretrain.distributed.rank_logs import RankOutput, rank_output
@@ -179,6 +180,8 @@ def _check_manifests(settings: Settings, on_sample: bool, stop: signals.StopRequ
                 stop.wait(limit_s=30)
             if is_main or stop.requested:
                 raise  # otherwise the preflight names this rank
+        if is_main:
+            check_mixture(data)
         if is_main and not on_sample:
             _warn_of_changes(data)
 

@@ -206,8 +206,6 @@ def _merged(
         of_items = next(iter(get_args(kind)), None) if get_origin(kind) is list else None
         if _is_group(kind) and isinstance(value, Mapping):
             value = _merged(kind, before, value, f"{prefix}{name}.")
-        elif get_origin(kind) is dict and isinstance(value, Mapping):
-            value = {**before, **value}
         elif _is_group(of_items) and isinstance(value, list):
             value = [
                 _merged(of_items, {}, item, f"{prefix}{name}[{number}].")

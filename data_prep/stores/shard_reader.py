@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ from numpy.typing import NDArray
 
 from data_prep.core.config import SettingsError
 from data_prep.stores.shard_checks import check_counts, check_rows, check_tokens, size_faults
-from data_prep.stores.shards import Examples, ShardsManifest, read_shard, read_shards_manifest
+from data_prep.stores.shards import (
+    Examples,
+    ShardsManifest,
+    read_shard,
+    read_shards_manifest,
+    read_source,
+)
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,11 @@ class Shards:
     def read(self, examples: NDArray[np.integer[Any]]) -> Examples:
         """The examples of these numbers, in this order, copied out of the memory maps."""
         return self.rows(examples).read()
+
+    def sources(self, shards: Sequence[int]) -> list[str]:
+        """The source of each of these shards; "" where a shard names none. Reads their heads."""
+        folder = self.folder / self.split
+        return [read_source(folder / self._shards[index].name) for index in shards]
 
     def _map(self, shards: NDArray[np.int64]) -> None:
         """Map the shards that are not mapped yet, and check their rows."""

@@ -264,11 +264,7 @@ def read_shard(path: Path, check_offsets: bool = True) -> tuple[Examples, dict[s
     Raises SettingsError on a file that is no shard of this schema version, and where offsets do not
     cut the columns from end to end; `check_offsets=False` is for a shard that `verify` has passed.
     """
-    batch = map_batch(path, _SCHEMAS, CURE)
-    metadata = metadata_of(batch)
-    if metadata.get("schema_version") != str(SCHEMA_VERSION):
-        found = shortened(str(metadata.get("schema_version")))
-        raise SettingsError(f"{path} has schema version {found}, not {SCHEMA_VERSION}; {CURE}")
+    batch, metadata = _map_shard(path)
     offsets, input_ids = _list_views(batch.column("input_ids"))
     masked_offsets, masked_positions = _list_views(batch.column("masked_positions"))
     other_offsets, masked_input_ids = _list_views(batch.column("masked_input_ids"))
@@ -286,6 +282,31 @@ def read_shard(path: Path, check_offsets: bool = True) -> tuple[Examples, dict[s
     if check_offsets:
         refuse(path, _offsets_fault(examples, other_offsets))
     return examples, metadata
+
+
+def read_source(path: Path) -> str:
+    """The source of a shard's documents: `books` of the token part books-00003. No row is read.
+
+    "" if the shard does not name its token part. Raises SettingsError on a file that is no shard of
+    this schema version, and on a name that is none.
+    """
+    source = _map_shard(path)[1].get("token_part", "").rpartition("-")[0]
+    try:
+        if source:
+            check_file_name(source)
+    except ValueError as error:
+        raise SettingsError(f"{path}, its token_part: {error}; {CURE}") from error
+    return source
+
+
+def _map_shard(path: Path) -> tuple[Any, dict[str, str]]:
+    """Memory-map a shard, as `read_shard`: its record batch and its metadata."""
+    batch = map_batch(path, _SCHEMAS, CURE)
+    metadata = metadata_of(batch)
+    if metadata.get("schema_version") != str(SCHEMA_VERSION):
+        found = shortened(str(metadata.get("schema_version")))
+        raise SettingsError(f"{path} has schema version {found}, not {SCHEMA_VERSION}; {CURE}")
+    return batch, metadata
 
 
 def _schema(ids: Any) -> Any:

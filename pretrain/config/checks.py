@@ -9,6 +9,7 @@ from data_prep.core.config import Limits, SettingsError, limit_faults
 from data_prep.core.objectives import Pairing
 from pretrain.config.settings import (
     Compile,
+    DataSettings,
     OnSpike,
     OptimizerName,
     OptimSettings,
@@ -43,6 +44,14 @@ LIMITS: Limits = {
     "model.layer_norm_eps": _POSITIVE,
     "model.pad_vocab_size_multiple_of": _SIZE,
     "data.seq_len": _COUNT,
+    "data.mixture": (
+        lambda value: value and all(weight > 0 for weight in value.values()),
+        "a weight above 0 for each source, as in {wikipedia:3,books:1}",
+    ),
+    "data.mixture_temperature": (
+        lambda value: 0 <= value <= 1,
+        "from 0 (equal shares) to 1 (shares by size)",
+    ),
     "optim.global_batch": _COUNT,
     "optim.learning_rate": _POSITIVE,
     "optim.betas": (
@@ -121,7 +130,8 @@ def check(settings: Settings, world_size: int) -> None:
         )
     # What follows compares values that are possible alone
     wrong = wrong or [
-        *_check_model(settings), *_check_schedule(settings.schedule),
+        *_check_model(settings), *_check_mixture(settings.data),
+        *_check_schedule(settings.schedule),
         *_check_optimizer(settings.optim), *_check_engine(settings), *_check_survival(settings),
         *_check_cluster(settings), *_check_total(settings), *_check_dealable(settings, world_size),
     ]  # fmt: skip
@@ -157,6 +167,15 @@ def _check_model(settings: Settings) -> list[str]:
             f"two segments; set model.type_vocab_size={segments}"
         )
     return wrong
+
+
+def _check_mixture(data: DataSettings) -> list[str]:
+    if data.mixture is None or data.mixture_temperature is None:
+        return []
+    return [
+        f"data.mixture={data.mixture} and data.mixture_temperature={data.mixture_temperature:g} "
+        "both set the shares of the sources; set one of them to null"
+    ]
 
 
 def _check_schedule(schedule: ScheduleSettings) -> list[str]:

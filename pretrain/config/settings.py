@@ -128,6 +128,13 @@ class DataSettings:
     seq_len: int  # which len<seq_len>/ of it
     pairs: Pairing  # of those shards: it decides the second loss and its head
     masking: MaskMode
+    mixture: dict[str, float] | None = None  # weight of each source; None: as the text is
+    mixture_temperature: float | None = None  # instead: exponent to the sources' sizes
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether a mixture sets the share of each source."""
+        return self.mixture is not None or self.mixture_temperature is not None
 
 
 @dataclass

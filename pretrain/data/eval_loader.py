@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,7 +21,17 @@ class HeldOutBatch:
     """One rank's forward pass of an evaluation."""
 
     batch: PackedBatch
+    source: int  # of its examples: its place in the loader's `sources`
     is_counted: bool  # False: it only keeps this rank in step with the others
+
+
+@dataclass(frozen=True)
+class HeldOutSource:
+    """The evaluated examples of one source, over all ranks."""
+
+    name: str  # "": the shards name none
+    num_sequences: int
+    num_masked: int
 
 
 def held_out_ids(num_examples: int, max_examples: int | None) -> NDArray[np.int64]:
@@ -38,7 +49,8 @@ class EvalLoader:
 
     Every rank gets equally many micro-batches: ranks that share the weights (ZeRO 3) must all take
     part in every forward pass. Where the last round has none left for a rank, it gets one that is
-    not counted. `num_sequences` and `num_masked` are over all ranks.
+    not counted. The examples of a micro-batch are of one source. `num_sequences` and `num_masked`
+    are over all ranks.
     """
 
     def __init__(
@@ -69,12 +81,20 @@ class EvalLoader:
                 f"engine.tokens_per_micro_batch={token_budget} cannot hold a held-out example of "
                 f"{longest} tokens; set engine.tokens_per_micro_batch={longest} or more"
             )
+        masked = self._rows.masked_counts
         self.num_sequences = len(ids)
-        self.num_masked = int(self._rows.masked_counts.sum())
-        runs = _consecutive(lengths, token_budget)
+        self.num_masked = int(masked.sum())
+        names, source_of = _sources(shards, self._rows.shards)
+        self._source_of = source_of
+        self.sources = [
+            HeldOutSource(
+                name, int((source_of == number).sum()), int(masked[source_of == number].sum())
+            )
+            for number, name in enumerate(names)
+        ]
+        runs = _consecutive(lengths, source_of, token_budget)
         shapes = None
         if static:
-            masked = self._rows.masked_counts
             sizes = [
                 Shape(int(lengths[first:end].sum()), end - first, int(masked[first:end].sum()))
                 for first, end in (*runs, _FILLER)
@@ -91,20 +111,33 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[HeldOutBatch]:
         for first, end in self._mine:
-            yield HeldOutBatch(self._pack(first, end), is_counted=True)
+            yield self._batch(first, end)
         for _ in range(self._num_fillers):
-            yield HeldOutBatch(self._pack(*_FILLER), is_counted=False)
+            yield self._batch(*_FILLER, is_counted=False)
 
-    def _pack(self, first: int, end: int) -> PackedBatch:
-        return self._packer.pack(self._rows, np.arange(first, end))
+    def _batch(self, first: int, end: int, is_counted: bool = True) -> HeldOutBatch:
+        batch = self._packer.pack(self._rows, np.arange(first, end))
+        return HeldOutBatch(batch, int(self._source_of[first]), is_counted)
 
 
-def _consecutive(lengths: NDArray[np.int64], token_budget: int) -> list[tuple[int, int]]:
-    """Cut examples in their order into runs [first, end) of `token_budget` tokens at most."""
+def _sources(shards: Shards, shard_of: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:
+    """The names of the sources, ascending, and the source of each example by its shard."""
+    numbers, place = np.unique(shard_of, return_inverse=True)
+    names, source_of_shard = np.unique(shards.sources(numbers.tolist()), return_inverse=True)
+    return names.tolist(), source_of_shard[place]
+
+
+def _consecutive(
+    lengths: NDArray[np.int64], source_of: NDArray[np.int64], token_budget: int
+) -> list[tuple[int, int]]:
+    """Cut examples in their order into runs [first, end) of one source and `token_budget` tokens at
+    most."""
     ends = np.cumsum(lengths)
+    changes = [*(np.flatnonzero(np.diff(source_of)) + 1).tolist(), len(lengths)]
     runs, first, before = [], 0, 0
     while first < len(lengths):
         end = int(np.searchsorted(ends, before + token_budget, side="right"))
+        end = min(end, changes[bisect.bisect_right(changes, first)])
         runs.append((first, end))
         first, before = end, int(ends[end - 1])
     return runs

@@ -11,6 +11,7 @@ from data_prep.stores.shards import ShardsManifest
 from pretrain.config.settings import Settings
 from pretrain.data.corpus import folder_of
 from pretrain.data.eval_loader import EvalLoader
+from pretrain.data.mixture import MixedOrder
 from pretrain.data.shuffle import order_seed
 from pretrain.data.train_loader import TrainLoader
 
@@ -30,7 +31,7 @@ def open_loaders(
 
     The caller closes the training loader. `static`: micro-batches have few shapes, for compiled
     code. `pinned`: they are in page-locked memory, for a GPU. Raises SettingsError if a shard
-    differs from the manifest.
+    differs from the manifest, or the mixture does not fit the sources.
     """
     data, folder = settings.data, folder_of(settings.data)
     cut: dict[str, Any] = {
@@ -43,11 +44,13 @@ def open_loaders(
     held_out = EvalLoader(
         Shards.open(folder, "heldout", is_verified), max_examples=settings.eval.max_examples, **cut
     )
+    shards, seed = Shards.open(folder, "train", is_verified), order_seed(settings.run.seed, phase)
     train = TrainLoader(
-        Shards.open(folder, "train", is_verified),
+        shards,
         global_batch=settings.optim.global_batch,
         tokens_per_step=settings.optim.tokens_per_step,
-        seed=order_seed(settings.run.seed, phase),
+        seed=seed,
+        mixture=MixedOrder.open(shards, data, seed) if data.is_mixed else None,
         masking=data.masking,
         rule=MaskingRule.from_manifest(manifest, Path(data.dir) / "vocab" / "vocab.txt"),
         **cut,

@@ -10,6 +10,7 @@ memory.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numba
 import numpy as np
@@ -38,25 +39,43 @@ class ExampleOrder:
             raise ValueError(f"an order needs one example at least; there are {num_examples}")
         self.num_examples = num_examples
         self.seed = seed
-        self._half_bits = max(MIN_HALF_BITS, ((num_examples - 1).bit_length() + 1) // 2)
+        self.half_bits = max(MIN_HALF_BITS, ((num_examples - 1).bit_length() + 1) // 2)
 
     def examples(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Epochs and example ids, (count,) int64 each, of the stream's places from `first` on."""
         epochs, places = np.divmod(np.arange(first, first + count), self.num_examples)
         first_epoch = first // self.num_examples
         num_epochs = (first + count - 1) // self.num_examples - first_epoch + 1
-        keys = _keys(self.seed, first_epoch, num_epochs)
+        keys = epoch_keys(self.seed, first_epoch, num_epochs)
         ids = np.empty(count, np.int64)
-        _permute(places, epochs - first_epoch, keys, self._half_bits, self.num_examples, ids)
+        _permute(places, epochs - first_epoch, keys, self.half_bits, self.num_examples, ids)
         return epochs, ids
 
 
-@functools.lru_cache(maxsize=8)
-def _keys(seed: int, first_epoch: int, num_epochs: int) -> NDArray[np.uint64]:
-    """(epochs, ROUNDS) keys of the permutations."""
+@functools.lru_cache(maxsize=256)
+def epoch_keys(seed: int, first_epoch: int, num_epochs: int) -> NDArray[np.uint64]:
+    """(num_epochs, ROUNDS) keys of the permutations of epochs from `first_epoch` on."""
     epochs = range(first_epoch, first_epoch + num_epochs)
     keys = [[keyed_hash("order", seed, epoch, r) for r in range(ROUNDS)] for epoch in epochs]
     return np.array(keys, np.uint64)
+
+
+@numba.njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+def permuted(place: int, keys: NDArray[np.uint64], half_bits: int, num_examples: int) -> Any:
+    """The example at a place of the epoch that has these (ROUNDS,) keys."""
+    half, high = np.uint64(half_bits), np.uint64(64 - half_bits)
+    low_half = (np.uint64(1) << half) - np.uint64(1)
+    value = np.uint64(place)
+    while True:  # it ends: the cycle leads back to the place, which is inside
+        left, right = value >> half, value & low_half
+        for key in keys:
+            mixed = (right ^ key) * FIRST_MULTIPLIER
+            mixed ^= mixed >> np.uint64(32)
+            mixed *= SECOND_MULTIPLIER
+            left, right = right, left ^ (mixed >> high)  # the high bits depend on all others
+        value = left << half | right
+        if value < np.uint64(num_examples):
+            return value
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -69,22 +88,8 @@ def _permute(
     ids: NDArray[np.int64],
 ) -> None:
     """Fill `ids` with the example at each place; keys[epochs[i], round] are the keys of place i."""
-    half, high = np.uint64(half_bits), np.uint64(64 - half_bits)
-    low_half = (np.uint64(1) << half) - np.uint64(1)
-    limit = np.uint64(num_examples)
     for i in range(len(places)):
-        value = np.uint64(places[i])
-        while True:  # it ends: the cycle leads back to the place, which is inside
-            left, right = value >> half, value & low_half
-            for key in keys[epochs[i]]:
-                mixed = (right ^ key) * FIRST_MULTIPLIER
-                mixed ^= mixed >> np.uint64(32)
-                mixed *= SECOND_MULTIPLIER
-                left, right = right, left ^ (mixed >> high)  # the high bits depend on all others
-            value = left << half | right
-            if value < limit:
-                break
-        ids[i] = value
+        ids[i] = permuted(places[i], keys[epochs[i]], half_bits, num_examples)
 
 
 def order_seed(run_seed: int, phase_number: int) -> int:

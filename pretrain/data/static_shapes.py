@@ -58,14 +58,14 @@ class Shapes:
         raise ValueError(f"no shape up to {shape} holds a micro-batch of {real}")
 
 
-def usual_shapes(manifest: ShardsManifest, split: str, sizes: Sequence[int]) -> Shapes:
+def usual_shapes(manifest: ShardsManifest, mean_length: float, sizes: Sequence[int]) -> Shapes:
     """Shapes of these token counts, ascending; the last is the most that a micro-batch has.
 
+    `mean_length`: tokens per sequence of the micro-batches.
     Lengths vary between micro-batches, so there are slots for 1.3 times as many sequences as fit at
     the mean length.
     """
-    totals, longest = manifest.splits[split], manifest.seq_len
-    sequences_per_token = 1.3 * totals.rows / max(1, totals.tokens)
+    longest, sequences_per_token = manifest.seq_len, 1.3 / mean_length
     # the share of long sequences, which are most tokens, is that of the longest: 77 of 512
     rate = max(manifest.masking.rate, round(manifest.masking.rate * longest) / longest)
     shapes = [

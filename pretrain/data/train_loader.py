@@ -24,6 +24,7 @@ from data_prep.stores.shard_reader import Rows, Shards
 from pretrain.config.checks import check_dealable
 from pretrain.config.settings import MaskMode
 from pretrain.data.balancing import Deal, deal, deal_prefix, longest_prefix, most_tokens
+from pretrain.data.mixture import MixedOrder
 from pretrain.data.packing import NewMasks, PackedBatch
 from pretrain.data.shuffle import ExampleOrder, keyed_hash
 from pretrain.data.static_shapes import Packer, Shapes, spread_sizes, usual_shapes
@@ -59,6 +60,14 @@ def passed_over(position: int, ranges: Sequence[Sequence[int]]) -> int:
     return position
 
 
+def taken(first: int, end: int, ranges: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
+    """What is left of the positions [first, end) outside all the ranges [first, end), ascending."""
+    while (first := passed_over(first, ranges)) < end:
+        stop = min([end, *(begin for begin, _ in ranges if begin > first)])
+        yield first, stop
+        first = stop
+
+
 class TrainLoader:
     """The stream of global batches, as one rank sees it.
 
@@ -78,11 +87,13 @@ class TrainLoader:
         seed: int,
         masking: MaskMode,
         rule: MaskingRule,
+        mixture: MixedOrder | None = None,
         tokens_per_step: int | None = None,
         static: bool = False,
         pinned: bool = False,
     ) -> None:
         """`token_budget` is the most tokens of a micro-batch; `rule` draws the dynamic masks.
+        `mixture` is the order of examples; None: all of them once per epoch.
 
         `static`: micro-batches are filled up to a few sizes, for compiled code. `pinned`: they are
         in page-locked memory, which needs CUDA. Raises SettingsError if a batch cannot be dealt,
@@ -100,7 +111,10 @@ class TrainLoader:
         self._seed = seed
         self._masking = masking
         self._rule = rule
-        self._order = ExampleOrder(shards.num_examples, seed)
+        self._mixture = mixture
+        self._order = mixture or ExampleOrder(shards.num_examples, seed)
+        totals = shards.manifest.splits[shards.split]
+        self._mean_length = mixture.mean_length if mixture else totals.tokens / totals.rows
         self._packer = Packer(shards, self._static_shapes() if static else None, pinned)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="train-loader")
 
@@ -119,7 +133,7 @@ class TrainLoader:
             seen = [self._deal(first)[-1].most_tokens for first in firsts]
             most = most_tokens(self._global_batch, self._world_size, manifest.seq_len, budget)
             sizes = spread_sizes(seen, most)
-        return usual_shapes(manifest, self._shards.split, sizes)
+        return usual_shapes(manifest, self._mean_length, sizes)
 
     def batches(
         self, first_position: int, skipped: Sequence[Sequence[int]] = ()
@@ -142,6 +156,28 @@ class TrainLoader:
     def example_ids(self, first: int, end: int) -> NDArray[np.int64]:
         """(N,) numbers, in the train split, of the examples at [first, end) of the stream."""
         return self._order.examples(first, end - first)[1]
+
+    def source_metrics(
+        self, first: int, end: int, skipped: Sequence[Sequence[int]]
+    ) -> dict[str, float]:
+        """The share of each source among the examples at [first, end) that are not skipped.
+
+        Its epoch at `end` counts them all: it is the place in the source's own order. Without a
+        mixture there are no metrics.
+        """
+        if self._mixture is None:
+            return {}
+        places = self._mixture.places
+        seen = np.sum([places(b) - places(a) for a, b in taken(first, end, skipped)], axis=0)
+        each = zip(self._mixture.sources, seen, places(end), strict=True)
+        return {
+            name: float(value)
+            for source, count, place in each
+            for name, value in (
+                (f"data/source/{source.name}/share", count / seen.sum()),
+                (f"data/source/{source.name}/epoch", place / source.num_examples),
+            )
+        }
 
     def close(self) -> None:
         """Drop the prepared batches and wait for the background thread to end."""
@@ -174,8 +210,7 @@ class TrainLoader:
             rows = self._shards.rows(ids)
             return epochs, ids, rows, deal(rows.lengths, self._world_size, self._token_budget)
         tokens = self._num_bins * self._token_budget
-        totals = self._shards.manifest.splits[self._shards.split]
-        count = 64 + int(1.1 * tokens * totals.rows / totals.tokens)
+        count = 64 + int(1.1 * tokens / self._mean_length)
         while True:
             epochs, ids = self._order.examples(first, count)
             rows = self._shards.rows(ids)

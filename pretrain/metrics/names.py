@@ -29,6 +29,12 @@ METRICS = {
     "eval/nsp_accuracy": Metric("share of pairs", "held-out NSP accuracy", "{:.2%}", "({:.1%})"),
     "eval/sop_loss": Metric("nats per sequence", "held-out SOP loss", console="SOP {:.3f}"),
     "eval/sop_accuracy": Metric("share of pairs", "held-out SOP accuracy", "{:.2%}", "({:.1%})"),
+    "eval/mlm_loss/<source>": Metric("nats per masked token", "held-out MLM loss"),
+    "eval/mlm_accuracy/<source>": Metric("share of masked tokens"),
+    "eval/nsp_loss/<source>": Metric("nats per sequence"),
+    "eval/nsp_accuracy/<source>": Metric("share of pairs"),
+    "eval/sop_loss/<source>": Metric("nats per sequence"),
+    "eval/sop_accuracy/<source>": Metric("share of pairs"),
     "train/loss": Metric("nats"),
     "train/mlm_loss": Metric("nats per masked token", "training MLM loss", console="MLM {:.3f}"),
     "train/mlm_accuracy": Metric("share of masked tokens", console="({:.1%})"),
@@ -62,6 +68,8 @@ METRICS = {
     "data/tokens_per_sequence": Metric("tokens"),
     "data/masked_share": Metric("share"),
     "data/shapes": Metric("shapes"),
+    "data/source/<source>/share": Metric("share of examples"),
+    "data/source/<source>/epoch": Metric("passes over the source"),
     "data/batch": Metric("checksum"),
     "band/low": Metric("nats"),
     "band/high": Metric("nats"),
@@ -71,10 +79,18 @@ AXES = ("data/sequences", "data/tokens")  # besides the step, for the charts of 
 
 
 def held_out(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Held-out metrics by label, losses with their unit: "MLM loss (nats per masked token)"."""
-    return {
-        metric.label.removeprefix("held-out ")
-        + (f" ({metric.unit})" if metric.unit.startswith("nats") else ""): metrics[name]
-        for name, metric in METRICS.items()
-        if metric.label and name.startswith("eval/") and name in metrics
-    }
+    """Held-out metrics by label, losses with their unit: "MLM loss (nats per masked token)".
+
+    Those of one source have its name: "MLM loss of books (nats per masked token)".
+    """
+    found = {}
+    for name, metric in METRICS.items():
+        if not metric.label or not name.startswith("eval/"):
+            continue
+        unit = f" ({metric.unit})" if metric.unit.startswith("nats") else ""
+        stem = name.removesuffix("<source>")
+        for key in metrics:
+            if key == name or (stem != name and key.startswith(stem)):
+                source = "" if key == name else f" of {key.removeprefix(stem)}"
+                found[f"{metric.label.removeprefix('held-out ')}{source}{unit}"] = metrics[key]
+    return found

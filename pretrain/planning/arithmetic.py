@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 
 from pretrain.config.settings import Padding, Settings
 from pretrain.data.balancing import micro_steps_of_chunk
-from pretrain.data.shuffle import order_seed
+from pretrain.data.mixture import MixedOrder, Source
+from pretrain.data.shuffle import ExampleOrder, order_seed
 from pretrain.model.flops import Lengths
 
 CHUNK = 1_000_000  # examples per lookup of lengths
@@ -25,6 +27,7 @@ class LengthStats:
     lengths: Lengths
     each: NDArray[np.uint16] | None  # tokens of every example, if there are shards
     source: str  # where this is from; the plan prints it
+    mixture: MixedOrder | None = None  # of any seed: its sources and shares
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class PhasePlan:
     sequences: int
     tokens: int
     epochs: float | None  # None: there is no prepared data
+    passes: dict[str, float] | None  # over each source of a mixture; None: no mixture
     sequences_a_rank: float  # per step; an average if steps are counted in tokens
     tokens_per_step: int | None  # None: steps are counted in sequences
     micro_steps: int  # per rank and step
@@ -51,6 +55,9 @@ class PhasePlan:
         if self.tokens_per_step is not None:
             whole += f" of {self.tokens_per_step:,} tokens"
         epochs = "" if self.epochs is None else f"{self.epochs:.2f} epochs over the data, "
+        if self.passes is not None:
+            of_each = ", ".join(f"{name} {n:,.2f}" for name, n in self.passes.items())
+            epochs += f"of each source: {of_each}, "
         return (
             f"{whole}, {self.sequences:,} sequences, {self.tokens / 1e6:,.1f} M tokens, {epochs}"
             f"{self.micro_steps} micro-step(s) per step, {self.fill:.0%} full"
@@ -72,7 +79,12 @@ def corpus_of(settings: Settings, has_data: bool = True) -> LengthStats:
         ])  # fmt: skip
         mean, masked = train.tokens / train.rows, train.masked_tokens / train.rows
         lengths = Lengths(mean, float(np.square(each, dtype=np.float64).mean()), masked)
-        found = LengthStats(train.rows, shards.manifest.vocab_size, lengths, each, str(folder))
+        mixture = MixedOrder.open(shards, data, 0) if data.is_mixed else None
+        if mixture is not None:
+            lengths = _mixed_lengths(mixture, each, masked / mean)
+        found = LengthStats(
+            train.rows, shards.manifest.vocab_size, lengths, each, str(folder), mixture
+        )
     else:
         mean, square = assumed.lengths.get(data.seq_len, [data.seq_len, data.seq_len**2])
         lengths = Lengths(mean, square, 0.15 * mean)
@@ -85,8 +97,22 @@ def corpus_of(settings: Settings, has_data: bool = True) -> LengthStats:
     if assumed.padding is Padding.full:
         lengths = Lengths.full(data.seq_len, found.lengths.masked)
         source = f"{found.source}, padded to the full length"
-        return LengthStats(found.rows, found.vocab_size, lengths, None, source)
+        return dataclasses.replace(found, lengths=lengths, each=None, source=source)
     return found
+
+
+def _mixed_lengths(mixture: MixedOrder, each: NDArray[np.uint16], masked_share: float) -> Lengths:
+    """Mean lengths of a mixture, with this share of tokens masked."""
+    square = sum(
+        float(share) * float(np.square(_of(source, each), dtype=np.float64).mean())
+        for share, source in zip(mixture.shares, mixture.sources, strict=True)
+    )
+    return Lengths(mixture.mean_length, square, masked_share * mixture.mean_length)
+
+
+def _of(source: Source, each: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """The lengths of a source's examples, in its own order."""
+    return np.concatenate([each[first:end] for first, end in source.ranges])
 
 
 def plan(
@@ -105,6 +131,7 @@ def plan(
         sequences=sequences,
         tokens=tokens_between(corpus, 0, sequences, order_seed(settings.run.seed, number)),
         epochs=None if corpus.rows is None else sequences / corpus.rows,
+        passes=None if corpus.mixture is None else corpus.mixture.passes(sequences),
         sequences_a_rank=n / world_size,
         tokens_per_step=settings.optim.tokens_per_step,
         micro_steps=micro,
@@ -118,13 +145,20 @@ def tokens_between(corpus: LengthStats, first: int, end: int, seed: int) -> int:
     """Tokens of the sequences [first, end) of a stream; exact if there are shards."""
     if corpus.each is None:
         return round((end - first) * corpus.lengths.mean)
-    return _tokens_before(corpus.each, end, seed) - _tokens_before(corpus.each, first, seed)
+    if corpus.mixture is None:
+        streams = [(corpus.each, ExampleOrder(len(corpus.each), seed), first, end)]
+    else:
+        mixture = corpus.mixture
+        order = MixedOrder(mixture.sources, mixture.shares, seed)
+        lengths = [_of(source, corpus.each) for source in order.sources]
+        streams = [*zip(lengths, order.orders, order.places(first), order.places(end), strict=True)]
+    return sum(
+        _tokens_before(each, order, int(end)) - _tokens_before(each, order, int(first))
+        for each, order, first, end in streams
+    )
 
 
-def _tokens_before(each: NDArray[np.uint16], end: int, seed: int) -> int:
-    from pretrain.data.shuffle import ExampleOrder
-
-    order = ExampleOrder(len(each), seed)
+def _tokens_before(each: NDArray[np.uint16], order: ExampleOrder, end: int) -> int:
     whole_epochs, rest = divmod(end, len(each))
     tokens = whole_epochs * int(each.sum(dtype=np.int64))
     for first in range(end - rest, end, CHUNK):

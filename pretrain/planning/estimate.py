@@ -66,6 +66,12 @@ class PhaseForecast:
         return self.plan.sequences * self.factor
 
     @property
+    def passes(self) -> dict[str, float] | None:
+        """Passes over each source of a mixture."""
+        passes = self.plan.passes
+        return passes and {name: n * self.factor for name, n in passes.items()}
+
+    @property
     def tokens(self) -> int:
         """Tokens of the phase."""
         return self.plan.tokens * self.factor

@@ -18,6 +18,9 @@ from pretrain.planning.estimate import Forecast, PhaseForecast
 from pretrain.planning.memory import GIB, Memory
 
 WIDTH = 98  # columns of the notes
+# Repeating a text is worth less with every pass, and past some 40 nothing (Muennighoff et al.,
+# "Scaling Data-Constrained Language Models", 2023)
+MOST_PASSES = 40
 
 _STEP_PARTS = {
     "products": "matrix products",
@@ -75,6 +78,7 @@ def short_lines(forecast: Forecast) -> list[str]:
             )
         name = f"phase {phase.number}: " if len(forecast.phases) > 1 else ""
         found.append(f"{name}{phase.plan.line()}{predicted}")
+    found += [*filter(None, map(repetition, forecast.phases))]
     if not forecast.fits:
         found.append(proposal(forecast))
     return found
@@ -128,6 +132,7 @@ def proposal(forecast: Forecast) -> str:
 def assumptions(forecast: Forecast) -> list[str]:
     """What the numbers rest on, from conf/cluster and from the program."""
     found = [f"Phase {phase.number}: {phase.data}." for phase in forecast.phases]
+    found += [*filter(None, map(repetition, forecast.phases))]
     cluster, kind = forecast.cluster, forecast.arithmetic
     if cluster is None:
         return found
@@ -180,6 +185,10 @@ def table(forecast: Forecast) -> list[str]:
          f"{total(lambda p: p.tokens) / 1e6:,.1f}"),
         ("epochs over the data",
          lambda p: "no data" if p.plan.epochs is None else f"{p.plan.epochs * p.factor:,.2f}", ""),
+        *(
+            (f"  {name}", lambda p, name=name: _passes(p, name), "")
+            for name in dict.fromkeys(n for p in phases for n in p.passes or {})
+        ),
         ("exaFLOP", lambda p: f"{p.flops * p.factor / 1e18:,.4g}",
          f"{total(lambda p: p.flops * p.factor) / 1e18:,.4g}"),
         ("sequences per rank and step", lambda p: f"{p.plan.sequences_a_rank:,.4g}", ""),
@@ -253,13 +262,31 @@ def notes(forecast: Forecast) -> list[str]:
     return ["", *itertools.chain.from_iterable(wrapped)]
 
 
+def repetition(phase: PhaseForecast) -> str:
+    """A warning if the mixture repeats a source too often to learn more from it; or ""."""
+    often = {name: n for name, n in (phase.passes or {}).items() if n > MOST_PASSES}
+    if not often:
+        return ""
+    named = ", ".join(f"{name} {n:,.0f} times" for name, n in often.items())
+    return (
+        f"Warning: phase {phase.number} goes through {named}; past about {MOST_PASSES} passes a "
+        "model learns next to nothing from a text: lower its weight in data.mixture, or "
+        "data.mixture_temperature nearer to 1."
+    )
+
+
+def _passes(phase: PhaseForecast, source: str) -> str:
+    passes = phase.passes or {}
+    return f"{passes[source]:,.2f}" if source in passes else "-"
+
+
 def _phase_as_dict(phase: PhaseForecast) -> dict[str, Any]:
     step = phase.step
     return {
         "number": phase.number,
         "seq_len": phase.seq_len,
         "data": phase.data,
-        **dataclasses.asdict(phase.plan),
+        **{n: v for n, v in dataclasses.asdict(phase.plan).items() if (n, v) != ("passes", None)},
         "steps": phase.steps,
         "flops": phase.flops,
         "hours": phase.hours,

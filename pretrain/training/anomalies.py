@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pretrain.checkpoint.saver import NotSavedError
 from pretrain.config.settings import OnSpike, Precision, Settings
-from pretrain.data.train_loader import GlobalBatch, TrainLoader, passed_over
+from pretrain.data.train_loader import GlobalBatch, TrainLoader, taken
 from pretrain.training.diverged import DivergedError
 
 if TYPE_CHECKING:
@@ -123,11 +123,8 @@ class Guard:
     def _examples(self, first: int, progress: Progress) -> list[int]:
         """Numbers of the examples trained on from position `first` of the stream on."""
         numbers: list[int] = []
-        while (first := passed_over(first, progress.skipped)) < progress.position:
-            ranges = [begin for begin, _ in progress.skipped if begin > first]
-            end = min([progress.position, *ranges])
-            numbers += self._loader.example_ids(first, end).tolist()
-            first = end
+        for begin, end in taken(first, progress.position, progress.skipped):
+            numbers += self._loader.example_ids(begin, end).tolist()
         return numbers
 
     def _cure(self) -> str:

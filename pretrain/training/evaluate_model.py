@@ -90,9 +90,10 @@ def evaluate_model(
     device = torch.device("cuda" if cuda_is_usable() else "cpu")
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     with _autocast(has_bf16), torch.inference_mode():
-        sums = sums_of(_step(model.to(device).eval()), _shown(loader), device)
+        step = _step(model.to(device).eval())
+        sums = sums_of(step, _shown(loader), len(loader.sources), device)
     if shared is Pairing.none:
-        sums = [sums[0], 0.0, sums[2], 0.0]
+        sums[:, [1, 3]] = 0.0
     return Evaluation(
         origin.folder, shards.folder, split, loader.num_sequences, shards.num_examples,
         "bf16_autocast" if has_bf16 else "fp32", note, metrics_of(sums, loader, shared),

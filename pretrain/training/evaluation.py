@@ -55,27 +55,46 @@ def evaluate(
 
     Collective. Dropout is off; the masks are those of the shards, the same at every evaluation.
     """
-    totals = ranks.sum(sums_of(engine.evaluate_step, held_out, ranks.device))
+    sums = sums_of(engine.evaluate_step, held_out, len(held_out.sources), ranks.device)
+    totals = np.reshape(ranks.sum(sums.flatten().tolist()), sums.shape)
     return metrics_of(totals, held_out, pairing)
 
 
 def sums_of(
-    step: Callable[[PackedBatch], Tensor], batches: Iterable[HeldOutBatch], device: torch.device
-) -> list[float]:
-    """The sums that `means` takes, over the batches that count. `step` gives one batch's, (4,)."""
-    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    step: Callable[[PackedBatch], Tensor],
+    batches: Iterable[HeldOutBatch],
+    num_sources: int,
+    device: torch.device,
+) -> NDArray[np.float64]:
+    """(sources, 4) the sums that `means` takes, over the batches that count.
+
+    `step` gives one batch's, (4,).
+    """
+    sums = torch.zeros(num_sources, 4, dtype=torch.float64, device=device)
     for item in batches:
         part = step(item.batch)
         if item.is_counted:
-            sums += part
-    return sums.tolist()
+            sums[item.source] += part
+    found: NDArray[np.float64] = sums.cpu().numpy()
+    return found
 
 
-def metrics_of(sums: Iterable[float], held_out: EvalLoader, pairing: Pairing) -> dict[str, float]:
-    """The metrics of an evaluation from the sums over all of its examples."""
-    metrics = means(sums, held_out.num_masked, held_out.num_sequences, "eval", pairing)
+def metrics_of(
+    sums: NDArray[np.float64], held_out: EvalLoader, pairing: Pairing
+) -> dict[str, float]:
+    """The metrics of an evaluation from the (sources, 4) sums over all of its examples.
+
+    Of several sources, those of each follow: "eval/mlm_loss/<source>".
+    """
+    totals = sums.sum(axis=0).tolist()
+    metrics = means(totals, held_out.num_masked, held_out.num_sequences, "eval", pairing)
     # below 1e100, as readers of metrics.jsonl expect; of nan it is nan
     metrics["eval/mlm_perplexity"] = math.exp(min(metrics["eval/mlm_loss"], 230.0))
+    if len(held_out.sources) > 1:
+        for own, source in zip(sums.tolist(), held_out.sources, strict=True):
+            found = means(own, source.num_masked, source.num_sequences, "eval", pairing)
+            del found["eval/loss"]
+            metrics |= {f"{name}/{source.name}": value for name, value in found.items()}
     return metrics
 
 

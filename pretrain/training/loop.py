@@ -76,6 +76,7 @@ class Trainer:
     engine: Engine
     progress: Progress
     batches: Iterator[GlobalBatch]
+    source_metrics: Callable[[int, int, list[list[int]]], dict[str, float]]
     held_out: EvalLoader
     sentences: MaskedSentences | None
     guard: Guard
@@ -161,6 +162,7 @@ class Trainer:
             "optim/skipped_steps": progress.skipped_steps,
             **layer_means(self.engine.trust_ratios()),
             **self._examples_seen(),
+            **self.source_metrics(window.first_position, progress.position, progress.skipped),
         }
         if settings.engine.precision is Precision.fp16:
             metrics["optim/loss_scale"] = result.loss_scale

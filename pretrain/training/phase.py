@@ -120,6 +120,7 @@ class PhaseTraining:
                     engine=self._engine,
                     progress=progress,
                     batches=self._loader.batches(progress.position, progress.skipped),
+                    source_metrics=self._loader.source_metrics,
                     held_out=self._held_out,
                     sentences=self._sentences,
                     guard=Guard(settings, context.folder, self._loader, self._monitor, self._saver),
@@ -196,7 +197,8 @@ class PhaseTraining:
             manifest, shapes = self._context.manifests[coming.number - 1], self._loader.shapes
             most = fullest(coming.settings, self._context.ranks.world_size)
             if shapes is not None and coming is not self._phase:
-                shapes = usual_shapes(manifest, "train", [most])
+                train = manifest.splits["train"]
+                shapes = usual_shapes(manifest, train.tokens / train.rows, [most])
             if self._is_main:
                 of_phase = f" of phase {coming.number}" if len(self._context.phases) > 1 else ""
                 count = "" if shapes is None else f", compiling {len(shapes.usual)} shapes"

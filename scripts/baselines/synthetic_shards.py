@@ -10,6 +10,7 @@ full       512 tokens; a number: that many tokens
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -78,10 +79,11 @@ def write_synthetic_shards(
     seq_len: int,
     vocab_size: int,
     seed: int,
+    sources: Sequence[str] = (),
 ) -> None:
     """Write a folder of shards with a manifest; `lengths_of_shards`: split -> shard -> lengths.
 
-    A split that is not named has no shards.
+    A split that is not named has no shards. Shard i is of sources[i], or else of one without name.
     Tokens are uniform over the vocabulary without its five special entries; lengths are 5 or more.
     """
     rng = np.random.default_rng(seed)
@@ -113,7 +115,8 @@ def write_synthetic_shards(
         for number, lengths in enumerate(lengths_of_shards.get(split, [])):
             examples = _random_examples(lengths, identity.dtype, rule, number, rng)
             path = folder / split / f"shard-{number:05}.arrow"
-            write_shard(path, examples, {"split": split})
+            part = {"token_part": f"{sources[number]}-{number:05}"} if sources else {}
+            write_shard(path, examples, {"split": split, **part})
             entries.append(ShardEntry.of(path, examples, identity.pairs))
         splits[split] = SplitEntry.of(entries, identity.pairs, dict.fromkeys(LOSSES, 0))
     manifest = ShardsManifest(**msgspec.structs.asdict(identity), splits=splits)

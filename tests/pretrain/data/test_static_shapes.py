@@ -28,10 +28,7 @@ def wikipedia_lengths(rng: np.random.Generator, size: int) -> np.ndarray:
     return np.where(rng.random(size) < 0.234, SEQ_LEN, short)
 
 
-def manifest(rows: int, tokens: int) -> Any:
-    splits = {"train": types.SimpleNamespace(rows=rows, tokens=tokens)}
-    masking = types.SimpleNamespace(rate=RATE)
-    return types.SimpleNamespace(splits=splits, masking=masking, seq_len=SEQ_LEN)
+MANIFEST: Any = types.SimpleNamespace(masking=types.SimpleNamespace(rate=RATE), seq_len=SEQ_LEN)
 
 
 def micro_batches(seed: int, steps: int, budget: int, sequences: int) -> list[list[Shape]]:
@@ -52,7 +49,7 @@ def test_a_run_has_sixteen_shapes_at_most_whatever_its_token_budget(budget: int)
     sample, later = (micro_batches(seed, 256, budget, 256) for seed in (0, 1))
     sizes = spread_sizes([max(real.tokens for real in step) for step in sample], budget)
     whole = wikipedia_lengths(np.random.default_rng(2), 10_000)
-    shapes = usual_shapes(manifest(len(whole), int(whole.sum())), "train", sizes)
+    shapes = usual_shapes(MANIFEST, whole.mean(), sizes)
     reals = [real for step in later for real in step]
     used = [shapes.holding(real) for real in reals]
     assert len(shapes.usual) <= MOST_SIZES
@@ -81,7 +78,7 @@ def test_sizes_are_few_and_hold_what_was_seen(seen: list[int], more: int) -> Non
 def test_every_micro_batch_within_the_budget_has_a_shape(lengths: list[int], room: int) -> None:
     tokens = sum(lengths)
     real = Shape(tokens, len(lengths), tokens)  # the most that could be masked
-    shapes = usual_shapes(manifest(1_000, 256_000), "train", [tokens + room])
+    shapes = usual_shapes(MANIFEST, 256, [tokens + room])
     shape = shapes.holding(real)
     filler_lengths(real, shape, SEQ_LEN)
     assert shape.tokens == tokens + room
@@ -91,14 +88,14 @@ def test_every_micro_batch_within_the_budget_has_a_shape(lengths: list[int], roo
 def test_all_shapes_of_a_phase_together_stay_below_the_compilers_limit(
     budget: int, mean: int
 ) -> None:
-    shapes = usual_shapes(manifest(1, mean), "train", [budget])
+    shapes = usual_shapes(MANIFEST, mean, [budget])
     assert MOST_SIZES + len(shapes.rare) + 1 < MOST_SHAPES - 20, "20 are for later phases"
 
 
 def test_full_sequences_fit_the_usual_slots_at_any_size() -> None:
     for tokens in range(SEQ_LEN, 2**19, 37 * SEQ_LEN):
         count = tokens // SEQ_LEN
-        shapes = usual_shapes(manifest(100, 100 * SEQ_LEN), "train", [tokens])
+        shapes = usual_shapes(MANIFEST, SEQ_LEN, [tokens])
         real = Shape(tokens, count, count * round(RATE * SEQ_LEN))
         assert shapes.holding(real) == shapes.usual[0]
 
