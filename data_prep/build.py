@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json, whole_or_absent, write_json
-from data_prep.core.job import start
-from data_prep.core.objectives import Pairing, RandomNext
+from data_prep.core.job import load, segmenters, start
+from data_prep.core.objectives import MaskingUnit, Pairing, RandomNext
 from data_prep.core.records import read_packed
 from data_prep.core.settings import DataPrepSettings
 from data_prep.examples.pairs import LOSSES, label_fault
@@ -185,6 +185,26 @@ def _refuse_unfit(data_dir: Path, settings: DataPrepSettings) -> None:
         sys.stderr.write(f"warning: {warning}\n")
 
 
+def _refuse_without_words(
+    data_dir: Path, settings: DataPrepSettings, store: TokensManifest
+) -> None:
+    """Raises SettingsError for whole words of a language whose words the token store lacks."""
+    sentences = store.settings.sentences
+    if settings.masking.unit is not MaskingUnit.whole_word or store.settings.words or not sentences:
+        return
+    code, language = sentences.language, settings.language
+    if code != language.code:  # it need not be typed to build
+        language = load([f"data_dir={data_dir}", f"language={code}"]).language
+    if segmenters(language):
+        raise SettingsError(
+            f'masking.unit=whole_word: "##" shows no words in the text of {data_dir} '
+            f"(language={code}), and its token store was made without them; make it again with "
+            f"python -m data_prep.encode data_dir={data_dir} language={code} "
+            "masking.unit=whole_word (after pip install 'bert-pretraining[words]'), or set "
+            f'language={code} language.words=none for words by "##" alone'
+        )
+
+
 def _identity(settings: DataPrepSettings, data_dir: Path) -> shards.ShardsIdentity:
     """Everything that determines the bytes of the shards."""
     store = read_tokens_manifest(data_dir)
@@ -194,6 +214,7 @@ def _identity(settings: DataPrepSettings, data_dir: Path) -> shards.ShardsIdenti
             f"{vocab_path} is missing or not the vocabulary that the token store was encoded with; "
             "run data_prep.encode again"
         )
+    _refuse_without_words(data_dir, settings, store)
     return shards.ShardsIdentity(
         schema_version=shards.SCHEMA_VERSION,
         seq_len=settings.seq_len,
@@ -203,6 +224,7 @@ def _identity(settings: DataPrepSettings, data_dir: Path) -> shards.ShardsIdenti
         **msgspec.structs.asdict(store.settings.form),
         special_ids=store.special_ids,
         tokens_checksum=checksum(data_dir / "tokens" / "manifest.json"),
+        words=store.settings.words if settings.masking.unit is MaskingUnit.whole_word else None,
         pairs=settings.pairs,
         masking=settings.masking,
         settings=shards.BuildSettings(

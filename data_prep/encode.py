@@ -1,7 +1,8 @@
 """Encode the documents: python -m data_prep.encode data_dir=FOLDER.
 
 Splits every document's paragraphs into sentences, and these into WordPiece ids with the vocabulary
-and casing of data_dir/vocab. A hash of a document's name decides whether it is held out, so its
+and casing of data_dir/vocab. With masking.unit=whole_word the words of languages that write no
+spaces are stored, too. A hash of a document's name decides whether it is held out, so its
 split does not depend on the other documents. One task encodes one part of the documents into one
 part of each split.
 
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -31,7 +32,8 @@ from numpy.typing import NDArray
 from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
 from data_prep.core.files import write_json
-from data_prep.core.job import Rows, start
+from data_prep.core.job import Rows, segmenters, start
+from data_prep.core.objectives import MaskingUnit
 from data_prep.core.records import IdType, TextForm, read_record
 from data_prep.core.settings import DataPrepSettings, LanguageSettings
 from data_prep.core.settings import Splitter as SplitterName
@@ -55,12 +57,14 @@ from data_prep.stores.tokens import (
     TokenPart,
     TokenPartEntry,
     TokensManifest,
+    WordSettings,
     read_tokens_manifest,
     token_dtype,
     write_part,
 )
 from data_prep.text.language import MULTI, iso_code, language_of
 from data_prep.text.sentences import Splitter, splitter
+from data_prep.text.words import PACKAGES, continues_word, segmenter
 from data_prep.tokenizer.store import VocabManifest, read_vocab_store
 from data_prep.tokenizer.wordpiece import Encoder
 
@@ -88,7 +92,7 @@ def run(settings: DataPrepSettings) -> TokensManifest:
     parts = list_parts(data_dir)
     dropped = left_out(settings, parts)
     _check_language(settings, vocab)
-    sentences = _sentence_settings(settings.language)
+    sentences, words = _sentence_settings(settings.language), _word_settings(settings)
     identity: dict[str, Any] = {
         "vocab_checksum": vocab.checksum,
         **msgspec.to_builtins(vocab.form),
@@ -99,12 +103,15 @@ def run(settings: DataPrepSettings) -> TokensManifest:
     }
     if sentences:
         identity["sentences"] = msgspec.to_builtins(sentences)
+    if words:
+        identity["words"] = msgspec.to_builtins(words)
     tasks = [_task_entry(folder, part, identity, dropped) for part in parts]
     fraction = settings.heldout_fraction
     characters = sum(part.characters for part in parts)
     samples = choose_one_in(characters // SENTENCE_CHARACTERS), sample_one_in(characters)
     task = partial(
-        _encode_part, data_dir, parts, dropped, tokens, vocab.form, fraction, sentences, samples
+        _encode_part,
+        *(data_dir, parts, dropped, tokens, vocab.form, fraction, sentences, words, samples),
     )
     counts = run_tasks("encode", folder / "logs", tasks, task, settings)
     again = f"delete {folder} and run python -m data_prep.encode data_dir={data_dir}"
@@ -122,7 +129,8 @@ def run(settings: DataPrepSettings) -> TokensManifest:
         lowercase=vocab.lowercase,
         special_ids=vocab.special_ids,
         settings=EncodeSettings(
-            **{**identity, **msgspec.structs.asdict(vocab.form), "sentences": sentences},
+            **identity
+            | {**msgspec.structs.asdict(vocab.form), "sentences": sentences, "words": words},
             documents={part.key: part.checksum for part in parts},
             duplicates=dropped,
         ),
@@ -192,6 +200,14 @@ def fitting_fraction(names: Sequence[str]) -> float:
     return next(f for f in (0.01, 0.02, 0.05, *tenths, *exact) if least < f <= most)
 
 
+class Encoded(NamedTuple):
+    """A document of S sentences."""
+
+    ids: NDArray[np.uint32]  # (T,) end to end
+    lengths: NDArray[np.int64]  # (S,) tokens of each sentence
+    continues_word: NDArray[np.bool_] | None  # (T,) that of the token before; None: not asked for
+
+
 @dataclass
 class Dropped:
     """Counts of text that is left out, by reason."""
@@ -209,15 +225,18 @@ class Split:
     ids: list[NDArray[np.uint32]] = field(default_factory=list)
     sentence_lengths: list[NDArray[np.int64]] = field(default_factory=list)
     document_lengths: list[int] = field(default_factory=list)  # sentences of each
+    continues_word: list[NDArray[np.bool_]] = field(default_factory=list)  # if words are stored
 
-    def add(self, name: str, ids: NDArray[np.uint32], lengths: NDArray[np.int64]) -> None:
-        """Add a document: (T,) ids end to end, (S,) tokens of each sentence."""
+    def add(self, name: str, encoded: Encoded) -> None:
+        """Add a document."""
         self.documents.append(name)
-        self.ids.append(ids)
-        self.sentence_lengths.append(lengths)
-        self.document_lengths.append(len(lengths))
+        self.ids.append(encoded.ids)
+        self.sentence_lengths.append(encoded.lengths)
+        self.document_lengths.append(len(encoded.lengths))
+        if encoded.continues_word is not None:
+            self.continues_word.append(encoded.continues_word)
 
-    def write(self, path: Path, encoder: Encoder) -> TokenPartEntry:
+    def write(self, path: Path, encoder: Encoder, has_words: bool) -> TokenPartEntry:
         """Write the part; return its entry in the manifest."""
         ids = np.concatenate([np.zeros(0, np.uint32), *self.ids])
         special = [number for name, number in encoder.special_ids.items() if name != "unk"]
@@ -233,6 +252,9 @@ class Split:
             np.cumsum(lengths),
             np.cumsum([0, *self.document_lengths]),
             unknown_tokens=int(np.count_nonzero(ids == encoder.special_ids["unk"])),
+            continues_word=(
+                np.concatenate([np.zeros(0, np.bool_), *self.continues_word]) if has_words else None
+            ),
         )
 
 
@@ -244,6 +266,7 @@ def _encode_part(
     form: TextForm,
     heldout_fraction: float,
     sentences: SentenceSettings | None,
+    words: WordSettings | None,
     samples: tuple[int, int],
     index: int,
 ) -> dict[str, int]:
@@ -253,7 +276,7 @@ def _encode_part(
     duplicate_ids = dropped_ids(data_dir, part, left_out)
     encoder = Encoder(tokens, form)
     counter = language_counter(encoder, tokens, form, samples[1])
-    language_of_text = _languages(sentences)
+    language_of_text, encode = _languages(sentences), _encoding(words, tokens, encoder)
     splits = {split: Split() for split in SPLITS}
     dropped = Dropped()
     for document in read_part(part.path, part.rows):
@@ -264,15 +287,13 @@ def _encode_part(
         language, split = language_of_text(document.text)
         if part.one_sentence_per_line:
             split = splitter("lines", language)
-        texts, ids, lengths = _encode_document(document, split, encoder, dropped)
-        if len(lengths):
-            counter.add(language, name, texts, lengths)
-            splits["heldout" if is_heldout(name, heldout_fraction) else "train"].add(
-                name, ids, lengths
-            )
+        texts, encoded = _encode_document(document, split, partial(encode, language), dropped)
+        if len(encoded.lengths):
+            counter.add(language, name, texts, encoded.lengths)
+            splits["heldout" if is_heldout(name, heldout_fraction) else "train"].add(name, encoded)
     task = task_name(part)
     entries = {
-        name: split.write(folder / name / f"{task}.arrow", encoder)
+        name: split.write(folder / name / f"{task}.arrow", encoder, words is not None)
         for name, split in splits.items()
     }
     write_counts(folder, entries, encoder, samples[0], counter.finish())
@@ -311,19 +332,60 @@ def _languages(settings: SentenceSettings | None) -> Callable[[str], tuple[str, 
     return of_text
 
 
+def _word_settings(settings: DataPrepSettings) -> WordSettings | None:
+    """How words are segmented; None if they are not.
+
+    Raises SettingsError if a package is missing: words by "##" alone would be other masks.
+    """
+    if settings.masking.unit is not MaskingUnit.whole_word:
+        return None
+    found = segmenters(settings.language)
+    try:
+        packages = (package for name in found.values() for package in PACKAGES[name])
+        versions = {package: metadata.version(package) for package in packages}
+    except metadata.PackageNotFoundError as error:
+        raise SettingsError(
+            f"masking.unit=whole_word with language={settings.language.code} needs the package "
+            f"{error.name}, which segments words: pip install 'bert-pretraining[words]', or set "
+            'language.words=none for words by "##" alone'
+        ) from error
+    return WordSettings(found, versions) if found else None
+
+
+def _encoding(
+    settings: WordSettings | None, tokens: Sequence[str], encoder: Encoder
+) -> Callable[[str, Sequence[str]], Encoded]:
+    """A function from a document's language and its sentences to what they are encoded to."""
+    if settings is None:
+        return lambda _, sentences: Encoded(*encoder.encode(sentences), None)
+    is_piece_V = np.array([token.startswith("##") for token in tokens])
+    names = settings.segmenters
+
+    def encoded(language: str, sentences: Sequence[str]) -> Encoded:
+        name = names.get(language) if len(names) > 1 else next(iter(names.values()))
+        ids, lengths, spans = encoder.encode_spans(sentences)
+        segment = segmenter(name) if name else None
+        words = continues_word(sentences, lengths, spans, is_piece_V[ids], segment)
+        return Encoded(ids, lengths, words)
+
+    return encoded
+
+
 def _encode_document(
-    document: Document, split: Splitter, encoder: Encoder, dropped: Dropped
-) -> tuple[list[str], NDArray[np.uint32], NDArray[np.int64]]:
-    """A document's sentences, its (T,) ids and the (S,) lengths of sentences, without those of
-    length 0."""
+    document: Document,
+    split: Splitter,
+    encode: Callable[[Sequence[str]], Encoded],
+    dropped: Dropped,
+) -> tuple[list[str], Encoded]:
+    """A document's sentences, and what they are encoded to, without those of length 0."""
     sentences = [
         sentence for paragraph in document.text.split("\n") for sentence in split(paragraph)
     ]
-    ids, lengths = encoder.encode(sentences)
-    kept = lengths[lengths > 0]
-    dropped.sentences_without_tokens += len(lengths) - len(kept)
+    encoded = encode(sentences)
+    kept = encoded.lengths[encoded.lengths > 0]
+    dropped.sentences_without_tokens += len(encoded.lengths) - len(kept)
     dropped.documents_without_tokens += not len(kept)
-    return sentences, ids, kept
+    return sentences, encoded._replace(lengths=kept)
 
 
 def _entry_path(folder: Path, name: str) -> Path:

@@ -12,7 +12,13 @@ from data_prep.core.command import INTERRUPTED, refusal
 from data_prep.core.config import SettingsError, as_yaml, choices, compose
 from data_prep.core.files import remove_abandoned
 from data_prep.core.printable import printable_lines
-from data_prep.core.settings import DataPrepSettings, SourceSettings, check
+from data_prep.core.settings import (
+    DataPrepSettings,
+    LanguageSettings,
+    SourceSettings,
+    Words,
+    check,
+)
 from data_prep.text.language import MULTI, known_languages
 
 Result = TypeVar("Result")
@@ -38,6 +44,15 @@ def load(overrides: Sequence[str]) -> DataPrepSettings:
         settings.source.language = None
     check(settings)
     return settings
+
+
+def segmenters(language: LanguageSettings) -> dict[str, str]:
+    """The segmenter of words of each language that a corpus may hold and that has one."""
+    profiles = [language]
+    if language.words is Words.each:
+        codes = [name for name in choices("language") if name not in ("other", MULTI)]
+        profiles = [load(["data_dir=.", f"language={code}"]).language for code in codes]
+    return {own.code: own.words.value for own in profiles if own.words is not Words.none}
 
 
 def _with_profile(overrides: Sequence[str]) -> list[str]:

@@ -50,12 +50,21 @@ class Splitter(enum.Enum):
     sentencex = "sentencex"
 
 
+class Words(enum.Enum):
+    none = "none"
+    rjieba = "rjieba"
+    fugashi = "fugashi"
+    pythainlp = "pythainlp"
+    each = "each"
+
+
 @dataclass
 class LanguageSettings:
     """A profile of conf/language/: what a job does for text of one language."""
 
     code: str  # ISO 639, or multi
     splitter: Splitter  # of sentences
+    words: Words  # segmenter for whole-word masks; none: "##" shows words
     lowercase: bool  # the defaults of settings of the same name
     strip_accents: bool | None
     normalization: Normalization

@@ -19,7 +19,7 @@ from data_prep.core.objectives import MaskingUnit, Pairing
 from data_prep.core.records import write_packed
 from data_prep.examples.masking import MaskingRule, mask_examples, static_keys
 from data_prep.examples.pairs import LOSSES, PairRule, Pairs, make_pairs
-from data_prep.stores.arrow import outside
+from data_prep.stores.arrow import no_bits, outside
 from data_prep.stores.shards import (
     Examples,
     ShardCounts,
@@ -80,8 +80,10 @@ def make_examples(
     if fault := outside("the id", pairs.input_ids, 0, largest_id, pairs.offsets):
         raise SettingsError(f"{store.folder / store.split}, in a partner of {fault}; {CURE}")
     keys = static_keys(pair_rule.seed, pair_rule.copy, pairs.document_a, pairs.numbers)
+    is_by_words = masking_rule.unit is MaskingUnit.whole_word
+    continues_word = pairs.continues_word if is_by_words else no_bits()
     masked_positions, masked_offsets, masked_input_ids = mask_examples(
-        pairs.input_ids, pairs.offsets, keys, masking_rule
+        pairs.input_ids, pairs.offsets, keys, masking_rule, continues_word
     )
     examples = Examples(
         input_ids=pairs.input_ids,
@@ -93,6 +95,7 @@ def make_examples(
         masked_input_ids=masked_input_ids,
         document_a=pairs.document_a,
         document_b=pairs.document_b,
+        continues_word=continues_word,
     )
     return examples, pairs
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from data_prep.core.objectives import MaskingUnit
 from data_prep.examples import philox
+from data_prep.stores.arrow import no_bits
 from data_prep.stores.shards import ShardsIdentity
 from data_prep.tokenizer.vocab_file import read_vocab
 
@@ -186,9 +187,12 @@ def mask_examples(
     offsets: NDArray[np.integer[Any]],
     keys: NDArray[np.uint64],
     rule: MaskingRule,
+    continues_word: NDArray[np.uint8] | None = None,
 ) -> tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[Any]]:
     """Draw the masks of N examples: (T,) ids, (N + 1,) offsets into them, (N, 2) keys.
 
+    For whole words, `continues_word` has (ceil(T / 8),) bits, lowest first: the token continues the
+    word before it. None or no bits: a "##" piece does.
     Returns the masked positions inside each example, ascending, (M,) uint16; their offsets (N + 1,)
     int64; and the ids at these positions in the masked input, (M,) in the dtype of `input_ids`.
     Every example has at least one. Whole words that would exceed the quota are skipped. If no word
@@ -203,7 +207,8 @@ def mask_examples(
     masked_offsets = np.zeros(len(lengths_N) + 1, np.int64)
     longest = int(lengths_N.max(initial=0))
     _mask(
-        *(input_ids, offsets, keys, quotas_N, rule.compiled, longest),
+        *(input_ids, no_bits() if continues_word is None else continues_word),
+        *(offsets, keys, quotas_N, rule.compiled, longest),
         *(positions_M, masked_offsets, masked_ids_M),
     )
     size = masked_offsets[-1]
@@ -213,6 +218,7 @@ def mask_examples(
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _mask(
     input_ids: NDArray[Any],
+    continues_word: NDArray[np.uint8],
     offsets: NDArray[np.int64],
     keys: NDArray[np.uint64],
     quotas: NDArray[np.int64],
@@ -226,8 +232,9 @@ def _mask(
     scratch = new_scratch(longest)
     end = 0
     for i in range(len(offsets) - 1):
-        ids = input_ids[offsets[i] : offsets[i + 1]]
-        count = mask_example(ids, quotas[i], keys[i, 0], keys[i, 1], rule, scratch)
+        first = offsets[i]
+        ids, words = input_ids[first : offsets[i + 1]], (continues_word, first)
+        count = mask_example(ids, words, quotas[i], keys[i, 0], keys[i, 1], rule, scratch)
         for j in range(count):
             positions[end + j] = scratch.positions[j]
             masked_ids[end + j] = scratch.new_ids[j]
@@ -251,13 +258,22 @@ def new_scratch(longest: int) -> Scratch:
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def mask_example(
-    ids: NDArray[Any], quota: int, key: Any, subject: Any, rule: CompiledRule, scratch: Scratch
+    ids: NDArray[Any],
+    continues_word: tuple[NDArray[np.uint8], int],
+    quota: int,
+    key: Any,
+    subject: Any,
+    rule: CompiledRule,
+    scratch: Scratch,
 ) -> int:
-    """Draw the masks of one example into `scratch`; return how many positions are masked."""
+    """Draw the masks of one example into `scratch`; return how many positions are masked.
+
+    `continues_word` are bits as for `mask_examples`, and the place of the example's first.
+    """
     positions, new_ids, starts, ends, chosen, words = scratch
     used = 0
     if rule.whole_word:
-        num_words = _find_words(ids, rule, starts, ends)
+        num_words = _find_words(ids, continues_word, rule, starts, ends)
         philox.fill(words, 4 * len(ids) + SPARE, key, philox.MASK, subject)
         used = _choose_words(words, num_words, quota, rule.max_masked, starts, ends, chosen)
     else:
@@ -297,22 +313,29 @@ def mask_example(
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _find_words(
     ids: NDArray[Any],
+    continues_word: tuple[NDArray[np.uint8], int],
     rule: CompiledRule,
     word_starts: NDArray[np.int32],
     word_ends: NDArray[np.int32],
 ) -> int:
     """Fill [start, end) of the words of one example; return their number.
 
-    A "##" piece continues the word before it, but not a [CLS] or [SEP]: after truncation a segment
-    may begin inside a word.
+    A token continues the word before it by its bit, or where there are no bits as a "##" piece. It
+    does not continue a [CLS] or [SEP]: after truncation a segment may begin inside a word.
     """
+    bits, first = continues_word
     num_words = 0
     is_open = False
     for position in range(len(ids)):
         token = np.int64(ids[position])
+        if len(bits) > 0:
+            place = first + position
+            continues = (bits[place >> 3] >> (place & 7)) & 1 != 0
+        else:
+            continues = rule.continuation[token]
         if token == rule.cls_id or token == rule.sep_id:
             is_open = False
-        elif is_open and rule.continuation[token]:
+        elif is_open and continues:
             word_ends[num_words - 1] = position + 1
         else:
             word_starts[num_words] = position

@@ -197,3 +197,19 @@ def copy_ranges(
     for row in rows:
         for i in range(lengths[row]):
             target[to[row] + i] = source[starts[row] + i]
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def copy_bits(
+    source: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    target: NDArray[np.bool_],
+    to: NDArray[np.int64],
+) -> None:
+    """As `copy_ranges`, from bits, lowest first. The first of a range is left out: it is False."""
+    for row in rows:
+        for i in range(1, lengths[row]):
+            place = starts[row] + i
+            target[to[row] + i] = (source[place >> 3] >> (place & 7)) & 1

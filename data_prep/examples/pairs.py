@@ -49,6 +49,7 @@ from data_prep.examples import philox
 from data_prep.examples.pair_walks import (
     PAIRING_CODES,
     PairPlan,
+    copy_bits,
     copy_ranges,
     place_partners,
     truncate,
@@ -88,6 +89,7 @@ class Pairs:
     next_sentence_labels: NDArray[np.uint8]  # (N,) 1: random or swapped (Pairing.label_1)
     document_a: NDArray[np.uint32]  # (N,) number in the split
     document_b: NDArray[np.uint32]  # (N,)
+    continues_word: NDArray[np.uint8]  # (ceil(T / 8),) bits as in the token store, or (0,)
     numbers: NDArray[np.uint32]  # (N,) of the example in its document
     truncated_tokens: int  # of this part's documents: in no example of this pass
     long_sentences: int  # that were cut into pieces
@@ -116,9 +118,15 @@ def make_pairs(store: TokenStore, part: int, rule: PairRule, cls_id: int, sep_id
     ids[offsets[:-1]] = cls_id
     ids[to_b - 1] = sep_id
     ids[offsets[1:] - 1] = sep_id  # without a B, the same position
-    copy_ranges(own.ids, plan.starts_a, plan.lengths_a, np.arange(len(to_a)), ids, to_a)
-    for other, rows in rows_of_part:
-        copy_ranges(store.part(other).ids, plan.starts_b, plan.lengths_b, rows, ids, to_b)
+    has_words = len(own.continues_word) > 0
+    continues = np.zeros(offsets[-1] if has_words else 0, np.bool_)
+    segments = [(part, plan.starts_a, plan.lengths_a, np.arange(len(to_a)), to_a)]
+    segments += [(n, plan.starts_b, plan.lengths_b, rows, to_b) for n, rows in rows_of_part]
+    for number, starts, lengths, rows, to in segments:
+        source = store.part(number)
+        copy_ranges(source.ids, starts, lengths, rows, ids, to)
+        if has_words:
+            copy_bits(source.continues_word, starts, lengths, rows, continues, to)
     is_own = plan.document_a == plan.document_b
     kept_tokens = plan.lengths_a.sum() + plan.lengths_b[is_own].sum()
     return Pairs(
@@ -128,6 +136,7 @@ def make_pairs(store: TokenStore, part: int, rule: PairRule, cls_id: int, sep_id
         next_sentence_labels=plan.labels.astype(np.uint8),
         document_a=plan.document_a.astype(np.uint32),
         document_b=plan.document_b.astype(np.uint32),
+        continues_word=np.packbits(continues, bitorder="little"),
         numbers=plan.numbers.astype(np.uint32),
         truncated_tokens=int(own.num_tokens - kept_tokens),
         long_sentences=int((np.diff(own.sentence_offsets) > rule.window).sum()),

@@ -65,6 +65,28 @@ def list_offsets(column: Any) -> NDArray[np.int32]:
     return none
 
 
+def no_bits() -> NDArray[np.uint8]:
+    """Bits of which there are none, read-only as those of a memory map."""
+    return np.frombuffer(b"", np.uint8)
+
+
+def num_bytes(num_bits: int) -> int:
+    """Bytes that hold so many bits."""
+    return -(-num_bits // 8)
+
+
+def bits_of(column: Any) -> NDArray[np.uint8]:
+    """(num_bytes(N),) the N values of a boolean column, lowest bit first: a read-only view."""
+    if not len(column):
+        return no_bits()
+    return np.frombuffer(column.buffers()[1], np.uint8, num_bytes(len(column)))
+
+
+def boolean_array(bits: NDArray[np.uint8], size: int) -> Any:
+    """The pyarrow array of `size` booleans with these bits."""
+    return pa.BooleanArray.from_buffers(pa.bool_(), size, [None, pa.py_buffer(bits)])
+
+
 def outside(
     column: str, values: NDArray[Any], low: int, high: Any, offsets: NDArray[Any] | None = None
 ) -> str | None:

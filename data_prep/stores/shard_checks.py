@@ -27,13 +27,17 @@ from data_prep.stores.shards import (
 def check_counts(
     path: Path, examples: Examples, shard: ShardEntry, manifest: ShardsIdentity
 ) -> None:
-    """Raises SettingsError if a shard has other counts or another dtype than the manifest says."""
+    """Raises SettingsError if a shard has other counts, columns or dtype than the manifest says."""
     ids = examples.input_ids
     found = len(examples), len(ids), len(examples.masked_positions), str(ids.dtype)
     if found != (wanted := (shard.rows, shard.tokens, shard.masked_tokens, manifest.dtype)):
         raise SettingsError(
             f"{path} has (rows, tokens, masks, dtype) = {found}, the manifest says {wanted}; {CURE}"
         )
+    has_words = bool(len(examples.continues_word))
+    if has_words != bool(manifest.words and len(ids)):
+        says = "no" if has_words else "a"
+        raise SettingsError(f"{path}: the manifest has {says} column continues_word; {CURE}")
 
 
 def check_rows(path: Path, examples: Examples, manifest: ShardsIdentity) -> None:

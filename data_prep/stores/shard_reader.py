@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.core.config import SettingsError
+from data_prep.stores.arrow import num_bytes
 from data_prep.stores.shard_checks import check_counts, check_rows, check_tokens, size_faults
 from data_prep.stores.shards import (
     Examples,
@@ -30,7 +31,7 @@ class Rows:
     Kernels reach any row of any shard in one call, by the addresses of the shards' columns.
     """
 
-    addresses: NDArray[np.int64]  # (shards, 9) of the columns, as in `_addresses`; 0: not mapped
+    addresses: NDArray[np.int64]  # (shards, 10) of the columns, as in `_addresses`; 0: not mapped
     like: NDArray[Any]  # (0,) of the type of token ids
     shards: NDArray[np.int64]  # (N,)
     rows: NDArray[np.int64]  # (N,) inside their shards
@@ -58,6 +59,10 @@ class Rows:
             owner=owned,
         )
 
+    @property
+    def _have_words(self) -> bool:
+        return bool(self.addresses[self.shards, 9].any())
+
     def take(self, places: NDArray[np.integer[Any]]) -> Rows:
         """Those at `places`, in that order."""
         names = ("shards", "rows", "lengths", "masked_counts")
@@ -80,6 +85,7 @@ class Rows:
             masked_input_ids=np.empty(masked_offsets[-1], self.like.dtype),
             document_a=np.empty(size, np.uint32),
             document_b=np.empty(size, np.uint32),
+            continues_word=np.zeros(num_bytes(offsets[-1] if self._have_words else 0), np.uint8),
         )
         _copy(self.addresses, self.like, self.shards, self.rows, *vars(examples).values())
         return examples
@@ -191,15 +197,19 @@ def _distinct(numbers: NDArray[np.int64]) -> list[int]:
 
 
 def _addresses(examples: Examples) -> NDArray[np.int64]:
-    """(9,) where the columns of `examples` begin, in the order of its fields, all contiguous."""
+    """(10,) where the columns of `examples` begin, in the order of its fields, all contiguous.
+
+    0: there is no column `continues_word`.
+    """
     columns = vars(examples).values()
-    return np.array([column.__array_interface__["data"][0] for column in columns], np.int64)
+    places = [column.__array_interface__["data"][0] for column in columns]
+    return np.array([*places[:-1], places[-1] if len(examples.continues_word) else 0], np.int64)
 
 
 def _column_types(ids: np.dtype[Any]) -> list[np.dtype[Any]]:
     """The types of a mapped shard's columns, in the order of `Examples`; kernels rely on them."""
     names = ("int32", "uint16", "uint8", "uint16", "int32")
-    return [ids, *map(np.dtype, names), ids, np.dtype(np.uint32), np.dtype(np.uint32)]
+    return [ids, *map(np.dtype, names), ids, *map(np.dtype, ("uint32", "uint32", "uint8"))]
 
 
 @numba.extending.intrinsic  # type: ignore[untyped-decorator]
@@ -223,6 +233,15 @@ def bounds(address: int, row: int) -> Any:
     """Where a row of a list column begins, and its size; `address` is that of its offsets."""
     both = cut(address, row, 2, np.int32)
     return np.int64(both[0]), np.int64(both[1]) - np.int64(both[0])
+
+
+@numba.njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+def word_bits(columns: NDArray[np.int64], end: int) -> Any:
+    """The bytes of `continues_word` up to token `end` of a shard; none where it has no such column.
+
+    `columns` are its addresses.
+    """
+    return cut(columns[9], 0, (end + 7) >> 3 if columns[9] != 0 else 0, np.uint8)
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -255,12 +274,18 @@ def _copy(
     masked_input_ids: NDArray[Any],
     document_a: NDArray[np.uint32],
     document_b: NDArray[np.uint32],
+    continues_word: NDArray[np.uint8],
 ) -> None:
     """Fill the columns behind `rows` with those rows; the two offsets are filled already."""
     for i in range(len(rows)):
         columns, row = addresses[shards[i]], rows[i]
         first, size = bounds(columns[1], row)
         input_ids[offsets[i] : offsets[i + 1]] = cut(columns[0], first, size, like.dtype)
+        bits = word_bits(columns, first + size)
+        if len(bits) > 0:
+            for j in range(size):
+                at, to_bit = first + j, offsets[i] + j
+                continues_word[to_bit >> 3] |= ((bits[at >> 3] >> (at & 7)) & 1) << (to_bit & 7)
         segment_a_lengths[i] = cut(columns[2], row, 1, np.uint16)[0]
         next_sentence_labels[i] = cut(columns[3], row, 1, np.uint8)[0]
         first, size = bounds(columns[5], row)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -42,7 +42,17 @@ from data_prep.core.records import (
     read_manifest,
 )
 from data_prep.core.settings import LIMITS, MaskingSettings, shares_fault
-from data_prep.stores.arrow import list_offsets, map_batch, metadata_of, offsets_fault, outside
+from data_prep.stores.arrow import (
+    bits_of,
+    boolean_array,
+    list_offsets,
+    map_batch,
+    metadata_of,
+    no_bits,
+    offsets_fault,
+    outside,
+)
+from data_prep.stores.tokens import WordSettings
 
 SCHEMA_VERSION: Final = 2
 SPLITS = ("train", "heldout")
@@ -153,6 +163,7 @@ class ShardsIdentity(TextForm, kw_only=True):
     pairs: Pairing
     masking: MaskingSettings
     settings: BuildSettings
+    words: WordSettings | None = None  # None: no column continues_word
 
     def __post_init__(self) -> None:
         check_special_ids(self.special_ids, self.vocab_size)
@@ -211,6 +222,8 @@ class Examples:
     masked_input_ids: NDArray[Any]  # (M,) ids at these positions in the masked input
     document_a: NDArray[np.uint32]  # (N,) running number of A's document in its split
     document_b: NDArray[np.uint32]  # (N,) and of B's
+    # (ceil(T / 8),) bits, lowest first: the token continues the word before it; (0,): not stored
+    continues_word: NDArray[np.uint8] = field(default_factory=no_bits)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -247,6 +260,9 @@ def write_shard(path: Path, examples: Examples, metadata: Mapping[str, str]) -> 
         "document_a": pa.array(examples.document_a),
         "document_b": pa.array(examples.document_b),
     }
+    if len(examples.continues_word):
+        flags = boolean_array(examples.continues_word, len(examples.input_ids))
+        columns["continues_word"] = _list_array(examples.offsets, flags)
     batch = pa.record_batch(columns).replace_schema_metadata(
         {"schema_version": str(SCHEMA_VERSION), **metadata}
     )
@@ -268,6 +284,12 @@ def read_shard(path: Path, check_offsets: bool = True) -> tuple[Examples, dict[s
     offsets, input_ids = _list_views(batch.column("input_ids"))
     masked_offsets, masked_positions = _list_views(batch.column("masked_positions"))
     other_offsets, masked_input_ids = _list_views(batch.column("masked_input_ids"))
+    continues_word = no_bits()
+    if "continues_word" in batch.schema.names:
+        flags = batch.column("continues_word").values  # cut by the offsets of input_ids
+        if len(flags) != len(input_ids):
+            refuse(path, f"continues_word has {len(flags):,} values for {len(input_ids):,} tokens")
+        continues_word = bits_of(flags)
     examples = Examples(
         input_ids=input_ids,
         offsets=offsets,
@@ -278,6 +300,7 @@ def read_shard(path: Path, check_offsets: bool = True) -> tuple[Examples, dict[s
         masked_input_ids=masked_input_ids,
         document_a=batch.column("document_a").to_numpy(),
         document_b=batch.column("document_b").to_numpy(),
+        continues_word=continues_word,
     )
     if check_offsets:
         refuse(path, _offsets_fault(examples, other_offsets))
@@ -309,8 +332,8 @@ def _map_shard(path: Path) -> tuple[Any, dict[str, str]]:
     return batch, metadata
 
 
-def _schema(ids: Any) -> Any:
-    """The schema of a shard with token ids of this type."""
+def _schema(ids: Any, words: Mapping[str, Any]) -> Any:
+    """The schema of a shard with token ids of this type and these columns of words."""
     return pa.schema({
         "input_ids": pa.list_(ids),
         "segment_a_length": pa.uint16(),
@@ -319,10 +342,15 @@ def _schema(ids: Any) -> Any:
         "masked_input_ids": pa.list_(ids),
         "document_a": pa.uint32(),
         "document_b": pa.uint32(),
+        **words,
     })  # fmt: skip
 
 
-_SCHEMAS = [_schema(pa.uint16()), _schema(pa.uint32())]
+_SCHEMAS = [
+    _schema(ids, words)
+    for words in ({}, {"continues_word": pa.list_(pa.bool_())})
+    for ids in (pa.uint16(), pa.uint32())
+]
 
 
 def refuse(path: Path, fault: str | None) -> None:
@@ -389,8 +417,8 @@ def read_token_counts(folder: Path, vocab_size: int) -> NDArray[np.int64]:
     return counts
 
 
-def _list_array(offsets: NDArray[np.int64], values: NDArray[Any]) -> Any:
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
+def _list_array(offsets: NDArray[np.int64], values: Any) -> Any:
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values)
 
 
 def _list_views(column: Any) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -8,6 +8,10 @@ without this code; here they are read as three flat numpy arrays, without a copy
     sentence s of a part:  ids[sentence_offsets[s] : sentence_offsets[s + 1]]
     document d of a part:  sentences document_offsets[d] ... document_offsets[d + 1] - 1
 
+Where words were segmented (`settings.words` of the manifest) there is a third column,
+`continues_word`: list<list<bool>> like `sentences`, true for a token that continues the word of the
+token before it.
+
 There are no special ids in the store: [CLS], [SEP] and [MASK] come with the pairs.
 `data_dir/tokens/manifest.json` lists the parts of both splits in order; a document's number is its
 place in that order, over all parts of its split.
@@ -17,7 +21,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -38,13 +42,22 @@ from data_prep.core.records import (
     check_special_ids,
     read_manifest,
 )
-from data_prep.stores.arrow import list_offsets, map_batch, offsets_fault, outside
+from data_prep.stores.arrow import (
+    bits_of,
+    list_offsets,
+    map_batch,
+    no_bits,
+    num_bytes,
+    offsets_fault,
+    outside,
+)
 
 SCHEMA_VERSION: Final = 1
 SPLITS = ("train", "heldout")
 MOST_TOKENS = 2**31 - 1  # of a part: Arrow's list offsets are int32
 _SCHEMAS = [
-    pa.schema({"document": pa.string(), "sentences": pa.list_(pa.list_(ids))})
+    pa.schema({"document": pa.string(), "sentences": pa.list_(pa.list_(ids)), **words})
+    for words in ({}, {"continues_word": pa.list_(pa.list_(pa.bool_()))})
     for ids in (pa.uint16(), pa.uint32())
 ]
 CURE = "delete the folder tokens and run data_prep.encode again"
@@ -82,6 +95,13 @@ class SentenceSettings(Record):
     version: str  # of the splitter
 
 
+class WordSettings(Record):
+    """How sentences were segmented into words."""
+
+    segmenters: dict[str, str]  # by language; of another one words are by "##"
+    versions: dict[str, str]  # of their packages
+
+
 class EncodeSettings(TextForm, kw_only=True):
     """What decides the ids, and the documents that were encoded."""
 
@@ -93,6 +113,7 @@ class EncodeSettings(TextForm, kw_only=True):
     documents: dict[str, str]  # checksum of each part, by "source/name"
     duplicates: dict[str, Any]  # of these parts, as `data_prep.dedup.left_out`
     sentences: SentenceSettings | None = None  # None: English, by nupunkt
+    words: WordSettings | None = None  # None: not stored
 
 
 class TokensManifest(Record):
@@ -123,6 +144,8 @@ class TokenPart:
     sentence_offsets: NDArray[np.int32]  # (S + 1,) into ids
     document_offsets: NDArray[np.int32]  # (D + 1,) into sentences
     documents: Any  # (D,) pyarrow string array, "<source>/<id>"
+    # (ceil(T / 8),) bits, lowest first: the token continues the word before it; (0,): not stored
+    continues_word: NDArray[np.uint8] = field(default_factory=no_bits)
 
     @property
     def num_documents(self) -> int:
@@ -144,13 +167,22 @@ class TokenPart:
         """
         batch = map_batch(path, _SCHEMAS, CURE)
         sentences = batch.column("sentences")
-        return cls(
+        part = cls(
             name=path.name,
             ids=sentences.values.values.to_numpy(),
             sentence_offsets=list_offsets(sentences.values),
             document_offsets=list_offsets(sentences),
             documents=batch.column("document"),
         )
+        if "continues_word" not in batch.schema.names:
+            return part
+        flags = batch.column("continues_word").values.values  # cut by the offsets of the ids
+        if len(flags) != part.num_tokens:
+            raise SettingsError(
+                f"{path}: continues_word has {len(flags):,} values for {part.num_tokens:,} tokens; "
+                f"{CURE}"
+            )
+        return replace(part, continues_word=bits_of(flags))
 
 
 def check_part(path: Path, part: TokenPart, vocab_size: int) -> None:
@@ -179,12 +211,13 @@ def write_part(
     sentence_offsets: NDArray[np.integer[Any]],
     document_offsets: NDArray[np.integer[Any]],
     unknown_tokens: int = 0,
+    continues_word: NDArray[np.bool_] | None = None,
 ) -> TokenPartEntry:
     """Write one part, whole or not at all: same arguments, same bytes.
 
     D documents, (T,) ids, (S + 1,) and (D + 1,) offsets as in the head of this file; how many of
-    the ids are [UNK]. A part may hold no documents. Raises ValueError where the offsets do not fit
-    the ids or the part is too large.
+    the ids are [UNK]; (T,) which tokens continue a word, None: not known. A part may hold no
+    documents. Raises ValueError where the offsets do not fit the ids or the part is too large.
     """
     if len(ids) > MOST_TOKENS:
         raise ValueError(
@@ -197,11 +230,17 @@ def write_part(
         raise ValueError(
             f"{path}: {len(documents)} document names for {len(document_offsets) - 1} documents"
         )
-    sentences = pa.ListArray.from_arrays(sentence_offsets.astype(np.int32), pa.array(ids))
-    column = pa.ListArray.from_arrays(document_offsets.astype(np.int32), sentences)
-    batch = pa.record_batch(
-        [pa.array(list(documents), pa.string()), column], names=["document", "sentences"]
+    columns = {"sentences": ids} | (
+        {} if continues_word is None else {"continues_word": continues_word}
     )
+    offsets_S, offsets_D = (
+        pa.array(offsets.astype(np.int32)) for offsets in (sentence_offsets, document_offsets)
+    )
+    nested = {
+        name: pa.ListArray.from_arrays(offsets_D, pa.ListArray.from_arrays(offsets_S, values))
+        for name, values in columns.items()
+    }
+    batch = pa.record_batch({"document": pa.array(list(documents), pa.string()), **nested})
     with whole_or_absent(path) as temporary:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as out:
             out.write_batch(batch)
@@ -285,6 +324,12 @@ class TokenStore:
             raise SettingsError(
                 f"{path} holds (documents, sentences, tokens, dtype) = {found}, the manifest "
                 f"says {wanted}; {CURE}"
+            )
+        has_words = bool(self.manifest.settings.words)
+        if len(part.continues_word) != num_bytes(has_words * part.num_tokens):
+            says = "has" if has_words else "has no"
+            raise SettingsError(
+                f"{path}: the manifest {says} words, other than the column continues_word; {CURE}"
             )
         self.mapped[number] = part
         return part

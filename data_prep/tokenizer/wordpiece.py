@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,8 @@ class Encoder:
     def __init__(self, tokens: Sequence[str], form: TextForm) -> None:
         self.vocab_size = len(tokens)
         self.special_ids = special_ids(tokens)
-        self._word_ids = _WordIds(make_tokenizer(tokens, form), form)
+        self._tokenizer = make_tokenizer(tokens, form)
+        self._word_ids = _WordIds(self._tokenizer, form)
 
     def encode(self, sentences: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """The (T,) ids of N sentences end to end, and their (N,) lengths, which may be 0."""
@@ -112,3 +114,16 @@ class Encoder:
         ids = [b"".join(map(ids_of, sentence.split(" "))) for sentence in sentences]
         lengths = np.fromiter(map(len, ids), np.int64, len(ids)) // np.dtype(np.uint32).itemsize
         return np.frombuffer(b"".join(ids), np.uint32), lengths
+
+    def encode_spans(
+        self, sentences: Sequence[str]
+    ) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64]]:
+        """As `encode`, and (T, 2) the characters [start, end) of its sentence that each id is for.
+
+        Words without spaces repeat too rarely to be kept, so this is as fast for them.
+        """
+        found = self._tokenizer.encode_batch(sentences, add_special_tokens=False)
+        lengths = np.fromiter(map(len, found), np.int64, len(found))
+        ids = np.fromiter(chain.from_iterable(e.ids for e in found), np.uint32, lengths.sum())
+        ends = chain.from_iterable(chain.from_iterable(e.offsets for e in found))
+        return ids, lengths, np.fromiter(ends, np.int64, 2 * lengths.sum()).reshape(-1, 2)

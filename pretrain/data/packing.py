@@ -28,7 +28,7 @@ from data_prep.examples.masking import (
     new_scratch,
     num_masked,
 )
-from data_prep.stores.shard_reader import Rows, bounds, cut
+from data_prep.stores.shard_reader import Rows, bounds, cut, word_bits
 from data_prep.stores.shards import Examples
 
 IGNORED = -100  # a label without a loss: torch's default `ignore_index`
@@ -273,7 +273,8 @@ def _pack(
         cls_positions[i] = start
         pair_labels[i] = cut(columns[3], row, 1, np.uint8)[0]
         if is_masked_anew:
-            count = mask_example(ids, quotas[place], keys[place, 0], keys[place, 1], rule, scratch)
+            words, key = (word_bits(columns, first + size), first), keys[place]
+            count = mask_example(ids, words, quotas[place], key[0], key[1], rule, scratch)
             for j in range(count):
                 position = scratch.positions[j]
                 masked_positions[masked + j] = start + position

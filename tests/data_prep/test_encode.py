@@ -3,6 +3,7 @@
 import os
 import pydoc_data.topics
 import shutil
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -142,7 +143,8 @@ def test_the_store_has_the_bytes_that_encoding_whole_sentences_gives(
     tokens = vocab_file.read_vocab(encoded / "vocab" / "vocab.txt")
     for index in range(PARTS):
         encode._encode_part(
-            tmp_path, list_parts(encoded), {}, tokens, TextForm(True), 0.3, None, (1, 1), index
+            *(tmp_path, list_parts(encoded), {}, tokens, TextForm(True), 0.3),
+            *(None, None, (1, 1), index),
         )
     parts = [path.relative_to(tmp_path) for path in tmp_path.glob("tokens/*/*.arrow")]
     assert len(parts) == 2 * PARTS
@@ -313,8 +315,9 @@ ENCODER = Encoder(
 @given(text=st.text(st.sampled_from("aAb. \n\x07\u200b"), max_size=30))
 def test_a_document_s_sentences_are_never_empty_and_none_goes_uncounted(text: str) -> None:
     dropped = encode.Dropped()
-    ids, lengths = encode._encode_document(
-        Document("x", "", text), split_paragraph, ENCODER, dropped
+    encoding = partial(encode._encoding(None, [], ENCODER), "en")
+    _, (ids, lengths, _) = encode._encode_document(
+        Document("x", "", text), split_paragraph, encoding, dropped
     )
     sentences = [s for paragraph in text.split("\n") for s in split_paragraph(paragraph)]
     assert (lengths > 0).all()
