@@ -72,6 +72,14 @@ def run(settings: DataPrepSettings) -> DocumentsManifest:
     if not settings.replace:
         _check_input(folder, source)
     plan = module_of(source.kind).plan(source, settings.characters_per_part, folder / "cache")
+    return collect_plan(settings, source, plan)
+
+
+def collect_plan(
+    settings: DataPrepSettings, source: SourceSettings, plan: SourcePlan
+) -> DocumentsManifest:
+    """Collect what a plan of the source names, as `run` does with all of it."""
+    folder = Path(settings.data_dir) / "documents" / source.name
     identity = _identity(source, settings.characters_per_part)
     tasks = []
     for index, state in enumerate(plan.states):

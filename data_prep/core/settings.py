@@ -150,6 +150,13 @@ class AuditSettings:
 
 
 @dataclass
+class PlanSettings:
+    nodes: int  # of num_workers cores each
+    bytes: float | None  # of the input; None: those of the source
+    seq_lens: list[int]  # lengths to build and audit
+
+
+@dataclass
 class DataPrepSettings:
     language: LanguageSettings
     data_dir: str  # root folder of one prepared corpus
@@ -182,6 +189,7 @@ class DataPrepSettings:
     short_seq_prob: float
     masking: MaskingSettings
     audit: AuditSettings
+    plan: PlanSettings  # only for plan
     source: SourceSettings | None = None  # only for collect
 
     @property
@@ -261,6 +269,8 @@ LIMITS: Limits = {
     "audit.most_sentence_tokens": _POSITIVE,
     "audit.most_told_alone": _SHARE,
     "audit.most_told_together": _SHARE,
+    "plan.nodes": _POSITIVE,
+    "plan.bytes": _POSITIVE_OR_NULL,
     "source.rows_per_document": _POSITIVE_OR_NULL,
     "source.min_characters": _POSITIVE_OR_NULL,
 }
@@ -321,6 +331,9 @@ def _other_faults(settings: DataPrepSettings) -> Iterator[str]:
             f"add_words={settings.add_words} adds to a released vocabulary: set vocab_file, too (a "
             "trained one has the text's own words)"
         )
+    for length in settings.plan.seq_lens:
+        if not LIMITS["seq_len"][0](length):
+            yield f"plan.seq_lens: {length}; it takes {LIMITS['seq_len'][1]}"
     if fault := shares_fault(settings.masking):
         yield fault
     least, most = settings.audit.random_next_least, settings.audit.random_next_most

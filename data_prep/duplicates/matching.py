@@ -36,7 +36,8 @@ ROWS_AT_ONCE = 1 << 16  # of signatures compared: 29 MB
 # one pattern. Copies of later ones are kept.
 MOST_KEPT = 10_000
 
-MOST_MAPPED = 256  # signature files at a time; the system allows some 65,000 mappings
+# Signature files mapped at a time: 1 GB. The system allows some 65,000 mappings of a process.
+MOST_MAPPED, MOST_MAPPED_DOCUMENTS = 256, 2_000_000
 
 Pairs = NDArray[np.int64]
 
@@ -53,7 +54,9 @@ class Corpus:
             raise ValueError(
                 f"{self.num_documents:,} documents; at most 2,147,483,647 are compared"
             )
-        self._mapped = functools.lru_cache(MOST_MAPPED)(lambda number: signatures_of(parts[number]))
+        fitting = MOST_MAPPED_DOCUMENTS * len(parts) // max(1, self.num_documents)
+        open_one = functools.lru_cache(max(1, min(fitting, MOST_MAPPED)))
+        self._mapped = open_one(lambda number: signatures_of(parts[number]))
 
     def keys(
         self, band: int | None, number: int, ranges: int

@@ -81,13 +81,20 @@ class SignatureWriter:
 
     def add(self, document: Document) -> None:
         hashes, letters = shingles(document.text)
-        self._ids.append(document.id)
-        self._titles.append(document.title)
-        self._characters.append(len(document.text))
         # Texts without letters are compared as they are
         compared = letters.data if len(letters) else document.text.encode()
-        self._exact.append(xxhash.xxh3_128_digest(compared))
-        self._values.append(np.array(signature(hashes), np.uint32))
+        exact, values = xxhash.xxh3_128_digest(compared), np.array(signature(hashes), np.uint32)
+        self.add_signed(document.id, document.title, len(document.text), exact, values)
+
+    def add_signed(
+        self, id: str, title: str, characters: int, exact: bytes, values: NDArray[np.uint32]
+    ) -> None:
+        """Add a document by its 16 bytes of exact hash and its (VALUES,) signature."""
+        self._ids.append(id)
+        self._titles.append(title)
+        self._characters.append(characters)
+        self._exact.append(exact)
+        self._values.append(values)
 
     def write(self, part: Path, part_checksum: str) -> None:
         """Write the file of a part, whole or not at all."""

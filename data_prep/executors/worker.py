@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 import sys
 import time
@@ -59,6 +60,7 @@ def run_one(task: Task, index: int, entry: TaskEntry, log_dir: Path) -> None:
         "counts": counts,
         "sizes": sizes(entry.outputs),
         "seconds": ended - began,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "ended": ended,
     }
     write_json(finished, record)

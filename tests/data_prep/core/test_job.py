@@ -8,12 +8,12 @@ from types import ModuleType
 import pytest
 from omegaconf import OmegaConf
 
-from data_prep import audit, build, collect, dedup, encode, status, vocab
+from data_prep import audit, build, collect, dedup, encode, plan, status, vocab
 from data_prep.core.config import SettingsError
 from data_prep.core.job import load, start
 from data_prep.core.settings import DataPrepSettings
 
-JOBS = [collect, dedup, vocab, encode, build, audit, status]
+JOBS = [collect, dedup, vocab, encode, build, audit, status, plan]
 
 
 def test_cfg_prints_the_settings_and_does_nothing(tmp_path: Path, capfd) -> None:

@@ -116,6 +116,7 @@ def test_a_record_holds_fingerprint_counts_and_times(tmp_path: Path) -> None:
     record = read_json(tmp_path / "logs" / "finished" / "task-3.json")
     assert record.pop("seconds") > 0
     assert record.pop("ended") > 1.7e9
+    assert record.pop("peak_bytes") > 1e6
     assert record == {"fingerprint": "a", "counts": {"documents": 4, "only 1": 1}, "sizes": [2]}
 
 

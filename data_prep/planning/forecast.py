@@ -1,0 +1,138 @@
+"""From the costs of a sample to those of the whole input: arithmetic alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep.core.settings import DataPrepSettings, Duplicates
+
+# Measured by scripts.bench.duplicates, see docs/log.md
+DEDUP_SECONDS = 40e-6  # of one core, per document
+DEDUP_BYTES = 1.0e9  # of a task of a large corpus
+
+AUDIT_TOKENS = 100e6  # per second of one process; the rest of its time is the same for any corpus
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a task takes: a constant, and a part that grows with its text."""
+
+    constant: float
+    slope: float  # per character or token
+
+    @classmethod
+    def through(cls, points: Sequence[tuple[float, float]]) -> Line:
+        """The nearest line to (size, value) points that falls nowhere and is nowhere negative."""
+        sizes, values = np.array(points, float).T
+        if np.ptp(sizes) > 0:
+            slope, constant = np.polyfit(sizes, values, 1)
+            if slope >= 0 and constant >= 0:
+                return cls(float(constant), float(slope))
+            if slope >= 0:
+                return cls(0.0, float(sizes @ values / (sizes @ sizes)))
+        return cls(float(values.mean()), 0.0)
+
+    def at(self, size: float) -> float:
+        return self.constant + self.slope * size
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the tasks of one job take, by their characters or tokens."""
+
+    seconds: Line
+    peak_bytes: Line
+    startup: float  # seconds of the job that are not its tasks'
+    files: float  # per task
+    bytes: float  # per character or token
+
+    def stage(self, name: str, size: float, tasks: int, settings: DataPrepSettings) -> Stage:
+        """The forecast for so many equal tasks, of `size` characters or tokens together."""
+        cores = settings.plan.nodes * settings.workers
+        one = size / tasks
+        running = min(settings.workers, math.ceil(tasks / settings.plan.nodes))
+        return Stage(
+            name,
+            tasks,
+            self.startup + self.seconds.at(one) * math.ceil(tasks / cores),
+            self.peak_bytes.at(one) * running,
+            self.files * tasks,
+            self.bytes * size,
+        )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the sample has shown."""
+
+    source_bytes: float  # of the whole source
+    input_bytes: float  # of the sample
+    characters: int
+    documents: int
+    tokens: int
+    seconds: float  # that measuring took
+    collect: Cost  # per character
+    vocab: Line  # seconds, by characters
+    encode: Cost  # per character
+    build: dict[int, Cost]  # per token, by length
+    audit: dict[int, float]  # seconds, by length
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The forecast of one job."""
+
+    name: str
+    tasks: int
+    seconds: float
+    peak_bytes: float  # per node
+    files: float = 0
+    bytes: float = 0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """All jobs, for so much input."""
+
+    input_bytes: float
+    characters: float
+    documents: float
+    tokens: float
+    stages: list[Stage]
+
+
+def forecast(settings: DataPrepSettings, sample: Sample) -> Forecast:
+    """All stages for plan.bytes, or for the whole source."""
+    input_bytes = settings.plan.bytes or sample.source_bytes
+    scale = input_bytes / sample.input_bytes
+    characters, tokens = sample.characters * scale, sample.tokens * scale
+    documents = sample.documents * scale
+    parts = max(1, math.ceil(characters / settings.characters_per_part))
+    stages = [sample.collect.stage("collect", characters, parts, settings)]
+    if settings.duplicates is Duplicates.drop:
+        stages.append(_dedup(settings, documents))
+    read = min(characters, settings.vocab_characters)
+    stages += [
+        Stage("vocab", 1, sample.vocab.at(read), 0.0),
+        sample.encode.stage("encode", characters, parts, settings),
+    ]
+    for length, cost in sample.build.items():
+        # Each part has a shard in both splits, and that of the held-out one is small
+        tasks = parts * settings.copies
+        built = cost.stage(f"build {length}", tokens * settings.copies, tasks, settings)
+        stages.append(built)
+        seconds = sample.audit[length] + tokens * settings.copies / AUDIT_TOKENS
+        stages.append(Stage(f"audit {length}", 1, seconds, 0.0))
+    return Forecast(input_bytes, characters, documents, tokens, stages)
+
+
+def _dedup(settings: DataPrepSettings, documents: float) -> Stage:
+    is_large = documents > 1_000_000
+    cores = settings.plan.nodes * settings.workers if is_large else 1
+    running = settings.workers if is_large else 1
+    peak = DEDUP_BYTES if is_large else 2e8
+    return Stage("dedup", 1, documents * DEDUP_SECONDS / cores, running * peak)
