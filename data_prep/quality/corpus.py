@@ -12,7 +12,11 @@ from data_prep.core.objectives import Pairing
 from data_prep.core.records import Count, Record, Share, read_record
 from data_prep.core.settings import AuditSettings
 from data_prep.quality.languages import LanguageMetrics, language_faults
-from data_prep.stores.documents import DuplicatesRecord, read_documents_manifest
+from data_prep.stores.documents import (
+    DuplicatesRecord,
+    read_documents_manifest,
+    read_filtered_manifest,
+)
 from data_prep.stores.tokens import SPLITS, TokensManifest, read_tokens_manifest
 
 
@@ -64,7 +68,7 @@ def judge_corpus(
             "were typed); it counts the store, and encodes nothing that is already there"
         )
     metrics = {
-        "sources": _collected(data_dir),
+        "sources": collected(data_dir),
         "dropped": manifest.dropped,
         "copies": _copies(data_dir),
         "splits": {split: counts["splits"][split] for split in SPLITS},  # train first
@@ -98,13 +102,34 @@ def read_counts(data_dir: Path, manifest: TokensManifest) -> dict[str, Any] | No
     return found if counts.made_from == made_from(manifest) else None
 
 
-def _collected(data_dir: Path) -> dict[str, Any]:
-    """What collect has recorded for each source; the documents may have been deleted since."""
+def collected(data_dir: Path) -> dict[str, Any]:
+    """What collect and filter have recorded for each source; it may have been deleted since."""
     names = ("documents", "dropped", "settings", "characters")
     return {
-        path.parent.name: {name: getattr(manifest, name) for name in names}
+        path.parent.name: {
+            **{name: getattr(manifest, name) for name in names},
+            **_filtered(data_dir / "filtered" / path.parent.name, manifest.dropped),
+        }
         for path in sorted((data_dir / "documents").glob("*/manifest.json"))
         for manifest in [read_documents_manifest(path.parent)]
+    }
+
+
+def _filtered(folder: Path, dropped: dict[str, int]) -> dict[str, Any]:
+    """What the filters of a source leave and have `dropped`, too; {} if it has none."""
+    if not (folder / "manifest.json").is_file():
+        return {}
+    manifest = read_filtered_manifest(folder)
+    rules = {
+        f"{name}: {rule}": counts
+        for name, of_filter in manifest.counts.items()
+        for rule, counts in of_filter.items()
+    }
+    return {
+        "documents": manifest.documents,
+        "characters": manifest.characters,
+        "dropped": dropped | {rule: n.documents for rule, n in rules.items() if n.documents},
+        "changed": {rule: n.changes for rule, n in rules.items() if n.changes},
     }
 
 

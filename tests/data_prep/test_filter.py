@@ -14,6 +14,8 @@ from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json
 from data_prep.core.job import ShareDone, load
 from data_prep.core.settings import DataPrepSettings
+from data_prep.quality import corpus
+from data_prep.quality.report.plots import dropped_by_reason
 from data_prep.stores.documents import (
     Document,
     FilteredManifest,
@@ -129,6 +131,16 @@ def test_drops_and_changes_are_counted_by_rule(filtered: Path) -> None:
         "decontaminate: shares an n-gram with a task": (0, 1),
     }
     assert (manifest.documents, manifest.documents_before) == (12, 13)
+
+
+def test_the_audit_counts_what_filters_dropped_and_changed(filtered: Path) -> None:
+    web = corpus.collected(filtered)["web"]
+    assert (web["documents"], web["dropped"]) == (12, {"gopher_quality: short doc": 1})
+    assert web["changed"]["pii: e-mail address"] == 12
+    report = {"corpus": {"sources": {"web": web}, "dropped": {}}, "splits": {}}
+    shown = dropped_by_reason(report)
+    assert shown["web: pii: e-mail address (lines or texts)"] == 12
+    assert shown["web: gopher_quality: short doc (documents)"] == 1
 
 
 def test_samples_of_each_rule_name_their_documents(filtered: Path) -> None:

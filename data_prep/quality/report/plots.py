@@ -56,6 +56,11 @@ def dropped_by_reason(report: Report) -> dict[str, int]:
         for source, metrics in corpus["sources"].items()
         for reason, count in metrics["dropped"].items()
     }
+    counts |= {
+        f"{source}: {rule} (lines or texts)": count
+        for source, metrics in corpus["sources"].items()
+        for rule, count in metrics.get("changed", {}).items()
+    }
     counts |= {f"encode: {name.replace('_', ' ')}": n for name, n in corpus["dropped"].items()}
     for split, metrics in report["splits"].items():
         for name in LOSSES:
