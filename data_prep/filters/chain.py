@@ -138,12 +138,14 @@ class Recorder:
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str], RuleCounts] = {}
+        self._last: dict[tuple[str, str], str] = {}  # id; one sample per document
 
     def add(self, name: str, rule: str, id: str, text: str, is_dropped: bool = False) -> None:
         counts = self._counts.setdefault((name, rule), RuleCounts())
         counts.documents += is_dropped
         counts.changes += not is_dropped
-        if not counts.samples or counts.samples[-1].id != id:
+        if self._last.get((name, rule)) != id:
+            self._last[name, rule] = id
             counts.samples.append(Sample(id, text[:SAMPLE_CHARACTERS]))
         if len(counts.samples) > 10 * SAMPLES:
             counts.samples = _first(rule, counts.samples)
