@@ -14,7 +14,9 @@ Settings are typed as name=value or group.name=value:
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.core.command import status_of
-from data_prep.core.files import checksum, write_json
+from data_prep.core.files import checksum, remove_folder, write_json
 from data_prep.core.job import start
 from data_prep.core.objectives import Pairing
+from data_prep.core.records import read_packed
 from data_prep.core.settings import DataPrepSettings
 from data_prep.examples.masking import MaskingRule
 from data_prep.examples.pairs import LOSSES, label_fault
+from data_prep.executors.run import run_tasks
+from data_prep.executors.tasks import TaskEntry, fingerprint
 from data_prep.quality.corpus import judge_corpus
-from data_prep.quality.counts import BROKEN, Counts, content_hashes, count, shares
+from data_prep.quality.corpus_counts import choose_one_in
+from data_prep.quality.counts import Counts, shares
 from data_prep.quality.report.dataset_card import write_card
 from data_prep.quality.report.page import write_page
 from data_prep.quality.report.samples import shown_examples
@@ -43,18 +49,30 @@ from data_prep.quality.report.tables import (
     by_tokens,
     table_rows,
 )
+from data_prep.quality.shard_counts import (
+    CountedGroup,
+    CountedShard,
+    Group,
+    count_group,
+    list_groups,
+    record_path,
+)
 from data_prep.quality.shortcut import audit_shortcut
-from data_prep.stores import shard_checks, shard_reader, shards
+from data_prep.stores import shard_reader, shards
 from data_prep.stores.tokens import TokenStore
 from data_prep.tokenizer.vocab_file import read_vocab
 
 SHOWN_LANGUAGES = 5  # on the terminal, the largest
 SHOWN_WORDS = 100  # of an example on the terminal; audit.json has all
 
+Counted = tuple[str, shards.ShardEntry, CountedShard]  # of which split
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Audit the shards of one length and print a table and examples."""
-    return start(run, argv, summary=lambda _, report: summary(report), faults=_unfit)
+    return start(
+        run, argv, summary=lambda _, report: summary(report), faults=_unfit, has_shares=True
+    )
 
 
 def run(settings: DataPrepSettings) -> dict[str, Any]:
@@ -72,13 +90,16 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     rule = MaskingRule.from_manifest(manifest, vocab_path)
     pairing = manifest.pairs
     corpus, corpus_faults, warnings = judge_corpus(data_dir, pairing, settings.audit)
-    damaged = shard_checks.verify(folder)
+    out = data_dir / "audit" / str(settings.seq_len)
+    counted = _count(data_dir, manifest, settings)
+    own = [item for group, found in counted if group.folder == folder for item in found]
+    damaged = [shard.damage for _, _, shard in own if shard.damage]
     faults = [*_provenance_faults(data_dir, manifest, settings.seq_len), *damaged, *corpus_faults]
     report: dict[str, Any] = {
         "seq_len": settings.seq_len,
         "shards_checksum": checksum(folder / "manifest.json"),
         "made": {name: plain[name] for name in ("settings", "vocab_size", "lowercase")},
-        "other_length_counts": _other_length_counts(data_dir, folder),
+        "other_length_counts": _other_length_counts(folder, counted),
         "corpus": corpus,
         "warnings": warnings,
         "splits": {},
@@ -86,10 +107,11 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     }
     if not damaged:  # the metrics of a damaged file mean nothing
         for split in shards.SPLITS:
-            metrics, split_faults = _audit_split(folder, split, manifest, rule, settings)
+            of_split = [(entry, shard) for name, entry, shard in own if name == split]
+            metrics, split_faults = _audit_split(split, of_split, manifest, rule, settings)
             report["splits"][split] = metrics
             faults += split_faults
-        train = shard_reader.Shards.open(folder, "train")
+        train = shard_reader.Shards.open(folder, "train", is_verified=True)
         if pairing.label_1:
             report["shortcut"], shortcut_faults = audit_shortcut(train, settings.audit)
             faults += shortcut_faults
@@ -98,11 +120,38 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
             store = TokenStore.open(data_dir, "train")
             report["examples"] = shown_examples(train, store, entries, rule.mask_id)
     report["faults"] = faults
-    out = data_dir / "audit" / str(settings.seq_len)
     write_page(out, report)
     write_card(folder, report)
     write_json(out / "audit.json", report)
+    remove_folder(out / "logs")  # the next audit reads every byte again
     return report
+
+
+def _count(
+    data_dir: Path, manifest: shards.ShardsManifest, settings: DataPrepSettings
+) -> list[tuple[Group, list[Counted]]]:
+    """Count all shards in tasks. Returns the groups of shards, with what was found."""
+    groups = list_groups(data_dir, settings.seq_len)
+    one_in = {name: choose_one_in(split.rows) for name, split in manifest.splits.items()}
+    vocab_path = data_dir / "vocab" / "vocab.txt"
+    common = [one_in, checksum(vocab_path) if vocab_path.is_file() else None]
+    paths = [record_path(data_dir, settings.seq_len, group) for group in groups]
+    # A task that ended before this start is done unless a file of its shards was changed since
+    tasks = [
+        TaskEntry(group.name, fingerprint([*common, group.made_from()]), (path,))
+        for group, path in zip(groups, paths, strict=True)
+    ]
+    task = partial(count_group, data_dir, settings.seq_len, one_in)
+    logs = data_dir / "audit" / str(settings.seq_len) / "logs"
+    run_tasks(f"audit {settings.seq_len}", logs, tasks, task, settings)
+    counted = []
+    for group, path in zip(groups, paths, strict=True):
+        found = read_packed(path, CountedGroup)
+        if found is None:
+            raise RuntimeError(f"{path} was changed while this job ran; run it again")
+        items = zip(group.shards, found.shards, strict=True)
+        counted.append((group, [(split, entry, shard) for (split, entry), shard in items]))
+    return counted
 
 
 def _unfit(report: dict[str, Any]) -> str:
@@ -131,72 +180,53 @@ def _provenance_faults(data_dir: Path, manifest: shards.ShardsManifest, seq_len:
     return faults
 
 
-def _other_length_counts(data_dir: Path, folder: Path) -> dict[str, list[int]]:
+def _other_length_counts(
+    folder: Path, counted: Sequence[tuple[Group, list[Counted]]]
+) -> dict[str, list[int]]:
     """By seq_len of the corpus' other shards: position i counts train examples of i tokens."""
-    counts = {}
-    for path in sorted(data_dir.glob("len*/manifest.json")):
-        if path.parent == folder:
-            continue
-        try:
-            manifest = shards.read_shards_manifest(path.parent)
-        except ValueError:  # of another version: its own audit says so
-            continue
-        if shard_checks.size_faults(path.parent, manifest, "train"):
-            continue
-        total = np.zeros(manifest.seq_len + 1, np.int64)
-        for entry in manifest.splits["train"].shards:
-            shard = path.parent / "train" / entry.name
-            examples, _ = shards.read_shard(shard)
-            shard_checks.check_rows(shard, examples, manifest)
-            total += np.bincount(np.diff(examples.offsets), minlength=len(total))
-        counts[str(manifest.seq_len)] = total.tolist()
-    return counts
+    counts: dict[str, NDArray[np.int64]] = {}
+    damaged = set()
+    for group, items in counted:
+        name = str(group.manifest.seq_len)
+        for _, _, shard in items if group.folder != folder else []:
+            if shard.damage:  # its own audit says so
+                damaged.add(name)
+            else:
+                lengths = np.array(shard.length_counts, np.int64)
+                counts[name] = counts.get(name, np.zeros_like(lengths)) + lengths
+    return {name: total.tolist() for name, total in counts.items() if name not in damaged}
 
 
 def _audit_split(
-    folder: Path,
     split: str,
+    counted: Sequence[tuple[shards.ShardEntry, CountedShard]],
     manifest: shards.ShardsManifest,
     rule: MaskingRule,
     settings: DataPrepSettings,
 ) -> tuple[dict[str, Any], list[str]]:
     """The metrics of one split, in total and per shard, and its faults."""
-    faults: list[str] = []
-    pairing = manifest.pairs
-    total: Counts = {}
+    faults = [fault for _, shard in counted for fault in shard.faults]
+    per_shard = [
+        {"name": entry.name, **shares(shard.counts, settings.seq_len)} for entry, shard in counted
+    ]
+    total: Counts = Counter()
     length_counts = np.zeros(settings.seq_len + 1, np.int64)
-    per_shard = []
-    contents: list[NDArray[np.uint64]] = []
-    for entry in manifest.splits[split].shards:
-        path = folder / split / entry.name
-        examples, metadata = shards.read_shard(path)
-        for key in ("vocab_checksum", "seq_len"):
-            if metadata.get(key) != (stated := str(getattr(manifest, key))):
-                faults.append(
-                    f"{path} was made with {key} {metadata.get(key)}, the manifest says "
-                    f"{stated}: a shard of another corpus; {shards.CURE}"
-                )
-        counts = count(examples, pairing, rule, manifest.special_ids, settings.seq_len)
-        faults += [f"{path}: {counts[kind]:,} {kind}" for kind in BROKEN if counts[kind]]
-        for name in filter(None, ("rows", "tokens", "masked_tokens", pairing.label_1)):
-            if counts[name] != (count_there := getattr(entry, name)):
-                faults.append(f"{path} has {counts[name]:,} {name}, the manifest {count_there:,}")
-        per_shard.append({"name": entry.name, **shares(counts, settings.seq_len)})
-        total = {name: total.get(name, 0) + n for name, n in counts.items()}
-        lengths_N = np.diff(examples.offsets)
-        length_counts += np.bincount(lengths_N, minlength=len(length_counts))[: len(length_counts)]
-        contents.append(content_hashes(examples.input_ids, examples.offsets))
+    for _, shard in counted:
+        total.update(shard.counts)
+        length_counts += np.array(shard.length_counts, np.int64)
     if not total.get("rows"):
         return {"rows": 0, "shards": per_shard}, faults
     metrics = shares(total, settings.seq_len)
-    hashes = np.concatenate(contents)
-    metrics["repeated_examples"] = len(hashes) - len(np.unique(hashes))
+    hashes = np.concatenate([np.frombuffer(shard.hashes, "<u8") for _, shard in counted])
+    repeated = len(hashes) - len(np.unique(hashes))
+    metrics["repeated_examples"] = repeated * choose_one_in(manifest.splits[split].rows)
     for name in LOSSES:
         metrics[name] = getattr(manifest.splits[split], name)
     metrics["length_counts"] = length_counts.tolist()
     metrics["shards"] = per_shard
     faults += [
-        f"{split}: {fault}" for fault in _split_faults(total, metrics, pairing, rule, settings)
+        f"{split}: {fault}"
+        for fault in _split_faults(total, metrics, manifest.pairs, rule, settings)
     ]
     return metrics, faults
 

@@ -98,7 +98,7 @@ def start(
         if settings.share is not None and not has_shares:
             raise SettingsError(
                 f"share={settings.share}: this job is a single task and cannot be shared; leave "
-                "share out (collect, filter, dedup, encode and build take it)"
+                "share out (collect, filter, dedup, encode, build and audit take it)"
             )
         result = run(settings)
         shown = summary(settings, result)

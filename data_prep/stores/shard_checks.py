@@ -102,11 +102,15 @@ def verify(folder: Path, share: int = 0, num_shares: int = 1) -> list[str]:
     manifest = read_shards_manifest(folder)
     shards = [(split, shard) for split in SPLITS for shard in manifest.splits[split].shards]
     with ThreadPoolExecutor(max_workers=min(8, len(os.sched_getaffinity(0)))) as pool:
-        faults = pool.map(lambda item: _fault(folder, manifest, *item), shards[share::num_shares])
+        faults = pool.map(
+            lambda item: shard_fault(folder, manifest, *item), shards[share::num_shares]
+        )
         return [fault for fault in faults if fault is not None]
 
 
-def _fault(folder: Path, manifest: ShardsManifest, split: str, shard: ShardEntry) -> str | None:
+def shard_fault(
+    folder: Path, manifest: ShardsManifest, split: str, shard: ShardEntry
+) -> str | None:
     """What is wrong with one shard; None where it is what the manifest says and safe to read."""
     path = folder / split / shard.name
     if (fault := _size_fault(path, shard)) is not None:

@@ -1,5 +1,7 @@
 """The audit: its metrics are those of a naive count, and every fault of a corpus is named."""
 
+import contextlib
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from data_prep.core.files import read_json, write_json
 from data_prep.core.job import load
 from data_prep.core.objectives import Pairing
 from data_prep.executors import run
+from data_prep.quality import corpus_counts, shard_counts
 from data_prep.stores.shard_reader import Shards
 from data_prep.stores.shards import Examples, ShardEntry, read_shard, write_shard
 
@@ -31,6 +34,12 @@ def built(tmp_path_factory) -> Path:
         patch.setattr(run, "run_processes", run_inline)
         build.run(load([f"data_dir={data_dir}", "seq_len=64"]))
     return data_dir
+
+
+@pytest.fixture(autouse=True)
+def _inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks run in this process."""
+    monkeypatch.setattr(run, "run_processes", run_inline)
 
 
 @pytest.fixture
@@ -300,3 +309,89 @@ def test_shards_built_again_lose_the_card_of_the_old_ones(corpus: Path, monkeypa
     monkeypatch.setattr(run, "run_processes", run_inline)
     build.run(load([f"data_dir={corpus}", "seq_len=64", "seed=2", "replace=true"]))
     assert not card.exists()
+
+
+@pytest.fixture
+def parted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A corpus of three train shards and a held-out one, each a task of the audit."""
+    rng = np.random.default_rng(0)
+    parts = [random_documents(rng, 40) for _ in range(3)]
+    write_corpus(tmp_path, parts, [random_documents(rng, 10)])
+    monkeypatch.setattr(shard_counts, "GROUP", 1)
+    build.run(load([f"data_dir={tmp_path}", "seq_len=64"]))
+    return tmp_path
+
+
+def run_noted(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int | None = None
+) -> list[int]:
+    """Audit; the tasks that ran. The process dies in that of `fails_at`."""
+    ran: list[int] = []
+
+    def task(data_dir: Path, seq_len: int, one_in: dict[str, int], index: int) -> dict[str, int]:
+        if index == fails_at:
+            raise KeyboardInterrupt
+        ran.append(index)
+        return shard_counts.count_group(data_dir, seq_len, one_in, index)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(audit, "count_group", task)
+        report_of(corpus)
+    return ran
+
+
+def test_a_report_does_not_depend_on_how_shards_are_grouped(parted: Path, monkeypatch) -> None:
+    ones = report_of(parted)
+    monkeypatch.setattr(shard_counts, "GROUP", 32)
+    assert report_of(parted) == ones
+    assert [shard["name"][-7] for shard in ones["splits"]["train"]["shards"]] == ["0", "1", "2"]
+
+
+def test_a_killed_audit_goes_on_where_it_was(parted: Path, monkeypatch) -> None:
+    wanted = report_of(parted)
+    assert run_noted(parted, monkeypatch, fails_at=2) == [0, 1]
+    assert run_noted(parted, monkeypatch) == [2, 3]
+    assert read_json(parted / "audit" / "64" / "audit.json") == wanted
+
+
+def test_a_shard_that_was_touched_since_is_read_again(parted: Path, monkeypatch) -> None:
+    run_noted(parted, monkeypatch, fails_at=2)
+    shard = parted / "len64" / "train" / "shard-00000.arrow"
+    os.utime(shard, (1, 1))
+    assert run_noted(parted, monkeypatch) == [0, 2, 3]
+
+
+def test_the_next_audit_reads_every_shard_again(parted: Path, monkeypatch) -> None:
+    report_of(parted)
+    assert not (parted / "audit" / "64" / "logs").exists()
+    assert run_noted(parted, monkeypatch) == [0, 1, 2, 3]
+
+
+def test_shares_of_an_audit_together_make_its_report(parted: Path, monkeypatch, capfd) -> None:
+    wanted = report_of(parted)
+    common = [f"data_dir={parted}", "seq_len=64"]
+    for share in ("1/2", "2/2"):
+        assert audit.main([*common, f"share={share}"]) == 0
+        assert "2 tasks done" in capfd.readouterr().out
+    assert run_noted(parted, monkeypatch) == []
+    assert read_json(parted / "audit" / "64" / "audit.json") == wanted
+
+
+def test_two_processes_find_what_one_finds(parted: Path, monkeypatch) -> None:
+    wanted = report_of(parted)
+    monkeypatch.undo()  # processes of their own, with groups of 32
+    common = [f"data_dir={parted}", "seq_len=64"]
+    assert audit.run(load([*common, "num_workers=2"])) == wanted
+
+
+def test_of_many_examples_a_sample_is_compared(corpus: Path, monkeypatch) -> None:
+    def make_alike(examples: Examples) -> None:
+        examples.input_ids[:] = np.repeat(np.arange(len(examples)) % 100, np.diff(examples.offsets))
+
+    rewrite(corpus, make_alike)
+    whole = report_of(corpus)["splits"]["train"]
+    assert whole["repeated_examples"] > 50
+    monkeypatch.setattr(corpus_counts, "MOST_HASHES", whole["rows"] // 2 + 1)
+    sample = report_of(corpus)["splits"]["train"]
+    assert sample.pop("repeated_examples") == pytest.approx(whole.pop("repeated_examples"), rel=0.5)
+    assert sample == whole

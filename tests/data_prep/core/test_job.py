@@ -51,7 +51,7 @@ def test_a_wrong_setting_is_status_2(job: ModuleType, tmp_path: Path, capfd) -> 
     assert capfd.readouterr() == ("", "seq_len=0; it takes from 8 to 65535\n")
 
 
-@pytest.mark.parametrize("job", [vocab, audit, status])
+@pytest.mark.parametrize("job", [vocab, status])
 def test_a_job_of_one_task_refuses_a_share(job: ModuleType, tmp_path: Path, capfd) -> None:
     assert job.main([f"data_dir={tmp_path}", "share=1/2"]) == 2
     assert "share=1/2: this job is a single task" in capfd.readouterr().err

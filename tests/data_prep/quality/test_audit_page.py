@@ -44,7 +44,9 @@ def audited(tmp_path_factory) -> Path:
     vocab.write_text(
         re.sub(r"^(w|##p)(\d+)", r'\1<script>alert("\2")</script>', vocab.read_text(), flags=re.M)
     )
-    audit.run(load([f"data_dir={data_dir}", "seq_len=64"]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "run_processes", run_inline)
+        audit.run(load([f"data_dir={data_dir}", "seq_len=64"]))
     return data_dir
 
 
