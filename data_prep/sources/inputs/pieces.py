@@ -1,6 +1,7 @@
 """Files cut into pieces, and pieces grouped into tasks, without reading the text.
 
-A plain file of lines is cut by bytes, a parquet file by row groups; any other file is one piece.
+A file of lines is cut by bytes, a parquet file by row groups; any other file is one piece. A packed
+file of lines is cut coarsely, since each task unpacks it from its start.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from data_prep.sources.inputs.text_files import MOST_BYTES, NO_FILE, shown
 from data_prep.stores.documents import Damage
 
 OF_LINES = (".jsonl", ".ndjson", ".txt", ".text")  # endings of files that are cut at line ends
+_COARSE = 16  # times as large as usual are the pieces of a packed file
 _REQUESTS = 16  # to a remote store at the same time
 
 
@@ -66,20 +68,20 @@ def _state(piece: Piece, size: int, state: list[Any]) -> list[Any]:
 def _cut(file: Place, most: int, column: str | None) -> Iterator[tuple[Piece, int]]:
     """The pieces of a file, each with an estimate of its bytes of text."""
     ending, packing = endings_of(file.name)
-    if packing:
-        yield Piece(file.name, file.at), UNPACKED * file.size
-    elif ending in OF_LINES and file.size > most:
-        for first in range(0, file.size, most):
-            last = first + most if first + most < file.size else None
-            yield Piece(file.name, file.at, first, last), min(most, file.size - first)
-    elif ending == ".parquet" and UNPACKED * file.size > most:
+    size = file.size * (UNPACKED if packing else 1)
+    step = most * (_COARSE if packing else 1)
+    if ending in OF_LINES and size > step:
+        for first in range(0, size, step):
+            last = first + step if first + step < size else None
+            yield Piece(file.name, file.at, first, last), min(step, size - first)
+    elif ending == ".parquet" and not packing and UNPACKED * size > most:
         sizes = _group_sizes(file, column)
         runs = cut_by_size(sizes, most) if sizes else [range(0)]
         for run in runs:
             last = run.stop if run.stop < len(sizes) else None
             yield Piece(file.name, file.at, run.start, last), sum(sizes[run.start : run.stop])
     else:
-        yield Piece(file.name, file.at), file.size
+        yield Piece(file.name, file.at), size
 
 
 def _group_sizes(file: Place, column: str | None) -> list[int]:
@@ -101,10 +103,7 @@ def _group_sizes(file: Place, column: str | None) -> list[int]:
 
 @contextlib.contextmanager
 def open_piece(piece: Piece) -> Iterator[BinaryIO]:
-    """The content of a piece's file, unpacked, at its start. Raises `Broken` where it ends early.
-
-    Only a plain file can be positioned.
-    """
+    """The content of a piece's file, unpacked, at its start. Raises Broken where it ends early."""
     packing = endings_of(piece.name)[1]
     name = shown(piece.name)
     try:
@@ -139,7 +138,7 @@ def read_lines(
     """
     position = 0
     if first:  # a line begins at `first` only if the byte before it ends one
-        file.seek(first - 1)
+        _skip(file, first - 1)
         position = first - 1 + _skip_line(file)
     while last is None or position < last:
         line = file.readline(MOST_BYTES + 1)
@@ -151,6 +150,16 @@ def read_lines(
         else:
             position += 0 if line.endswith(b"\n") else _skip_line(file)
             yield start, None
+
+
+def _skip(file: BinaryIO, size: int) -> None:
+    """Go to byte `size` of a file at its start, by reading if there is no other way."""
+    if file.seekable():
+        file.seek(size)
+    while size and not file.seekable():
+        if not (part := file.read(min(size, 1 << 20))):
+            break
+        size -= len(part)
 
 
 def _skip_line(file: BinaryIO) -> int:

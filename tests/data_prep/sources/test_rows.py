@@ -90,6 +90,18 @@ def test_the_cut_changes_no_document(tmp_path: Path, kind: str, characters: int)
     assert num_tasks > 2 if kind in (".jsonl", ".parquet") else num_tasks == 2
 
 
+@pytest.mark.parametrize("packing", [".gz", ".zst", ".bz2", ".xz"])
+def test_a_large_packed_file_is_cut_coarsely(tmp_path: Path, packing: str) -> None:
+    many = [{"url": str(n), "content": f"{n * 7919 % 10007:x} " * 9} for n in range(2_000)]
+    (tmp_path / f"a.jsonl{packing}").write_bytes(PACKINGS[packing](KINDS[".jsonl"](many)))
+    whole = read_all(_source(tmp_path))
+    assert len(whole) == 2_000
+    assert read_all(_source(tmp_path), 500) == whole
+    tasks = rows.plan(_source(tmp_path), 500, tmp_path).tasks
+    assert len(tasks) >= 5
+    assert tasks[1][0][2:] == [8_000, 16_000]
+
+
 def test_a_parquet_file_is_cut_by_row_groups(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(KINDS[".parquet"](ROWS))
     plan = rows.plan(_source(tmp_path), 1, tmp_path)
