@@ -149,7 +149,8 @@ def _collect_part(
                     rejects = rejects or stack.enter_context(open_rejects(rejects_path))
                     rejects.add(item)
 
-        entry = write_part(path, kept())
+        has_languages = source.language_column is not None
+        entry = write_part(path, kept(), has_languages=has_languages)
     signatures.write(path, entry.checksum)
     write_json(_entry_path(folder, index), entry)
     return {"documents": entry.rows, "characters": entry.characters, **notes}

@@ -276,7 +276,7 @@ def _encode_part(
     duplicate_ids = dropped_ids(data_dir, part, left_out)
     encoder = Encoder(tokens, form)
     counter = language_counter(encoder, tokens, form, samples[1])
-    language_of_text, encode = _languages(sentences), _encoding(words, tokens, encoder)
+    language_of_document, encode = _languages(sentences), _encoding(words, tokens, encoder)
     splits = {split: Split() for split in SPLITS}
     dropped = Dropped()
     for document in read_part(part.path, part.rows):
@@ -284,7 +284,7 @@ def _encode_part(
             dropped.duplicates += 1
             continue
         name = f"{part.source}/{document.id}"
-        language, split = language_of_text(document.text)
+        language, split = language_of_document(document)
         if part.one_sentence_per_line:
             split = splitter("lines", language)
         texts, encoded = _encode_document(document, split, partial(encode, language), dropped)
@@ -318,18 +318,20 @@ def _sentence_settings(language: LanguageSettings) -> SentenceSettings | None:
     return SentenceSettings(language.code, language.splitter.value, version)
 
 
-def _languages(settings: SentenceSettings | None) -> Callable[[str], tuple[str, Splitter]]:
-    """A function from a document's text to its language and what splits its paragraphs."""
+def _languages(
+    settings: SentenceSettings | None,
+) -> Callable[[Document], tuple[str, Splitter]]:
+    """A function from a document to its language and what splits its paragraphs."""
     if settings is None:
         return lambda _: ("en", splitter("nupunkt", "en"))
     if settings.language != MULTI:
         return lambda _: (settings.language, splitter(settings.splitter, settings.language))
 
-    def of_text(text: str) -> tuple[str, Splitter]:
-        code = iso_code(language_of(text))
+    def of_document(document: Document) -> tuple[str, Splitter]:
+        code = document.language or iso_code(language_of(document.text))
         return code, splitter("nupunkt" if code == "en" else settings.splitter, code)
 
-    return of_text
+    return of_document
 
 
 def _word_settings(settings: DataPrepSettings) -> WordSettings | None:

@@ -216,7 +216,7 @@ def _filter_part(
                     rejects = rejects or stack.enter_context(open_rejects(rejects_path))
                     rejects.add(item)
 
-        entry = write_part(path, kept())
+        entry = write_part(path, kept(), has_languages=part.has_languages)
     signatures.write(path, entry.checksum)
     write_json(entry_path, FilteredPart(part=entry, counts=chain.counts))
     return {"documents": entry.rows, "characters": entry.characters}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import heapq
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ class Chain:
         """The document as the filters leave it, or its reject with the filter and rule."""
         text, code = document.text, self._language
         if code == MULTI:
-            code = iso_code(language_of(text))
+            code = document.language or iso_code(language_of(text))
         for name, apply in self._filters.items():
             changes: Changes = []
             result = apply(text, code, changes)
@@ -130,7 +130,7 @@ class Chain:
             for rule, found in changes:
                 self._record.add(name, rule, document.id, found)
             text = result
-        return Document(document.id, document.title, text)
+        return replace(document, text=text)
 
 
 class Recorder:

@@ -6,6 +6,7 @@ brought into one form, as that of every source: nothing is taken out of it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from data_prep.text.cleaning import clean_paragraphs, split_lines
 from data_prep.text.language import is_language
 
 NUMBERED = "file:row"  # the id_column that names a document by its place
+_LANGUAGE = re.compile("[a-z]{2,3}")
 _ID_COLUMNS = ("id", "url")
 _WHAT = "file of rows (.jsonl, .json, .csv, .tsv, .parquet or .arrow; also .gz, .zst, .bz2, .xz)"
 
@@ -75,17 +77,25 @@ def _document(source: SourceSettings, id: str, row: Row) -> Document | Reject:
         return Reject(id, title, text, "empty")
     if source.min_characters is not None and len(cleaned) < source.min_characters:
         return Reject(id, title, cleaned, "too short")
-    if source.language is not None and source.language_column is not None:
-        stated = row.values.get(source.language_column)
-        if not _is_stated(stated, source.language):
-            return Reject(id, title, cleaned, f"language {stated}, not {source.language}")
-    return Document(id, title, cleaned)
+    stated = row.values.get(str(source.language_column))
+    if source.language_column and source.language and not _is_stated(stated, source.language):
+        return Reject(id, title, cleaned, f"language {stated}, not {source.language}"[:100])
+    return Document(id, title, cleaned, _code(stated))
 
 
 def _is_stated(stated: object, wanted: str) -> bool:
     """Whether a row states that it is of a language: de, de-AT and DE_at are all German."""
     code, wanted = str(stated).strip().lower().replace("_", "-"), wanted.lower()
     return wanted in (code, code.partition("-")[0]) or is_language(str(stated).strip(), wanted)
+
+
+def _code(stated: object) -> str:
+    """A stated language as a code such as de or zh-hant; empty if it is none."""
+    code = str(stated).strip().lower().replace("_", "-")
+    language = code.partition("-")[0]
+    if stated is None or not _LANGUAGE.fullmatch(language):
+        return ""
+    return code if code in ("zh-hans", "zh-hant") else language
 
 
 def _id(row: Row, columns: Any, place: str) -> str:

@@ -1,7 +1,8 @@
 """The documents store: documents/<source>/part-00000.parquet ..., and a manifest that names them.
 
 filtered/<source> has the same form; where it exists, later stages read it in place of documents/.
-Columns id, title and text, all strings; text is paragraphs separated by one newline. A document's
+Columns id, title and text, all strings; text is paragraphs separated by one newline. A source that
+states languages has the column language, too. A document's
 name across sources is "source/id".
 """
 
@@ -24,6 +25,7 @@ from data_prep.core.records import Checksum, Count, Record, check_file_name, rea
 
 SCHEMA_VERSION: Final = 1
 DOCUMENT_COLUMNS = ("id", "title", "text")
+LANGUAGE_COLUMNS = (*DOCUMENT_COLUMNS, "language")  # of a source that states them
 REJECT_COLUMNS = ("id", "title", "text", "reason")
 
 # A row group is read as a whole: this bounds a reader's memory, but for one longer document.
@@ -35,6 +37,7 @@ class Document:
     id: str  # unique inside its source
     title: str  # may be empty
     text: str  # paragraphs separated by one newline
+    language: str = ""  # the code that its source states; empty: it is detected
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,7 @@ class DocumentPart(PartEntry, kw_only=True):
     source: str
     path: Path
     one_sentence_per_line: bool = False  # whether each paragraph of its documents is a sentence
+    has_languages: bool = False  # whether it has the column language
 
     @property
     def key(self) -> str:
@@ -183,9 +187,11 @@ class RowWriter:
         self._group, self._group_characters = [], 0
 
 
-def write_part(path: Path, documents: Iterable[Document]) -> PartEntry:
+def write_part(
+    path: Path, documents: Iterable[Document], *, has_languages: bool = False
+) -> PartEntry:
     """Write documents to one parquet file, whole or not at all; the same rows, the same bytes."""
-    with _open(path, DOCUMENT_COLUMNS) as writer:
+    with _open(path, LANGUAGE_COLUMNS if has_languages else DOCUMENT_COLUMNS) as writer:
         for document in documents:
             writer.add(document)
     return PartEntry(
@@ -207,18 +213,18 @@ def read_part(path: Path, rows: int | None = None) -> Iterator[Document]:
     """The documents of one part, in order; one row group is in memory at a time.
 
     `rows` is their number, from the manifest. Raises SettingsError naming the file, and the row
-    group, that cannot be read or is not of three columns of text without nulls.
+    group, that cannot be read or is not of columns of text without nulls.
     """
     regular_size(path)
     place = "its end"
     try:
         with pq.ParquetFile(path) as file:
-            _check_schema(file, rows)
+            columns = _columns_of(file, rows)
             for group in range(file.num_row_groups):
                 place = f"row group {group} of {file.num_row_groups}"
-                table = file.read_row_group(group, columns=list(DOCUMENT_COLUMNS))
+                table = file.read_row_group(group, columns=list(columns))
                 table.validate(full=True)
-                for name in DOCUMENT_COLUMNS:
+                for name in columns:
                     if nulls := table[name].null_count:
                         raise pa.ArrowInvalid(f"column {name} has {nulls:,} nulls")
                 for row in table.to_pylist():
@@ -230,12 +236,16 @@ def read_part(path: Path, rows: int | None = None) -> Iterator[Document]:
         ) from error
 
 
-def _check_schema(file: pq.ParquetFile, rows: int | None) -> None:
-    """Raises ArrowInvalid if a part has other columns, or not as many `rows`."""
-    if not file.schema_arrow.equals(found := _schema(DOCUMENT_COLUMNS)):
-        raise pa.ArrowInvalid(f"its columns are not {', '.join(map(str, found))}")
+def _columns_of(file: pq.ParquetFile, rows: int | None) -> tuple[str, ...]:
+    """The columns of a part. Raises ArrowInvalid if they are others, or not as many `rows`."""
+    kinds = (DOCUMENT_COLUMNS, LANGUAGE_COLUMNS)
+    columns = next((kind for kind in kinds if file.schema_arrow.equals(_schema(kind))), None)
+    if columns is None:
+        wanted = ", ".join(map(str, _schema(DOCUMENT_COLUMNS)))
+        raise pa.ArrowInvalid(f"its columns are not {wanted}")
     if rows is not None and file.metadata.num_rows != rows:
         raise pa.ArrowInvalid(f"it has {file.metadata.num_rows:,} rows, the manifest says {rows:,}")
+    return columns
 
 
 def list_parts(data_dir: Path) -> list[DocumentPart]:
@@ -264,8 +274,7 @@ def collected_parts(data_dir: Path, source: str) -> list[DocumentPart]:
     """The parts of one source as it was collected. Raises ValueError as `list_parts` does."""
     folder = data_dir / "documents" / source
     manifest = read_documents_manifest(folder)
-    is_split = manifest.settings.get("one_sentence_per_line") is True
-    return _parts_of(folder, manifest.parts, is_split)
+    return _parts_of(folder, manifest.parts, manifest)
 
 
 def read_filtered_manifest(folder: Path) -> FilteredManifest:
@@ -292,8 +301,8 @@ def _used_parts(data_dir: Path, source: str) -> list[DocumentPart]:
             f"the documents of {source} have changed since they were filtered; run "
             f"{_filter_cure(folder)}"
         )
-    is_split = any(part.one_sentence_per_line for part in collected)
-    return _parts_of(folder, filtered.parts, is_split)
+    manifest = read_documents_manifest(data_dir / "documents" / source)
+    return _parts_of(folder, filtered.parts, manifest)
 
 
 def read_documents_manifest(folder: Path) -> DocumentsManifest:
@@ -302,8 +311,12 @@ def read_documents_manifest(folder: Path) -> DocumentsManifest:
     return read_manifest(folder / "manifest.json", DocumentsManifest, command)
 
 
-def _parts_of(folder: Path, entries: Iterable[PartEntry], is_split: bool) -> list[DocumentPart]:
+def _parts_of(
+    folder: Path, entries: Iterable[PartEntry], collected: DocumentsManifest
+) -> list[DocumentPart]:
     parts = []
+    is_split = collected.settings.get("one_sentence_per_line") is True
+    has_languages = collected.settings.get("language_column") is not None
     for entry in entries:
         path = folder / entry.name
         if not path.is_file():
@@ -313,8 +326,11 @@ def _parts_of(folder: Path, entries: Iterable[PartEntry], is_split: bool) -> lis
             )
         fields = msgspec.structs.asdict(entry)
         parts.append(
-            DocumentPart(source=folder.name, path=path, one_sentence_per_line=is_split, **fields)
-        )
+            DocumentPart(
+                source=folder.name, path=path, one_sentence_per_line=is_split,
+                has_languages=has_languages, **fields,
+            )
+        )  # fmt: skip
     return parts
 
 

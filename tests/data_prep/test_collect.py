@@ -238,9 +238,9 @@ def test_the_program_prints_a_table_and_an_error_without_a_traceback(
     printed = capsys.readouterr().out
     assert "dropped: HTML page  1\n" in printed
     assert "documents           6\n" in printed
-    (books / "more.txt.gz").write_bytes(b"")
+    (books / "more.txt.7z").write_bytes(b"")
     assert collect.main(given) == 0
-    assert "not read            1 .gz: more.txt.gz\n" in capsys.readouterr().out
+    assert "not read            1 .7z: more.txt.7z\n" in capsys.readouterr().out
     for book in books.iterdir():
         book.write_bytes(b"")
     assert collect.main(given) == 1

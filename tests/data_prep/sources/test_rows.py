@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from row_tables import KINDS, PACKINGS
 from source_reading import read_all, reasons, source_of, texts
 
-from data_prep import collect
+from data_prep import collect, encode
 from data_prep.core.config import SettingsError
 from data_prep.core.job import load, require_source
 from data_prep.core.settings import SourceSettings
 from data_prep.sources import rows
 from data_prep.sources.inputs import pieces, row_files
 from data_prep.sources.inputs.packed import endings_of
-from data_prep.stores.documents import Damage, Document, Reject
+from data_prep.stores.documents import Damage, Document, Reject, list_parts, read_part
+from data_prep.stores.tokens import SentenceSettings
 
 ROWS = [
     {"url": f"http://x/{n}", "content": f'A "first", line {n}.\nÄ second; line\tof 語 it.'}
@@ -188,6 +189,31 @@ def test_a_stated_language_is_not_detected_again(tmp_path: Path) -> None:
     given = ["+source=rows", f"source.path={path}", f"data_dir={tmp_path}", "num_workers=1"]
     given += ["source.language_column=l", "source.language=en"]
     assert collect.run(load(given)).documents == 1
+
+
+def test_a_stated_language_is_stored_and_decides_how_the_document_is_split(tmp_path) -> None:
+    stated = ["de", "pt_BR", "ZH-Hant", "nonsense", None]
+    text = "Am 11. Januar kam er zu uns, und wir haben den ganzen Abend miteinander gesprochen."
+    values = ({"text": text, "id": n, "l": c} for n, c in enumerate(stated))
+    path = _write(tmp_path / "a.jsonl", *values)
+    given = ["+source=rows", f"source.path={path}", f"data_dir={tmp_path}", "num_workers=1"]
+    collect.run(load([*given, "source.language_column=l", "language=multi"]))
+    (part,) = list_parts(tmp_path)
+    documents = list(read_part(part.path, part.rows))
+    assert [document.language for document in documents] == ["de", "pt", "zh-hant", "", ""]
+    assert part.has_languages
+    language_of = encode._languages(SentenceSettings("multi", "sentencex", "1"))
+    assert [language_of(document)[0] for document in documents] == [
+        "de", "pt", "zh-hant", "de", "de",
+    ]  # fmt: skip
+
+
+def test_without_a_language_column_a_part_has_the_columns_it_always_had(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.jsonl", {"text": "One."})
+    collect.run(load(["+source=rows", f"source.path={path}", f"data_dir={tmp_path}"]))
+    (part,) = list_parts(tmp_path)
+    assert pq.read_schema(part.path).names == ["id", "title", "text"]
+    assert not part.has_languages
 
 
 def test_a_column_that_the_first_file_lacks_is_refused_with_those_there(tmp_path) -> None:
