@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -30,15 +32,18 @@ from data_prep.core.job import Rows, start
 from data_prep.core.records import TextForm, typed
 from data_prep.core.settings import DataPrepSettings, Executor
 from data_prep.dedup import LeftOut, dropped_ids, left_out
-from data_prep.stores.documents import DocumentPart, list_parts, read_part
+from data_prep.stores.documents import Document, DocumentPart, list_parts, read_part
+from data_prep.text.language import language_of
+from data_prep.tokenizer.balance import copies, language_weights
 from data_prep.tokenizer.hf_files import TOKENIZER_FILES, save_tokenizer
 from data_prep.tokenizer.released import differing, stated_rules
-from data_prep.tokenizer.store import VocabManifest, VocabSettings, read_vocab_store
+from data_prep.tokenizer.store import LanguageShare, VocabManifest, VocabSettings, read_vocab_store
 from data_prep.tokenizer.training import COVERAGE, add_words, train_vocab
 from data_prep.tokenizer.vocab_file import check_casing, read_vocab, special_ids
 
 SCHEMA_VERSION: Final = 1
 BATCH_CHARACTERS = 1_000_000  # passed to the trainer at once
+LANGUAGES_SHOWN = 8
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +63,8 @@ def run(settings: DataPrepSettings) -> VocabManifest:
     folder, manifest_path = data_dir / "vocab", data_dir / "vocab" / "manifest.json"
     all_parts = [] if settings.vocab_file else list_parts(data_dir)
     dropped = {} if settings.vocab_file else left_out(_of_one_task(settings), all_parts)
-    parts = _sample(all_parts, settings.vocab_characters)
+    exponent = _exponent(settings)
+    parts = _sample(all_parts, settings.vocab_characters, exponent)
     dropped = {part.key: dropped[part.key] for part in parts if part.key in dropped}
     form = _text_form(settings)
     identity = _identity(settings, parts, dropped, form)
@@ -68,10 +74,13 @@ def run(settings: DataPrepSettings) -> VocabManifest:
     if not settings.replace:
         _check_shards(data_dir)
     added: list[str] = []
+    balance = None
     if settings.vocab_file:
         tokens, added = _released(Path(settings.vocab_file), settings, form)
     else:
-        batches = partial(_batches, data_dir, parts, dropped)
+        if exponent is not None:
+            balance = _Balance.of(_documents(data_dir, parts, dropped), all_parts, exponent)
+        batches = partial(_batches, data_dir, parts, dropped, balance)
         tokens = train_vocab(batches, settings.vocab_size, form, settings.alphabet_coverage)
         check_casing(tokens, settings.lowercase)
     manifest_path.unlink(missing_ok=True)  # it must never describe files of another vocabulary
@@ -84,6 +93,7 @@ def run(settings: DataPrepSettings) -> VocabManifest:
         settings=identity,
         added_words=added,
         parts=len(all_parts),
+        languages=balance.shares if balance else None,
         **msgspec.structs.asdict(form),
     )
     write_json(manifest_path, manifest)
@@ -109,6 +119,12 @@ def _check_shards(data_dir: Path) -> None:
                 f"then, python -m data_prep.status data_dir={data_dir} prints. To keep both take "
                 "another data_dir, to replace the vocabulary add replace=true"
             )
+
+
+def _exponent(settings: DataPrepSettings) -> float | None:
+    """The exponent of the languages' shares; None: languages are not looked at."""
+    exponent = settings.vocab_language_exponent
+    return None if exponent == 1 else exponent
 
 
 def _text_form(settings: DataPrepSettings) -> TextForm:
@@ -152,6 +168,7 @@ def _identity(
         identity.vocab_size = settings.vocab_size
         if settings.alphabet_coverage != COVERAGE:
             identity.alphabet_coverage = settings.alphabet_coverage
+        identity.language_exponent = _exponent(settings)
         identity.documents = {part.key: part.checksum for part in parts}
         return identity
     path = Path(settings.vocab_file)
@@ -212,11 +229,32 @@ def _released(
     return [*tokens, *added], added
 
 
-def _sample(parts: Sequence[DocumentPart], most_characters: int) -> list[DocumentPart]:
+def _sample(
+    parts: Sequence[DocumentPart], most_characters: int, exponent: float | None
+) -> list[DocumentPart]:
     """Parts of at most `most_characters` together, in their order; at least one.
 
-    They are drawn by a hash of their names.
+    They are drawn by a hash of their names. With an exponent each source has its part of the
+    characters, by its share to that exponent, and one part or more: a source may be a language.
     """
+    whole = sum(part.characters for part in parts)
+    if whole <= most_characters:
+        return list(parts)
+    if exponent is None:
+        drawn = _drawn(parts, most_characters)
+    else:
+        sources: dict[str, list[DocumentPart]] = {}
+        for part in parts:
+            sources.setdefault(part.source, []).append(part)
+        shares = [sum(p.characters for p in own) / whole for own in sources.values()]
+        scale = most_characters / sum(share**exponent for share in shares)
+        drawn = set()
+        for own, share in zip(sources.values(), shares, strict=True):
+            drawn |= _drawn(own, int(scale * share**exponent))
+    return [part for part in parts if part.key in drawn]
+
+
+def _drawn(parts: Sequence[DocumentPart], most_characters: int) -> set[str]:
     drawn: set[str] = set()
     characters = 0
     for part in sorted(parts, key=lambda part: xxhash.xxh3_64_intdigest(part.key.encode())):
@@ -224,25 +262,83 @@ def _sample(parts: Sequence[DocumentPart], most_characters: int) -> list[Documen
             break
         drawn.add(part.key)
         characters += part.characters
-    return [part for part in parts if part.key in drawn]
+    return drawn
+
+
+def _documents(
+    data_dir: Path, parts: Sequence[DocumentPart], dropped: LeftOut
+) -> Iterator[tuple[str, Document]]:
+    """The source and the document, of all that are not dropped."""
+    for part in parts:
+        dropped_here = dropped_ids(data_dir, part, dropped)
+        for document in read_part(part.path, part.rows):
+            if document.id not in dropped_here:
+                yield part.source, document
+
+
+@dataclass(frozen=True)
+class _Balance:
+    """How often each document of a sample is read, by its language and its name."""
+
+    languages: list[str]  # of the documents, in their order
+    weights: dict[str, float]  # by language
+    shares: dict[str, LanguageShare]
+
+    @classmethod
+    def of(
+        cls,
+        documents: Iterable[tuple[str, Document]],
+        all_parts: Sequence[DocumentPart],
+        exponent: float,
+    ) -> _Balance:
+        """Reads the sample once. A source's languages in it stand for those of the whole source."""
+        languages: list[str] = []
+        counts: Counter[tuple[str, str]] = Counter()  # characters by source and language
+        for source, document in documents:
+            languages.append(sys.intern(language_of(document.text)))
+            counts[source, languages[-1]] += len(document.text)
+        of_source: Counter[str] = Counter()
+        for part in all_parts:
+            of_source[part.source] += part.characters
+        sampled: Counter[str] = Counter()
+        for (source, _), characters in counts.items():
+            sampled[source] += characters
+        corpus: Counter[str] = Counter()
+        sample: Counter[str] = Counter()
+        for (source, language), characters in counts.items():
+            sample[language] += characters
+            corpus[language] += characters * of_source[source] // sampled[source]
+        weights = language_weights(corpus, sample, exponent)
+        read = {language: weights[language] * sample[language] for language in sample}
+        shares = {
+            language: LanguageShare(
+                corpus=corpus[language] / (corpus.total() or 1),
+                sample=read[language] / (sum(read.values()) or 1),
+            )
+            for language in sample
+        }
+        return cls(languages, weights, shares)
 
 
 def _batches(
-    data_dir: Path, parts: Sequence[DocumentPart], dropped: LeftOut
+    data_dir: Path,
+    parts: Sequence[DocumentPart],
+    dropped: LeftOut,
+    balance: _Balance | None,
 ) -> Iterator[list[str]]:
     """The paragraphs of all documents that are not dropped, BATCH_CHARACTERS at a time."""
     batch: list[str] = []
     characters = 0
-    for part in parts:
-        dropped_here = dropped_ids(data_dir, part, dropped)
-        for document in read_part(part.path, part.rows):
-            if document.id in dropped_here:
-                continue
-            batch += document.text.split("\n")
-            characters += len(document.text)
-            if characters >= BATCH_CHARACTERS:
-                yield batch
-                batch, characters = [], 0
+    for number, (source, document) in enumerate(_documents(data_dir, parts, dropped)):
+        times = 1
+        if balance:
+            weight = balance.weights[balance.languages[number]]
+            times = copies(f"{source}/{document.id}", weight)
+        batch += document.text.split("\n") * times
+        characters += len(document.text) * times
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
     if batch:
         yield batch
 
@@ -260,11 +356,21 @@ def _summary(settings: DataPrepSettings, manifest: VocabManifest) -> Rows:
             f"documents, without their {duplicates:,} duplicates"
         )
     return [
+        *_language_rows(manifest),
         ("vocabulary", f"{Path(settings.data_dir) / 'vocab'}, {made}"),
         ("entries", f"{manifest.vocab_size:,}"),
         ("text form", str(manifest.form)),
         ("checksum", manifest.checksum),
     ]
+
+
+def _language_rows(manifest: VocabManifest) -> Rows:
+    """What the exponent made of the languages, the largest first."""
+    shares = sorted((manifest.languages or {}).items(), key=lambda item: -item[1].corpus)
+    shown = [f"{name} {s.corpus:.1%} to {s.sample:.1%}" for name, s in shares[:LANGUAGES_SHOWN]]
+    if len(shares) > LANGUAGES_SHOWN:
+        shown.append(f"and {len(shares) - LANGUAGES_SHOWN} more (vocab/manifest.json)")
+    return [("languages", ", ".join(shown))] if shown else []
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ class LanguageSettings:
     strip_accents: bool | None
     normalization: Normalization
     turkish_i: bool
+    vocab_language_exponent: float | None
     shortest_book: int  # characters; the defaults of source.min_characters
     shortest_page: int
 
@@ -180,6 +181,7 @@ class DataPrepSettings:
     vocab_size: int
     alphabet_coverage: float  # share of the text's characters
     vocab_characters: int
+    vocab_language_exponent: float | None  # of the languages' shares; None: as the text is
     vocab_file: str | None  # released vocabulary to use instead of a trained one
     add_words: str | None  # file with one word per line, added after vocab_file's entries
     seq_len: int  # tokens, special tokens included
@@ -254,6 +256,7 @@ LIMITS: Limits = {
     "vocab_size": (lambda value: 256 <= value < 2**31, f"from 256 to {2**31 - 1}"),
     "alphabet_coverage": _SHARE,
     "vocab_characters": _POSITIVE,
+    "vocab_language_exponent": (lambda value: 0 <= value <= 1, "[0, 1], or null"),
     # Positions are stored as uint16
     "seq_len": (lambda value: 8 <= value <= _UINT16, f"from 8 to {_UINT16}"),
     "copies": (lambda value: 1 <= value <= _UINT16, f"from 1 to {_UINT16}"),

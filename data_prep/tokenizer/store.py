@@ -10,6 +10,8 @@ from data_prep.core.files import checksum
 from data_prep.core.records import (
     Checksum,
     Count,
+    Record,
+    Share,
     TextForm,
     VocabSize,
     check_special_ids,
@@ -29,6 +31,14 @@ class VocabSettings(TextForm, kw_only=True):
     add_words: str | None = None  # checksum of the file
     alphabet_coverage: float | None = None  # of a trained one; None: COVERAGE
     language: str | None = None  # the code of its profile; None: en
+    language_exponent: float | None = None  # None: languages as they are in the text
+
+
+class LanguageShare(Record):
+    """Shares of a language in the characters, over all languages."""
+
+    corpus: Share
+    sample: Share  # that the vocabulary was trained on
 
 
 class VocabManifest(TextForm, kw_only=True):
@@ -41,6 +51,7 @@ class VocabManifest(TextForm, kw_only=True):
     settings: VocabSettings
     added_words: list[str]
     parts: Count  # of the documents; settings.documents has those it was trained on
+    languages: dict[str, LanguageShare] | None = None  # with settings.language_exponent
 
     def __post_init__(self) -> None:
         check_special_ids(self.special_ids, self.vocab_size)

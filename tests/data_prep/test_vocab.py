@@ -253,3 +253,51 @@ def test_a_tokenizer_json_is_taken_with_the_entries_added_to_it(tmp_path, releas
     path.write_text('{"model": {"type": "BPE", "vocab": {}}, "added_tokens": []}')
     with pytest.raises(SettingsError, match=r"no tokenizer of kind WordPiece .*'BPE'"):
         make(tmp_path, f"vocab_file={path}")
+
+
+GERMAN = (
+    "Der alte Fischer ging am frühen Morgen zum Hafen und löste die Taue seines Bootes. "
+    "Über dem Wasser lag dichter Nebel, und die Möwen schrien, als hätten sie Hunger. "
+)
+
+
+def write_two_languages(data_dir: Path) -> None:
+    """A hundred English documents and four German ones, of which each has words of its own."""
+    write_documents(data_dir, TEXTS, source="topics")
+    words = [f"{a}{b}ung" for a in "Wer Ver Ent Zer Ab Auf Aus".split() for b in ("brech", "fahr")]
+    texts = [GERMAN + " ".join(words[n::2]) + ". " + GERMAN for n in range(2)]
+    write_documents(data_dir, texts, source="wiki")
+
+
+def test_a_small_language_has_more_entries_by_the_exponent_and_its_shares_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_two_languages(tmp_path)
+    typed = ["vocab_size=1000", "duplicates=keep", "strip_accents=false"]
+    whole = make(tmp_path, *typed)
+    assert "xponent" not in (tmp_path / "vocab" / "manifest.json").read_text()
+    before = set(read_vocab(tmp_path / "vocab" / "vocab.txt"))
+    assert make(tmp_path, *typed, "vocab_language_exponent=1") == whole
+    assert vocab.main([f"data_dir={tmp_path}", *typed, "vocab_language_exponent=0.3"]) == 0
+    balanced = set(read_vocab(tmp_path / "vocab" / "vocab.txt"))
+    german = {"fischer", "hafen", "wasser", "über", "möwen", "nebel"}
+    assert len(german & before) < len(german & balanced)
+    shares = store.read_vocab_store(tmp_path)[1].languages
+    assert shares["de"].sample > 5 * shares["de"].corpus
+    assert sum(share.sample for share in shares.values()) == pytest.approx(1)
+    assert "de 0." in capsys.readouterr().out
+
+
+def test_of_a_large_corpus_the_exponent_takes_parts_of_every_source(tmp_path: Path) -> None:
+    for number in range(8):
+        write_documents(tmp_path, TEXTS[number::8], source=f"topics{number}")
+    write_documents(tmp_path, [GERMAN * 3], source="wiki")
+    most = sum(part.characters for part in list_parts(tmp_path)) // 2
+    typed = ["vocab_size=500", f"vocab_characters={most}", "vocab_language_exponent=0.7"]
+    drawn = make(tmp_path, *typed).settings.documents
+    assert {name.split("/")[0] for name in drawn} == {*(f"topics{n}" for n in range(8)), "wiki"}
+
+
+def test_many_languages_are_balanced_by_default_and_one_is_not() -> None:
+    assert load(["data_dir=any", "language=multi"]).vocab_language_exponent == 0.7
+    assert load(["data_dir=any", "language=de"]).vocab_language_exponent is None
