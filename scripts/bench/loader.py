@@ -6,6 +6,7 @@
 All read the examples in random order from the same Arrow file.
 
 ours                order, deal, read, mask and pack, in one thread
+ours, N sources     the same from a mixture
 ours, handed over   the same in the background, as in a run; the waiting thread counts too
 NumPy alone         read, mask and pack: the same bits
 datasets + collator `datasets` with the special-token masks and segment ids prepared beforehand, and
@@ -23,6 +24,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from data_prep.stores.shard_reader import Shards
 from data_prep.stores.shards import SplitEntry, read_shard
 from pretrain.config.settings import MaskMode
 from pretrain.data.balancing import deal, longest_prefix
+from pretrain.data.mixture import MixedOrder, Source
 from pretrain.data.shuffle import ExampleOrder
 from pretrain.data.train_loader import TrainLoader
 from scripts.baselines.numpy_loader import packed_columns
@@ -68,9 +71,10 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         shards = open_synthetic_shards(Path(folder), lengths, examples, VOCAB_SIZE)
 
-        def ours(masking: MaskMode, in_background: bool = False) -> Measure:
+        def ours(masking: MaskMode, in_background: bool = False, num_sources: int = 0) -> Measure:
             def rate() -> float:
-                with _loader(shards, masking, global_batch, token_budget) as loader:
+                mixture = _mixture(shards, num_sources) if num_sources else None
+                with _loader(shards, masking, global_batch, token_budget, mixture) as loader:
                     stream = loader.batches(0) if in_background else loader.prepared(0)
                     next(stream)
                     return _rate(lambda: next(stream).num_tokens, seconds)
@@ -81,6 +85,8 @@ def main(
             THEIRS: _hugging_face(shards, hf_batch, seconds),
             OURS: ours(MaskMode.dynamic),
             "ours, static masks": ours(MaskMode.static),
+            "ours, dynamic masks, 3 sources": ours(MaskMode.dynamic, num_sources=3),
+            "ours, dynamic masks, 22 sources": ours(MaskMode.dynamic, num_sources=22),
             "ours, dynamic masks, handed over": ours(MaskMode.dynamic, in_background=True),
             "NumPy alone, dynamic masks": _numpy(shards, numpy_batch, seconds),
         }
@@ -103,7 +109,13 @@ def _rate(next_tokens: Callable[[], int], seconds: float) -> float:
     return tokens / spent
 
 
-def _loader(shards: Shards, masking: MaskMode, global_batch: int, token_budget: int) -> TrainLoader:
+def _loader(
+    shards: Shards,
+    masking: MaskMode,
+    global_batch: int,
+    token_budget: int,
+    mixture: MixedOrder | None = None,
+) -> TrainLoader:
     return TrainLoader(
         shards,
         global_batch=global_batch,
@@ -113,7 +125,20 @@ def _loader(shards: Shards, masking: MaskMode, global_batch: int, token_budget: 
         seed=1,
         masking=masking,
         rule=MaskingRule.from_manifest(shards.manifest, vocab_path=None),
+        mixture=mixture,
     )
+
+
+def _mixture(shards: Shards, count: int) -> MixedOrder:
+    """The examples as so many sources of equal size, with weights 1, 2, 3, ..."""
+    ends = [shards.num_examples * number // count for number in range(count + 1)]
+    tokens = shards.manifest.splits[shards.split].tokens // count
+    sources = [
+        Source(f"source-{number:02}", [pair], tokens)
+        for number, pair in enumerate(itertools.pairwise(ends))
+    ]
+    total = count * (count + 1) // 2
+    return MixedOrder(sources, [Fraction(n + 1, total) for n in range(count)], seed=1)
 
 
 def _numpy(shards: Shards, batch_size: int, seconds: float) -> Measure:

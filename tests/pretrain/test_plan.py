@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import resource
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_manifests import shards_manifest, split_entry
 from run_in_fork import TINY, finished_run
+from small_corpus import cut
 
 from data_prep.core.config import SettingsError, as_dict, as_overrides, choices, compose
 from data_prep.core.files import read_json
 from pretrain.config.settings import Settings
 from pretrain.data.balancing import micro_steps
+from pretrain.data.mixture import MixedOrder, Source
 from pretrain.data.shuffle import ExampleOrder
 from pretrain.model.flops import Lengths
 from pretrain.plan import clusters, load, main
@@ -81,6 +84,41 @@ def test_tokens_are_those_of_the_stream_one_by_one(each, first, count, seed) -> 
     for place in range(first, first + count):
         tokens += each[int(order.examples(place, 1)[1][0])]
     assert tokens_between(found, first, first + count, seed) == tokens
+
+
+MIXTURE = MixedOrder(
+    [Source("a", [(0, 40), (60, 100)], 8_000), Source("b", [(40, 60)], 6_000)],
+    [Fraction(1, 5), Fraction(4, 5)], seed=0,
+)  # fmt: skip
+
+
+@given(first=st.integers(0, 500), count=st.integers(0, 100), seed=st.integers(0, 2**32 - 1))
+def test_tokens_of_a_mixture_are_those_of_its_stream_one_by_one(first, count, seed) -> None:
+    each = np.arange(8, 108, dtype=np.uint16)
+    found = dataclasses.replace(corpus(), each=each, mixture=MIXTURE)
+    ids = MixedOrder(MIXTURE.sources, MIXTURE.shares, seed).examples(first, count)[1]
+    assert tokens_between(found, first, first + count, seed) == each[ids].sum()
+
+
+def test_passes_over_a_source_are_its_examples_in_the_run_by_those_it_has() -> None:
+    settings = dataclasses.replace(BASE, optim=dataclasses.replace(BASE.optim, global_batch=10))
+    settings.schedule = dataclasses.replace(BASE.schedule, total_steps=125)
+    found = plan(settings, dataclasses.replace(corpus(), mixture=MIXTURE), 1, 1, 1)
+    assert found.passes == {"a": 1250 / 5 / 80, "b": 4 * 1250 / 5 / 20}
+    assert "of each source: a 3.12, b 50.00" in found.line()
+
+
+def test_a_plan_shows_the_passes_of_a_mixture_and_warns_of_too_many(sample_dir, tmp_path) -> None:
+    folder = cut(sample_dir, tmp_path / "data", [10, 90], [4, 4], ["a", "b"])
+    typed = ["+model=tiny", f"data.dir={folder}", "optim.global_batch=8", "cluster=dgx_a100"]
+    run = forecast(load([*typed, "schedule.total_steps=125", "data.mixture={a:1,b:1}"]), 1)
+    printed = "\n".join(table.lines(run))
+    assert re.search(r"^  epochs over the data +10.00\n    a +50.00\n    b +5.56$", printed, re.M)
+    assert "Warning: phase 1 goes through a 50 times; past about 40 passes" in printed
+    assert any("Warning" in line for line in table.short_lines(run))
+    longer = forecast(load([*typed, "schedule.total_steps=125", "data.mixture_temperature=1"]), 1)
+    assert "Warning" not in "\n".join(table.lines(longer))
+    assert table.as_dict(longer)["phases"][0]["passes"] == {"a": 10.0, "b": 10.0}
 
 
 def test_a_phase_of_hours_is_planned_by_the_step_and_lasts_its_hours() -> None:

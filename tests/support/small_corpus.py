@@ -17,8 +17,17 @@ from pretrain.data.packing import PackedBatch
 SEQ_LEN = 128
 
 
-def cut(sample_dir: Path, folder: Path, train: Sequence[int], held_out: Sequence[int]) -> Path:
-    """Write a data folder whose shards hold so many of the sample's first examples; `folder`."""
+def cut(
+    sample_dir: Path,
+    folder: Path,
+    train: Sequence[int],
+    held_out: Sequence[int],
+    sources: Sequence[str] = (),
+) -> Path:
+    """Write a data folder whose shards hold so many of the sample's first examples; `folder`.
+
+    Shard i is of sources[i], or else of a source without a name.
+    """
     shutil.copytree(sample_dir / "vocab", folder / "vocab")
     target = folder / f"len{SEQ_LEN}"
     splits = {}
@@ -28,7 +37,8 @@ def cut(sample_dir: Path, folder: Path, train: Sequence[int], held_out: Sequence
         for number, first in enumerate(itertools.accumulate(sizes[:-1], initial=0)):
             examples = whole.read(np.arange(first, first + sizes[number]))
             path = target / split / f"shard-{number:05d}.arrow"
-            write_shard(path, examples, {"split": split})
+            part = {"token_part": f"{sources[number]}-{number:05d}"} if sources else {}
+            write_shard(path, examples, {"split": split, **part})
             entries.append(ShardEntry.of(path, examples, whole.manifest.pairs))
         splits[split] = split_entry(entries)
     shutil.copy(sample_dir / target.name / "token_counts.npy", target)

@@ -51,6 +51,8 @@ LONGER = "schedule.total_steps=200"
         ("optim.eps=1e-8", "optim.eps"),
         ("optim.max_grad_norm=null", "optim.max_grad_norm"),
         ("optim.tokens_per_step=65536", "optim.tokens_per_step"),
+        ("data.mixture={a:1,b:2}", "data.mixture"),
+        ("data.mixture_temperature=0.7", "data.mixture_temperature"),
         ("schedule=constant", "schedule.power"),
         ("schedule=poly_nvidia", "schedule.count_from_1"),
         ("schedule.warmup_steps=7", "schedule.warmup_steps"),
@@ -128,6 +130,17 @@ def test_a_phase_may_be_added_changed_before_it_begins_and_left_out() -> None:
     assert [(c.phase, c.name, c.now) for c in left_out.changes][1:] == [(2, "phase", None)]
 
 
+def test_a_mixture_may_change_in_the_phase_that_trains_and_in_later_ones() -> None:
+    mixed = "data: {seq_len: 512, mixture: {a: 1, b: 3}}"
+    phases = f"phases=[{{changes: {{{mixed}}}, {CARRIED}}}]"
+    of = ("data.mixture={a:2,b:1}", second("eval: {every_steps: 9}"))
+    found = extension("data.mixture={a:1,b:1}", phases, of=of, at=progress(50))
+    assert [str(c) for c in found.changes] == [
+        "data.mixture: {'a': 2.0, 'b': 1.0} then, {'a': 1.0, 'b': 1.0} now",
+        "data.mixture of phase 2: {'a': 2.0, 'b': 1.0} then, {'a': 1, 'b': 3} now",
+    ]
+
+
 def test_a_rate_that_a_later_phase_inherits_changes_there_too() -> None:
     found = extension("optim.learning_rate=1e-5", second(), of=(second(),), at=progress(50))
     assert [c.phase for c in found.changes] == [1, 2]
@@ -159,6 +172,8 @@ def test_another_batch_is_refused_while_batches_of_a_spike_are_still_ahead() -> 
     ahead = progress(50, skipped=[[640, 704]], position=512)
     with pytest.raises(SettingsError, match=r"examples up to 703 .* passed over in whole batches"):
         extension("optim.global_batch=64", at=ahead)
+    with pytest.raises(SettingsError, match="passed over in whole batches"):
+        extension("data.mixture={a:1,b:2}", at=ahead)
     assert extension("optim.learning_rate=1e-5", at=ahead).changes
     assert extension("optim.global_batch=64", at=msgspec.structs.replace(ahead, position=704))
 

@@ -10,6 +10,7 @@ from cures import cures
 from data_prep.core.config import SettingsError, as_dict, compose
 from pretrain.config.checks import check
 from pretrain.config.load import load
+from pretrain.config.phases import phases_of
 from pretrain.config.settings import Settings
 
 PHASE = "moments: kept, optimizer_step: kept, loss_scaler: kept"
@@ -38,6 +39,9 @@ def test_the_defaults_of_every_model_pass() -> None:
         ("optim.tokens_per_step=40000", "set optim.tokens_per_step=32768, or optim.tokens_"),
         ("optim.learning_rate=0", "it takes more than 0"),
         ("optim.betas=[0.9]", "it takes two numbers"),
+        ("data.mixture={a:1,b:0}", "it takes a weight above 0 for each source"),
+        ("data.mixture={}", "it takes a weight above 0 for each source"),
+        ("data.mixture_temperature=2", r"it takes from 0 \(equal shares\) to 1"),
         ("schedule.total_steps=0", "schedule.total_steps=0; it takes 1 or more"),
         ("schedule.warmup_steps=5000", "set schedule.warmup_steps=90"),
         ("eval.max_examples=0", "or null for all"),
@@ -55,6 +59,20 @@ def test_an_impossible_value_is_refused_with_its_cure(override: str, message: st
 def test_half_precision_weights_without_zero_are_refused(precision: str) -> None:
     with pytest.raises(SettingsError, match=r"set engine\.zero_stage=1"):
         check(settings_of("engine=zero0", f"engine.precision={precision}"), world_size=1)
+
+
+def test_weights_and_a_temperature_of_a_mixture_exclude_each_other() -> None:
+    typed = ("data.mixture={a:1}", "data.mixture_temperature=0.7")
+    with pytest.raises(SettingsError, match="both set the shares of the sources; set one of"):
+        check(settings_of(*typed), world_size=1)
+
+
+def test_the_mixture_of_a_phase_replaces_that_of_the_run() -> None:
+    changes = "[{changes: {data: {mixture: {b: 3}}}, moments: kept, optimizer_step: kept, "
+    typed = ("data.mixture={a:1}", f"phases={changes}loss_scaler: kept}}]")
+    assert [phase.settings.data.mixture for phase in phases_of(settings_of(*typed))] == [
+        {"a": 1.0}, {"b": 3.0},
+    ]  # fmt: skip
 
 
 def test_all_mistakes_are_named_at_once() -> None:
