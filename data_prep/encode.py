@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -188,13 +188,18 @@ def is_heldout(name: str, heldout_fraction: float) -> bool:
     return xxhash.xxh3_64_intdigest(name.encode()) < int(heldout_fraction * 2**64)
 
 
-def fitting_fraction(names: Sequence[str]) -> float:
+def fitting_fraction(names: Iterable[str]) -> float:
     """A round heldout_fraction, as small as can be, with FEWEST_DOCUMENTS or more in each split.
 
     `names` are those of all documents, twice FEWEST_DOCUMENTS or more.
     """
-    hashes = sorted(xxhash.xxh3_64_intdigest(name.encode()) / 2**64 for name in names)
-    least, most = hashes[FEWEST_DOCUMENTS - 1], hashes[-FEWEST_DOCUMENTS]
+    smallest: list[float] = []
+    largest: list[float] = []
+    for name in names:  # of a large corpus more than fit the memory
+        share = xxhash.xxh3_64_intdigest(name.encode()) / 2**64
+        smallest = sorted([*smallest, share])[:FEWEST_DOCUMENTS]
+        largest = sorted([*largest, share])[-FEWEST_DOCUMENTS:]
+    least, most = smallest[-1], largest[0]
     tenths = [tenth / 10 for tenth in range(1, 10)]
     exact = [round((least + most) / 2, digits) for digits in range(2, 18)]
     return next(f for f in (0.01, 0.02, 0.05, *tenths, *exact) if least < f <= most)
@@ -414,12 +419,12 @@ def _check_splits(
             f"{FEWEST_DOCUMENTS} each: collect more"
         )
     if min(documents.values()) < FEWEST_DOCUMENTS:
-        names = [
+        names = (
             name
             for split, entries in splits.items()
             for entry in entries
             for name in TokenPart.open(folder / split / entry.name).documents.to_pylist()
-        ]
+        )
         raise ValueError(
             f"heldout_fraction={heldout_fraction} leaves {documents['heldout']} of {together} "
             f"documents held out and {documents['train']} for training; each needs at least "

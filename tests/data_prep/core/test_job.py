@@ -103,7 +103,7 @@ def test_an_interrupted_job_prints_how_to_continue(tmp_path: Path, capfd) -> Non
 def test_no_source_is_answered_with_the_sources_there_are(tmp_path: Path) -> None:
     expected = (
         r"add \+source=NAME, one of bookcorpus, books, gutenberg, lines, rows, sample, warc, "
-        "wikipedia, wikipedia_dump"
+        "wikiextractor, wikipedia, wikipedia_dump"
     )
     with pytest.raises(SettingsError, match=expected):
         collect.run(load([f"data_dir={tmp_path}"]))
