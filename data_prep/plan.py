@@ -1,7 +1,7 @@
 """Plan a preparation before it runs: python -m data_prep.plan +source=NAME source.path=FOLDER.
 
 Prepares a sample of the source's own text with the jobs themselves, in a temporary folder (below
-data_dir, if it is typed), on all workers at once. Then prints hours, memory, files and bytes of
+data_dir, if it is typed), on all workers at once. Then prints time, memory, files and bytes of
 each stage for the whole input, or for plan.bytes of it, on plan.nodes nodes like this one.
 
 +source={source}
@@ -56,22 +56,29 @@ def _summary(settings: DataPrepSettings, result: tuple[Sample, Forecast]) -> str
         f"machines  {nodes:,} node{'s' * (nodes > 1)} of {settings.workers} cores",
         f"measured  {_bytes(sample.input_bytes)} of the input in {sample.seconds:.0f} s",
         "",
-        f"{'stage':12}{'tasks':>10}{'hours':>10}{'memory/node':>14}{'files':>13}{'size':>12}",
+        f"{'stage':12}{'tasks':>10}{'time':>11}{'memory/node':>14}{'files':>13}{'size':>12}",
     ]
     for stage in plan.stages:
         memory = _bytes(stage.peak_bytes) if stage.peak_bytes else ""
         files = f"{stage.files:,.0f}" if stage.files else ""
         size = _bytes(stage.bytes) if stage.bytes else ""
         lines.append(
-            f"{stage.name:12}{stage.tasks:>10,}{stage.seconds / 3600:>10.3f}{memory:>14}"
+            f"{stage.name:12}{stage.tasks:>10,}{_time(stage.seconds):>11}{memory:>14}"
             f"{files:>13}{size:>12}".rstrip()
         )
     seconds = sum(stage.seconds for stage in plan.stages)
     files, size = (sum(getattr(s, name) for s in plan.stages) for name in ("files", "bytes"))
     lines.append(
-        f"{'together':12}{'':>10}{seconds / 3600:>10.3f}{'':>14}{files:>13,.0f}{_bytes(size):>12}"
+        f"{'together':12}{'':>10}{_time(seconds):>11}{'':>14}{files:>13,.0f}{_bytes(size):>12}"
     )
     return "\n".join(lines) + "\n"
+
+
+def _time(seconds: float) -> str:
+    for unit, factor in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * factor:
+            return f"{seconds / factor:,.1f} {unit}"
+    return f"{seconds:,.0f} s"
 
 
 def _bytes(number: float) -> str:

@@ -11,7 +11,8 @@ The log folder of a store (data_dir/documents/<source>, tokens, len<seq_len>) ha
     job.json               {"job": "encode", "tasks": [names in order], "fingerprints",
                            "command": that completes the job}
     finished/<name>.json   {"fingerprint", "counts", "sizes" of its files, "seconds",
-                           "peak_bytes" of the process's memory, "ended": unix time}
+                           "cpu_seconds" of all threads, "peak_bytes" of the process's memory,
+                           "ended": unix time}
     running/<name>.json    {"host", "place", "pid", "started": unix time}
     failed/<name>.json     {"reason"}
     <name>.log             output of the task

@@ -33,7 +33,7 @@ def run_one(task: Task, index: int, entry: TaskEntry, log_dir: Path) -> None:
     finished, running, failed = (
         record_path(log_dir, kind, entry.name) for kind in ("finished", "running", "failed")
     )
-    began = time.time()
+    began, processor_time = time.time(), time.process_time()
     who = {"host": os.uname().nodename, "place": place(), "pid": os.getpid()}
     write_json(running, {**who, "started": began})
     finished.unlink(missing_ok=True)  # before any of its files changes
@@ -60,6 +60,7 @@ def run_one(task: Task, index: int, entry: TaskEntry, log_dir: Path) -> None:
         "counts": counts,
         "sizes": sizes(entry.outputs),
         "seconds": ended - began,
+        "cpu_seconds": time.process_time() - processor_time,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "ended": ended,
     }

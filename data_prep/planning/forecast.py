@@ -14,6 +14,7 @@ from data_prep.core.settings import DataPrepSettings, Duplicates
 DEDUP_SECONDS = 40e-6  # of one core, per document
 DEDUP_BYTES = 1.0e9  # of a task of a large corpus
 
+JOB_START = 3.0  # seconds: Python, imports, and the server from which tasks are forked
 AUDIT_TOKENS = 100e6  # per second of one process; the rest of its time is the same for any corpus
 
 
@@ -44,9 +45,9 @@ class Line:
 class Cost:
     """What the tasks of one job take, by their characters or tokens."""
 
-    seconds: Line
+    seconds: Line  # of a core
     peak_bytes: Line
-    startup: float  # seconds of the job that are not its tasks'
+    rest: float  # seconds of the job itself
     files: float  # per task
     bytes: float  # per character or token
 
@@ -54,11 +55,12 @@ class Cost:
         """The forecast for so many equal tasks, of `size` characters or tokens together."""
         cores = settings.plan.nodes * settings.workers
         one = size / tasks
+        seconds = self.seconds.at(one)
         running = min(settings.workers, math.ceil(tasks / settings.plan.nodes))
         return Stage(
             name,
             tasks,
-            self.startup + self.seconds.at(one) * math.ceil(tasks / cores),
+            JOB_START + self.rest + max(seconds, seconds * tasks / cores),
             self.peak_bytes.at(one) * running,
             self.files * tasks,
             self.bytes * size,
@@ -70,13 +72,14 @@ class Sample:
     """What the sample has shown."""
 
     source_bytes: float  # of the whole source
+    source_tasks: int  # parts of the whole source
     input_bytes: float  # of the sample
     characters: int
     documents: int
     tokens: int
     seconds: float  # that measuring took
     collect: Cost  # per character
-    vocab: Line  # seconds, by characters
+    vocab: Line  # seconds of a core, by characters
     encode: Cost  # per character
     build: dict[int, Cost]  # per token, by length
     audit: dict[int, float]  # seconds, by length
@@ -111,13 +114,13 @@ def forecast(settings: DataPrepSettings, sample: Sample) -> Forecast:
     scale = input_bytes / sample.input_bytes
     characters, tokens = sample.characters * scale, sample.tokens * scale
     documents = sample.documents * scale
-    parts = max(1, math.ceil(characters / settings.characters_per_part))
+    parts = max(1, round(sample.source_tasks * input_bytes / sample.source_bytes))
     stages = [sample.collect.stage("collect", characters, parts, settings)]
     if settings.duplicates is Duplicates.drop:
         stages.append(_dedup(settings, documents))
     read = min(characters, settings.vocab_characters)
     stages += [
-        Stage("vocab", 1, sample.vocab.at(read), 0.0),
+        Stage("vocab", 1, JOB_START + sample.vocab.at(read), 0.0),
         sample.encode.stage("encode", characters, parts, settings),
     ]
     for length, cost in sample.build.items():
@@ -125,7 +128,7 @@ def forecast(settings: DataPrepSettings, sample: Sample) -> Forecast:
         tasks = parts * settings.copies
         built = cost.stage(f"build {length}", tokens * settings.copies, tasks, settings)
         stages.append(built)
-        seconds = sample.audit[length] + tokens * settings.copies / AUDIT_TOKENS
+        seconds = JOB_START + sample.audit[length] + tokens * settings.copies / AUDIT_TOKENS
         stages.append(Stage(f"audit {length}", 1, seconds, 0.0))
     return Forecast(input_bytes, characters, documents, tokens, stages)
 
@@ -135,4 +138,5 @@ def _dedup(settings: DataPrepSettings, documents: float) -> Stage:
     cores = settings.plan.nodes * settings.workers if is_large else 1
     running = settings.workers if is_large else 1
     peak = DEDUP_BYTES if is_large else 2e8
-    return Stage("dedup", 1, documents * DEDUP_SECONDS / cores, running * peak)
+    seconds = JOB_START + documents * DEDUP_SECONDS / cores
+    return Stage("dedup", 1, seconds, running * peak)

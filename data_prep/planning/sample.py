@@ -46,7 +46,7 @@ def measure(settings: DataPrepSettings, source: SourceSettings, folder: Path) ->
 
     Raises SettingsError for a source that cannot be read or is not cut into tasks small enough.
     """
-    began = time.monotonic()
+    began, whole = time.monotonic(), settings
     settings = dataclasses.replace(
         settings,
         data_dir=str(folder),
@@ -56,7 +56,7 @@ def measure(settings: DataPrepSettings, source: SourceSettings, folder: Path) ->
         duplicates=Duplicates.keep,  # the sizes overlap
         audit=dataclasses.replace(settings.audit, **_ANYTHING_FITS),
     )
-    input_bytes, source_bytes, startup = 0.0, 0.0, []
+    input_bytes, source_bytes, rest = 0.0, 0.0, []
     for name, size in SIZES.items():
         own = dataclasses.replace(source, name=name)
         plan = module_of(source.kind).plan(own, size, folder / "cache" / name)
@@ -67,12 +67,12 @@ def measure(settings: DataPrepSettings, source: SourceSettings, folder: Path) ->
         taken = SourcePlan(
             [plan.tasks[index] for index in cut], plan.inputs, [plan.states[index] for index in cut]
         )
-        startup.append(_timed(collect.collect_plan, settings, own, taken))
+        rest.append(_timed(collect.collect_plan, settings, own, taken))
     parts = list_parts(folder)
     sizes = [part.characters for part in parts]
     logs = [folder / "documents" / part.source / "logs" for part in parts]
     records = [_record(log, Path(part.name).stem) for log, part in zip(logs, parts, strict=True)]
-    collected = _cost(sizes, records, sum(startup) / 2, settings.workers * 2, folder / "documents")
+    collected = _cost(sizes, records, sum(rest) / len(rest), folder / "documents")
     trained = _vocab_line(settings, parts)
 
     names = [f"{part.source}/{d.id}" for part in parts for d in read_part(part.path, part.rows)]
@@ -83,23 +83,26 @@ def measure(settings: DataPrepSettings, source: SourceSettings, folder: Path) ->
         )
     fraction = encode.fitting_fraction(names)
     settings = dataclasses.replace(settings, heldout_fraction=fraction)
-    wall = _timed(encode.run, settings)
+    own_seconds = _timed(encode.run, settings)
     records = [_record(folder / "tokens" / "logs", encode.task_name(part)) for part in parts]
-    encoded = _cost(sizes, records, wall, settings.workers, folder / "tokens")
+    encoded = _cost(sizes, records, own_seconds, folder / "tokens")
 
     splits = read_tokens_manifest(folder).splits
     tokens = [part.tokens for split in SPLITS for part in splits[split]]
     builds, audits = {}, {}
     for length in settings.plan.seq_lens:
         own_settings = dataclasses.replace(settings, seq_len=length)
-        wall = _timed(build.run, own_settings)
+        own_seconds = _timed(build.run, own_settings)
         built = folder / f"len{length}"
         names = [f"{s}-shard-{n:05d}" for s in SPLITS for n in range(len(splits[s]))]
         records = [_record(built / "logs", name) for name in names]
-        builds[length] = _cost(tokens, records, wall, settings.workers, built)
+        builds[length] = _cost(tokens, records, own_seconds, built)
         audits[length] = _timed(audit.run, own_settings)
+    cache = folder / "cache" / "whole"
+    plan = module_of(source.kind).plan(source, whole.characters_per_part, cache)
     return Sample(
         source_bytes=source_bytes,
+        source_tasks=len(plan.tasks),
         input_bytes=input_bytes,
         characters=sum(sizes),
         documents=sum(part.rows for part in parts),
@@ -145,19 +148,18 @@ def _size(path: str) -> int:
 def _cost(
     sizes: Sequence[int],
     records: Sequence[dict[str, float]],
-    wall: float,
-    workers: float,
+    rest: float,
     folder: Path,
 ) -> Cost:
-    """The cost of tasks of these sizes, whose job has taken `wall` seconds."""
-    seconds = [record["seconds"] for record in records]
+    """The cost of tasks of these sizes, whose job has taken `rest` seconds itself."""
+    seconds = [record["cpu_seconds"] for record in records]
     files = [path for path in folder.rglob("*") if path.is_file()]
     return Cost(
         seconds=Line.through([*zip(sizes, seconds, strict=True)]),
         peak_bytes=Line.through(
             [(size, record["peak_bytes"]) for size, record in zip(sizes, records, strict=True)]
         ),
-        startup=max(0.0, wall - sum(seconds) / workers),
+        rest=rest,
         files=len(files) / len(records),
         bytes=sum(path.stat().st_size for path in files) / max(1, sum(sizes)),
     )
@@ -192,6 +194,7 @@ def _record(logs: Path, task: str) -> dict[str, float]:
 
 
 def _timed(run: Callable[..., object], *given: object) -> float:
-    began = time.monotonic()
+    """Seconds of a core that a call takes in this process, whatever else the machine does."""
+    began = time.process_time()
     run(*given)
-    return time.monotonic() - began
+    return time.process_time() - began

@@ -115,6 +115,7 @@ def test_a_record_holds_fingerprint_counts_and_times(tmp_path: Path) -> None:
     start(tmp_path, functools.partial(made_tasks.write, tmp_path))
     record = read_json(tmp_path / "logs" / "finished" / "task-3.json")
     assert record.pop("seconds") > 0
+    assert record.pop("cpu_seconds") > 0
     assert record.pop("ended") > 1.7e9
     assert record.pop("peak_bytes") > 1e6
     assert record == {"fingerprint": "a", "counts": {"documents": 4, "only 1": 1}, "sizes": [2]}
