@@ -33,7 +33,7 @@ from data_prep.core.records import TextForm, typed
 from data_prep.core.settings import DataPrepSettings, Executor
 from data_prep.dedup import LeftOut, dropped_ids, left_out
 from data_prep.stores.documents import Document, DocumentPart, list_parts, read_part
-from data_prep.text.language import language_of
+from data_prep.text.language import iso_code, language_of
 from data_prep.tokenizer.balance import copies, language_weights
 from data_prep.tokenizer.hf_files import TOKENIZER_FILES, save_tokenizer
 from data_prep.tokenizer.released import differing, stated_rules
@@ -138,10 +138,13 @@ def _text_form(settings: DataPrepSettings) -> TextForm:
         wanted["strip_accents"] = stated.get("strip_accents")
     form = TextForm(**wanted)
     if wrong := differing(stated, form):
+        cased = msgspec.structs.replace(form, lowercase=stated.get("lowercase", form.lowercase))
+        wrong |= differing(stated, cased)  # what only matters with that casing
+        path = Path(str(settings.vocab_file)).with_name("vocab.txt")
+        alone = f" (or, to use the entries alone, copy {path} to a folder of its own)"
         raise SettingsError(
             f"vocab_file={settings.vocab_file}: its tokenizer has {typed(wrong)}; set "
-            f"{typed(wrong)} (or, to use the entries alone, copy its vocab.txt to a folder of its "
-            "own)"
+            f"{typed(wrong)}{alone if path.is_file() else ''}"
         )
     form.turkish_i = form.turkish_i and form.lowercase
     if form.strip_accents == form.lowercase:
@@ -216,7 +219,7 @@ def _released(
     try:
         tokens = read_vocab(path)
         # A cased tokenizer without capitals, such as the Chinese one, states that it is cased
-        if form.lowercase or "lowercase" not in stated_rules(path):
+        if "lowercase" not in stated_rules(path):
             check_casing(tokens, form.lowercase)
     except ValueError as error:
         raise SettingsError(f"vocab_file={path}: {error}") from error
@@ -295,7 +298,8 @@ class _Balance:
         languages: list[str] = []
         counts: Counter[tuple[str, str]] = Counter()  # characters by source and language
         for source, document in documents:
-            languages.append(sys.intern(language_of(document.text)))
+            code = document.language or iso_code(language_of(document.text))
+            languages.append(sys.intern(code))
             counts[source, languages[-1]] += len(document.text)
         of_source: Counter[str] = Counter()
         for part in all_parts:

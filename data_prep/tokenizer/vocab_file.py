@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -196,12 +197,13 @@ def _check_entries(path: Path, tokens: Sequence[str]) -> None:
         if not token:
             raise SettingsError(
                 f"{path}, line {line}, is empty; remove it if it is the last one or nothing was "
-                f"trained with this file, otherwise keep its id by a name such as [unused{line}]"
+                "trained with this file, otherwise keep its id by a name such as "
+                f"{_free_name(line, tokens)}"
             )
         if token in first_line:
             raise SettingsError(
                 f"{path}, line {line}, repeats {token!r} of line {first_line[token]}; an entry has "
-                f"one id: rename the second, such as to [unused{line}]"
+                f"one id: rename the second, such as to {_free_name(line, tokens)}"
             )
         first_line[token] = line
     missing = [token for token in SPECIAL_TOKENS.values() if token not in first_line]
@@ -210,6 +212,12 @@ def _check_entries(path: Path, tokens: Sequence[str]) -> None:
             f"{path} lacks {', '.join(missing)}; BERT needs {', '.join(SPECIAL_TOKENS.values())}, "
             f"each on a line of its own: add them or take the vocabulary of a BERT model"
         )
+
+
+def _free_name(line: int, tokens: Sequence[str]) -> str:
+    """A name for an entry without use, which the vocabulary does not have."""
+    taken = set(tokens)
+    return next(name for n in itertools.count(line) if (name := f"[unused{n}]") not in taken)
 
 
 def check_casing(tokens: Sequence[str], lowercase: bool) -> None:

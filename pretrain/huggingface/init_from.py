@@ -26,9 +26,10 @@ from data_prep.core.bert_folder import (
 from data_prep.core.config import SettingsError, as_dict, choices, compose
 from data_prep.core.files import checksum
 from data_prep.core.printable import shortened
-from data_prep.core.records import TextForm, typed
+from data_prep.core.records import TextForm, read_record, typed
 from data_prep.stores.shards import ShardsManifest, read_shards_manifest
 from data_prep.tokenizer.released import Rules, differing, stated_rules
+from data_prep.tokenizer.store import VocabManifest
 from data_prep.tokenizer.vocab_file import read_vocab
 from data_prep.tokenizer.wordpiece import make_tokenizer
 from pretrain.checkpoint.files import STATE_FILE, find_fault, newest_whole, read_state
@@ -98,11 +99,13 @@ class InitWeights:
         own_rules, wrong = manifest.rules, differing(self.rules, manifest.form)
         if first == len(there) and not wrong:
             return []
+        language = _language_of(path.with_name("manifest.json"))
+        same = f" language={language}" if language else ""
         cure = (
             f"prepare the data with its vocabulary: python -m data_prep.vocab data_dir="
             f"{settings.data.dir} vocab_file={_vocabulary_file(self.folder) or 'VOCAB.TXT'} "
-            f"{self._to_type(wrong)} replace=true, then data_prep.encode, then data_prep.build "
-            "replace=true"
+            f"{self._to_type(wrong, language)} replace=true, then data_prep.encode{same}, then "
+            f"data_prep.build{same} replace=true"
         )
         if first == len(there):
             own_wrong = {name: own_rules[name] for name in wrong}
@@ -113,12 +116,13 @@ class InitWeights:
             f"is {ours} here and {there[first]!r} there; {cure}"
         ]
 
-    def _to_type(self, wrong: Rules) -> str:
+    def _to_type(self, wrong: Rules, language: str | None) -> str:
         """The settings of data_prep.vocab for its text form: those that are not the default."""
+        if language:  # its profile has defaults of its own
+            return f"language={language} {typed(self.rules)}".strip()
         if "lowercase" not in self.rules:
-            return " ".join(["lowercase=true or false", typed(wrong)]).strip()
-        usual = TextForm(self.rules["lowercase"])
-        more = differing(self.rules, usual)
+            return f"lowercase=true or false {typed(wrong)}".strip()
+        more = differing(self.rules, TextForm(self.rules["lowercase"]))
         return typed({"lowercase": self.rules["lowercase"], **more, **wrong})
 
     def weights(
@@ -283,6 +287,14 @@ def _size_fault(name: str, value: Any) -> str | None:
     """Why no model of this project can have a size of a config.json; None if one can."""
     is_allowed, words = LIMITS[f"model.{name}"]
     return None if is_allowed(value) else f"{name} is {value!r}, and its models have {words}"
+
+
+def _language_of(path: Path) -> str | None:
+    """The language of the vocabulary with this manifest; None: en, or not known."""
+    try:
+        return read_record(path, VocabManifest, "").settings.language
+    except (OSError, SettingsError):
+        return None
 
 
 def _vocabulary_file(folder: Path) -> Path | None:

@@ -269,10 +269,14 @@ def test_every_text_form_is_taken_over_from_files_as_they_are_released(
         assert (tmp_path / "data" / "vocab" / name).read_bytes() == same
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_following_the_cure_of_another_text_form_leads_to_a_vocabulary(tmp_path, form) -> None:
+@pytest.mark.parametrize("language", ["en", "tr"])
+@pytest.mark.parametrize("form", [*FORMS, TextForm(True)], ids=str)
+def test_following_the_cure_of_another_text_form_leads_to_a_vocabulary(
+    tmp_path: Path, form: TextForm, language: str
+) -> None:
     save_tokenizer(tmp_path / "bert", TOKENS if form.lowercase else CASED, form)
-    typing = [f"vocab_file={tmp_path}/bert/vocab.txt", f"lowercase={not form.lowercase}".lower()]
+    cased = f"lowercase={not form.lowercase}".lower()
+    typing = [f"vocab_file={tmp_path}/bert/vocab.txt", f"language={language}", cased]
     with pytest.raises(SettingsError, match="its tokenizer has ") as refused:
         make(tmp_path / "data", *typing)
     cure = str(refused.value).split("; set ")[1].split(" (or")[0]
@@ -285,3 +289,23 @@ def test_words_are_added_by_the_casing_of_the_released_tokenizer(tmp_path: Path)
     typed = [f"vocab_file={folder / 'vocab.txt'}", f"add_words={tmp_path / 'words.txt'}"]
     make(tmp_path / "data", *typed)
     assert read_vocab_store(tmp_path / "data")[0][-1] == "größe"
+
+
+def test_a_tokenizer_alone_is_not_answered_with_a_vocabulary_file_that_is_not_there(tmp_path):
+    save_tokenizer(tmp_path / "bert", TOKENS, TextForm(True, False))
+    (tmp_path / "bert" / "vocab.txt").unlink()
+    with pytest.raises(SettingsError, match=r"set strip_accents=false$"):
+        make(tmp_path / "data", f"vocab_file={tmp_path}/bert/tokenizer.json", "strip_accents=true")
+
+
+def test_capitals_that_a_lower_casing_tokenizer_never_uses_are_taken_as_it_states(tmp_path) -> None:
+    folder = release(tmp_path, {"do_lower_case": True})
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in CASED))
+    assert make(tmp_path / "data", f"vocab_file={folder / 'vocab.txt'}").vocab_size == len(CASED)
+
+
+def test_the_name_proposed_for_an_entry_is_not_taken(tmp_path: Path) -> None:
+    tokens = [*TOKENS, "[unused16]", "", "[unused15]"]
+    (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens))
+    with pytest.raises(SettingsError, match=r"line 15, is empty; .* such as \[unused17\]"):
+        read_vocab(tmp_path / "vocab.txt")

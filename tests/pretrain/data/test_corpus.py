@@ -10,7 +10,9 @@ from made_manifests import shards_manifest, split_entry, tokens_manifest
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.objectives import Pairing
-from data_prep.tokenizer.vocab_file import SPECIAL_TOKENS
+from data_prep.core.records import Normalization, TextForm
+from data_prep.tokenizer.hf_files import save_tokenizer
+from data_prep.tokenizer.vocab_file import SPECIAL_TOKENS, read_vocab
 from pretrain import run
 from pretrain.config.settings import DataSettings, MaskMode
 from pretrain.data.corpus import manifest_of
@@ -110,6 +112,17 @@ def test_shards_of_the_other_accents_are_refused(tmp_path: Path) -> None:
         manifest_of(data)
     path = tmp_path / "len128/manifest.json"
     write_json(path, {**read_json(path), "strip_accents": False})
+    manifest_of(data)
+
+
+def test_shards_of_another_unicode_form_are_refused(tmp_path: Path) -> None:
+    data = corpus(tmp_path)
+    path = tmp_path / "vocab/vocab.txt"
+    save_tokenizer(path.parent, read_vocab(path), TextForm(True, None, Normalization.nfc))
+    with pytest.raises(SettingsError, match=r"normalization=nfc, .* with normalization=none; put"):
+        manifest_of(data)
+    path = tmp_path / "len128/manifest.json"
+    write_json(path, {**read_json(path), "normalization": "nfc"})
     manifest_of(data)
 
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from data_prep.core.config import SettingsError, as_yaml, compose
 from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.objectives import Pairing
-from data_prep.core.records import TextForm
+from data_prep.core.records import Normalization, TextForm
 from data_prep.tokenizer.hf_files import save_tokenizer
+from data_prep.tokenizer.wordpiece import Encoder
 from pretrain.checkpoint.files import MANIFEST_FILE
 from pretrain.checkpoint.progress import CheckpointState, Progress
 from pretrain.config.settings import Settings
@@ -163,6 +164,21 @@ def test_the_stock_tokenizer_reads_text_as_the_corpus_was_read(exported, vocab_f
     assert encoded["token_type_ids"] == [0] * 6 + [1] * 4
     assert len(tokenizer) == VOCAB_SIZE
     assert tokenizer.model_max_length == 64  # the model's positions
+
+
+def test_an_export_of_another_text_form_reads_text_by_it(tmp_path: Path, model) -> None:
+    form = TextForm(True, False, Normalization.nfkc)
+    save_tokenizer(tmp_path / "vocab", TOKENS, form)
+    written(model, tmp_path / "vocab", tmp_path / "export")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")
+    text = "The \uff23\uff21\uff34 sat\u2026 cafe\u0301, [MASK] a=\u0338b"
+    plain, _ = Encoder(TOKENS, form).encode([text.replace("[MASK]", "dog")])
+    found = tokenizer(text.replace("[MASK]", "dog"), add_special_tokens=False)["input_ids"]
+    assert found == plain.tolist()
+    encoded = tokenizer(text, "dog")
+    assert "[MASK]" in tokenizer.convert_ids_to_tokens(encoded["input_ids"])
+    assert encoded["token_type_ids"][-2:] == [1, 1]
+    assert tokenizer.model_max_length == 64
 
 
 def test_logits_through_transformers_equal_ours(exported: Path, model: BertForPreTraining) -> None:

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from made_manifests import shards_manifest
@@ -14,11 +15,14 @@ from small_corpus import cut
 from test_export import TOKENS, card
 from torch import Tensor
 
+from data_prep import vocab
+from data_prep.core import job
 from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json, write_json
 from data_prep.core.objectives import Pairing
-from data_prep.core.records import TextForm
+from data_prep.core.records import Normalization, TextForm, typed
 from data_prep.tokenizer.hf_files import save_tokenizer
+from data_prep.tokenizer.released import differing
 from pretrain.config import load
 from pretrain.config.settings import Settings
 from pretrain.huggingface import init_from
@@ -236,6 +240,28 @@ def test_accents_kept_there_and_removed_here_are_refused_and_taken_alike(
     with pytest.raises(SettingsError, match=r"strip_accents=false; prepare .* lowercase=true"):
         origin.check(settings_for(data), shards_manifest())
     origin.check(settings_for(data), shards_manifest(strip_accents=False))
+
+
+FORMS = [
+    TextForm(True, False, Normalization.nfc),
+    TextForm(True, None, Normalization.nfkc, tokenize_chinese_chars=False),
+    TextForm(True, None, clean_text=False),
+    TextForm(True, False, turkish_i=True),
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_another_text_form_is_named_with_a_cure_that_works(tmp_path, data, form) -> None:
+    saved(tmp_path / "bert")
+    save_tokenizer(tmp_path / "bert", TOKENS, form)
+    origin = find(str(tmp_path / "bert"))
+    there = typed(differing(form.rules, TextForm(True)))
+    with pytest.raises(SettingsError, match=f"and that of .* has {there}; prepare ") as refused:
+        origin.check(settings_for(data), shards_manifest())
+    cure = str(refused.value).split("data_prep.vocab ")[1].split(" replace=true")[0]
+    made = vocab.run(job.load([*cure.split(), f"data_dir={tmp_path / 'again'}"]))
+    assert made.form == form
+    origin.check(settings_for(tmp_path / "again"), shards_manifest(**msgspec.structs.asdict(form)))
 
 
 def with_config(**changes: Any) -> Any:
