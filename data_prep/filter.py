@@ -148,23 +148,21 @@ def _find_frequent_lines(
     """
     cache = folder / "cache"
     counts = [cache / "lines" / f"{_stem(part)}.npy" for part in parts]
-    ranges = num_ranges(sum(part.characters for part in parts))
+    ranges = _range_paths(folder, parts)
     wanted = {
         "documents": {part.name: part.checksum for part in parts},
         "most_documents": settings.filter.most_documents,
-        "ranges": ranges,
+        "ranges": len(ranges),
     }
     count = [
         TaskEntry(path.stem, fingerprint(part.checksum), (path,))
         for path, part in zip(counts, parts, strict=True)
     ]
-    add = [
-        TaskEntry(path.stem, fingerprint(wanted), (path,)) for path in _range_paths(folder, ranges)
-    ]
+    add = [TaskEntry(path.stem, fingerprint(wanted), (path,)) for path in ranges]
     most = settings.filter.most_documents
     steps: list[tuple[str, list[TaskEntry], Task]] = [
         ("lines", count, partial(_count_lines, parts, counts)),
-        ("frequent", add, partial(_add_lines, folder, counts, ranges, most)),
+        ("frequent", add, partial(_add_lines, counts, ranges, most)),
     ]
     for name, tasks, task in steps:
         job, logs = f"{name} of {folder.name}", cache / name / "logs"
@@ -183,11 +181,11 @@ def _count_lines(
 
 
 def _add_lines(
-    folder: Path, counts: Sequence[Path], ranges: int, most: int, index: int
+    counts: Sequence[Path], ranges: Sequence[Path], most: int, index: int
 ) -> dict[str, int]:
     """One task: find the frequent lines in one range of hashes."""
-    found = frequent_lines(counts, index, ranges, most)
-    write_array(_range_paths(folder, ranges)[index], found)
+    found = frequent_lines(counts, index, len(ranges), most)
+    write_array(ranges[index], found)
     return {"frequent": len(found)}
 
 
@@ -198,7 +196,7 @@ def _filter_part(
     part = parts[index]
     path, rejects_path, _, entry_path = _outputs(folder, part)
     rejects_path.unlink(missing_ok=True)  # written only if there are any
-    chain = Chain(make(settings, _inputs(folder)), settings.language.code)
+    chain = Chain(make(settings, _inputs(folder, parts, settings)), settings.language.code)
     signatures = SignatureWriter()
     os.environ["RAYON_NUM_THREADS"] = "1"  # for rensa: tasks run in parallel already
 
@@ -222,17 +220,21 @@ def _filter_part(
     return {"documents": entry.rows, "characters": entry.characters}
 
 
-def _inputs(folder: Path) -> Inputs:
-    """The hashes that filters look up; none where no filter needs them."""
-    ranges = sorted((folder / "cache" / "frequent").glob("*.npy"))
-    tasks = [path for path in [_ngrams_path(folder)] if path.exists()]
-    return Inputs(*(
-        np.concatenate([np.zeros(0, np.uint64), *(np.load(p, allow_pickle=False) for p in paths)])
-        for paths in (ranges, tasks)
-    ))  # fmt: skip
+def _inputs(folder: Path, parts: Sequence[DocumentPart], settings: DataPrepSettings) -> Inputs:
+    """The hashes that the filters look up. Raises OSError if they have not been written."""
+    is_wanted = set(settings.filters).__contains__
+    ranges = _range_paths(folder, parts) if is_wanted(FilterName.boilerplate.value) else []
+    tasks = [_ngrams_path(folder)] if is_wanted(FilterName.decontaminate.value) else []
+    empty = np.zeros(0, np.uint64)
+    return Inputs(
+        np.concatenate([empty, *(np.load(path, allow_pickle=False) for path in ranges)]),
+        np.concatenate([empty, *(np.load(path, allow_pickle=False) for path in tasks)]),
+    )
 
 
-def _range_paths(folder: Path, ranges: int) -> list[Path]:
+def _range_paths(folder: Path, parts: Sequence[DocumentPart]) -> list[Path]:
+    """Of the frequent lines in each range of hashes."""
+    ranges = num_ranges(sum(part.characters for part in parts))
     return [folder / "cache" / "frequent" / f"range-{n:05d}.npy" for n in range(ranges)]
 
 

@@ -20,7 +20,7 @@ from data_prep.core.files import whole_or_absent
 from data_prep.filters.rules import Changes, Dropped, Filter
 
 COUNTS = np.dtype([("hash", "<u8"), ("documents", "<u4")])
-CHARACTERS_PER_RANGE = 20_000_000_000  # of a source; of prose 200 million lines, 2.4 GB of counts
+CHARACTERS_PER_RANGE = 1_000_000_000  # of a source; of prose 10 million lines, 0.8 GB of memory
 
 _MARKS = bytes(ord(c) for c in map(chr, range(128)) if not c.isalnum())
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")

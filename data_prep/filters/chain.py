@@ -61,7 +61,7 @@ def identity(settings: DataPrepSettings) -> dict[str, Any]:
         FilterName.language_score: lambda: {"least_language_share": own.least_language_share},
         FilterName.decontaminate: lambda: {
             "ngram": own.ngram,
-            "tasks": {Path(path).name: checksum(Path(path)) for path in tasks},
+            "tasks": sorted(f"{Path(path).name} {checksum(Path(path))}" for path in tasks),
         },
         **{name: lambda: {"datatrove": _version_of("datatrove")} for name in _PUBLISHED},
     }

@@ -72,3 +72,15 @@ def test_only_the_settings_of_the_filters_that_run_decide_their_result(tmp_path)
     assert of("filters=[pii]") == of("filters=[pii]", "filter.most_documents=3")
     assert of("filters=[boilerplate]") != of("filters=[boilerplate]", "filter.most_documents=3")
     assert of("filters=[pii,c4_lines]") != of("filters=[c4_lines,pii]")
+
+
+def test_task_files_of_one_name_are_told_apart(tmp_path) -> None:
+    def of_second(text: str):
+        for folder, content in (("a", "first"), ("b", text)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / "dev.tsv").write_text(content)
+        files = f"[{tmp_path}/a/dev.tsv,{tmp_path}/b/dev.tsv]"
+        task = f"filter.decontaminate_against={files}"
+        return identity(load([f"data_dir={tmp_path}", "filters=[decontaminate]", task]))
+
+    assert of_second("first") == of_second("first") != of_second("second")
