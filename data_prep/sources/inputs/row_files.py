@@ -207,14 +207,15 @@ def _parquet_rows(file: BinaryIO, piece: Piece, columns: Sequence[str]) -> Itera
 
 
 def _arrow_rows(file: BinaryIO, piece: Piece, columns: Sequence[str]) -> Iterator[Row]:
-    reader = _opened(_seekable(file, piece))
-    present = _flat(reader.schema, _require(reader.schema.names, piece, columns))
-    _require_text(reader.schema, piece, columns)
+    source = _seekable(file, piece)
+    schema = _opened(source).schema
+    present = _flat(schema, _require(schema.names, piece, columns))
+    _require_text(schema, piece, columns)
+    reader = _opened(source, [schema.get_field_index(name) for name in present])
     number = 0
     is_file = isinstance(reader, pa.ipc.RecordBatchFileReader)
     batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
     for batch in batches:
-        batch = batch.select(present)
         for column in batch.columns:
             _as_bytes(column).validate(full=True)  # offsets that lead out of the file
         for first in range(0, len(batch), BATCH_ROWS):
@@ -222,11 +223,13 @@ def _arrow_rows(file: BinaryIO, piece: Piece, columns: Sequence[str]) -> Iterato
         number += len(batch)
 
 
-def _opened(source: Any) -> Any:
-    """A reader of an Arrow file, of the stream or the file format."""
+def _opened(source: Any, fields: Sequence[int] | None = None) -> Any:
+    """A reader of some fields of an Arrow file, of the stream or the file format; None: all."""
+    source.seek(0)
     is_file = source.read(6) == b"ARROW1"
     source.seek(0)
-    return pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+    options = pa.ipc.IpcReadOptions(included_fields=fields)
+    return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(source, options=options)
 
 
 def _seekable(file: BinaryIO, piece: Piece) -> Any:

@@ -324,6 +324,13 @@ def test_a_row_of_parquet_or_arrow_that_is_not_utf_8_is_rejected_alone(tmp_path:
     assert reasons(items) == dict.fromkeys(["a.parquet:1", "b.arrow:1"], "row that is not UTF-8")
 
 
+@pytest.mark.parametrize("kind", ["_stream.arrow", "_file.arrow", ".parquet"])
+def test_columns_in_another_order_and_of_other_kinds_are_left_alone(tmp_path, kind) -> None:
+    table = [{"n": 1, "content": "One.", "l": [1, 2], "s": {"a": 1}, "url": "u", "z": 2.5}]
+    (tmp_path / f"a{kind}").write_bytes(KINDS[kind](table))
+    assert texts(read_all(_source(tmp_path))) == {"u": "One."}
+
+
 def test_offsets_of_an_arrow_file_that_lead_out_of_it_are_damage(tmp_path: Path) -> None:
     data = bytearray(KINDS["_stream.arrow"]([{"content": "One."}] * 3))
     place = data.index((4).to_bytes(4, "little") + (8).to_bytes(4, "little"))
@@ -419,7 +426,7 @@ def test_a_changed_file_changes_the_state_of_its_tasks_alone(tmp_path: Path) -> 
 def test_the_bytes_are_the_same_for_any_number_of_workers_and_after_a_lost_task(tmp_path) -> None:
     (tmp_path / "in").mkdir()
     for number, (kind, write) in enumerate(KINDS.items()):
-        (tmp_path / "in" / f"{number}{kind}").write_bytes(write(ROWS * 20))
+        (tmp_path / "in" / f"{number}{kind}").write_bytes(write(ROWS * 6))
     given = ["+source=rows", f"source.path={tmp_path / 'in'}", "source.text_column=content"]
     given += ["source.id_column=file:row", "characters_per_part=9000"]
     made = []
@@ -427,8 +434,8 @@ def test_the_bytes_are_the_same_for_any_number_of_workers_and_after_a_lost_task(
         folder = tmp_path / str(workers)
         made.append(collect.run(load([*given, f"data_dir={folder}", f"num_workers={workers}"])))
     assert made[0] == made[1]
-    assert made[0].documents == len(KINDS) * 200
-    assert len(made[0].parts) > 5
+    assert made[0].documents == len(KINDS) * 60
+    assert len(made[0].parts) > 3
     (folder / "documents/rows/part-00002.parquet").unlink()
     (folder / "documents/rows/logs/finished/part-00002.json").unlink()
     assert collect.run(load([*given, f"data_dir={folder}", "num_workers=1"])) == made[0]
