@@ -43,11 +43,19 @@ _ROMAN = re.compile(r"[IVXL]+\.")
 _LAST_WORD = re.compile(r"[^\s.\u3040-\u30ff\u4e00-\u9fff]+\.")  # Han and Kana end a word, too
 _SHORT_WORD = 4  # letters of an abbreviation before a number, such as p. or fig.
 _JAPANESE_PARTICLE = re.compile(r"[をの][\u30a0-\u30ff\u4e00-\u9fff「『]")  # begins no sentence
+# Thai writes no mark but a blank where a sentence or a clause ends, and also around numbers, names
+# and items of lists. A blank between two longer phrases ends one, unless a conjunction follows.
+_THAI = "\u0e01-\u0e2e\u0e30-\u0e3a\u0e40-\u0e45\u0e47-\u0e4e"  # letters and marks, no ฯ or ๆ
+_THAI_PHRASE = 12  # of them: three short words
+_THAI_JOINS = "และ|หรือ|ซึ่ง|ที่|โดย|เพื่อ|เพราะ|กับ|ว่า|เช่น|ได้แก่"
 # Ends that sentencex misses: before a number or a Latin word; and in Chinese, which writes the end
 # of a thought and a hesitation alike, an ellipsis after a few characters.
 _MISSED = {
     "ja": re.compile(r"[。！？](?=[0-9０-９A-Za-z])"),
     "zh": re.compile(r"[。！？](?=[0-9０-９A-Za-z])|(?<=[^\W_]{4})……(?=[^\W_])"),
+    "th": re.compile(
+        rf"(?<=[{_THAI}]{{{_THAI_PHRASE}}}) +(?=[{_THAI}]{{{_THAI_PHRASE}}})(?!{_THAI_JOINS})"
+    ),
 }
 
 

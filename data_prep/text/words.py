@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ PACKAGES = {
     "fugashi": ("fugashi", "unidic-lite"),
     "pythainlp": ("pythainlp",),
 }
+WINDOW = 4_000  # characters segmented at once: for a run of digits newmm takes quadratic time
 # First and last code points of Thai, kana with their half-width forms, and Han
 _UNSPACED = (
     *((0x0E00, 0x0E7F), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0xFF66, 0xFF9F)),
@@ -62,18 +64,22 @@ def segmenter(name: str) -> Segmenter:
     return functools.partial(word_tokenize, engine="newmm")
 
 
-def borders(sentence: str, words: Sequence[str]) -> NDArray[np.int64]:
+def borders(sentence: str, segment: Segmenter) -> list[int]:
     """Where words begin and end in a sentence, ascending; between two may be text of neither."""
-    lengths = np.fromiter(map(len, words), np.int64, len(words))
-    if int(lengths.sum()) == len(sentence):
-        return np.cumsum(np.append(0, lengths))
-    found, end = [0], 0
-    for word in words:
-        start = sentence.find(word, end)
-        if start >= 0:
-            end = start + len(word)
-            found += [start, end]
-    return np.unique(found)
+    found: list[int] = []
+    for first in range(0, len(sentence), WINDOW):
+        text = sentence[first : first + WINDOW]
+        words = segment(text)
+        if sum(map(len, words)) == len(text):
+            found += accumulate(map(len, words), initial=first)
+            continue
+        end = first
+        for word in words:
+            start = sentence.find(word, end)
+            if start >= 0:
+                end = start + len(word)
+                found += [start, end]
+    return found
 
 
 def continues_word(
@@ -108,8 +114,14 @@ def _opens(
     sizes = np.fromiter(map(len, sentences), np.int64, len(sentences)) + 1
     bases_S = np.cumsum(sizes) - sizes
     codes_C = np.frombuffer("\n".join([*sentences, ""]).encode("utf-32-le"), np.uint32)
-    found = (borders(sentence, segment(sentence)) for sentence in sentences)
-    borders_B = np.concatenate([base + b for base, b in zip(bases_S, found, strict=True)])
+    borders_B = np.array(
+        [
+            base + place
+            for base, sentence in zip(bases_S.tolist(), sentences, strict=True)
+            for place in borders(sentence, segment)
+        ],
+        np.int64,
+    )
     spans = spans + np.repeat(bases_S, lengths)[:, None]
     starts, gaps = spans[1:, 0], spans[:-1, 1]  # the word before ends in [gap, start] if at all
     opens = np.searchsorted(borders_B, starts, "right") > np.searchsorted(borders_B, gaps, "left")

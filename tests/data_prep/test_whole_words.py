@@ -5,13 +5,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from made_corpora import run_inline
 from made_documents import write_source
 
 from data_prep import build, encode, vocab
 from data_prep.core.config import SettingsError
-from data_prep.core.files import read_json
+from data_prep.core.files import read_json, write_json
 from data_prep.core.job import load
 from data_prep.examples.masking import MaskingRule, dynamic_keys, mask_examples, static_keys
 from data_prep.executors import run as executors_run
@@ -171,8 +172,6 @@ def test_masks_drawn_in_training_are_those_of_build_for_the_same_keys(corpus) ->
 
 
 def test_the_column_opens_as_booleans_and_no_segment_begins_inside_a_word(corpus) -> None:
-    import pyarrow as pa
-
     _, data_dir = corpus
     with pa.OSFile(str(data_dir / "len64" / "train" / "shard-00000.arrow")) as file:
         table = pa.ipc.open_stream(file).read_all()
@@ -270,3 +269,32 @@ def test_one_and_three_workers_store_the_same_words(tmp_path: Path) -> None:
             for folder in ("tokens", "len64") for path in (data_dir / folder).glob("*/*.arrow")
         })  # fmt: skip
     assert stored[0] == stored[1]
+
+
+@pytest.mark.parametrize("cut", [True, False], ids=["cut", "gone"])
+def test_a_column_of_words_that_does_not_fit_its_tokens_is_refused(
+    inline, tmp_path: Path, cut: bool
+) -> None:
+    folder = prepared(tmp_path, "zh", texts("zh", 8), WHOLE)
+    said = "continues_word has" if cut else "column continues_word"
+    for path in (tmp_path / "tokens/train/made-00000.arrow", folder / "train/shard-00000.arrow"):
+        with pa.OSFile(str(path)) as file:
+            stream = pa.ipc.open_stream(file)
+            batch = stream.read_next_batch()
+        if cut:
+            fewer = pa.array([[True]] * len(batch), pa.list_(pa.bool_()))
+            if "tokens" in path.parts:
+                fewer = pa.array([[[True]]] * len(batch), pa.list_(pa.list_(pa.bool_())))
+            batch = batch.set_column(batch.num_columns - 1, "continues_word", fewer)
+        else:
+            batch = batch.drop_columns(["continues_word"])
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, batch.schema) as writer:
+            writer.write_batch(batch)
+    manifest = read_json(folder / "manifest.json")
+    entry = manifest["splits"]["train"]["shards"][0]
+    entry["bytes"] = (folder / "train/shard-00000.arrow").stat().st_size
+    write_json(folder / "manifest.json", manifest)
+    with pytest.raises(SettingsError, match=said):
+        TokenStore.open(tmp_path, "train").part(0)
+    with pytest.raises(SettingsError, match=said):
+        Shards.open(folder, "train").rows(np.arange(2))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.core.records import TextForm
-from data_prep.text.words import borders, continues_word, segmenter
+from data_prep.text.words import WINDOW, borders, continues_word, segmenter
 from data_prep.tokenizer.vocab_file import SPECIAL_TOKENS
 from data_prep.tokenizer.wordpiece import Encoder, make_tokenizer
 
@@ -146,5 +146,20 @@ def test_a_piece_that_spans_a_border_ties_both_words() -> None:
 
 
 def test_words_that_leave_out_blanks_are_found_again() -> None:
-    assert borders(" ab  c ", ["ab", "c"]).tolist() == [0, 1, 3, 5, 6]
-    assert borders("abc", ["ab", "c"]).tolist() == [0, 2, 3]
+    assert borders(" ab  c ", str.split) == [1, 3, 5, 6]
+    assert borders("ab c", lambda _: ["ab", " ", "c"]) == [0, 2, 3, 4]
+    assert borders("", str.split) == []
+
+
+def test_a_sentence_of_any_length_is_segmented_in_windows() -> None:
+    asked: list[str] = []
+
+    def segment(text: str) -> list[str]:
+        asked.append(text)
+        return [text[:1], text[1:]]
+
+    found = borders("x" * (2 * WINDOW + 3), segment)
+    assert [len(text) for text in asked] == [WINDOW, WINDOW, 3]
+    ends = [0, 1, WINDOW, WINDOW + 1, 2 * WINDOW, 2 * WINDOW + 1, 2 * WINDOW + 3]
+    assert sorted(set(found)) == ends
+    assert found == sorted(found)
