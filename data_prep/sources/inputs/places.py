@@ -87,17 +87,26 @@ def network_errors(at: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        is_ours = type(error).__module__.partition(".")[0] in _CLIENTS
+        is_ours = type(error).__module__.partition(".")[0] in _CLIENTS or _is_outage(error)
         is_timeout = isinstance(error, TimeoutError | ConnectionError)
         if isinstance(error, OSError) and error.errno is not None:
             if error.filename is None and is_url(at):
                 raise type(error)(error.errno, error.strerror or str(error), at) from error
         elif is_ours or is_timeout:
-            raise OSError(errno.EIO, f"{type(error).__name__}: {error}", at) from error
+            why = error.__cause__ if _is_outage(error) else error
+            raise OSError(errno.EIO, f"{type(why).__name__}: {why}", at) from error
         elif isinstance(error, FileNotFoundError | PermissionError):  # fsspec's have no number
             number = errno.ENOENT if isinstance(error, FileNotFoundError) else errno.EACCES
             raise type(error)(number, str(error), at) from error
         raise
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether fsspec calls it a FileNotFoundError that a web server does not answer, or refuses."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or isinstance(cause, FileNotFoundError):
+        return False
+    return isinstance(cause, OSError) or getattr(cause, "status", 404) not in (404, 410)
 
 
 def version_of(info: dict[str, Any]) -> str:
@@ -197,7 +206,7 @@ def _unlisted(url: str, error: Exception) -> SettingsError:
         return error
     why = getattr(error, "strerror", None) or str(error)
     if isinstance(error, FileNotFoundError):
-        why = f"nothing of this name is there, or nobody answers ({why})"
+        why = f"nothing of this name is there ({why})"
     return SettingsError(
         f"source.path={url} cannot be listed: {why}; check the name, and the keys in the "
         "environment or in the store's own file (~/.aws/credentials)"

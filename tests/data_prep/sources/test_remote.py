@@ -1,5 +1,6 @@
 """Inputs in remote stores: S3 by a server on this machine, HTTP, memory; keys stay secret."""
 
+import contextlib
 import http.server
 import os
 import subprocess
@@ -104,7 +105,7 @@ def test_an_object_that_is_gone_is_damage_that_stops_no_other(client: Any, tmp_p
         ("s3://nobodys-bucket/x", "cannot be listed: nothing of this name is there.*bucket does"),
         ("s3://texts/nothing", "holds no file of rows"),
         ("s3://texts/in/*.md", "holds no file of rows.*there are 1 .md"),
-        ("http://127.0.0.1:9/a.jsonl", "nothing of this name is there, or nobody answers"),
+        ("http://127.0.0.1:9/a.jsonl", "cannot be listed: ClientConnectorError: Cannot connect"),
         ("nosuch://a/b", "nosuch"),
     ],
 )
@@ -187,26 +188,47 @@ def test_lines_are_read_from_any_store_of_fsspec() -> None:
         memory.rm("/texts", recursive=True)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
-def test_a_server_that_sends_only_whole_files_is_read(tmp_path: Path, name: str) -> None:
-    kind, packing = (".parquet", "") if name == "a.parquet" else (".jsonl", name[7:])
-    (tmp_path / name).write_bytes(PACKINGS[packing](KINDS[kind](ROWS)))
+@contextlib.contextmanager
+def _web_server(folder: Path) -> Iterator[str]:
+    """The address of a server of a folder's files, which it sends as a whole."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None: ...
 
     server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))
+        ("127.0.0.1", 0), partial(Quiet, directory=str(folder))
     )
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        source = _at(f"http://127.0.0.1:{server.server_port}/{name}")
-        assert texts(read_all(source, 50)) == TEXTS
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
+def test_a_server_that_sends_only_whole_files_is_read(tmp_path: Path, name: str) -> None:
+    kind, packing = (".parquet", "") if name == "a.parquet" else (".jsonl", name[7:])
+    (tmp_path / name).write_bytes(PACKINGS[packing](KINDS[kind](ROWS)))
+    with _web_server(tmp_path) as address:
+        assert texts(read_all(_at(f"{address}/{name}"), 50)) == TEXTS
+
+
+def test_a_file_that_a_server_has_lost_is_damage_and_a_silent_server_fails_the_task(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(KINDS[".jsonl"](ROWS))
+    with _web_server(tmp_path) as address:
+        source = _at(f"{address}/a.jsonl")
+        (task,) = rows.plan(source, 10**6, tmp_path).tasks
+        (tmp_path / "a.jsonl").unlink()
+        (damage,) = rows.read(source, task)
+        assert isinstance(damage, Damage)
+    with pytest.raises(OSError, match=r"a\.jsonl") as failed:  # so that the next start reads it
+        list(rows.read(source, task))
+    assert not isinstance(failed.value, FileNotFoundError)
 
 
 @pytest.mark.slow
