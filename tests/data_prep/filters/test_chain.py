@@ -1,11 +1,16 @@
 """Filters in a row: their order, the language of a document, counts and samples over parts."""
 
+import functools
+
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.core.job import load
-from data_prep.filters.chain import SAMPLES, Chain, Recorder, added, identity
-from data_prep.filters.rules import Changes, Dropped
+from data_prep.core.settings import FilterName
+from data_prep.filters.chain import SAMPLES, Chain, Inputs, Recorder, added, identity, make
+from data_prep.filters.rules import Changes, Dropped, Filter
 from data_prep.stores.documents import Document, Reject, RuleCounts
 
 GERMAN = "Der Fluss stieg in der Nacht, und niemand im Dorf hatte je ein solches Wasser gesehen."
@@ -72,6 +77,37 @@ def test_only_the_settings_of_the_filters_that_run_decide_their_result(tmp_path)
     assert of("filters=[pii]") == of("filters=[pii]", "filter.most_documents=3")
     assert of("filters=[boilerplate]") != of("filters=[boilerplate]", "filter.most_documents=3")
     assert of("filters=[pii,c4_lines]") != of("filters=[c4_lines,pii]")
+
+
+SENTENCES = (
+    "The mill stood at the edge of the old town, and nobody had worked there for years.",
+    "On the second day the rain came back, with a cold wind that bent the poplars.",
+    "She had to be home before noon; that was what they all said\u00a0to her.",
+    "“Have you seen the ferryman?” asked the boy who carried the lamp.",
+    "Of the nine boats that left the harbour in 1914, three returned with their crews.",
+    "\tHe wrote 12 letters, sent 7 and burned the rest at dusk.  ",
+    "Nothing of this was known to the people who lived behind the hill.",
+    "It is not far from here to the sea, but the path is steep.",
+)
+
+
+@functools.cache
+def alone(name: str) -> Filter:
+    """One filter by its name, whose hashes are of nothing."""
+    task = f"filter.decontaminate_against={__file__}"
+    hashes = np.array([1, 2**63], np.uint64)
+    return make(load(["data_dir=any", f"filters=[{name}]", task]), Inputs(hashes, hashes))[name]
+
+
+@pytest.mark.parametrize("name", [name.value for name in FilterName])
+@given(order=st.permutations(SENTENCES), breaks=st.lists(st.booleans(), min_size=7, max_size=7))
+def test_prose_without_matches_passes_every_filter_byte_for_byte(name, order, breaks) -> None:
+    text = order[0]
+    for is_break, sentence in zip(breaks, order[1:], strict=True):
+        text += ("\n" if is_break else " ") + sentence
+    changes: Changes = []
+    assert alone(name)(text, "en", changes) == text
+    assert changes == []
 
 
 def test_task_files_of_one_name_are_told_apart(tmp_path) -> None:
