@@ -98,7 +98,11 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     report: dict[str, Any] = {
         "seq_len": settings.seq_len,
         "shards_checksum": checksum(folder / "manifest.json"),
-        "made": {name: plain[name] for name in ("settings", "vocab_size", "lowercase")},
+        "made": {
+            name: plain[name]
+            for name in ("settings", "vocab_size", "lowercase", "words")
+            if name in plain
+        },
         "other_length_counts": _other_length_counts(folder, counted),
         "corpus": corpus,
         "warnings": warnings,
