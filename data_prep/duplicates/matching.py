@@ -10,7 +10,7 @@ A pair of documents is one int64: the later document's number, times 2**32, plus
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,7 +159,8 @@ class Choices:
 def compare(corpus: Corpus) -> tuple[Any, int]:
     """The table of dropped documents, see data_prep/dedup.py, and the number of their groups."""
     exact, *near = (candidates(corpus, band) for band in (None, *range(BANDS)))
-    members, roots = clusters(corpus.num_documents, [copies_among(corpus, exact, near)])
+    copies = copies_among(corpus, exact, near)
+    members, roots = clusters(corpus.num_documents, lambda: [copies])
     choices = choose(corpus, members, roots)
     return table(corpus, choices), choices.groups
 
@@ -207,22 +208,30 @@ def _split(pairs: Pairs) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
 
 
 def clusters(
-    num_documents: int, copies: Sequence[Pairs]
+    num_documents: int, copies: Callable[[], Iterable[Pairs]]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """(M,) the documents that are copies of others, in order, and (M,) the first of each's cluster.
 
-    Copies, and copies of copies, share a cluster. Takes a byte per document and 8 per member.
+    Copies, and copies of copies, share a cluster. `copies` yields all pairs, twice. Takes 4 bytes
+    per member and either a byte per document or 4 more per member.
     """
     is_member = np.zeros(num_documents, np.bool_)
-    for pairs in copies:
+    for pairs in copies():
         for documents in _split(pairs):
             is_member[documents] = True
-    members = np.flatnonzero(is_member).astype(np.int32)
+    members = np.empty(np.count_nonzero(is_member), np.int32)
+    filled = 0
+    for start in range(0, num_documents, ROWS_AT_ONCE):  # numpy counts in int64
+        found = np.flatnonzero(is_member[start : start + ROWS_AT_ONCE])
+        members[filled : filled + len(found)] = start + found
+        filled += len(found)
+    del is_member
     parent = np.arange(len(members), dtype=np.int32)
-    for pairs in copies:
+    for pairs in copies():
         _unite(parent, *(np.searchsorted(members, documents) for documents in _split(pairs)))
     _roots(parent)
-    return members, members[parent]
+    np.take(members, parent, out=parent, mode="clip")  # in place, as "raise" is not
+    return members, parent
 
 
 def choose(corpus: Corpus, members_M: NDArray[np.int32], roots_M: NDArray[np.int32]) -> Choices:

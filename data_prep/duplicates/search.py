@@ -8,7 +8,7 @@ The stages, each of which needs all results of the one before, in data_dir/dupli
     candidates  per band and range: pairs of documents with equal hashes of the band
     copies      per slab of the later document: the pairs whose signatures agree
     clusters    one small reduction, of the copies alone
-    choices     per slab of the cluster's first document: who is dropped, and for whom
+    choices     per share of the clusters, as many as slabs: who is dropped, and for whom
     rows        per slab of dropped documents: their part of duplicates.parquet
 
 The folder is removed when duplicates.json is there.
@@ -178,27 +178,25 @@ def _compare(plan: Plan, slab: int) -> dict[str, int]:
 
 
 def _reduce(plan: Plan) -> None:
-    """Write the clusters: their members in order, and the first document of each one's cluster."""
-    folder = plan.folder / "clusters"
-    path, described = folder / "manifest.json", {"made_from": plan.fingerprint}
+    """Write each share of the clusters: members in order, and the first of each one's cluster."""
+    path, described = plan.folder / "clusters" / "manifest.json", {"made_from": plan.fingerprint}
     if path.is_file() and read_json(path) == described:
         return
     path.unlink(missing_ok=True)
-    num_documents = sum(part.rows for part in plan.parts)
-    copies: list[Pairs] = [_load(plan.path("copies", slab)) for slab in range(len(plan.slabs))]
-    members, roots = clusters(num_documents, copies)
-    _save(folder / "members.npy", members)
-    _save(folder / "roots.npy", roots)
+    num_documents, shares = sum(part.rows for part in plan.parts), len(plan.slabs)
+    members, roots = clusters(
+        num_documents, lambda: (_load(plan.path("copies", slab)) for slab in range(shares))
+    )
+    for share in range(shares):
+        own = np.flatnonzero(roots % shares == share)  # most first members are early documents
+        _save(plan.path("clusters", share), np.stack([members[own], roots[own]]))
     write_json(path, described)
 
 
-def _choose(plan: Plan, slab: int) -> dict[str, int]:
-    corpus = Corpus(plan.parts)
-    first, end = plan.bounds(corpus, slab)
-    members, roots = (_load(plan.folder / "clusters" / f"{n}.npy") for n in ("members", "roots"))
-    own = np.flatnonzero((roots >= first) & (roots < end))
-    choices = choose(corpus, members[own], roots[own])
-    _save(plan.path("choices", slab), np.stack(dataclasses.astuple(choices)))
+def _choose(plan: Plan, share: int) -> dict[str, int]:
+    members, roots = _load(plan.path("clusters", share))
+    choices = choose(Corpus(plan.parts), members, roots)
+    _save(plan.path("choices", share), np.stack(dataclasses.astuple(choices)))
     return {"dropped": len(choices.dropped)}
 
 

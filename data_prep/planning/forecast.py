@@ -11,11 +11,11 @@ import numpy as np
 from data_prep.core.settings import DataPrepSettings, Duplicates
 
 # Measured by scripts.bench.duplicates, see docs/log.md
-DEDUP_SECONDS = 40e-6  # of one core, per document
-DEDUP_BYTES = 1.0e9  # of a task of a large corpus
+DEDUP_SECONDS = 15e-6  # of one core, per document
+DEDUP_BYTES = 1.4e9  # of a task of a large corpus
 
 JOB_START = 3.0  # seconds: Python, imports, and the server from which tasks are forked
-AUDIT_TOKENS = 100e6  # per second of one process; the rest of its time is the same for any corpus
+AUDIT_TOKENS = 60e6  # per second of a core; the rest of its time is the same for any corpus
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,13 @@ def forecast(settings: DataPrepSettings, sample: Sample) -> Forecast:
     characters, tokens = sample.characters * scale, sample.tokens * scale
     documents = sample.documents * scale
     parts = max(1, round(sample.source_tasks * input_bytes / sample.source_bytes))
+    cores = settings.plan.nodes * settings.workers
     stages = [sample.collect.stage("collect", characters, parts, settings)]
     if settings.duplicates is Duplicates.drop:
         stages.append(_dedup(settings, documents))
-    read = min(characters, settings.vocab_characters)
+    learnt = min(characters, settings.vocab_characters)
     stages += [
-        Stage("vocab", 1, JOB_START + sample.vocab.at(read), 0.0),
+        Stage("vocab", 1, JOB_START + sample.vocab.at(learnt), 0.0),
         sample.encode.stage("encode", characters, parts, settings),
     ]
     for length, cost in sample.build.items():
@@ -128,8 +129,9 @@ def forecast(settings: DataPrepSettings, sample: Sample) -> Forecast:
         tasks = parts * settings.copies
         built = cost.stage(f"build {length}", tokens * settings.copies, tasks, settings)
         stages.append(built)
-        seconds = JOB_START + sample.audit[length] + tokens * settings.copies / AUDIT_TOKENS
-        stages.append(Stage(f"audit {length}", 1, seconds, 0.0))
+        read = tokens * settings.copies / AUDIT_TOKENS / min(cores, tasks)
+        seconds = JOB_START + sample.audit[length] + read
+        stages.append(Stage(f"audit {length}", tasks, seconds, 0.0))
     return Forecast(input_bytes, characters, documents, tokens, stages)
 
 

@@ -72,7 +72,7 @@ def measure(settings: DataPrepSettings, source: SourceSettings, folder: Path) ->
     sizes = [part.characters for part in parts]
     logs = [folder / "documents" / part.source / "logs" for part in parts]
     records = [_record(log, Path(part.name).stem) for log, part in zip(logs, parts, strict=True)]
-    collected = _cost(sizes, records, sum(rest) / len(rest), folder / "documents")
+    collected = _cost(sizes, records, sum(rest) / len(rest), folder / "documents", len(parts))
     trained = _vocab_line(settings, parts)
 
     names = [f"{part.source}/{d.id}" for part in parts for d in read_part(part.path, part.rows)]
@@ -85,7 +85,7 @@ def measure(settings: DataPrepSettings, source: SourceSettings, folder: Path) ->
     settings = dataclasses.replace(settings, heldout_fraction=fraction)
     own_seconds = _timed(encode.run, settings)
     records = [_record(folder / "tokens" / "logs", encode.task_name(part)) for part in parts]
-    encoded = _cost(sizes, records, own_seconds, folder / "tokens")
+    encoded = _cost(sizes, records, own_seconds, folder / "tokens", len(parts))
 
     splits = read_tokens_manifest(folder).splits
     tokens = [part.tokens for split in SPLITS for part in splits[split]]
@@ -96,7 +96,7 @@ def measure(settings: DataPrepSettings, source: SourceSettings, folder: Path) ->
         built = folder / f"len{length}"
         names = [f"{s}-shard-{n:05d}" for s in SPLITS for n in range(len(splits[s]))]
         records = [_record(built / "logs", name) for name in names]
-        builds[length] = _cost(tokens, records, own_seconds, built)
+        builds[length] = _cost(tokens, records, own_seconds, built, len(parts))
         audits[length] = _timed(audit.run, own_settings)
     cache = folder / "cache" / "whole"
     plan = module_of(source.kind).plan(source, whole.characters_per_part, cache)
@@ -150,8 +150,12 @@ def _cost(
     records: Sequence[dict[str, float]],
     rest: float,
     folder: Path,
+    parts: int,
 ) -> Cost:
-    """The cost of tasks of these sizes, whose job has taken `rest` seconds itself."""
+    """The cost of tasks of these sizes, whose job has taken `rest` seconds itself.
+
+    `parts` is the number of those that the input was cut into.
+    """
     seconds = [record["cpu_seconds"] for record in records]
     files = [path for path in folder.rglob("*") if path.is_file()]
     return Cost(
@@ -160,7 +164,7 @@ def _cost(
             [(size, record["peak_bytes"]) for size, record in zip(sizes, records, strict=True)]
         ),
         rest=rest,
-        files=len(files) / len(records),
+        files=len(files) / parts,
         bytes=sum(path.stat().st_size for path in files) / max(1, sum(sizes)),
     )
 
