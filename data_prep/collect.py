@@ -2,7 +2,7 @@
 
 Run it once for each source. Run again for the same source, it reads only what is missing or has
 changed, and everything if the settings have changed. Dropped documents are counted in dropped.json
-and kept with their reason in rejects/.
+and kept with their reason in rejects/. What is taken out of texts, such as headings, is counted.
 
 +source={source}
 language={language}
@@ -141,6 +141,7 @@ def _collect_part(
                     item = _in_language(item, source.language)
                 if isinstance(item, Document):
                     signatures.add(item)
+                    notes.update({f"removed: {what}": n for what, n in item.removed.items()})
                     yield item
                 elif isinstance(item, Damage):
                     notes[f"damaged: {item.input} {item.what}"] += 1
@@ -213,9 +214,10 @@ def _manifest(
         read_record(_entry_path(folder, index), PartEntry, again)
         for index in range(len(plan.tasks))
     ]
-    dropped = {
-        key.removeprefix("dropped: "): n for key, n in counts.items() if key.startswith("dropped: ")
-    }
+    dropped, removed = (
+        {key.removeprefix(kind): n for key, n in counts.items() if key.startswith(kind)}
+        for kind in ("dropped: ", "removed: ")
+    )
     damaged = [key.removeprefix("damaged: ") for key in counts if key.startswith("damaged: ")]
     if not counts.get("documents"):
         broken = "".join(f"; {damage}" for damage in damaged)
@@ -238,6 +240,7 @@ def _manifest(
         documents=counts["documents"],
         characters=counts["characters"],
         dropped=dropped,
+        removed=removed,
         damaged=damaged,
     )
 
@@ -248,6 +251,7 @@ def _summary(settings: DataPrepSettings, manifest: DocumentsManifest) -> Rows:
         ("documents", f"{manifest.documents:,}"),
         ("text", f"{manifest.characters / 1e6:,.1f} million characters"),
         *((f"dropped: {reason}", f"{n:,}") for reason, n in manifest.dropped.items()),
+        *((f"removed: {what}", f"{n:,}") for what, n in manifest.removed.items()),
         *(("not read", files) for files in manifest.inputs.get("not_read", [])),
         ("parts", f"{len(manifest.parts):,}"),
     ]

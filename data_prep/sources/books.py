@@ -11,6 +11,7 @@ notes, contents and index are removed, see text/gutenberg.py and text/gutenberg_
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from data_prep.sources.inputs.plan import SourcePlan
 from data_prep.sources.inputs.text_files import plan_files, read_unpacked, shown
 from data_prep.stores.documents import Damage, Document, Reject
 from data_prep.text import gutenberg
+from data_prep.text.book_leftovers import join_broken_words, without_headings
 from data_prep.text.cleaning import clean_paragraphs, join_wrapped, split_lines
 from data_prep.text.gutenberg_licence import split_books
 
@@ -134,14 +136,18 @@ def books(
         of_one = text, id, own_title if title is None else title
         of_several = raw, f"{id}/{number}", own_title or title or ""
         whole, own_id, name = of_one if len(found) == 1 else of_several
-        body, fault = _body(source, raw)
-        yield Reject(own_id, name, whole, fault) if fault else Document(own_id, name, body)
+        removed: Counter[str] = Counter()
+        body, fault = _body(source, raw, removed)
+        if fault:
+            yield Reject(own_id, name, whole, fault)
+        else:
+            yield Document(own_id, name, body, removed=+removed)
     for number, other in enumerate(others, 1):
         yield Reject(f"{id}/other/{number}", title or "", other, "text outside of a book's marks")
 
 
-def _body(source: SourceSettings, text: str) -> tuple[str, str | None]:
-    """A book's paragraphs, and the reason to reject it, or None."""
+def _body(source: SourceSettings, text: str, removed: Counter[str]) -> tuple[str, str | None]:
+    """A book's paragraphs, and the reason to reject it, or None; counts what it removes."""
     lines = [line.rstrip() for line in gutenberg.strip_marks(text).expandtabs().split("\n")]
     if gutenberg.share_of_entries(lines) > _MOST_ENTRIES:
         return "", "index or table"
@@ -151,6 +157,7 @@ def _body(source: SourceSettings, text: str) -> tuple[str, str | None]:
     if source.keep_verse is False and gutenberg.share_of_verse(lines) > _MOST_VERSE:
         return "", "verse"
     body = clean_paragraphs(paragraphs(lines))
+    body = join_broken_words("\n".join(without_headings(body.split("\n"), removed)))
     if not body:
         return "", "no text besides the licence"
     if source.min_characters is not None and len(body) < source.min_characters:

@@ -1,7 +1,8 @@
 """The output of WikiExtractor: <doc id= url= title=>, title, blank line, paragraphs, </doc>.
 
 With --json a page is a line, an object of id, title and text; its text may begin with the title.
-Section headings are lines that end in a full stop. What WikiExtractor leaves behind is removed:
+Section headings are lines that end in a full stop; they and the leads of dropped lists are removed
+and counted. What WikiExtractor leaves behind is removed:
 placeholders of formulas and code, emptied brackets, tags, escaped entities, lines of galleries and
 of templates that it did not expand.
 """
@@ -9,6 +10,7 @@ of templates that it did not expand.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from data_prep.sources.inputs.text_files import plan_files, read_file, shown
 from data_prep.sources.wikipedia_articles import article
 from data_prep.stores.documents import Damage, Document, Reject
 from data_prep.text.cleaning import clean_paragraphs, remove_hollows, split_lines, unescape
+from data_prep.text.wiki_leftovers import readable, without_headings, without_leads
 
 _ID = re.compile(r' id="([^"]*)"')
 # A title may hold quotation marks, so it ends where nothing but attributes follows: some versions
@@ -93,6 +96,12 @@ def clean(text: str) -> str:
         text = _UNOPENED.sub(lambda match: "" if match[0] == "]" else match[0], text)
     text = _NO_WORDS.sub("", text)
     return clean_paragraphs(split_lines(remove_hollows(text)))
+
+
+def tidy(text: str, removed: Counter[str]) -> str:
+    """A page's paragraphs without headings and leads of lists; counts what it removes."""
+    lines, before_list = without_headings(readable(text, removed).split("\n"), removed)
+    return "\n".join(without_leads(lines, before_list, removed))
 
 
 def _without_references(text: str) -> str:
@@ -186,4 +195,4 @@ def _page(source: SourceSettings, id: str, title: str, lines: list[str]) -> Docu
     raw = "\n".join(lines)
     if not raw.strip():
         return Reject(id, title, raw, "title only")
-    return article(source, id, title, clean(raw))
+    return article(source, id, title, clean(raw), tidy)

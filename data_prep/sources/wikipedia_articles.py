@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Callable
 
 from data_prep.core.settings import SourceSettings
 from data_prep.stores.documents import Document, Reject
@@ -18,15 +20,29 @@ _LISTS_MEANINGS = re.compile(
 _LIST = 150
 
 
-def article(source: SourceSettings, id: str, title: str, text: str) -> Document | Reject:
-    """A page's document, or a reject if it has no text, lists meanings or is too short."""
+def article(
+    source: SourceSettings,
+    id: str,
+    title: str,
+    text: str,
+    tidy: Callable[[str, Counter[str]], str] | None = None,
+) -> Document | Reject:
+    """A page's document, or a reject if it has no text, lists meanings or is too short.
+
+    `tidy` removes from the text, and counts, what only served to judge the page.
+    """
     if not text:
         return Reject(id, title, text, "no prose")
     if lists_meanings(title, text):
         return Reject(id, title, text, "disambiguation")
+    removed: Counter[str] = Counter()
+    if tidy is not None:
+        text = tidy(text, removed)
+    if not text:
+        return Reject(id, title, text, "no prose")
     if source.min_characters is not None and len(text) < source.min_characters:
         return Reject(id, title, text, "too short")
-    return Document(id, title, text)
+    return Document(id, title, text, removed=+removed)
 
 
 def lists_meanings(title: str, text: str) -> bool:

@@ -11,7 +11,9 @@ import bz2
 import hashlib
 import lzma
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from data_prep.sources.inputs.text_files import NO_FILE, find_files, not_read, r
 from data_prep.sources.wikipedia_articles import article
 from data_prep.stores.documents import Damage, Document, Reject
 from data_prep.text import wiki_nesting
-from data_prep.text.wikitext import HIDDEN_NAMESPACES, is_disambiguation, is_redirect, to_text
+from data_prep.text.wiki_leftovers import readable, without_leads
+from data_prep.text.wikitext import HIDDEN_NAMESPACES, is_disambiguation, is_redirect, paragraphs
 
 _WHAT = ".xml, .xml.bz2 or .xml.xz file"
 _DUMP_NAME = re.compile(r".+\.xml(?:-p\d+p\d+)?(?:[-.].*(?:bz2|xz))?")
@@ -222,10 +225,17 @@ def _page(
     if fault := wiki_nesting.fault_of(markup):
         return Reject(id, title, markup, f"unreadable markup: {fault}")
     try:
-        text = to_text(markup, hidden)
+        found = paragraphs(markup, hidden)
     except (ParserError, RecursionError) as error:
         return Reject(id, title, markup, f"unreadable markup: {type(error).__name__}")
-    return article(source, id, title, text)
+    text = "\n".join(line for line, _ in found)
+    return article(source, id, title, text, partial(_tidied, found))
+
+
+def _tidied(found: Sequence[tuple[str, bool]], _: str, removed: Counter[str]) -> str:
+    """The paragraphs without leads of lists; counts what it removes."""
+    lines = [readable(line, removed) for line, _ in found]
+    return "\n".join(without_leads(lines, [is_before for _, is_before in found], removed))
 
 
 def _field(parent: Any, name: str) -> str:

@@ -9,8 +9,8 @@ name across sources is "source/id".
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -38,6 +38,8 @@ class Document:
     title: str  # may be empty
     text: str  # paragraphs separated by one newline
     language: str = ""  # the code that its source states; empty: it is detected
+    # What the source took out of the text, and how often; not stored with it
+    removed: Mapping[str, int] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class DocumentsManifest(Record):
     characters: Count
     dropped: dict[str, Count]  # documents by reason
     damaged: list[str]  # inputs that could not be read to their end
+    # Taken out of the texts: headings, for example
+    removed: dict[str, Count] = msgspec.field(default_factory=dict)
 
 
 class Sample(Record):

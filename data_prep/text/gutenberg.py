@@ -17,6 +17,7 @@ _ILLUSTRATION = re.compile(
 # The "Complete Works of Shakespeare" has it after every act.
 _NOTICE = re.compile(r"<<THIS ELECTRONIC VERSION OF[^<>]{0,1500}>>")
 _PAGE = re.compile(r"\{\d+\}|\[(?:Pg|Page)\.? ?[\divxlc]+\]", re.IGNORECASE)
+_NOTE_MARK = re.compile(r"(?<=[\w.,;:!?\"'”’»)])\[\d{1,3}\](?!\w)")  # of a footnote
 _PAGE_LINE = re.compile(rf"^ *(?:{_PAGE.pattern}) *\n", re.MULTILINE | re.IGNORECASE)
 # The lookbehind is second: an expression that begins with a character is searched fast.
 _EMPHASIS = re.compile(r"_(?<!\w_)([^_]{1,2000})_(?!\w)")
@@ -63,7 +64,9 @@ _TRANSCRIBER_OPENS = re.compile(r"\W*(?:Transcriber|Project\b|$)", re.IGNORECASE
 _NOTE_BLOCKS = 15  # at most, in a transcriber's note before the text
 _CONTENTS = re.compile(
     r"\W*(?:(?:table of )?contents|(?:list of )?illustrations|"
-    r"list of (?:plates|figures|maps)|page)\W*",
+    r"list of (?:plates|figures|maps)|page|table des mati[eè]res|inhoud(?:sopgave)?|"
+    r"inhalt(?:sverzeichnis)?|[ií]ndice|sommaire|contenido|conteúdo|содержание|оглавление|зміст|"
+    r"spis treści|innehåll|indhold|sisältö|obsah|tartalom|içindekiler|περιεχ[οό]μενα)\W*",
     re.IGNORECASE,
 )
 _MOST_OF_CONTENTS = 0.15  # of the book's lines
@@ -91,7 +94,7 @@ class _Block:
 def strip_marks(text: str) -> str:
     """Remove [Illustration...], page numbers, notices and the underscores of _emphasis_."""
     if "[" in text or "{" in text:  # the expressions are slow
-        text = _ILLUSTRATION.sub("", text)
+        text = _NOTE_MARK.sub("", _ILLUSTRATION.sub("", text))
         if _PAGE.search(text):
             text = _PAGE.sub("", _PAGE_LINE.sub("", text))
     if "<<" in text:

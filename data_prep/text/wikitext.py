@@ -23,7 +23,7 @@ from mwparserfromhell.nodes import (
 )
 from mwparserfromhell.wikicode import Wikicode
 
-from data_prep.text.cleaning import clean_paragraphs, remove_hollows, split_lines
+from data_prep.text.cleaning import clean_line, remove_hollows, split_lines
 from data_prep.text.wiki_names import DISAMBIGUATION
 from data_prep.text.wiki_templates import RAISED, raised, shown_text
 
@@ -89,7 +89,12 @@ def _names_disambiguation(name: str) -> bool:
 
 
 def to_text(markup: str, hidden: Collection[str] = HIDDEN_NAMESPACES) -> str:
-    """The prose of a page, one paragraph per line; empty if there is none.
+    """The prose of a page, one paragraph per line; empty if there is none. See `paragraphs`."""
+    return "\n".join(line for line, _ in paragraphs(markup, hidden))
+
+
+def paragraphs(markup: str, hidden: Collection[str] = HIDDEN_NAMESPACES) -> list[tuple[str, bool]]:
+    """The paragraphs of a page's prose, and whether a list or a table stood behind each.
 
     `hidden` are the lower-case names of namespaces whose links show no text: files, categories.
     Raises mwparserfromhell.parser.ParserError on markup that the parser cannot read.
@@ -102,8 +107,15 @@ def to_text(markup: str, hidden: Collection[str] = HIDDEN_NAMESPACES) -> str:
     text = _QUOTES.sub(lambda match: "'" if len(match[0]) == 4 else "", text)
     text = remove_hollows(_UNPAIRED.sub("", text))
     text = _RAISED.sub(lambda match: "^" if match[1] else "", text)
-    lines = (line.partition(_LIST_MARK)[0] for line in split_lines(text))
-    return clean_paragraphs([line for line in lines if not _NO_PROSE.match(line)])
+    found: list[tuple[str, bool]] = []
+    for line in split_lines(text):
+        before, mark, _ = line.partition(_LIST_MARK)
+        shown = "" if _NO_PROSE.match(before) else clean_line(before)
+        if shown:
+            found.append((shown, bool(mark)))
+        elif mark and found:
+            found[-1] = found[-1][0], True
+    return found
 
 
 def _shown(markup: Wikicode | None, hidden: Collection[str]) -> Iterator[str]:
@@ -140,6 +152,8 @@ def _shown_of(node: Node, hidden: Collection[str]) -> Iterator[str]:
             yield "\n"
         elif name == "sup":
             yield raised("".join(_shown(node.contents, hidden)))
+        elif name in ("table", "gallery"):
+            yield f"\n{_LIST_MARK}\n"
         elif name not in _DROPPED_TAGS:
             yield from _shown(node.contents, hidden)
 

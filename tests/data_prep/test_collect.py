@@ -230,6 +230,18 @@ def test_a_source_without_any_document_is_refused_with_the_reasons(tmp_path: Pat
         _run(tmp_path / "d", _books(tmp_path / "books", count=0))
 
 
+def test_what_is_removed_from_texts_is_counted_in_the_manifest(tmp_path: Path, capsys) -> None:
+    books = _books(tmp_path / "books", count=2)
+    for n in range(2):
+        with (books / f"book{n}.txt").open("a") as file:
+            file.write("\nA DARK NIGHT\n\nIt went on.\n\n* * *\n")
+    manifest = _run(tmp_path / "d", books)
+    assert manifest.removed == {"headings and page numbers": 4}
+    given = ["+source=books", f"source.path={books}", f"data_dir={tmp_path / 'e'}", *ANY_TEXT]
+    assert collect.main(given) == 0
+    assert "removed: headings and page numbers  4\n" in capsys.readouterr().out
+
+
 def test_the_program_prints_a_table_and_an_error_without_a_traceback(
     tmp_path, capsys, books
 ) -> None:

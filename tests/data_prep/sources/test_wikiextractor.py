@@ -21,17 +21,17 @@ def _doc(id: str, title: str, *lines: str) -> str:
 
 def test_pages_are_split_and_the_repeated_title_dropped(tmp_path: Path) -> None:
     (tmp_path / "AA").mkdir()
-    text = _doc("1", 'A "quoted" &amp; B', "First.", "Second.") + _doc("2", "C", "C")
+    text = _doc("1", 'A "quoted" &amp; B', "It is first.", "It is second.") + _doc("2", "C", "C")
     (tmp_path / "AA" / "wiki_00").write_text(text)
     assert read_all(source_of("wikiextractor", tmp_path)) == [
-        Document("1", 'A "quoted" & B', "First.\nSecond."),
+        Document("1", 'A "quoted" & B', "It is first.\nIt is second."),
         Document("2", "C", "C"),
     ]
 
 
 def test_compressed_output_is_read(tmp_path: Path) -> None:
-    (tmp_path / "wiki_00.bz2").write_bytes(bz2.compress(_doc("1", "A", "First.").encode()))
-    assert texts(read_all(source_of("wikiextractor", tmp_path))) == {"1": "First."}
+    (tmp_path / "wiki_00.bz2").write_bytes(bz2.compress(_doc("1", "A", "It is first.").encode()))
+    assert texts(read_all(source_of("wikiextractor", tmp_path))) == {"1": "It is first."}
 
 
 @pytest.mark.parametrize("name", ["wiki_00", "wiki_00.bz2"])
@@ -41,12 +41,12 @@ def test_a_file_that_is_too_large_unpacked_is_named_and_the_others_read(
     monkeypatch.setattr(text_files, "MOST_BYTES", 1 << 20)
     data = b"a" * (1 << 24)
     (tmp_path / name).write_bytes(bz2.compress(data) if name.endswith(".bz2") else data)
-    (tmp_path / "wiki_01").write_text(_doc("1", "A", "First."))
+    (tmp_path / "wiki_01").write_text(_doc("1", "A", "It is first."))
     items = read_all(source_of("wikiextractor", tmp_path))
     assert [item for item in items if isinstance(item, Damage)] == [
         Damage(name, "has more than 1 MiB; cut it into smaller files")
     ]
-    assert texts([item for item in items if not isinstance(item, Damage)]) == {"1": "First."}
+    assert texts([item for item in items if not isinstance(item, Damage)]) == {"1": "It is first."}
 
 
 def test_every_page_is_a_document_or_counted_with_its_reason(tmp_path: Path) -> None:
@@ -77,9 +77,9 @@ def test_every_page_is_a_document_or_counted_with_its_reason(tmp_path: Path) -> 
 
 # --- variants of the output ----------------------------------------------------------------------
 
-OLD_JSON = {"id": "1", "url": "u", "title": "A", "text": "A\n\nFirst.\nSecond."}
-JSON = {"id": "1", "revid": "9", "url": "u", "title": "A", "text": "First.\nSecond."}
-BODY = "A\n\nFirst.\nSecond.\n\n</doc>\n"
+OLD_JSON = {"id": "1", "url": "u", "title": "A", "text": "A\n\nIt is first.\nIt is second."}
+JSON = {"id": "1", "revid": "9", "url": "u", "title": "A", "text": "It is first.\nIt is second."}
+BODY = "A\n\nIt is first.\nIt is second.\n\n</doc>\n"
 
 
 @pytest.mark.parametrize(
@@ -102,12 +102,18 @@ def test_every_version_s_page_is_read_alike(tmp_path: Path, written: str, name: 
     (tmp_path / name).parent.mkdir(exist_ok=True)
     data = written.encode()
     (tmp_path / name).write_bytes(bz2.compress(data) if name.endswith(".bz2") else data)
-    assert read_all(source_of("wikiextractor", tmp_path)) == [Document("1", "A", "First.\nSecond.")]
+    assert read_all(source_of("wikiextractor", tmp_path)) == [
+        Document("1", "A", "It is first.\nIt is second.")
+    ]
 
 
 def test_outputs_may_be_mixed_in_a_folder_and_in_a_file(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text(_doc("1", "A", "First.") + json.dumps(JSON | {"id": "2"}) + "\n")
-    (tmp_path / "b").write_text(json.dumps(JSON | {"id": "3"}) + "\n" + _doc("4", "A", "Last."))
+    (tmp_path / "a").write_text(
+        _doc("1", "A", "It is first.") + json.dumps(JSON | {"id": "2"}) + "\n"
+    )
+    (tmp_path / "b").write_text(
+        json.dumps(JSON | {"id": "3"}) + "\n" + _doc("4", "A", "It is last.")
+    )
     assert list(texts(read_all(source_of("wikiextractor", tmp_path)))) == ["1", "2", "3", "4"]
 
 
@@ -128,9 +134,9 @@ def test_outputs_may_be_mixed_in_a_folder_and_in_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("more", ["", ' language="en" revision="9"'])
 def test_a_title_is_read_without_the_attributes(tmp_path: Path, title: str, more: str) -> None:
     line = f'<doc id="1" revid="9" url="u?a=b" title="{title}"{more}>'
-    (tmp_path / "a").write_text(f"{line}\n{title}\n\nFirst.\n\n</doc>\n")
+    (tmp_path / "a").write_text(f"{line}\n{title}\n\nIt is first.\n\n</doc>\n")
     (page,) = read_all(source_of("wikiextractor", tmp_path))
-    assert page == Document("1", title.replace("&amp;", "&"), "First.")
+    assert page == Document("1", title.replace("&amp;", "&"), "It is first.")
 
 
 def test_each_lost_page_is_counted(tmp_path: Path) -> None:
@@ -149,11 +155,11 @@ def test_each_lost_page_is_counted(tmp_path: Path) -> None:
 
 def test_lines_of_a_text_that_look_like_a_page_are_text(tmp_path: Path) -> None:
     lines = ['{"id": 1}', '{"a": "title"}', "<doc>", "<doc type=x>", "{{x}}", "{"]
-    (tmp_path / "a").write_text(_doc("1", "A", "First.", *lines, "Last."))
+    (tmp_path / "a").write_text(_doc("1", "A", "It is first.", *lines, "It is last."))
     (page,) = read_all(source_of("wikiextractor", tmp_path))
     assert isinstance(page, Document)
-    assert page.text.startswith('First.\n{"id": 1}\n{"a": "title"}\n<doc>\n<doc type=x>')
-    assert page.text.endswith("Last.")
+    assert page.text.startswith('It is first.\n{"id": 1}\n{"a": "title"}\n<doc>\n<doc type=x>')
+    assert page.text.endswith("It is last.")
 
 
 @pytest.mark.parametrize("part", [' title="', '" url="', ' a="b"', '">', ' id="', "{", '{"a":'])

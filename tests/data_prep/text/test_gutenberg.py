@@ -485,15 +485,15 @@ DROPPED = {
     "modest_proposal_nul_bytes": "NUL bytes",
     "sleepy_hollow_licence_only": "no text besides the licence",
 }
-STARTS_AND_ENDS = {  # the first and the last words that are the author's
-    "41-0": ("THE LEGEND OF SLEEPY HOLLOW", "THE END."),
-    "sleepy_hollow_utf16le": ("THE LEGEND OF SLEEPY HOLLOW", "THE END."),
-    "1952-0": ("THE YELLOW WALLPAPER", "creep over him every time!"),
-    "58585-0": ("THE PROPHET", "another woman shall bear me.”"),
-    "56817-0": ("THE AMERICAN PRINTER:", "To loose the virgin zone."),
-    "pg844": ("The Importance of Being Earnest", "TABLEAU"),
-    "pg7256": ("THE GIFT OF THE MAGI", "They are the magi."),
-    "gift_of_the_magi_cr_only": ("THE GIFT OF THE MAGI", "They are the magi."),
+STARTS_AND_ENDS = {  # the first and the last words that are the author's, without headings
+    "41-0": ("by Washington Irving", "believe one-half of it myself.” D. K."),
+    "sleepy_hollow_utf16le": ("by Washington Irving", "believe one-half of it myself.” D. K."),
+    "1952-0": ("By Charlotte Perkins Gilman", "creep over him every time!"),
+    "58585-0": ("By Kahlil Gibran", "another woman shall bear me.”"),
+    "56817-0": ("A Manual of Typography,", "To loose the virgin zone."),
+    "pg844": ("The Importance of Being Earnest", "the vital Importance of Being Earnest."),
+    "pg7256": ("by O. Henry", "They are the magi."),
+    "gift_of_the_magi_cr_only": ("by O. Henry", "They are the magi."),
     "dvldc10": ("The Internet Wiretap 1st Online Edition", "every two years."),
 }
 
