@@ -46,7 +46,7 @@ class CountedShard(Record):
     damage: str = ""  # why it cannot be read; the rest is empty
     faults: list[str] = msgspec.field(default_factory=list)
     counts: dict[str, Count] = msgspec.field(default_factory=dict)  # see `count`
-    length_counts: list[Count] = msgspec.field(default_factory=list)  # examples of i tokens at i
+    length_counts: bytes = b""  # uint32, examples of i tokens at i
     hashes: bytes = b""  # uint64 of the compared examples
 
 
@@ -148,8 +148,7 @@ def _count_lengths(group: Group, split: str, entry: shards.ShardEntry) -> Counte
     return CountedShard(length_counts=_length_counts(examples, group.manifest))
 
 
-def _length_counts(examples: shards.Examples, manifest: shards.ShardsManifest) -> list[int]:
+def _length_counts(examples: shards.Examples, manifest: shards.ShardsManifest) -> bytes:
     """(seq_len + 1) examples of each length."""
     size = manifest.seq_len + 1
-    counts: list[int] = np.bincount(np.diff(examples.offsets), minlength=size)[:size].tolist()
-    return counts
+    return np.bincount(np.diff(examples.offsets), minlength=size)[:size].astype("<u4").tobytes()
