@@ -209,3 +209,32 @@ def test_the_card_has_the_licence_of_every_source(report: dict) -> None:
     assert text.count("CC BY-SA 4.0 and GFDL |") == 2
     assert "unknown: that of each file read" in text
     assert "Python Software Foundation License 2" in text
+
+
+LANGUAGE = {
+    "documents": 9, "tokens": 100, "one_sentence_share": 0.25, "sentences_per_document": 8.0,
+    "tokens_per_sentence": 24.5, "characters_per_token": 4.0, "unknown_characters_share": 0.015,
+    "changed_words_share": 0.5, "stripped_words_share": 0.25, "missed_ends_per_sentence": 0.75,
+}  # fmt: skip
+
+
+def test_a_language_has_a_row_on_page_and_card_and_the_largest_is_first(report: dict) -> None:
+    languages = {"<b>|x": LANGUAGE, "de": LANGUAGE | {"tokens": 900}}
+    report["corpus"]["languages"] = languages
+    cells = ["9", "25.0%", "8.0", "24.5", "4.0", "1.50%", "50.0%", "25.0%", "0.75"]
+    page = audit_page.page(report, {})
+    row = "".join(f"<td>{cell}</td>" for cell in cells)
+    assert page.index(f"<td>de</td>{row}") < page.index(f"<td>&lt;b&gt;|x</td>{row}")
+    text = card(report)
+    row = " | ".join(cells)
+    assert text.index(f"| de | {row} |") < text.index(f"| &lt;b>&#124;x | {row} |")
+
+
+def test_the_terminal_shows_the_largest_languages_and_counts_the_others(report: dict) -> None:
+    names = ["ab", "cd", "ef", "gh", "ij", "kl", "mn"]
+    sizes = enumerate(names, start=100)
+    report["corpus"]["languages"] = {name: LANGUAGE | {"tokens": n} for n, name in sizes}
+    text = audit.summary(report)
+    (head,) = (line for line in text.splitlines() if line.startswith("language "))
+    assert head.split()[1:] == names[:1:-1]
+    assert "... and 2 languages of fewer tokens, see audit.json" in text
