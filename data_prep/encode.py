@@ -369,7 +369,8 @@ def _encoding(
     names = settings.segmenters
 
     def encoded(language: str, sentences: Sequence[str]) -> Encoded:
-        name = names.get(language) if len(names) > 1 else next(iter(names.values()))
+        own = names.get(language.lower().split("-")[0])  # of zh-TW: that of zh
+        name = own if len(names) > 1 else next(iter(names.values()))
         ids, lengths, spans = encoder.encode_spans(sentences)
         segment = segmenter(name) if name else None
         words = continues_word(sentences, lengths, spans, is_piece_V[ids], segment)

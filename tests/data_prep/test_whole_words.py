@@ -14,15 +14,17 @@ from data_prep import build, encode, vocab
 from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json, write_json
 from data_prep.core.job import load
+from data_prep.core.records import TextForm
 from data_prep.examples.masking import MaskingRule, dynamic_keys, mask_examples, static_keys
 from data_prep.executors import run as executors_run
 from data_prep.stores.documents import Document
 from data_prep.stores.shard_reader import Rows, Shards
 from data_prep.stores.shards import read_shard
-from data_prep.stores.tokens import TokenStore
+from data_prep.stores.tokens import TokenStore, WordSettings
 from data_prep.text.sentences import splitter
 from data_prep.text.words import segmenter
 from data_prep.tokenizer.vocab_file import SPECIAL_TOKENS, read_vocab
+from data_prep.tokenizer.wordpiece import Encoder
 from pretrain.data.packing import NewMasks, pack_rows
 
 PARTS = {
@@ -298,3 +300,11 @@ def test_a_column_of_words_that_does_not_fit_its_tokens_is_refused(
         TokenStore.open(tmp_path, "train").part(0)
     with pytest.raises(SettingsError, match=said):
         Shards.open(folder, "train").rows(np.arange(2))
+
+
+@pytest.mark.parametrize(("stated", "expected"), [("zh-TW", True), ("zh", True), ("en", False)])
+def test_a_stated_code_has_the_segmenter_of_its_language(stated: str, expected: bool) -> None:
+    tokens = [*SPECIAL_TOKENS.values(), *"我来到北京"]
+    words = WordSettings({"zh": "rjieba", "ja": "fugashi"}, {})
+    encoding = encode._encoding(words, tokens, Encoder(tokens, TextForm(lowercase=True)))
+    assert encoding(stated, ["我来到北京"]).continues_word.any() == expected
