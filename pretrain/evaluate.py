@@ -55,8 +55,10 @@ def evaluate(
         f"data    {found.shards}, {found.examples:,} of {found.of_examples:,} examples of "
         f"split {found.split}"
     )
-    for label, value in held_out(found.metrics).items():
-        print(f"{label:<34}{value:10.4f}")
+    metrics = held_out(found.metrics)
+    width = max(34, *(len(label) + 1 for label in metrics))
+    for label, value in metrics.items():
+        print(f"{label:<{width}}{value:10.4f}")
     if found.note:
         print(found.note)
 

@@ -270,8 +270,8 @@ def repetition(phase: PhaseForecast) -> str:
     named = ", ".join(f"{name} {n:,.0f} times" for name, n in often.items())
     return (
         f"Warning: phase {phase.number} goes through {named}; past about {MOST_PASSES} passes a "
-        "model learns next to nothing from a text: lower its weight in data.mixture, or "
-        "data.mixture_temperature nearer to 1."
+        "model learns next to nothing from a text: lower its weight in data.mixture, or train for "
+        "fewer steps."
     )
 
 
