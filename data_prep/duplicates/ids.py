@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from data_prep.duplicates.signatures import open_signatures
 from data_prep.stores.documents import PartEntry
 
-RANGE = 16_000_000  # ids whose hashes are in memory at a time, 8 bytes each, and as much to sort
+RANGE = 64_000_000  # ids whose hashes are in memory at a time, 8 bytes each, and as much to sort
 
 
 def repeated_ids(

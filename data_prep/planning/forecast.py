@@ -14,7 +14,7 @@ from data_prep.core.settings import DataPrepSettings, Duplicates
 DEDUP_SECONDS = 15e-6  # of one core, per document
 DEDUP_BYTES = 1.4e9  # of a task of a large corpus
 
-JOB_START = 3.0  # seconds: Python, imports, and the server from which tasks are forked
+JOB_START = 1.5  # seconds: Python, imports, and the server from which tasks are forked
 AUDIT_TOKENS = 60e6  # per second of a core; the rest of its time is the same for any corpus
 
 
