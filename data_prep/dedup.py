@@ -9,7 +9,7 @@ order of collecting.
 documents/duplicates.parquet has one row per dropped document, in the order of the documents;
 documents/duplicates.json sums them up and names what they were computed from. vocab and encode
 leave the dropped documents out, and run this job first where its result is missing or out of date.
-More than a million documents are compared by tasks, none of which needs more than 2 GB of memory.
+More than a million documents are compared by tasks, each of which needs less than 1.5 GB of memory.
 
 Settings are typed as name=value or group.name=value:
 
