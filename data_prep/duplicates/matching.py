@@ -230,7 +230,9 @@ def clusters(
     for pairs in copies():
         _unite(parent, *(np.searchsorted(members, documents) for documents in _split(pairs)))
     _roots(parent)
-    np.take(members, parent, out=parent, mode="clip")  # in place, as "raise" is not
+    for start in range(0, len(parent), ROWS_AT_ONCE):
+        block = slice(start, start + ROWS_AT_ONCE)
+        parent[block] = members[parent[block]]
     return members, parent
 
 
