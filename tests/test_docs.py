@@ -85,7 +85,7 @@ def test_every_command_shown_exists_and_takes_its_settings(command, tmp_path, mo
     assert (PROJECT / module.replace(".", "/")).with_suffix(".py").is_file(), module
     arguments = words[words.index(module) + 1 :]
     if module.startswith("data_prep."):
-        job.load(typed)
+        job.load(["data_dir=FOLDER", *typed] if module == "data_prep.plan" else typed)
     elif module == "pretrain.run":
         load.load(typed, world_size=8)
     elif module == "pretrain.plan":
