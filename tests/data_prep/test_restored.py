@@ -65,7 +65,7 @@ def test_nothing_is_done_again(restored: Path, monkeypatch: pytest.MonkeyPatch) 
     assert set(done.values()) == {"done"}, done
     monkeypatch.setattr(run, "run_processes", lambda *_: pytest.fail("a task runs again"))
     monkeypatch.setattr(vocab, "train_vocab", lambda *_: pytest.fail("trained again"))
-    monkeypatch.setattr(dedup, "compare", lambda *_: pytest.fail("compared again"))
+    monkeypatch.setattr(dedup, "search", lambda *_: pytest.fail("compared again"))
     for job in (collect, dedup, vocab, encode, build):
         job.run(settings(restored))
     assert contents() == before

@@ -40,7 +40,7 @@ def test_help_needs_no_package_and_shows_how_to_type_the_command(command: str) -
 @pytest.mark.parametrize(
     ("command", "settings"),
     [
-        ("data_prep.build", ("data_dir: ???", "most_told_together: 0.98", "unit: token ")),
+        ("data_prep.build", ("data_dir: ???", "most_told_together: 0.98", "unit: token")),
         ("data_prep.collect", ("+source=bookcorpus|books|", "characters_per_part: ")),
         ("pretrain.run", ("+model=base|large|small|tiny", "zero0|zero1", "paper|roberta_like")),
         ("pretrain.plan", ("[cluster=a6000|dgx1_v100|", "[json=true]")),

@@ -149,13 +149,13 @@ def signatures(folder: Path) -> Reader:
 
 def duplicates(folder: Path, name: str) -> Path:
     documents(folder)
-    find(folder, list_parts(folder))
+    find(load([f"data_dir={folder}"]), list_parts(folder))
     return folder / "documents" / name
 
 
 def duplicates_record(folder: Path) -> Reader:
     path = duplicates(folder, "duplicates.json")
-    return Reader(path, harmed_json, lambda: find(folder, list_parts(folder)))
+    return Reader(path, harmed_json, lambda: find(load([f"data_dir={folder}"]), list_parts(folder)))
 
 
 def duplicates_table(folder: Path) -> Reader:
