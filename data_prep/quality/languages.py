@@ -96,8 +96,8 @@ def _text_faults(metrics: Mapping[str, Any], bounds: AuditSettings) -> Iterator[
         yield (
             f"{share:.1%} of the characters are in words that are [UNK], more than "
             f"{bounds.most_unknown_characters:.0%}: the vocabulary lacks characters of this text; "
-            "train one on these documents (no vocab_file, alphabet_coverage=0.9995 or more) "
-            f"{again}. The bound is audit.most_unknown_characters"
+            "train a larger one on these documents (vocab_size=N, no vocab_file, "
+            f"alphabet_coverage=0.9995 or more) {again}. The bound is audit.most_unknown_characters"
         )
     if (share := metrics["stripped_words_share"]) > bounds.most_stripped_words:
         yield (

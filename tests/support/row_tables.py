@@ -14,8 +14,8 @@ import zstandard
 
 Rows = list[dict[str, str | None]]
 PACKINGS: dict[str, Callable[[bytes], bytes]] = {
-    "": bytes, ".gz": gzip.compress, ".zst": zstandard.compress, ".bz2": bz2.compress,
-    ".xz": lzma.compress,
+    "": bytes, ".gz": lambda data: gzip.compress(data, mtime=0), ".zst": zstandard.compress,
+    ".bz2": bz2.compress, ".xz": lzma.compress,
 }  # fmt: skip
 
 
