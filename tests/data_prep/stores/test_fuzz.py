@@ -154,8 +154,8 @@ def duplicates(folder: Path, name: str) -> Path:
 
 
 def duplicates_record(folder: Path) -> Reader:
-    path = duplicates(folder, "duplicates.json")
-    return Reader(path, harmed_json, lambda: find(load([f"data_dir={folder}"]), list_parts(folder)))
+    path, settings = duplicates(folder, "duplicates.json"), load([f"data_dir={folder}"])
+    return Reader(path, harmed_json, lambda: find(settings, list_parts(folder)))
 
 
 def duplicates_table(folder: Path) -> Reader:
