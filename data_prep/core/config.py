@@ -271,6 +271,10 @@ def _in_grammar(override: str, schema: type) -> list[str]:
     if isinstance(kind, type) and dataclasses.is_dataclass(kind) and value[:1] != "{":
         names = ", ".join(f"{key}.{name}" for name in _fields(kind))
         raise SettingsError(f"{override}: {key} is a group of settings; they are {names}")
+    if get_origin(kind) is dict and value[:1] != "{" and value != "null":
+        raise SettingsError(
+            f"{shortened(override)}: it takes names with values, as in {key}='{{a: 1, b: 2}}'"
+        )
     is_text = kind is str and not (is_optional and value == "null")
     # With ++ because a file of conf/ may leave out what has a default in the schema
     added = f"++{key}={_typed(as_text(value)) if is_text else value}"

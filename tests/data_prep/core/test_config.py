@@ -99,6 +99,10 @@ def test_a_choice_becomes_its_enum() -> None:
         ("optim=5", "optim=5 is not known; there are adamw"),
         ("model=é", "model=é is not known; there are base, large, small, tiny"),
         ("run=5", "run=5: run is a group of settings; they are run.name, run.dir"),
+        (
+            "data.mixture=[a,b]",
+            r"data.mixture=\[a,b\]: it takes names with values, as in data.mixture=",
+        ),
         ("run.seed=1,2", r"run.seed=1,2: a setting takes one value$"),
         ("run.seed=é", "run.seed=é: the value cannot be read"),
         ("optim.betas=0.9", r"optim.betas: takes a list, as in optim.betas=\[\]"),
