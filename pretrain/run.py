@@ -316,10 +316,12 @@ def _train_phases(context: RunContext, checkpoint: Path | None) -> bool:
 def _export(settings: Settings, context: RunContext) -> None:
     """Export the trained model and print the results. On rank 0."""
     from pretrain.planning.plan_vs_actual import plan_and_outcome
+    from pretrain.reporting.ending import ending
     from pretrain.training.summary import close_run
 
-    close_run(context.folder, context.phases[-1].settings, context.manifests[-1])
     print("\n".join(["", *plan_and_outcome(context.folder, settings)]))
+    close_run(context.folder, context.phases[-1].settings, context.manifests[-1])
+    print("\n".join(ending(context.folder)), flush=True)
     if settings.log.artifact:
         for sink in context.lasting:
             sink.artifact(context.folder / "export")

@@ -45,6 +45,12 @@ _HARDWARE = (
 _LOOKS = ((FIRST, "-", ""), (SECOND, "--", "o"), (THIRD, ":", ""))
 
 
+def loss_chart(run: History) -> Chart | None:
+    """Training and held-out MLM loss over steps; None if the run has recorded none."""
+    drawn = _over_steps(run, None, _Spec("MLM loss", _both("mlm_loss")))
+    return None if drawn is None else drawn[0]
+
+
 def sections(run: History, other: History | None) -> Iterator[tuple[str, list[tuple[Chart, str]]]]:
     """Headings, each with its charts and their captions."""
 

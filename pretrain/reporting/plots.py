@@ -28,14 +28,14 @@ from matplotlib.ticker import (
 
 MOST_POINTS = 800  # per line; if there are more, means are drawn
 
-# Placeholder: CSS variable
+# Placeholder: CSS variable of the page, and its value there in light mode
 COLOURS = {
-    "#010203": "--ink",
-    "#020304": "--faint",
-    "#030405": "--first",
-    "#040506": "--second",
-    "#050607": "--third",
-    "#060708": "--band",
+    "#010203": ("--ink", "#1a202c"),
+    "#020304": ("--faint", "#a0aec0"),
+    "#030405": ("--first", "#1f5fa8"),
+    "#040506": ("--second", "#b45309"),
+    "#050607": ("--third", "#5b3f99"),
+    "#060708": ("--band", "#dbe7f3"),
 }
 INK, FAINT, FIRST, SECOND, THIRD, BAND = COLOURS
 _STYLE: dict[Any, Any] = {
@@ -93,15 +93,29 @@ class Chart:
 
 
 def draw(chart: Chart) -> str:
-    """The chart as an <svg> element."""
+    """The chart as an <svg> element of the page."""
+    return _for_the_page(_svg(chart, {"transparent": True}), chart.title)
+
+
+def picture(chart: Chart) -> str:
+    """The chart as an SVG document of its own: black on white, with its title."""
+    svg = _svg(chart, {"facecolor": "white"}, chart.title)
+    for placeholder, (_, colour) in COLOURS.items():
+        svg = svg.replace(placeholder, colour)
+    return svg
+
+
+def _svg(chart: Chart, background: dict[str, Any], title: str = "") -> str:
+    """matplotlib's document, in placeholder colours."""
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": chart.title}):
         figure = Figure(figsize=(7.2, 3.5), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         _plot(axes, chart)
+        figure.suptitle(title, fontsize=11)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _for_the_page(buffer.getvalue(), chart.title)
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, **background)
+    return buffer.getvalue()
 
 
 def _plot(axes: Axes, chart: Chart) -> None:
@@ -187,7 +201,7 @@ def _for_the_page(svg: str, title: str) -> str:
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-    for placeholder, variable in COLOURS.items():
+    for placeholder, (variable, _) in COLOURS.items():
         svg = svg.replace(placeholder, f"var({variable})")
     # a prefix makes ids unique in the page
     name = re.sub(r"\W+", "-", title).strip("-").lower()

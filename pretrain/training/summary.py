@@ -9,6 +9,8 @@ from data_prep.stores.shards import ShardsManifest
 from pretrain.config.settings import Settings
 from pretrain.training.evaluation import frequency_baseline, last_evaluation
 
+WIDTH = 80  # of a terminal
+
 
 def close_run(run_folder: Path, settings: Settings, manifest: ShardsManifest) -> None:
     """Export the last checkpoint of a finished run and print its results, if metrics.jsonl has
@@ -30,7 +32,8 @@ def close_run(run_folder: Path, settings: Settings, manifest: ShardsManifest) ->
     filled = fill_masks(export, sentences, top_k=3) if sentences else []
     for sentence, guesses in zip(sentences, filled, strict=True):
         words = ", ".join(f"{word} {probability:.0%}" for word, probability in guesses)
-        print(f"  {sentence}  {words}")
+        line = f"  {sentence}  {words}"
+        print(line if len(line) <= WIDTH else f"  {sentence}\n      {words}")
     newest = max((run_folder / "checkpoints").glob("step-*"))
     loader = f"{hugging_face_class(settings.data.pairs)}.from_pretrained loads it"
     print(

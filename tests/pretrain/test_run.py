@@ -150,8 +150,10 @@ def test_a_run_ends_by_printing_its_metrics_guesses_and_paths(
     output = uninterrupted[1]
     assert "by token frequency alone" in output
     assert "[MASK]" in output
-    for path in ("metrics.jsonl", "step-00000012", "runs/x/export"):
+    for path in ("metrics.jsonl", "step-00000012", "runs/x/export", "runs/x/loss.svg"):
         assert path in output
+    assert "python -m scripts.predict model=runs/x/export" in output.split("training MLM loss")[1]
+    assert (uninterrupted[0] / "runs/x/loss.svg").is_file()
 
 
 def test_a_run_folder_holds_its_settings_and_its_environment(uninterrupted) -> None:
