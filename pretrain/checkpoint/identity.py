@@ -15,6 +15,9 @@ from pretrain.config.settings import Settings
 # Entries of an identity that are read again; the file has these names
 INIT_FROM, VOCAB_CHECKSUM = "run.init_from", "data (checksum of the vocabulary)"
 
+# Settings that earlier versions lacked, at the value that they had
+_ADDED = [("position_init", "normal")]
+
 # Groups of settings that determine the numbers, and that a phase may change
 _DECIDING = ("data", "optim", "schedule")
 
@@ -68,6 +71,7 @@ def identity(
             f"{group}.{name}": value
             for group in ("model", "optim", "schedule")
             for name, value in everything[group].items()
+            if (name, value) not in _ADDED
         },
     }
 

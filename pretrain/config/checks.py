@@ -8,6 +8,7 @@ from __future__ import annotations
 from data_prep.core.config import Limits, SettingsError, limit_faults
 from data_prep.core.objectives import Pairing
 from pretrain.config.settings import (
+    AUTO,
     Compile,
     DataSettings,
     OnSpike,
@@ -40,7 +41,10 @@ LIMITS: Limits = {
     "model.attention_probs_dropout_prob": _RATE,
     "model.max_position_embeddings": _SIZE,
     "model.type_vocab_size": _SIZE,
-    "model.initializer_range": _NOT_NEGATIVE,
+    "model.initializer_range": (
+        lambda value: value == AUTO or (not isinstance(value, str) and value >= 0),
+        "0 or more, or auto",
+    ),
     "model.layer_norm_eps": _POSITIVE,
     "model.pad_vocab_size_multiple_of": _SIZE,
     "data.seq_len": _COUNT,

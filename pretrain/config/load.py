@@ -61,4 +61,5 @@ def load(overrides: Sequence[str], world_size: int) -> tuple[Settings, bool]:
         corpus = Path(settings.data.dir).name
         settings.run.name = f"{chosen['model']}-{corpus}-{settings.data.seq_len}"
     check_phases(settings, world_size)
+    settings.model.initializer_range = settings.model.initializer_std
     return settings, chosen["data"] == "sample" and ("data" in typed or "data.dir" not in typed)

@@ -7,6 +7,7 @@ has two defaults. pretrain/config/checks.py checks which values go together.
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,16 @@ class Compile(enum.Enum):
     auto = "auto"  # true on a GPU that supports it, except with ZeRO 3; false on a CPU
     true = "true"
     false = "false"
+
+
+AUTO = "auto"  # model.initializer_range
+
+
+class PositionInit(enum.Enum):
+    """How the position table begins."""
+
+    normal = "normal"  # as all other embeddings: the published way
+    sinusoidal = "sinusoidal"  # Vaswani et al. 2017, section 3.5, at the spread of the others
 
 
 class MaskMode(enum.Enum):
@@ -117,9 +128,22 @@ class ModelSettings:
     attention_probs_dropout_prob: float
     max_position_embeddings: int
     type_vocab_size: int
-    initializer_range: float
+    initializer_range: int | float | str  # auto: of the width; `load` makes it a number
     layer_norm_eps: float
     pad_vocab_size_multiple_of: int  # the word embedding is padded up to a multiple of these rows
+    position_init: PositionInit = PositionInit.normal
+
+    @property
+    def initializer_std(self) -> float:
+        """Standard deviation of the initial matrices and embeddings.
+
+        auto is the 0.02 of BERT-base, 768 wide, at any width: matrix products keep their scale if
+        it goes with 1 / sqrt(width). SmallInit (Nguyen and Salazar, arXiv 1910.05895), which
+        GPT-NeoX and LTG-BERT use, is sqrt(2 / (5 * width)): the same rule, 14 % larger.
+        """
+        if self.initializer_range == AUTO:
+            return round(0.02 * math.sqrt(768 / self.hidden_size), 5)
+        return float(self.initializer_range)
 
 
 @dataclass

@@ -14,6 +14,7 @@ Shapes: T tokens of the packed row, N sequences, M masked positions, D hidden, V
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -23,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from data_prep.core.config import SettingsError
 from data_prep.core.objectives import Pairing
-from pretrain.config.settings import ModelSettings
+from pretrain.config.settings import ModelSettings, PositionInit
 from pretrain.data.packing import IGNORED, PackedBatch
 from pretrain.model import attention
 from pretrain.model.cpu_dropout import Dropout
@@ -194,9 +195,10 @@ class BertForPreTraining(nn.Module):
 
         Matrices and embeddings: normal of standard deviation initializer_range, truncated at two
         of them. Biases 0, LayerNorm 1 and 0. Rows that pad the vocabulary are 0 and draw nothing
-        from the generator, so that the padding does not change the other weights.
+        from the generator, so that the padding does not change the other weights. Nor does
+        position_init: sinusoids replace what was drawn.
         """
-        sigma = self.settings.initializer_range
+        sigma = self.settings.initializer_std
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
                 nn.init.ones_(module.weight)
@@ -210,6 +212,9 @@ class BertForPreTraining(nn.Module):
                 if isinstance(module, nn.Linear):
                     nn.init.zeros_(module.bias)
         nn.init.zeros_(self.mlm_head.decoder.bias)
+        if self.settings.position_init is PositionInit.sinusoidal:
+            table = self.embeddings.position.weight
+            table.copy_(math.sqrt(2) * sigma * sinusoids(*table.shape))  # their mean square is 1/2
 
     @torch.no_grad()
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
@@ -233,6 +238,16 @@ class BertForPreTraining(nn.Module):
             )
         for name, parameter in own.items():
             parameter.copy_(state[name])
+
+
+def sinusoids(positions: int, width: int) -> Tensor:
+    """(positions, width) sines in the even and cosines in the odd columns, fp32.
+
+    Wavelengths grow geometrically from 2 pi to 10,000 * 2 pi (Vaswani et al. 2017, section 3.5).
+    """
+    even = torch.arange(0, width, 2, dtype=torch.float64)
+    angles = torch.arange(positions, dtype=torch.float64)[:, None] / 10_000 ** (even / width)
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)[:, :width].float()
 
 
 def _sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

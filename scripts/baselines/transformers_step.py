@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.config.settings import ModelSettings, Precision, Settings
+from pretrain.config.settings import Precision, Settings
 from pretrain.data.packing import PackedBatch
+from pretrain.huggingface.load import SAME_NAMES
 from pretrain.huggingface.weights import to_hugging_face
 from pretrain.model.bert import BertForPreTraining
 from pretrain.model.compile import compile_parts
@@ -130,8 +131,7 @@ def hugging_face_twin(model: BertForPreTraining) -> Any:
     """`transformers.BertForPreTraining` with the weights of `model`."""
     import transformers
 
-    names = ModelSettings.__dataclass_fields__.keys() - {"pad_vocab_size_multiple_of"}
-    sizes = {name: getattr(model.settings, name) for name in names}
+    sizes = {name: getattr(model.settings, name) for name in SAME_NAMES}
     config = transformers.BertConfig(
         vocab_size=model.vocab_size, attn_implementation="sdpa", **sizes
     )

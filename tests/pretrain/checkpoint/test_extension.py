@@ -38,6 +38,11 @@ def extension(
     return extended(identity_of(*of), identity_of(*typed, **more), at or progress(100))
 
 
+def test_settings_that_earlier_versions_lacked_are_recorded_only_where_they_differ() -> None:
+    assert "model.position_init" not in identity_of()
+    assert identity_of("model.position_init=sinusoidal")["model.position_init"] == "sinusoidal"
+
+
 LONGER = "schedule.total_steps=200"
 
 

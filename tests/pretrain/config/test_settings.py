@@ -169,7 +169,8 @@ def test_a_value_that_cannot_be_is_not_followed_by_what_it_would_break() -> None
         ("engine.timeout_minutes=1e9", "at most 525600"),
         ("engine.tokens_per_micro_batch=3_000_000_000", "from 1 to 2147483647"),
         ("optim.weight_decay=-0.1", "0 or more"),
-        ("model.initializer_range=-1", "0 or more"),
+        ("model.initializer_range=-1", "0 or more, or auto"),
+        ("model.initializer_range=wide", "0 or more, or auto"),
     ],
 )  # fmt: skip
 def test_a_number_that_nothing_can_be_planned_with_is_refused(override: str, words: str) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from torch import Tensor
 from data_prep.core.config import compose
 from data_prep.core.objectives import Pairing
 from data_prep.stores.shards import Examples
-from pretrain.config.settings import ModelSettings, Settings
+from pretrain.config.load import load
+from pretrain.config.settings import ModelSettings, PositionInit, Settings
 from pretrain.data.packing import Shape, pack
 from pretrain.huggingface.weights import from_hugging_face, hugging_face_class, to_hugging_face
 from pretrain.model import cpu_attention, cpu_dropout
@@ -161,6 +163,32 @@ def test_every_matrix_is_drawn_from_the_truncated_normal_and_every_bias_is_zero(
         else:
             is_scale = "norm" in name and name.endswith("weight")
             assert (parameter == (1.0 if is_scale else 0.0)).all(), name
+
+
+@pytest.mark.parametrize(
+    ("width", "std"), [(128, 0.04899), (256, 0.03464), (768, 0.02), (1024, 0.01732)]
+)
+def test_initializer_range_auto_is_that_of_base_by_the_root_of_the_width(width, std) -> None:
+    typed = (f"model.hidden_size={width}", "model.initializer_range=auto")
+    settings = load(["+model=base", *typed, "model.num_attention_heads=4"], 1)[0]
+    assert settings.model.initializer_range == std
+
+
+def test_sinusoidal_positions_have_the_spread_of_the_others_and_change_no_other_weight() -> None:
+    drawn, waves = (
+        BertForPreTraining(small_settings(hidden_size=128, position_init=way), 50, Pairing.nsp)
+        for way in PositionInit
+    )
+    for model in (drawn, waves):
+        model.initialize(torch.Generator().manual_seed(4))
+    name = "embeddings.position.weight"
+    different = {n for n, p in drawn.named_parameters() if not p.equal(waves.get_parameter(n))}
+    assert different == {name}
+    table = waves.get_parameter(name)
+    assert table.square().mean().sqrt().item() == pytest.approx(0.02)
+    angles = 5 / 10_000 ** (torch.arange(64) / 64)
+    expected = 0.02 * math.sqrt(2) * torch.stack([angles.sin(), angles.cos()], -1).flatten()
+    torch.testing.assert_close(table[5], expected, rtol=1e-5, atol=1e-7)
 
 
 def test_padding_the_vocabulary_changes_neither_initial_weights_nor_logits() -> None:
