@@ -143,8 +143,8 @@ def _count(
     paths = [record_path(data_dir, settings.seq_len, group) for group in groups]
     # A task that ended before this start is done unless a file of its shards was changed since
     tasks = [
-        TaskEntry(group.name, fingerprint([*common, group.made_from()]), (path,))
-        for group, path in zip(groups, paths, strict=True)
+        TaskEntry(group.name, fingerprint([*common, group.made_from()]), (path,), number)
+        for number, (group, path) in enumerate(zip(groups, paths, strict=True))
     ]
     task = partial(count_group, data_dir, settings.seq_len, one_in)
     logs = data_dir / "audit" / str(settings.seq_len) / "logs"

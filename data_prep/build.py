@@ -66,11 +66,11 @@ def run(settings: DataPrepSettings) -> shards.ShardsManifest:
     # One fingerprint for all: the random partners of every shard come from the whole store
     common = fingerprint(identity)
     entries = [
-        TaskEntry(f"{split}-{shard.stem}", common, (shard,))
-        for (split, _, _), name in zip(tasks, shards.shard_names(tasks), strict=True)
-        for shard in [folder / split / name]
+        TaskEntry(f"{item.split}-{shard.stem}", common, (shard,), item)
+        for item in tasks
+        for shard in [folder / item.split / item.name]
     ]
-    task = partial(build_shard, folder, tasks, identity)
+    task = partial(build_shard, folder, identity)
     counts = run_tasks(f"build {settings.seq_len}", folder / "logs", entries, task, settings)
     if path.is_file():  # there was nothing to do
         return shards.read_shards_manifest(folder)
@@ -102,8 +102,8 @@ def _check_pairs(
 
 def list_tasks(
     token_manifest: TokensManifest, pairing: Pairing, copies: int
-) -> list[tuple[str, int, int]]:
-    """(split, pass, part) of every task, in the order of the shards.
+) -> list[shards.ShardTask]:
+    """Every task, in the order of the shards.
 
     Raises ValueError if random partners are needed and a split has too few documents for them.
     """
@@ -119,10 +119,11 @@ def list_tasks(
             "data_prep.encode again"
         )
     return [
-        (split, copy, part)
+        shards.ShardTask(split, copy, part, f"shard-{copy * size + part:05d}.arrow")
         for split in shards.SPLITS
+        for size in [len(token_manifest.splits[split])]
         for copy in range(copies)
-        for part in range(len(token_manifest.splits[split]))
+        for part in range(size)
     ]
 
 
@@ -248,7 +249,7 @@ def _random_next(settings: DataPrepSettings, store: TokensManifest) -> RandomNex
 
 def _collect(
     folder: Path,
-    tasks: Sequence[tuple[str, int, int]],
+    tasks: Sequence[shards.ShardTask],
     counts: dict[str, int],
     identity: shards.ShardsIdentity,
 ) -> tuple[dict[str, shards.SplitEntry], NDArray[np.int64]]:
@@ -258,7 +259,7 @@ def _collect(
     """
     entries: dict[str, list[shards.ShardEntry]] = {split: [] for split in shards.SPLITS}
     token_counts = np.zeros(identity.vocab_size, np.int64)
-    for (split, _, _), name in zip(tasks, shards.shard_names(tasks), strict=True):
+    for split, _, _, name in tasks:
         path, record_path = folder / split / name, shards.counts_path(folder, split, name)
         record = read_packed(record_path, shards.ShardCounts)
         if record is None or record.identity != identity:

@@ -91,8 +91,8 @@ def collect_plan(
             _entry_path(folder, index),
         )
         own = fingerprint({**identity, "schema_version": SCHEMA_VERSION, "state": state})
-        tasks.append(TaskEntry(part.stem, own, outputs))
-    task = partial(_collect_part, folder, source, plan.tasks)
+        tasks.append(TaskEntry(part.stem, own, outputs, (index, plan.tasks[index])))
+    task = partial(_collect_part, folder, source)
     counts = run_tasks(f"collect {source.name}", folder / "logs", tasks, task, settings)
     manifest = _manifest(folder, source.name, identity, plan, counts, settings.workers)
     write_json(folder / "dropped.json", manifest.dropped)
@@ -121,10 +121,9 @@ def _is_same(path: str, other: str) -> bool:
     return [*map(os.path.realpath, paths_in(path))] == [*map(os.path.realpath, paths_in(other))]
 
 
-def _collect_part(
-    folder: Path, source: SourceSettings, tasks: list[Any], index: int
-) -> dict[str, int]:
+def _collect_part(folder: Path, source: SourceSettings, item: tuple[int, Any]) -> dict[str, int]:
     """One task: read its share of the input; write one part, its signatures and its rejects."""
+    index, task = item
     notes: Counter[str] = Counter()
     path, rejects_path = _part_path(folder, index), _rejects_path(folder, index)
     rejects_path.unlink(missing_ok=True)  # written only if there are any
@@ -136,7 +135,7 @@ def _collect_part(
 
         def kept() -> Iterator[Document]:
             nonlocal rejects
-            for item in _read(source, tasks[index]):
+            for item in _read(source, task):
                 if isinstance(item, Document) and source.language_column is None:
                     item = _in_language(item, source.language)
                 if isinstance(item, Document):

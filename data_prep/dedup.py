@@ -27,15 +27,13 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import xxhash
 
 from data_prep.core.command import status_of
-from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, remove_folder, whole_or_absent, write_json
 from data_prep.core.job import Rows, start
-from data_prep.core.printable import printable
 from data_prep.core.records import read_record
 from data_prep.core.settings import DataPrepSettings, Duplicates
+from data_prep.duplicates.dropped import LeftOut, ids_checksum, table_path
 from data_prep.duplicates.matching import FEWEST_CHARACTERS, LEAST_EQUAL, ROWS_AT_ONCE
 from data_prep.duplicates.search import search
 from data_prep.duplicates.signatures import identity
@@ -44,9 +42,6 @@ from data_prep.stores.documents import DocumentPart, DuplicatesRecord, list_part
 SCHEMA_VERSION = 1  # of duplicates.json and duplicates.parquet
 LARGEST_SHOWN = 10  # groups in duplicates.json
 COPIES_SHOWN = 5  # of each
-
-# Of each part with dropped documents, by DocumentPart.key: their count, a checksum of their ids
-LeftOut = dict[str, dict[str, Any]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,27 +71,6 @@ def left_out(settings: DataPrepSettings, parts: Sequence[DocumentPart]) -> LeftO
     return {name: entry for name, entry in entries.items() if entry["documents"]}
 
 
-def dropped_ids(data_dir: Path, part: DocumentPart, left_out: LeftOut) -> frozenset[str]:
-    """The ids of the documents that are dropped from one part.
-
-    Raises RuntimeError if they are not those of `left_out`: the result has changed since.
-    """
-    if part.key not in left_out:
-        return frozenset()
-    chosen = (pc.field("source") == part.source) & (pc.field("part") == part.name)
-    path = _table_path(data_dir)
-    try:
-        ids = pq.read_table(path, columns=["id"], filters=chosen)["id"].to_pylist()
-    except (pa.ArrowException, OSError, UnicodeError) as error:
-        reason = printable(str(error))
-        raise SettingsError(f"{path} cannot be read ({reason}); delete it") from error
-    if _ids_checksum(ids) != left_out[part.key]["ids_checksum"]:
-        raise RuntimeError(
-            f"{path} has changed while this job ran; run it again when no collect is running"
-        )
-    return frozenset(ids)
-
-
 def find(settings: DataPrepSettings, parts: Sequence[DocumentPart]) -> dict[str, Any]:
     """The content of duplicates.json for these parts, computed first where it is out of date."""
     data_dir = Path(settings.data_dir)
@@ -107,21 +81,21 @@ def find(settings: DataPrepSettings, parts: Sequence[DocumentPart]) -> dict[str,
         "fewest_characters": FEWEST_CHARACTERS,
         "documents": {part.key: part.checksum for part in parts},
     }
-    path, table_path = data_dir / "documents" / "duplicates.json", _table_path(data_dir)
-    if path.is_file() and table_path.is_file():
+    path, rows_path = data_dir / "documents" / "duplicates.json", table_path(data_dir)
+    if path.is_file() and rows_path.is_file():
         former = read_record(path, DuplicatesRecord, f"delete {path}; it is made again")
-        if former.made_from == wanted and former.checksum == checksum(table_path):
+        if former.made_from == wanted and former.checksum == checksum(rows_path):
             found: dict[str, Any] = msgspec.to_builtins(former)
             return found
     work = data_dir / "duplicates"
     copies = search(parts, work, wanted, settings)
     counts = _Counts(parts)
-    with whole_or_absent(table_path) as temporary:
+    with whole_or_absent(rows_path) as temporary:
         _write(temporary, copies.tables, counts)
         largest = counts.largest(temporary)
     record = {
         "made_from": wanted,
-        "checksum": checksum(table_path),
+        "checksum": checksum(rows_path),
         "parts": counts.parts,
         "sources": counts.sources,
         "dropped": sum(entry["documents"] for entry in counts.parts.values()),
@@ -132,10 +106,6 @@ def find(settings: DataPrepSettings, parts: Sequence[DocumentPart]) -> dict[str,
     write_json(path, record)  # last: it vouches for the table
     remove_folder(work)
     return record
-
-
-def _table_path(data_dir: Path) -> Path:
-    return data_dir / "documents" / "duplicates.parquet"
 
 
 def _write(path: Path, tables: Iterator[Any], counts: _Counts) -> None:
@@ -157,7 +127,7 @@ class _Counts:
     """Counts by part and source, and the largest groups, of tables in the order of documents."""
 
     def __init__(self, parts: Sequence[DocumentPart]) -> None:
-        none = {"documents": 0, "ids_checksum": _ids_checksum([])}
+        none = {"documents": 0, "ids_checksum": ids_checksum([])}
         self.parts: dict[str, dict[str, Any]] = {part.key: dict(none) for part in parts}
         self.sources: dict[str, dict[str, int]] = {}
         self.characters = 0
@@ -174,7 +144,7 @@ class _Counts:
         keys = pc.binary_join_element_wise(dropped["source"], dropped["part"], "/")
         for run in pc.value_counts(keys):  # in the order of the rows
             ids = dropped["id"].slice(row, run["counts"].as_py()).to_pylist()
-            checksum_of_ids = _ids_checksum(ids)
+            checksum_of_ids = ids_checksum(ids)
             self.parts[run["values"].as_py()] = {
                 "documents": len(ids),
                 "ids_checksum": checksum_of_ids,
@@ -209,10 +179,6 @@ class _Counts:
         return list(groups.values())
 
 
-def _ids_checksum(ids: Sequence[str]) -> str:
-    return xxhash.xxh3_128_hexdigest("\n".join(ids).encode())
-
-
 def _summary(settings: DataPrepSettings, record: dict[str, Any]) -> Rows:
     if not record:
         return [("copies", "kept and not looked for (duplicates=keep)")]
@@ -227,7 +193,7 @@ def _summary(settings: DataPrepSettings, record: dict[str, Any]) -> Rows:
             )
             for source, n in record["sources"].items()
         ),
-        ("dropped", f"{dropped}, {characters}; see {_table_path(Path(settings.data_dir))}"),
+        ("dropped", f"{dropped}, {characters}; see {table_path(Path(settings.data_dir))}"),
     ]
 
 

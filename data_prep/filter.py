@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
@@ -119,8 +120,9 @@ def _filter_source(settings: DataPrepSettings, data_dir: Path, source: str) -> F
     tasks = []
     for part in parts:
         own = fingerprint({**common, "document": part.key, "checksum": part.checksum})
-        tasks.append(TaskEntry(_stem(part), own, _outputs(folder, part)))
-    job, task = f"filter {source}", partial(_filter_part, folder, parts, settings)
+        tasks.append(TaskEntry(_stem(part), own, _outputs(folder, part), part))
+    inputs = _input_paths(folder, parts, settings)
+    job, task = f"filter {source}", partial(_filter_part, folder, inputs, settings)
     if _is_unfinished(job, folder / "logs", tasks, task):
         if is_counted:
             _find_frequent_lines(settings, folder, parts)
@@ -155,14 +157,17 @@ def _find_frequent_lines(
         "ranges": len(ranges),
     }
     count = [
-        TaskEntry(path.stem, fingerprint(part.checksum), (path,))
+        TaskEntry(path.stem, fingerprint(part.checksum), (path,), (part, path))
         for path, part in zip(counts, parts, strict=True)
     ]
-    add = [TaskEntry(path.stem, fingerprint(wanted), (path,)) for path in ranges]
+    add = [
+        TaskEntry(path.stem, fingerprint(wanted), (path,), (number, path))
+        for number, path in enumerate(ranges)
+    ]
     most = settings.filter.most_documents
     steps: list[tuple[str, list[TaskEntry], Task]] = [
-        ("lines", count, partial(_count_lines, parts, counts)),
-        ("frequent", add, partial(_add_lines, counts, ranges, most)),
+        ("lines", count, _count_lines),
+        ("frequent", add, partial(_add_lines, counts, len(ranges), most)),
     ]
     for name, tasks, task in steps:
         job, logs = f"{name} of {folder.name}", cache / name / "logs"
@@ -170,33 +175,31 @@ def _find_frequent_lines(
             run_tasks(job, logs, tasks, task, settings)
 
 
-def _count_lines(
-    parts: Sequence[DocumentPart], paths: Sequence[Path], index: int
-) -> dict[str, int]:
+def _count_lines(item: tuple[DocumentPart, Path]) -> dict[str, int]:
     """One task: count the documents of each line of one part."""
-    part = parts[index]
+    part, path = item
     counts = count_lines(document.text for document in read_part(part.path, part.rows))
-    write_array(paths[index], counts)
+    write_array(path, counts)
     return {"lines": len(counts)}
 
 
 def _add_lines(
-    counts: Sequence[Path], ranges: Sequence[Path], most: int, index: int
+    counts: Sequence[Path], ranges: int, most: int, item: tuple[int, Path]
 ) -> dict[str, int]:
     """One task: find the frequent lines in one range of hashes."""
-    found = frequent_lines(counts, index, len(ranges), most)
-    write_array(ranges[index], found)
+    number, path = item
+    found = frequent_lines(counts, number, ranges, most)
+    write_array(path, found)
     return {"frequent": len(found)}
 
 
 def _filter_part(
-    folder: Path, parts: Sequence[DocumentPart], settings: DataPrepSettings, index: int
+    folder: Path, inputs: Sequence[Sequence[Path]], settings: DataPrepSettings, part: DocumentPart
 ) -> dict[str, int]:
     """One task: filter one part; write it, its signatures, its rejects and its counts."""
-    part = parts[index]
     path, rejects_path, _, entry_path = _outputs(folder, part)
     rejects_path.unlink(missing_ok=True)  # written only if there are any
-    chain = Chain(make(settings, _inputs(folder, parts, settings)), settings.language.code)
+    chain = Chain(make(settings, Inputs(*map(_hashes, inputs))), settings.language.code)
     signatures = SignatureWriter()
     os.environ["RAYON_NUM_THREADS"] = "1"  # for rensa: tasks run in parallel already
 
@@ -220,16 +223,20 @@ def _filter_part(
     return {"documents": entry.rows, "characters": entry.characters}
 
 
-def _inputs(folder: Path, parts: Sequence[DocumentPart], settings: DataPrepSettings) -> Inputs:
-    """The hashes that the filters look up. Raises OSError if they have not been written."""
+def _input_paths(
+    folder: Path, parts: Sequence[DocumentPart], settings: DataPrepSettings
+) -> tuple[list[Path], list[Path]]:
+    """The files of the hashes that the filters look up: frequent lines, and the tasks' n-grams."""
     is_wanted = set(settings.filters).__contains__
     ranges = _range_paths(folder, parts) if is_wanted(FilterName.boilerplate.value) else []
     tasks = [_ngrams_path(folder)] if is_wanted(FilterName.decontaminate.value) else []
+    return ranges, tasks
+
+
+def _hashes(paths: Sequence[Path]) -> NDArray[np.uint64]:
+    """The hashes of these files. Raises OSError if they have not been written."""
     empty = np.zeros(0, np.uint64)
-    return Inputs(
-        np.concatenate([empty, *(np.load(path, allow_pickle=False) for path in ranges)]),
-        np.concatenate([empty, *(np.load(path, allow_pickle=False) for path in tasks)]),
-    )
+    return np.concatenate([empty, *(np.load(path, allow_pickle=False) for path in paths)])
 
 
 def _range_paths(folder: Path, parts: Sequence[DocumentPart]) -> list[Path]:

@@ -31,7 +31,8 @@ from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.job import Rows, start
 from data_prep.core.records import TextForm, typed
 from data_prep.core.settings import DataPrepSettings, Executor
-from data_prep.dedup import LeftOut, dropped_ids, left_out
+from data_prep.dedup import left_out
+from data_prep.duplicates.dropped import LeftOut, dropped_ids
 from data_prep.stores.documents import Document, DocumentPart, list_parts, read_part
 from data_prep.text.language import iso_code, language_of
 from data_prep.tokenizer.balance import copies, language_weights

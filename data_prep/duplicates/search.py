@@ -143,6 +143,7 @@ def _run(
             f"{number:05d}",
             fingerprint({**described, "stage": stage, "task": number}),
             () if suffix is None else (plan.path(stage, number, suffix),),
+            number,
         )
         for number in tasks
     ]

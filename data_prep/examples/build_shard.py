@@ -6,7 +6,6 @@ tasks are forked imports it once, so a task of 16 MB of text takes 0.2 s instead
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,21 +23,19 @@ from data_prep.stores.shards import (
     Examples,
     ShardCounts,
     ShardsIdentity,
+    ShardTask,
     counts_path,
-    shard_names,
     write_shard,
 )
 from data_prep.stores.tokens import CURE, TokenPart, TokenStore, check_part
 
 
-def build_shard(
-    folder: Path, tasks: Sequence[tuple[str, int, int]], identity: ShardsIdentity, index: int
-) -> dict[str, int]:
-    """Write the shard of task `index` below `folder`, data_dir/len<seq_len>; return its counts.
+def build_shard(folder: Path, identity: ShardsIdentity, task: ShardTask) -> dict[str, int]:
+    """Write the shard of one task below `folder`, data_dir/len<seq_len>; return its counts.
 
     A shard may have no rows.
     """
-    split, copy, part = tasks[index]
+    split, copy, part, name = task
     settings, data_dir = identity.settings, folder.parent
     store = TokenStore.open(data_dir, split)
     pair_rule = PairRule(
@@ -61,7 +58,7 @@ def build_shard(
         "token_part": store.part(part).name,
         "settings": orjson.dumps(settings, msgspec.to_builtins, orjson.OPT_SORT_KEYS).decode(),
     }
-    path = folder / split / shard_names(tasks)[index]
+    path = folder / split / name
     write_shard(path, examples, metadata)
     counts = ShardCounts.of(path, examples, identity)
     write_packed(counts_path(folder, split, path.name), counts)

@@ -40,7 +40,7 @@ def run_processes(plan: TaskPlan, todo: Sequence[int], num_workers: int) -> dict
         while waiting or running:
             while waiting and len(running) < num_workers:
                 index = waiting.pop()
-                given = (task, index, plan.entries[index], plan.log_dir)
+                given = (task, plan.entries[index], plan.log_dir)
                 process = context.Process(target=run_one, args=given)
                 with ctrl_c.held(), _without_main_module():
                     process.start()

@@ -46,7 +46,7 @@ def run_on_ray(plan: TaskPlan, todo: Sequence[int], settings: DataPrepSettings) 
     try:
         task = ray.put(importable(plan.task)[0])
         waiting = {
-            remote.remote(os.getcwd(), task, index, plan.entries[index], plan.log_dir): index
+            remote.remote(os.getcwd(), task, plan.entries[index], plan.log_dir): index
             for index in todo
         }
         with progress(plan, todo) as bar:
@@ -64,7 +64,7 @@ def run_on_ray(plan: TaskPlan, todo: Sequence[int], settings: DataPrepSettings) 
     return failed
 
 
-def _run_in_folder(folder: str, task: Task, index: int, entry: TaskEntry, log_dir: Path) -> None:
+def _run_in_folder(folder: str, task: Task, entry: TaskEntry, log_dir: Path) -> None:
     """Run one task where the job was started: paths in the settings may be relative."""
     os.chdir(folder)
-    run_one(task, index, entry, log_dir)
+    run_one(task, entry, log_dir)

@@ -52,7 +52,7 @@ def run_tasks(
     task: Task,
     settings: DataPrepSettings,
 ) -> dict[str, int]:
-    """Run task(index) for every entry that is not finished; return the summed counts of all.
+    """Run task(entry.item) for every unfinished entry; return the summed counts of all.
 
     `task` must be picklable: a module's function or a functools.partial of one. A task also runs
     again if one of its outputs was lost or cut. Before anything changes, the store's manifest.json,

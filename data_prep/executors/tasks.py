@@ -16,7 +16,7 @@ import xxhash
 
 from data_prep.core.files import read_json
 
-Task = Callable[[int], dict[str, int]]
+Task = Callable[[Any], dict[str, int]]
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,12 @@ class TaskEntry:
     name: str  # of its log and records; unique in the plan
     fingerprint: str  # see `fingerprint`
     outputs: tuple[Path, ...] = ()  # every file that it may write; see `run_tasks`
+    item: Any = None  # what the task is called with: its own share of the work, and no more
 
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """All tasks of a job: task(index) does the work of entries[index]."""
+    """All tasks of a job: task(entry.item) does the work of an entry."""
 
     job: str
     log_dir: Path

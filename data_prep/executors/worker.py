@@ -21,7 +21,7 @@ from data_prep.executors.tasks import (
 )
 
 
-def run_one(task: Task, index: int, entry: TaskEntry, log_dir: Path) -> None:
+def run_one(task: Task, entry: TaskEntry, log_dir: Path) -> None:
     """Run one task in this process and write its record; its output goes to its log.
 
     An exception is raised again: the failed record has the reason, the log the traceback.
@@ -44,7 +44,7 @@ def run_one(task: Task, index: int, entry: TaskEntry, log_dir: Path) -> None:
     os.dup2(descriptor, 2)
     os.close(descriptor)
     try:
-        counts = task(index)
+        counts = task(entry.item)
     except BaseException as error:
         write_json(failed, {"reason": f"{type(error).__name__}: {error}"})
         raise

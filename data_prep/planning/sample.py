@@ -20,6 +20,8 @@ from data_prep.core.settings import (
     Executor,
     SourceSettings,
 )
+from data_prep.encoding.encode_part import task_name
+from data_prep.encoding.held_out import FEWEST_DOCUMENTS, fitting_fraction
 from data_prep.planning.forecast import Cost, Line, Sample
 from data_prep.sources import module_of
 from data_prep.sources.inputs.plan import SourcePlan
@@ -76,15 +78,15 @@ def measure(settings: DataPrepSettings, source: SourceSettings, folder: Path) ->
     trained = _vocab_line(settings, parts)
 
     names = [f"{part.source}/{d.id}" for part in parts for d in read_part(part.path, part.rows)]
-    if len(names) < 2 * encode.FEWEST_DOCUMENTS:
+    if len(names) < 2 * FEWEST_DOCUMENTS:
         raise SettingsError(
             f"the sample of source.path={source.path} has {len(names)} documents, and "
-            f"{2 * encode.FEWEST_DOCUMENTS} are the fewest: plan with more or smaller documents"
+            f"{2 * FEWEST_DOCUMENTS} are the fewest: plan with more or smaller documents"
         )
-    fraction = encode.fitting_fraction(names)
+    fraction = fitting_fraction(names)
     settings = dataclasses.replace(settings, heldout_fraction=fraction)
     own_seconds = _timed(encode.run, settings)
-    records = [_record(folder / "tokens" / "logs", encode.task_name(part)) for part in parts]
+    records = [_record(folder / "tokens" / "logs", task_name(part)) for part in parts]
     encoded = _cost(sizes, records, own_seconds, folder / "tokens", len(parts))
 
     splits = read_tokens_manifest(folder).splits

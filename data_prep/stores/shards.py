@@ -14,11 +14,10 @@ Suffixes: N examples, T tokens of all examples end to end, M masked positions of
 from __future__ import annotations
 
 import io
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -193,6 +192,15 @@ class ShardCounts(Record):
         size = 4 * self.identity.vocab_size
         raw = zstandard.ZstdDecompressor().stream_reader(self.targets).read(size)
         return np.frombuffer(raw, "<u4")
+
+
+class ShardTask(NamedTuple):
+    """What a shard is made from: one part of a split of the token store in one pass."""
+
+    split: str
+    copy: int  # which pass
+    part: int  # number in the split
+    name: str  # of the shard
 
 
 class ShardsManifest(ShardsIdentity, kw_only=True):
@@ -376,16 +384,6 @@ def _offsets_fault(examples: Examples, other_offsets: NDArray[Any]) -> str | Non
     return offsets_fault("input_ids", examples.offsets, len(examples.input_ids)) or offsets_fault(
         "masked_positions", masks, len(examples.masked_positions)
     )
-
-
-def shard_names(tasks: Sequence[tuple[str, int, int]]) -> list[str]:
-    """The file of each of (split, pass, part) tasks: numbered inside its split."""
-    numbers: Counter[str] = Counter()
-    names = []
-    for split, _, _ in tasks:
-        names.append(f"shard-{numbers[split]:05d}.arrow")
-        numbers[split] += 1
-    return names
 
 
 def counts_path(folder: Path, split: str, name: str) -> Path:

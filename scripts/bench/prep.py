@@ -239,8 +239,8 @@ def _run_here(
 ) -> dict[str, int]:
     """Replace data_prep.executors.run.run_tasks: run all tasks one by one in this process."""
     total: Counter[str] = Counter()
-    for index in range(len(tasks)):
-        total.update(task(index))
+    for entry in tasks:
+        total.update(task(entry.item))
     return dict(total)
 
 

@@ -427,9 +427,9 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, inline) -> None:
         tokens.splits["train"] = [msgspec.structs.replace(part, name=name) for name in names]
         write_json(tmp_path / "tokens" / "manifest.json", tokens)
         tasks = build.list_tasks(tokens, Pairing.nsp, 1)
-        build_shard(tmp_path / "len64", tasks, identity, 1)  # loads the kernels
+        build_shard(tmp_path / "len64", identity, tasks[1])  # loads the kernels
         tracemalloc.start()  # numpy reports its arrays; memory-mapped pages are the system's
-        build_shard(tmp_path / "len64", tasks, identity, 0)
+        build_shard(tmp_path / "len64", identity, tasks[0])
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.1 * peaks[0]

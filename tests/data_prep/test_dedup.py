@@ -20,6 +20,7 @@ from data_prep import collect, dedup, encode, vocab
 from data_prep.core.files import checksum, read_json
 from data_prep.core.job import load
 from data_prep.duplicates import matching, search
+from data_prep.duplicates.dropped import dropped_ids
 from data_prep.duplicates.matching import FEWEST_CHARACTERS, LEAST_EQUAL
 from data_prep.duplicates.minhash import BANDS, shingles, signature
 from data_prep.duplicates.signatures import Signatures, signatures_path
@@ -257,10 +258,10 @@ def test_duplicates_found_again_while_a_job_runs_stop_it(tmp_path: Path) -> None
     of_texts(tmp_path, a=[made_text(1), made_text(1)])
     parts = list_parts(tmp_path)
     left_out = dedup.left_out(load([f"data_dir={tmp_path}"]), parts)
-    assert dedup.dropped_ids(tmp_path, parts[0], left_out) == {"1"}
+    assert dropped_ids(tmp_path, parts[0], left_out) == {"1"}
     of_texts(tmp_path, a=[made_text(1), made_text(1), made_text(1)])
     with pytest.raises(RuntimeError, match=r"duplicates\.parquet has changed while this job ran"):
-        dedup.dropped_ids(tmp_path, parts[0], left_out)
+        dropped_ids(tmp_path, parts[0], left_out)
 
 
 # --- what the jobs make of it

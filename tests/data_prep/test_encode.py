@@ -20,6 +20,8 @@ from data_prep.core.files import checksum, read_json
 from data_prep.core.job import load
 from data_prep.core.objectives import Pairing
 from data_prep.core.records import TextForm
+from data_prep.encoding import encode_part as task_module
+from data_prep.encoding.held_out import fitting_fraction, is_heldout
 from data_prep.quality.corpus import judge_corpus
 from data_prep.stores.documents import Document, list_parts
 from data_prep.stores.tokens import TokenStore
@@ -139,13 +141,11 @@ def test_the_store_has_the_bytes_that_encoding_whole_sentences_gives(
     encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # the task sets it for its process
-    monkeypatch.setattr(encode, "Encoder", WholeSentences)
+    monkeypatch.setattr(task_module, "Encoder", WholeSentences)
     tokens = vocab_file.read_vocab(encoded / "vocab" / "vocab.txt")
-    for index in range(PARTS):
-        encode._encode_part(
-            *(tmp_path, list_parts(encoded), {}, tokens, TextForm(True), 0.3),
-            *(None, None, (1, 1), index),
-        )
+    rule = task_module.EncodeRule(TextForm(True), 0.3, None, None, 1, 1)
+    for of_documents in list_parts(encoded):
+        task_module.encode_part(tmp_path, tokens, rule, (of_documents, {}))
     parts = [path.relative_to(tmp_path) for path in tmp_path.glob("tokens/*/*.arrow")]
     assert len(parts) == 2 * PARTS
     for part in parts:
@@ -314,9 +314,9 @@ ENCODER = Encoder(
 
 @given(text=st.text(st.sampled_from("aAb. \n\x07\u200b"), max_size=30))
 def test_a_document_s_sentences_are_never_empty_and_none_goes_uncounted(text: str) -> None:
-    dropped = encode.Dropped()
-    encoding = partial(encode._encoding(None, [], ENCODER), "en")
-    _, (ids, lengths, _) = encode._encode_document(
+    dropped = task_module.Dropped()
+    encoding = partial(task_module._encoding(None, [], ENCODER), "en")
+    _, (ids, lengths, _) = task_module._encode_document(
         Document("x", "", text), split_paragraph, encoding, dropped
     )
     sentences = [s for paragraph in text.split("\n") for s in split_paragraph(paragraph)]
@@ -329,12 +329,12 @@ def test_a_document_s_sentences_are_never_empty_and_none_goes_uncounted(text: st
 @given(st.text(), st.floats(0, 1), st.floats(0, 1))
 def test_a_larger_fraction_holds_out_the_same_documents_and_more(name, one, other) -> None:
     small, large = sorted((one, other))
-    assert encode.is_heldout(name, large) or not encode.is_heldout(name, small)
+    assert is_heldout(name, large) or not is_heldout(name, small)
 
 
 def test_the_held_out_share_is_the_fraction_and_depends_on_the_name_alone() -> None:
     names = [f"books/{number}" for number in range(20_000)]
-    heldout = [name for name in names if encode.is_heldout(name, 0.05)]
+    heldout = [name for name in names if is_heldout(name, 0.05)]
     assert 0.045 < len(heldout) / len(names) < 0.055  # 3 standard deviations are 0.0046
     assert heldout[:3] == ["books/14", "books/25", "books/31"]  # for ever
 
@@ -342,19 +342,19 @@ def test_the_held_out_share_is_the_fraction_and_depends_on_the_name_alone() -> N
 @given(st.integers(0, 2**32), st.sampled_from([4, 5, 10, 60, 500]))
 def test_the_fraction_proposed_holds_out_two_documents_and_leaves_two(seed, number) -> None:
     names = [f"{seed}/{n}" for n in range(number)]
-    fraction = float(str(encode.fitting_fraction(names)))
-    heldout = sum(encode.is_heldout(name, fraction) for name in names)
+    fraction = float(str(fitting_fraction(names)))
+    heldout = sum(is_heldout(name, fraction) for name in names)
     assert 2 <= heldout <= number - 2
     smaller = [f for f in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3) if f < fraction]
-    assert all(sum(encode.is_heldout(name, f) for name in names) < 2 for f in smaller)
+    assert all(sum(is_heldout(name, f) for name in names) < 2 for f in smaller)
 
 
 def test_documents_whose_hashes_lie_together_get_a_fraction_with_more_digits() -> None:
-    names = [n for n in map(str, range(40_000)) if encode.is_heldout(n, 0.2341)]
-    names = [name for name in names if not encode.is_heldout(name, 0.234)]
+    names = [n for n in map(str, range(40_000)) if is_heldout(n, 0.2341)]
+    names = [name for name in names if not is_heldout(name, 0.234)]
     assert len(names) >= 4
-    fraction = encode.fitting_fraction(names)
-    assert 2 <= sum(encode.is_heldout(name, fraction) for name in names) <= len(names) - 2
+    fraction = fitting_fraction(names)
+    assert 2 <= sum(is_heldout(name, fraction) for name in names) <= len(names) - 2
 
 
 def test_too_small_a_held_out_split_is_refused_with_a_fraction_that_works(tmp_path) -> None:

@@ -15,6 +15,7 @@ from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json, write_json
 from data_prep.core.job import load
 from data_prep.core.records import TextForm
+from data_prep.encoding import encode_part as task_module
 from data_prep.examples.masking import MaskingRule, dynamic_keys, mask_examples, static_keys
 from data_prep.executors import run as executors_run
 from data_prep.stores.documents import Document
@@ -306,5 +307,5 @@ def test_a_column_of_words_that_does_not_fit_its_tokens_is_refused(
 def test_a_stated_code_has_the_segmenter_of_its_language(stated: str, expected: bool) -> None:
     tokens = [*SPECIAL_TOKENS.values(), *"我来到北京"]
     words = WordSettings({"zh": "rjieba", "ja": "fugashi"}, {})
-    encoding = encode._encoding(words, tokens, Encoder(tokens, TextForm(lowercase=True)))
+    encoding = task_module._encoding(words, tokens, Encoder(tokens, TextForm(lowercase=True)))
     assert encoding(stated, ["我来到北京"]).continues_word.any() == expected

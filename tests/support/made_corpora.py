@@ -108,7 +108,7 @@ def run_inline(plan: tasks.TaskPlan, todo: Iterable[int], num_workers: int) -> d
         entry = plan.entries[index]
         record = {
             "fingerprint": entry.fingerprint,
-            "counts": plan.task(index),
+            "counts": plan.task(entry.item),
             "sizes": tasks.sizes(entry.outputs),
             "seconds": 1.0,
         }

@@ -13,7 +13,7 @@ Task = functools.partial[dict[str, int]]
 def start(folder: Path, task: Task, num_workers: int = 2, marks: str = "aaaa") -> dict[str, int]:
     """A task for each of `marks`, its fingerprint."""
     entries = [
-        TaskEntry(f"task-{index}", mark, (folder / "outputs" / f"out-{index}",))
+        TaskEntry(f"task-{index}", mark, (folder / "outputs" / f"out-{index}",), index)
         for index, mark in enumerate(marks)
     ]
     settings = load([f"data_dir={folder}", f"num_workers={num_workers}"])

@@ -105,7 +105,7 @@ def run_in_disorder(
 ) -> None:
     """In place of run_tasks: every task in this process, in an order of no meaning."""
     for index in random.Random(len(tasks)).sample(range(len(tasks)), len(tasks)):
-        task(index)
+        task(tasks[index].item)
 
 
 @settings(max_examples=10)

@@ -26,7 +26,7 @@ HAS_RAY = importlib.util.find_spec("ray") is not None
 def _start(folder: Path, *overrides: str) -> dict[str, int]:
     """Five tasks."""
     outputs = [folder / "outputs" / f"out-{index}" for index in range(5)]
-    entries = [TaskEntry(f"task-{i}", "a", (path,)) for i, path in enumerate(outputs)]
+    entries = [TaskEntry(f"task-{i}", "a", (path,), i) for i, path in enumerate(outputs)]
     settings = load([f"data_dir={folder}", "num_workers=2", *overrides])
     task = functools.partial(made_tasks.fail, folder, {4})
     return run_tasks("job", folder / "logs", entries, task, settings)

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from row_tables import KINDS, PACKINGS
 from source_reading import read_all, reasons, source_of, texts
 
-from data_prep import collect, encode
+from data_prep import collect
 from data_prep.core.config import SettingsError
 from data_prep.core.job import load, require_source
 from data_prep.core.settings import SourceSettings
+from data_prep.encoding import encode_part as task_module
 from data_prep.sources import rows
 from data_prep.sources.inputs import pieces, row_files
 from data_prep.sources.inputs.packed import endings_of
@@ -202,7 +203,7 @@ def test_a_stated_language_is_stored_and_decides_how_the_document_is_split(tmp_p
     documents = list(read_part(part.path, part.rows))
     assert [document.language for document in documents] == ["de", "pt", "zh-hant", "", ""]
     assert part.has_languages
-    language_of = encode._languages(SentenceSettings("multi", "sentencex", "1"))
+    language_of = task_module._languages(SentenceSettings("multi", "sentencex", "1"))
     assert [language_of(document)[0] for document in documents] == [
         "de", "pt", "zh-hant", "de", "de",
     ]  # fmt: skip

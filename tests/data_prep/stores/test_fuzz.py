@@ -22,7 +22,8 @@ from data_prep.core.files import checksum, write_json
 from data_prep.core.job import load
 from data_prep.core.objectives import Pairing
 from data_prep.core.records import TextForm
-from data_prep.dedup import dropped_ids, find
+from data_prep.dedup import find
+from data_prep.duplicates.dropped import dropped_ids
 from data_prep.duplicates.signatures import open_signatures, signatures_path, write_signatures
 from data_prep.examples.build_shard import make_examples
 from data_prep.examples.pairs import PairRule
