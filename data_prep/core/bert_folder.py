@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# What transformers reads of a folder. Others may be anything: sentence-transformers has lists
+_JSON_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt*", "*.pkl", "*.h5", "*.msgpack")
 # Parts of names that wrappers of a model add: DDP, torch.compile, Fabric, FSDP
 _WRAPPERS = (
@@ -174,17 +182,16 @@ def conversion(pickled: Path) -> str:
 
 
 def check_tokenizer_files(folder: Path) -> None:
-    """Raise SettingsError if a folder has no tokenizer, or files that are not bounded JSON."""
+    """Raise SettingsError if a folder has no tokenizer, or if what is read is no bounded JSON."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise SettingsError(
             f"{folder} has no tokenizer: tokenizer.json and vocab.txt are missing; "
             "copy them from the model's source"
         )
-    for path in folder.glob("*.json"):
+    for path in filter(Path.is_file, (folder / name for name in _JSON_FILES)):
         try:
             check_bounded(path, MOST_JSON_BYTES)
-            if path.name != INDEX:
-                msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+            msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise SettingsError(
                 f"{path} is no JSON object ({printable(str(error))}); get it again"

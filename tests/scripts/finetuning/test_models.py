@@ -42,6 +42,13 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
+def test_json_files_of_other_tools_may_hold_anything(bert: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bert, tmp_path / "x"))
+    (folder / "data_config.json").write_text('[{"name": "pairs", "lines": 3}]')
+    (folder / "modules.json").write_text("no JSON")
+    assert_equal(loaded(folder), loaded(bert))
+
+
 @pytest.mark.parametrize(
     "wrapped",
     ["module.{}", "_orig_mod.{}", "module._orig_mod.{}", "model.{}", "model.module.{}"],
