@@ -56,6 +56,7 @@ from pretrain.run_folder.jsonl import readable_lines
 from pretrain.training.evaluation import means
 from scripts.baselines.transformers_step import padded
 
+clock = time.perf_counter  # as in pretrain.training.log_window
 HELD_OUT = ("eval/mlm_loss", "eval/nsp_loss", "eval/sop_loss")
 
 
@@ -152,7 +153,7 @@ def train(settings: Settings, out: Path, steps: int, begin: Path | None = None) 
                 window = _Window()
             if step % settings.eval.every_steps == 0 or step == steps:
                 lines.record(step, evaluate(model, held_out, pairing, device))
-                window.started = time.perf_counter()
+                window.started = clock()
             if step == steps:
                 break
     lines.event("finished", {"phase": 1, "step": steps})
@@ -192,7 +193,7 @@ class _Window:
     """Sums since the last line of metrics."""
 
     def __init__(self) -> None:
-        self.started = time.perf_counter()
+        self.started = clock()
         self.sums = torch.zeros(4, dtype=torch.float64)
         self.counts = (0, 0, 0)
 
@@ -205,7 +206,7 @@ class _Window:
 
     def metrics(self, prefix: str, pairing: Pairing) -> dict[str, float]:
         masked, sequences, tokens = self.counts
-        seconds = time.perf_counter() - self.started
+        seconds = clock() - self.started
         return {
             **means(self.sums.tolist(), masked, sequences, prefix, pairing),
             "perf/tokens_per_second": tokens / seconds,

@@ -25,8 +25,8 @@ from pretrain.checkpoint.saver import Saver
 from pretrain.data.train_loader import GlobalBatch
 from pretrain.engine.engine import Engine
 from scripts.baselines.synthetic_shards import draw_lengths, synthetic_batch
-from scripts.bench import harness
-from scripts.bench.harness import Record
+from scripts.bench.parts import harness
+from scripts.bench.parts.harness import Record
 
 SAVES = ("first, background", "second, background", "waiting")
 

@@ -30,7 +30,7 @@ from scripts.baselines.transformers_step import (
     packed_model,
     padded,
 )
-from scripts.bench.harness import Record, benchmark, run, settings_of
+from scripts.bench.parts.harness import Record, benchmark, run, settings_of
 
 STYLES = {"packed": ("black", "-"), "compiled": ("#d55e00", ":")}
 

@@ -32,7 +32,7 @@ from data_prep.duplicates.minhash import VALUES
 from data_prep.duplicates.signatures import SignatureWriter
 from data_prep.executors.run import run_tasks
 from data_prep.stores.documents import DocumentsManifest, PartEntry
-from scripts.bench.harness import Record, benchmark, run
+from scripts.bench.parts.harness import Record, benchmark, run
 
 POOL = 20_000  # documents that have copies
 

@@ -25,8 +25,8 @@ from pretrain.data.train_loader import GlobalBatch
 from pretrain.model.compile import compile_parts, wants_compile
 from scripts.baselines.synthetic_shards import VOCAB_SIZE, draw_lengths, synthetic_batch
 from scripts.baselines.transformers_step import optimizer_of, packed_model
-from scripts.bench import harness
-from scripts.bench.harness import Record
+from scripts.bench.parts import harness
+from scripts.bench.parts.harness import Record
 
 PLAIN, REAL = "plain loop", "plain loop, real batch"
 

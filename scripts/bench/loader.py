@@ -49,7 +49,7 @@ from scripts.baselines.synthetic_shards import (
     draw_lengths,
     open_synthetic_shards,
 )
-from scripts.bench.harness import Record, benchmark, in_turn, run, stopwatch, table
+from scripts.bench.parts.harness import Record, benchmark, in_turn, run, stopwatch, table
 
 OURS, THEIRS = "ours, dynamic masks", "datasets + collator"
 Measure = Callable[[], float]

@@ -19,8 +19,8 @@ from pretrain.config.settings import ModelSettings
 from pretrain.data.packing import PackedBatch
 from pretrain.model.attention import attention
 from scripts.baselines.synthetic_shards import VOCAB_SIZE, typical_lengths
-from scripts.bench import harness
-from scripts.bench.harness import Record, Stopwatch
+from scripts.bench.parts import harness
+from scripts.bench.parts.harness import Record, Stopwatch
 from scripts.bench.step import batch_of
 
 REPEATS = 10  # calls between two readings of the clock

@@ -44,7 +44,7 @@ from data_prep.text.sentences import split_paragraph
 from data_prep.tokenizer.store import read_vocab_store
 from data_prep.tokenizer.wordpiece import Encoder
 from scripts.baselines.google_prep import PublishedTokenizer, prepare
-from scripts.bench.harness import Record, benchmark, in_turn, run, stopwatch, table
+from scripts.bench.parts.harness import Record, benchmark, in_turn, run, stopwatch, table
 
 
 @benchmark("preparation")

@@ -27,8 +27,8 @@ from pretrain.planning import step_time
 from pretrain.planning.estimate import measured as measured_rates
 from scripts.baselines.collectives import Counted
 from scripts.baselines.synthetic_shards import VOCAB_SIZE, draw_lengths, synthetic_batch
-from scripts.bench import harness
-from scripts.bench.harness import Record
+from scripts.bench.parts import harness
+from scripts.bench.parts.harness import Record
 
 PARAMETER_BYTES = 4
 

@@ -38,9 +38,9 @@ from scripts.baselines.transformers_step import (
     packed_model,
     variants,
 )
-from scripts.bench import harness
-from scripts.bench.harness import Record
-from scripts.bench.step_parts import matrix_rate, parts_of, seconds_of_parts
+from scripts.bench.parts import harness
+from scripts.bench.parts.harness import Record
+from scripts.bench.parts.step_parts import matrix_rate, parts_of, seconds_of_parts
 
 PRODUCTS = "matrix products"
 UNDER_ENGINE = "ours, under the engine"

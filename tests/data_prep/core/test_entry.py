@@ -59,7 +59,7 @@ def test_help_has_the_settings(command: str, settings: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     "module",
     ["pretrain", "pretrain.model", "pretrain.model.bert", "data_prep.core", "data_prep.core.entry",
-     "scripts", "scripts.bench", "scripts.bench.harness", "pretrain.no_such_file"],
+     "scripts", "scripts.bench", "scripts.bench.parts.harness", "pretrain.no_such_file"],
 )  # fmt: skip
 def test_a_module_that_is_no_command_says_so_and_lists_those_that_are(module: str) -> None:
     refused = typed("-m", module, "--help")

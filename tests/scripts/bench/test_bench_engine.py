@@ -7,7 +7,8 @@ import torch
 from pretrain.config.settings import Compile, Precision
 from pretrain.model import compile as compiling
 from scripts.baselines.synthetic_shards import synthetic_batch
-from scripts.bench import engine, harness, step
+from scripts.bench import engine, step
+from scripts.bench.parts import harness
 
 
 @pytest.mark.parametrize("compile", [Compile.true, Compile.false, Compile.auto])

@@ -16,7 +16,7 @@ from pretrain.config.settings import ModelSettings
 from pretrain.data.packing import PackedBatch
 from pretrain.model.attention import attention
 from pretrain.model.bert import BertForPreTraining, Layer
-from scripts.bench.harness import in_turn, medians
+from scripts.bench.parts.harness import in_turn, medians
 
 Part = Callable[[], None]
 
