@@ -54,10 +54,17 @@ class Extension:
 
     changes: list[Change]
     curves: list[str]  # for the screen
+    put_aside: str | None = None  # the folder of the checkpoints that were decayed
 
     def lines(self, step: int) -> list[str]:
         """What to print before training."""
-        return [f"extended after step {step:,}:", *(f"  {c}" for c in self.changes), *self.curves]
+        found = [f"extended after step {step:,}:", *(f"  {c}" for c in self.changes), *self.curves]
+        if self.put_aside is not None:
+            found.append(
+                f"  the learning rate fell after step {step:,}; the later checkpoints are now in "
+                f"{self.put_aside}"
+            )
+        return found
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[Change]:
@@ -85,6 +92,19 @@ def extended(before: dict[str, Any], now: dict[str, Any], progress: Progress) ->
     if wrong := [*_refused(found, progress)] or [*_refused_end(found, now, progress)]:
         raise SettingsError("\n".join(wrong))
     return Extension(found, [*_curves(before, now, progress)])
+
+
+def before_decay(before: dict[str, Any], now: dict[str, Any], progress: Progress) -> int | None:
+    """The step from which another schedule goes on, if the rate of the old one has begun to decay.
+
+    That is the last one before the decay (schedule.decay_fraction), whose weights are those of a
+    run that had the new end from the start. None: from where the run is.
+    """
+    found = [c for c in changes(before, now) if c.phase == progress.phase]
+    step = progress.last_before_decay(_schedule(before, progress.phase))
+    if step is None or not any(c.name.startswith("schedule.") for c in found):
+        return None
+    return step if step < progress.step else None
 
 
 def _of_run(identity: dict[str, Any]) -> dict[str, Any]:
@@ -170,8 +190,12 @@ def _refused_end(found: Sequence[Change], now: dict[str, Any], progress: Progres
 
 def _schedule(identity: dict[str, Any], phase: int) -> ScheduleSettings:
     values = _of_phases(identity)[phase - 1]
-    known = {field.name for field in fields(ScheduleSettings)}
-    return ScheduleSettings(**{name: values[f"schedule.{name}"] for name in known})
+    of_schedule = {
+        name.removeprefix("schedule."): value
+        for name, value in values.items()
+        if name.startswith("schedule.")
+    }
+    return msgspec.convert(of_schedule, ScheduleSettings)
 
 
 def _curves(before: dict[str, Any], now: dict[str, Any], progress: Progress) -> Iterator[str]:

@@ -7,6 +7,7 @@ renamed. So the final name has a whole checkpoint or none, however the process e
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -78,19 +79,25 @@ def make_room(path: Path, need: int) -> None:
 
 
 def write_checkpoint(
-    path: Path, state: CheckpointState, snapshot: Snapshot, keep: int, keep_every: int | None = None
+    path: Path,
+    state: CheckpointState,
+    snapshot: Snapshot,
+    keep: int,
+    keep_every: int | None = None,
+    kept_step: int | None = None,
 ) -> int:
     """Write `snapshot` and `state` as the checkpoint at `path`; return its bytes.
 
-    Call `make_room` first. Old checkpoints are then removed, except the newest `keep` and those of
-    steps that are multiples of `keep_every`. Raises OSError or SafetensorError.
+    Call `make_room` first. Old checkpoints are then removed, except the newest `keep`, those of
+    steps that are multiples of `keep_every`, and that of `kept_step`. Raises OSError or
+    SafetensorError.
     """
     temporary = temporary_of(path)
     checksums = snapshot.write(temporary)
     write_json(temporary / STATE_FILE, state)
     num_bytes = _seal(temporary, checksums)
     _put_in_place(temporary, path)
-    _remove_old(path, keep, keep_every)
+    _remove_old(path, keep, keep_every, kept_step)
     return num_bytes
 
 
@@ -106,6 +113,22 @@ def newest_whole(run_folder: Path) -> Path | None:
             return path
         logger.warning("checkpoint %s is broken and passed over: %s", path, fault)
     return None
+
+
+def put_aside_after(run_folder: Path, origin: Path) -> Path:
+    """Move the checkpoints after `origin` into the run's folder `decayed`, and copy its metrics.
+
+    So the run can go on from `origin`, and what its decay gave is not lost. Returns that folder.
+    """
+    aside = run_folder / "decayed"
+    aside.mkdir(exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copy2(run_folder / "metrics.jsonl", aside)
+    for path in sorted((run_folder / "checkpoints").glob("step-*"), reverse=True):
+        if path.name > origin.name:
+            remove_folder(aside / path.name)
+            os.rename(path, aside / path.name)
+    return aside
 
 
 def newest_step(run_folder: Path) -> int:
@@ -179,14 +202,16 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     _remove_leftovers(final.parent)
 
 
-def _remove_old(path: Path, keep: int, keep_every: int | None) -> None:
-    """Keep the newest `keep` up to `path`, and each of a step that `keep_every` divides.
+def _remove_old(path: Path, keep: int, keep_every: int | None, kept_step: int | None) -> None:
+    """Keep the newest `keep` up to `path`, each of a step that `keep_every` divides, and that of
+    `kept_step`.
 
     Later ones are not counted: they are broken, or the run would have continued from them.
     """
     older = sorted(other for other in path.parent.glob("step-*") if other.name <= path.name)
     for other in older[:-keep]:
-        if keep_every is None or int(other.name.removeprefix("step-")) % keep_every:
+        step = int(other.name.removeprefix("step-"))
+        if step != kept_step and (keep_every is None or step % keep_every):
             remove_folder(other)
 
 

@@ -16,7 +16,7 @@ from pretrain.config.settings import Settings
 INIT_FROM, VOCAB_CHECKSUM = "run.init_from", "data (checksum of the vocabulary)"
 
 # Settings that earlier versions lacked, at the value that they had
-_ADDED = [("position_init", "normal")]
+_ADDED = [("position_init", "normal"), ("decay_fraction", None), ("decay_shape", "power")]
 
 # Groups of settings that determine the numbers, and that a phase may change
 _DECIDING = ("data", "optim", "schedule")

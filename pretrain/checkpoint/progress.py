@@ -8,6 +8,7 @@ from typing import Any
 
 from data_prep.core.records import Record
 from pretrain.config.phases import Phase
+from pretrain.config.settings import ScheduleSettings
 from pretrain.optim.schedules import is_over
 
 
@@ -65,6 +66,11 @@ class Progress(Record):
         if point.is_beginning:
             return cls.begin(point.phase.number, saved.step, saved.sequences, saved.tokens)
         return cls(**{name: getattr(saved, name) for name in cls.__struct_fields__})
+
+    def last_before_decay(self, schedule: ScheduleSettings) -> int | None:
+        """The run's step before a decay at the end of this phase; None: there is no such decay."""
+        steps = schedule.undecayed_steps
+        return None if steps is None else self.first_step + steps
 
 
 class CheckpointState(Progress):

@@ -73,13 +73,16 @@ class Saver:
         settings: CheckpointSettings,
         identity: dict[str, Any],
         tell: Callable[..., None],
+        kept_step: int | None = None,
     ) -> None:
         """Allocate memory for a copy of the state. Raises RuntimeError if rank 0 has too little.
 
-        `identity` is written into each checkpoint; `tell` is `Monitor.event`.
+        `identity` is written into each checkpoint; `tell` is `Monitor.event`; the checkpoint of
+        `kept_step` is not removed.
         """
         self._run_folder, self._engine, self._ranks = run_folder, engine, ranks
         self._settings, self._identity, self._tell = settings, identity, tell
+        self._kept_step = kept_step
         self._snapshot = engine.new_snapshot()
         self._write: _Write | None = None
 
@@ -165,7 +168,7 @@ class Saver:
             return
         keep, keep_every = self._settings.keep, self._settings.keep_every
         what = functools.partial(
-            write_checkpoint, write.path, state, self._snapshot, keep, keep_every
+            write_checkpoint, write.path, state, self._snapshot, keep, keep_every, self._kept_step
         )
         write.thread = threading.Thread(
             target=write.run, args=(what,), daemon=True, name="checkpoint"

@@ -72,6 +72,10 @@ LIMITS: Limits = {
     ),
     "schedule.warmup_steps": _NOT_NEGATIVE,
     "schedule.warmup_fraction": _RATE,
+    "schedule.decay_fraction": (
+        lambda value: 0 < value <= 1,
+        "more than 0 and at most 1, or null for a decay from the end of the warm-up",
+    ),
     "schedule.start_step": _NOT_NEGATIVE,
     "schedule.power": (lambda value: value >= 0, "0 (constant) or more"),
     "engine.zero_stage": (lambda value: 0 <= value <= 3, "0, 1, 2 or 3"),
@@ -184,6 +188,14 @@ def _check_mixture(data: DataSettings) -> list[str]:
 
 def _check_schedule(schedule: ScheduleSettings) -> list[str]:
     wrong = []
+    if schedule.decay_fraction is not None and schedule.warmup + schedule.decay > schedule.total:
+        unit = "steps" if schedule.budget_hours is None else "seconds"
+        wrong.append(
+            f"a warm-up of {schedule.warmup:g} {unit} and schedule.decay_fraction="
+            f"{schedule.decay_fraction} ({schedule.decay:g}) are more than all {schedule.total:g}; "
+            "set schedule.warmup_steps=null, schedule.warmup_fraction=0.1 and "
+            "schedule.decay_fraction=0.2"
+        )
     if schedule.budget_hours is None:
         stop = schedule.total_steps if schedule.stop_step is None else schedule.stop_step
         if not schedule.start_step < stop <= schedule.total_steps:

@@ -77,6 +77,13 @@ class TrustRatio(enum.Enum):
     all = "all"
 
 
+class DecayShape(enum.Enum):
+    """The rate from the peak to 0, over the share s of the decay that is done."""
+
+    power = "power"  # (1 - s) ** schedule.power
+    one_minus_sqrt = "one_minus_sqrt"  # 1 - sqrt(s)
+
+
 class Carried(enum.Enum):
     kept = "kept"
     reset = "reset"
@@ -203,6 +210,8 @@ class ScheduleSettings:
     count_from_1: bool  # NVIDIA's: the first update is number 1, not 0
     start_step: int  # where on the curve the run begins
     stop_step: int | None  # where it ends; None: total_steps
+    decay_fraction: float | None = None  # of the whole, at its end; None: all after the warm-up
+    decay_shape: DecayShape = DecayShape.power
 
     @property
     def total(self) -> float:
@@ -223,6 +232,22 @@ class ScheduleSettings:
         if self.warmup_steps is not None:
             return self.warmup_steps
         return self.warmup_fraction * self.total
+
+    @property
+    def decay(self) -> float:
+        """Length of the decay, in the unit of `total`; of steps a whole number."""
+        if self.decay_fraction is None:
+            return self.total - (0 if self.decay_from_step_0 else self.warmup)
+        length = self.decay_fraction * self.total
+        return length if self.budget_hours is not None else max(1, round(length))
+
+    @property
+    def undecayed_steps(self) -> int | None:
+        """Updates before the first of a decay at the end; None: no such decay, or by the clock."""
+        if self.decay_fraction is None or self.last_step is None:
+            return None
+        before = self.total_steps - int(self.decay) - self.start_step - self.count_from_1
+        return min(max(0, before), self.last_step)
 
 
 @dataclass

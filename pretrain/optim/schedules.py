@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pretrain.config.settings import ScheduleSettings
+import math
+
+from pretrain.config.settings import DecayShape, ScheduleSettings
 
 
 def learning_rate(
@@ -11,7 +13,9 @@ def learning_rate(
     """Rate of the update after `step` finished updates since start_step, which took `elapsed_s`.
 
     Linear warm-up, then peak * (what is left / what was left at the start of the decay) ** power.
-    The end is total_steps updates, or budget_hours. Two quirks of published code are settings:
+    The end is total_steps updates, or budget_hours. With decay_fraction the rate stays at its peak
+    before the decay (warm-up, stable, decay: Hu et al. 2024, arXiv 2404.06395), whose shape may be
+    1 - sqrt (Hägele et al. 2024, arXiv 2405.18392). Two quirks of published code are settings:
     decay_from_step_0 (google-research/bert, optimization.py; NVIDIA's schedulers.py) starts the
     decay line at step 0, so that the rate drops where the warm-up ends; without it the curve is
     continuous. count_from_1 (NVIDIA) gives the first update number 1; Google's is 0, with rate 0 in
@@ -25,9 +29,11 @@ def learning_rate(
     warmup, total = settings.warmup, settings.total
     if done < warmup:
         return peak * done / warmup
-    start = 0 if settings.decay_from_step_0 else warmup
-    left: float = max(0.0, (total - done) / (total - start)) ** settings.power
-    return peak * left
+    left = min(1.0, max(0.0, (total - done) / settings.decay))
+    if settings.decay_shape is DecayShape.one_minus_sqrt:
+        return peak * (1 - math.sqrt(1 - left))
+    share: float = left**settings.power
+    return peak * share
 
 
 def is_over(step: int, settings: ScheduleSettings, elapsed_s: float = 0.0) -> bool:

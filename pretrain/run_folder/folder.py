@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data_prep.core.config import SettingsError, as_yaml
 from data_prep.core.files import remove_folder, whole_or_absent, write_json
-from pretrain.checkpoint.extension import Change, Extension, changes, extended
+from pretrain.checkpoint.extension import Change, Extension, before_decay, changes, extended
 from pretrain.checkpoint.progress import CheckpointState
 from pretrain.config.settings import Resume, Settings
 from pretrain.run_folder.environment import environment
@@ -48,7 +49,7 @@ def open_run_folder(
     identity. Raises SettingsError if run.resume or run.extend forbids what is found, all
     checkpoints are broken, or the newest belongs to a run of other settings or data.
     """
-    from pretrain.checkpoint.files import find_fault, newest_whole
+    from pretrain.checkpoint.files import find_fault, newest_whole, put_aside_after
 
     newest = newest_whole(folder)
     saved = sorted((folder / "checkpoints").glob("step-*"))
@@ -76,12 +77,46 @@ def open_run_folder(
         )
     extension = None
     if newest is not None:
-        extension = _extension(folder, newest, now, settings.run.extend)
+        origin = _before_decay(folder, newest, now) if settings.run.extend else newest
+        extension = _extension(folder, origin, now, settings.run.extend)
+        if origin != newest:
+            assert extension is not None, "another schedule is a change"
+            extension = replace(extension, put_aside=str(put_aside_after(folder, origin)))
+            newest = origin
     folder.mkdir(parents=True, exist_ok=True)
     with whole_or_absent(folder / "config.yaml") as temporary:
         temporary.write_text(as_yaml(settings))
     write_json(folder / "environment.json", environment())
     return newest, extension
+
+
+def _before_decay(folder: Path, newest: Path, now: dict[str, Any]) -> Path:
+    """The checkpoint that an extension goes on from: `newest`, or the last before its decay.
+
+    Raises SettingsError if that one is not whole.
+    """
+    from pretrain.checkpoint.files import find_fault, path_of
+
+    state = _state(newest)
+    if (step := before_decay(state.identity, now, state)) is None:
+        return newest
+    path = path_of(folder, step)
+    if (fault := find_fault(path)) is None:
+        return path
+    raise SettingsError(
+        f"the learning rate decays since step {step:,}, and another schedule goes on from there, "
+        f"but of {path} {fault}. Put that checkpoint back, or start another run from the newest "
+        f"weights, with run.init_from={newest} and a new run.name"
+    )
+
+
+def _state(checkpoint: Path) -> CheckpointState:
+    from pretrain.checkpoint.files import read_state
+
+    try:
+        return read_state(checkpoint)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
 
 
 def _extension(
@@ -92,12 +127,7 @@ def _extension(
     Raises SettingsError if there are such changes and run.extend does not ask for them or they
     cannot be made.
     """
-    from pretrain.checkpoint.files import read_state
-
-    try:
-        state = read_state(checkpoint)
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
+    state = _state(checkpoint)
     recorded = [e for e in extensions_of(folder / "events.jsonl") if e.step == state.step]
     known = recorded[-1].changes if recorded else []  # of a start that wrote no checkpoint yet
     found = changes(state.identity, now)

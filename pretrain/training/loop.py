@@ -104,9 +104,11 @@ class Trainer:
 
     @property
     def is_saved(self) -> bool:
-        """Whether this step is one with a checkpoint, unless a signal asks for one."""
-        is_enough = self.context.is_enough(self.progress.step)
-        return is_enough or self.due(self.settings.checkpoint.every_steps)
+        """Whether this step is one with a checkpoint, unless a signal asks for one: at every
+        interval, at the end, and before a decay from which the run may be extended."""
+        is_enough, progress = self.context.is_enough(self.progress.step), self.progress
+        is_before_decay = progress.step == progress.last_before_decay(self.settings.schedule)
+        return is_enough or is_before_decay or self.due(self.settings.checkpoint.every_steps)
 
     def begin(self, activity: str) -> None:
         """Note for the watchdog what this rank does next."""

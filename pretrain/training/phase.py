@@ -82,6 +82,7 @@ class PhaseTraining:
         self._saver = Saver(
             context.folder, self._engine, ranks, settings.checkpoint, context.identity,
             lambda kind, **facts: self._monitor.event(kind, **facts),
+            self._progress.last_before_decay(settings.schedule),
         )  # fmt: skip
 
     def train(self) -> bool:

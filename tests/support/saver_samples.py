@@ -67,6 +67,7 @@ def full_disk() -> None:
 def saver_of(
     run_folder: Path, engine: Any, ranks: Any = ALONE, on_failure: OnFailure = OnFailure.stop,
     keep: int = 9, keep_every: int | None = None, events: list[dict[str, Any]] | None = None,
+    kept_step: int | None = None,
 ) -> Saver:  # fmt: skip
     """A saver whose events go into the list."""
 
@@ -77,4 +78,4 @@ def saver_of(
     settings = CheckpointSettings(
         every_steps=1, keep=keep, keep_every=keep_every, on_failure=on_failure
     )
-    return Saver(run_folder, engine, ranks, settings, {"run.seed": 1}, tell)
+    return Saver(run_folder, engine, ranks, settings, {"run.seed": 1}, tell, kept_step)

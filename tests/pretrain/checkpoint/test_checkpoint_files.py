@@ -44,9 +44,9 @@ STEPS = [5, 10, 15, 20, 25, 30]
 
 
 def save(
-    run_folder: Path, step: int, keep: int = 9, between: Any = lambda: None, keep_every: Any = None
+    run_folder: Path, step: int, keep: int = 9, between: Any = lambda: None, **more: Any
 ) -> Path:
-    saver = saver_of(run_folder, FileEngine(step, between), keep=keep, keep_every=keep_every)
+    saver = saver_of(run_folder, FileEngine(step, between), keep=keep, **more)
     saver.save(msgspec.structs.replace(Progress.begin(step=step), position=7), is_last=True)
     return path_of(run_folder, step)
 
@@ -66,13 +66,17 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keep", "keep_every", "kept"), [(2, None, [25, 30]), (1, 10, [10, 20, 30]), (9, None, STEPS)]
-)
+    ("keep", "keep_every", "kept_step", "kept"),
+    [
+        (2, None, None, [25, 30]), (1, 10, None, [10, 20, 30]), (9, None, None, STEPS),
+        (1, None, 15, [15, 30]),
+    ],
+)  # fmt: skip
 def test_the_newest_are_kept_and_every_so_many_steps_one_for_good(
-    tmp_path, keep, keep_every, kept
+    tmp_path, keep, keep_every, kept_step, kept
 ) -> None:
     for step in STEPS:
-        save(tmp_path, step, keep=keep, keep_every=keep_every)
+        save(tmp_path, step, keep=keep, keep_every=keep_every, kept_step=kept_step)
     assert names(tmp_path) == [f"step-{step:08d}" for step in kept]
 
 

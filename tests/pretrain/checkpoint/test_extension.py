@@ -7,12 +7,19 @@ import pytest
 from made_manifests import shard_entry, shards_manifest, split_entry
 
 from data_prep.core.config import SettingsError, compose
-from pretrain.checkpoint.extension import Change, Extension, changes, extended
+from pretrain.checkpoint.extension import (
+    Change,
+    Extension,
+    before_decay,
+    changes,
+    extended,
+)
 from pretrain.checkpoint.identity import identity
 from pretrain.checkpoint.progress import Progress
 from pretrain.config.settings import Settings
 
 RUN = ("+model=base", "schedule.total_steps=100", "data.seq_len=128")
+WSD = ("schedule=wsd", "schedule.warmup_steps=10")
 CARRIED = "moments: kept, optimizer_step: kept, loss_scaler: kept"
 
 
@@ -36,6 +43,25 @@ def extension(
     *typed: str, at: Progress | None = None, of: tuple[str, ...] = (), **more: Any
 ) -> Extension:
     return extended(identity_of(*of), identity_of(*typed, **more), at or progress(100))
+
+
+@pytest.mark.parametrize(
+    ("of", "typed", "at", "step"),
+    [
+        (WSD, ("schedule.total_steps=200",), progress(100), 80),
+        (WSD, ("schedule.decay_fraction=0.1",), progress(81), 80),
+        (WSD, ("schedule.total_steps=200",), progress(80), None),
+        (WSD, ("optim.weight_decay=0.1",), progress(100), None),
+        ((), ("schedule.total_steps=200",), progress(100), None),
+        (WSD, (second(),), progress(100), None),
+        (
+            (*WSD, second("schedule: {total_steps: 50}")),
+            (second("schedule: {total_steps: 70}"),), progress(150, 2, 100), 140,
+        ),
+    ],
+)  # fmt: skip
+def test_another_schedule_goes_on_from_before_the_decay(of, typed, at, step) -> None:
+    assert before_decay(identity_of(*of), identity_of(*of, *typed), at) == step
 
 
 def test_settings_that_earlier_versions_lacked_are_recorded_only_where_they_differ() -> None:

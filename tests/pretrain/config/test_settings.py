@@ -93,6 +93,7 @@ def test_the_warm_up_is_a_share_of_the_steps_unless_it_is_given() -> None:
         ("schedule.budget_hours=1 schedule.warmup_steps=3", "set schedule.warmup_steps=null"),
         ("schedule.budget_hours=1 schedule.warmup_fraction=1.0", r"it takes \[0, 1\)"),
         ("schedule.power=-1", "0 (constant) or more"),
+        ("schedule.decay_fraction=0", "null for a decay from the end of the warm-up"),
     ],
 )
 def test_a_schedule_that_contradicts_itself_is_refused(override: str, cure: str) -> None:
@@ -198,6 +199,7 @@ def test_a_number_that_nothing_can_be_planned_with_is_refused(override: str, wor
         ("schedule.start_step=5 schedule.stop_step=5", 1, 1),
         ("schedule.warmup_steps=900", 1, 1),
         ("schedule.warmup_steps=1 schedule.total_steps=1", 1, 1),
+        ("schedule=wsd schedule.warmup_steps=100 schedule.decay_fraction=0.9", 1, 1),
         ("schedule.budget_hours=1 schedule.start_step=1", 1, 1),
         ("schedule.budget_hours=1 schedule.stop_step=1", 1, 1),
         ("schedule.budget_hours=1 schedule.warmup_steps=3", 1, 1),

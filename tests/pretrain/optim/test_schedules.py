@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.core.config import compose
-from pretrain.config.settings import ScheduleSettings, Settings
+from pretrain.config.settings import DecayShape, ScheduleSettings, Settings
 from pretrain.optim.schedules import is_over, learning_rate
 
 
@@ -115,6 +115,32 @@ def test_a_constant_rate_stays_at_its_peak() -> None:
     schedule = schedule_of("constant", total_steps=50, warmup_steps=5)
     rates = [learning_rate(step, schedule, 2.0) for step in range(50)]
     assert rates == [0.0, 0.4, 0.8, 1.2, 1.6, *[2.0] * 45]
+
+
+def test_wsd_rises_stays_and_decays_over_its_last_fifth_by_one_minus_the_root() -> None:
+    schedule = schedule_of("wsd", total_steps=100, warmup_steps=10)
+    rates = [learning_rate(step, schedule, 2.0) for step in range(101)]
+    assert rates[:10] == pytest.approx([0.2 * step for step in range(10)])
+    assert rates[10:81] == [2.0] * 71
+    expected = [2 * (1 - ((step - 80) / 20) ** 0.5) for step in range(81, 101)]
+    assert rates[81:] == pytest.approx(expected, abs=1e-15)
+    assert schedule.undecayed_steps == 80
+
+
+@pytest.mark.parametrize("shape", ["power", "one_minus_sqrt"])
+@given(st.integers(2, 3_000), st.integers(1, 999), st.booleans())
+def test_a_longer_end_changes_no_rate_before_the_decay(shape, total, thousandths, from_1) -> None:
+    fraction, decay = thousandths / 1000, DecayShape[shape]
+    short, long = (
+        ScheduleSettings(end, None, 0, 0.0, 1.0, False, from_1, 0, None, fraction, decay)
+        for end in (total, 2 * total)
+    )
+    undecayed = short.undecayed_steps
+    assert undecayed is not None
+    rates = [learning_rate(step, short, 3.0) for step in range(total)]
+    assert rates[:undecayed] == [learning_rate(step, long, 3.0) for step in range(undecayed)]
+    assert rates[undecayed + 1 :] == sorted(rates[undecayed + 1 :], reverse=True)
+    assert all(rate < 3.0 for rate in rates[undecayed + 1 :])
 
 
 def academic_budget(hours: float, total: float, warmup_proportion: float) -> float:

@@ -1,5 +1,6 @@
 """A run continues with other settings (run.extend), or a start ends early (run.stop_after)."""
 
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ import pytest
 from killing import at_step
 from run_in_fork import TINY, finished_run, pretrain_run
 
-from data_prep.core.files import checksum
+from data_prep.core.files import checksum, remove_folder
+from pretrain.checkpoint.files import find_fault
 from pretrain.run_folder.history import History, State
 from pretrain.run_folder.jsonl import readable_lines
 
@@ -114,6 +116,55 @@ def test_a_batch_changed_on_the_way_takes_the_examples_that_follow(
     assert lines[-1]["optim/learning_rate"] == 1e-4
     card = (tmp_path / "runs/x/export/README.md").read_text()
     assert "8 sequences (4 steps), then 4 sequences (2 steps): 40 sequences" in card
+
+
+DECAYING = (
+    *TINY, "schedule=wsd", "schedule.warmup_steps=1", "schedule.decay_fraction=0.5",
+    "checkpoint.keep=1", "monitor.sentences=[]",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def decayed(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of 4 steps, 2 of them in its decay, extended to 8; and what the extension printed."""
+    folder = tmp_path_factory.mktemp("decayed")
+    typed = [*DECAYING, f"data.dir={sample_dir}"]
+    finished_run([*typed, FOUR], folder)
+    return folder, finished_run([*typed, EIGHT, "run.extend=true"], folder)
+
+
+def test_a_run_extended_after_its_decay_is_the_longer_run(decayed, sample_dir, tmp_path) -> None:
+    finished_run([*DECAYING, f"data.dir={sample_dir}", EIGHT], tmp_path)
+    assert [step for step, *_ in losses(tmp_path)] == list(range(1, 9))
+    assert losses(decayed[0]) == losses(tmp_path)
+    assert weights(decayed[0]) == weights(tmp_path)
+
+
+def test_an_extension_goes_on_before_the_decay_and_keeps_what_the_decay_gave(decayed) -> None:
+    folder, shown = decayed
+    assert "extended after step 2:" in shown
+    assert (
+        "the learning rate fell after step 2; the later checkpoints are now in runs/x/decayed"
+        in (shown)
+    )
+    aside = folder / "runs/x/decayed"
+    assert sorted(path.name for path in aside.iterdir()) == ["metrics.jsonl", "step-00000004"]
+    assert find_fault(aside / "step-00000004") is None
+    assert [m["step"] for m in readable_lines(aside / "metrics.jsonl")][-1] == 4
+    here = sorted(path.name for path in (folder / "runs/x/checkpoints").iterdir())
+    assert here == ["step-00000004", "step-00000008"]  # the last before the new decay, and the end
+
+
+def test_an_extension_without_the_checkpoint_before_the_decay_is_refused(
+    decayed, sample_dir, tmp_path
+) -> None:
+    shutil.copytree(decayed[0] / "runs", tmp_path / "runs")
+    remove_folder(tmp_path / "runs/x/checkpoints/step-00000004")
+    typed = [*DECAYING, f"data.dir={sample_dir}", "schedule.total_steps=16", "run.extend=true"]
+    statuses, output = pretrain_run(typed, tmp_path)
+    assert statuses == [2]
+    assert "the learning rate decays since step 4" in output
+    assert "run.init_from=runs/x/checkpoints/step-00000008 and a new run.name" in output
 
 
 def test_a_run_without_a_checkpoint_cannot_be_extended(sample_dir: Path, tmp_path: Path) -> None:
