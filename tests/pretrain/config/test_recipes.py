@@ -86,7 +86,7 @@ def test_only_the_recipes_that_have_a_quirk_turn_it_on() -> None:
     }
     assert {recipe for recipe, s in schedules.items() if s.count_from_1} == {"nvidia_lamb"}
     assert {recipe for recipe, s in schedules.items() if s.power != 1} == {"nvidia_lamb"}
-    from_step_0 = {"paper", "nvidia_lamb", "mlperf", "laptop"}
+    from_step_0 = {"paper", "nvidia_lamb", "mlperf", "laptop", "fast"}
     assert {recipe for recipe, s in schedules.items() if s.decay_from_step_0} == from_step_0
 
 
