@@ -15,9 +15,6 @@ from pretrain.config.settings import Settings
 # Entries of an identity that are read again; the file has these names
 INIT_FROM, VOCAB_CHECKSUM = "run.init_from", "data (checksum of the vocabulary)"
 
-# Settings that earlier versions lacked, at the value that they had
-_ADDED = [("position_init", "normal"), ("decay_fraction", None), ("decay_shape", "power")]
-
 # Groups of settings that determine the numbers, and that a phase may change
 _DECIDING = ("data", "optim", "schedule")
 
@@ -71,9 +68,14 @@ def identity(
             f"{group}.{name}": value
             for group in ("model", "optim", "schedule")
             for name, value in everything[group].items()
-            if (name, value) not in _ADDED
+            if not _is_unset(getattr(settings, group), name)
         },
     }
+
+
+def _is_unset(group: object, name: str) -> bool:
+    """Whether a setting has its field's default: earlier versions lacked those that have one."""
+    return hasattr(type(group), name) and getattr(group, name) == getattr(type(group), name)
 
 
 def _together(shards: Sequence[ShardEntry]) -> str:

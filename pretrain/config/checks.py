@@ -9,6 +9,7 @@ from data_prep.core.config import Limits, SettingsError, limit_faults
 from data_prep.core.objectives import Pairing
 from pretrain.config.settings import (
     AUTO,
+    MUON_SETTINGS,
     Compile,
     DataSettings,
     OnSpike,
@@ -64,6 +65,12 @@ LIMITS: Limits = {
     ),
     "optim.eps": _POSITIVE,
     "optim.weight_decay": _NOT_NEGATIVE,
+    "optim.momentum": (lambda value: 0 <= value < 1, "[0, 1), or null without optim=muon"),
+    "optim.matrix_rate": (lambda value: value > 0, "more than 0, or null without optim=muon"),
+    "optim.newton_schulz_steps": (
+        lambda value: 1 <= value < 100,
+        "from 1 to 99, or null without optim=muon",
+    ),
     "optim.max_grad_norm": (lambda value: value > 0, "more than 0, or null for no clipping"),
     "schedule.total_steps": _COUNT,
     "schedule.budget_hours": (
@@ -239,23 +246,24 @@ def _check_total(settings: Settings) -> list[str]:
 def _check_optimizer(optim: OptimSettings) -> list[str]:
     """The optimizer's name must agree with its options."""
     name, ratio = optim.name.name, optim.trust_ratio
+    wrong = _check_muon(optim)
     if optim.name is OptimizerName.lamb:
         if ratio is TrustRatio.none:
-            return ["optim.trust_ratio=none with optim=lamb is Adam; set optim=adamw"]
+            return [*wrong, "optim.trust_ratio=none with optim=lamb is Adam; set optim=adamw"]
         if ratio is TrustRatio.decayed and optim.weight_decay == 0:
             return [
+                *wrong,
                 "optim.trust_ratio=decayed with optim.weight_decay=0 scales no tensor; set "
-                "optim.trust_ratio=all"
+                "optim.trust_ratio=all",
             ]
-        return []
-    wrong = []
+        return wrong
     if ratio is not TrustRatio.none or not optim.grad_averaging:
         wrong.append(
             f"optim.trust_ratio={ratio.name} and optim.grad_averaging="
             f"{str(optim.grad_averaging).lower()} are not {name}'s; set optim.trust_ratio=none "
             "and optim.grad_averaging=true, or optim=lamb"
         )
-    if optim.bias_correction != (optim.name is OptimizerName.adamw):
+    if optim.bias_correction != (optim.name is not OptimizerName.bert_adam):
         other = "adamw" if optim.bias_correction else "bert_adam"
         wrong.append(
             f"optim.bias_correction={str(optim.bias_correction).lower()} is not {name}'s; set "
@@ -263,6 +271,18 @@ def _check_optimizer(optim: OptimSettings) -> list[str]:
             f"optim.bias_correction={str(not optim.bias_correction).lower()}"
         )
     return wrong
+
+
+def _check_muon(optim: OptimSettings) -> list[str]:
+    """Muon's own settings have values, and those of other optimizers none."""
+    is_muon = optim.name is OptimizerName.muon
+    faulty = [name for name in MUON_SETTINGS if (getattr(optim, name) is None) is is_muon]
+    if not faulty:
+        return []
+    names = " and ".join(f"optim.{name}" for name in faulty)
+    if is_muon:
+        return [f"{names} must have a value with optim=muon; leave null out"]
+    return [f"{names} are Muon's own; set optim=muon, or leave them out"]
 
 
 def _check_engine(settings: Settings) -> list[str]:

@@ -67,6 +67,14 @@ class OptimizerName(enum.Enum):
     adamw = "adamw"
     bert_adam = "bert_adam"  # the paper's: AdamW without bias correction
     lamb = "lamb"
+    muon = "muon"  # for the layers' matrices; AdamW for all others
+
+
+class NewtonSchulz(enum.Enum):
+    """Coefficients of Muon's orthogonalisation."""
+
+    jordan = "jordan"  # the same in every step; singular values end in 0.7 to 1.2
+    polar_express = "polar_express"  # of each step its own; they end closer to 1
 
 
 class TrustRatio(enum.Enum):
@@ -168,6 +176,9 @@ class DataSettings:
         return self.mixture is not None or self.mixture_temperature is not None
 
 
+MUON_SETTINGS = ("momentum", "matrix_rate", "newton_schulz", "newton_schulz_steps")
+
+
 @dataclass
 class OptimSettings:
     name: OptimizerName
@@ -181,6 +192,11 @@ class OptimSettings:
     bias_correction: bool  # of the moments
     grad_averaging: bool  # the first moment adds (1 - beta_1) of the gradient; false: all of it
     trust_ratio: TrustRatio
+    # MUON_SETTINGS: None for the other optimizers
+    momentum: float | None = None
+    matrix_rate: float | None = None  # the matrices' learning rate over that of the others
+    newton_schulz: NewtonSchulz | None = None
+    newton_schulz_steps: int | None = None
 
     @property
     def step_size(self) -> str:

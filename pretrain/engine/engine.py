@@ -29,11 +29,12 @@ from pretrain.engine.deepspeed_setup import (
     resolve_precision,
     start_deepspeed,
 )
-from pretrain.engine.sharded_state import GROUPS, ShardedState
+from pretrain.engine.sharded_state import ShardedState
 from pretrain.engine.snapshot import MOMENTS, WEIGHT, Snapshot
 from pretrain.engine.zero1 import LeanZero
 from pretrain.model.compile import compile_parts, uncompiled, wants_compile
 from pretrain.optim.lamb import Lamb
+from pretrain.optim.muon import Muon
 from pretrain.optim.optimizers import build_optimizer, parameter_groups
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Engine:
         model.to(ranks.device)
         if wants_compile(engine, ranks.device):
             compile_parts(model, self.precision, ranks.device)
-        groups = parameter_groups(model, optim.weight_decay)
+        groups = parameter_groups(model, optim.weight_decay, optim.name)
         self._optimizer = build_optimizer(groups, optim)
         parameters = dict(model.named_parameters())  # the tied matrix once
         name_of = {parameter: name for name, parameter in parameters.items()}
@@ -81,8 +82,8 @@ class Engine:
             optimizer=optim.name.name,
             shapes={name: list(p.shape) for name, p in parameters.items()},
             groups={
-                name_of[parameter]: label
-                for label, group in zip(GROUPS, groups, strict=True)
+                name_of[parameter]: group["label"]
+                for group in groups
                 for parameter in group["params"]
             },
         )
@@ -108,11 +109,7 @@ class Engine:
         )
         for name, value in initial.items():  # DeepSpeed made its masters from 16 bits
             self._state.put(WEIGHT, name, value)
-        if isinstance(self._optimizer, Lamb):
-            is_sharded = self._stage > 0 and ranks.world_size > 1
-            self._optimizer.attach(
-                self._state.pieces(), torch.distributed.all_reduce if is_sharded else None
-            )
+        self._attach()
 
     @property
     def loss_scale(self) -> float:
@@ -123,7 +120,7 @@ class Engine:
     @property
     def state_bytes(self) -> int:
         """Size of a snapshot on disk, within some kilobytes."""
-        return consolidated.state_bytes(self._layout.num_parameters)
+        return self._layout.state_bytes
 
     def train_step(self, batch: GlobalBatch, learning_rate: float) -> StepResult:
         """Forward and backward of this rank's micro-batches, then one update by all ranks.
@@ -231,7 +228,7 @@ class Engine:
         When this returns, training may go on.
         """
         for key in (WEIGHT, *MOMENTS):
-            for name in self._state.parameters:
+            for name in self._layout.names(key):
                 whole = self._state.whole(key, name)
                 if snapshot is not None:
                     snapshot.tensors[key][name].copy_(whole, non_blocking=True)
@@ -260,6 +257,24 @@ class Engine:
         for flat in self._state.flat_tensors():
             self._optimizer.state[flat]["step"].fill_(0 if "optimizer_step" in forget else step)
         self._set_loss_scaler(self._new_loss_scaler if "loss_scaler" in forget else scaler or {})
+
+    def _attach(self) -> None:
+        """Pass LAMB and Muon the pieces of parameters that this rank's tensors hold."""
+        optimizer = self._optimizer
+        if isinstance(optimizer, Lamb):
+            is_sharded = self._stage > 0 and self.ranks.world_size > 1
+            optimizer.attach(
+                self._state.pieces(), torch.distributed.all_reduce if is_sharded else None
+            )
+        elif isinstance(optimizer, Muon):
+            is_bf16 = self.precision in (Precision.bf16, Precision.bf16_autocast)
+            has_fast_bf16 = is_bf16 and self.ranks.device.type == "cuda"
+            optimizer.attach(
+                self._state.pieces(),
+                self.ranks.gather(self._state.held()),
+                self.ranks.rank,
+                torch.bfloat16 if has_fast_bf16 else torch.float32,
+            )
 
     def _loss_scaler(self) -> dict[str, Any]:
         """State of fp16's loss scaler; {} in other precisions."""

@@ -22,8 +22,6 @@ from pretrain.engine.deepspeed_setup import (
 from pretrain.engine.snapshot import MOMENTS, WEIGHT, Layout
 from pretrain.optim.lamb import Piece
 
-GROUPS = ("decayed", "not decayed")  # in the order of `parameter_groups`
-
 
 class ShardedState:
     """fp32 master weights and moments of a model under DeepSpeed, by parameter name.
@@ -59,11 +57,12 @@ class ShardedState:
         first step, when the second group has none yet.
         """
         is_fused = self._optimizer.defaults.get("fused")
-        for flat in self.flat_tensors():
+        for flat, names in zip(self.flat_tensors(), self._names_of_flat_tensors(), strict=True):
             state = self._optimizer.state[flat]
             state["step"] = torch.zeros((), device=flat.device if is_fused else "cpu")
             for key in MOMENTS:
-                state[key] = torch.zeros_like(flat, requires_grad=False)
+                if names[0] in self.layout.names(key):
+                    state[key] = torch.zeros_like(flat, requires_grad=False)
         if self._stage in (1, 2):
             self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
@@ -91,7 +90,7 @@ class ShardedState:
         """The pieces in each flat tensor, of the parameters of its own group.
 
         Found by the memory that holds a parameter's piece. Raises RuntimeError unless the ranks
-        together hold every parameter once: otherwise the norms of the pieces would be wrong.
+        together hold every parameter once: otherwise the update would be wrong.
         """
         pieces: dict[Tensor, list[Piece]] = {flat: [] for flat in self.flat_tensors()}
         for flat, names in zip(pieces, self._names_of_flat_tensors(), strict=True):
@@ -111,10 +110,18 @@ class ShardedState:
             if total != math.prod(shape) * copies:
                 raise RuntimeError(
                     f"the ranks hold {total:.0f} of the {math.prod(shape) * copies} elements of "
-                    f"{name}, and LAMB needs each once; install the version of DeepSpeed in "
+                    f"{name}, and the update needs each once; install the version of DeepSpeed in "
                     "pyproject.toml"
                 )
         return pieces
+
+    def held(self) -> dict[str, tuple[int, int]]:
+        """What this rank holds of each parameter: its first element, and how many follow."""
+        return {
+            name: (start, piece.numel())
+            for name in self.parameters
+            for start, piece in [self._piece(WEIGHT, name)]
+        }
 
     def _names_of_flat_tensors(self) -> list[list[str]]:
         """The parameters of each flat tensor, in an order that all ranks share."""
@@ -124,7 +131,8 @@ class ShardedState:
         if self._stage == 3:
             return [[name_of[id(p)] for p in group] for group in self._engine.optimizer.fp16_groups]
         groups = self.layout.groups
-        return [[name for name in groups if groups[name] == label] for label in GROUPS]
+        labels = dict.fromkeys(groups.values())  # in the order of `parameter_groups`
+        return [[name for name in groups if groups[name] == label] for label in labels]
 
     def put(self, key: str, name: str, value: Tensor) -> None:
         """Copy this rank's part of a whole tensor."""

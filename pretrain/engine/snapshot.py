@@ -1,7 +1,8 @@
 """The engine's state on disk: whole tensors by parameter name, whatever the sharding.
 
 model.safetensors      fp32 master weights
-optimizer.safetensors  exp_avg.<parameter> and exp_avg_sq.<parameter>, fp32
+optimizer.safetensors  exp_avg.<parameter> and exp_avg_sq.<parameter>, fp32; no exp_avg_sq of
+                       matrices that Muon updates
 engine.json            layout (must match when it is loaded), optimizer step, loss scaler
 """
 
@@ -26,6 +27,7 @@ from torch.cuda._pin_memory_utils import pin_memory, unpin_memory
 
 from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json, write_json
+from pretrain.optim.muon import MATRICES
 
 SCHEMA_VERSION = 1
 MODEL_FILE, OPTIMIZER_FILE, ENGINE_FILE = (
@@ -36,9 +38,12 @@ MODEL_FILE, OPTIMIZER_FILE, ENGINE_FILE = (
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 
 
-def state_bytes(num_parameters: int) -> int:
-    """Size of the files within some kilobytes: fp32 weights and moments."""
-    return 4 * num_parameters * (1 + len(MOMENTS))
+def state_bytes(num_parameters: int, num_of_muon: int = 0) -> int:
+    """Size of the files within some kilobytes: fp32 weights and moments.
+
+    Those parameters that Muon updates have one moment.
+    """
+    return 4 * (num_parameters * (1 + len(MOMENTS)) - num_of_muon)
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,24 @@ class Layout:
         """Number of elements of all parameters."""
         return sum(map(math.prod, self.shapes.values()))
 
-    def cut(self, flat: Tensor) -> dict[str, Tensor]:
-        """The parameters, as views of one row of all their elements."""
-        sizes = [math.prod(shape) for shape in self.shapes.values()]
-        named = zip(self.shapes.items(), torch.split(flat, sizes), strict=True)
-        return {name: part.view(shape) for (name, shape), part in named}
+    @property
+    def state_bytes(self) -> int:
+        """Size of a state on disk, within some kilobytes."""
+        second = sum(math.prod(self.shapes[name]) for name in self.names(MOMENTS[1]))
+        return state_bytes(self.num_parameters, self.num_parameters - second)
+
+    def names(self, key: str) -> list[str]:
+        """The parameters that have this weight or moment; Muon's matrices lack exp_avg_sq."""
+        return [n for n in self.shapes if key != MOMENTS[1] or self.groups[n] != MATRICES]
+
+    def allocate(self, key: str) -> tuple[Tensor, dict[str, Tensor]]:
+        """Memory for one key of all parameters in one row, and their views, fp32 on the CPU."""
+        shapes = {name: self.shapes[name] for name in self.names(key)}
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        # touched by writing zeros
+        flat = torch.empty(sum(sizes)).zero_()
+        named = zip(shapes.items(), torch.split(flat, sizes), strict=True)
+        return flat, {name: part.view(shape) for (name, shape), part in named}
 
     def check(self, stored: Layout, folder: Path) -> None:
         """Raise SettingsError if the state in `folder` does not fit this run."""
@@ -97,14 +115,13 @@ class Snapshot:
         RuntimeError if there is too little.
         """
         try:
-            # one per key: touched by writing zeros, cut into the parameters
-            flat = {key: torch.empty(layout.num_parameters).zero_() for key in (WEIGHT, *MOMENTS)}
-            snapshot = cls(layout, {key: layout.cut(memory) for key, memory in flat.items()})
+            memory = {key: layout.allocate(key) for key in (WEIGHT, *MOMENTS)}
+            snapshot = cls(layout, {key: views for key, (_, views) in memory.items()})
             if device.type == "cuda":
-                snapshot._lock_pages(list(flat.values()))
+                snapshot._lock_pages([flat for flat, _ in memory.values()])
         except (MemoryError, RuntimeError) as error:
             raise RuntimeError(
-                f"the host of rank 0 lacks {state_bytes(layout.num_parameters) / 1e9:,.1f} GB for "
+                f"the host of rank 0 lacks {layout.state_bytes / 1e9:,.1f} GB for "
                 f"the copy of weights and moments that checkpoints are written from ({error}); "
                 "give the job more memory (sbatch --mem=), or train a smaller model"
             ) from error

@@ -1,4 +1,4 @@
-"""Parameter groups and optimizers: AdamW, the BERT paper's own Adam, and LAMB.
+"""Parameter groups and optimizers: AdamW, the BERT paper's own Adam, LAMB and Muon.
 
 Both Adams are elementwise: whole tensors and the flat shards that ZeRO cuts from them give the same
 result.
@@ -11,16 +11,21 @@ from typing import Any
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from pretrain.config.settings import OptimizerName, OptimSettings
+from pretrain.config.settings import MUON_SETTINGS, OptimizerName, OptimSettings
 from pretrain.optim.adam import BertAdam
 from pretrain.optim.lamb import Lamb
+from pretrain.optim.matrices import is_matrix
+from pretrain.optim.muon import MATRICES, Muon
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, optimizer: OptimizerName = OptimizerName.adamw
+) -> list[dict[str, Any]]:
     """Two groups, in this order: decayed (matrices, embeddings) and not (biases, LayerNorm).
 
     As google-research/bert, optimization.py: its names `LayerNorm`, `layer_norm` and `bias` are
-    excluded. Each trainable tensor is in exactly one group, the tied matrix once.
+    excluded. Each trainable tensor is in exactly one group, the tied matrix once. For Muon the
+    matrices of the layers are a group of their own, the first. Each group has its label.
     """
     excluded = set()
     for module in model.modules():
@@ -33,10 +38,18 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     assert len({*decay, *no_decay}) == len(decay) + len(no_decay) == len(trainable), (
         "each trainable tensor must be in exactly one parameter group"
     )
-    return [
-        {"params": decay, "weight_decay": weight_decay},
-        {"params": no_decay, "weight_decay": 0.0},
+    groups: list[dict[str, Any]] = [
+        {"label": "decayed", "params": decay, "weight_decay": weight_decay},
+        {"label": "not decayed", "params": no_decay, "weight_decay": 0.0},
     ]
+    if optimizer is OptimizerName.muon:
+        matrices = {n: p for n, p in model.named_parameters() if is_matrix(n, p.dim())}
+        groups[0]["params"] = [p for p in decay if p not in {*matrices.values()}]
+        groups.insert(0, {
+            "label": MATRICES, "names": [*matrices], "params": [*matrices.values()],
+            "weight_decay": weight_decay,
+        })  # fmt: skip
+    return groups
 
 
 def build_optimizer(groups: list[dict[str, Any]], settings: OptimSettings) -> Optimizer:
@@ -54,5 +67,9 @@ def build_optimizer(groups: list[dict[str, Any]], settings: OptimSettings) -> Op
             grad_averaging=settings.grad_averaging,
             trust_ratio=settings.trust_ratio,
         )
+    if settings.name is OptimizerName.muon:
+        own = {name: getattr(settings, name) for name in MUON_SETTINGS}
+        assert None not in own.values(), "config.checks.check refuses this"
+        return Muon(groups, settings.learning_rate, (beta_1, beta_2), settings.eps, **own)
     # fused: one pass over the memory, on the CPU too
     return AdamW(groups, settings.learning_rate, (beta_1, beta_2), settings.eps, fused=True)

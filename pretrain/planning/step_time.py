@@ -31,7 +31,12 @@ LAYER_BYTES = {"half": 182, "fp32": 364}
 AUTOCAST_BYTES = 84
 LOGIT_BYTES = 34  # per logit: written, copied to fp32, log-softmax, arg max, and their gradients
 WEIGHT_BYTES = 12  # per parameter and micro-batch: working copy read or made, gradient added
-UPDATE_BYTES = {OptimizerName.adamw: 40, OptimizerName.bert_adam: 40, OptimizerName.lamb: 64}
+UPDATE_BYTES = {
+    OptimizerName.adamw: 40,
+    OptimizerName.bert_adam: 40,
+    OptimizerName.lamb: 64,
+    OptimizerName.muon: 40,
+}
 LAYER_CALLS = 60  # operators per layer, forward and backward, without attention
 
 

@@ -345,6 +345,7 @@ def assert_loaded_as_saved(run_folder: Path) -> None:
         *((0, precision, "adamw") for precision in (FP32, AUTOCAST)),
         *((stage, p, "adamw") for stage in (1, 2, 3) for p in (FP32, AUTOCAST, BF16, FP16)),
         *((stage, FP32, "lamb_nvidia") for stage in (0, 1, 2, 3)),
+        *((stage, FP32, "muon") for stage in (0, 1, 2, 3)),
     ],
 )
 def test_a_resumed_run_is_bit_equal_to_one_that_went_on(stage, precision, optim, tmp_path) -> None:

@@ -1,14 +1,14 @@
 """LAMB against a float64 reference of whole tensors: the paper's, NVIDIA's, and each setting."""
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from engine_samples import build_engine, gathered
-from numpy.typing import NDArray
+from given_gradients import Arrays, Given, Line, Norm, Table, given_row, relative_errors
 from ranks_harness import run_ranks
 from torch import Tensor, nn
 
@@ -23,7 +23,6 @@ from pretrain.model.bert import BertForPreTraining
 from pretrain.optim.lamb import layer_means
 from pretrain.optim.optimizers import build_optimizer, parameter_groups
 
-Arrays = dict[str, NDArray[np.float64]]
 STEPS, ROWS = 12, 4  # rows: each rank brings the gradients of ROWS / ranks of them
 VARIANTS = ("lamb", "lamb_nvidia")
 
@@ -62,24 +61,6 @@ def reference(
     return w, ratios
 
 
-def products(self: nn.Module, name: str, given: Any) -> Tensor:
-    """A loss whose gradients are those given; in each module's own forward, as ZeRO 3 needs."""
-    parts = [(p * given.gradient(f"{name}.{n}", p)).sum() for n, p in self.named_parameters()]
-    return torch.stack(parts).sum()
-
-
-class Table(nn.Embedding):
-    forward = products
-
-
-class Line(nn.Linear):
-    forward = products
-
-
-class Norm(nn.LayerNorm):
-    forward = products
-
-
 class Bag(nn.Module):
     """Parameters of awkward sizes, whose gradients are given: no model's rounding is in the way."""
 
@@ -106,29 +87,6 @@ class Bag(nn.Module):
         return torch.stack(parts).sum(), nothing, nothing, nothing
 
 
-@dataclass(frozen=True)
-class Given:
-    """One rank's rows of a step's gradients."""
-
-    step: int
-    rows: range
-
-    def to(self, device: torch.device) -> Any:
-        return self
-
-    def gradient(self, name: str, parameter: Tensor) -> Tensor:
-        parts = [given_row(self.step, row, name, tuple(parameter.shape)) for row in self.rows]
-        return torch.from_numpy(sum(parts)).to(parameter.dtype)
-
-
-def given_row(step: int, row: int, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Sixteenths from -1 to 1: sums of all rows are exact in bfloat16, too."""
-    if name.startswith("never"):
-        return np.zeros(shape)
-    drawn = np.random.default_rng([step, row, *name.encode()]).integers(-16, 17, shape)
-    return drawn / 16.0
-
-
 def initial_weights() -> Arrays:
     return {name: p.detach().double().numpy() for name, p in Bag().named_parameters()}
 
@@ -143,15 +101,6 @@ def all_gradients() -> list[Arrays]:
         }
         for step in range(STEPS)
     ]
-
-
-def relative_errors(got: dict[str, Tensor], expected: Arrays) -> dict[str, float]:
-    """Of each tensor, in the norm."""
-    assert got.keys() == expected.keys()
-    return {
-        name: float(np.linalg.norm(got[name].double().numpy() - e) / (np.linalg.norm(e) or 1.0))
-        for name, e in expected.items()
-    }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -243,7 +192,7 @@ def lose_a_piece(ranks: Ranks) -> str:
 @pytest.mark.distributed
 def test_a_mapping_that_does_not_cover_a_parameter_is_refused() -> None:
     for said in run_ranks(lose_a_piece, 2):
-        assert "elements of embeddings.word.weight, and LAMB needs each once" in said
+        assert "elements of embeddings.word.weight, and the update needs each once" in said
 
 
 def test_metrics_are_means_of_the_embeddings_each_layer_and_the_heads() -> None:

@@ -1,0 +1,106 @@
+"""The matrices that Muon orthogonalises, and on which rank. Plans use this, too: no torch here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+# What a rank holds of each parameter: its first element, and how many follow
+Held = Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A parameter, or one of several matrices that are stacked in it."""
+
+    parameter: str
+    first: int  # its first element in the parameter
+    rows: int
+    columns: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.rows * self.columns
+
+    @property
+    def scale(self) -> float:
+        """Factor that gives an orthogonal matrix of this shape the usual RMS of AdamW's updates.
+
+        0.2 sqrt(max(rows, columns)): Liu et al. 2025, arXiv 2502.16982, section 2.2.
+        """
+        return 0.2 * math.sqrt(max(self.rows, self.columns))
+
+    def flops(self, steps: int) -> int:
+        """Floating-point operations of `steps` Newton-Schulz steps, a multiply-add counting 2."""
+        short, long = sorted((self.rows, self.columns))
+        return steps * 2 * short**2 * (2 * long + short)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The elements [start, end) of a matrix, which one rank holds and one orthogonalises."""
+
+    matrix: int  # its index
+    holder: int  # rank
+    owner: int  # rank that orthogonalises the matrix
+    start: int
+    end: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.end - self.start
+
+
+def is_matrix(name: str, num_dims: int) -> bool:
+    """Whether Muon updates the parameter: the weights of the layers, without biases and norms."""
+    return name.startswith("layers.") and num_dims == 2
+
+
+def split(name: str, shape: Sequence[int]) -> list[Matrix]:
+    """The matrices in a parameter: queries, keys and values are three."""
+    stacked = 3 if name.endswith("qkv.weight") else 1
+    rows, columns = shape[0] // stacked, shape[1]
+    return [Matrix(name, i * rows * columns, rows, columns) for i in range(stacked)]
+
+
+def assign(matrices: Sequence[Matrix], held: Sequence[Held]) -> list[Part]:
+    """Parts of all matrices that ranks hold, by matrix and rank, each matrix with one owner.
+
+    `held` is by rank. The owner holds the whole matrix, if a rank does, so that nothing has to be
+    collected; otherwise a part of it. Among these the one with the least work so far, the largest
+    matrices first. The result depends on nothing but the arguments.
+    """
+    holdings = [[_overlap(matrix, of_rank) for of_rank in held] for matrix in matrices]
+    candidates = []
+    for matrix, of_matrix in zip(matrices, holdings, strict=True):
+        whole = [rank for rank, part in enumerate(of_matrix) if len(part) == matrix.numel]
+        candidates.append(whole or [rank for rank, part in enumerate(of_matrix) if part])
+    work, parts = [0] * len(held), []
+    for index in sorted(
+        range(len(matrices)), key=lambda i: (len(candidates[i]), -matrices[i].flops(1), i)
+    ):
+        of_matrix = holdings[index]
+        owner = min(candidates[index], key=lambda rank: (work[rank], -len(of_matrix[rank]), rank))
+        work[owner] += matrices[index].flops(1)
+        parts += [
+            Part(index, rank, owner, part.start, part.stop)
+            for rank, part in enumerate(of_matrix)
+            if part
+        ]
+    return sorted(parts, key=lambda part: (part.matrix, part.holder))
+
+
+def is_collected(matrices: Sequence[Matrix], parts: Sequence[Part]) -> bool:
+    """Whether owners lack parts of their matrices. At ZeRO 0 they do not: all ranks hold all."""
+    whole = {p.matrix for p in parts if p.holder == p.owner and p.numel == matrices[p.matrix].numel}
+    return any(part.matrix not in whole for part in parts)
+
+
+def _overlap(matrix: Matrix, held: Held) -> range:
+    """The elements of the matrix that a rank holds."""
+    first, numel = held.get(matrix.parameter, (0, 0))
+    start = max(0, first - matrix.first)
+    return range(start, max(start, min(matrix.numel, first + numel - matrix.first)))
