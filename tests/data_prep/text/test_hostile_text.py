@@ -43,7 +43,9 @@ HOSTILE: dict[Callable[[str], object], list[str]] = {
     remove_hollows: [
         " ", ", ", "( ", "(", "[ ", "([", "]", ",\xa0", " .", "\t", ";,", "(]", ") ",
     ],
-    split_paragraph: ['"', " ", ".", "!", '!"', "![", '" ', ". ", "…'"],
+    split_paragraph: [
+        '"', " ", ".", "!", '!"', "![", '" ', ". ", "…'", "a. B", "a'", "a-", ".'", "Mr. A", 'a". ',
+    ],
     wikiextractor.clean: [
         "<ref>", "<ref/", "<!--", "<b", "{{", "[[", "(a,", "a://", "://", " ", "__A", "\n!",
         "\n[[a:", "&#9", "<ref></ref ", "<!--<ref></ref>", "<b>&amp;",

@@ -1,6 +1,8 @@
 """Splitting paragraphs into sentences: by hand-split passages, by nupunkt, and losslessly."""
 
+import functools
 import json
+from typing import Any
 
 import nupunkt
 import pytest
@@ -9,6 +11,14 @@ from hypothesis import strategies as st
 from shared_data import FIXTURES
 
 from data_prep.text.sentences import split_paragraph
+
+
+@functools.cache
+def punkt() -> Any:
+    """nupunkt as it comes, with the switch."""
+    model = nupunkt.load_default_model()
+    model.EXCL_QUEST_LOWERCASE_CONTINUES = True
+    return model
 
 
 def inner_boundaries(sentences: list[str]) -> set[int]:
@@ -49,13 +59,33 @@ def test_a_paragraph_is_split_by_the_rules_of_prose(paragraph: str, sentences: l
     assert split_paragraph(paragraph) == sentences
 
 
-# Short texts of few kinds of characters reach the paragraphs that skip nupunkt
+# Short texts of few kinds of characters, and words of all kinds before and after sentence ends:
+# both reach the ends that are cut without nupunkt
+WORDS = (
+    "A I b x1 me wall aloud Tom he IV Civil ill Mr. 'Mr. Dr. St. U.S. e.g. p.m. etc. Jan. No. 12 -"
+    " don't half-finished gov't o'clock 'Tis “Oh (a) a) \"He” _it_ été É 漢 -- — … & (see"
+).split()
+ENDS = [
+    ". . .",
+    ",",
+    "",
+    ".--",
+    ".\n",
+    ".  ",
+    ".\xa0",
+    *'. ! ? … ... ." .\' !” ?) ". ). .*'.split(),
+]
+
+
 @settings(max_examples=1000)
-@given(st.text(st.sampled_from("aB .!?…\"'”)»*\n-"), max_size=12))
+@given(
+    st.text(st.sampled_from("aB .!?…\"'”)»*\n-"), max_size=12)
+    | st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from(ENDS)), max_size=8).map(
+        lambda pairs: " ".join(map("".join, pairs))
+    )
+)
 def test_every_paragraph_is_split_as_nupunkt_splits_it(text: str) -> None:
-    splitter = nupunkt.load_default_model()
-    splitter.EXCL_QUEST_LOWERCASE_CONTINUES = True
-    sentences = [sentence.strip() for sentence in splitter.tokenize(text)]
+    sentences = [sentence.strip() for sentence in punkt().tokenize(text)]
     assert split_paragraph(text) == [sentence for sentence in sentences if sentence]
 
 
