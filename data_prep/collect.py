@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -71,7 +70,7 @@ def run(settings: DataPrepSettings) -> DocumentsManifest:
     folder = Path(settings.data_dir) / "documents" / source.name
     if not settings.replace:
         _check_input(folder, source)
-    plan = module_of(source.kind).plan(source, settings.characters_per_part, folder / "cache")
+    plan = module_of(source.kind).plan(source, settings.characters_per_part)
     return collect_plan(settings, source, plan)
 
 
@@ -97,7 +96,6 @@ def collect_plan(
     manifest = _manifest(folder, source.name, identity, plan, counts, settings.workers)
     write_json(folder / "dropped.json", manifest.dropped)
     write_json(folder / "manifest.json", manifest)  # last: it vouches for the rest
-    shutil.rmtree(folder / "cache", ignore_errors=True)
     return manifest
 
 

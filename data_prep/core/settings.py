@@ -363,7 +363,7 @@ _OF_PATHS = (
     SourceKind.warc,
 )  # fmt: skip
 _OF_ROWS = (SourceKind.wikipedia, SourceKind.bookcorpus, SourceKind.book_rows, SourceKind.rows)
-_OF_URLS = (SourceKind.rows, SourceKind.lines, SourceKind.warc)
+_OF_URLS = (*_OF_ROWS, SourceKind.lines, SourceKind.warc)
 
 
 def _path_fault(kind: SourceKind, path: str) -> str | None:
@@ -376,8 +376,10 @@ def _path_fault(kind: SourceKind, path: str) -> str | None:
     if kind in _OF_URLS and (is_url(path) or glob.glob(path, recursive=True)):
         return None
     if is_url(path):
-        kinds = ", ".join(each.value for each in _OF_URLS)
-        return f"source.path={path}: only the sources {kinds} read URLs; fetch the files first"
+        return (
+            f"source.path={path}: only the sources of rows (rows, wikipedia, bookcorpus, "
+            "gutenberg), lines and warc read URLs; fetch the files first"
+        )
     return None if os.path.exists(path) else f"source.path={path} does not exist"
 
 

@@ -61,7 +61,7 @@ def measure(settings: DataPrepSettings, source: SourceSettings, folder: Path) ->
     input_bytes, source_bytes, rest = 0.0, 0.0, []
     for name, size in SIZES.items():
         own = dataclasses.replace(source, name=name)
-        plan = module_of(source.kind).plan(own, size, folder / "cache" / name)
+        plan = module_of(source.kind).plan(own, size)
         chosen = np.linspace(0, len(plan.tasks) - 1, min(len(plan.tasks), settings.workers))
         cut = [round(index) for index in chosen]
         source_bytes, own_bytes = _bytes_of(own, plan, cut)
@@ -100,8 +100,7 @@ def measure(settings: DataPrepSettings, source: SourceSettings, folder: Path) ->
         records = [_record(built / "logs", name) for name in names]
         builds[length] = _cost(tokens, records, own_seconds, built, len(parts))
         audits[length] = _timed(audit.run, own_settings)
-    cache = folder / "cache" / "whole"
-    plan = module_of(source.kind).plan(source, whole.characters_per_part, cache)
+    plan = module_of(source.kind).plan(source, whole.characters_per_part)
     return Sample(
         source_bytes=source_bytes,
         source_tasks=len(plan.tasks),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 from data_prep.core.settings import SourceKind, SourceSettings
@@ -18,11 +17,8 @@ from data_prep.stores.documents import Damage, Document, Reject
 class Source(Protocol):
     """The interface of a module in this folder."""
 
-    def plan(self, source: SourceSettings, characters_per_part: int, cache: Path) -> SourcePlan:
-        """Cut the input into tasks. Raises SettingsError if there is nothing to read.
-
-        `cache` is a folder for files that are needed until all documents are collected.
-        """
+    def plan(self, source: SourceSettings, characters_per_part: int) -> SourcePlan:
+        """Cut the input into tasks. Raises SettingsError if there is nothing to read."""
 
     def read(self, source: SourceSettings, task: Any) -> Iterator[Document | Reject | Damage]:
         """The contents of one task, in order: documents, and rejects with a reason.

@@ -63,7 +63,7 @@ _MOST_LINES_OF_A_BLOCK = 30
 _ENDS_A_SENTENCE = re.compile(r"[.!?:—-][\"'”’)\]_*]*$|\*$")
 
 
-def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> SourcePlan:
+def plan(source: SourceSettings, characters_per_part: int) -> SourcePlan:
     """Tasks of whole books."""
     return plan_files(
         source, characters_per_part, ".txt file", lambda path: endings_of(path.name)[0] == ".txt"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_prep.core.settings import SourceSettings
@@ -24,7 +23,7 @@ _WHAT = "file of lines (.txt or .text; also .gz, .zst, .bz2, .xz)"
 _SHORT_LINE = 64  # bytes; a line of blanks of other scripts
 
 
-def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> SourcePlan:
+def plan(source: SourceSettings, characters_per_part: int) -> SourcePlan:
     """Tasks of pieces of files; a large plain file is cut at blank lines."""
     files, others = find_inputs(source, _WHAT, _is_wanted)
     plan = plan_pieces(files, characters_per_part)

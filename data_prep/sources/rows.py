@@ -9,17 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from data_prep.core.config import SettingsError
 from data_prep.core.settings import SourceSettings
-from data_prep.sources.inputs.hub import hub_files
-from data_prep.sources.inputs.packed import endings_of
 from data_prep.sources.inputs.pieces import Piece, plan_pieces
-from data_prep.sources.inputs.places import find_inputs
 from data_prep.sources.inputs.plan import SourcePlan
-from data_prep.sources.inputs.row_files import READERS, Row, columns_of, read_rows
+from data_prep.sources.inputs.row_files import Row, columns_of, read_rows
+from data_prep.sources.inputs.row_inputs import find_rows
 from data_prep.sources.inputs.text_files import shown
 from data_prep.stores.documents import Damage, Document, Reject
 from data_prep.text.cleaning import clean_paragraphs, split_lines
@@ -28,20 +25,14 @@ from data_prep.text.language import is_language
 NUMBERED = "file:row"  # the id_column that names a document by its place
 _LANGUAGE = re.compile("[a-z]{2,3}")
 _ID_COLUMNS = ("id", "url")
-_WHAT = "file of rows (.jsonl, .json, .csv, .tsv, .parquet or .arrow; also .gz, .zst, .bz2, .xz)"
 
 
-def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> SourcePlan:
+def plan(source: SourceSettings, characters_per_part: int) -> SourcePlan:
     """Tasks of pieces of files. Raises SettingsError if the first file lacks a column."""
-    if source.path is None:
-        (files, others), commit = hub_files(source, _is_wanted, _WHAT)
-    else:
-        (files, others), commit = find_inputs(source, _WHAT, _is_wanted), {}
-    if odd := next((file for file in files if not _is_wanted(file.name)), None):
-        raise SettingsError(f"{shown(odd.name)} is no {_WHAT} by its name: rename it")
+    files, found = find_rows(source)
     _check_columns(source, Piece(files[0].name, files[0].at))
     plan = plan_pieces(files, characters_per_part, source.text_column)
-    return replace(plan, inputs={**plan.inputs, **commit, **others})
+    return replace(plan, inputs={**plan.inputs, **found})
 
 
 def read(source: SourceSettings, task: list[Any]) -> Iterator[Document | Reject | Damage]:
@@ -55,26 +46,23 @@ def read(source: SourceSettings, task: list[Any]) -> Iterator[Document | Reject 
             if isinstance(row, Damage):
                 yield row
             else:
-                place = f"{shown(piece.name)}:{row.number}"
-                yield _document(source, _id(row, _ID_COLUMNS if ids is None else ids, place), row)
+                yield _document(source, row.id(_ID_COLUMNS if ids is None else ids, piece), row)
 
 
 def _document(source: SourceSettings, id: str, row: Row) -> Document | Reject:
     """A row's document, or a reject with the reason."""
-    if row.fault:
-        return Reject(id, "", row.raw, row.fault)
-    text = row.values.get(str(source.text_column))
+    column = str(source.text_column)
+    text, fault = row.text(column)
     given = row.values.get(str(source.title_column))
     title = (
         clean_paragraphs(split_lines(given)).replace("\n", " ") if isinstance(given, str) else ""
     )
-    if text is None:
-        return Reject(id, title, "", "no text")
-    if not isinstance(text, str):
-        return Reject(id, title, str(text)[:1_000], f"text of type {type(text).__name__}")
+    if fault:
+        return Reject(id, title, text, fault)
     cleaned = clean_paragraphs(split_lines(text))
     if not cleaned:
-        return Reject(id, title, text, "empty")
+        is_there = row.values.get(column) is not None
+        return Reject(id, title, text, "empty" if is_there else "no text")
     if source.min_characters is not None and len(cleaned) < source.min_characters:
         return Reject(id, title, cleaned, "too short")
     stated = row.values.get(str(source.language_column))
@@ -96,19 +84,6 @@ def _code(stated: object) -> str:
     if stated is None or not _LANGUAGE.fullmatch(language):
         return ""
     return code if code in ("zh-hans", "zh-hant") else language
-
-
-def _id(row: Row, columns: Any, place: str) -> str:
-    """What the first of `columns` that is filled holds, or the row's place."""
-    for name in columns:
-        value = row.values.get(name)
-        if isinstance(value, int) or (isinstance(value, str) and value.strip()):
-            return str(value).strip()
-    return place
-
-
-def _is_wanted(name: str) -> bool:
-    return endings_of(name.partition("?")[0])[0] in READERS
 
 
 def _check_columns(source: SourceSettings, first: Piece) -> None:

@@ -35,7 +35,7 @@ _MARKUP = re.compile(r"``|`|\*\*|(?<!\w)\*(?=\w)|(?<=\w)\*(?!\w)|(?<=:):$")
 _WORD = re.compile(r"[A-Za-z][a-z]*(?:['’][a-z]+)?[,;:]?")
 
 
-def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> SourcePlan:
+def plan(source: SourceSettings, characters_per_part: int) -> SourcePlan:
     """Tasks of names: topics/<name>, and modules/<path of a source file>."""
     from pydoc_data.topics import topics
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_prep.core.config import SettingsError
@@ -23,7 +22,7 @@ from data_prep.text.cleaning import clean_paragraphs, split_lines
 _WHAT = "WET file (.wet or .warc; also .gz, .zst, .bz2, .xz)"
 
 
-def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> SourcePlan:
+def plan(source: SourceSettings, characters_per_part: int) -> SourcePlan:
     """Tasks of whole files. Raises SettingsError without the package that reads them."""
     try:
         import warcio  # noqa: F401

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import orjson
 
@@ -57,7 +56,7 @@ _NO_WORDS = re.compile(r'\(""\)')
 _LIST_MARK = re.compile(r"^(?:BULLET|Section)::::[-\s]*", re.MULTILINE)
 
 
-def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> SourcePlan:
+def plan(source: SourceSettings, characters_per_part: int) -> SourcePlan:
     """Tasks of whole files; WikiExtractor writes files of 1 MB."""
     return plan_files(source, characters_per_part, "file", lambda path: True)
 

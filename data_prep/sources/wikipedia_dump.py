@@ -38,7 +38,7 @@ _CHECKSUMS = {32: "md5", 40: "sha1", 64: "sha256"}  # by number of hexadecimal d
 _HIDDEN_KEYS = ("-2", "6", "14")  # media, file, category
 
 
-def plan(source: SourceSettings, characters_per_part: int, cache: Path) -> SourcePlan:
+def plan(source: SourceSettings, characters_per_part: int) -> SourcePlan:
     """A task for each dump, with the published checksum next to it, if there is one."""
     root = root_of(source)
     files, others = find_files(source, _WHAT, _is_dump)

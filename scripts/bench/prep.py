@@ -264,7 +264,7 @@ def _sample(folder: Path) -> Iterator[tuple[str, bytes]]:
     """The manual's topics, then docstrings, read lazily."""
     settings = load([f"data_dir={folder}", "+source=sample"])
     source = require_source(settings)
-    for task in sample.plan(source, settings.characters_per_part, folder).tasks:
+    for task in sample.plan(source, settings.characters_per_part).tasks:
         for item in sample.read(source, task):
             if isinstance(item, Document):
                 yield f"{item.id}.txt", item.text.replace("\n", "\n\n").encode()

@@ -11,6 +11,7 @@ from data_prep.core.settings import SourceSettings
 from data_prep.sources.inputs.places import Place, network_errors
 from data_prep.sources.inputs.text_files import by_ending
 
+_TIMEOUT_S = 10
 _FILE = re.compile(r"hf://(datasets/.+?@([^/]+)/(.+))")
 
 
@@ -25,8 +26,11 @@ def hub_files(
     import datasets
     import huggingface_hub
 
+    datasets.disable_progress_bars()
     try:
         with network_errors(f"hf://datasets/{source.dataset}"):
+            # First, since a hub that does not answer is otherwise asked for half a minute
+            huggingface_hub.HfApi().dataset_info(str(source.dataset), timeout=_TIMEOUT_S)
             builder = datasets.load_dataset_builder(
                 source.dataset, source.subset, revision=source.revision
             )
@@ -37,10 +41,15 @@ def hub_files(
             root = f"datasets/{source.dataset}@{commit}"
             infos: Any = system.find(root, detail=True) if urls else {}
     except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+        # As the hub names its files: 20231101.en/train-00000-of-00041.parquet, data/en-00000-...
+        files_of = f"{source.subset}/*" if source.subset else f"*/{source.split}[-/]*"
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise SettingsError(
             f"the data set {source.dataset} at revision {source.revision} cannot be listed "
-            f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); check the name, the "
-            "network and HF_TOKEN, or fetch its files and set source.path=FOLDER"
+            f"({why}); check the name, the network and HF_TOKEN. On a machine with a network, "
+            f"fetch its files by: hf download {source.dataset} --repo-type dataset --revision "
+            f'{source.revision} --include "{files_of}" --local-dir FOLDER; then set '
+            "source.path=FOLDER"
         ) from error
     files = [_place(match, infos.get(match[1], {})) for match in urls if is_wanted(match[3])]
     if not files:

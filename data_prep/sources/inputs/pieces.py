@@ -23,7 +23,7 @@ from data_prep.stores.documents import Damage
 
 OF_LINES = (".jsonl", ".ndjson", ".txt", ".text")  # endings of files that are cut at line ends
 _COARSE = 16  # times as large as usual are the pieces of a packed file
-_REQUESTS = 16  # to a remote store at the same time
+REQUESTS = 16  # to a remote store at the same time
 
 
 class Piece(NamedTuple):
@@ -48,7 +48,7 @@ def plan_pieces(
     def cut(file: Place) -> list[tuple[Piece, int]]:
         return list(_cut(file, characters_per_part, column))
 
-    with ThreadPoolExecutor(_REQUESTS) as pool:  # a parquet file's footer has its row groups
+    with ThreadPoolExecutor(REQUESTS) as pool:  # a parquet file's footer has its row groups
         of_files = list(pool.map(cut, files))
     pieces = [(piece, size, file.state) for file, cuts in zip(files, of_files, strict=True)
               for piece, size in cuts]  # fmt: skip
@@ -89,16 +89,17 @@ def _group_sizes(file: Place, column: str | None) -> list[int]:
     try:
         with open_input(file.at) as raw, network_errors(file.at), pq.ParquetFile(raw) as table:
             groups = [table.metadata.row_group(n) for n in range(table.num_row_groups)]
-            return [
-                sum(
-                    chunk.total_uncompressed_size
-                    for chunk in (group.column(n) for n in range(group.num_columns))
-                    if column in (None, chunk.path_in_schema)
-                )
-                for group in groups
-            ]
+            return [bytes_of_group(group, column) for group in groups]
     except (OSError, pa.ArrowException):
         return []  # the task that reads it tells why
+
+
+def bytes_of_group(group: Any, column: str | None) -> int:
+    """Bytes of a column, or of all, in a row group, as stored but for compression."""
+    chunks = (group.column(n) for n in range(group.num_columns))
+    return sum(
+        chunk.total_uncompressed_size for chunk in chunks if column in (None, chunk.path_in_schema)
+    )
 
 
 @contextlib.contextmanager

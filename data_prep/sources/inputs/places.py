@@ -25,7 +25,8 @@ _BLOCK = 8 << 20  # bytes of one request to a remote store
 # What a store says of a file's version; the first two are enough where they are there
 _VERSIONS = ("ETag", "blob_id", "etag", "md5Hash", "crc32c", "LastModified", "last_modified",
              "Last-Modified", "Content-MD5", "mtime", "updated", "created")  # fmt: skip
-_CLIENTS = ("aiohttp", "botocore", "aiobotocore", "huggingface_hub", "httpx", "gcsfs", "requests")
+_CLIENTS = ("aiohttp", "botocore", "aiobotocore", "huggingface_hub", "httpx", "httpx2", "gcsfs",
+            "requests")  # fmt: skip
 _PACKAGES = ("s3", "s3a", "http", "https")  # of the extra `remote`
 
 

@@ -14,20 +14,20 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.sources.inputs.pieces import Broken, Piece, open_piece, read_lines
-from data_prep.sources.inputs.row_bounds import (
-    BATCH_BYTES,
-    BATCH_ROWS,
-    bytes_of_rows,
-)
 from data_prep.sources.inputs.text_files import MOST_BYTES, shown
 from data_prep.stores.documents import Damage
 
 _MOST_CHARACTERS = MOST_BYTES // 4  # of a row of csv, which takes 4 bytes for each
+_BATCH_ROWS = 1_000
+_BATCH_BYTES = 64 << 20
+_SIZED = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary)
 _DELIMITERS = ",;\t"
 _TOO_LONG = f"row of more than {MOST_BYTES >> 20} MiB"
 _NO_UTF_8 = "row that is not UTF-8"
@@ -42,6 +42,23 @@ class Row(NamedTuple):
     values: dict[str, Any]  # of the columns asked for that the row has
     fault: str = ""  # why it cannot be read
     raw: str = ""  # its text, if there is a fault
+
+    def id(self, columns: Sequence[str], piece: Piece) -> str:
+        """What the first of `columns` that is filled holds, or the row's place in its file."""
+        for name in columns:
+            value = self.values.get(name)
+            if isinstance(value, int) or (isinstance(value, str) and value.strip()):
+                return str(value).strip()
+        return f"{shown(piece.name)}:{self.number}"
+
+    def text(self, column: str) -> tuple[str, str]:
+        """What a column holds, "" if nothing; and why it is not to be taken as text, or ""."""
+        value = self.values.get(column)
+        if self.fault:
+            return self.raw, self.fault
+        if value is None or isinstance(value, str):
+            return value or "", ""
+        return str(value)[:1_000], f"text of type {type(value).__name__}"
 
 
 def read_rows(piece: Piece, columns: Sequence[str]) -> Iterator[Row | Damage]:
@@ -75,7 +92,7 @@ def columns_of(piece: Piece, text_column: str) -> list[str]:
 def _json_rows(file: BinaryIO, piece: Piece, columns: Sequence[str] | None) -> Iterator[Row]:
     """Rows of a file of one object per line, or of one list of objects; None: all columns."""
     numbered: Iterator[tuple[int, Any]]
-    if piece.ending == ".json" and _is_list(file):
+    if piece.ending == ".json" and is_list(file):
         numbered = enumerate(_list_in(file, piece))
     else:
         numbered = read_lines(file, piece.first, piece.last)
@@ -113,7 +130,7 @@ def _parsed(line: bytes) -> tuple[Any, str]:
     return line[:_SHOWN].decode(errors="replace"), fault
 
 
-def _is_list(file: BinaryIO) -> bool:
+def is_list(file: BinaryIO) -> bool:
     """Whether JSON begins with a bracket."""
     start: bytes = file.peek(64)  # type: ignore[attr-defined]
     return start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
@@ -200,7 +217,7 @@ def _parquet_rows(file: BinaryIO, piece: Piece, columns: Sequence[str]) -> Itera
         for group in groups[piece.first : piece.last]:
             claimed = table.metadata.row_group(group)
             size = max(1, claimed.total_byte_size)
-            num_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * claimed.num_rows // size))
+            num_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * claimed.num_rows // size))
             for batch in table.iter_batches(num_rows, row_groups=[group], columns=present):
                 yield from _rows_of(batch, number)
                 number += len(batch)
@@ -218,8 +235,8 @@ def _arrow_rows(file: BinaryIO, piece: Piece, columns: Sequence[str]) -> Iterato
     for batch in batches:
         for column in batch.columns:
             _as_bytes(column).validate(full=True)  # offsets that lead out of the file
-        for first in range(0, len(batch), BATCH_ROWS):
-            yield from _rows_of(batch.slice(first, BATCH_ROWS), number + first)
+        for first in range(0, len(batch), _BATCH_ROWS):
+            yield from _rows_of(batch.slice(first, _BATCH_ROWS), number + first)
         number += len(batch)
 
 
@@ -282,8 +299,8 @@ def _as_bytes(column: pa.Array) -> pa.Array:
 
 def _rows_of(batch: pa.RecordBatch, first: int) -> Iterator[Row]:
     """The rows of a batch, unpacked one by one if they are large together."""
-    sizes = sum(map(bytes_of_rows, batch.columns), np.zeros(len(batch), np.int64))
-    if len(batch) and sizes.sum() <= BATCH_BYTES:
+    sizes = sum(map(_bytes_of_rows, batch.columns), np.zeros(len(batch), np.int64))
+    if len(batch) and sizes.sum() <= _BATCH_BYTES:
         try:
             plain = [_plain(column).to_pylist() for column in batch.columns]
         except (UnicodeDecodeError, pa.ArrowInvalid):
@@ -302,6 +319,18 @@ def _rows_of(batch: pa.RecordBatch, first: int) -> Iterator[Row]:
             yield Row(first + index, {}, _NO_UTF_8)
         else:
             yield Row(first + index, values)
+
+
+def _bytes_of_rows(column: pa.Array) -> npt.NDArray[np.int64]:
+    """The bytes of each row of a column, unpacked; a mean where the type does not tell."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        lengths = pc.binary_length(column.dictionary).take(column.indices)
+    elif any(test(kind) for test in _SIZED):
+        lengths = pc.binary_length(column)
+    else:
+        return np.full(len(column), -(-column.nbytes // max(1, len(column))))
+    return np.asarray(lengths.fill_null(0).to_numpy(zero_copy_only=False), np.int64)
 
 
 def _plain(column: pa.Array) -> pa.Array:

@@ -54,7 +54,7 @@ def test_each_document_is_in_one_piece_wherever_the_file_is_cut(
 
 def test_a_large_file_is_several_tasks(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(TEXT * 100)
-    plan = lines.plan(source_of("lines", tmp_path), 1_000, tmp_path)
+    plan = lines.plan(source_of("lines", tmp_path), 1_000)
     assert len(plan.tasks) == 7
     assert plan.inputs == {"files": 1, "bytes": len(TEXT.encode()) * 100}
 

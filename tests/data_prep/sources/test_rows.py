@@ -88,7 +88,7 @@ def test_the_cut_changes_no_document(tmp_path: Path, kind: str, characters: int)
     whole = read_all(source)
     assert read_all(source, characters) == whole
     assert len({item.id for item in whole}) == 20
-    num_tasks = len(rows.plan(source, 1, tmp_path).tasks)
+    num_tasks = len(rows.plan(source, 1).tasks)
     assert num_tasks > 2 if kind in (".jsonl", ".parquet") else num_tasks == 2
 
 
@@ -99,14 +99,14 @@ def test_a_large_packed_file_is_cut_coarsely(tmp_path: Path, packing: str) -> No
     whole = read_all(_source(tmp_path))
     assert len(whole) == 2_000
     assert read_all(_source(tmp_path), 500) == whole
-    tasks = rows.plan(_source(tmp_path), 500, tmp_path).tasks
+    tasks = rows.plan(_source(tmp_path), 500).tasks
     assert len(tasks) >= 5
     assert tasks[1][0][2:] == [8_000, 16_000]
 
 
 def test_a_parquet_file_is_cut_by_row_groups(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(KINDS[".parquet"](ROWS))
-    plan = rows.plan(_source(tmp_path), 1, tmp_path)
+    plan = rows.plan(_source(tmp_path), 1)
     assert [[piece[2:] for piece in task] for task in plan.tasks] == [
         [[0, 1]],
         [[1, 2]],
@@ -127,7 +127,7 @@ def test_planning_reads_no_text_of_large_files(tmp_path: Path, monkeypatch) -> N
         return file
 
     monkeypatch.setattr(pieces, "open_input", counted)
-    plan = rows.plan(_source(tmp_path), 10_000, tmp_path)
+    plan = rows.plan(_source(tmp_path), 10_000)
     assert len(plan.tasks) > 100
     assert [Path(at).name for at, _ in opened] == ["a.jsonl"]  # its first rows, for their columns
 
@@ -352,7 +352,7 @@ def small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
 @pytest.mark.parametrize("kind", [".jsonl", ".csv", ".parquet", "_stream.arrow"])
 def test_a_row_that_is_too_long_is_rejected_alone(tmp_path, monkeypatch, kind, packing) -> None:
-    monkeypatch.setattr(row_files, "BATCH_BYTES", 1_000)
+    monkeypatch.setattr(row_files, "_BATCH_BYTES", 1_000)
     table = [{"url": str(n), "content": "a" * size} for n, size in enumerate([9, 30_000, 9])]
     if packing and endings_of(kind)[0] in (".parquet", ".arrow"):
         table[1]["content"] = "b" * 9  # such a file is in memory as a whole
@@ -387,7 +387,7 @@ def test_a_pattern_finds_files_below_the_folder_before_it(tmp_path: Path) -> Non
         (tmp_path / name).write_bytes(KINDS[kind](ROWS[:1]))
     source = _source(tmp_path / "x" / "*", id_column="file:row")
     assert list(texts(read_all(source))) == ["a.jsonl:0", "b.csv:0", "deep/c.jsonl:0"]
-    assert rows.plan(source, 10, tmp_path).inputs["not_read"] == ["1 .md: README.md"]
+    assert rows.plan(source, 10).inputs["not_read"] == ["1 .md: README.md"]
     source = _source(tmp_path / "**" / "*.jsonl", id_column="file:row")
     assert list(texts(read_all(source))) == ["x/a.jsonl:0", "x/deep/c.jsonl:0"]
     given = [f"source.path={tmp_path}/x/*.parquet", "+source=rows", f"data_dir={tmp_path}"]
@@ -416,9 +416,9 @@ def test_a_file_of_another_kind_is_refused_by_its_name(tmp_path: Path) -> None:
 def test_a_changed_file_changes_the_state_of_its_tasks_alone(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / f"{name}.jsonl").write_bytes(KINDS[".jsonl"](ROWS))
-    before = rows.plan(_source(tmp_path), 300, tmp_path).states
+    before = rows.plan(_source(tmp_path), 300).states
     (tmp_path / "b.jsonl").write_bytes(KINDS[".jsonl"](ROWS).replace(b"first", b"other"))
-    after = rows.plan(_source(tmp_path), 300, tmp_path).states
+    after = rows.plan(_source(tmp_path), 300).states
     changed = [a != b for a, b in zip(before, after, strict=True)]
     assert set(changed) == {True, False}
     assert changed == sorted(changed)

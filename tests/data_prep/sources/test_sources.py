@@ -29,7 +29,7 @@ def test_files_are_listed_alike_whatever_order_the_disk_has(tmp_path, monkeypatc
     for name in ("b/z.txt", "a.txt", "B.TXT", "b/ä.txt", "c.md", ".hidden/x.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    listed = books.plan(source_of("books", tmp_path), 10, tmp_path)
+    listed = books.plan(source_of("books", tmp_path), 10)
     scandir = os.scandir
 
     class Backwards:
@@ -46,23 +46,23 @@ def test_files_are_listed_alike_whatever_order_the_disk_has(tmp_path, monkeypatc
         def __exit__(self, *error: object) -> None: ...
 
     monkeypatch.setattr(os, "scandir", Backwards)
-    assert books.plan(source_of("books", tmp_path), 10, tmp_path) == listed
+    assert books.plan(source_of("books", tmp_path), 10) == listed
     assert listed.tasks == [["B.TXT", "a.txt"], ["b/z.txt"], ["b/ä.txt"]]
 
 
 def test_a_changed_file_changes_the_state_of_the_plan(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one")
     os.utime(tmp_path / "a.txt", ns=(1, 1))
-    before = books.plan(source_of("books", tmp_path), 10, tmp_path)
+    before = books.plan(source_of("books", tmp_path), 10)
     (tmp_path / "a.txt").write_text("two")
-    after = books.plan(source_of("books", tmp_path), 10, tmp_path)
+    after = books.plan(source_of("books", tmp_path), 10)
     assert before.states != after.states
     assert before.tasks == after.tasks
 
 
 def test_a_folder_without_books_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"source\.path=.* holds no \.txt file, nor"):
-        books.plan(source_of("books", tmp_path), 10, tmp_path)
+        books.plan(source_of("books", tmp_path), 10)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_file_whose_name_is_not_utf_8_is_read_and_its_name_escaped(
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
-    plan = module_of(SourceKind(kind)).plan(source_of(kind, tmp_path), 10, tmp_path)
+    plan = module_of(SourceKind(kind)).plan(source_of(kind, tmp_path), 10)
     fingerprint(plan.states)  # as `collect` does
     assert [item.id for item in read_all(source_of(kind, tmp_path))] == [id]
 
@@ -147,7 +147,7 @@ def test_a_folder_that_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch) 
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(SettingsError, match=r"locked cannot be listed \(Permission denied\); make"):
-        books.plan(source_of("books", tmp_path), 10, tmp_path)
+        books.plan(source_of("books", tmp_path), 10)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_files_that_are_not_read_are_counted_and_named(
 ) -> None:
     for name in (*read, *others):
         (tmp_path / name).write_text('{"text": "One."}\n')
-    plan = module_of(SourceKind(kind)).plan(source_of(kind, tmp_path), 10, tmp_path / ".cache")
+    plan = module_of(SourceKind(kind)).plan(source_of(kind, tmp_path), 10)
     assert plan.inputs.get("not_read") == told
     assert plan.inputs.get("files", len(read)) == len(read)
 
@@ -183,7 +183,7 @@ def test_a_folder_of_other_files_alone_is_refused_with_what_there_is(tmp_path: P
     _folder_of(tmp_path, "a.txt.7z", "sub/b.txt.7z", "c.pdf")
     expected = r"holds no \.txt file, .*; there are 2 \.7z, such as a\.txt\.7z; there are 1 \.pdf"
     with pytest.raises(SettingsError, match=expected):
-        books.plan(source_of("books", tmp_path), 10, tmp_path)
+        books.plan(source_of("books", tmp_path), 10)
 
 
 @pytest.mark.parametrize("kind", ["books", "wikiextractor", "wikipedia_dump", "bookcorpus"])
@@ -208,7 +208,7 @@ def test_several_folders_and_files_are_one_source(tmp_path: Path) -> None:
     source = source_of("books", Path(given))
     for characters in (1, 10**9):
         assert _names(source, characters) == ["one/b/c.txt", "two/a.txt", "two/e.text"]
-    plan = books.plan(source, 10, tmp_path)
+    plan = books.plan(source, 10)
     assert "not_read" not in plan.inputs
 
 

@@ -89,4 +89,4 @@ def test_a_file_that_breaks_off_gives_what_precedes(tmp_path: Path) -> None:
 def test_a_missing_package_is_named_with_the_extra(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "warcio", None)
     with pytest.raises(SettingsError, match=r"pip install 'bert-pretraining\[warc\]'"):
-        warc.plan(_source(tmp_path), 10, tmp_path)
+        warc.plan(_source(tmp_path), 10)

@@ -217,7 +217,7 @@ def test_each_dump_of_a_folder_is_a_task_and_only_dumps_are_read(tmp_path: Path)
     for name in [*names, "a.xml.md5", "w-index.txt.bz2", "a.xml.gz", "notes.txt"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
-    tasks = wikipedia_dump.plan(source_of("wikipedia_dump", tmp_path), 10**9, tmp_path).tasks
+    tasks = wikipedia_dump.plan(source_of("wikipedia_dump", tmp_path), 10**9).tasks
     assert [task["name"] for task in tasks] == sorted(names)
 
 

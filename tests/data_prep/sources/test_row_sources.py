@@ -1,19 +1,22 @@
-"""Data sets of rows: Wikipedia, BookCorpus and books, cut anywhere; rows that are broken."""
+"""Wikipedia, BookCorpus and books as rows: cut anywhere, numbered alike, broken anywhere."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from row_tables import KINDS, PACKINGS
 from source_reading import read_all, reasons, source_of, texts
 
 from data_prep import collect
 from data_prep.core.config import SettingsError
 from data_prep.core.job import load, require_source
+from data_prep.core.settings import SourceKind
 from data_prep.sources import module_of
-from data_prep.sources.inputs import dataset_rows as rows
-from data_prep.stores.documents import Document, Reject
+from data_prep.sources.inputs import numbered_rows
+from data_prep.stores.documents import Damage, Document, Reject
 
 
 def _wikipedia(num_rows: int) -> list[dict[str, str]]:
@@ -31,7 +34,7 @@ def test_wikipedia_rows_become_documents_once_each_whatever_the_cut(tmp_path, ki
     for name, share in (("b", pages[15:]), ("a", pages[:15])):
         path = tmp_path / "rows" / f"{name}.{kind}"
         if kind == "parquet":
-            pq.write_table(pa.Table.from_pylist(share), path)
+            pq.write_table(pa.Table.from_pylist(share), path, row_group_size=4)
         else:
             path.write_text("".join(json.dumps(row) + "\n" for row in share))
     source = source_of("wikipedia", tmp_path / "rows")
@@ -39,17 +42,32 @@ def test_wikipedia_rows_become_documents_once_each_whatever_the_cut(tmp_path, ki
     assert reasons(items) == {"3": "no prose"}
     assert [item.id for item in items] == [str(n) for n in range(25)]
     assert items[0] == Document("0", "T0", "A line 0.\nAnother.")
-    tasks = module_of(source.kind).plan(source, 200, tmp_path / "cache").tasks
+    tasks = module_of(source.kind).plan(source, 200).tasks
     assert len(tasks) > 3
 
 
+def _write(path: Path, rows: list[dict[str, str]], blank: str = "") -> None:
+    """A file of the kind of its name, in row groups of 4; `blank` is before each line of JSON."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=4)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        path.write_text("".join(blank + json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "json"])
 @pytest.mark.parametrize("characters", [1, 300, 10**9])
-def test_bookcorpus_rows_are_grouped_alike_whatever_the_cut(tmp_path, characters) -> None:
+def test_bookcorpus_rows_are_grouped_alike_whatever_the_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, characters: int
+) -> None:
+    monkeypatch.setattr(numbered_rows, "_STRETCH", 50)
     sentences = [{"text": f"sentence {n} ."} for n in range(23)]
     for n in range(10, 15):
         sentences[n]["text"] = ""
-    pq.write_table(pa.Table.from_pylist(sentences), tmp_path / "a.parquet")
-    source = source_of("bookcorpus", tmp_path / "a.parquet", rows_per_document=5)
+    _write(tmp_path / f"a.{kind}", sentences[:9], blank=" \n")  # a document crosses the border
+    _write(tmp_path / f"b.{kind}", sentences[9:])
+    source = source_of("bookcorpus", tmp_path, rows_per_document=5)
     items = read_all(source, characters)
     assert reasons(items) == {"row-000000010": "empty"}
     kept = texts(items)
@@ -81,7 +99,7 @@ def test_the_manifest_records_how_many_rows_make_a_document(tmp_path: Path) -> N
     given = ["+source=bookcorpus", f"source.path={tmp_path / 'a.jsonl'}", f"data_dir={tmp_path}"]
     manifest = collect.run(load([*given, "source.rows_per_document=20", "num_workers=1"]))
     assert manifest.settings["rows_per_document"] == 20
-    assert (manifest.inputs, manifest.documents) == ({"rows": 30}, 2)
+    assert (manifest.inputs["rows"], manifest.documents) == (30, 2)
 
 
 def test_a_bookcorpus_row_can_be_a_whole_book(tmp_path: Path) -> None:
@@ -109,21 +127,24 @@ def test_a_path_is_a_path_and_no_pattern(tmp_path: Path, name: str, kind: str) -
 
 
 @pytest.mark.parametrize("name", ["a::b", "caf\udce9"])
-def test_a_path_that_datasets_cannot_read_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_path_with_any_bytes_is_read(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "a.jsonl").write_text('{"text": "One."}\n')
-    with pytest.raises(SettingsError, match="reads no path that holds :: or is not UTF-8; rename"):
-        read_all(source_of("bookcorpus", tmp_path / name))
+    source = source_of("bookcorpus", tmp_path / name)
+    assert list(texts(read_all(source)).values()) == ["One."]
 
 
+@pytest.mark.parametrize("kind", ["wikipedia", "bookcorpus", "book_rows"])
 @pytest.mark.parametrize(
-    ("text", "kind"),
-    [(5, "int64"), (["One.", "Two."], "list<"), ({"en": "One."}, "struct<"), (True, "bool")],
+    ("text", "type"),
+    [(5, "int"), (["One.", "Two."], "list"), ({"en": "One."}, "dict"), (True, "bool")],
 )
-def test_a_column_that_holds_no_text_is_refused(tmp_path: Path, text: object, kind: str) -> None:
-    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}) + "\n")
-    with pytest.raises(SettingsError, match=rf"has the columns text of {kind}.*must hold text"):
-        read_all(source_of("bookcorpus", tmp_path))
+def test_a_value_that_is_no_text_is_rejected_with_its_type(tmp_path, kind, text, type) -> None:
+    rows = [{"id": "1", "title": "T", "text": text}, {"id": "2", "title": "T", "text": "One."}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    items = read_all(source_of(kind, tmp_path, text_column="text"))
+    assert list(reasons(items).values()) == [f"text of type {type}"]
+    assert list(texts(items).values()) == ["One."]
 
 
 def test_a_parquet_column_of_another_kind_of_text_is_read(tmp_path: Path) -> None:
@@ -134,57 +155,88 @@ def test_a_parquet_column_of_another_kind_of_text_is_read(tmp_path: Path) -> Non
         assert list(texts(read_all(source)).values()) == ["One."]
 
 
-def _write_rows(path: Path, num_rows: int, **columns: str) -> None:
-    row = {"id": "1", "title": "T", "text": "A text of some words.", **columns}
-    pq.write_table(pa.Table.from_pylist([row] * num_rows), path, row_group_size=500)
-
-
-def test_a_damaged_parquet_file_is_named_with_the_place(tmp_path: Path) -> None:
-    for name in ("a.parquet", "b.parquet"):
-        _write_rows(tmp_path / name, 2_000)
+@pytest.mark.parametrize("kind", ["wikipedia", "bookcorpus", "book_rows"])
+def test_a_damaged_file_costs_no_other_and_no_number_of_their_rows(tmp_path, kind) -> None:
+    for name in "abcd":
+        row = {"id": "1", "title": "T", "text": "A text of some words."}
+        table = pa.Table.from_pylist([row] * 2_000)
+        pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=500)
     with pq.ParquetFile(tmp_path / "b.parquet") as file:
         offset = file.metadata.row_group(2).column(2).data_page_offset
     data = bytearray((tmp_path / "b.parquet").read_bytes())
     data[offset : offset + 40] = bytes(40)
     (tmp_path / "b.parquet").write_bytes(data)
-    with pytest.raises(SettingsError, match=r"as parquet: .*b\.parquet, row group 2: "):
-        read_all(source_of("wikipedia", tmp_path))
-    (tmp_path / "b.parquet").write_bytes(b"no parquet")
-    with pytest.raises(SettingsError, match=r"as parquet: .*b\.parquet: "):
-        read_all(source_of("wikipedia", tmp_path))
+    (tmp_path / "c.parquet").write_bytes(b"no parquet")
+    source = source_of(kind, tmp_path, text_column="text")
+    for characters in (20_000, 10**9):
+        items = read_all(source, characters)
+        damaged = [item.input for item in items if isinstance(item, Damage)]
+        assert list(dict.fromkeys(damaged)) == ["b.parquet", "c.parquet"]
+        kept = [item.id for item in items if isinstance(item, Document)]
+        assert 5_000 <= len(kept) < 6_000
+        if kind != "wikipedia":
+            assert kept[-1] == "row-000005999"  # what the footers count is numbered
 
 
-def test_a_file_with_other_columns_is_named(tmp_path: Path) -> None:
-    _write_rows(tmp_path / "a.parquet", 5)
-    _write_rows(tmp_path / "b.parquet", 5, body="x")
-    said = r"b\.parquet: it has the columns \['id'.*, 'body'\], .*a\."
-    with pytest.raises(SettingsError, match=said):
-        read_all(source_of("wikipedia", tmp_path))
+def test_rows_of_json_that_cannot_be_read_are_numbered_and_rejected(tmp_path: Path) -> None:
+    lines = [b'{"text": "One."}', b'{"text": "Tw', b'{"text": "Caf\xe9."}', b'{"text": "Four."}']
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    items = read_all(source_of("bookcorpus", tmp_path), characters=1)
+    assert reasons(items) == {
+        "row-000000001": "line that is no JSON", "row-000000002": "row that is not UTF-8"
+    }  # fmt: skip
+    assert texts(items) == {"row-000000000": "One.", "row-000000003": "Four."}
 
 
-LINES = [json.dumps(row).encode() for row in _wikipedia(1_500)]
-CUT = b"\n".join([*LINES[:700], LINES[700][:30], *LINES[701:1_000]])
-NO_UTF_8 = LINES[1_200].replace(b"Another", b"Caf\xed\xa0\x80")
+def test_planning_numbered_parquet_reads_footers_alone(tmp_path: Path, monkeypatch) -> None:
+    for name in "ab":
+        pq.write_table(pa.table({"text": ["One."] * 3_000}), tmp_path / f"{name}.parquet")
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_: pytest.fail("text is read"))
+    plan = module_of(SourceKind.bookcorpus).plan(source_of("bookcorpus", tmp_path), 10_000)
+    assert plan.inputs["rows"] == 6_000
+    assert len(plan.tasks) > 3
+
+
+def test_a_changed_file_changes_the_states_of_the_rows_that_are_numbered_after_it(tmp_path) -> None:
+    def states() -> list[object]:
+        plan = module_of(SourceKind.book_rows).plan(source, 40)
+        return plan.states
+
+    source = source_of("book_rows", tmp_path, text_column="text")
+    for name in "abc":
+        _write(
+            tmp_path / f"{name}.parquet", [{"text": "A text of forty characters, as it is."}] * 4
+        )
+    before = states()
+    _write(tmp_path / "b.parquet", [{"text": "A text of forty characters, as it is."}] * 5)
+    after = states()
+    assert after[:4] == before[:4]
+    assert not [state for state in after[4:] if state in before]
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("kind", "files", "said"),
     [
-        ({"a.csv": b"text\n"}, r"holds neither \.parquet nor \.jsonl; point"),
-        ({"a.jsonl": b'{"body": "One.", "title": "T"}\n'},
-         "has the columns body, title, and lacks id, text"),
-        ({"a.jsonl": b"\n".join(LINES), "b.jsonl": CUT},
-         r"cannot be read as json: .*b\.jsonl, line 701: "),
-        ({"a.jsonl": b"\n".join([*LINES[:1_200], NO_UTF_8, *LINES[1_201:]])},
-         r"row 1200 of the data set .* is not UTF-8: .*remove it"),
+        ("wikipedia", {"a.txt": b"text\n"}, r"holds no file of rows .*; there are 1 \.txt: a\.txt"),
+        ("bookcorpus", {"a.csv": b"text\n"}, r"holds no plain .*; there are 1 \.csv: a\.csv"),
+        ("wikipedia", {"a.jsonl": b'{"body": "One.", "title": "T"}\n'},
+         "has the columns body, title, and lacks text, id; point source.path at files with text"),
+        ("bookcorpus", {"a.jsonl": b'{"body": "One.", "title": "T"}\n'}, "and lacks text; point"),
     ],
-    ids=["other files", "columns", "broken line", "no UTF-8"],
 )  # fmt: skip
-def test_rows_that_cannot_be_read_are_named(tmp_path, files, said) -> None:
+def test_what_holds_no_rows_or_other_columns_is_refused(tmp_path, kind, files, said) -> None:
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=said):
-        read_all(source_of("wikipedia", tmp_path))
+    with pytest.raises(SettingsError, match=said):
+        read_all(source_of(kind, tmp_path))
+
+
+def test_wikipedia_reads_every_kind_of_rows_and_packing(tmp_path: Path) -> None:
+    for number, (kind, packing) in enumerate(product(KINDS, PACKINGS)):
+        share = [{"id": f"{number}-{n}", "title": "T", "text": "A text."} for n in range(4)]
+        (tmp_path / f"{number}{kind}{packing}").write_bytes(PACKINGS[packing](KINDS[kind](share)))
+    items = read_all(source_of("wikipedia", tmp_path))
+    assert len(texts(items)) == len(items) == 4 * len(KINDS) * len(PACKINGS)
 
 
 @pytest.mark.parametrize(
@@ -212,12 +264,6 @@ def test_an_unreachable_hub_names_what_to_fetch_and_the_setting(
     )
     with pytest.raises(SettingsError, match=expected):
         read_all(source)
-
-
-def test_the_inputs_name_the_commit_of_the_hub() -> None:
-    commit = "b04c8d1ceb2f5cd4588862100d08de323dccfbaa"
-    assert rows._commit([f"/cache/a___b/c/0.0.0/{commit}/x.arrow"]) == {"commit": commit}
-    assert rows._commit([f"/cache/json/default/0.0.0/{'0' * 64}/x.arrow"]) == {}
 
 
 def test_pages_that_list_meanings_and_short_ones_are_rejected(tmp_path: Path) -> None:
