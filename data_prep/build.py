@@ -34,6 +34,7 @@ from data_prep.executors.tasks import TaskEntry, fingerprint
 from data_prep.quality.corpus import judge_corpus
 from data_prep.stores import shards
 from data_prep.stores.tokens import TokensManifest, read_tokens_manifest
+from data_prep.text.language import MULTI
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,6 +131,8 @@ def list_tasks(
 def summary(manifest: shards.ShardsManifest) -> str:
     """A short table of the shards."""
     label = manifest.pairs.label_1
+    by_language = manifest.settings.random_next is RandomNext.language
+    kind = "source and language" if by_language else "source"
     title = f"{label.replace('_', ' '):>13}" if label else ""
     lines = [f"{'':9}{'shards':>7}{'examples':>13}{'tokens':>15}{'mean':>7}{'masked':>8}{title}"]
     for name, split in manifest.splits.items():
@@ -146,7 +149,7 @@ def summary(manifest: shards.ShardsManifest) -> str:
             f", {count:,} {what}"
             for count, what in (
                 (split.unpaired_documents, "documents of one sentence have no pair"),
-                (split.lone_documents, "documents are alone of their source: partners of others"),
+                (split.lone_documents, f"documents are alone of their {kind}: partners of others"),
             )
             if count
         )
@@ -233,18 +236,34 @@ def _identity(settings: DataPrepSettings, data_dir: Path) -> shards.ShardsIdenti
                 **{
                     name: getattr(settings, name) for name in shards.BuildSettings.__struct_fields__
                 },
-                "random_next": _random_next(settings, store),
+                "random_next": _random_next(data_dir, settings, store),
             }
         ),
     )
 
 
-def _random_next(settings: DataPrepSettings, store: TokensManifest) -> RandomNext:
-    """What random_next comes to: of one source, or without random pairs, all is one."""
-    sources = {part.source for parts in store.splits.values() for part in parts}
-    if len(sources) == 1 or settings.pairs is not Pairing.nsp:
+def _random_next(data_dir: Path, settings: DataPrepSettings, store: TokensManifest) -> RandomNext:
+    """What random_next comes to: of one language or source, or without random pairs, all is one.
+
+    Raises SettingsError for random_next=language and a store of many languages that has none.
+    """
+    if settings.pairs is not Pairing.nsp:
         return RandomNext.corpus
-    return settings.random_next
+    parts = [part for parts in store.splits.values() for part in parts]
+    if settings.random_next is RandomNext.language:
+        sentences = store.settings.sentences
+        if sentences and sentences.language == MULTI and not store.settings.languages:
+            raise SettingsError(
+                f"random_next=language: the token store of {data_dir} has no languages of its "
+                "documents, as it was made before there were any; make it again with python -m "
+                f"data_prep.encode data_dir={data_dir} language={MULTI} heldout_fraction="
+                f"{store.settings.heldout_fraction}, or set random_next=source"
+            )
+        if len({code for part in parts for code in part.languages}) > 1:
+            return RandomNext.language
+    if settings.random_next is RandomNext.corpus or len({part.source for part in parts}) == 1:
+        return RandomNext.corpus
+    return RandomNext.source
 
 
 def _collect(

@@ -34,7 +34,14 @@ from data_prep.core.settings import DataPrepSettings, LanguageSettings
 from data_prep.core.settings import Splitter as SplitterName
 from data_prep.dedup import left_out
 from data_prep.duplicates.dropped import LeftOut
-from data_prep.encoding.encode_part import Dropped, EncodeRule, encode_part, entry_path, task_name
+from data_prep.encoding.encode_part import (
+    Dropped,
+    EncodeRule,
+    encode_part,
+    entry_path,
+    has_languages,
+    task_name,
+)
 from data_prep.encoding.held_out import FEWEST_DOCUMENTS, fitting_fraction
 from data_prep.executors.run import run_tasks
 from data_prep.executors.tasks import TaskEntry, fingerprint
@@ -97,6 +104,8 @@ def run(settings: DataPrepSettings) -> TokensManifest:
         identity["sentences"] = msgspec.to_builtins(sentences)
     if words:
         identity["words"] = msgspec.to_builtins(words)
+    if has_languages(sentences):
+        identity["languages"] = True
     tasks = [_task_entry(folder, part, identity, dropped) for part in parts]
     characters = sum(part.characters for part in parts)
     samples = choose_one_in(characters // SENTENCE_CHARACTERS), sample_one_in(characters)

@@ -39,6 +39,7 @@ class RandomNext(enum.Enum):
 
     corpus = "corpus"  # from all documents of the split, as published
     source = "source"  # from documents of A's source
+    language = "language"  # from documents of A's source and language
 
 
 class MaskingUnit(enum.Enum):

@@ -71,18 +71,21 @@ class Split:
     sentence_lengths: list[NDArray[np.int64]] = field(default_factory=list)
     document_lengths: list[int] = field(default_factory=list)  # sentences of each
     continues_word: list[NDArray[np.bool_]] = field(default_factory=list)  # if words are stored
+    languages: list[str] = field(default_factory=list)
 
-    def add(self, name: str, encoded: Encoded) -> None:
+    def add(self, name: str, language: str, encoded: Encoded) -> None:
         """Add a document."""
         self.documents.append(name)
+        self.languages.append(language)
         self.ids.append(encoded.ids)
         self.sentence_lengths.append(encoded.lengths)
         self.document_lengths.append(len(encoded.lengths))
         if encoded.continues_word is not None:
             self.continues_word.append(encoded.continues_word)
 
-    def write(self, path: Path, encoder: Encoder, has_words: bool) -> TokenPartEntry:
+    def write(self, path: Path, encoder: Encoder, rule: EncodeRule) -> TokenPartEntry:
         """Write the part; return its entry in the manifest."""
+        no_words = np.zeros(0, np.bool_)
         ids = np.concatenate([np.zeros(0, np.uint32), *self.ids])
         special = [number for name, number in encoder.special_ids.items() if name != "unk"]
         assert not np.isin(ids, special).any(), f"{path}: a special id among the text's ids"
@@ -98,9 +101,15 @@ class Split:
             np.cumsum([0, *self.document_lengths]),
             unknown_tokens=int(np.count_nonzero(ids == encoder.special_ids["unk"])),
             continues_word=(
-                np.concatenate([np.zeros(0, np.bool_), *self.continues_word]) if has_words else None
+                np.concatenate([no_words, *self.continues_word]) if rule.words else None
             ),
+            languages=self.languages if has_languages(rule.sentences) else None,
         )
+
+
+def has_languages(sentences: SentenceSettings | None) -> bool:
+    """Whether the language of each document is stored: that of a corpus of many languages."""
+    return sentences is not None and sentences.language == MULTI
 
 
 def task_name(part: DocumentPart) -> str:
@@ -141,10 +150,10 @@ def encode_part(
         if len(encoded.lengths):
             counter.add(language, name, texts, encoded.lengths)
             own = "heldout" if is_heldout(name, rule.heldout_fraction) else "train"
-            splits[own].add(name, encoded)
+            splits[own].add(name, language, encoded)
     task = task_name(part)
     entries = {
-        name: split.write(folder / name / f"{task}.arrow", encoder, rule.words is not None)
+        name: split.write(folder / name / f"{task}.arrow", encoder, rule)
         for name, split in splits.items()
     }
     write_counts(folder, entries, encoder, rule.compared_one_in, counter.finish())

@@ -45,8 +45,8 @@ def walk(
     sentence_offsets: NDArray[np.int64],
     document_offsets: NDArray[np.int64],
     first_document: int,
-    first_choice: int,
-    num_choices: int,
+    choices: NDArray[np.int64],
+    num_choices: NDArray[np.int64],
     key: np.uint64,
     window: int,
     short_seq_prob: float,
@@ -54,8 +54,8 @@ def walk(
 ) -> int:
     """Fill the plan for all documents of a part and return the number of examples.
 
-    A random B comes from `num_choices` documents, of which this part's begin at `first_choice`:
-    `plan.document_b` counts them. B itself stays empty here: `place_partners` finds it.
+    (D,) the random B of a document comes from `num_choices` documents, of which it is number
+    `choices`: `plan.document_b` counts them. B itself stays empty here: `place_partners` finds it.
     """
     stream = np.zeros(philox.WORDS, np.uint32)
     fewest_sentences = 2 if pairing == _SOP else 1
@@ -68,10 +68,10 @@ def walk(
             philox.start(stream, key, philox.PAIR, document << 32 | number)
             target = _draw_target(stream, window, short_seq_prob)
             middle, end, label = _draw_split(pairing, sentence_offsets, begin, last, target, stream)
-            choice = first_choice + index
+            choice = choices[index]
             partner = choice
             if pairing == _NSP and label:
-                partner = philox.next_below(stream, num_choices - 1)
+                partner = philox.next_below(stream, num_choices[index] - 1)
                 partner += partner >= choice
             first = label if pairing == _SOP else 0  # 1: the second segment becomes A
             split = sentence_offsets[middle]

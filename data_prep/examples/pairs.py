@@ -11,8 +11,9 @@ back. A pair that is too long loses tokens at both ends. Three points differ on 
   draws up to ten times from one file and keeps the last, so a pair labelled random may not be.
   Of a store of more than PARTNER_PARTS parts, each task draws from so many: its own, and others by
   chance. A task would otherwise open some 4,000 files. With random_next=source the other document
-  is of the same source, so that a pair's label cannot be told from the two sources. A document that
-  is alone of its source has partners from all others, and is counted.
+  is of the same source, so that a pair's label cannot be told from the two sources; with
+  random_next=language it is of the same source and language. A document that is alone there has
+  partners from its language, or from all others, and is counted.
 - A sentence longer than the window is first cut at every half window, so that two pieces fill an
   example. Google's truncation drops all of it but one window.
 
@@ -55,7 +56,7 @@ from data_prep.examples.pair_walks import (
     truncate,
     walk,
 )
-from data_prep.examples.partners import is_lone, partner_parts
+from data_prep.examples.partners import partners_of
 from data_prep.stores.tokens import CURE, TokenStore
 
 # Counts of Pairs, and of manifests
@@ -94,11 +95,11 @@ class Pairs:
     truncated_tokens: int  # of this part's documents: in no example of this pass
     long_sentences: int  # that were cut into pieces
     unpaired_documents: int  # of one sentence, if that gives no example
-    lone_documents: int  # alone of their source: their random B is of another one
+    lone_documents: int  # alone of their source (and language): their random B is of another
 
 
 def make_pairs(store: TokenStore, part: int, rule: PairRule, cls_id: int, sep_id: int) -> Pairs:
-    """The examples of one part of a split; random partners come from `partner_parts`.
+    """The examples of one part of a split; random partners come from `partners_of`.
 
     Raises ValueError when a random partner is needed and the split holds a single document.
     """
@@ -108,7 +109,7 @@ def make_pairs(store: TokenStore, part: int, rule: PairRule, cls_id: int, sep_id
             "segment needs another one: add documents, or change heldout_fraction and run "
             "data_prep.encode again"
         )
-    plan, rows_of_part = _plan_pairs(store, part, rule)
+    plan, rows_of_part, num_lone = _plan_pairs(store, part, rule)
     lengths_N = plan.lengths_a + plan.lengths_b + rule.pairing.num_special
     offsets = np.concatenate([[0], np.cumsum(lengths_N)]).astype(np.int64)
     own = store.part(part)
@@ -141,34 +142,40 @@ def make_pairs(store: TokenStore, part: int, rule: PairRule, cls_id: int, sep_id
         truncated_tokens=int(own.num_tokens - kept_tokens),
         long_sentences=int((np.diff(own.sentence_offsets) > rule.window).sum()),
         unpaired_documents=own.num_documents - len(np.unique(plan.document_a)),
-        lone_documents=own.num_documents * is_lone(store, part, rule.random_next),
+        lone_documents=num_lone,
     )
 
 
 def _plan_pairs(
     store: TokenStore, part: int, rule: PairRule
-) -> tuple[PairPlan, list[tuple[int, NDArray[np.int64]]]]:
-    """The examples of one part as ranges of tokens; and the rows whose B is in each part."""
+) -> tuple[PairPlan, list[tuple[int, NDArray[np.int64]]], int]:
+    """The examples of one part as ranges of tokens; the rows whose B is in each part; and how many
+    documents have no partner where it should come from.
+    """
     key = np.uint64(philox.stream_key(rule.seed, rule.copy))
     own = store.part(part)
     sentence_offsets, document_offsets = split_long_sentences(
         own.sentence_offsets, own.document_offsets, rule.window
     )
-    chosen = partner_parts(store, part, rule.random_next, key)
-    documents = np.diff(store.first_document)[chosen]
-    first_choice = np.cumsum(documents) - documents
+    partners = list(partners_of(store, part, rule.random_next, key))
+    choices_D, num_choices_D, set_D = np.zeros((3, own.num_documents), np.int64)
+    for number, chosen in enumerate(partners):
+        choices_D[chosen.own] = chosen.numbers_of_own(store, part)
+        num_choices_D[chosen.own], set_D[chosen.own] = chosen.total, number
     plan = PairPlan.empty(len(sentence_offsets) - 1)  # an example uses up at least a sentence
     size = walk(
         *(PAIRING_CODES[rule.pairing], sentence_offsets, document_offsets),
-        *(store.first_document[part], first_choice[chosen == part][0], documents.sum(), key),
+        *(store.first_document[part], choices_D, num_choices_D, key),
         *(rule.window, rule.short_seq_prob, plan),
     )
     plan = plan.head(size)
-    place = np.searchsorted(first_choice, plan.document_b, side="right") - 1
-    plan.document_b[:] += (store.first_document[chosen] - first_choice)[place]
+    set_N = set_D[plan.document_a - store.first_document[part]]
+    for number, chosen in enumerate(partners):
+        rows = np.flatnonzero(set_N == number)
+        plan.document_b[rows] = chosen.documents(store, plan.document_b[rows])
     is_own = plan.document_a == plan.document_b
-    partners = list(_by_part(store, np.flatnonzero(~is_own), plan.document_b))
-    for other, rows in partners:
+    rows_of_part = list(_by_part(store, np.flatnonzero(~is_own), plan.document_b))
+    for other, rows in rows_of_part:
         there = store.part(other)
         broken = place_partners(
             *(there.sentence_offsets, there.document_offsets, store.first_document[other], rows),
@@ -180,7 +187,8 @@ def _plan_pairs(
                 f"{CURE}"
             )
     truncate(key, rule.window, plan)
-    return plan, [(part, np.flatnonzero(is_own)), *partners]
+    num_lone = sum(len(chosen.own) for chosen in partners if chosen.is_lone)
+    return plan, [(part, np.flatnonzero(is_own)), *rows_of_part], num_lone
 
 
 def split_long_sentences(

@@ -36,7 +36,8 @@ def run_on_ray(plan: TaskPlan, todo: Sequence[int], settings: DataPrepSettings) 
     ray.init(
         address="auto" if on_cluster else "local",
         num_cpus=None if on_cluster else settings.workers,
-        runtime_env={"env_vars": {"PYTHONPATH": str(PROJECT)}},
+        # Ray fills in the worker's own paths: without them it may not find Ray itself
+        runtime_env={"env_vars": {"PYTHONPATH": f"{PROJECT}{os.pathsep}${{PYTHONPATH}}"}},
         log_to_driver=False,  # tasks have their own logs
         logging_level=logging.ERROR,
         include_dashboard=None if on_cluster else False,

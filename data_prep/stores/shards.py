@@ -119,7 +119,7 @@ class SplitEntry(ExampleCounts):
     truncated_tokens: Count
     long_sentences: Count  # cut into pieces
     unpaired_documents: Count  # of one sentence
-    lone_documents: Count = 0  # alone of their source: their random B is of another one
+    lone_documents: Count = 0  # alone of their source or language: random B of another one
 
     def __post_init__(self) -> None:
         for name in ("rows", "tokens", "masked_tokens", "random_next", "swapped"):

@@ -10,7 +10,9 @@ without this code; here they are read as three flat numpy arrays, without a copy
 
 Where words were segmented (`settings.words` of the manifest) there is a third column,
 `continues_word`: list<list<bool>> like `sentences`, true for a token that continues the word of the
-token before it.
+token before it. In a corpus of many languages (`settings.languages` of the manifest) the last
+column is `language`: uint16, the place of the document's language among the sorted ones of its
+part, which the manifest has (`languages`).
 
 There are no special ids in the store: [CLS], [SEP] and [MASK] come with the pairs.
 `data_dir/tokens/manifest.json` lists the parts of both splits in order; a document's number is its
@@ -20,11 +22,14 @@ place in that order, over all parts of its split.
 from __future__ import annotations
 
 import functools
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -56,7 +61,8 @@ SCHEMA_VERSION: Final = 1
 SPLITS = ("train", "heldout")
 MOST_TOKENS = 2**31 - 1  # of a part: Arrow's list offsets are int32
 _SCHEMAS = [
-    pa.schema({"document": pa.string(), "sentences": pa.list_(pa.list_(ids)), **words})
+    pa.schema({"document": pa.string(), "sentences": pa.list_(pa.list_(ids)), **words, **languages})
+    for languages in ({}, {"language": pa.uint16()})
     for words in ({}, {"continues_word": pa.list_(pa.list_(pa.bool_()))})
     for ids in (pa.uint16(), pa.uint32())
 ]
@@ -77,9 +83,15 @@ class TokenPartEntry(Record):
     tokens: Count
     unknown_tokens: Count  # [UNK]
     checksum: Checksum
+    # Documents of each; the column counts them sorted
+    languages: dict[str, Count] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_file_name(self.name)
+        if self.languages and (total := sum(self.languages.values())) != self.documents:
+            raise ValueError(
+                f"{self.name}: {total:,} documents in its languages, {self.documents:,} in all"
+            )
 
     @property
     def source(self) -> str:
@@ -114,6 +126,7 @@ class EncodeSettings(TextForm, kw_only=True):
     duplicates: dict[str, Any]  # of these parts, as `data_prep.dedup.left_out`
     sentences: SentenceSettings | None = None  # None: English, by nupunkt
     words: WordSettings | None = None  # None: not stored
+    languages: bool = False  # stored for each document, since the corpus has many
 
 
 class TokensManifest(Record):
@@ -133,6 +146,13 @@ class TokensManifest(Record):
         check_special_ids(self.special_ids, self.vocab_size)
         if set(self.splits) != set(SPLITS):
             raise ValueError(f"splits are not {' and '.join(SPLITS)}")
+        for entry in itertools.chain.from_iterable(self.splits.values()):
+            if bool(entry.languages) != (self.settings.languages and entry.documents > 0):
+                has = "" if self.settings.languages else "no "
+                raise ValueError(
+                    f"{entry.name} has {len(entry.languages)} languages of {entry.documents:,} "
+                    f"documents, its settings say that {has}languages are stored"
+                )
 
 
 @dataclass(frozen=True)
@@ -146,6 +166,7 @@ class TokenPart:
     documents: Any  # (D,) pyarrow string array, "<source>/<id>"
     # (ceil(T / 8),) bits, lowest first: the token continues the word before it; (0,): not stored
     continues_word: NDArray[np.uint8] = field(default_factory=no_bits)
+    languages: NDArray[np.uint16] | None = None  # (D,) place among the part's; None: not stored
 
     @property
     def num_documents(self) -> int:
@@ -166,15 +187,16 @@ class TokenPart:
         Raises SettingsError where the file is not a whole part.
         """
         batch = map_batch(path, _SCHEMAS, CURE)
-        sentences = batch.column("sentences")
+        names, sentences = batch.schema.names, batch.column("sentences")
         part = cls(
             name=path.name,
             ids=sentences.values.values.to_numpy(),
             sentence_offsets=list_offsets(sentences.values),
             document_offsets=list_offsets(sentences),
             documents=batch.column("document"),
+            languages=batch.column("language").to_numpy() if "language" in names else None,
         )
-        if "continues_word" not in batch.schema.names:
+        if "continues_word" not in names:
             return part
         flags = batch.column("continues_word").values.values  # cut by the offsets of the ids
         if len(flags) != part.num_tokens:
@@ -212,12 +234,14 @@ def write_part(
     document_offsets: NDArray[np.integer[Any]],
     unknown_tokens: int = 0,
     continues_word: NDArray[np.bool_] | None = None,
+    languages: Sequence[str] | None = None,
 ) -> TokenPartEntry:
     """Write one part, whole or not at all: same arguments, same bytes.
 
     D documents, (T,) ids, (S + 1,) and (D + 1,) offsets as in the head of this file; how many of
-    the ids are [UNK]; (T,) which tokens continue a word, None: not known. A part may hold no
-    documents. Raises ValueError where the offsets do not fit the ids or the part is too large.
+    the ids are [UNK]; (T,) which tokens continue a word and (D,) codes of languages, None: not
+    known. A part may hold no documents. Raises ValueError where the offsets do not fit the ids or
+    the part is too large.
     """
     if len(ids) > MOST_TOKENS:
         raise ValueError(
@@ -240,6 +264,10 @@ def write_part(
         name: pa.ListArray.from_arrays(offsets_D, pa.ListArray.from_arrays(offsets_S, values))
         for name, values in columns.items()
     }
+    by_language = dict(sorted(Counter(languages or ()).items()))
+    if languages is not None:
+        places = {code: place for place, code in enumerate(by_language)}
+        nested["language"] = pa.array([places[code] for code in languages], pa.uint16())
     batch = pa.record_batch({"document": pa.array(list(documents), pa.string()), **nested})
     with whole_or_absent(path) as temporary:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as out:
@@ -252,6 +280,7 @@ def write_part(
         tokens=len(ids),
         unknown_tokens=unknown_tokens,
         checksum=digest,
+        languages=by_language,
     )
 
 
@@ -331,8 +360,38 @@ class TokenStore:
             raise SettingsError(
                 f"{path}: the manifest {says} words, other than the column continues_word; {CURE}"
             )
+        if (part.languages is not None) != (has_languages := self.manifest.settings.languages):
+            says = "has" if has_languages else "has no"
+            raise SettingsError(
+                f"{path}: the manifest {says} languages, other than the column language; {CURE}"
+            )
         self.mapped[number] = part
         return part
+
+    def documents_of(self, language: str | None) -> NDArray[np.int64]:
+        """(P,) documents of each part in this language; None: in any."""
+        if language is None:
+            return np.diff(self.first_document)
+        entries = self.manifest.splits[self.split]
+        return np.array([entry.languages.get(language, 0) for entry in entries], np.int64)
+
+    def documents_in(self, number: int, language: str | None) -> NDArray[np.int64]:
+        """The places of a part's documents in this language, ascending; None: in any.
+
+        Raises SettingsError where there are not as many as the manifest says.
+        """
+        part = self.part(number)
+        if language is None:
+            return np.arange(part.num_documents)
+        entry = self.manifest.splits[self.split][number]
+        place = sorted(entry.languages).index(language)
+        found = np.flatnonzero(part.languages == place)
+        if len(found) != entry.languages[language]:
+            raise SettingsError(
+                f"{self.path_of(number)}: {len(found):,} documents have language {place}, the "
+                f"manifest says {entry.languages[language]:,}; {CURE}"
+            )
+        return found
 
     def path_of(self, part: int) -> Path:
         """The file of a part."""

@@ -368,6 +368,47 @@ def test_random_next_source_is_recorded_and_counts_documents_alone_of_their_sour
         build.run(settings_of(tmp_path, "random_next=corpus"))
 
 
+def corpus_of_languages(data_dir: Path, *codes: str, sources: str | None = None) -> None:
+    """A train part for each of `codes`, a letter per document; held out are two of x."""
+    rng = np.random.default_rng(0)
+    parts = [random_documents(rng, len(of_part)) for of_part in codes]
+    write_corpus(
+        data_dir, parts, [random_documents(rng, 2)], sources=sources, languages=(codes, ["xx"])
+    )
+
+
+def test_random_next_language_is_recorded_and_counts_documents_alone_of_their_language(
+    tmp_path: Path, inline
+) -> None:
+    corpus_of_languages(tmp_path, "x" * 20 + "y" * 20, "x" * 20 + "z")
+    manifest = build.run(settings_of(tmp_path, "random_next=language"))
+    assert manifest.settings.random_next.value == "language"
+    assert "1 documents are alone of their source and language" in build.summary(manifest)
+    with pytest.raises(SettingsError, match="random_next language, now corpus"):
+        build.run(settings_of(tmp_path))
+
+
+def test_random_next_language_of_a_store_without_languages_is_refused_with_its_cure(
+    tmp_path: Path,
+) -> None:
+    make_corpus(tmp_path)
+    path = tmp_path / "tokens" / "manifest.json"
+    manifest = read_json(path)
+    sentences = {"language": "multi", "splitter": "sentencex", "version": "1"}
+    write_json(path, manifest | {"settings": manifest["settings"] | {"sentences": sentences}})
+    with pytest.raises(SettingsError, match=r"data_prep\.encode data_dir=.* language=multi"):
+        build.run(settings_of(tmp_path, "random_next=language"))
+
+
+@pytest.mark.parametrize(("sources", "same"), [("aa", "corpus"), ("ab", "source")])
+def test_of_one_language_random_next_language_is_that_of_the_source(
+    tmp_path: Path, inline, sources: str, same: str
+) -> None:
+    corpus_of_languages(tmp_path, "x" * 20, "x" * 20, sources=sources)
+    manifest = build.run(settings_of(tmp_path, "random_next=language"))
+    assert manifest.settings.random_next.value == same
+
+
 @pytest.mark.parametrize(("sources", "pairs"), [("aaa", "nsp"), ("abc", "sop"), ("abc", "none")])
 def test_where_random_next_decides_nothing_the_shards_are_the_same(
     tmp_path: Path, inline, sources: str, pairs: str

@@ -178,3 +178,17 @@ def test_traditional_characters_are_chinese_to_collect(tmp_path: Path) -> None:
     assert collect.run(settings(tmp_path / "zh", *typed, "language=zh")).documents == 1
     with pytest.raises(RuntimeError, match="language zh-Hant, not zh-hans"):
         collect.run(settings(tmp_path / "hans", *typed, "language=zh-hans"))
+
+
+def test_a_store_of_many_languages_has_that_of_each_document_and_one_of_a_language_none(
+    tmp_path: Path,
+) -> None:
+    prepared(tmp_path / "multi", "multi", [*TEXTS.values()])
+    prepared(tmp_path / "en", "en", [ENGLISH])
+    many, one = (TokenStore.open(tmp_path / name, "train") for name in ("multi", "en"))
+    codes = sorted(many.manifest.splits["train"][0].languages)
+    names = many.part(0).documents.to_pylist()
+    assert [codes[place] for place in many.part(0).languages] == [
+        ("de", "zh-hans", "en")[int(name.removeprefix("texts/")) % 3] for name in names
+    ]
+    assert one.part(0).languages is None

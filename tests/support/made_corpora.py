@@ -19,11 +19,13 @@ Document = Sequence[Sequence[int]]  # sentences of ids
 def write_corpus(
     data_dir: Path, train: Sequence[Sequence[Document]], heldout: Sequence[Sequence[Document]] = (),
     vocab_size: int = 1000, sources: str | None = None,
+    languages: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> None:  # fmt: skip
     """Write data_dir/vocab and data_dir/tokens; each split is given as parts of documents.
 
     `sources` has a letter for each part of the train split, its source; held-out parts are of the
-    first one. None: all are of one.
+    first one. None: all are of one. `languages` has for each part of each split a letter for each
+    document, its language. None: they are not stored.
     """
     vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     for number in range(FIRST_TEXT_ID, vocab_size):  # every third entry continues a word
@@ -31,10 +33,14 @@ def write_corpus(
     (data_dir / "vocab").mkdir(parents=True, exist_ok=True)
     (data_dir / "vocab" / "vocab.txt").write_text("\n".join(vocab) + "\n")
     splits = {
-        split: _write_parts(data_dir / "tokens" / split, parts, of_parts)
-        for split, parts, of_parts in (
-            ("train", train, sources),
-            ("heldout", heldout, sources and sources[0] * len(heldout)),
+        split: _write_parts(data_dir / "tokens" / split, parts, of_parts, codes)
+        for (split, parts, of_parts), codes in zip(
+            (
+                ("train", train, sources),
+                ("heldout", heldout, sources and sources[0] * len(heldout)),
+            ),
+            languages or (None, None),
+            strict=True,
         )
     }
     manifest = tokens_manifest(
@@ -45,13 +51,15 @@ def write_corpus(
 
 
 def open_store(
-    data_dir: Path, train: Sequence[Sequence[Document]], sources: str | None = None
-) -> TokenStore:
+    data_dir: Path, train: Sequence[Sequence[Document]], sources: str | None = None,
+    languages: Sequence[str] | None = None,
+) -> TokenStore:  # fmt: skip
     """The train split of a token store made of these parts, of any ids.
 
-    `sources` has a letter for each part, its source; None: all are of one.
+    `sources` has a letter for each part, its source; None: all are of one. `languages` has for each
+    part a letter for each document, its language; None: they are not stored.
     """
-    entries = _write_parts(data_dir / "tokens" / "train", train, sources)
+    entries = _write_parts(data_dir / "tokens" / "train", train, sources, languages)
     manifest = tokens_manifest({"train": entries}, vocab_size=1 << 16)
     write_json(data_dir / "tokens" / "manifest.json", manifest)
     return TokenStore.open(data_dir, "train")
@@ -83,22 +91,23 @@ def random_documents(
 
 
 def _write_parts(
-    folder: Path, parts: Sequence[Sequence[Document]], sources: str | None = None
-) -> list[TokenPartEntry]:
+    folder: Path, parts: Sequence[Sequence[Document]], sources: str | None = None,
+    languages: Sequence[str] | None = None,
+) -> list[TokenPartEntry]:  # fmt: skip
+    of_parts = sources or ["part"] * len(parts), languages or [None] * len(parts)
     return [
-        _write_part(folder / f"{source}-{n:05d}.arrow", part)
-        for n, (part, source) in enumerate(
-            zip(parts, sources or ["part"] * len(parts), strict=True)
-        )
+        _write_part(folder / f"{source}-{n:05d}.arrow", part, codes)
+        for n, (part, source, codes) in enumerate(zip(parts, *of_parts, strict=True))
     ]
 
 
-def _write_part(path: Path, documents: Sequence[Document]) -> TokenPartEntry:
+def _write_part(path: Path, documents: Sequence[Document], languages: str | None) -> TokenPartEntry:
     sentences = [sentence for document in documents for sentence in document]
     ids = np.array([token for sentence in sentences for token in sentence], np.uint16)
     return write_part(
         path, [f"made/{path.stem}-{number}" for number in range(len(documents))], ids,
         np.cumsum([0, *map(len, sentences)]), np.cumsum([0, *map(len, documents)]),
+        languages=languages,
     )  # fmt: skip
 
 

@@ -74,6 +74,7 @@ def tokens_manifest(
         settings=EncodeSettings(
             vocab_checksum="v", lowercase=True, heldout_fraction=0.1, nupunkt="1", tokenizers="1",
             schema_version=1, documents=documents or {}, duplicates={},
+            languages=any(part.languages for parts in (splits or {}).values() for part in parts),
         ),
         splits={"train": [], "heldout": [], **(splits or {})},
         dropped={},

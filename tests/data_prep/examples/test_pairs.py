@@ -10,15 +10,17 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_corpora import distinct_documents, open_store, random_documents
 
+from data_prep.core.config import SettingsError
 from data_prep.core.objectives import Pairing, RandomNext
 from data_prep.examples import partners as partners_module
 from data_prep.examples import philox
 from data_prep.examples.pairs import PairRule, Pairs, make_pairs, split_long_sentences
-from data_prep.examples.partners import partner_parts
+from data_prep.examples.partners import partners_of
+from data_prep.stores.tokens import TokenStore
 
 CLS, SEP = 2, 3
 RULE = PairRule(Pairing.nsp, seq_len=32, short_seq_prob=0.1, seed=12345, copy=0)
@@ -43,8 +45,11 @@ def rows(pairs: list[Pairs]) -> list[tuple[list[int], list[int], int, int, int, 
     return out
 
 
-def naive_pairs(documents, rule: PairRule):
-    """create_instances_from_document in plain Python, on the numbers of the same streams."""
+def naive_pairs(documents, rule: PairRule, choices_of=None):
+    """create_instances_from_document in plain Python, on the numbers of the same streams.
+
+    `choices_of` has for each document those that its partners come from; None: all others.
+    """
     window = rule.seq_len - 3
     key = np.uint64(rule.seed << 32 | rule.copy)
 
@@ -74,7 +79,8 @@ def naive_pairs(documents, rule: PairRule):
             b: list[int] = []
             other = document
             if len(chunk) == 1 or philox.next_below(stream, 2) == 1:
-                choices = [d for d in range(len(documents)) if d != document]
+                among = choices_of[document] if choices_of else range(len(documents))
+                choices = [d for d in among if d != document]
                 other = choices[philox.next_below(stream, len(choices))]
                 partner = stream_of(philox.PARTNER, document, number)
                 start = philox.next_below(partner, len(documents[other]))
@@ -187,17 +193,22 @@ def test_a_random_partner_is_any_other_document_equally_often(tmp_path: Path) ->
     assert all(abs(count - expected) < 5 * np.sqrt(expected) for count in partners.values())
 
 
+def parts_of_partners(store: TokenStore, part: int, where: RandomNext, key: int) -> list[list[int]]:
+    """The parts that the partners of a part's documents come from; a list for each language."""
+    return [p.parts.tolist() for p in partners_of(store, part, where, np.uint64(key))]
+
+
 def test_of_many_parts_a_task_maps_a_few_and_draws_from_their_documents_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partners_module, "PARTNER_PARTS", 3)
     store = open_store(tmp_path, [distinct_documents([[5, 5, 5]] * 4)] * 8)
     pairs = make_pairs(store, 2, RULE, CLS, SEP)
-    chosen = partner_parts(store, 2, RandomNext.corpus, np.uint64(RULE.seed << 32))
+    [chosen] = parts_of_partners(store, 2, RandomNext.corpus, RULE.seed << 32)
     assert len(chosen) == 3
     assert 2 in chosen
-    assert set(store.mapped) <= set(chosen.tolist())
-    assert set(pairs.document_b // 4) <= set(chosen.tolist())
+    assert set(store.mapped) <= set(chosen)
+    assert set(pairs.document_b // 4) <= set(chosen)
     assert not np.any((pairs.next_sentence_labels == 1) & (pairs.document_a == pairs.document_b))
 
 
@@ -210,7 +221,8 @@ def test_every_other_part_with_documents_is_drawn_from_equally_often(
     drawn = Counter(
         other
         for key in range(2000)
-        for other in partner_parts(store, 0, RandomNext.corpus, np.uint64(key)).tolist()
+        for [chosen] in [parts_of_partners(store, 0, RandomNext.corpus, key)]
+        for other in chosen
     )
     assert drawn.pop(0) == 2000
     assert set(drawn) == {2, 3, 4, 5, 6, 7}
@@ -243,7 +255,7 @@ def test_of_many_parts_of_a_source_a_task_draws_from_a_few_of_the_same(
     monkeypatch.setattr(partners_module, "PARTNER_PARTS", 3)
     store = open_store(tmp_path, [distinct_documents([[5]])] * 12, "aaaaaaaaabbb")
     for key in range(50):
-        chosen = partner_parts(store, 0, RandomNext.source, np.uint64(key)).tolist()
+        [chosen] = parts_of_partners(store, 0, RandomNext.source, key)
         assert len(chosen) == 3
         assert 0 in chosen
         assert max(chosen) < 9
@@ -264,6 +276,71 @@ def test_a_document_alone_of_its_source_has_partners_of_others_and_is_counted(
     assert set(first.document_b[first.next_sentence_labels == 1].tolist()) == {1, 2, 3}
     assert (first.lone_documents, second.lone_documents) == (1, 0)
     assert not (second.document_b == 0).any()
+
+
+BY_LANGUAGE = replace(RULE, random_next=RandomNext.language)
+
+
+def naive_choices(sources: str, languages: list[str]) -> list[list[int]]:
+    """Of each document those of its source and language, else of its language, else all."""
+    kinds = [(s, code) for s, codes in zip(sources, languages, strict=True) for code in codes]
+    rules: list[Callable[[tuple[str, str], tuple[str, str]], bool]] = [
+        lambda a, b: a == b,
+        lambda a, b: a[1] == b[1],
+        lambda a, b: True,
+    ]
+    found = []
+    for own in kinds:
+        levels = [[d for d, kind in enumerate(kinds) if rule(own, kind)] for rule in rules]
+        found.append(next(level for level in levels if len(level) >= 2))
+    return found
+
+
+@settings(max_examples=25)
+@given(
+    kinds=st.lists(
+        st.tuples(st.sampled_from("ab"), st.text(st.sampled_from("xyz"), max_size=5)),
+        min_size=1, max_size=6,
+    ).filter(lambda kinds: sum(len(codes) for _, codes in kinds) >= 2),
+    seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_with_random_next_language_pairs_equal_those_of_a_plain_rendering(
+    tmp_path_factory, kinds: list[tuple[str, str]], seed: int
+) -> None:
+    sources, languages = "".join(s for s, _ in kinds), [codes for _, codes in kinds]
+    documents = distinct_documents([[9, 20, 9]] * sum(map(len, languages)))
+    ends = np.cumsum([0, *map(len, languages)])
+    parts = [documents[a:b] for a, b in pairwise(ends)]
+    store = open_store(tmp_path_factory.mktemp("corpus"), parts, sources, languages)
+    rule = replace(BY_LANGUAGE, seed=seed)
+    pairs = [make_pairs(store, part, rule, CLS, SEP) for part in range(store.num_parts)]
+    assert rows(pairs) == naive_pairs(documents, rule, naive_choices(sources, languages))
+    own = [(s, code) for s, codes in kinds for code in codes]
+    lone = sum(kind not in own[:n] + own[n + 1 :] for n, kind in enumerate(own))
+    assert sum(part.lone_documents for part in pairs) == lone
+
+
+def test_of_many_parts_each_language_has_partners_of_a_few_that_hold_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partners_module, "PARTNER_PARTS", 3)
+    languages = ["xxy", *["xx"] * 8, *["xy"] * 4, *["xz"] * 3]
+    parts = [distinct_documents([[5]] * len(codes)) for codes in languages]
+    store = open_store(tmp_path, parts, languages=languages)
+    common = set()
+    for key in range(100):
+        x, y = parts_of_partners(store, 0, RandomNext.language, key)
+        assert (len(x), len(y), x[0], y[0]) == (3, 3, 0, 0)
+        assert set(y) <= {0, 9, 10, 11, 12}
+        common |= set(x)
+    assert common == set(range(16))
+
+
+def test_other_languages_than_the_manifest_says_are_refused(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [distinct_documents([[5, 5]] * 4)], languages=["xxyy"])
+    store.manifest.splits["train"][0].languages.update(x=3, y=1)
+    with pytest.raises(SettingsError, match=r"2 documents have language 0, the manifest says 3; d"):
+        make_pairs(store, 0, BY_LANGUAGE, CLS, SEP)
 
 
 def test_a_random_partner_starts_at_any_sentence_equally_often(tmp_path: Path) -> None:

@@ -78,6 +78,27 @@ def test_a_name_in_every_sentence_is_refused(tmp_path: Path, monkeypatch) -> Non
     assert "the words that the segments share tell" in faults[0]
 
 
+def test_the_language_tells_the_label_unless_partners_are_of_the_same(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(run, "run_processes", run_inline)
+    rng = np.random.default_rng(6)
+    long = random_documents(rng, 60, sentences=60.0, vocab_size=500)
+    short = random_documents(rng, 600, sentences=4.0, vocab_size=500)
+    other = [[[token + 495 for token in s] for s in document] for document in short]
+    languages = "x" * len(long) + "y" * len(other)
+    write_corpus(tmp_path, [long + other], [long[:2]], languages=([languages], ["xx"]))
+    skills = {}
+    for where in ("source", "language"):
+        build.run(
+            load([f"data_dir={tmp_path}", f"random_next={where}", "seq_len=64", "replace=true"])
+        )
+        split = Shards.open(tmp_path / "len64", "train")
+        skills[where] = audit_shortcut(split, BOUNDS)[0]["alone_skill"]
+    assert skills["source"] > 0.25
+    assert skills["language"] < 0.1
+
+
 def test_too_few_examples_are_not_judged(tmp_path: Path, monkeypatch) -> None:
     documents = random_documents(np.random.default_rng(5), 60)
     assert audit_shortcut(build_corpus(tmp_path, documents, monkeypatch), BOUNDS) == ({}, [])

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_corpora import random_documents, write_corpus
+from made_corpora import open_store, random_documents, write_corpus
 from made_documents import write_source
 from made_manifests import token_rule
 
@@ -91,6 +91,8 @@ def test_a_random_partner_in_a_part_that_cannot_be_is_refused(
         ("part", {"name": "../x"}, "'../x' is no plain file name"),
         ("part", {"name": "a\x1b[2J"}, "is no plain file name"),
         ("part", {"tokens": -1}, "Expected `int` >= 0"),
+        ("part", {"languages": {"x": 8}}, "8 documents in its languages, 9 in all"),
+        ("part", {"languages": {"x": 9}}, "its settings say that no languages are stored"),
         ("whole", {"special_ids": {}}, "special_ids are not those of"),
         ("whole", {"splits": {"train": []}}, "splits are not train and heldout"),
     ],
@@ -106,6 +108,20 @@ def test_a_tokens_manifest_that_cannot_be_is_refused_with_the_field(
     with pytest.raises(SettingsError, match=f"{reason}.*; delete it and run") as refused:
         TokenStore.open(tmp_path, "train")
     assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_a_column_of_languages_other_than_the_manifest_says_is_refused(
+    tmp_path: Path, is_stored: bool
+) -> None:
+    parts = [random_documents(np.random.default_rng(0), 2)]
+    for data_dir, languages in ((tmp_path / "a", ["xy"]), (tmp_path / "b", None)):
+        open_store(data_dir, parts, languages=languages)
+    own, other = (tmp_path / n / "tokens" / "train" for n in ("ab" if is_stored else "ba"))
+    (own / "part-00000.arrow").write_bytes((other / "part-00000.arrow").read_bytes())
+    says = "has" if is_stored else "has no"
+    with pytest.raises(SettingsError, match=f"the manifest {says} languages, other than the colu"):
+        TokenStore.open(own.parents[1], "train").part(0)
 
 
 TEXTS = ["a text", "another"]
