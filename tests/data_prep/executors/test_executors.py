@@ -6,7 +6,10 @@ import os
 import pydoc_data.topics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import made_tasks
 import pytest
@@ -180,6 +183,94 @@ def test_without_slurm_the_error_names_where_to_start(tmp_path: Path) -> None:
 def test_without_ray_the_error_shows_how_to_install_it(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"executor=ray needs Ray.*pip install -e '\.\[ray\]'"):
         _start(tmp_path, "executor=ray")
+
+
+class StandIn:
+    """What run_on_ray uses of Ray, whose start fails some times; tasks run in this process."""
+
+    exceptions = SimpleNamespace(RayError=RuntimeError)
+
+    def __init__(self, failures: int) -> None:
+        self.failures, self.starts = failures, 0
+        self.given: dict[str, Any] = {}
+
+    def is_initialized(self) -> bool:
+        return self.starts > self.failures
+
+    def init(self, **given: Any) -> None:
+        self.starts += 1
+        self.given = given
+        if self.starts <= self.failures:
+            raise Exception("The current node timed out during startup.\nA second line")
+
+    def shutdown(self) -> None:
+        pass
+
+    def remote(self, **_: Any) -> Any:
+        return lambda run: SimpleNamespace(remote=lambda *given: functools.partial(_inline, *given))
+
+    def put(self, task: Any) -> Any:
+        return task
+
+    def wait(self, waiting: list[Any]) -> tuple[list[Any], list[Any]]:
+        return waiting[:1], waiting[1:]
+
+    def get(self, task: Any) -> None:
+        task()
+
+
+def _inline(folder: str, task: Any, entry: TaskEntry, log_dir: Path) -> None:
+    record = {"fingerprint": entry.fingerprint, "counts": task(entry.item), "sizes": []}
+    write_json(log_dir / "finished" / f"{entry.name}.json", record)
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], StandIn]:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def make(failures: int) -> StandIn:
+        ray = StandIn(failures)
+        monkeypatch.setitem(sys.modules, "ray", ray)
+        return ray
+
+    return make
+
+
+def test_a_ray_that_does_not_start_in_its_time_is_started_again_and_kept_for_the_next_step(
+    tmp_path: Path, stand_in
+) -> None:
+    ray = stand_in(2)
+    for step in ("a", "b"):
+        (tmp_path / step).mkdir()
+        (tmp_path / step / "mended").touch()
+        assert _start(tmp_path / step, "executor=ray")["documents"] == 15
+    assert ray.starts == 3
+
+
+@pytest.mark.parametrize(
+    ("address", "said", "starts"),
+    [
+        (None, "Ray did not start on this machine in 3 tries", 3),
+        ("10.0.0.1:1", "10.0.0.1:1 can", 1),
+    ],
+)
+def test_a_ray_that_never_starts_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_in, address, said: str, starts: int
+) -> None:
+    ray = stand_in(9)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(RuntimeError, match=f"{said}.*: The current node timed out") as refused:
+        _start(tmp_path, "executor=ray")
+    assert "\n" not in str(refused.value)
+    assert ray.starts == starts
+
+
+def test_workers_of_ray_keep_the_paths_of_their_machine(tmp_path: Path, stand_in) -> None:
+    ray = stand_in(0)
+    (tmp_path / "mended").touch()
+    _start(tmp_path, "executor=ray")
+    assert ray.given["runtime_env"]["env_vars"]["PYTHONPATH"].endswith(":${PYTHONPATH}")
 
 
 @pytest.mark.slow
