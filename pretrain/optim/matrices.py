@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pretrain.config.settings import ModelSettings
+
 # What a rank holds of each parameter: its first element, and how many follow
 Held = Mapping[str, tuple[int, int]]
 
@@ -59,6 +61,22 @@ def is_matrix(name: str, num_dims: int) -> bool:
     return name.startswith("layers.") and num_dims == 2
 
 
+def shapes_of(model: ModelSettings) -> dict[str, tuple[int, int]]:
+    """(rows, columns) of the parameters that Muon updates, in the model's order."""
+    hidden, inner = model.hidden_size, model.intermediate_size
+    of_layer = {
+        "qkv": (3 * hidden, hidden),
+        "attention_out": (hidden, hidden),
+        "feed_forward_in": (inner, hidden),
+        "feed_forward_out": (hidden, inner),
+    }
+    return {
+        f"layers.{layer}.{name}.weight": shape
+        for layer in range(model.num_hidden_layers)
+        for name, shape in of_layer.items()
+    }
+
+
 def split(name: str, shape: Sequence[int]) -> list[Matrix]:
     """The matrices in a parameter: queries, keys and values are three."""
     stacked = 3 if name.endswith("qkv.weight") else 1
@@ -104,3 +122,38 @@ def _overlap(matrix: Matrix, held: Held) -> range:
     first, numel = held.get(matrix.parameter, (0, 0))
     start = max(0, first - matrix.first)
     return range(start, max(start, min(matrix.numel, first + numel - matrix.first)))
+
+
+def shards(sizes: Mapping[str, int], stage: int, num_ranks: int) -> list[Held]:
+    """What each rank holds of parameters of these sizes under a ZeRO stage of DeepSpeed.
+
+    The parameters are those of one group, in its order. This is for plans: training takes what the
+    engine finds.
+    """
+    if stage == 0:
+        return [{name: (0, size) for name, size in sizes.items()}] * num_ranks
+    found: list[dict[str, tuple[int, int]]] = [{} for _ in range(num_ranks)]
+    if stage == 3:  # each parameter is cut and padded by itself
+        for name, size in sizes.items():
+            share = -(-size // num_ranks)
+            for rank in range(num_ranks):
+                found[rank][name] = (rank * share, max(0, min(share, size - rank * share)))
+        return list(found)
+    # one row of all parameters, padded to a multiple of twice the ranks
+    share, begin = 2 * -(-sum(sizes.values()) // (2 * num_ranks)), 0
+    for name, size in sizes.items():
+        for rank in range(begin // share, (begin + size - 1) // share + 1):
+            start = max(0, rank * share - begin)
+            found[rank][name] = start, min(size, (rank + 1) * share - begin) - start
+        begin += size
+    return list(found)
+
+
+def sent(matrices: Sequence[Matrix], parts: Sequence[Part], num_ranks: int) -> list[int]:
+    """Elements that each rank sends to others in one update."""
+    elements, is_both_ways = [0] * num_ranks, is_collected(matrices, parts)
+    for part in parts:
+        if part.holder != part.owner:
+            elements[part.owner] += part.numel
+            elements[part.holder] += part.numel * is_both_ways
+    return elements

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.adamw import adamw
 
 from pretrain.config.settings import NewtonSchulz
-from pretrain.optim.adam import adam_state, fused_adamw
 from pretrain.optim.lamb import Piece
 from pretrain.optim.matrices import Held, Matrix, Part, assign, is_collected, split
 from pretrain.optim.newton_schulz import orthogonal
@@ -35,7 +35,7 @@ class Muon(Optimizer):
         W = W - rate (0.2 sqrt(max(rows, columns)) O + decay W)    rate = lr matrix_rate
 
     The factor gives the update the RMS that AdamW's have, so that one rate serves both. State of
-    matrices: exp_avg, which is M, and step; of the others: see `adam_state`.
+    matrices: exp_avg, which is M, and step; of the others exp_avg_sq, too.
 
     The group labelled MATRICES has the `names` of its parameters, which must be whole when the
     optimizer is made.
@@ -55,7 +55,8 @@ class Muon(Optimizer):
         newton_schulz_steps: int,
     ) -> None:
         super().__init__(
-            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+            params,
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": True},
         )
         self._momentum, self._matrix_rate = momentum, matrix_rate
         self._newton_schulz = newton_schulz, newton_schulz_steps
@@ -94,30 +95,44 @@ class Muon(Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
+            gradients = [p.grad for p in params if p.grad is not None]
             if group["label"] == MATRICES:
-                self._update_matrices(params, group)
-                continue
-            states = [adam_state(self, p) for p in params]
-            before = int(states[0]["step"])
-            for state in states:
-                state["step"] += 1
-            fused_adamw(params, [p.grad for p in params], states, float(before), group)
+                self._update_matrices(params, gradients, group)
+            else:
+                self._update_others(params, gradients, group)
 
-    def _update_matrices(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        states = [self.state[p] for p in params]
-        for parameter, state in zip(params, states, strict=True):
-            if not state:
-                state["step"] = torch.zeros(())
-                state["exp_avg"] = torch.zeros_like(parameter)
-            state["step"] += 1
-        updates = [p.grad for p in params if p.grad is not None]
-        moments = [state["exp_avg"] for state in states]
+    def _update_others(
+        self, params: list[Tensor], gradients: list[Tensor], group: dict[str, Any]
+    ) -> None:
+        moments, squares, steps = self._states_of(params, "exp_avg", "exp_avg_sq", "step")
+        beta_1, beta_2 = group["betas"]
+        hyper = {name: group[name] for name in ("lr", "weight_decay", "eps")}
+        adamw(
+            params, gradients, moments, squares, [], steps, beta1=beta_1, beta2=beta_2,
+            amsgrad=False, maximize=False, fused=True, **hyper,
+        )  # fmt: skip
+
+    def _update_matrices(
+        self, params: list[Tensor], updates: list[Tensor], group: dict[str, Any]
+    ) -> None:
+        """`updates` are the gradients, which are overwritten."""
+        moments, steps = self._states_of(params, "exp_avg", "step")
+        torch._foreach_add_(steps, 1)
         torch._foreach_lerp_(moments, updates, 1 - self._momentum)
         torch._foreach_lerp_(updates, moments, self._momentum)
         self._exchange(params).orthogonalise([u.view(-1) for u in updates], *self._newton_schulz)
         rate = group["lr"] * self._matrix_rate
         torch._foreach_mul_(params, 1 - rate * group["weight_decay"])
         torch._foreach_add_(params, updates, alpha=-rate)
+
+    def _states_of(self, params: list[Tensor], *keys: str) -> list[list[Tensor]]:
+        """The state of each parameter by key; 0 at first, `step` a scalar on the device."""
+        for parameter in params:
+            if not self.state[parameter]:
+                shapes = [(key, () if key == "step" else parameter.shape) for key in keys]
+                made = {key: torch.zeros(s, device=parameter.device) for key, s in shapes}
+                self.state[parameter].update(made)
+        return [[self.state[p][key] for p in params] for key in keys]
 
     def _exchange(self, params: list[Tensor]) -> _Exchange:
         """Of the matrices in these tensors, made once."""

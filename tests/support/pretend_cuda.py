@@ -69,6 +69,7 @@ from data_prep.core.objectives import MaskingUnit, Pairing  # noqa: E402
 from data_prep.examples.masking import MaskingRule  # noqa: E402
 from pretrain.config.settings import Settings  # noqa: E402
 from pretrain.model.bert import BertForPreTraining, Layer, _sums  # noqa: E402
+from pretrain.optim.muon import Muon  # noqa: E402
 from pretrain.optim.optimizers import build_optimizer, parameter_groups  # noqa: E402
 from pretrain.training.memory_probe import fake_batch  # noqa: E402
 
@@ -118,13 +119,16 @@ class Rules(TorchDispatchMode):
 
 
 def rules() -> dict[str, Any]:
-    """A training step of BERT-large on a packed row, in two precisions, and each rule broken."""
+    """Training steps of BERT-large on a packed row, and each rule broken."""
     rule = MaskingRule(0.15, None, 0.8, 0.1, MaskingUnit.token, 2, 103, 101, 102, VOCAB_SIZE, (0,))
     batch = dataclasses.replace(fake_batch(TOKENS, 512, rule, VOCAB_SIZE), lengths=[])
     with FakeTensorMode(), torch.device("cuda"):
         fields = {n: torch.zeros(x.shape, dtype=x.dtype) for n, x in batch._tensors().items()}
         batch = batch._with(fields)
-        steps = [training_step(batch, torch.bfloat16, 0.1), training_step(batch, torch.float32, 0)]
+        steps = [
+            training_step(batch, torch.bfloat16, 0.1, "adamw"),
+            training_step(batch, torch.float32, 0, "muon"),
+        ]
         on_gpu = torch.zeros(16, 3, 2, 8, dtype=torch.bfloat16)
         half, ends = on_gpu[:, 0], torch.zeros(3, dtype=torch.int32)
 
@@ -154,19 +158,24 @@ def is_refused(call: Callable[[], Any]) -> bool:
     return False
 
 
-def large_settings(attention_dropout: float) -> Settings:
-    settings, _ = compose("config", Settings, ["+model=large"])
+def large_settings(attention_dropout: float, optimizer: str = "adamw") -> Settings:
+    settings, _ = compose("config", Settings, ["+model=large", f"optim={optimizer}"])
     settings.model.attention_probs_dropout_prob = attention_dropout
     return settings
 
 
-def training_step(batch: Any, dtype: torch.dtype, attention_dropout: float) -> dict[str, Any]:
+def training_step(
+    batch: Any, dtype: torch.dtype, attention_dropout: float, optimizer_name: str
+) -> dict[str, Any]:
     """Forward, backward and update with the losses of engine.py: in bf16, or fp32 with autocast."""
-    settings = large_settings(attention_dropout)
+    settings = large_settings(attention_dropout, optimizer_name)
     torch.set_default_dtype(dtype)
     model = BertForPreTraining(settings.model, VOCAB_SIZE, Pairing.nsp).train()
     torch.set_default_dtype(torch.float32)
-    optimizer = build_optimizer(parameter_groups(model, 0.01), settings.optim)
+    groups = parameter_groups(model, 0.01, settings.optim.name)
+    optimizer = build_optimizer(groups, settings.optim)
+    if isinstance(optimizer, Muon):
+        optimizer._dtype = torch.bfloat16  # as the engine's `attach`
     with Rules() as seen:
         with torch.autocast("cuda", torch.bfloat16, enabled=dtype is torch.float32):
             mlm_loss, pair_loss, *_ = model(batch)

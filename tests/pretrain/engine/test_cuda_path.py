@@ -145,7 +145,7 @@ can_pretend = pytest.mark.skipif(
 
 @can_pretend
 def test_a_step_of_bert_large_keeps_the_rules_of_a_gpu_in_bf16() -> None:
-    """In bf16 with attention dropout, and in bf16_autocast without."""
+    """In bf16 with attention dropout and AdamW, and in bf16_autocast without and Muon."""
     steps = pretended("rules")["steps"]
     assert len(steps) == 2
     for step in steps:

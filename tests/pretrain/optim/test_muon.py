@@ -9,15 +9,24 @@ import pytest
 import torch
 from engine_samples import build_engine, gathered
 from given_gradients import Arrays, Given, Line, Norm, Table, given_row, relative_errors
+from model_samples import random_model, small_settings
 from numpy.typing import NDArray
 from ranks_harness import run_ranks
 from torch import Tensor, nn
 
 from data_prep.core.config import compose
-from pretrain.config.settings import NewtonSchulz, OptimSettings, Precision, Settings
+from pretrain.config.settings import (
+    NewtonSchulz,
+    OptimizerName,
+    OptimSettings,
+    Precision,
+    Settings,
+)
 from pretrain.data.train_loader import GlobalBatch
 from pretrain.distributed.ranks import Ranks
-from pretrain.optim.newton_schulz import coefficients
+from pretrain.optim import muon
+from pretrain.optim.matrices import assign, sent, shapes_of, shards, split
+from pretrain.optim.newton_schulz import coefficients, orthogonal
 from pretrain.optim.optimizers import build_optimizer, parameter_groups
 
 STEPS, ROWS = 6, 4
@@ -157,16 +166,33 @@ def test_every_setting_gives_the_float64_reference(change: dict[str, Any]) -> No
         assert max(moved.values()) > 1e-3, "the setting does nothing"
 
 
-def trained(ranks: Ranks, stage: int, precision: Precision) -> dict[str, Tensor]:
-    """Weights after all steps."""
+def trained(ranks: Ranks, stage: int, precision: Precision) -> dict[str, Any]:
+    """Weights after all steps; what this rank holds, orthogonalises and sends in all steps."""
     engine = build_engine(ranks, stage, precision, Bag(), **vars(published()))
+    work: dict[str, Any] = {"orthogonalised": 0, "sent": 0, "held": engine._state.held()}
+    plain_orthogonal, plain_send = muon.orthogonal, torch.distributed.all_to_all_single
+
+    def orthogonal_and_count(stack: Tensor, *settings: Any) -> Tensor:
+        work["orthogonalised"] += len(stack)
+        return plain_orthogonal(stack, *settings)
+
+    def send_and_count(received: Tensor, sent: Tensor, *sizes: Any) -> None:
+        work["sent"] += sent.numel()
+        plain_send(received, sent, *sizes)
+
+    muon.orthogonal, torch.distributed.all_to_all_single = orthogonal_and_count, send_and_count
     share = ROWS // ranks.world_size
     rows = range(ranks.rank * share, (ranks.rank + 1) * share)
     for step in range(STEPS):
         batch: Any = GlobalBatch(step, [Given(step, rows)], [step], 1, ROWS, 1, 1)
         while not engine.train_step(batch, rate(step)).applied:
             pass  # in fp16 the first scale is too large
-    return gathered(engine)
+    return {"weights": gathered(engine), **work}
+
+
+@functools.cache
+def trained_on(world_size: int, stage: int, precision: Precision) -> list[dict[str, Any]]:
+    return run_ranks(trained, world_size, stage=stage, precision=precision)
 
 
 @pytest.mark.distributed
@@ -179,7 +205,79 @@ def trained(ranks: Ranks, stage: int, precision: Precision) -> dict[str, Tensor]
     ],
 )  # fmt: skip
 def test_sharded_muon_is_muon_of_whole_matrices(stage, world_size, precision) -> None:
-    weights = run_ranks(trained, world_size, stage=stage, precision=precision)[0]
+    weights = trained_on(world_size, stage, precision)[0]["weights"]
     expected = reference(initial_weights(), all_gradients(), published())
     errors = relative_errors(weights, expected)
     assert max(errors.values()) < 1e-5, errors
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_each_matrix_is_orthogonalised_on_one_rank_and_only_its_parts_are_sent(
+    stage: int, world_size: int
+) -> None:
+    ranks = trained_on(world_size, stage, Precision.fp32)
+    shapes = {n: w.shape for n, w in initial_weights().items() if n in matrix_names()}
+    matrices = [matrix for name, shape in shapes.items() for matrix in split(name, shape)]
+    assert len(matrices) == 2 * (3 + 1) + 2
+    held = shards({n: int(np.prod(s)) for n, s in shapes.items()}, stage, world_size)
+    parts = assign(matrices, held)
+    for rank, (planned, of_rank) in enumerate(zip(held, ranks, strict=True)):
+        known = {n: of_rank["held"][n] for n in shapes if of_rank["held"][n][1]}
+        assert known == {n: place for n, place in planned.items() if place[1]}
+        owned = {part.matrix for part in parts if part.owner == rank}
+        assert of_rank["orthogonalised"] == STEPS * len(owned)
+        assert of_rank["sent"] == STEPS * sent(matrices, parts, world_size)[rank]
+    assert sum(of_rank["orthogonalised"] for of_rank in ranks) == STEPS * len(matrices)
+
+
+def matrix_names() -> set[str]:
+    return {name for name, w in initial_weights().items() if "layers" in name and w.ndim == 2}
+
+
+def test_work_is_balanced_and_a_rank_that_holds_a_matrix_orthogonalises_it() -> None:
+    shapes = shapes_of(compose("config", Settings, ["+model=base"])[0].model)
+    matrices = [matrix for name, shape in shapes.items() for matrix in split(name, shape)]
+    sizes = {name: rows * columns for name, (rows, columns) in shapes.items()}
+    for stage, ranks in ((0, 8), (1, 4), (1, 8), (3, 8)):
+        parts = assign(matrices, shards(sizes, stage, ranks))
+        work = [0] * ranks
+        for index, owner in {part.matrix: part.owner for part in parts}.items():
+            work[owner] += matrices[index].flops(5)
+        assert max(work) < 1.1 * sum(work) / ranks, (stage, ranks)
+        if (stage, ranks) == (1, 4):  # three layers each
+            assert sent(matrices, parts, ranks) == [0] * ranks
+
+
+def test_the_shapes_that_plans_assume_are_those_of_the_model() -> None:
+    settings = small_settings()
+    model = random_model(settings, 50, seed=0)
+    matrices, *_ = parameter_groups(model, 0.01, OptimizerName.muon)
+    named = dict(zip(matrices["names"], matrices["params"], strict=True))
+    assert {name: tuple(p.shape) for name, p in named.items()} == shapes_of(settings)
+
+
+@pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])
+def test_on_one_rank_it_is_torch_s_muon_within_bfloat16(shape: tuple[int, int]) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.1
+    ours, theirs = (nn.Parameter(weight.clone()) for _ in range(2))
+    groups = [{"label": muon.MATRICES, "names": ["layers.0.out"], "params": [ours]}]
+    torchs = torch.optim.Muon([theirs], adjust_lr_fn="match_rms_adamw", weight_decay=0.01)
+    optimizer = build_optimizer([{**groups[0], "weight_decay": 0.01}], published())
+    for seed in range(3):
+        for each, parameter in ((optimizer, ours), (torchs, theirs)):
+            each.param_groups[0]["lr"] = 0.1
+            parameter.grad = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+            each.step()
+    moved = (theirs - weight).norm()
+    assert (ours - theirs).norm() < 0.02 * moved
+
+
+def test_orthogonal_leaves_a_matrix_of_zeros_and_does_not_see_the_scale() -> None:
+    stack = torch.randn(3, 8, 20, generator=torch.Generator().manual_seed(0))
+    stack[1] = 0
+    once = orthogonal(stack, NewtonSchulz.jordan, 5)
+    assert torch.equal(once[1], torch.zeros(8, 20))
+    tiny = orthogonal(stack * 2.0**-60, NewtonSchulz.jordan, 5)
+    torch.testing.assert_close(tiny, once, rtol=1e-5, atol=1e-6)
