@@ -17,8 +17,8 @@
 #
 # and so do SBATCH_PARTITION, SBATCH_TIMELIMIT and similar variables. Wrong settings are refused
 # before a job is submitted.
-# After each array the same job runs once more: it does what the elements left undone and writes the
-# manifest. If that fails, everything that waits for it is cancelled. The same command again does
+# A job of several steps, such as dedup, has an array for each. After the arrays the same job runs
+# once more: it does what the elements left undone and writes the manifest. If that fails, everything that waits for it is cancelled. The same command again does
 # what is missing.
 #SBATCH --job-name=data-prep
 #SBATCH --nodes=1
@@ -135,13 +135,17 @@ single() {
     echo "$2: job $last"
 }
 
-# shared AFTER NAME JOB OVERRIDE...: submits an array, and after it the job alone
+# shared AFTER NAME JOB OVERRIDE...: submits an array, and after it the job alone. `steps` are those
+# before the last one of a job that has several: a share does its part of the first unfinished step.
 shared() {
-    local array
-    array=$(submit "$1" "$2" --array="1-$size" -- "${@:3}")
-    echo "$2: job $array, an array of $size"
-    # not afterany alone, because a cancelled array has ended too
-    single "${1:+$1,}afterany:$array" "$2" "${@:3}"
+    local array step after=$1
+    for step in ${steps:-} ''; do
+        array=$(submit "$after" "$2${step:+-$step}" --array="1-$size" -- "${@:3}")
+        echo "$2${step:+-$step}: job $array, an array of $size"
+        # not afterany alone, because a cancelled array has ended too
+        after=${1:+$1,}afterany:$array
+    done
+    single "$after" "$2" "${@:3}"
 }
 
 collected=afterok
@@ -150,24 +154,17 @@ for source in "${sources[@]}"; do
     collected+=:$last
 done
 if [ -n "$filters" ]; then
-    case $filters in
-        *boilerplate*) # before a share filters, it counts lines in one run and adds up in the next
-            for step in count add; do
-                array=$(submit "$collected" "filter-$step" --array="1-$size" -- filter "$@")
-                echo "filter-$step: job $array, an array of $size"
-                collected+=,afterany:$array
-            done
-            ;;
-    esac
-    shared "$collected" filter filter "$@"
+    counting='' # of the lines, before boilerplate can be told
+    case $filters in *boilerplate*) counting='count add' ;; esac
+    steps=$counting shared "$collected" filter filter "$@"
     collected=afterok:$last
 fi
-single "$collected" dedup dedup "$@"
+steps='signatures candidates copies choices' shared "$collected" dedup dedup "$@"
 single "afterok:$last" vocab vocab "$@"
 shared "afterok:$last" encode encode "$@"
 encoded=afterok:$last
 for seq_len in "${lengths[@]}"; do
     shared "$encoded" "build-$seq_len" build seq_len="$seq_len" "$@"
-    single "afterok:$last" "audit-$seq_len" audit seq_len="$seq_len" "$@"
+    shared "afterok:$last" "audit-$seq_len" audit seq_len="$seq_len" "$@"
 done
 echo "to follow the jobs: squeue --me; python -m data_prep.status data_dir=$data_dir"

@@ -30,6 +30,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_prep.core.files import read_json, whole_or_absent, write_json
+from data_prep.core.job import ShareDone
 from data_prep.core.settings import DataPrepSettings
 from data_prep.duplicates.matching import (
     Choices,
@@ -45,7 +46,7 @@ from data_prep.duplicates.matching import (
 )
 from data_prep.duplicates.minhash import BANDS
 from data_prep.executors.run import run_tasks
-from data_prep.executors.tasks import TaskEntry, fingerprint
+from data_prep.executors.tasks import TaskEntry, TaskPlan, fingerprint, unfinished
 from data_prep.stores.documents import DocumentPart
 
 STAGES = ("signatures", "candidates", "copies", "choices", "rows")  # those of tasks
@@ -122,6 +123,8 @@ def search(
     _reduce(plan)
     run("choices", slabs, _choose)
     run("rows", slabs, _describe, suffix=".arrow")
+    if settings.share is not None:  # one process writes the result and removes the folder
+        raise ShareDone(f"share {settings.share}: all tasks are done; run dedup without a share")
     groups = sum(_choices(plan, slab).groups for slab in slabs)
     return Found((_stored_table(plan.path("rows", slab, ".arrow")) for slab in slabs), groups)
 
@@ -134,10 +137,8 @@ def _run(
     task: Task,
     suffix: str | None = ".npy",
 ) -> None:
-    """Run the tasks of one stage. Its manifest is written when all are done."""
-    path, described = plan.folder / stage / "manifest.json", {"made_from": plan.fingerprint}
-    if settings.share is not None and path.is_file() and read_json(path) == described:
-        return  # this share is for a later stage
+    """Run the tasks of one stage. Raises ShareDone after a share of them."""
+    described = {"made_from": plan.fingerprint}
     entries = [
         TaskEntry(
             f"{number:05d}",
@@ -147,9 +148,9 @@ def _run(
         )
         for number in tasks
     ]
-    one = functools.partial(task, plan)
-    run_tasks(f"dedup {stage}", plan.folder / stage / "logs", entries, one, settings)
-    write_json(path, described)
+    job, logs, one = f"dedup {stage}", plan.folder / stage / "logs", functools.partial(task, plan)
+    if unfinished(TaskPlan(job, logs, entries, one), range(len(entries))):
+        run_tasks(job, logs, entries, one, settings)
 
 
 def _sign(plan: Plan, slab: int) -> dict[str, int]:

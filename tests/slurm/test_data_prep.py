@@ -251,7 +251,7 @@ def test_the_whole_chain_of_arrays_gives_the_bytes_of_one_worker_and_of_three(
 ) -> None:
     given = functools.partial(_given, tmp_path / "chain", *source, "audit.fewest_documents=1")
     printed = _submit(cluster, repository, "bash", "slurm/data_prep.sh", *given("array_size=4"))
-    assert printed.count(", an array of 4\n") == 3
+    assert printed.count(", an array of 4\n") == 9
     _until(lambda: not _queue(cluster), "the end of all jobs", 3 * LIMIT_S)
     for workers in (1, 3):
         data_dir = tmp_path / str(workers)

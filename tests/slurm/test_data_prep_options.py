@@ -71,7 +71,7 @@ def submit(tmp_path: Path) -> Submit:
 )
 def test_an_element_asks_for_no_more_than_a_node_has(submit, nodes: str, asked) -> None:
     jobs = submit(nodes=nodes)
-    assert len(jobs) == 9
+    assert len(jobs) == 15
     for job in jobs:
         assert [o for o in job if o.startswith(("--cpus", "--mem"))] == asked
 
@@ -110,7 +110,7 @@ def test_options_of_sbatch_go_to_every_job_and_not_to_the_settings(submit: Submi
 )
 def test_the_options_of_the_submitting_job_go_to_its_jobs(submit, change, options) -> None:
     jobs = submit(job=OWN.replace(*change))
-    assert len(jobs) == 9
+    assert len(jobs) == 15
     inherited = ("--time", "--cpus", "--mem", "--acc", "--cons", "--res")
     for job in jobs:
         assert set(options) <= set(job)
@@ -138,6 +138,19 @@ def test_wrong_settings_are_refused_before_a_job_is_submitted(submit, typed, sai
     assert said in submit.err
 
 
+def _names(jobs: list[list[str]]) -> list[str]:
+    return [o.removeprefix("--job-name=") for job in jobs for o in job if "job-name" in o]
+
+
+def test_every_job_but_vocab_is_an_array_for_each_of_its_steps_and_a_job_alone(submit) -> None:
+    jobs = submit(*NOVELS)
+    arrays = [name for name, job in zip(_names(jobs), jobs, strict=True) if "--array=1-2" in job]
+    steps = [f"dedup-{step}" for step in ("signatures", "candidates", "copies", "choices")]
+    assert arrays == ["collect-sample", *steps, "dedup", "encode", "build-64", "audit-64"]
+    alone = [name for name, job in zip(_names(jobs), jobs, strict=True) if "--array=1-2" not in job]
+    assert alone == ["collect-sample", "dedup", "vocab", "encode", "build-64", "audit-64"]
+
+
 @pytest.mark.parametrize(
     ("filters", "names"),
     [
@@ -147,6 +160,6 @@ def test_wrong_settings_are_refused_before_a_job_is_submitted(submit, typed, sai
 )
 def test_filters_are_jobs_between_collect_and_dedup(submit: Submit, filters: str, names) -> None:
     jobs = submit(*NOVELS, f"filters={filters}")
-    submitted = [o.removeprefix("--job-name=") for job in jobs for o in job if "job-name" in o]
-    first, last = submitted.index("collect-sample"), submitted.index("dedup")
+    submitted = _names(jobs)
+    first, last = submitted.index("collect-sample"), submitted.index("dedup-signatures")
     assert submitted[first + 2 : last] == names

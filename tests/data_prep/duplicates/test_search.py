@@ -23,7 +23,7 @@ from data_prep.core.settings import DataPrepSettings
 from data_prep.duplicates import matching, search
 from data_prep.duplicates.matching import FEWEST_CHARACTERS, LEAST_EQUAL
 from data_prep.duplicates.minhash import BANDS, VALUES, shingles, signature
-from data_prep.executors.tasks import TaskEntry
+from data_prep.executors.tasks import TaskEntry, TaskPlan, record_path, sizes
 from data_prep.stores.documents import Document
 
 RESULT = ("duplicates.json", "duplicates.parquet")
@@ -170,32 +170,38 @@ def test_processes_write_the_same_bytes_after_a_task_has_failed(corpus: Path, mo
     assert {path.name: path.stat().st_mtime_ns for path in records.iterdir()} == before
 
 
-def test_a_share_does_its_tasks_of_the_first_unfinished_stage(corpus: Path, monkeypatch) -> None:
-    def shared(share: str) -> str:
-        with pytest.raises(ShareDone) as done:
-            dedup.run(load([f"data_dir={corpus}", "num_workers=1", f"share={share}"]))
-        return str(done.value)
+def run_here(plan: TaskPlan, todo: Sequence[int], num_workers: int) -> dict[int, str]:
+    """In place of processes: the tasks in this one, with their records."""
+    for entry in (plan.entries[index] for index in todo):
+        record = {"fingerprint": entry.fingerprint, "counts": plan.task(entry.item)}
+        path = record_path(plan.log_dir, "finished", entry.name)
+        files.write_json(path, {**record, "sizes": sizes(entry.outputs)})
+    return {}
 
-    def finished(stage: str) -> int:
-        return len(list((corpus / "duplicates" / stage / "logs" / "finished").glob("*.json")))
 
-    assert shared("1/2") == "share 1/2: 2 tasks done"
-    assert finished("signatures") == 2
-    run = search.run_tasks
+def test_shares_do_one_stage_after_the_other_and_leave_the_end_to_one_run(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_prep.executors.run.run_processes", run_here)
 
-    def to_candidates(job: str, *given: Any) -> dict[str, int]:
-        if job == "dedup candidates":
-            raise RuntimeError(job)
-        return run(job, *given)
+    def finished() -> list[int]:
+        logs = [corpus / "duplicates" / stage / "logs" / "finished" for stage in search.STAGES]
+        return [len(list(log.glob("*.json"))) for log in logs]
 
-    with monkeypatch.context() as patch:
-        patch.setattr(search, "run_tasks", to_candidates)
-        with pytest.raises(RuntimeError, match="candidates"):
-            dedup.run(load([f"data_dir={corpus}", "num_workers=1"]))
-    assert finished("signatures") == 3
-    assert shared("2/2") == "share 2/2: 3 tasks done"
-    assert (finished("candidates"), finished("copies")) == (3, 0)
-    dedup.run(load([f"data_dir={corpus}", "num_workers=1"]))
+    done = []
+    for _ in search.STAGES:
+        for share in ("1/2", "2/2"):
+            with pytest.raises(ShareDone, match=f"share {share}: "):
+                dedup.run(load([f"data_dir={corpus}", f"share={share}"]))
+            done.append(finished())
+    assert done == [
+        [2, 0, 0, 0, 0], [3, 0, 0, 0, 0], [3, 3, 0, 0, 0], [3, 6, 0, 0, 0], [3, 6, 2, 0, 0],
+        [3, 6, 3, 0, 0], [3, 6, 3, 2, 0], [3, 6, 3, 3, 0], [3, 6, 3, 3, 2], [3, 6, 3, 3, 3],
+    ]  # fmt: skip
+    monkeypatch.setattr("data_prep.executors.run.run_processes", None)  # nothing is left
+    with pytest.raises(ShareDone, match="all tasks are done; run dedup without a share"):
+        dedup.run(load([f"data_dir={corpus}", "share=3/4"]))
+    dedup.run(load([f"data_dir={corpus}"]))
     assert is_expected(corpus)
 
 
