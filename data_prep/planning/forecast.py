@@ -75,10 +75,12 @@ class Sample:
     source_tasks: int  # parts of the whole source
     input_bytes: float  # of the sample
     characters: int
+    kept: float  # share of them that the filters leave
     documents: int
     tokens: int
     seconds: float  # that measuring took
     collect: Cost  # per character
+    filter: Cost | None  # per character; None without filters
     vocab: Line  # seconds of a core, by characters
     encode: Cost  # per character
     build: dict[int, Cost]  # per token, by length
@@ -117,12 +119,15 @@ def forecast(settings: DataPrepSettings, sample: Sample) -> Forecast:
     parts = max(1, round(sample.source_tasks * input_bytes / sample.source_bytes))
     cores = settings.plan.nodes * settings.workers
     stages = [sample.collect.stage("collect", characters, parts, settings)]
+    if sample.filter is not None:
+        stages.append(sample.filter.stage("filter", characters, parts, settings))
     if settings.duplicates is Duplicates.drop:
         stages.append(_dedup(settings, documents))
-    learnt = min(characters, settings.vocab_characters)
+    kept = characters * sample.kept
+    learnt = min(kept, settings.vocab_characters)
     stages += [
         Stage("vocab", 1, JOB_START + sample.vocab.at(learnt), 0.0),
-        sample.encode.stage("encode", characters, parts, settings),
+        sample.encode.stage("encode", kept, parts, settings),
     ]
     for length, cost in sample.build.items():
         # Each part has a shard in both splits, and that of the held-out one is small

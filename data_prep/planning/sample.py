@@ -11,17 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import audit, build, collect, encode, vocab
+from data_prep import audit, build, collect, encode, filter, vocab
 from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json
 from data_prep.core.settings import (
     DataPrepSettings,
     Duplicates,
     Executor,
+    FilterName,
     SourceSettings,
 )
 from data_prep.encoding.encode_part import task_name
 from data_prep.encoding.held_out import FEWEST_DOCUMENTS, fitting_fraction
+from data_prep.filters.boilerplate import count_lines
 from data_prep.planning.forecast import Cost, Line, Sample
 from data_prep.sources import module_of
 from data_prep.sources.inputs.plan import SourcePlan
@@ -58,7 +60,45 @@ def measure(settings: DataPrepSettings, source: SourceSettings, folder: Path) ->
         duplicates=Duplicates.keep,  # the sizes overlap
         audit=dataclasses.replace(settings.audit, **_ANYTHING_FITS),
     )
-    input_bytes, source_bytes, rest = 0.0, 0.0, []
+    input_bytes, source_bytes, collected = _collect(settings, source, folder)
+    parts, filtered = list_parts(folder), None
+    characters = sum(part.characters for part in parts)
+    if settings.filters and source.name in (settings.filter.sources or [source.name]):
+        filtered = _filter(settings, folder, parts)
+        parts = list_parts(folder)
+    trained = _vocab_line(settings, parts)
+    settings = dataclasses.replace(settings, heldout_fraction=_fraction(source, parts))
+    encoded = _encode(settings, folder, parts)
+    builds, audits = {}, {}
+    for length in settings.plan.seq_lens:
+        own_settings = dataclasses.replace(settings, seq_len=length)
+        builds[length] = _build(own_settings, folder, len(parts))
+        audits[length] = _timed(audit.run, own_settings)
+    splits = read_tokens_manifest(folder).splits
+    plan = module_of(source.kind).plan(source, whole.characters_per_part)
+    return Sample(
+        source_bytes=source_bytes,
+        source_tasks=len(plan.tasks),
+        input_bytes=input_bytes,
+        characters=characters,
+        kept=sum(part.characters for part in parts) / characters,
+        documents=sum(part.rows for part in parts),
+        tokens=sum(part.tokens for split in SPLITS for part in splits[split]),
+        seconds=time.monotonic() - began,
+        collect=collected,
+        filter=filtered,
+        vocab=trained,
+        encode=encoded,
+        build=builds,
+        audit=audits,
+    )
+
+
+def _collect(
+    settings: DataPrepSettings, source: SourceSettings, folder: Path
+) -> tuple[float, float, Cost]:
+    """Collect the sample. Returns its bytes, those of the whole source, and the cost."""
+    input_bytes, source_bytes, rest = 0.0, 0.0, 0.0
     for name, size in SIZES.items():
         own = dataclasses.replace(source, name=name)
         plan = module_of(source.kind).plan(own, size)
@@ -69,52 +109,56 @@ def measure(settings: DataPrepSettings, source: SourceSettings, folder: Path) ->
         taken = SourcePlan(
             [plan.tasks[index] for index in cut], plan.inputs, [plan.states[index] for index in cut]
         )
-        rest.append(_timed(collect.collect_plan, settings, own, taken))
-    parts = list_parts(folder)
-    sizes = [part.characters for part in parts]
-    logs = [folder / "documents" / part.source / "logs" for part in parts]
-    records = [_record(log, Path(part.name).stem) for log, part in zip(logs, parts, strict=True)]
-    collected = _cost(sizes, records, sum(rest) / len(rest), folder / "documents", len(parts))
-    trained = _vocab_line(settings, parts)
+        rest += _timed(collect.collect_plan, settings, own, taken)
+    cost = _cost_of_parts(list_parts(folder), folder / "documents", rest / len(SIZES))
+    return input_bytes, source_bytes, cost
 
+
+def _filter(settings: DataPrepSettings, folder: Path, parts: Sequence[DocumentPart]) -> Cost:
+    """Filter the sample. Returns the cost by its characters before."""
+    own = dataclasses.replace(settings, filter=dataclasses.replace(settings.filter, sources=[]))
+    cost = _cost_of_parts(parts, folder / "filtered", _timed(filter.run, own) / len(SIZES))
+    if FilterName.boilerplate.value not in settings.filters:
+        return cost
+    # The records of its first tasks, which count the lines, are gone
+    texts = [document.text for part in parts for document in read_part(part.path, part.rows)]
+    per_character = _timed(count_lines, texts) / sum(part.characters for part in parts)
+    line = dataclasses.replace(cost.seconds, slope=cost.seconds.slope + per_character)
+    return dataclasses.replace(cost, seconds=line)
+
+
+def _cost_of_parts(parts: Sequence[DocumentPart], store: Path, rest: float) -> Cost:
+    """The cost of the tasks that wrote parts of the same names to <store>/<source>."""
+    records = [_record(store / part.source / "logs", Path(part.name).stem) for part in parts]
+    return _cost([part.characters for part in parts], records, rest, store, len(parts))
+
+
+def _fraction(source: SourceSettings, parts: Sequence[DocumentPart]) -> float:
+    """A held-out share that leaves documents in both splits. Raises SettingsError for too few."""
     names = [f"{part.source}/{d.id}" for part in parts for d in read_part(part.path, part.rows)]
     if len(names) < 2 * FEWEST_DOCUMENTS:
         raise SettingsError(
             f"the sample of source.path={source.path} has {len(names)} documents, and "
             f"{2 * FEWEST_DOCUMENTS} are the fewest: plan with more or smaller documents"
         )
-    fraction = fitting_fraction(names)
-    settings = dataclasses.replace(settings, heldout_fraction=fraction)
-    own_seconds = _timed(encode.run, settings)
-    records = [_record(folder / "tokens" / "logs", task_name(part)) for part in parts]
-    encoded = _cost(sizes, records, own_seconds, folder / "tokens", len(parts))
+    return fitting_fraction(names)
 
+
+def _encode(settings: DataPrepSettings, folder: Path, parts: Sequence[DocumentPart]) -> Cost:
+    rest = _timed(encode.run, settings)
+    records = [_record(folder / "tokens" / "logs", task_name(part)) for part in parts]
+    sizes = [part.characters for part in parts]
+    return _cost(sizes, records, rest, folder / "tokens", len(parts))
+
+
+def _build(settings: DataPrepSettings, folder: Path, num_parts: int) -> Cost:
+    rest = _timed(build.run, settings)
+    built = folder / f"len{settings.seq_len}"
     splits = read_tokens_manifest(folder).splits
+    names = [f"{split}-shard-{n:05d}" for split in SPLITS for n in range(len(splits[split]))]
+    records = [_record(built / "logs", name) for name in names]
     tokens = [part.tokens for split in SPLITS for part in splits[split]]
-    builds, audits = {}, {}
-    for length in settings.plan.seq_lens:
-        own_settings = dataclasses.replace(settings, seq_len=length)
-        own_seconds = _timed(build.run, own_settings)
-        built = folder / f"len{length}"
-        names = [f"{s}-shard-{n:05d}" for s in SPLITS for n in range(len(splits[s]))]
-        records = [_record(built / "logs", name) for name in names]
-        builds[length] = _cost(tokens, records, own_seconds, built, len(parts))
-        audits[length] = _timed(audit.run, own_settings)
-    plan = module_of(source.kind).plan(source, whole.characters_per_part)
-    return Sample(
-        source_bytes=source_bytes,
-        source_tasks=len(plan.tasks),
-        input_bytes=input_bytes,
-        characters=sum(sizes),
-        documents=sum(part.rows for part in parts),
-        tokens=sum(tokens),
-        seconds=time.monotonic() - began,
-        collect=collected,
-        vocab=trained,
-        encode=encoded,
-        build=builds,
-        audit=audits,
-    )
+    return _cost(tokens, records, rest, built, num_parts)
 
 
 def _bytes_of(
@@ -132,9 +176,10 @@ def _bytes_of(
     share = whole / len(plan.tasks)
     if share > LARGEST:
         raise SettingsError(
-            f"a task of source.kind={source.kind.value} reads {share / 1e6:,.0f} MB, more than the "
-            f"{LARGEST / 1e6:,.0f} MB of a sample: plan with a cut of one file as source.path, and "
-            f"plan.bytes={whole:.3g}"
+            f"a task of source.kind={source.kind.value} reads {share / 1e6:,.0f} MB, more than "
+            f"the {LARGEST / 1e6:,.0f} MB of a sample: set source.path to the beginning of one "
+            "file, under a name with its ending (head -c 10M FILE >CUT; of parquet, write some "
+            f"rows), and plan.bytes={whole:.3g}"
         )
     return whole, share * len(chosen)
 

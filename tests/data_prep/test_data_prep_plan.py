@@ -24,11 +24,20 @@ def test_a_sample_of_the_source_is_measured_and_removed(books, tmp_path, capsys)
     given = [
         "+source=books", f"source.path={books}", "source.language=null", "num_workers=2",
         f"data_dir={tmp_path / 'd'}", "vocab_size=2000", "plan.seq_lens=[64]", "plan.nodes=3",
-        "plan.bytes=1e9",
+        "plan.bytes=1e9", "filters=[c4_lines]", "filter.sources=[books]",
     ]  # fmt: skip
     assert plan.main(given) == 0
     shown = capsys.readouterr().out
-    for stage in ("collect", "dedup", "vocab", "encode", "build 64", "audit 64", "together"):
+    for stage in (
+        "collect",
+        "filter",
+        "dedup",
+        "vocab",
+        "encode",
+        "build 64",
+        "audit 64",
+        "together",
+    ):
         assert f"\n{stage:12}" in shown
     assert "input     1.0 GB: " in shown
     assert "machines  3 nodes of 2 cores\n" in shown
@@ -59,7 +68,9 @@ def test_a_task_that_is_too_large_for_a_sample_is_refused_with_what_to_do(
     (tmp_path / "a.txt").write_text("A long text.")
     given = ["+source=books", f"source.path={tmp_path}"]
     assert plan.main(given) == 2
-    assert "a task of source.kind=books reads 0 MB" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert "a task of source.kind=books reads 0 MB" in told
+    assert "head -c 10M FILE >CUT; of parquet, write some rows), and plan.bytes=12\n" in told
 
 
 def test_the_settings_of_a_plan_have_defaults() -> None:

@@ -14,10 +14,12 @@ SAMPLE = Sample(
     source_tasks=4,
     input_bytes=4e6,
     characters=4_000_000,
+    kept=1.0,
     documents=400,
     tokens=1_000_000,
     seconds=10.0,
     collect=COST,
+    filter=None,
     vocab=Line(1.0, 1e-6),
     encode=COST,
     build={128: COST},
@@ -57,6 +59,16 @@ def test_the_whole_source_is_forecast_on_all_cores() -> None:
     assert found.seconds == pytest.approx(JOB_START + 2 + 2 * (1 + 10))
     assert found.peak_bytes == pytest.approx(2 * (1e8 + 1e8))
     assert (found.files, found.bytes) == pytest.approx((20, 20e6))
+
+
+def test_what_filters_drop_is_not_read_by_the_jobs_after_them() -> None:
+    sample = dataclasses.replace(SAMPLE, filter=COST, kept=0.25)
+    settings = load(["data_dir=d", "num_workers=2"])
+    found = {stage.name: stage for stage in forecast(settings, sample).stages}
+    assert list(found)[:2] == ["collect", "filter"]
+    assert found["filter"].bytes == pytest.approx(20e6)
+    assert found["encode"].bytes == pytest.approx(found["filter"].bytes / 4)
+    assert "filter" not in [stage.name for stage in planned().stages]
 
 
 def test_nodes_share_the_tasks_and_bytes_scale_the_input() -> None:
