@@ -58,7 +58,7 @@ from data_prep.quality.shard_counts import (
     record_path,
 )
 from data_prep.quality.shortcut import audit_shortcut
-from data_prep.stores import shard_reader, shards
+from data_prep.stores import shard_reader, shard_records, shards
 from data_prep.stores.tokens import TokenStore
 from data_prep.tokenizer.vocab_file import read_vocab
 
@@ -66,7 +66,7 @@ SHOWN_LANGUAGES = 5  # on the terminal, the largest
 MOST_LISTED = 10_000  # shards of a split whose own metrics audit.json has: 7 MB
 SHOWN_WORDS = 100  # of an example on the terminal; audit.json has all
 
-Counted = tuple[str, shards.ShardEntry, CountedShard]  # of which split
+Counted = tuple[str, shard_records.ShardEntry, CountedShard]  # of which split
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,7 +85,7 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
     """
     data_dir = Path(settings.data_dir)
     folder = data_dir / f"len{settings.seq_len}"
-    manifest = shards.read_shards_manifest(folder)
+    manifest = shard_records.read_shards_manifest(folder)
     plain = msgspec.to_builtins(manifest)
     vocab_path = data_dir / "vocab" / "vocab.txt"
     rule = MaskingRule.from_manifest(manifest, vocab_path)
@@ -133,7 +133,7 @@ def run(settings: DataPrepSettings) -> dict[str, Any]:
 
 
 def _count(
-    data_dir: Path, manifest: shards.ShardsManifest, settings: DataPrepSettings
+    data_dir: Path, manifest: shard_records.ShardsManifest, settings: DataPrepSettings
 ) -> list[tuple[Group, list[Counted]]]:
     """Count all shards in tasks. Returns the groups of shards, with what was found."""
     groups = list_groups(data_dir, settings.seq_len)
@@ -164,7 +164,9 @@ def _unfit(report: dict[str, Any]) -> str:
     return "\n".join(["unfit for training:", *reasons]) if reasons else ""
 
 
-def _provenance_faults(data_dir: Path, manifest: shards.ShardsManifest, seq_len: int) -> list[str]:
+def _provenance_faults(
+    data_dir: Path, manifest: shard_records.ShardsManifest, seq_len: int
+) -> list[str]:
     faults = []
     vocab_path, store = data_dir / "vocab" / "vocab.txt", data_dir / "tokens" / "manifest.json"
     if not vocab_path.is_file():
@@ -204,8 +206,8 @@ def _other_length_counts(
 
 def _audit_split(
     split: str,
-    counted: Sequence[tuple[shards.ShardEntry, CountedShard]],
-    manifest: shards.ShardsManifest,
+    counted: Sequence[tuple[shard_records.ShardEntry, CountedShard]],
+    manifest: shard_records.ShardsManifest,
     rule: MaskingRule,
     settings: DataPrepSettings,
 ) -> tuple[dict[str, Any], list[str]]:

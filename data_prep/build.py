@@ -32,7 +32,7 @@ from data_prep.examples.pairs import LOSSES, label_fault
 from data_prep.executors.run import run_tasks
 from data_prep.executors.tasks import TaskEntry, fingerprint
 from data_prep.quality.corpus import judge_corpus
-from data_prep.stores import shards
+from data_prep.stores import shard_records, shards
 from data_prep.stores.tokens import TokensManifest, read_tokens_manifest
 from data_prep.text.language import MULTI
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return start(run, argv, summary=lambda _, manifest: summary(manifest), has_shares=True)
 
 
-def run(settings: DataPrepSettings) -> shards.ShardsManifest:
+def run(settings: DataPrepSettings) -> shard_records.ShardsManifest:
     """Build the shards of `settings.seq_len`, unless they exist; return their manifest.
 
     Raises SettingsError if other shards are there (see settings.replace); ValueError if the token
@@ -74,19 +74,19 @@ def run(settings: DataPrepSettings) -> shards.ShardsManifest:
     task = partial(build_shard, folder, identity)
     counts = run_tasks(f"build {settings.seq_len}", folder / "logs", entries, task, settings)
     if path.is_file():  # there was nothing to do
-        return shards.read_shards_manifest(folder)
+        return shard_records.read_shards_manifest(folder)
     (folder / "README.md").unlink(missing_ok=True)  # the audit's card of other shards
     splits, token_counts = _collect(folder, tasks, counts, identity)
     _check_pairs(folder, splits, settings)
     with whole_or_absent(folder / "token_counts.npy") as temporary, temporary.open("wb") as file:
         np.save(file, token_counts)
-    manifest = shards.ShardsManifest(**msgspec.structs.asdict(identity), splits=splits)
+    manifest = shard_records.ShardsManifest(**msgspec.structs.asdict(identity), splits=splits)
     write_json(path, manifest)
     return manifest
 
 
 def _check_pairs(
-    folder: Path, splits: dict[str, shards.SplitEntry], settings: DataPrepSettings
+    folder: Path, splits: dict[str, shard_records.SplitEntry], settings: DataPrepSettings
 ) -> None:
     """Raises RuntimeError for a split without examples or with an unfit share of labels."""
     bounds = settings.audit.random_next_least, settings.audit.random_next_most
@@ -103,7 +103,7 @@ def _check_pairs(
 
 def list_tasks(
     token_manifest: TokensManifest, pairing: Pairing, copies: int
-) -> list[shards.ShardTask]:
+) -> list[shard_records.ShardTask]:
     """Every task, in the order of the shards.
 
     Raises ValueError if random partners are needed and a split has too few documents for them.
@@ -120,7 +120,7 @@ def list_tasks(
             "data_prep.encode again"
         )
     return [
-        shards.ShardTask(split, copy, part, f"shard-{copy * size + part:05d}.arrow")
+        shard_records.ShardTask(split, copy, part, f"shard-{copy * size + part:05d}.arrow")
         for split in shards.SPLITS
         for size in [len(token_manifest.splits[split])]
         for copy in range(copies)
@@ -128,7 +128,7 @@ def list_tasks(
     ]
 
 
-def summary(manifest: shards.ShardsManifest) -> str:
+def summary(manifest: shard_records.ShardsManifest) -> str:
     """A short table of the shards."""
     label = manifest.pairs.label_1
     by_language = manifest.settings.random_next is RandomNext.language
@@ -209,7 +209,7 @@ def _refuse_without_words(
         )
 
 
-def _identity(settings: DataPrepSettings, data_dir: Path) -> shards.ShardsIdentity:
+def _identity(settings: DataPrepSettings, data_dir: Path) -> shard_records.ShardsIdentity:
     """Everything that determines the bytes of the shards."""
     store = read_tokens_manifest(data_dir)
     vocab_path = data_dir / "vocab" / "vocab.txt"
@@ -219,7 +219,7 @@ def _identity(settings: DataPrepSettings, data_dir: Path) -> shards.ShardsIdenti
             "run data_prep.encode again"
         )
     _refuse_without_words(data_dir, settings, store)
-    return shards.ShardsIdentity(
+    return shard_records.ShardsIdentity(
         schema_version=shards.SCHEMA_VERSION,
         seq_len=settings.seq_len,
         dtype=store.dtype,
@@ -231,10 +231,11 @@ def _identity(settings: DataPrepSettings, data_dir: Path) -> shards.ShardsIdenti
         words=store.settings.words if settings.masking.unit is MaskingUnit.whole_word else None,
         pairs=settings.pairs,
         masking=settings.masking,
-        settings=shards.BuildSettings(
+        settings=shard_records.BuildSettings(
             **{
                 **{
-                    name: getattr(settings, name) for name in shards.BuildSettings.__struct_fields__
+                    name: getattr(settings, name)
+                    for name in shard_records.BuildSettings.__struct_fields__
                 },
                 "random_next": _random_next(data_dir, settings, store),
             }
@@ -268,28 +269,28 @@ def _random_next(data_dir: Path, settings: DataPrepSettings, store: TokensManife
 
 def _collect(
     folder: Path,
-    tasks: Sequence[shards.ShardTask],
+    tasks: Sequence[shard_records.ShardTask],
     counts: dict[str, int],
-    identity: shards.ShardsIdentity,
-) -> tuple[dict[str, shards.SplitEntry], NDArray[np.int64]]:
+    identity: shard_records.ShardsIdentity,
+) -> tuple[dict[str, shard_records.SplitEntry], NDArray[np.int64]]:
     """The splits of the manifest and (V,) target counts of train, from the tasks' records.
 
     A shard without one, as of an earlier version, is read.
     """
-    entries: dict[str, list[shards.ShardEntry]] = {split: [] for split in shards.SPLITS}
+    entries: dict[str, list[shard_records.ShardEntry]] = {split: [] for split in shards.SPLITS}
     token_counts = np.zeros(identity.vocab_size, np.int64)
     for split, _, _, name in tasks:
-        path, record_path = folder / split / name, shards.counts_path(folder, split, name)
-        record = read_packed(record_path, shards.ShardCounts)
+        path, record_path = folder / split / name, shard_records.counts_path(folder, split, name)
+        record = read_packed(record_path, shard_records.ShardCounts)
         if record is None or record.identity != identity:
-            record = shards.ShardCounts.of(path, shards.read_shard(path)[0], identity)
+            record = shard_records.ShardCounts.of(path, shards.read_shard(path)[0], identity)
         entries[split].append(record.entry)
         if split == "train":
             token_counts += record.target_counts()
     splits = {}
     for split, of_split in entries.items():
         losses = {name: counts.get(f"{split}/{name}", 0) for name in LOSSES}
-        splits[split] = shards.SplitEntry.of(of_split, identity.pairs, losses)
+        splits[split] = shard_records.SplitEntry.of(of_split, identity.pairs, losses)
     return splits, token_counts
 
 

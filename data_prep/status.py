@@ -31,7 +31,7 @@ from data_prep.duplicates.search import STAGES
 from data_prep.quality.corpus import counts_path
 from data_prep.stores.documents import DocumentsManifest, FilteredManifest
 from data_prep.stores.shard_checks import size_faults
-from data_prep.stores.shards import ShardsManifest
+from data_prep.stores.shard_records import ShardsManifest
 from data_prep.stores.tokens import SPLITS, TokensManifest
 from data_prep.tokenizer.hf_files import TOKENIZER_FILES
 from data_prep.tokenizer.store import VocabManifest

@@ -35,7 +35,7 @@ from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json
 from data_prep.core.objectives import Pairing
-from data_prep.stores.shards import ShardsManifest
+from data_prep.stores.shard_records import ShardsManifest
 from data_prep.tokenizer.vocab_file import read_vocab
 from pretrain.checkpoint.files import find_fault, read_state
 from pretrain.config.arguments import run_command

@@ -19,14 +19,8 @@ from data_prep.core.records import write_packed
 from data_prep.examples.masking import MaskingRule, mask_examples, static_keys
 from data_prep.examples.pairs import LOSSES, PairRule, Pairs, make_pairs
 from data_prep.stores.arrow import no_bits, outside
-from data_prep.stores.shards import (
-    Examples,
-    ShardCounts,
-    ShardsIdentity,
-    ShardTask,
-    counts_path,
-    write_shard,
-)
+from data_prep.stores.shard_records import ShardCounts, ShardsIdentity, ShardTask, counts_path
+from data_prep.stores.shards import Examples, write_shard
 from data_prep.stores.tokens import CURE, TokenPart, TokenStore, check_part
 
 

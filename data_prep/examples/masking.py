@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from data_prep.core.objectives import MaskingUnit
 from data_prep.examples import philox
 from data_prep.stores.arrow import no_bits
-from data_prep.stores.shards import ShardsIdentity
+from data_prep.stores.shard_records import ShardsIdentity
 from data_prep.tokenizer.vocab_file import read_vocab
 
 # Random words for rejected draws. One draw in ten thousand, or fewer, is rejected.

@@ -15,7 +15,7 @@ from data_prep.core.files import checksum
 from data_prep.core.records import Count, Record, write_packed
 from data_prep.examples.masking import MaskingRule
 from data_prep.quality.counts import BROKEN, content_hashes, count
-from data_prep.stores import shard_checks, shards
+from data_prep.stores import shard_checks, shard_records, shards
 
 GROUP = 32  # shards of a task: a second or two of work
 
@@ -26,9 +26,9 @@ class Group:
 
     name: str  # of the task
     folder: Path  # data_dir/len<seq_len>
-    manifest: shards.ShardsManifest
+    manifest: shard_records.ShardsManifest
     manifest_checksum: str
-    shards: Sequence[tuple[str, shards.ShardEntry]]  # split, shard
+    shards: Sequence[tuple[str, shard_records.ShardEntry]]  # split, shard
 
     def made_from(self) -> list[Any]:
         """What decides the record: the manifest, and which files lie there."""
@@ -62,11 +62,11 @@ def list_groups(data_dir: Path, seq_len: int) -> list[Group]:
     A function of the manifests alone. Of another length only how long its examples are is counted.
     """
     folder = data_dir / f"len{seq_len}"
-    groups = list(_groups_of(folder, shards.read_shards_manifest(folder), shards.SPLITS))
+    groups = list(_groups_of(folder, shard_records.read_shards_manifest(folder), shards.SPLITS))
     for path in sorted(data_dir.glob("len*/manifest.json")):
         if path.parent != folder:
             try:
-                manifest = shards.read_shards_manifest(path.parent)
+                manifest = shard_records.read_shards_manifest(path.parent)
             except ValueError:  # of another version: its own audit says so
                 continue
             groups += _groups_of(path.parent, manifest, ["train"])
@@ -74,7 +74,7 @@ def list_groups(data_dir: Path, seq_len: int) -> list[Group]:
 
 
 def _groups_of(
-    folder: Path, manifest: shards.ShardsManifest, splits: Sequence[str]
+    folder: Path, manifest: shard_records.ShardsManifest, splits: Sequence[str]
 ) -> Iterator[Group]:
     items = [(split, entry) for split in splits for entry in manifest.splits[split].shards]
     digest = checksum(folder / "manifest.json")
@@ -107,7 +107,7 @@ def count_group(
 
 
 def _count_shard(
-    group: Group, split: str, entry: shards.ShardEntry, rule: MaskingRule, one_in: int
+    group: Group, split: str, entry: shard_records.ShardEntry, rule: MaskingRule, one_in: int
 ) -> CountedShard:
     """Every count of one shard, or what is wrong with its bytes."""
     folder, manifest = group.folder, group.manifest
@@ -135,7 +135,7 @@ def _count_shard(
     )
 
 
-def _count_lengths(group: Group, split: str, entry: shards.ShardEntry) -> CountedShard:
+def _count_lengths(group: Group, split: str, entry: shard_records.ShardEntry) -> CountedShard:
     """The lengths in a shard of another length; none where its own audit would name a fault."""
     path = group.folder / split / entry.name
     try:
@@ -148,7 +148,7 @@ def _count_lengths(group: Group, split: str, entry: shards.ShardEntry) -> Counte
     return CountedShard(length_counts=_length_counts(examples, group.manifest))
 
 
-def _length_counts(examples: shards.Examples, manifest: shards.ShardsManifest) -> bytes:
+def _length_counts(examples: shards.Examples, manifest: shard_records.ShardsManifest) -> bytes:
     """(seq_len + 1) examples of each length."""
     size = manifest.seq_len + 1
     return np.bincount(np.diff(examples.offsets), minlength=size)[:size].astype("<u4").tobytes()

@@ -11,17 +11,13 @@ import numpy as np
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, regular_size
 from data_prep.stores.arrow import outside
-from data_prep.stores.shards import (
-    CURE,
-    SPLITS,
-    Examples,
+from data_prep.stores.shard_records import (
     ShardEntry,
     ShardsIdentity,
     ShardsManifest,
-    read_shard,
     read_shards_manifest,
-    refuse,
 )
+from data_prep.stores.shards import CURE, SPLITS, Examples, read_shard, refuse
 
 
 def check_counts(

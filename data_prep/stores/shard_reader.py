@@ -15,13 +15,8 @@ from numpy.typing import NDArray
 from data_prep.core.config import SettingsError
 from data_prep.stores.arrow import num_bytes
 from data_prep.stores.shard_checks import check_counts, check_rows, check_tokens, size_faults
-from data_prep.stores.shards import (
-    Examples,
-    ShardsManifest,
-    read_shard,
-    read_shards_manifest,
-    read_source,
-)
+from data_prep.stores.shard_records import ShardsManifest, read_shards_manifest
+from data_prep.stores.shards import Examples, read_shard, read_source
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, cast
 import xxhash
 
 from data_prep.core.config import as_dict
-from data_prep.stores.shards import ShardEntry, ShardsManifest
+from data_prep.stores.shard_records import ShardEntry, ShardsManifest
 from pretrain.config.phases import phases_of
 from pretrain.config.settings import Settings
 

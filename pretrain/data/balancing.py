@@ -15,7 +15,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.stores.shards import ShardsManifest
+from data_prep.stores.shard_records import ShardsManifest
 from pretrain.config.settings import Settings
 
 # the bin of each sequence, and the tokens of each bin

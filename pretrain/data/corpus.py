@@ -13,7 +13,7 @@ from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum
 from data_prep.core.objectives import Pairing
 from data_prep.core.records import read_manifest, typed
-from data_prep.stores.shards import ShardsManifest
+from data_prep.stores.shard_records import ShardsManifest
 from data_prep.tokenizer.released import differing, stated_rules
 from data_prep.tokenizer.vocab_file import read_vocab
 from pretrain.config.settings import DataSettings

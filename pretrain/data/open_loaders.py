@@ -7,7 +7,7 @@ from typing import Any
 
 from data_prep.examples.masking import MaskingRule
 from data_prep.stores.shard_reader import Shards
-from data_prep.stores.shards import ShardsManifest
+from data_prep.stores.shard_records import ShardsManifest
 from pretrain.config.settings import Settings
 from pretrain.data.corpus import folder_of
 from pretrain.data.eval_loader import EvalLoader

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.stores.shard_reader import Rows, Shards
-from data_prep.stores.shards import ShardsManifest
+from data_prep.stores.shard_records import ShardsManifest
 from pretrain.data.packing import NewMasks, PackedBatch, Shape, num_fillers, pack_rows
 
 MOST_SIZES = 16  # token counts of the shapes that are compiled at the start

@@ -27,7 +27,7 @@ from data_prep.core.config import SettingsError, as_dict, choices, compose
 from data_prep.core.files import checksum
 from data_prep.core.printable import shortened
 from data_prep.core.records import TextForm, read_record, typed
-from data_prep.stores.shards import ShardsManifest, read_shards_manifest
+from data_prep.stores.shard_records import ShardsManifest, read_shards_manifest
 from data_prep.tokenizer.released import Rules, differing, stated_rules
 from data_prep.tokenizer.store import VocabManifest
 from data_prep.tokenizer.vocab_file import read_vocab

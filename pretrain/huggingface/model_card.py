@@ -9,7 +9,7 @@ from typing import Any
 
 from data_prep.core.config import as_yaml
 from data_prep.core.objectives import Pairing
-from data_prep.stores.shards import ShardsManifest
+from data_prep.stores.shard_records import ShardsManifest
 from pretrain.config.phases import Phase, phases_of
 from pretrain.config.settings import OptimSettings, Settings
 from pretrain.huggingface.weights import hugging_face_class

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from data_prep.core.config import SettingsError
 from data_prep.core.files import memory_bytes
-from data_prep.stores.shards import ShardsManifest
+from data_prep.stores.shard_records import ShardsManifest
 from pretrain.config.phases import Phase
 from pretrain.config.settings import Precision, Settings
 from pretrain.data.balancing import micro_steps

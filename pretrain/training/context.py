@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.stores.shards import ShardsManifest
+from data_prep.stores.shard_records import ShardsManifest
 from pretrain.checkpoint.extension import Extension
 from pretrain.checkpoint.files import newest_whole, read_state
 from pretrain.checkpoint.progress import ResumePoint, resume_point

@@ -16,7 +16,7 @@ from data_prep.core.config import SettingsError
 from data_prep.core.objectives import Pairing
 from data_prep.core.records import typed
 from data_prep.stores.shard_reader import Shards
-from data_prep.stores.shards import ShardsManifest, read_shards_manifest
+from data_prep.stores.shard_records import ShardsManifest, read_shards_manifest
 from data_prep.tokenizer.released import differing
 from data_prep.tokenizer.vocab_file import read_vocab
 from pretrain.checkpoint.files import path_of, read_state

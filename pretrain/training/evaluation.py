@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data_prep.core.objectives import Pairing
 from data_prep.stores.shard_reader import Shards
-from data_prep.stores.shards import ShardsManifest, read_token_counts
+from data_prep.stores.shard_records import ShardsManifest, read_token_counts
 from pretrain.config.settings import Settings
 from pretrain.data.corpus import folder_of
 from pretrain.data.eval_loader import EvalLoader, HeldOutBatch, held_out_ids

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json
-from data_prep.stores.shards import read_shards_manifest
+from data_prep.stores.shard_records import read_shards_manifest
 from pretrain.checkpoint.files import newest_whole, read_state
 from pretrain.config.load import settings_of
 from pretrain.config.phases import phases_of

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from data_prep.examples.masking import MaskingRule, num_masked
-from data_prep.stores.shards import Examples, ShardsManifest
+from data_prep.stores.shard_records import ShardsManifest
+from data_prep.stores.shards import Examples
 from pretrain.config.phases import Phase
 from pretrain.data.balancing import fullest, micro_steps
 from pretrain.data.packing import PackedBatch, Shape, pack

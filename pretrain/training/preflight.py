@@ -24,7 +24,7 @@ import pretrain
 from data_prep.core.config import SettingsError, as_dict
 from data_prep.core.files import checksum
 from data_prep.core.objectives import Pairing
-from data_prep.stores.shards import ShardsManifest
+from data_prep.stores.shard_records import ShardsManifest
 from pretrain.config.phases import phases_of
 from pretrain.config.settings import (
     Compile,

@@ -23,17 +23,14 @@ from data_prep.core.settings import MaskingSettings
 from data_prep.examples.masking import MaskingRule, mask_examples, static_keys
 from data_prep.examples.pairs import LOSSES
 from data_prep.stores.shard_reader import Shards
-from data_prep.stores.shards import (
-    SCHEMA_VERSION,
-    SPLITS,
+from data_prep.stores.shard_records import (
     BuildSettings,
-    Examples,
     ShardEntry,
     ShardsIdentity,
     ShardsManifest,
     SplitEntry,
-    write_shard,
 )
+from data_prep.stores.shards import SCHEMA_VERSION, SPLITS, Examples, write_shard
 from pretrain.data.packing import PackedBatch, pack
 from pretrain.data.train_loader import GlobalBatch
 

@@ -36,7 +36,8 @@ from data_prep.core.files import write_json
 from data_prep.examples.masking import MaskingRule, dynamic_keys
 from data_prep.examples.pairs import LOSSES
 from data_prep.stores.shard_reader import Shards
-from data_prep.stores.shards import SplitEntry, read_shard
+from data_prep.stores.shard_records import SplitEntry
+from data_prep.stores.shards import read_shard
 from pretrain.config.settings import MaskMode
 from pretrain.data.balancing import deal, longest_prefix
 from pretrain.data.mixture import MixedOrder, Source

@@ -21,7 +21,8 @@ from data_prep.core.objectives import Pairing
 from data_prep.executors import run
 from data_prep.quality import corpus_counts, shard_counts
 from data_prep.stores.shard_reader import Shards
-from data_prep.stores.shards import Examples, ShardEntry, read_shard, write_shard
+from data_prep.stores.shard_records import ShardEntry
+from data_prep.stores.shards import Examples, read_shard, write_shard
 
 
 @pytest.fixture(scope="module")

@@ -23,12 +23,8 @@ from data_prep.executors import run
 from data_prep.stores import shards
 from data_prep.stores.shard_checks import verify
 from data_prep.stores.shard_reader import Shards
-from data_prep.stores.shards import (
-    ShardsManifest,
-    read_shard,
-    read_shards_manifest,
-    read_token_counts,
-)
+from data_prep.stores.shard_records import ShardsManifest, read_shards_manifest, read_token_counts
+from data_prep.stores.shards import read_shard
 from data_prep.stores.tokens import read_tokens_manifest
 
 HELDOUT_FROM = 700  # the ids of held-out documents; those of train documents lie below

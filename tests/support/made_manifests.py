@@ -10,7 +10,7 @@ from data_prep.core.objectives import MaskingUnit, Pairing
 from data_prep.core.settings import MaskingSettings
 from data_prep.examples.masking import MaskingRule
 from data_prep.stores.documents import DocumentsManifest, FilteredManifest, PartEntry
-from data_prep.stores.shards import BuildSettings, ShardEntry, ShardsManifest, SplitEntry
+from data_prep.stores.shard_records import BuildSettings, ShardEntry, ShardsManifest, SplitEntry
 from data_prep.stores.tokens import EncodeSettings, TokenPartEntry, TokensManifest
 from data_prep.tokenizer.store import VocabManifest, VocabSettings
 

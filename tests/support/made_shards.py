@@ -9,7 +9,8 @@ from made_manifests import shards_manifest, split_entry
 
 from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.objectives import Pairing
-from data_prep.stores.shards import Examples, ShardEntry, write_shard
+from data_prep.stores.shard_records import ShardEntry
+from data_prep.stores.shards import Examples, write_shard
 
 
 def make_examples(size: int, seed: int, dtype: type = np.uint16) -> Examples:

@@ -11,7 +11,8 @@ from made_manifests import split_entry
 
 from data_prep.core.files import write_json
 from data_prep.stores.shard_reader import Shards
-from data_prep.stores.shards import ShardEntry, write_shard
+from data_prep.stores.shard_records import ShardEntry
+from data_prep.stores.shards import write_shard
 from pretrain.data.packing import PackedBatch
 
 SEQ_LEN = 128

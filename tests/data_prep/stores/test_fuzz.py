@@ -32,7 +32,7 @@ from data_prep.quality.corpus_counts import count_corpus
 from data_prep.stores.documents import Document, list_parts, read_part
 from data_prep.stores.shard_checks import verify
 from data_prep.stores.shard_reader import Shards
-from data_prep.stores.shards import read_token_counts
+from data_prep.stores.shard_records import read_token_counts
 from data_prep.stores.tokens import TokenStore, check_part
 from data_prep.tokenizer.hf_files import save_tokenizer
 from data_prep.tokenizer.store import read_vocab_store

@@ -13,12 +13,7 @@ from data_prep.core.config import SettingsError
 from data_prep.core.files import write_json
 from data_prep.stores.shard_checks import verify
 from data_prep.stores.shard_reader import Shards
-from data_prep.stores.shards import (
-    SCHEMA_VERSION,
-    Examples,
-    read_shard,
-    write_shard,
-)
+from data_prep.stores.shards import SCHEMA_VERSION, Examples, read_shard, write_shard
 
 
 def rows(examples: Examples) -> list[tuple[object, ...]]:

@@ -17,7 +17,7 @@ from run_in_fork import TINY, finished_run, pretrain_run
 
 from data_prep.core.config import compose
 from data_prep.examples.masking import MaskingRule
-from data_prep.stores.shards import read_shards_manifest
+from data_prep.stores.shard_records import read_shards_manifest
 from pretrain.config.settings import OptimizerName, Precision, Settings, TrustRatio
 from pretrain.data.balancing import deal
 from pretrain.distributed.ranks import Ranks
