@@ -17,6 +17,7 @@ from data_prep.executors.tasks import (
     failed_reason,
     importable,
     progress,
+    unfinished,
 )
 from data_prep.executors.worker import run_one
 
@@ -52,7 +53,8 @@ def run_on_ray(plan: TaskPlan, todo: Sequence[int], settings: DataPrepSettings) 
                 try:
                     ray.get(done)
                 except ray.exceptions.RayError as error:
-                    failed[index] = failed_reason(plan, index) or _first_line(error)
+                    if unfinished(plan, [index]):  # not a worker that crashed as it ended
+                        failed[index] = failed_reason(plan, index) or _first_line(error)
                 bar.update()
     except BaseException:
         ray.shutdown()  # ends our tasks that still run

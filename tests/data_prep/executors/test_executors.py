@@ -20,7 +20,7 @@ from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.job import ShareDone, load
 from data_prep.executors import run, slurm
 from data_prep.executors.run import run_tasks
-from data_prep.executors.tasks import TaskEntry
+from data_prep.executors.tasks import TaskEntry, sizes
 
 ROOT = Path(__file__).parents[3]
 HAS_RAY = importlib.util.find_spec("ray") is not None
@@ -193,6 +193,7 @@ class StandIn:
     def __init__(self, failures: int) -> None:
         self.failures, self.starts = failures, 0
         self.given: dict[str, Any] = {}
+        self.crash_at_end = False
 
     def is_initialized(self) -> bool:
         return self.starts > self.failures
@@ -217,10 +218,13 @@ class StandIn:
 
     def get(self, task: Any) -> None:
         task()
+        if self.crash_at_end:
+            raise RuntimeError("The worker died unexpectedly while executing this task.")
 
 
 def _inline(folder: str, task: Any, entry: TaskEntry, log_dir: Path) -> None:
-    record = {"fingerprint": entry.fingerprint, "counts": task(entry.item), "sizes": []}
+    record = {"fingerprint": entry.fingerprint, "counts": task(entry.item)}
+    record["sizes"] = sizes(entry.outputs)
     write_json(log_dir / "finished" / f"{entry.name}.json", record)
 
 
@@ -264,6 +268,14 @@ def test_a_ray_that_never_starts_is_one_sentence(
         _start(tmp_path, "executor=ray")
     assert "\n" not in str(refused.value)
     assert ray.starts == starts
+
+
+def test_a_worker_of_ray_that_crashes_after_its_task_is_no_failure(
+    tmp_path: Path, stand_in
+) -> None:
+    stand_in(0).crash_at_end = True
+    (tmp_path / "mended").touch()
+    assert _start(tmp_path, "executor=ray")["documents"] == 15
 
 
 def test_workers_of_ray_keep_the_paths_of_their_machine(tmp_path: Path, stand_in) -> None:
