@@ -22,7 +22,7 @@ MAY_CHANGE = (
     *(f"schedule.{field.name}" for field in fields(ScheduleSettings)),
     "optim.learning_rate", "optim.global_batch", "optim.tokens_per_step", "optim.weight_decay",
     "optim.betas", "optim.eps", "optim.max_grad_norm", "engine.tokens_per_micro_batch",
-    "data.mixture", "data.mixture_temperature",
+    "data.mixture", "data.mixture_temperature", "data.mask_rate", "data.mask_rate_end",
 )  # fmt: skip
 # What decides where a batch ends
 _BATCH = (
@@ -30,7 +30,8 @@ _BATCH = (
     "data.mixture", "data.mixture_temperature",
 )  # fmt: skip
 _OF_PHASES = (
-    "optim.", "schedule.", "data.seq_len", "data.masking", "data.mixture", "data (training shards",
+    "optim.", "schedule.", "data.seq_len", "data.masking", "data.mask_rate", "data.mixture",
+    "data (training shards",
 )  # fmt: skip
 _POINTS = 6  # of a curve
 

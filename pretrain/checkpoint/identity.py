@@ -45,10 +45,10 @@ def identity(
         "data.masking": settings.data.masking.name,
         "data.pairs": settings.data.pairs.name,
         "data.seq_len": settings.data.seq_len,
-        **{  # earlier versions had no mixture
+        **{  # earlier versions had neither mixture nor mask rate
             f"data.{name}": value
             for name, value in everything["data"].items()
-            if name.startswith("mixture") and value is not None
+            if name.startswith(("mixture", "mask_rate")) and value is not None
         },
         VOCAB_CHECKSUM: manifests[0].vocab_checksum,
         "data (training shards)": _together(manifests[0].splits["train"].shards),

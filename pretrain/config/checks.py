@@ -12,6 +12,7 @@ from pretrain.config.settings import (
     MUON_SETTINGS,
     Compile,
     DataSettings,
+    MaskMode,
     OnSpike,
     OptimizerName,
     OptimSettings,
@@ -27,6 +28,7 @@ _POSITIVE = (lambda value: value > 0, "more than 0")
 _NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
 _RATE = (lambda value: 0 <= value < 1, "[0, 1)")
 _SHARE = (lambda value: 0 < value <= 1, "more than 0, and at most 1")
+_MASKED = (lambda value: 0 < value < 1, "more than 0 and less than 1")
 _SIZE = (lambda value: 1 <= value <= 2**20, f"from 1 to {2**20}")
 
 LIMITS: Limits = {
@@ -57,6 +59,8 @@ LIMITS: Limits = {
         lambda value: 0 <= value <= 1,
         "from 0 (equal shares) to 1 (shares by size)",
     ),
+    "data.mask_rate": _MASKED,
+    "data.mask_rate_end": _MASKED,
     "optim.global_batch": _COUNT,
     "optim.learning_rate": _POSITIVE,
     "optim.betas": (
@@ -145,7 +149,7 @@ def check(settings: Settings, world_size: int) -> None:
         )
     # What follows compares values that are possible alone
     wrong = wrong or [
-        *_check_model(settings), *_check_mixture(settings.data),
+        *_check_model(settings), *_check_mixture(settings.data), *_check_mask_rate(settings),
         *_check_schedule(settings.schedule),
         *_check_optimizer(settings.optim), *_check_engine(settings), *_check_survival(settings),
         *_check_cluster(settings), *_check_total(settings), *_check_dealable(settings, world_size),
@@ -191,6 +195,30 @@ def _check_mixture(data: DataSettings) -> list[str]:
         f"data.mixture={data.mixture} and data.mixture_temperature={data.mixture_temperature:g} "
         "both set the shares of the sources; set one of them to null"
     ]
+
+
+def _check_mask_rate(settings: Settings) -> list[str]:
+    data = settings.data
+    if data.largest_mask_rate is None:
+        return []
+    if data.mask_rate is None:
+        return [
+            f"data.mask_rate_end={data.mask_rate_end} is the end of a line without a start; set "
+            "data.mask_rate=0.3, or data.mask_rate_end=null"
+        ]
+    wrong = []
+    if data.masking is MaskMode.static:
+        wrong.append(
+            f"data.mask_rate={data.mask_rate} with data.masking=static: those masks are stored in "
+            "the shards; set data.masking=dynamic, or data.mask_rate=null and "
+            "data.mask_rate_end=null"
+        )
+    if data.mask_rate_end is not None and settings.schedule.budget_hours is not None:
+        wrong.append(
+            f"data.mask_rate_end={data.mask_rate_end} is reached at schedule.total_steps, but "
+            "schedule.budget_hours counts time; set data.mask_rate_end=null"
+        )
+    return wrong
 
 
 def _check_schedule(schedule: ScheduleSettings) -> list[str]:

@@ -169,6 +169,13 @@ class DataSettings:
     masking: MaskMode
     mixture: dict[str, float] | None = None  # weight of each source; None: as the text is
     mixture_temperature: float | None = None  # instead: exponent to the sources' sizes
+    mask_rate: float | None = None  # share of tokens that dynamic masks take; None: the shards'
+    mask_rate_end: float | None = None  # where it ends, linearly over the schedule; None: it stays
+
+    @property
+    def largest_mask_rate(self) -> float | None:
+        """The largest share of tokens masked; None: that of the shards."""
+        return max((r for r in (self.mask_rate, self.mask_rate_end) if r is not None), default=None)
 
     @property
     def is_mixed(self) -> bool:

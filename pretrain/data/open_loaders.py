@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from data_prep.examples.masking import MaskingRule
 from data_prep.stores.shard_reader import Shards
 from data_prep.stores.shard_records import ShardsManifest
 from pretrain.config.settings import Settings
 from pretrain.data.corpus import folder_of
 from pretrain.data.eval_loader import EvalLoader
+from pretrain.data.mask_rate import MaskRate, training_rule
 from pretrain.data.mixture import MixedOrder
 from pretrain.data.shuffle import order_seed
 from pretrain.data.train_loader import TrainLoader
@@ -45,14 +44,18 @@ def open_loaders(
         Shards.open(folder, "heldout", is_verified), max_examples=settings.eval.max_examples, **cut
     )
     shards, seed = Shards.open(folder, "train", is_verified), order_seed(settings.run.seed, phase)
+    totals = manifest.splits["train"]
+    mixture = MixedOrder.open(shards, data, seed) if data.is_mixed else None
+    mean_length = totals.tokens / totals.rows if mixture is None else mixture.mean_length
     train = TrainLoader(
         shards,
         global_batch=settings.optim.global_batch,
         tokens_per_step=settings.optim.tokens_per_step,
         seed=seed,
-        mixture=MixedOrder.open(shards, data, seed) if data.is_mixed else None,
+        mixture=mixture,
         masking=data.masking,
-        rule=MaskingRule.from_manifest(manifest, Path(data.dir) / "vocab" / "vocab.txt"),
+        rule=training_rule(data, manifest),
+        mask_rate=MaskRate.of(settings, mean_length),
         **cut,
     )
     return train, held_out

@@ -58,16 +58,23 @@ class Shapes:
         raise ValueError(f"no shape up to {shape} holds a micro-batch of {real}")
 
 
-def usual_shapes(manifest: ShardsManifest, mean_length: float, sizes: Sequence[int]) -> Shapes:
+def usual_shapes(
+    manifest: ShardsManifest,
+    mean_length: float,
+    sizes: Sequence[int],
+    mask_rate: float | None = None,
+) -> Shapes:
     """Shapes of these token counts, ascending; the last is the most that a micro-batch has.
 
-    `mean_length`: tokens per sequence of the micro-batches.
+    `mean_length`: tokens per sequence of the micro-batches; `mask_rate`: the largest share of them
+    that is masked; None: that of the shards.
     Lengths vary between micro-batches, so there are slots for 1.3 times as many sequences as fit at
     the mean length.
     """
     longest, sequences_per_token = manifest.seq_len, 1.3 / mean_length
+    mask_rate = manifest.masking.rate if mask_rate is None else mask_rate
     # the share of long sequences, which are most tokens, is that of the longest: 77 of 512
-    rate = max(manifest.masking.rate, round(manifest.masking.rate * longest) / longest)
+    rate = max(mask_rate, round(mask_rate * longest) / longest)
     shapes = [
         Shape(
             tokens,

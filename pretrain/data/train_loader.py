@@ -8,6 +8,7 @@ state of the loader is one integer, the examples taken; resuming starts at it.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections import deque
@@ -24,6 +25,7 @@ from data_prep.stores.shard_reader import Rows, Shards
 from pretrain.config.checks import check_dealable
 from pretrain.config.settings import MaskMode
 from pretrain.data.balancing import Deal, deal, deal_prefix, longest_prefix, most_tokens
+from pretrain.data.mask_rate import MaskRate
 from pretrain.data.mixture import MixedOrder
 from pretrain.data.packing import NewMasks, PackedBatch
 from pretrain.data.shuffle import ExampleOrder, keyed_hash
@@ -88,11 +90,13 @@ class TrainLoader:
         masking: MaskMode,
         rule: MaskingRule,
         mixture: MixedOrder | None = None,
+        mask_rate: MaskRate | None = None,
         tokens_per_step: int | None = None,
         static: bool = False,
         pinned: bool = False,
     ) -> None:
-        """`token_budget` is the most tokens of a micro-batch; `rule` draws the dynamic masks.
+        """`token_budget` is the most tokens of a micro-batch; `rule` draws the dynamic masks, of
+        the share of tokens that `mask_rate` has; None: its own.
         `mixture` is the order of examples; None: all of them once per epoch.
 
         `static`: micro-batches are filled up to a few sizes, for compiled code. `pinned`: they are
@@ -111,6 +115,7 @@ class TrainLoader:
         self._seed = seed
         self._masking = masking
         self._rule = rule
+        self._mask_rate = mask_rate
         self._mixture = mixture
         self._order = mixture or ExampleOrder(shards.num_examples, seed)
         totals = shards.manifest.splits[shards.split]
@@ -133,7 +138,7 @@ class TrainLoader:
             seen = [self._deal(first)[-1].most_tokens for first in firsts]
             most = most_tokens(self._global_batch, self._world_size, manifest.seq_len, budget)
             sizes = spread_sizes(seen, most)
-        return usual_shapes(manifest, self._mean_length, sizes)
+        return usual_shapes(manifest, self._mean_length, sizes, self._rule.rate)
 
     def batches(
         self, first_position: int, skipped: Sequence[Sequence[int]] = ()
@@ -222,6 +227,11 @@ class TrainLoader:
         dealt = deal_prefix(rows.lengths, self._world_size, self._num_bins)
         return epochs[:taken], ids[:taken], rows, dealt
 
+    def _rule_at(self, position: int) -> MaskingRule:
+        if self._mask_rate is None:
+            return self._rule
+        return dataclasses.replace(self._rule, rate=self._mask_rate.at(position))
+
     def _prepare(self, first: int) -> GlobalBatch:
         epochs, ids, rows, dealt = self._deal(first)
         mine = dealt[self._rank]
@@ -229,7 +239,7 @@ class TrainLoader:
         new_masks = None
         if self._masking is MaskMode.dynamic:
             keys = dynamic_keys(self._seed, epochs, ids)
-            new_masks = NewMasks(keys, rows.lengths, self._rule)
+            new_masks = NewMasks(keys, rows.lengths, self._rule_at(first))
 
         def pack(places: NDArray[np.int64]) -> PackedBatch:
             return self._packer.pack(rows, places, new_masks)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pretrain.config.settings import Padding, Settings
 from pretrain.data.balancing import micro_steps_of_chunk
+from pretrain.data.mask_rate import MaskRate
 from pretrain.data.mixture import MixedOrder, Source
 from pretrain.data.shuffle import ExampleOrder, order_seed
 from pretrain.model.flops import Lengths
@@ -94,6 +95,11 @@ def corpus_of(settings: Settings, has_data: bool = True) -> LengthStats:
             "assumed (plan.lengths, plan.vocab_size)"
         )
         found = LengthStats(None, assumed.vocab_size, lengths, None, source)
+    if (rate := MaskRate.of(settings, mean := found.lengths.mean)) is not None:
+        steps = settings.schedule.last_step or 0
+        masked = mean * rate.mean(steps * settings.optim.sequences_per_step(mean))
+        lengths = dataclasses.replace(found.lengths, masked=masked)
+        found = dataclasses.replace(found, lengths=lengths)
     if assumed.padding is Padding.full:
         lengths = Lengths.full(data.seq_len, found.lengths.masked)
         source = f"{found.source}, padded to the full length"

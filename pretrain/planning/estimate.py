@@ -161,13 +161,14 @@ def forecast(settings: Settings, world_size: int | None = None, has_data: bool =
     budgets: dict[str, dict[int, int]] = {}
     if cluster is not None:
         longest = max(phase.settings.data.seq_len for phase in phases)
+        masked_share = max(memory.most_masked_share(phase.settings.data) for phase in phases)
         is_low = engine.precision in (Precision.bf16, Precision.fp16)
         for how, recomputes in (("without", False), ("with", True)):
             budgets[how] = {
                 stage: memory.largest_budget(
                     settings.model, vocab_size, count,
                     dataclasses.replace(engine, zero_stage=stage), longest, cluster, world_size,
-                    recomputes,
+                    recomputes, masked_share,
                 )
                 for stage in range(4)
                 if stage > 0 or not is_low  # pretrain.config.checks refuses it
@@ -201,7 +202,15 @@ def _phase(
     engine = dataclasses.replace(own.engine, precision=run_engine.precision)
     needed, other = (
         memory.memory(
-            own.model, vocab_size, num_parameters, engine, seq_len, cluster, world_size, how
+            own.model,
+            vocab_size,
+            num_parameters,
+            engine,
+            seq_len,
+            cluster,
+            world_size,
+            how,
+            masked_share=memory.most_masked_share(own.data),
         )
         for how in (recomputes, not recomputes)
     )

@@ -81,6 +81,7 @@ def _of_batch(
     """Global batches that the loader reads ahead."""
     train, optim = manifest.splits["train"], settings.optim
     length, masked = train.tokens / train.rows, train.masked_tokens / train.rows
+    masked = max(masked, length * (settings.data.largest_mask_rate or 0))
     packed = PACKED_BYTES + TOKEN_BYTES * length + MASKED_BYTES * masked
     each = here * (SEQUENCE_BYTES + (BATCHES_AHEAD + 1) * packed / ranks)
     size, budget = optim.sequences_per_step(length), settings.engine.tokens_per_micro_batch

@@ -9,7 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pretrain.config.settings import ClusterSettings, EngineSettings, ModelSettings, Precision
+from pretrain.config.settings import (
+    ClusterSettings,
+    DataSettings,
+    EngineSettings,
+    ModelSettings,
+    Precision,
+)
 
 MASKED_SHARE = 0.16  # of the tokens, at most: 15 %, rounded up in short ones
 GIB = 2**30
@@ -60,6 +66,11 @@ def states(
     return weights, gradients, optimizer, buffers
 
 
+def most_masked_share(data: DataSettings) -> float:
+    """The largest share of a micro-batch's tokens that is masked."""
+    return MASKED_SHARE if data.largest_mask_rate is None else data.largest_mask_rate + 0.01
+
+
 def activation_bytes(
     model: ModelSettings,
     precision: Precision,
@@ -67,6 +78,7 @@ def activation_bytes(
     seq_len: int,
     is_cpu: bool,
     recomputes: bool,
+    masked_share: float = MASKED_SHARE,
 ) -> float:
     """Bytes that autograd keeps of `tokens` tokens in sequences of `seq_len`, without the logits.
 
@@ -86,15 +98,17 @@ def activation_bytes(
         layer += (8 if is_ours else 12) * heads * seq_len - 4 * heads
         layer += 0 if is_ours else 4 * hidden
     rest: float = hidden * (stream + mask) + 2 * stream + 24  # embeddings, and the ids themselves
-    rest += MASKED_SHARE * (hidden * (3 * product + stream) + 16)
+    rest += masked_share * (hidden * (3 * product + stream) + 16)
     layers = model.num_hidden_layers
     kept = layers * stream * hidden + layer if recomputes else layers * layer
     return tokens * (kept + rest)
 
 
-def logit_bytes(vocab_size: int, precision: Precision, tokens: int) -> float:
+def logit_bytes(
+    vocab_size: int, precision: Precision, tokens: int, masked_share: float = MASKED_SHARE
+) -> float:
     """Bytes of the logits at masked positions: computed, in fp32, and their log-softmax."""
-    return (8 if precision is Precision.fp32 else 10) * vocab_size * MASKED_SHARE * tokens
+    return (8 if precision is Precision.fp32 else 10) * vocab_size * masked_share * tokens
 
 
 def memory(
@@ -107,6 +121,7 @@ def memory(
     ranks: int,
     recomputes: bool,
     tokens: int | None = None,
+    masked_share: float = MASKED_SHARE,
 ) -> Memory:
     """A rank's memory with micro-batches of `tokens` (None: engine.tokens_per_micro_batch)."""
     tokens = engine.tokens_per_micro_batch if tokens is None else tokens
@@ -114,8 +129,11 @@ def memory(
     weights, gradients, optimizer, buffers = states(num_parameters, engine, ranks)
     return Memory(
         weights, gradients, optimizer,
-        activation_bytes(model, precision, tokens, seq_len, cluster.is_cpu, recomputes),
-        logit_bytes(vocab_size, precision, tokens), buffers, GIB * cluster.reserved_gib,
+        activation_bytes(
+            model, precision, tokens, seq_len, cluster.is_cpu, recomputes, masked_share
+        ),
+        logit_bytes(vocab_size, precision, tokens, masked_share), buffers,
+        GIB * cluster.reserved_gib,
     )  # fmt: skip
 
 
@@ -128,12 +146,14 @@ def largest_budget(
     cluster: ClusterSettings,
     ranks: int,
     recomputes: bool,
+    masked_share: float = MASKED_SHARE,
 ) -> int:
     """Most tokens of a micro-batch that fit, a multiple of `seq_len`; 0 if no sequence fits."""
 
     def total(tokens: int) -> float:
         return memory(
-            model, vocab_size, num_parameters, engine, seq_len, cluster, ranks, recomputes, tokens
+            model, vocab_size, num_parameters, engine, seq_len, cluster, ranks, recomputes, tokens,
+            masked_share,
         ).total  # fmt: skip
 
     per_sequence = total(seq_len) - total(0)

@@ -8,8 +8,6 @@ batches: their code is ready before the first step, and nothing is compiled that
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
@@ -18,6 +16,7 @@ from data_prep.stores.shard_records import ShardsManifest
 from data_prep.stores.shards import Examples
 from pretrain.config.phases import Phase
 from pretrain.data.balancing import fullest, micro_steps
+from pretrain.data.mask_rate import training_rule
 from pretrain.data.packing import PackedBatch, Shape, pack
 from pretrain.data.static_shapes import Shapes
 from pretrain.engine.engine import Engine
@@ -37,7 +36,7 @@ def rehearse(
     On a rank without enough memory it raises RuntimeError with the setting to change and its value.
     """
     settings = phase.settings
-    rule = MaskingRule.from_manifest(manifest, Path(settings.data.dir) / "vocab" / "vocab.txt")
+    rule = training_rule(settings.data, manifest)
     num_micro_batches = min(2, micro_steps(settings, manifest, engine.ranks.world_size))
     whole, seq_len = fullest(settings, engine.ranks.world_size), settings.data.seq_len
     of_tokens = settings.optim.tokens_per_step is not None

@@ -198,8 +198,8 @@ class PhaseTraining:
             manifest, shapes = self._context.manifests[coming.number - 1], self._loader.shapes
             most = fullest(coming.settings, self._context.ranks.world_size)
             if shapes is not None and coming is not self._phase:
-                train = manifest.splits["train"]
-                shapes = usual_shapes(manifest, train.tokens / train.rows, [most])
+                train, rate = manifest.splits["train"], coming.settings.data.largest_mask_rate
+                shapes = usual_shapes(manifest, train.tokens / train.rows, [most], rate)
             if self._is_main:
                 of_phase = f" of phase {coming.number}" if len(self._context.phases) > 1 else ""
                 count = "" if shapes is None else f", compiling {len(shapes.usual)} shapes"

@@ -65,7 +65,8 @@ def test_another_schedule_goes_on_from_before_the_decay(of, typed, at, step) -> 
 
 
 def test_settings_that_earlier_versions_lacked_are_recorded_only_where_they_differ() -> None:
-    assert "model.position_init" not in identity_of()
+    added = {"model.position_init", "schedule.decay_fraction", "data.mask_rate"}
+    assert not added & identity_of().keys()
     assert identity_of("model.position_init=sinusoidal")["model.position_init"] == "sinusoidal"
 
 
@@ -84,6 +85,7 @@ LONGER = "schedule.total_steps=200"
         ("optim.tokens_per_step=65536", "optim.tokens_per_step"),
         ("data.mixture={a:1,b:2}", "data.mixture"),
         ("data.mixture_temperature=0.7", "data.mixture_temperature"),
+        ("data.mask_rate=0.3", "data.mask_rate"),
         ("schedule=constant", "schedule.power"),
         ("schedule=poly_nvidia", "schedule.count_from_1"),
         ("schedule.warmup_steps=7", "schedule.warmup_steps"),

@@ -171,6 +171,7 @@ def test_a_value_that_cannot_be_is_not_followed_by_what_it_would_break() -> None
         ("engine.tokens_per_micro_batch=3_000_000_000", "from 1 to 2147483647"),
         ("optim.weight_decay=-0.1", "0 or more"),
         ("model.initializer_range=-1", "0 or more, or auto"),
+        ("data.mask_rate=1", "more than 0 and less than 1"),
         ("model.initializer_range=wide", "0 or more, or auto"),
     ],
 )  # fmt: skip
@@ -194,6 +195,9 @@ def test_a_number_that_nothing_can_be_planned_with_is_refused(override: str, wor
         ("optim.tokens_per_step=40000", 2, 2),
         ("optim.tokens_per_step=1", 3, 2),
         ("optim.tokens_per_step=-1", 1, 2),
+        ("data.mask_rate=0.3 data.masking=static", 1, 2),
+        ("data.mask_rate_end=0.15", 1, 2),
+        ("data.mask_rate=0.3 data.mask_rate_end=0.2 schedule.budget_hours=1", 1, 1),
         ("schedule.start_step=900", 1, 1),
         ("schedule.stop_step=901", 1, 1),
         ("schedule.start_step=5 schedule.stop_step=5", 1, 1),

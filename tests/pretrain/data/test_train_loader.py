@@ -17,13 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_corpus import numbers_by_content
 
-from data_prep.core.config import SettingsError
+from data_prep.core.config import SettingsError, compose
 from data_prep.core.objectives import MaskingUnit
 from data_prep.examples.masking import MaskingRule, dynamic_keys
 from data_prep.stores.shard_reader import Shards
 from data_prep.stores.shards import read_shard
-from pretrain.config.settings import MaskMode
+from pretrain.config.settings import MaskMode, Settings
 from pretrain.data.eval_loader import EvalLoader, held_out_ids
+from pretrain.data.mask_rate import MaskRate
 from pretrain.data.packing import NewMasks, PackedBatch, pack_rows
 from pretrain.data.train_loader import BATCHES_AHEAD, GlobalBatch, TrainLoader, passed_over
 from scripts.baselines.numpy_loader import packed_columns
@@ -394,6 +395,68 @@ def test_steps_of_tokens_go_on_from_any_of_their_positions(make) -> None:
     without = itertools.islice(stream, 4)
     for a, b in zip([*whole[:2], *whole[3:5]], without, strict=True):
         assert_same(a, b)
+
+
+WHOLE_WORDS = {"unit": MaskingUnit.whole_word, "continuation": np.arange(VOCAB) % 3 == 0}
+
+
+@pytest.mark.parametrize("words", [{}, WHOLE_WORDS])
+def test_a_falling_mask_rate_is_the_same_for_any_ranks_and_from_any_step(
+    make, shards, words
+) -> None:
+    rule = dataclasses.replace(MaskingRule.from_manifest(shards.manifest, None), **words, rate=0.4)
+    changed = {"rule": rule, "masking": MaskMode.dynamic, "token_budget": 4 * SEQ_LEN}
+    changed["mask_rate"] = MaskRate(0.4, 0.1, first=0, total=12 * BATCH)
+    whole = take(make(**changed), 12)
+    for a, b in zip(whole[5:], take(make(**changed), 7, whole[5].position), strict=True):
+        assert_same(a, b)
+    halves = zip(*(take(make(rank, 2, **changed), 12) for rank in range(2)), strict=True)
+    for alone, both in zip(whole, halves, strict=True):
+        masks = [
+            [rows_of(m) for batch in of for m in batch.micro_batches] for of in ([alone], both)
+        ]
+        one, two = (sorted(str(row) for rows in each for row in rows) for each in masks)
+        assert one == two
+        assert {batch.num_masked for batch in both} == {alone.num_masked}
+        assert alone.num_masked == sum(m.num_masked for m in alone.micro_batches)
+    shares = [batch.num_masked / batch.num_tokens for batch in whole]
+    for number, share in enumerate(shares):
+        assert share == pytest.approx(0.4 - 0.3 * number / 12, abs=0.02)
+
+
+def test_a_mask_rate_at_its_own_share_draws_the_masks_of_the_shards_rule(make) -> None:
+    plain = take(make(masking=MaskMode.dynamic), 3)
+    same = take(make(masking=MaskMode.dynamic, mask_rate=MaskRate(0.15, 0.15, 0, 1)), 3)
+    for a, b in zip(plain, same, strict=True):
+        assert_same(a, b)
+
+
+def test_static_shapes_have_room_for_the_largest_mask_rate(make, shards) -> None:
+    rule = dataclasses.replace(MaskingRule.from_manifest(shards.manifest, None), rate=0.6)
+    changed = {"rule": rule, "masking": MaskMode.dynamic, "global_batch": 40, "token_budget": 4096}
+    loader = make(**changed, static=True, mask_rate=MaskRate(0.6, 0.1, 0, 100))
+    batch = take(loader, 1)[0]
+    assert batch.num_masked > 0.55 * batch.num_tokens
+    assert {len(micro.labels) for micro in batch.micro_batches} <= {
+        shape.masked for shape in loader.shapes.usual
+    }
+
+
+@pytest.mark.parametrize(
+    ("typed", "at", "rate"),
+    [
+        ("", 0, 0.3), ("", 3_200, 0.25), ("", 9_600, 0.15), ("", 99_999, 0.15),
+        ("schedule.start_step=100", 0, 0.25),
+        ("data.mask_rate_end=null", 9_600, 0.3),
+        ("optim.tokens_per_step=8192", 3_200, 0.3 - 0.15 * 3_200 / (300 * (8_192 / 64 - 0.5))),
+    ],
+)  # fmt: skip
+def test_the_mask_rate_is_a_line_over_the_steps_of_the_schedule(typed, at, rate) -> None:
+    given = ["data.mask_rate=0.3", "data.mask_rate_end=0.15", "schedule.total_steps=300"]
+    settings = compose("config", Settings, ["+model=tiny", *given, *typed.split()])[0]
+    found = MaskRate.of(settings, mean_length=64)
+    assert found is not None
+    assert found.at(at) == pytest.approx(rate)
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9)), max_size=4), st.integers(0, 40))

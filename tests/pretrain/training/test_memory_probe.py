@@ -20,6 +20,7 @@ from data_prep.examples.masking import MaskingRule
 from data_prep.stores.shard_records import read_shards_manifest
 from pretrain.config.settings import OptimizerName, Precision, Settings, TrustRatio
 from pretrain.data.balancing import deal
+from pretrain.data.mask_rate import training_rule
 from pretrain.distributed.ranks import Ranks
 from pretrain.model.bert import BertForPreTraining
 from pretrain.training import memory_probe
@@ -51,6 +52,13 @@ def test_the_made_up_batch_has_the_size_asked_for_and_full_masks(sample_dir: Pat
     assert batch.num_masked / 1000 == pytest.approx(0.15, abs=0.01)
     assert int(batch.input_ids.max()) < 4096
     assert fake_batch(130, 128, rule(sample_dir), 4096).lengths == [128]
+
+
+def test_the_made_up_batch_has_the_masks_of_the_largest_mask_rate(sample_dir: Path) -> None:
+    typed = (f"data.dir={sample_dir}", "data.mask_rate=0.2", "data.mask_rate_end=0.4")
+    largest = training_rule(settings_of(*typed).data, read_shards_manifest(sample_dir / "len128"))
+    batch = fake_batch(1000, 128, largest, 4096)
+    assert batch.num_masked / 1000 == pytest.approx(0.4, abs=0.01)
 
 
 @given(
