@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.duplicates import ids
@@ -27,6 +27,7 @@ def write_parts(
     return entries
 
 
+@settings(max_examples=30)
 @given(
     parts=st.lists(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=2))),
     per_range=st.integers(1, 9),

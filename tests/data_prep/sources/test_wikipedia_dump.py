@@ -429,8 +429,9 @@ REDIRECTS_AND_MORE = {"redirect": 99, "disambiguation": 8, "namespace 4": 1, "no
 @pytest.mark.parametrize(
     ("name", "documents", "dropped"),
     [
-        ("xml/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2", 97,
-         REDIRECTS_AND_MORE),
+        pytest.param(
+            "xml/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2", 97,
+            REDIRECTS_AND_MORE, marks=pytest.mark.slow),
         ("xml/enwiki-table-markup.xml.bz2", 5, {}),
         ("xml/own-table-markup-multistream.xml.bz2", 5, {}),
         ("xml/own-table-markup-truncated.xml.bz2", 0, {"damaged": 1}),

@@ -1,4 +1,5 @@
 import errno
+import itertools
 import logging
 import multiprocessing
 import os
@@ -338,15 +339,21 @@ def assert_loaded_as_saved(run_folder: Path) -> None:
         assert (run_folder / "again" / file).read_bytes() == saved
 
 
+ADAM = [(0, FP32), (0, AUTOCAST), *itertools.product((1, 2, 3), (FP32, AUTOCAST, BF16, FP16))]
+CASES = [(*case, "adamw") for case in ADAM] + [
+    (stage, FP32, optim) for optim in ("lamb_nvidia", "muon") for stage in (0, 1, 2, 3)
+]
+# Every stage, precision and optimizer at least once
+FAST = [
+    *((0, FP32, "adamw"), (1, BF16, "adamw"), (2, AUTOCAST, "adamw"), (3, FP16, "adamw")),
+    *((1, FP32, "lamb_nvidia"), (0, FP32, "muon"), (3, FP32, "muon")),
+]
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("stage", "precision", "optim"),
-    [
-        *((0, precision, "adamw") for precision in (FP32, AUTOCAST)),
-        *((stage, p, "adamw") for stage in (1, 2, 3) for p in (FP32, AUTOCAST, BF16, FP16)),
-        *((stage, FP32, "lamb_nvidia") for stage in (0, 1, 2, 3)),
-        *((stage, FP32, "muon") for stage in (0, 1, 2, 3)),
-    ],
+    [case if case in FAST else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
 )
 def test_a_resumed_run_is_bit_equal_to_one_that_went_on(stage, precision, optim, tmp_path) -> None:
     arguments = {"run_folder": tmp_path, "stage": stage, "precision": precision, "dropout": 0.2}

@@ -136,6 +136,7 @@ def rank_1_gives_up_first(ranks: Ranks, folder: Path) -> None:
     work(ranks, folder, stop, silent_rank=2, limit_s=LIMIT_S * (1 if ranks.rank == 1 else 2))
 
 
+@pytest.mark.slow
 def test_the_first_rank_to_give_up_prints_to_the_terminal_and_the_others_log(tmp_path) -> None:
     with pytest.raises(RuntimeError, match=r"exit code|had not ended"):
         run_ranks(rank_1_gives_up_first, 3, folder=tmp_path)
@@ -146,6 +147,7 @@ def test_the_first_rank_to_give_up_prints_to_the_terminal_and_the_others_log(tmp
     assert "CRITICAL" not in later
 
 
+@pytest.mark.slow
 def test_a_later_start_prints_its_error_even_if_an_earlier_one_did(tmp_path: Path) -> None:
     for _ in range(2):
         (tmp_path / "told-1").unlink(missing_ok=True)

@@ -220,6 +220,7 @@ def graphs_of_a_rehearsed_run(ranks: Ranks, folder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_after_the_rehearsal_no_batch_compiles_anything(sample_dir: Path) -> None:
     (found,) = run_ranks(graphs_of_a_rehearsed_run, 1, timeout_s=200, folder=sample_dir)
