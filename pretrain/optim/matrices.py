@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pretrain.config.settings import ModelSettings
+from pretrain.config.settings import ModelSettings, OptimizerName
 
 # What a rank holds of each parameter: its first element, and how many follow
 Held = Mapping[str, tuple[int, int]]
@@ -75,6 +75,13 @@ def shapes_of(model: ModelSettings) -> dict[str, tuple[int, int]]:
         for layer in range(model.num_hidden_layers)
         for name, shape in of_layer.items()
     }
+
+
+def matrix_elements(model: ModelSettings, optimizer: OptimizerName) -> int:
+    """Elements of the parameters that have one moment instead of two; 0 without Muon."""
+    if optimizer is not OptimizerName.muon:
+        return 0
+    return sum(rows * columns for rows, columns in shapes_of(model).values())
 
 
 def split(name: str, shape: Sequence[int]) -> list[Matrix]:

@@ -18,7 +18,8 @@ from pretrain.config.settings import (
     Settings,
 )
 from pretrain.model import flops as flops_module
-from pretrain.planning import memory, step_time
+from pretrain.optim.matrices import matrix_elements
+from pretrain.planning import memory, muon, step_time
 from pretrain.planning.arithmetic import LengthStats, PhasePlan, corpus_of, plan
 from pretrain.planning.memory import GIB, Memory
 
@@ -163,12 +164,13 @@ def forecast(settings: Settings, world_size: int | None = None, has_data: bool =
         longest = max(phase.settings.data.seq_len for phase in phases)
         masked_share = max(memory.most_masked_share(phase.settings.data) for phase in phases)
         is_low = engine.precision in (Precision.bf16, Precision.fp16)
+        num_of_muon = matrix_elements(settings.model, settings.optim.name)
         for how, recomputes in (("without", False), ("with", True)):
             budgets[how] = {
                 stage: memory.largest_budget(
                     settings.model, vocab_size, count,
                     dataclasses.replace(engine, zero_stage=stage), longest, cluster, world_size,
-                    recomputes, masked_share,
+                    recomputes, masked_share, num_of_muon,
                 )
                 for stage in range(4)
                 if stage > 0 or not is_low  # pretrain.config.checks refuses it
@@ -200,6 +202,7 @@ def _phase(
     if cluster is None:
         return found
     engine = dataclasses.replace(own.engine, precision=run_engine.precision)
+    num_of_muon = matrix_elements(own.model, own.optim.name)
     needed, other = (
         memory.memory(
             own.model,
@@ -211,6 +214,7 @@ def _phase(
             world_size,
             how,
             masked_share=memory.most_masked_share(own.data),
+            num_of_muon=num_of_muon,
         )
         for how in (recomputes, not recomputes)
     )
@@ -221,6 +225,7 @@ def _phase(
         own.model, vocab_size, num_parameters, corpus.lengths, cluster, program,
         outline.sequences_a_rank, outline.micro_steps, world_size,
     )  # fmt: skip
+    step = muon.with_muon(step, own.model, own.optim, engine, cluster, world_size)
     return dataclasses.replace(found, memory=needed, other_memory=other, step=step)
 
 

@@ -16,6 +16,7 @@ from pretrain.config.settings import Precision, Settings
 from pretrain.data.balancing import micro_steps
 from pretrain.data.train_loader import BATCHES_AHEAD
 from pretrain.model import flops
+from pretrain.optim.matrices import matrix_elements
 from pretrain.planning import memory
 
 GB = 1e9
@@ -57,7 +58,9 @@ def _of_model(
 ) -> Iterator[str]:
     """Weights of every rank, a checkpoint's copy and, on a CPU, gradients and moments."""
     n = flops.parameters(settings.model, manifest.vocab_size, settings.data.pairs)
-    need = here * _states(n, ranks, is_cpu) + memory.SNAPSHOT_BYTES * n
+    lacking = 4 * matrix_elements(settings.model, settings.optim.name)  # second moments
+    need = here * (_states(n, ranks, is_cpu) - lacking / ranks * is_cpu)
+    need += memory.SNAPSHOT_BYTES * n - lacking
     if need > room:
         sizes = settings.model
         yield (
@@ -112,7 +115,9 @@ def _of_micro_batch(
         settings.model, precision, 1, int(length), True, engine.activation_checkpointing
     )
     kept += memory.logit_bytes(manifest.vocab_size, precision, 1)
-    states = _states(n, ranks, is_cpu=True) + memory.SNAPSHOT_BYTES * n / here
+    lacking = 4 * matrix_elements(settings.model, settings.optim.name)  # second moments
+    states = _states(n, ranks, is_cpu=True) - lacking / ranks
+    states += (memory.SNAPSHOT_BYTES * n - lacking) / here
     need = here * (states + SURE_SHARE * kept * tokens)
     if need > room:
         most = int((room / here - states) / (SURE_SHARE * kept))

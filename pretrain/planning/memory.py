@@ -41,9 +41,12 @@ class Memory:
 
 
 def states(
-    num_parameters: int, engine: EngineSettings, ranks: int
+    num_parameters: int, engine: EngineSettings, ranks: int, num_of_muon: int = 0
 ) -> tuple[float, float, float, float]:
-    """Bytes of weights, gradients, optimizer and buffers under a ZeRO stage."""
+    """Bytes of weights, gradients, optimizer and buffers under a ZeRO stage.
+
+    `num_of_muon` parameters have one moment instead of two.
+    """
     precision, stage = engine.precision, engine.zero_stage
     is_low = precision in (Precision.bf16, Precision.fp16)
     width = 2 if is_low else 4
@@ -52,8 +55,8 @@ def states(
     if precision is Precision.bf16_autocast:
         weights += 2 * n  # copies for the products, kept for the backward pass
     if stage == 0:
-        return weights, 4 * n, 8 * n, 4 * n if ranks > 1 else 0
-    optimizer = 12 * part
+        return weights, 4 * n, 8 * n - 4 * num_of_muon, 4 * n if ranks > 1 else 0
+    optimizer = 12 * part - 4 * num_of_muon / ranks
     if precision is Precision.bf16 and stage == 1:  # gradients of all parameters, added up in fp32
         return weights, 4 * n + 2 * n, optimizer, 0
     accumulated = 4 if precision is Precision.bf16 else width
@@ -122,11 +125,12 @@ def memory(
     recomputes: bool,
     tokens: int | None = None,
     masked_share: float = MASKED_SHARE,
+    num_of_muon: int = 0,
 ) -> Memory:
     """A rank's memory with micro-batches of `tokens` (None: engine.tokens_per_micro_batch)."""
     tokens = engine.tokens_per_micro_batch if tokens is None else tokens
     precision = engine.precision
-    weights, gradients, optimizer, buffers = states(num_parameters, engine, ranks)
+    weights, gradients, optimizer, buffers = states(num_parameters, engine, ranks, num_of_muon)
     return Memory(
         weights, gradients, optimizer,
         activation_bytes(
@@ -147,6 +151,7 @@ def largest_budget(
     ranks: int,
     recomputes: bool,
     masked_share: float = MASKED_SHARE,
+    num_of_muon: int = 0,
 ) -> int:
     """Most tokens of a micro-batch that fit, a multiple of `seq_len`; 0 if no sequence fits."""
 
@@ -154,6 +159,7 @@ def largest_budget(
         return memory(
             model, vocab_size, num_parameters, engine, seq_len, cluster, ranks, recomputes, tokens,
             masked_share,
+            num_of_muon,
         ).total  # fmt: skip
 
     per_sequence = total(seq_len) - total(0)

@@ -31,6 +31,7 @@ from pretrain.config.settings import (
     DataSettings,
     EngineSettings,
     ModelSettings,
+    OptimizerName,
     Settings,
 )
 from pretrain.data.corpus import folder_of, manifest_of
@@ -39,6 +40,7 @@ from pretrain.distributed.rendezvous import RankInfo, rank_info, some_of
 from pretrain.engine.snapshot import state_bytes
 from pretrain.model.bert import BertForPreTraining
 from pretrain.model.compile import compile_fault, wants_compile
+from pretrain.optim.matrices import matrix_elements
 from pretrain.run_folder.environment import package_versions
 from pretrain.run_folder.jsonl import append_event
 
@@ -120,7 +122,7 @@ def preflight(ranks: Ranks, settings: Settings) -> Preflight:
     if ranks.world_size > 1:
         facts |= measure_all_reduce(ranks, infos)
     vocab_size = manifests[0].vocab_size
-    size = checkpoint_bytes(settings.model, vocab_size, settings.data.pairs)
+    size = checkpoint_bytes(settings.model, vocab_size, settings.data.pairs, settings.optim.name)
     keep = max(phase.settings.checkpoint.keep for phase in phases)
     folder = Path(settings.run.dir) / str(settings.run.name) / "checkpoints"
     free = free_bytes(folder) if ranks.rank == 0 else 0
@@ -244,10 +246,13 @@ def resolve_compile(
     return Compile.false, f"the layers are not compiled: {text} for faster steps"
 
 
-def checkpoint_bytes(model: ModelSettings, vocab_size: int, pairing: Pairing) -> int:
+def checkpoint_bytes(
+    model: ModelSettings, vocab_size: int, pairing: Pairing, optimizer: OptimizerName
+) -> int:
     """Bytes of a checkpoint, within a few kilobytes, from the shapes alone."""
     with torch.device("meta"):
-        return state_bytes(BertForPreTraining(model, vocab_size, pairing).num_parameters)
+        count = BertForPreTraining(model, vocab_size, pairing).num_parameters
+    return state_bytes(count, matrix_elements(model, optimizer))
 
 
 def free_bytes(folder: Path) -> int:

@@ -73,3 +73,14 @@ def test_tensors_of_one_row_are_written_as_tensors_of_their_own(tmp_path: Path) 
     assert moments["exp_avg.matrix"].unique().item() == 4
     assert moments["exp_avg_sq.scalar"].item() == 9
     assert len(moments) == 6
+
+
+def test_a_matrix_that_muon_updates_has_one_moment(tmp_path: Path) -> None:
+    groups = {"matrix": "matrices", "bias": "not decayed", "scalar": "not decayed"}
+    layout = Layout("muon", SHAPES, groups)
+    Snapshot.allocate(layout, torch.device("cpu")).write(tmp_path)
+    moments = load_file(tmp_path / "optimizer.safetensors")
+    assert set(moments) == {f"exp_avg.{name}" for name in SHAPES} | {
+        "exp_avg_sq.bias", "exp_avg_sq.scalar",
+    }  # fmt: skip
+    assert layout.state_bytes == 4 * (3 * SIZE - 30 * 7)

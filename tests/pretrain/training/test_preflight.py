@@ -163,7 +163,9 @@ def disk_with(checkpoints: float) -> Change:
     """A disk with room for so many of rank 0's checkpoints."""
 
     def change(ranks: Ranks, settings: Settings) -> None:
-        size = preflight_module.checkpoint_bytes(settings.model, 4096, settings.data.pairs)
+        size = preflight_module.checkpoint_bytes(
+            settings.model, 4096, settings.data.pairs, settings.optim.name
+        )
         usage = SimpleNamespace(free=int(checkpoints * size))
         preflight_module.shutil.disk_usage = lambda path: usage
 
