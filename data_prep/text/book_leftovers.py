@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import chain, pairwise
 
 _LONGEST = 100  # characters of a heading
 _NUMBER = (
@@ -24,7 +25,8 @@ _NUMBER_ALONE = re.compile(r"[\W_]*(?:\d{1,4}|[IVXLC]{1,8})?[\W_]*")
 _SPEECH = tuple("\"'“‘«„")
 
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
-_BROKEN = re.compile(r"(?<![\w-])([^\W\d_]+)- (?=([^\W\d_]+))(?!(?:and|or|to|nor|und|oder|et|ou) )")
+_BEFORE_BREAK = re.compile(r"(?<![\w-])[^\W\d_]+\Z")
+_AFTER_BREAK = re.compile(r"(?!(?:and|or|to|nor|und|oder|et|ou) )[^\W\d_]+")
 
 
 def without_headings(paragraphs: list[str], removed: Counter[str]) -> list[str]:
@@ -48,15 +50,19 @@ def join_broken_words(text: str) -> str:
 
     If the text has the whole word elsewhere and not the hyphenated one. Others keep the hyphen.
     """
-    if not _BROKEN.search(text):
+    pieces = text.split("- ")
+    borders = [
+        (number, before[0], after[0])
+        for number, (left, right) in enumerate(pairwise(pieces))
+        if (after := _AFTER_BREAK.match(right))
+        and (before := _BEFORE_BREAK.search(left.rpartition(" ")[2]))
+    ]
+    if not borders:
         return text
-    words = set(_WORD.findall(text.lower()))
-
-    def joined(match: re.Match[str]) -> str:
-        first, second = match[1], match[2]
+    words = set(_WORD.findall(" ".join(set(text.lower().split()))))
+    signs = ["- "] * (len(pieces) - 1) + [""]
+    for number, first, second in borders:
         pair = first.lower(), second.lower()
-        if "".join(pair) in words and "-".join(pair) not in words:
-            return first
-        return f"{first}-" if second[0].islower() else match[0]
-
-    return _BROKEN.sub(joined, text)
+        is_whole = "".join(pair) in words and "-".join(pair) not in words
+        signs[number] = "" if is_whole else "-" if second[0].islower() else "- "
+    return "".join(chain.from_iterable(zip(pieces, signs, strict=True)))

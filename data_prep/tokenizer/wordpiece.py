@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, compress
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,13 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 
 from data_prep.core.records import Normalization, TextForm
+from data_prep.tokenizer.ascii_words import AsciiEncoder, is_printable_ascii
 from data_prep.tokenizer.vocab_file import LONGEST_WORD, SPECIAL_TOKENS, TURKISH_I, special_ids
 
 # Words kept with their ids, 50 MB of memory. 16 million characters of English have 150,000.
 MOST_WORDS = 1 << 18
 UNICODE_FORMS = {Normalization.nfc: normalizers.NFC, Normalization.nfkc: normalizers.NFKC}
+ID_BYTES = np.dtype(np.uint32).itemsize
 LONGEST_KEPT = 100  # characters of such a word; bounds the memory on any text
 # ASCII punctuation, or text between. < = > with a mark are text: Unicode joins them to ≮ ≠ ≯, which
 # do not end a word.
@@ -107,13 +109,24 @@ class Encoder:
         self.special_ids = special_ids(tokens)
         self._tokenizer = make_tokenizer(tokens, form)
         self._word_ids = _WordIds(self._tokenizer, form)
+        self._ascii = AsciiEncoder(tokens, self.special_ids["unk"], form.lowercase)
+        self._has_own_i = form.turkish_i and form.lowercase  # whose lower case is not ASCII
 
     def encode(self, sentences: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """The (T,) ids of N sentences end to end, and their (N,) lengths, which may be 0."""
+        is_plain = (not self._has_own_i and is_printable_ascii(text) for text in sentences)
+        is_plain_N = np.fromiter(is_plain, np.bool_, len(sentences))
+        plain, others = (list(compress(sentences, chosen)) for chosen in (is_plain_N, ~is_plain_N))
         ids_of = self._word_ids.__getitem__
-        ids = [b"".join(map(ids_of, sentence.split(" "))) for sentence in sentences]
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids)) // np.dtype(np.uint32).itemsize
-        return np.frombuffer(b"".join(ids), np.uint32), lengths
+        found = [b"".join(map(ids_of, sentence.split(" "))) for sentence in others]
+        lengths = np.empty(len(sentences), np.int64)
+        plain_ids, lengths[is_plain_N] = self._ascii.encode(plain)
+        lengths[~is_plain_N] = np.fromiter(map(len, found), np.int64, len(found)) // ID_BYTES
+        is_plain_T = np.repeat(is_plain_N, lengths)
+        ids = np.empty(len(is_plain_T), np.uint32)
+        ids[is_plain_T] = plain_ids
+        ids[~is_plain_T] = np.frombuffer(b"".join(found), np.uint32)
+        return ids, lengths
 
     def encode_spans(
         self, sentences: Sequence[str]
