@@ -30,7 +30,7 @@ install: .venv/installed
 	touch $@
 
 demo: install
-	$(BIN)/python -m pretrain.run +model=tiny run.name=demo
+	$(BIN)/python -m pretrain.run +model=tiny recipe=demo run.name=demo
 
 PYTEST := $(BIN)/python -m pytest
 # Two workers, since most tests keep one core busy. A file's tests stay together, so that its

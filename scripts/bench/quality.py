@@ -2,12 +2,13 @@
 
     python -m scripts.bench.quality out=FOLDER [data=data/sample] [model=tiny]
         [tokens=1e6,2e6,4e6] [rates=5e-4,1e-3,2e-3,4e-3] [seeds=3] [losses=6.0,5.5]
-        [variants=transformers,adamw,fast] [ablation=false] [most=N] [threads=1] [cluster=local]
-        [settings="optim.global_batch=64 ..."]
+        [variants=transformers,adamw,fast,demo] [ablation=false] [most=N] [threads=1]
+        [cluster=local] [settings="optim.global_batch=64 ..."]
 
 variants  transformers: the stock model on padded batches, AdamW, dropout 0.1; adamw: ours with
-          optim=adamw; fast: ours with recipe=fast. All see the same examples, and are evaluated on
-          the same held-out examples with the same masks
+          optim=adamw; fast: ours with recipe=fast; demo: with short sequences first, too, which
+          needs shards of 32 and 128 tokens. All are evaluated on the same held-out examples of 128
+          tokens with the same masks
 tokens    lengths. A rate that falls to 0 reaches its loss at the end, so no curve of one training
           shows what a shorter one would reach: each length is a training of its own, and the curve
           of a variant goes through their last losses
@@ -79,7 +80,7 @@ def main(
     rates: str = "5e-4,1e-3,2e-3,4e-3",
     seeds: int = 3,
     losses: str | None = None,
-    variants: str = "transformers,adamw,fast",
+    variants: str = "transformers,adamw,fast,demo",
     ablation: bool = False,
     most: int | None = None,
     threads: int = 1,

@@ -43,10 +43,11 @@ VARIANTS = {
     REFERENCE: Variant(REFERENCE, "transformers", STOCK),
     "adamw": Variant("adamw", "ours", ("optim=adamw",)),
     "fast": Variant("fast", "ours", ("recipe=fast",)),
+    "demo": Variant("demo", "ours", ("recipe=demo",)),  # with short sequences first
 }
 # recipe=fast without one of its techniques
 TECHNIQUES = {
-    "Muon": ("optim=adamw",),
+    "Muon": ("optim=adamw", "optim.matrix_rate=null"),
     "initialisation": ("model.initializer_range=0.02",),
     "sinusoids": ("model.position_init=normal",),
     "no dropout": ("model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1"),

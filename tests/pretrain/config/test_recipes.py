@@ -40,11 +40,15 @@ NUMBERS: dict[str, dict[str, Any]] = {
         "schedule.warmup_steps": 30_000, "schedule.decay_from_step_0": False,
     },
     "fast": {
-        "optim.name": "adamw", "model.position_init": "sinusoidal", "data.masking": "dynamic",
-        "model.hidden_dropout_prob": 0.0, "model.attention_probs_dropout_prob": 0.0,
+        "optim.name": "muon", "optim.matrix_rate": 2.5, "model.position_init": "sinusoidal",
+        "data.masking": "dynamic", "model.hidden_dropout_prob": 0.0,
+    },
+    "demo": {
+        "optim.name": "muon", "optim.global_batch": 64, "optim.learning_rate": 2e-3,
+        "data.seq_len": 32, "schedule.total_steps": 2_100, "schedule.stop_step": 1_260,
     },
     "laptop": {
-        "optim.name": "adamw", "optim.global_batch": 64, "optim.learning_rate": 1e-3,
+        "optim.name": "muon", "optim.global_batch": 64, "optim.learning_rate": 2e-3,
         "optim.betas": [0.9, 0.98], "data.seq_len": 32, "data.masking": "dynamic",
         "schedule.total_steps": 20_000, "schedule.stop_step": 16_000, "schedule.warmup_steps": 500,
     },
@@ -74,7 +78,7 @@ def test_a_recipe_has_its_numbers_with_any_model(recipe: str, model: str) -> Non
 
 
 def test_every_published_recipe_sets_its_dropout_of_attention() -> None:
-    for recipe in set(NUMBERS) - {"laptop", "fast"}:
+    for recipe in set(NUMBERS) - {"laptop", "fast", "demo"}:
         assert (
             settings_of("model=tiny", f"recipe={recipe}").model.attention_probs_dropout_prob == 0.1
         )
@@ -86,7 +90,7 @@ def test_only_the_recipes_that_have_a_quirk_turn_it_on() -> None:
     }
     assert {recipe for recipe, s in schedules.items() if s.count_from_1} == {"nvidia_lamb"}
     assert {recipe for recipe, s in schedules.items() if s.power != 1} == {"nvidia_lamb"}
-    from_step_0 = {"paper", "nvidia_lamb", "mlperf", "laptop", "fast"}
+    from_step_0 = {"paper", "nvidia_lamb", "mlperf", "laptop", "fast", "demo"}
     assert {recipe for recipe, s in schedules.items() if s.decay_from_step_0} == from_step_0
 
 

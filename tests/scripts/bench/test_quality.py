@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import subprocess
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -143,6 +144,16 @@ def test_a_training_that_fails_names_its_log(sample_dir, tmp_path, monkeypatch) 
     trial = trials.Trial(trials.VARIANTS["adamw"], 1e4, 1e-3, 1)
     with pytest.raises(SettingsError, match=r"adamw-10000-0.001-seed1 ended with 2: see .*log"):
         laboratory.perform(trial)
+
+
+def test_a_training_on_a_cpu_is_timed_by_the_processor(monkeypatch) -> None:
+    for module in (child.log_window, child.pretrain_with_transformers):
+        monkeypatch.setattr(module, "clock", time.perf_counter)
+    monkeypatch.setattr(child, "cuda_is_usable", lambda: False)
+    monkeypatch.setattr(child, "pretrain", lambda overrides: len(overrides))
+    assert child.main("ours", "1", "a", "b") == 2
+    assert child.log_window.clock is time.process_time
+    assert child.pretrain_with_transformers.clock is time.process_time
 
 
 def test_an_unknown_variant_is_named() -> None:
