@@ -28,6 +28,7 @@ from data_prep.core.command import status_of
 from data_prep.core.files import checksum, remove_folder, write_json
 from data_prep.core.job import start
 from data_prep.core.objectives import Pairing
+from data_prep.core.printable import printable
 from data_prep.core.records import read_packed
 from data_prep.core.settings import DataPrepSettings
 from data_prep.examples.masking import MaskingRule
@@ -62,7 +63,7 @@ from data_prep.stores import shard_reader, shard_records, shards
 from data_prep.stores.tokens import TokenStore
 from data_prep.tokenizer.vocab_file import read_vocab
 
-SHOWN_LANGUAGES = 5  # on the terminal, the largest
+SHOWN_LANGUAGES = SHOWN_SOURCES = 5  # on the terminal, the largest
 MOST_LISTED = 10_000  # shards of a split whose own metrics audit.json has: 7 MB
 SHOWN_WORDS = 100  # of an example on the terminal; audit.json has all
 
@@ -281,19 +282,34 @@ def _split_faults(
     return faults
 
 
+def _source_rows(train: dict[str, Any]) -> list[list[str]]:
+    """The largest sources of a corpus of several."""
+    tokens, documents = train["tokens_of_source"], train["documents_of_source"]
+    names = sorted(tokens, key=lambda name: (-tokens[name], name))[:SHOWN_SOURCES]
+    if len(tokens) < 2:
+        return []
+    return [
+        ["source, train", *(printable(name)[:14] for name in names)],
+        ["documents", *(f"{documents[name]:,}" for name in names)],
+        ["of all tokens", *(f"{tokens[name] / train['tokens']:.1%}" for name in names)],
+    ]
+
+
 def summary(report: dict[str, Any]) -> str:
-    """A short table of the report, and its examples in words."""
+    """Warnings, a short table of the report, and its examples in words."""
     pairing = Pairing[report["made"]["settings"]["pairs"]]
     splits, corpus = report["splits"], report["corpus"]["splits"]
     shards_rows = [*table_rows(SHARDS, splits), *table_rows(REPEATED_EXAMPLES, splits)]
     corpus_rows = [*table_rows(CORPUS, corpus), *table_rows(REPEATED, corpus)]
     languages = dict(by_tokens(report["corpus"]["languages"])[:SHOWN_LANGUAGES])
     language_rows = table_rows(LANGUAGES, languages)
-    lines = [
+    lines = [f"warning: {warning}" for warning in report["warnings"]]
+    lines += [
         f"{row[0]:32}" + "".join(f"{value:>15}" for value in row[1:])
         for row in (
             *(["shards", *splits], *shards_rows),
             *(["corpus", *corpus], *corpus_rows),
+            *_source_rows(corpus["train"]),
             *([["language", *languages], *language_rows] if languages else []),
         )
     ]
@@ -305,7 +321,6 @@ def summary(report: dict[str, Any]) -> str:
             f"{shortcut['together_accuracy']:.1%} from both, {shortcut['majority']:.1%} by the "
             "more frequent label"
         )
-    lines += [f"warning: {warning}" for warning in report["warnings"]]
     for example in report["examples"]:
         label = pairing.meanings[example["next_sentence_label"]]
         words = [

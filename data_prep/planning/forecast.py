@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.core.settings import DataPrepSettings, Duplicates
+from data_prep.quality.shortcut import MOST_EXAMPLES
 
 # Measured by scripts.bench.duplicates, see docs/log.md
 DEDUP_SECONDS = 15e-6  # of one core, per document
 DEDUP_BYTES = 1.4e9  # of a task of a large corpus
 
 JOB_START = 1.5  # seconds: Python, imports, and the server from which tasks are forked
-AUDIT_TOKENS = 60e6  # per second of a core; the rest of its time is the same for any corpus
+AUDIT_TOKENS = 60e6  # per second of a core
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,17 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class AuditCost:
+    """What the audit takes but for reading the shards, by the examples that it looks at."""
+
+    seconds: Line
+    examples: float  # per token of the train split
+
+    def at(self, tokens: float) -> float:
+        return self.seconds.at(min(MOST_EXAMPLES, tokens * self.examples))
+
+
+@dataclass(frozen=True)
 class Sample:
     """What the sample has shown."""
 
@@ -84,7 +96,7 @@ class Sample:
     vocab: Line  # seconds of a core, by characters
     encode: Cost  # per character
     build: dict[int, Cost]  # per token, by length
-    audit: dict[int, float]  # seconds, by length
+    audit: dict[int, AuditCost]  # by length
 
 
 @dataclass(frozen=True)
@@ -135,7 +147,7 @@ def forecast(settings: DataPrepSettings, sample: Sample) -> Forecast:
         built = cost.stage(f"build {length}", tokens * settings.copies, tasks, settings)
         stages.append(built)
         read = tokens * settings.copies / AUDIT_TOKENS / min(cores, tasks)
-        seconds = JOB_START + sample.audit[length] + read
+        seconds = JOB_START + sample.audit[length].at(tokens * settings.copies) + read
         stages.append(Stage(f"audit {length}", tasks, seconds, 0.0))
     return Forecast(input_bytes, characters, documents, tokens, stages)
 

@@ -24,10 +24,12 @@ from data_prep.core.settings import (
 from data_prep.encoding.encode_part import task_name
 from data_prep.encoding.held_out import FEWEST_DOCUMENTS, fitting_fraction
 from data_prep.filters.boilerplate import count_lines
-from data_prep.planning.forecast import Cost, Line, Sample
+from data_prep.planning.forecast import AuditCost, Cost, Line, Sample
+from data_prep.quality.shortcut import MOST_EXAMPLES, audit_shortcut
 from data_prep.sources import module_of
 from data_prep.sources.inputs.plan import SourcePlan
 from data_prep.stores.documents import DocumentPart, list_parts, read_part
+from data_prep.stores.shard_reader import Shards
 from data_prep.stores.tokens import SPLITS, read_tokens_manifest
 
 # Characters of the sample's tasks: two sizes tell what a task costs from what its text costs
@@ -73,7 +75,7 @@ def measure(settings: DataPrepSettings, source: SourceSettings, folder: Path) ->
     for length in settings.plan.seq_lens:
         own_settings = dataclasses.replace(settings, seq_len=length)
         builds[length] = _build(own_settings, folder, len(parts))
-        audits[length] = _timed(audit.run, own_settings)
+        audits[length] = _audit(own_settings, folder)
     splits = read_tokens_manifest(folder).splits
     plan = module_of(source.kind).plan(source, whole.characters_per_part)
     return Sample(
@@ -159,6 +161,17 @@ def _build(settings: DataPrepSettings, folder: Path, num_parts: int) -> Cost:
     records = [_record(built / "logs", name) for name in names]
     tokens = [part.tokens for split in SPLITS for part in splits[split]]
     return _cost(tokens, records, rest, built, num_parts)
+
+
+def _audit(settings: DataPrepSettings, folder: Path) -> AuditCost:
+    """Audit the shards, and once more for the part of the time that grows with the examples."""
+    seconds = _timed(audit.run, settings)
+    train = Shards.open(folder / f"len{settings.seq_len}", "train", is_verified=True)
+    judged = _timed(audit_shortcut, train, settings.audit) if settings.pairs.label_1 else 0.0
+    examples = min(MOST_EXAMPLES, train.num_examples)
+    line = Line(max(0.0, seconds - judged), judged / max(1, examples))
+    tokens = sum(part.tokens for part in read_tokens_manifest(folder).splits["train"])
+    return AuditCost(line, train.num_examples / max(1, tokens))
 
 
 def _bytes_of(

@@ -26,6 +26,7 @@ from data_prep.stores.shard_reader import Shards
 from data_prep.stores.shards import Examples
 
 SAMPLE = 5_000  # examples to learn from; as many others are judged
+MOST_EXAMPLES = 2 * SAMPLE
 LEAST = 500  # examples to judge; with fewer the result is chance
 
 Float = NDArray[np.float64]
@@ -33,7 +34,7 @@ Float = NDArray[np.float64]
 
 def audit_shortcut(split: Shards, bounds: AuditSettings) -> tuple[dict[str, Any], list[str]]:
     """Accuracies on unseen examples, and the faults; both empty for too few examples."""
-    size = min(2 * SAMPLE, split.num_examples)
+    size = min(MOST_EXAMPLES, split.num_examples)
     if size < 2 * LEAST:
         return {}, []
     rng = np.random.default_rng(0)

@@ -422,5 +422,5 @@ class TokenStore:
 
 def read_tokens_manifest(data_dir: Path) -> TokensManifest:
     """Read data_dir/tokens/manifest.json. Raises ValueError as `read_manifest` does."""
-    command = f"python -m data_prep.encode data_dir={data_dir}"
+    command = f"python -m data_prep.encode data_dir={data_dir} (with language=)"
     return read_manifest(data_dir / "tokens" / "manifest.json", TokensManifest, command)

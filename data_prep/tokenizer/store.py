@@ -64,7 +64,7 @@ def read_vocab_store(data_dir: Path) -> tuple[list[str], VocabManifest]:
     """
     folder = data_dir / "vocab"
     path = folder / "manifest.json"
-    command = f"python -m data_prep.vocab data_dir={data_dir}"
+    command = f"python -m data_prep.vocab data_dir={data_dir} (with vocab_size= and language=)"
     manifest = read_manifest(path, VocabManifest, command)
     vocab_path = folder / "vocab.txt"
     if not vocab_path.is_file() or checksum(vocab_path) != manifest.checksum:

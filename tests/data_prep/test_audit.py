@@ -396,3 +396,14 @@ def test_of_many_examples_a_sample_is_compared(corpus: Path, monkeypatch) -> Non
     sample = report_of(corpus)["splits"]["train"]
     assert sample.pop("repeated_examples") == pytest.approx(whole.pop("repeated_examples"), rel=0.5)
     assert sample == whole
+
+
+def test_the_sources_of_a_corpus_of_several_are_shown_the_largest_first() -> None:
+    train = {"tokens": 8, "tokens_of_source": {"a": 2, "b" * 20: 6}}
+    train["documents_of_source"] = {"a": 1_000, "b" * 20: 1}
+    assert audit._source_rows(train) == [
+        ["source, train", "b" * 14, "a"],
+        ["documents", "1", "1,000"],
+        ["of all tokens", "75.0%", "25.0%"],
+    ]
+    assert audit._source_rows({"tokens_of_source": {"a": 2}, "documents_of_source": {"a": 1}}) == []

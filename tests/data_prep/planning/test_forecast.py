@@ -6,7 +6,16 @@ from typing import Any
 import pytest
 
 from data_prep.core.job import load
-from data_prep.planning.forecast import JOB_START, Cost, Forecast, Line, Sample, Stage, forecast
+from data_prep.planning.forecast import (
+    JOB_START,
+    AuditCost,
+    Cost,
+    Forecast,
+    Line,
+    Sample,
+    Stage,
+    forecast,
+)
 
 COST = Cost(seconds=Line(1.0, 1e-6), peak_bytes=Line(1e8, 10.0), rest=2.0, files=5.0, bytes=0.5)
 SAMPLE = Sample(
@@ -23,7 +32,7 @@ SAMPLE = Sample(
     vocab=Line(1.0, 1e-6),
     encode=COST,
     build={128: COST},
-    audit={128: 3.0},
+    audit={128: AuditCost(Line(2.0, 1e-3), 0.01)},
 )
 
 
@@ -87,6 +96,13 @@ def test_the_vocabulary_is_trained_on_a_sample_of_a_large_corpus() -> None:
 def test_every_pass_has_its_own_shards() -> None:
     assert (stage("build 128").tasks, stage("build 128", "copies=3").tasks) == (4, 12)
     assert stage("build 128", "copies=3").bytes == pytest.approx(15e6)
+
+
+def test_an_audit_takes_longer_until_there_are_as_many_examples_as_it_looks_at() -> None:
+    assert stage("audit 128", "plan.bytes=4e5").seconds == pytest.approx(JOB_START + 3, abs=0.01)
+    most = JOB_START + 2 + 10
+    assert stage("audit 128").seconds == pytest.approx(most, abs=0.2)
+    assert stage("audit 128", "copies=3").seconds == pytest.approx(most, abs=0.5)
 
 
 def test_copies_are_not_looked_for_with_keep() -> None:
