@@ -260,7 +260,7 @@ def _random_next(data_dir: Path, settings: DataPrepSettings, store: TokensManife
                 f"data_prep.encode data_dir={data_dir} language={MULTI} heldout_fraction="
                 f"{store.settings.heldout_fraction}, or set random_next=source"
             )
-        if len({code for part in parts for code in part.languages}) > 1:
+        if len(store.languages) > 1:
             return RandomNext.language
     if settings.random_next is RandomNext.corpus or len({part.source for part in parts}) == 1:
         return RandomNext.corpus

@@ -62,6 +62,8 @@ from data_prep.stores.tokens import (
     TokenPartEntry,
     TokensManifest,
     WordSettings,
+    WrittenPart,
+    manifest_entries,
     read_tokens_manifest,
     token_dtype,
 )
@@ -114,10 +116,11 @@ def run(settings: DataPrepSettings) -> TokensManifest:
     counts = run_tasks("encode", folder / "logs", tasks, task, settings)
     again = f"delete {folder} and run python -m data_prep.encode data_dir={data_dir}"
     written = [
-        read_record(entry_path(folder, task.name), dict[str, TokenPartEntry], again)
-        for task in tasks
+        read_record(entry_path(folder, task.name), dict[str, WrittenPart], again) for task in tasks
     ]
-    splits = {split: [entries[split] for entries in written] for split in SPLITS}
+    languages, splits = manifest_entries(
+        {split: [entries[split] for entries in written] for split in SPLITS}
+    )
     _check_splits(folder, splits, settings.heldout_fraction)
     manifest = TokensManifest(
         schema_version=SCHEMA_VERSION,
@@ -134,6 +137,7 @@ def run(settings: DataPrepSettings) -> TokensManifest:
         ),
         splits=splits,
         dropped={name: counts[name] for name in sorted(Dropped.__dataclass_fields__)},
+        languages=languages,
     )
     if read_counts(data_dir, manifest) is None:
         write_json(counts_path(data_dir), count_corpus(folder, manifest, settings.workers))

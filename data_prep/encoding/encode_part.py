@@ -22,8 +22,8 @@ from data_prep.stores.documents import Document, DocumentPart, read_part
 from data_prep.stores.tokens import (
     SPLITS,
     SentenceSettings,
-    TokenPartEntry,
     WordSettings,
+    WrittenPart,
     token_dtype,
     write_part,
 )
@@ -83,7 +83,7 @@ class Split:
         if encoded.continues_word is not None:
             self.continues_word.append(encoded.continues_word)
 
-    def write(self, path: Path, encoder: Encoder, rule: EncodeRule) -> TokenPartEntry:
+    def write(self, path: Path, encoder: Encoder, rule: EncodeRule) -> WrittenPart:
         """Write the part; return its entry in the manifest."""
         no_words = np.zeros(0, np.bool_)
         ids = np.concatenate([np.zeros(0, np.uint32), *self.ids])

@@ -86,7 +86,7 @@ def _own(
     if where is not RandomNext.language:
         yield None, store.documents_in(part, None)
         return
-    for language in store.manifest.splits[store.split][part].languages:
+    for language in store.languages_of(part):
         yield language, store.documents_in(part, language)
 
 

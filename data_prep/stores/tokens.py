@@ -11,8 +11,8 @@ without this code; here they are read as three flat numpy arrays, without a copy
 Where words were segmented (`settings.words` of the manifest) there is a third column,
 `continues_word`: list<list<bool>> like `sentences`, true for a token that continues the word of the
 token before it. In a corpus of many languages (`settings.languages` of the manifest) the last
-column is `language`: uint16, the place of the document's language among the sorted ones of its
-part, which the manifest has (`languages`).
+column is `language`: uint16, the place of the document's language among those of its part. The
+manifest has the names of all (`languages`) and how many documents of a part have each.
 
 There are no special ids in the store: [CLS], [SEP] and [MASK] come with the pairs.
 `data_dir/tokens/manifest.json` lists the parts of both splits in order; a document's number is its
@@ -24,7 +24,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -83,12 +83,16 @@ class TokenPartEntry(Record):
     tokens: Count
     unknown_tokens: Count  # [UNK]
     checksum: Checksum
-    # Documents of each; the column counts them sorted
-    languages: dict[str, Count] = msgspec.field(default_factory=dict)
+    # (L,) uint32, base64 in JSON: documents in each of the manifest's languages. A terabyte of a
+    # hundred languages has six million such numbers, too many to be written out.
+    documents_of: bytes = b""
 
     def __post_init__(self) -> None:
         check_file_name(self.name)
-        if self.languages and (total := sum(self.languages.values())) != self.documents:
+        if len(self.documents_of) % 4:
+            raise ValueError(f"{self.name}: documents_of is not of whole numbers")
+        total = np.frombuffer(self.documents_of, "<u4").sum(dtype=np.int64)
+        if self.documents_of and total != self.documents:
             raise ValueError(
                 f"{self.name}: {total:,} documents in its languages, {self.documents:,} in all"
             )
@@ -97,6 +101,33 @@ class TokenPartEntry(Record):
     def source(self) -> str:
         """Where its documents come from: books of books-00003.arrow."""
         return self.name.rpartition("-")[0]
+
+
+class WrittenPart(TokenPartEntry, kw_only=True):
+    """What a task leaves of a file that it wrote."""
+
+    languages: dict[str, Count] = msgspec.field(default_factory=dict)  # documents in each
+
+
+def manifest_entries(
+    written: Mapping[str, Sequence[WrittenPart]],
+) -> tuple[list[str], dict[str, list[TokenPartEntry]]]:
+    """The languages of the manifest, sorted, and its entries by split."""
+    languages = sorted({code for parts in written.values() for p in parts for code in p.languages})
+    names = [name for name in TokenPartEntry.__struct_fields__ if name != "documents_of"]
+    splits = {
+        split: [
+            TokenPartEntry(
+                **{name: getattr(part, name) for name in names},
+                documents_of=np.array(
+                    [part.languages.get(code, 0) for code in languages], "<u4"
+                ).tobytes(),
+            )
+            for part in parts
+        ]
+        for split, parts in written.items()
+    }
+    return languages, splits
 
 
 class SentenceSettings(Record):
@@ -141,17 +172,17 @@ class TokensManifest(Record):
     settings: EncodeSettings
     splits: dict[str, list[TokenPartEntry]]
     dropped: dict[str, Count]  # documents and sentences by reason
+    languages: list[str] = msgspec.field(default_factory=list)  # of the documents, sorted
 
     def __post_init__(self) -> None:
         check_special_ids(self.special_ids, self.vocab_size)
         if set(self.splits) != set(SPLITS):
             raise ValueError(f"splits are not {' and '.join(SPLITS)}")
         for entry in itertools.chain.from_iterable(self.splits.values()):
-            if bool(entry.languages) != (self.settings.languages and entry.documents > 0):
-                has = "" if self.settings.languages else "no "
+            if (counted := len(entry.documents_of) // 4) != len(self.languages):
                 raise ValueError(
-                    f"{entry.name} has {len(entry.languages)} languages of {entry.documents:,} "
-                    f"documents, its settings say that {has}languages are stored"
+                    f"{entry.name} counts documents in {counted} languages, and there are "
+                    f"{len(self.languages)}"
                 )
 
 
@@ -235,7 +266,7 @@ def write_part(
     unknown_tokens: int = 0,
     continues_word: NDArray[np.bool_] | None = None,
     languages: Sequence[str] | None = None,
-) -> TokenPartEntry:
+) -> WrittenPart:
     """Write one part, whole or not at all: same arguments, same bytes.
 
     D documents, (T,) ids, (S + 1,) and (D + 1,) offsets as in the head of this file; how many of
@@ -273,7 +304,7 @@ def write_part(
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as out:
             out.write_batch(batch)
         digest = checksum(temporary)
-    return TokenPartEntry(
+    return WrittenPart(
         name=path.name,
         documents=len(documents),
         sentences=len(sentence_offsets) - 1,
@@ -372,8 +403,19 @@ class TokenStore:
         """(P,) documents of each part in this language; None: in any."""
         if language is None:
             return np.diff(self.first_document)
-        entries = self.manifest.splits[self.split]
-        return np.array([entry.languages.get(language, 0) for entry in entries], np.int64)
+        return self._by_language[:, self.manifest.languages.index(language)].astype(np.int64)
+
+    @functools.cached_property
+    def _by_language(self) -> NDArray[np.uint32]:
+        """(P, L) documents of each part in each of the manifest's languages."""
+        stored = b"".join(entry.documents_of for entry in self.manifest.splits[self.split])
+        return np.frombuffer(stored, "<u4").reshape(self.num_parts, -1)
+
+    def languages_of(self, number: int) -> dict[str, tuple[int, int]]:
+        """Of each language of a part its value in the column, and its number of documents."""
+        named = zip(self.manifest.languages, self._by_language[number].tolist(), strict=True)
+        present = [(code, documents) for code, documents in named if documents]
+        return {code: (place, documents) for place, (code, documents) in enumerate(present)}
 
     def documents_in(self, number: int, language: str | None) -> NDArray[np.int64]:
         """The places of a part's documents in this language, ascending; None: in any.
@@ -383,13 +425,12 @@ class TokenStore:
         part = self.part(number)
         if language is None:
             return np.arange(part.num_documents)
-        entry = self.manifest.splits[self.split][number]
-        place = sorted(entry.languages).index(language)
+        place, stated = self.languages_of(number)[language]
         found = np.flatnonzero(part.languages == place)
-        if len(found) != entry.languages[language]:
+        if len(found) != stated:
             raise SettingsError(
                 f"{self.path_of(number)}: {len(found):,} documents have language {place}, the "
-                f"manifest says {entry.languages[language]:,}; {CURE}"
+                f"manifest says {stated:,}; {CURE}"
             )
         return found
 

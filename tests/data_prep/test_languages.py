@@ -186,7 +186,7 @@ def test_a_store_of_many_languages_has_that_of_each_document_and_one_of_a_langua
     prepared(tmp_path / "multi", "multi", [*TEXTS.values()])
     prepared(tmp_path / "en", "en", [ENGLISH])
     many, one = (TokenStore.open(tmp_path / name, "train") for name in ("multi", "en"))
-    codes = sorted(many.manifest.splits["train"][0].languages)
+    codes = [*many.languages_of(0)]
     names = many.part(0).documents.to_pylist()
     assert [codes[place] for place in many.part(0).languages] == [
         ("de", "zh-hans", "en")[int(name.removeprefix("texts/")) % 3] for name in names

@@ -10,7 +10,7 @@ from data_prep.core.files import checksum, write_json
 from data_prep.executors import tasks
 from data_prep.quality.corpus import counts_path
 from data_prep.quality.corpus_counts import count_corpus
-from data_prep.stores.tokens import TokenPartEntry, TokenStore, write_part
+from data_prep.stores.tokens import TokenStore, WrittenPart, write_part
 
 FIRST_TEXT_ID = 5
 Document = Sequence[Sequence[int]]  # sentences of ids
@@ -93,7 +93,7 @@ def random_documents(
 def _write_parts(
     folder: Path, parts: Sequence[Sequence[Document]], sources: str | None = None,
     languages: Sequence[str] | None = None,
-) -> list[TokenPartEntry]:  # fmt: skip
+) -> list[WrittenPart]:  # fmt: skip
     of_parts = sources or ["part"] * len(parts), languages or [None] * len(parts)
     return [
         _write_part(folder / f"{source}-{n:05d}.arrow", part, codes)
@@ -101,7 +101,7 @@ def _write_parts(
     ]
 
 
-def _write_part(path: Path, documents: Sequence[Document], languages: str | None) -> TokenPartEntry:
+def _write_part(path: Path, documents: Sequence[Document], languages: str | None) -> WrittenPart:
     sentences = [sentence for document in documents for sentence in document]
     ids = np.array([token for sentence in sentences for token in sentence], np.uint16)
     return write_part(

@@ -11,7 +11,12 @@ from data_prep.core.settings import MaskingSettings
 from data_prep.examples.masking import MaskingRule
 from data_prep.stores.documents import DocumentsManifest, FilteredManifest, PartEntry
 from data_prep.stores.shard_records import BuildSettings, ShardEntry, ShardsManifest, SplitEntry
-from data_prep.stores.tokens import EncodeSettings, TokenPartEntry, TokensManifest
+from data_prep.stores.tokens import (
+    EncodeSettings,
+    TokensManifest,
+    WrittenPart,
+    manifest_entries,
+)
 from data_prep.tokenizer.store import VocabManifest, VocabSettings
 
 SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
@@ -60,10 +65,11 @@ def vocab_manifest(documents: dict[str, str] | None = None, **changes: Any) -> V
 
 
 def tokens_manifest(
-    splits: Mapping[str, list[TokenPartEntry]] | None = None,
+    splits: Mapping[str, list[WrittenPart]] | None = None,
     documents: dict[str, str] | None = None,
     **changes: Any,
 ) -> TokensManifest:
+    languages, entries = manifest_entries(splits or {})
     whole = TokensManifest(
         schema_version=1,
         dtype="uint16",
@@ -74,10 +80,11 @@ def tokens_manifest(
         settings=EncodeSettings(
             vocab_checksum="v", lowercase=True, heldout_fraction=0.1, nupunkt="1", tokenizers="1",
             schema_version=1, documents=documents or {}, duplicates={},
-            languages=any(part.languages for parts in (splits or {}).values() for part in parts),
+            languages=bool(languages),
         ),
-        splits={"train": [], "heldout": [], **(splits or {})},
+        splits={"train": [], "heldout": [], **entries},
         dropped={},
+        languages=languages,
     )  # fmt: skip
     return msgspec.structs.replace(whole, **changes)
 

@@ -338,7 +338,7 @@ def test_of_many_parts_each_language_has_partners_of_a_few_that_hold_it(
 
 def test_other_languages_than_the_manifest_says_are_refused(tmp_path: Path) -> None:
     store = open_store(tmp_path, [distinct_documents([[5, 5]] * 4)], languages=["xxyy"])
-    store.manifest.splits["train"][0].languages.update(x=3, y=1)
+    store.manifest.splits["train"][0].documents_of = np.array([3, 1], "<u4").tobytes()
     with pytest.raises(SettingsError, match=r"2 documents have language 0, the manifest says 3; d"):
         make_pairs(store, 0, BY_LANGUAGE, CLS, SEP)
 
