@@ -310,7 +310,7 @@ def _check_muon(optim: OptimSettings) -> list[str]:
     names = " and ".join(f"optim.{name}" for name in faulty)
     if is_muon:
         return [f"{names} must have a value with optim=muon; leave null out"]
-    return [f"{names} are Muon's own; set optim=muon, or leave them out"]
+    return [f"{names} belong to Muon; set optim=muon, or leave them out"]
 
 
 def _check_engine(settings: Settings) -> list[str]:

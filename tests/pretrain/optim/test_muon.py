@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from ranks_harness import run_ranks
 from torch import Tensor, nn
 
-from data_prep.core.config import compose
+from data_prep.core.config import SettingsError, compose
+from pretrain.config.checks import check
 from pretrain.config.settings import (
     NewtonSchulz,
     OptimizerName,
@@ -281,3 +282,22 @@ def test_orthogonal_leaves_a_matrix_of_zeros_and_does_not_see_the_scale() -> Non
     assert torch.equal(once[1], torch.zeros(8, 20))
     tiny = orthogonal(stack * 2.0**-60, NewtonSchulz.jordan, 5)
     torch.testing.assert_close(tiny, once, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cure"),
+    [
+        (
+            ["optim=muon", "optim.momentum=null"],
+            r"optim\.momentum must have a value with optim=muon",
+        ),
+        (["optim.matrix_rate=2"], r"optim\.matrix_rate belong to Muon; set optim=muon"),
+        (["optim=muon", "optim.newton_schulz_steps=0"], "from 1 to 99"),
+        (["optim=muon", "optim.trust_ratio=all"], "are not muon's; .*or optim=lamb"),
+        (["optim=muon", "optim.bias_correction=false"], "is not muon's; set optim=bert_adam or"),
+    ],
+)
+def test_settings_that_contradict_muon_are_refused(overrides: list[str], cure: str) -> None:
+    settings = compose("config", Settings, ["+model=tiny", *overrides])[0]
+    with pytest.raises(SettingsError, match=cure):
+        check(settings, world_size=1)
