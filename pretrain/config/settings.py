@@ -70,13 +70,6 @@ class OptimizerName(enum.Enum):
     muon = "muon"  # for the layers' matrices; AdamW for all others
 
 
-class NewtonSchulz(enum.Enum):
-    """Coefficients of Muon's orthogonalisation."""
-
-    jordan = "jordan"  # the same in every step; singular values end in 0.7 to 1.2
-    polar_express = "polar_express"  # of each step its own; they end closer to 1
-
-
 class TrustRatio(enum.Enum):
     """Which tensors LAMB scales by |w| / |update|."""
 
@@ -183,7 +176,7 @@ class DataSettings:
         return self.mixture is not None or self.mixture_temperature is not None
 
 
-MUON_SETTINGS = ("momentum", "matrix_rate", "newton_schulz", "newton_schulz_steps")
+MUON_SETTINGS = ("momentum", "matrix_rate", "newton_schulz_steps")
 
 
 @dataclass
@@ -202,7 +195,6 @@ class OptimSettings:
     # MUON_SETTINGS: None for the other optimizers
     momentum: float | None = None
     matrix_rate: float | None = None  # the matrices' learning rate over that of the others
-    newton_schulz: NewtonSchulz | None = None
     newton_schulz_steps: int | None = None
 
     @property

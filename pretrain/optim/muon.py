@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from pretrain.config.settings import NewtonSchulz
 from pretrain.optim.lamb import Piece
 from pretrain.optim.matrices import Held, Matrix, Part, assign, is_collected, split
 from pretrain.optim.newton_schulz import orthogonal
@@ -51,7 +50,6 @@ class Muon(Optimizer):
         *,
         momentum: float,
         matrix_rate: float,
-        newton_schulz: NewtonSchulz,
         newton_schulz_steps: int,
     ) -> None:
         super().__init__(
@@ -59,7 +57,7 @@ class Muon(Optimizer):
             {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": True},
         )
         self._momentum, self._matrix_rate = momentum, matrix_rate
-        self._newton_schulz = newton_schulz, newton_schulz_steps
+        self._newton_schulz_steps = newton_schulz_steps
         (group,) = [g for g in self.param_groups if g["label"] == MATRICES]
         named = dict(zip(group["names"], group["params"], strict=True))
         self._matrices = [m for name, p in named.items() for m in split(name, p.shape)]
@@ -120,7 +118,8 @@ class Muon(Optimizer):
         torch._foreach_add_(steps, 1)
         torch._foreach_lerp_(moments, updates, 1 - self._momentum)
         torch._foreach_lerp_(updates, moments, self._momentum)
-        self._exchange(params).orthogonalise([u.view(-1) for u in updates], *self._newton_schulz)
+        flat = [update.view(-1) for update in updates]
+        self._exchange(params).orthogonalise(flat, self._newton_schulz_steps)
         rate = group["lr"] * self._matrix_rate
         torch._foreach_mul_(params, 1 - rate * group["weight_decay"])
         torch._foreach_add_(params, updates, alpha=-rate)
@@ -195,7 +194,7 @@ class _Exchange:
             for stack in _stacks(matrices, of_matrix)
         ]
 
-    def orthogonalise(self, updates: list[Tensor], kind: NewtonSchulz, steps: int) -> None:
+    def orthogonalise(self, updates: list[Tensor], steps: int) -> None:
         """Replace the matrices in the flat `updates` by orthogonal ones, scaled. Collective."""
         device = updates[0].device
         mine = {
@@ -217,7 +216,7 @@ class _Exchange:
                 [known[p] for p in inside if p in known],
             )
             shaped = stack.view(-1, matrix.rows, matrix.columns)
-            done = orthogonal(shaped, kind, steps).mul_(matrix.scale)
+            done = orthogonal(shaped, steps).mul_(matrix.scale)
             results = _views(done.view_as(stack), stacked)
             _copy([here[part] for part in results], results.values())
         if self._moves:

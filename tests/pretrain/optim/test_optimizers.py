@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from data_prep.core.config import compose
 from data_prep.core.objectives import Pairing
 from pretrain.config.settings import (
-    NewtonSchulz,
     OptimizerName,
     OptimSettings,
     Settings,
@@ -112,8 +111,8 @@ def test_bert_adam_equals_google_s_code_in_float64(decay: float, scale: float) -
 def named(name: OptimizerName) -> OptimSettings:
     """Without bias correction; all take a trust ratio, which is LAMB's alone, and Muon's values."""
     own = {"learning_rate": 1e-2, "bias_correction": False, "trust_ratio": TrustRatio.all}
-    muon = {"momentum": 0.9, "matrix_rate": 1.0, "newton_schulz": NewtonSchulz.jordan}
-    return optim_settings(name=name, **own, **muon, newton_schulz_steps=5)
+    muon = {"momentum": 0.9, "matrix_rate": 1.0, "newton_schulz_steps": 5}
+    return optim_settings(name=name, **own, **muon)
 
 
 def trained(optimizer: torch.optim.Optimizer, gradients: list[dict[Any, torch.Tensor]]) -> None:

@@ -8,7 +8,7 @@ from model_samples import random_model, small_settings
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_prep.core.config import compose
-from pretrain.config.settings import NewtonSchulz, OptimizerName, Precision, Settings
+from pretrain.config.settings import OptimizerName, Precision, Settings
 from pretrain.optim.matrices import Matrix, matrix_elements
 from pretrain.optim.newton_schulz import orthogonal
 from pretrain.optim.optimizers import parameter_groups
@@ -24,7 +24,7 @@ def test_the_operations_of_an_orthogonalisation_are_those_that_torch_counts(
     shape: tuple[int, int],
 ) -> None:
     with FlopCounterMode(display=False) as counted:
-        orthogonal(torch.ones(3, *shape), NewtonSchulz.jordan, 4)
+        orthogonal(torch.ones(3, *shape), 4)
     assert counted.get_total_flops() == 3 * Matrix("", 0, *shape).flops(4)
 
 
