@@ -1,11 +1,11 @@
 """Megabytes of text per second of one core: each stage of data preparation, and other programs.
 
-    python -m scripts.bench.prep [path=FOLDER] [megabytes=1.5] [vocab_file=FILE] [vocab_size=5000]
-        [seq_len=512] [heldout_fraction=0.3] [rounds=3]
+    python -m scripts.bench.prep [path=FOLDER] [language=en] [megabytes=1.5] [vocab_file=FILE]
+        [vocab_size=5000] [seq_len=512] [heldout_fraction=0.3] [rounds=3]
 
-`path` is a folder of .txt files. The first by name are taken, up to `megabytes`. Without it the
-text comes from CPython: pydoc's topics, then docstrings. `vocab_file` is a released vocab.txt.
-Without it a vocabulary of `vocab_size` entries is trained, which is not timed.
+`path` is a folder of .txt files of a language. The first by name are taken, up to `megabytes`.
+Without it the text comes from CPython: pydoc's topics, then docstrings. `vocab_file` is a released
+vocab.txt. Without it a vocabulary of `vocab_size` entries is trained, which is not timed.
 
 The jobs run as they are, except that all tasks run in this process, so that its processor time is
 theirs. `all stages` is collect, encode and build, from files to shards, with manifests and
@@ -31,7 +31,6 @@ import torch
 
 from data_prep import build, collect, encode, vocab
 from data_prep.core.job import load, require_source
-from data_prep.core.records import TextForm
 from data_prep.core.settings import DataPrepSettings
 from data_prep.examples.build_shard import make_examples
 from data_prep.examples.masking import MaskingRule
@@ -40,7 +39,8 @@ from data_prep.executors import tasks as tasks_module
 from data_prep.sources import sample
 from data_prep.stores.documents import Document, list_parts, read_part
 from data_prep.stores.tokens import SPLITS, TokenStore
-from data_prep.text.sentences import split_paragraph
+from data_prep.text.language import MULTI, iso_code, language_of
+from data_prep.text.sentences import splitter
 from data_prep.tokenizer.store import read_vocab_store
 from data_prep.tokenizer.wordpiece import Encoder
 from scripts.baselines.google_prep import PublishedTokenizer, prepare
@@ -50,6 +50,7 @@ from scripts.bench.parts.harness import Record, benchmark, in_turn, run, stopwat
 @benchmark("preparation")
 def main(
     path: str = "",
+    language: str = "en",
     megabytes: float = 1.5,
     vocab_file: str = "",
     vocab_size: int = 5_000,
@@ -69,7 +70,7 @@ def main(
         _write_texts(texts, path, megabytes * 1e6)
         typed = [
             f"source.path={texts}", f"vocab_size={vocab_size}", f"seq_len={seq_len}",
-            f"heldout_fraction={heldout_fraction}",
+            f"heldout_fraction={heldout_fraction}", f"language={language}",
         ]  # fmt: skip
         corpus = Corpus(Path(folder), typed + [f"vocab_file={vocab_file}"] * bool(vocab_file))
         seconds = in_turn({name: corpus.timed(name) for name in STAGES}, rounds)
@@ -107,7 +108,7 @@ class Corpus:
         encode.run(self.settings)
         data_dir = Path(self.settings.data_dir)
         self.tokens, stored = read_vocab_store(data_dir)
-        self.lowercase = stored.lowercase
+        self.form = stored.form
         documents = [d for part in list_parts(data_dir) for d in read_part(part.path)]
         self.paragraphs = [document.text.split("\n") for document in documents]
         self.num_bytes = sum(len(document.text.encode()) for document in documents)
@@ -131,7 +132,12 @@ class Corpus:
         return lambda: self.seconds(STAGES[name](self))
 
     def _split(self, paragraphs: list[str]) -> list[str]:
-        return [sentence for paragraph in paragraphs for sentence in split_paragraph(paragraph)]
+        profile = self.settings.language
+        code = profile.code
+        if code == MULTI:
+            code = iso_code(language_of("\n".join(paragraphs)))
+        split = splitter("nupunkt" if code == "en" else profile.splitter.value, code)
+        return [sentence for paragraph in paragraphs for sentence in split(paragraph)]
 
     def _fresh(self) -> DataPrepSettings:
         """Settings of a corpus that has only its vocabulary so far."""
@@ -147,7 +153,7 @@ class Corpus:
         return lambda: [self._split(paragraphs) for paragraphs in self.paragraphs]
 
     def _wordpiece(self) -> Callable[[], object]:
-        encoder = Encoder(self.tokens, TextForm(self.lowercase))
+        encoder = Encoder(self.tokens, self.form)
         return lambda: [encoder.encode(sentences) for sentences in self.sentences]
 
     def _pairs(self) -> Callable[[], object]:
@@ -182,7 +188,7 @@ class Corpus:
         disable_progress_bars()
         tokenizer = BertTokenizerFast(
             vocab={token: number for number, token in enumerate(self.tokens)},
-            do_lower_case=self.lowercase,
+            do_lower_case=self.form.lowercase,
         )
         rows = Dataset.from_dict(
             {"text": [p for paragraphs in self.paragraphs for p in paragraphs]}
@@ -208,7 +214,7 @@ class Corpus:
         ).map(group, new_fingerprint="blocks", **options)
 
     def _published(self) -> Callable[[], object]:
-        tokenizer = PublishedTokenizer(self.tokens, self.lowercase)
+        tokenizer = PublishedTokenizer(self.tokens, self.form.lowercase)
         return lambda: prepare(
             [self._split(paragraphs) for paragraphs in self.paragraphs],
             tokenizer,
