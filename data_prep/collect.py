@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -46,7 +47,7 @@ from data_prep.stores.documents import (
     read_documents_manifest,
     write_part,
 )
-from data_prep.text.language import is_language, language_of
+from data_prep.text.language import is_language, known_languages, language_of
 
 _OTHER_IDS = {
     "rows": "set source.id_column=file:row", "warc": "set source.id_column=WARC-Record-ID",
@@ -218,7 +219,10 @@ def _manifest(
     damaged = [key.removeprefix("damaged: ") for key in counts if key.startswith("damaged: ")]
     if not counts.get("documents"):
         broken = "".join(f"; {damage}" for damage in damaged)
-        raise RuntimeError(f"source {name}: no document is left; dropped were {dropped}{broken}")
+        raise RuntimeError(
+            f"source {name}: no document is left; dropped were {dropped}{broken}"
+            f"{_language_cure(dropped)}"
+        )
     if repeated := repeated_ids(folder, parts, workers):
         cure = _OTHER_IDS.get(
             identity["kind"],
@@ -240,6 +244,15 @@ def _manifest(
         removed=removed,
         damaged=damaged,
     )
+
+
+def _language_cure(dropped: dict[str, int]) -> str:
+    """What to type if most of what was dropped is in another language than the corpus."""
+    reason = max(dropped, key=dropped.__getitem__, default="")
+    found = re.fullmatch(r"language ([\w-]+), not .+", reason)
+    if found is None or found[1] not in known_languages():
+        return ""
+    return f"; to prepare text of it, give language={found[1]} to every job"
 
 
 def _summary(settings: DataPrepSettings, manifest: DocumentsManifest) -> Rows:

@@ -230,6 +230,15 @@ def test_a_source_without_any_document_is_refused_with_the_reasons(tmp_path: Pat
         _run(tmp_path / "d", _books(tmp_path / "books", count=0))
 
 
+def test_text_of_another_language_is_refused_with_the_language_to_type(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "Das ist ein Satz, wie ihn Leute schreiben."}\n' * 2
+    )
+    given = ["+source=rows", f"source.path={tmp_path / 'a.jsonl'}", f"data_dir={tmp_path}"]
+    with pytest.raises(RuntimeError, match=r"'language de, not en': 2\}; .* give language=de to"):
+        collect.run(load([*given, "source.language=en", "num_workers=1"]))
+
+
 def test_what_is_removed_from_texts_is_counted_in_the_manifest(tmp_path: Path, capsys) -> None:
     books = _books(tmp_path / "books", count=2)
     for n in range(2):
