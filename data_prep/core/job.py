@@ -60,12 +60,14 @@ def _with_profile(overrides: Sequence[str]) -> list[str]:
     profiles, found = choices("language"), []
     for override in overrides:
         name, _, code = override.partition("=")
-        if override == "language=other":
+        if override.lower() == "language=other":
             raise SettingsError(
                 "language=other is the profile of every language without one of its own: type the "
                 "language's code, such as language=sv"
             )
-        if name == "language" and code not in profiles and code.lower() in known_languages():
+        if name == "language" and code.lower() in profiles:
+            found.append(f"language={code.lower()}")
+        elif name == "language" and code.lower() in known_languages():
             found += ["language=other", f"language.code={code}"]
         else:
             found.append(override)

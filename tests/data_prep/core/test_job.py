@@ -149,3 +149,9 @@ def test_a_wrong_setting_is_refused_with_the_cure(overrides: str, message: str) 
 def test_every_wrong_number_is_listed_at_once() -> None:
     with pytest.raises(SettingsError, match=r"^seed=-1; .*\ncopies=0; it takes from 1 to 65535$"):
         load(["data_dir=d", "copies=0", "seed=-1"])
+
+
+def test_a_language_has_its_profile_in_capitals_too() -> None:
+    assert (
+        load(["data_dir=d", "language=ZH"]).language == load(["data_dir=d", "language=zh"]).language
+    )
