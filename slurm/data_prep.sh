@@ -18,8 +18,8 @@
 # and so do SBATCH_PARTITION, SBATCH_TIMELIMIT and similar variables. Wrong settings are refused
 # before a job is submitted.
 # A job of several steps, such as dedup, has an array for each. After the arrays the same job runs
-# once more: it does what the elements left undone and writes the manifest. If that fails, everything that waits for it is cancelled. The same command again does
-# what is missing.
+# once more: it does what the elements left undone and writes the manifest. If that fails, everything
+# that waits for it is cancelled. The same command again does what is missing.
 #SBATCH --job-name=data-prep
 #SBATCH --nodes=1
 #SBATCH --ntasks=1

@@ -297,19 +297,19 @@ def test_the_chain_has_an_array_and_a_finish_for_every_source_and_length(chain, 
     for _, arguments in seen:
         assert arguments[3].startswith("num_workers=")
         load(arguments[3:])  # the jobs accept what they are given
-    names = ["collect"] * 6 + ["dedup", "vocab"] + ["encode"] * 3
-    assert [name for name, _ in seen[:11]] == names
-    assert sorted(name for name, _ in seen[11:]) == ["audit"] * 2 + ["build"] * 6
-    for job, own in (
-        ("collect", ["+source=wikipedia"]),
-        ("collect", ["+source=bookcorpus"]),
-        ("dedup", []),
-        ("vocab", []),
-        ("encode", []),
-        ("build", ["seq_len=128"]),
-        ("audit", ["seq_len=128"]),
-        ("build", ["seq_len=512"]),
-        ("audit", ["seq_len=512"]),
+    names = ["collect"] * 6 + ["dedup"] * 11 + ["vocab"] + ["encode"] * 3
+    assert [name for name, _ in seen[:21]] == names
+    assert sorted(name for name, _ in seen[21:]) == ["audit"] * 6 + ["build"] * 6
+    for job, own, num_arrays in (
+        ("collect", ["+source=wikipedia"], 1),
+        ("collect", ["+source=bookcorpus"], 1),
+        ("dedup", [], 5),
+        ("vocab", [], 0),
+        ("encode", [], 1),
+        ("build", ["seq_len=128"], 1),
+        ("audit", ["seq_len=128"], 1),
+        ("build", ["seq_len=512"], 1),
+        ("audit", ["seq_len=512"], 1),
     ):
         ends = [
             arguments[4:]
@@ -317,12 +317,11 @@ def test_the_chain_has_an_array_and_a_finish_for_every_source_and_length(chain, 
             if name == job and arguments[5 : 5 + len(own)] == own
         ]
         whole = [*given, *own, *typed]
-        if job in ("dedup", "vocab", "audit"):
-            assert ends == [whole]
-        else:  # the finish comes last
-            assert sorted(ends[:2]) == [[*whole, "share=1/2"], [*whole, "share=2/2"]]
-            assert ends[2:] == [whole]
-    assert printed.count(", an array of 2\n") == 5
+        for first in range(0, 2 * num_arrays, 2):
+            array = sorted(ends[first : first + 2])
+            assert array == [[*whole, "share=1/2"], [*whole, "share=2/2"]]
+        assert ends[2 * num_arrays :] == [whole]  # the finish comes last
+    assert printed.count(", an array of 2\n") == 12
     assert printed.endswith("python -m data_prep.status data_dir=a b\n")
 
 
@@ -332,11 +331,11 @@ def test_the_chain_takes_what_was_typed_and_what_waits_for_a_failed_job_is_cance
 ) -> None:
     typed = ["+source=books", "source.path=novels", "seq_len=64", "end=refused"]
     _, logs = chain("sbatch", "--wait", "--mem=2G", CHAIN, "array_size=1", *typed)
-    assert [call["arguments"][2] for call in calls()] == [
-        "data_prep.collect", "data_prep.collect", "data_prep.dedup", "data_prep.vocab",
-    ]  # fmt: skip
+    jobs = [call["arguments"][2].removeprefix("data_prep.") for call in calls()]
+    assert jobs == ["collect"] * 2 + ["dedup"] * 6 + ["vocab"]
     assert "+source=books" in calls()[0]["arguments"]
     assert calls()[0]["env"]["SLURM_CPUS_PER_TASK"] == "16"  # not the submitting job's
-    assert [name.rsplit("-", 1)[0] for name in logs] == [
-        "collect-books", "collect-books", "data-prep", "dedup", "vocab",
-    ]  # fmt: skip
+    steps = [f"dedup-{step}" for step in ("candidates", "choices", "copies", "signatures")]
+    assert sorted(name.rsplit("-", 1)[0] for name in logs) == [
+        *("collect-books", "collect-books", "data-prep", "dedup", "dedup", *steps, "vocab")
+    ]

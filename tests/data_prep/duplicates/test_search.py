@@ -108,6 +108,7 @@ def run_in_disorder(
         task(tasks[index].item)
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(texts=corpora(), cut=st.sampled_from([1, 2, 7]), slab=st.integers(1, 9))
 def test_tasks_find_what_the_plain_rule_finds_and_write_the_bytes_of_one_process(

@@ -97,6 +97,7 @@ def _bytes(data_dir: Path) -> dict[str, str]:
     return {path.relative_to(data_dir).as_posix(): checksum(path) for path in files}
 
 
+@pytest.mark.slow
 def test_shares_in_any_order_write_no_manifest_and_come_to_the_bytes_of_one_process(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from ranks_harness import run_ranks
 from safetensors.torch import load_file
 from saver_samples import ALONE, FileEngine, full_disk, saver_of
+from slow_cases import slow_but
 
 from data_prep.core.config import SettingsError, compose
 from data_prep.core.files import read_json
@@ -353,7 +354,7 @@ FAST = [
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("stage", "precision", "optim"),
-    [case if case in FAST else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
+    slow_but(FAST, CASES),
 )
 def test_a_resumed_run_is_bit_equal_to_one_that_went_on(stage, precision, optim, tmp_path) -> None:
     arguments = {"run_folder": tmp_path, "stage": stage, "precision": precision, "dropout": 0.2}

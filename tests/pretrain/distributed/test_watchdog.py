@@ -127,6 +127,7 @@ def test_a_stopped_rank_is_named_and_the_other_ends_with_its_stacks(tmp_path: Pa
     assert "in barrier" in log
 
 
+@pytest.mark.slow
 def test_if_rank_0_is_silent_another_one_prints_to_the_terminal(tmp_path: Path) -> None:
     logs(tmp_path, stop, silent_rank=0)
     assert "waiting for rank 0, which sends no heartbeat" in (tmp_path / "told-1").read_text()

@@ -282,7 +282,7 @@ def fault_without(ranks: Ranks, what: str) -> str:
     ("what", "fault"),
     [
         ("compiler", r"FileNotFoundError: .* 'g\+\+'|.*No working C\+\+ compiler.*"),
-        ("headers", r"Python.h: No such file or directory"),
+        pytest.param("headers", r"Python.h: No such file or directory", marks=pytest.mark.slow),
         pytest.param("nothing", "", marks=pytest.mark.slow),
     ],
 )

@@ -53,6 +53,7 @@ def clocked(kill_at_call: int | None = None) -> Callable[[int], None]:
     return hook
 
 
+@pytest.mark.slow
 def test_the_rate_follows_the_clock_across_a_kill_to_the_same_weights(sample_dir, tmp_path) -> None:
     arguments = [*ONE_HOUR, f"data.dir={sample_dir}"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"

@@ -33,7 +33,12 @@ def finished(sample_dir: Path, pairing: Pairing, folder: Path) -> Path:
     return folder / "runs/x"
 
 
-@pytest.mark.parametrize("pairing", list(Pairing))
+OTHERS = [pairing for pairing in Pairing if pairing is not Pairing.nsp]
+
+
+@pytest.mark.parametrize(
+    "pairing", [Pairing.nsp, *(pytest.param(p, marks=pytest.mark.slow) for p in OTHERS)]
+)
 def test_stock_transformers_computes_the_held_out_metrics_of_the_run(
     sample_dirs: Callable[[Pairing], Path], tmp_path: Path, pairing: Pairing
 ) -> None:
