@@ -310,7 +310,8 @@ def _check_muon(optim: OptimSettings) -> list[str]:
     names = " and ".join(f"optim.{name}" for name in faulty)
     if is_muon:
         return [f"{names} must have a value with optim=muon; leave null out"]
-    return [f"{names} belong to Muon; set optim=muon, or leave them out"]
+    unset = " ".join(f"optim.{name}=null" for name in faulty)
+    return [f"only optim=muon has {names}; set optim=muon, or {unset}"]
 
 
 def _check_engine(settings: Settings) -> list[str]:

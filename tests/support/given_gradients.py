@@ -52,6 +52,18 @@ def given_row(step: int, row: int, name: str, shape: tuple[int, ...]) -> NDArray
     return drawn / 16.0
 
 
+def mean_gradients(weights: Arrays, num_steps: int, num_rows: int) -> list[Arrays]:
+    """Of each step, the mean over all rows."""
+    return [
+        {
+            name: sum(given_row(step, row, name, weight.shape) for row in range(num_rows))
+            / num_rows
+            for name, weight in weights.items()
+        }
+        for step in range(num_steps)
+    ]
+
+
 def relative_errors(got: dict[str, Tensor], expected: Arrays) -> dict[str, float]:
     """Of each tensor, in the norm."""
     assert got.keys() == expected.keys()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from engine_samples import build_engine, gathered
-from given_gradients import Arrays, Given, Line, Norm, Table, given_row, relative_errors
+from given_gradients import Arrays, Given, Line, Norm, Table, mean_gradients, relative_errors
 from ranks_harness import run_ranks
 from slow_cases import slow_but
 from torch import Tensor, nn
@@ -95,14 +95,7 @@ def initial_weights() -> Arrays:
 
 @functools.cache
 def all_gradients() -> list[Arrays]:
-    shapes = {name: w.shape for name, w in initial_weights().items()}
-    return [
-        {
-            n: sum(given_row(step, row, n, s) for row in range(ROWS)) / ROWS
-            for n, s in shapes.items()
-        }
-        for step in range(STEPS)
-    ]
+    return mean_gradients(initial_weights(), STEPS, ROWS)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from engine_samples import build_engine, gathered
-from given_gradients import Arrays, Given, Line, Norm, Table, given_row, relative_errors
+from given_gradients import Arrays, Given, Line, Norm, Table, mean_gradients, relative_errors
 from model_samples import random_model, small_settings
 from numpy.typing import NDArray
 from ranks_harness import run_ranks
@@ -84,14 +84,7 @@ def initial_weights() -> Arrays:
 
 @functools.cache
 def all_gradients() -> list[Arrays]:
-    shapes = {name: w.shape for name, w in initial_weights().items()}
-    return [
-        {
-            n: sum(given_row(step, row, n, s) for row in range(ROWS)) / ROWS
-            for n, s in shapes.items()
-        }
-        for step in range(STEPS)
-    ]
+    return mean_gradients(initial_weights(), STEPS, ROWS)
 
 
 def orthogonal_reference(
@@ -295,7 +288,10 @@ def test_orthogonal_leaves_a_matrix_of_zeros_and_does_not_see_the_scale() -> Non
             ["optim=muon", "optim.momentum=null"],
             r"optim\.momentum must have a value with optim=muon",
         ),
-        (["optim.matrix_rate=2"], r"optim\.matrix_rate belong to Muon; set optim=muon"),
+        (
+            ["optim.matrix_rate=2"],
+            r"has optim\.matrix_rate; set optim=muon, or optim\.matrix_rate=null",
+        ),
         (["optim=muon", "optim.newton_schulz_steps=0"], "from 1 to 99"),
         (["optim=muon", "optim.trust_ratio=all"], "are not muon's; .*or optim=lamb"),
         (["optim=muon", "optim.bias_correction=false"], "is not muon's; set optim=bert_adam or"),
