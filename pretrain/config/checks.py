@@ -5,10 +5,13 @@ Neither Hydra nor torch is imported: a wrong setting is refused within a second.
 
 from __future__ import annotations
 
+from typing import Any
+
 from data_prep.core.config import Limits, SettingsError, limit_faults
 from data_prep.core.objectives import Pairing
 from pretrain.config.settings import (
     AUTO,
+    EVERY_RANK,
     MUON_SETTINGS,
     Compile,
     DataSettings,
@@ -17,12 +20,14 @@ from pretrain.config.settings import (
     OptimizerName,
     OptimSettings,
     Precision,
+    ProfileSettings,
     ScheduleSettings,
     Settings,
     TrustRatio,
 )
 
 MOST = 2**53  # as a float it is still exact
+MOST_PROFILED = 100  # steps: their trace is held in memory, some megabytes per step
 _COUNT = (lambda value: 1 <= value <= MOST, f"1 or more, and at most {MOST}")
 _POSITIVE = (lambda value: value > 0, "more than 0")
 _NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
@@ -114,6 +119,11 @@ LIMITS: Limits = {
         lambda value: value > 0,
         "more than 0, or null for the known peak of the device",
     ),
+    "profile.steps": (
+        lambda value: len(value) == 2 and 0 < value[0] <= value[1] < value[0] + MOST_PROFILED,
+        f"the first and the last of at most {MOST_PROFILED} steps, as in [10,13], or null for none",
+    ),
+    "profile.ranks": (lambda value: _are_ranks(value), "numbers of ranks, as in [0,8], or all"),
     "log.timeout_s": _POSITIVE,
     "plan.vocab_size": (lambda value: 1 <= value < 2**31, f"from 1 to {2**31 - 1}"),
     "plan.lengths": (
@@ -152,6 +162,7 @@ def check(settings: Settings, world_size: int) -> None:
         *_check_model(settings), *_check_mixture(settings.data), *_check_mask_rate(settings),
         *_check_schedule(settings.schedule),
         *_check_optimizer(settings.optim), *_check_engine(settings), *_check_survival(settings),
+        *_check_profile(settings.profile, world_size),
         *_check_cluster(settings), *_check_total(settings), *_check_dealable(settings, world_size),
     ]  # fmt: skip
     if wrong:
@@ -349,6 +360,22 @@ def _check_survival(settings: Settings) -> list[str]:
             f"set checkpoint.every_steps={max(1, saves // records) * records}"
         ]
     return []
+
+
+def _are_ranks(value: Any) -> bool:
+    """Whether a value of profile.ranks is `all` or a list of ranks."""
+    if not isinstance(value, list):
+        return bool(value == EVERY_RANK)
+    return bool(value) and all(type(rank) is int and rank >= 0 for rank in value)
+
+
+def _check_profile(profile: ProfileSettings, world_size: int) -> list[str]:
+    if profile.steps is None or profile.ranks == EVERY_RANK or max(profile.ranks) < world_size:
+        return []
+    return [
+        f"profile.ranks={profile.ranks}, but the {world_size} rank(s) of this run are numbered "
+        f"from 0 to {world_size - 1}; set profile.ranks=[0] or profile.ranks=all"
+    ]
 
 
 def _check_cluster(settings: Settings) -> list[str]:

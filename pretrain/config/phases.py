@@ -7,6 +7,8 @@ phase, in the same process or in a new one.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +85,8 @@ def phases_of(settings: Settings) -> list[Phase]:
 def check_phases(settings: Settings, world_size: int) -> None:
     """Check every phase as `config.checks.check` does. Raises SettingsError naming the phase."""
     check(settings, world_size)
-    for phase in phases_of(settings)[1:]:
+    phases = phases_of(settings)
+    for phase in phases[1:]:
         try:
             check(phase.settings, world_size)
         except SettingsError as error:
@@ -95,3 +98,27 @@ def check_phases(settings: Settings, world_size: int) -> None:
                 f"{phase.tiles} there are none; set positions=kept there, or phases=[] for the "
                 "first phase alone"
             )
+    _check_profiled_steps(phases)
+
+
+def _check_profiled_steps(phases: Sequence[Phase]) -> None:
+    """Raise SettingsError unless one phase has all steps of profile.steps."""
+    if (steps := phases[0].settings.profile.steps) is None:
+        return
+    spans: list[tuple[int, float]] = [(1, 0)]
+    for phase in phases:
+        first, length = int(spans[-1][1]) + 1, phase.settings.schedule.last_step
+        spans.append((first, math.inf if length is None else first + length - 1))
+        if length is None:  # a budget of hours has any number of steps
+            break
+    spans = spans[1:]
+    if any(first <= steps[0] and steps[1] <= last for first, last in spans):
+        return
+    listed = ", then ".join(
+        f"{first} to {last}" if last < math.inf else f"from {first} on" for first, last in spans
+    )
+    proposed = min(4, spans[0][1])
+    raise SettingsError(
+        f"profile.steps={steps} are not steps of one phase of this run, which has steps {listed}; "
+        f"set profile.steps=[1,{proposed}] or others of them"
+    )

@@ -320,6 +320,21 @@ class MonitorSettings:
     sentences: list[str]  # each with one [MASK], which the model fills at every evaluation
 
 
+EVERY_RANK = "all"  # profile.ranks
+
+
+@dataclass
+class ProfileSettings:
+    """The steps that torch's profiler records into the run folder."""
+
+    steps: list[int] | None  # the first and the last, counted over all phases; None: none
+    ranks: Any  # the ranks that record, as in [0, 8], or EVERY_RANK
+
+    def has(self, rank: int) -> bool:
+        """Whether this rank records."""
+        return self.ranks == EVERY_RANK or rank in self.ranks
+
+
 @dataclass
 class LogSettings:
     wandb: bool
@@ -356,6 +371,7 @@ class Settings:
     checkpoint: CheckpointSettings
     survival: SurvivalSettings
     monitor: MonitorSettings
+    profile: ProfileSettings
     log: LogSettings
     plan: PlanSettings
     cluster: ClusterSettings  # the hardware whose times are predicted; gpu=None: none are

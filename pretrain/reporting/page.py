@@ -10,10 +10,12 @@ from markupsafe import Markup
 
 from data_prep.core.config import as_dict
 from data_prep.core.objectives import Pairing
+from pretrain.metrics.trace import read_summary
 from pretrain.reporting.charts import sections
 from pretrain.reporting.plots import draw
 from pretrain.reporting.tables import (
     MOST_EVENTS,
+    PROFILE_HEAD,
     differences,
     environment_rows,
     event_row,
@@ -24,6 +26,8 @@ from pretrain.reporting.tables import (
     guesses_head,
     other_name,
     planned,
+    profile_rows,
+    profile_top,
     result_head,
     results,
     span,
@@ -44,6 +48,9 @@ def page(run: History, other: History | None = None) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
+    profile = read_summary(run.folder)
+    if profile is not None and not profile.ranks:  # none could be written
+        profile = None
     shown = [event for event in run.events if event["event"] not in QUIET_EVENTS]
     return environment.get_template(TEMPLATE).render(
         name=run.name,
@@ -62,6 +69,10 @@ def page(run: History, other: History | None = None) -> str:
         guesses_head=guesses_head(run),
         guesses=list(guesses(run)),
         planned=[[row.name, *row.cells] for row in planned(run)],
+        profile=profile,
+        profile_head=PROFILE_HEAD,
+        profile_rows=[] if profile is None else list(profile_rows(profile)),
+        profile_top=None if profile is None else profile_top(profile),
         starts=list(start_rows(run)),
         events_line=events_line(run, len(shown)),
         events=[event_row(event) for event in shown[-MOST_EVENTS:]],

@@ -8,6 +8,7 @@ from typing import Any
 
 from data_prep.core.config import SettingsError, as_dict
 from pretrain.metrics.names import METRICS
+from pretrain.metrics.trace import ProfileSummary
 from pretrain.planning.plan_vs_actual import Compared, compare
 from pretrain.run_folder.history import History, moment
 from pretrain.run_folder.line_types import changes_text
@@ -87,6 +88,25 @@ def planned(run: History) -> list[Compared]:
         return compare(run.folder, run.settings)
     except (OSError, SettingsError):
         return []
+
+
+PROFILE_HEAD = ["rank", "ms per step", "idle", "communication", "exposed communication"]
+
+
+def profile_rows(profile: ProfileSummary) -> Iterator[list[str]]:
+    """Each rank of a profile; shares are of the profiled time."""
+    for rank in profile.ranks:
+        shares = [f"{share:.1%}" for share in (rank.idle, rank.communication, rank.exposed)]
+        yield [str(rank.rank), f"{rank.ms / max(1, rank.steps):,.1f}", *shares]
+
+
+def profile_top(profile: ProfileSummary) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of the kernels or operators that took most time, on the first rank."""
+    first = profile.ranks[0]
+    rows = [
+        [top.name, f"{top.calls:,}", f"{top.own_ms:,.2f}", f"{top.share:.1%}"] for top in first.top
+    ]
+    return [f"{first.counted} of rank {first.rank}", "calls", "own time, ms", "share"], rows
 
 
 def start_rows(run: History) -> Iterator[list[str]]:

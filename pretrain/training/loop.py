@@ -17,6 +17,7 @@ from pretrain.data.train_loader import GlobalBatch
 from pretrain.distributed.clock import StopCheck, TrainingClock
 from pretrain.engine.engine import Engine, StepResult
 from pretrain.metrics.monitor import Monitor
+from pretrain.metrics.profiler import StepProfiler
 from pretrain.metrics.reference_curves import Expectation
 from pretrain.metrics.throughput import Meter
 from pretrain.model.fill_mask import MaskedSentences
@@ -39,6 +40,8 @@ def train(run: Trainer, now: Callable[[], float] = time.monotonic) -> bool:
     settings, progress, window = run.settings, run.progress, run.new_window()
     clock = TrainingClock(run.context.ranks, progress.elapsed_s, now)
     while not run.is_over:
+        with window.paused():
+            run.profiler.begin_step(progress.step + 1)
         batch = run.read_batch(window)
         rate = run.learning_rate
         result = run.step(batch, rate)
@@ -57,6 +60,7 @@ def train(run: Trainer, now: Callable[[], float] = time.monotonic) -> bool:
         if stops and not is_due:  # the record of fewer steps is no measure of spikes
             run.record(window, batch, result, rate, is_watched=False)
         with window.paused():
+            run.profiler.end_step(progress.step)
             if run.due(settings.eval.every_steps):
                 run.evaluate()
             if run.is_saved or stops:
@@ -84,6 +88,7 @@ class Trainer:
     stop_check: StopCheck
     monitor: Monitor
     meter: Meter
+    profiler: StepProfiler
     expectation: Expectation | None  # rank 0's, in the first phase
 
     @property

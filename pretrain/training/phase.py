@@ -30,6 +30,7 @@ from pretrain.huggingface.load import load_tokenizer
 from pretrain.metrics import slurm_status
 from pretrain.metrics.console import Screen
 from pretrain.metrics.monitor import JsonLines, Monitor, Sink
+from pretrain.metrics.profiler import StepProfiler
 from pretrain.metrics.reference_curves import Expectation
 from pretrain.metrics.throughput import Goodput, Meter
 from pretrain.metrics.wandb_sink import Wandb
@@ -114,24 +115,28 @@ class PhaseTraining:
             if self._checkpoint is None and settings.survival.on_spike is OnSpike.rewind:
                 self._saver.save(progress)  # so that there is always one to go back to
             vocab_rows = padded_vocab_size(self._manifest.vocab_size, settings.model)
-            finished = train(
-                Trainer(
-                    context=context,
-                    settings=settings,
-                    engine=self._engine,
-                    progress=progress,
-                    batches=self._loader.batches(progress.position, progress.skipped),
-                    source_metrics=self._loader.source_metrics,
-                    held_out=self._held_out,
-                    sentences=self._sentences,
-                    guard=Guard(settings, context.folder, self._loader, self._monitor, self._saver),
-                    saver=self._saver,
-                    stop_check=StopCheck(progress.step),
-                    monitor=self._monitor,
-                    meter=Meter(settings, vocab_rows, context.ranks, goodput),
-                    expectation=self._expectation,
-                )
+            profiler = StepProfiler(
+                settings.profile, context.folder, context.ranks, self._monitor, context.watchdog
             )
+            trainer = Trainer(
+                context=context,
+                settings=settings,
+                engine=self._engine,
+                progress=progress,
+                batches=self._loader.batches(progress.position, progress.skipped),
+                source_metrics=self._loader.source_metrics,
+                held_out=self._held_out,
+                sentences=self._sentences,
+                guard=Guard(settings, context.folder, self._loader, self._monitor, self._saver),
+                saver=self._saver,
+                stop_check=StopCheck(progress.step),
+                monitor=self._monitor,
+                meter=Meter(settings, vocab_rows, context.ranks, goodput),
+                profiler=profiler,
+                expectation=self._expectation,
+            )
+            with profiler:
+                finished = train(trainer)
             if not finished:
                 return False
             self._monitor.event("finished", phase=self._phase.number, step=progress.step)

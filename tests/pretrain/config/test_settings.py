@@ -48,11 +48,43 @@ def test_the_defaults_of_every_model_pass() -> None:
         ("run.name=a/b", "must be the name of one folder"),
         ("run.seed=-1", "it takes from 0 to 4294967295"),
         ("engine.zero_stage=4", "it takes 0, 1, 2 or 3"),
+        ("profile.steps=[13,10]", r"the first and the last of at most 100 steps, as in \[10,13\]"),
+        ("profile.steps=[1,101]", "the first and the last of at most 100 steps"),
+        ("profile.steps=[0,3]", "the first and the last of at most 100 steps"),
+        ("profile.ranks=some", r"it takes numbers of ranks, as in \[0,8\], or all"),
+        ("profile.ranks=[-1]", "it takes numbers of ranks"),
     ],
 )
 def test_an_impossible_value_is_refused_with_its_cure(override: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         check(settings_of(override), world_size=2)
+
+
+def test_a_rank_to_profile_must_be_one_of_the_run() -> None:
+    typed = ("profile.steps=[1,2]", "profile.ranks=[0,2]")
+    check(settings_of(*typed), world_size=3)
+    with pytest.raises(SettingsError, match=r"from 0 to 1; set profile\.ranks=\[0\] or"):
+        check(settings_of(*typed), world_size=2)
+
+
+SECOND = "{changes: {schedule: {total_steps: 20}}, moments: kept, optimizer_step: kept, "
+
+
+@pytest.mark.parametrize("steps", ["[90,91]", "[111,112]", "[100,111]"])
+def test_profiled_steps_outside_the_run_or_over_a_phase_are_refused(steps: str) -> None:
+    typed = [
+        f"phases=[{SECOND}loss_scaler: kept}}]", "schedule.total_steps=90", "data=sample",
+    ]  # fmt: skip
+    with pytest.raises(SettingsError) as caught:
+        load(["+model=tiny", *typed, f"profile.steps={steps}"], world_size=1)
+    assert "has steps 1 to 90, then 91 to 110; set profile.steps=[1,4] or" in str(caught.value)
+    for allowed in ("[1,4]", "[91,110]"):
+        load(["+model=tiny", *typed, f"profile.steps={allowed}"], world_size=1)
+
+
+def test_a_run_by_the_clock_has_any_step_to_profile() -> None:
+    by_clock = ["schedule.budget_hours=1", "schedule.warmup_steps=null"]
+    load(["+model=tiny", *by_clock, "profile.steps=[5000,5003]"], world_size=1)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -91,6 +91,23 @@ def test_early_and_late_guesses_are_next_to_each_other(made: MadeRun) -> None:
     assert "red" not in text.split("Guesses for [MASK]")[1]
 
 
+def test_a_profile_is_shown_by_rank_with_what_took_most_time(made: MadeRun) -> None:
+    top = {"name": "<b>gemm", "calls": 1200, "own_ms": 12.5, "share": 0.5}
+    rank = {
+        "rank": 0, "steps": 2, "counted": "kernels", "ms": 24.6, "idle": 0.25,
+        "communication": 0.125, "exposed": 0.0625, "top": [top],
+    }  # fmt: skip
+    summary = {"first_step": 10, "last_step": 11, "ranks": [rank, {**rank, "rank": 1}]}
+    (made.folder / "profile").mkdir()
+    path = made.folder / "profile" / "summary.json"
+    path.write_text(json.dumps(summary))
+    text = " ".join(page(made.folder).text.split("Profile of steps 10 to 11")[1].split())
+    assert re.search(r"0 ?12\.3 ?25\.0% ?12\.5% ?6\.2% ?1 ?12\.3", text)
+    assert re.search(r"kernels of rank 0 ?calls .*<b>gemm ?1,200 ?12\.50 ?50\.0%", text)
+    path.write_text(json.dumps({**summary, "ranks": []}))
+    assert "Profile of steps" not in page(made.folder).text
+
+
 def test_what_is_unexpected_comes_first(made: MadeRun) -> None:
     facts = {"what": "plateau", "text": "too high", "findings": ["masks: 1 %"]}
     made.event(171, "expectation", step=100, **facts)
