@@ -1,8 +1,10 @@
 #!/bin/bash
-# Trains BERT-base on one node with eight GPUs, 512 tokens. In the repository's root:
+# Trains BERT-base on one node with eight GPUs, 2,048 sequences of 512 tokens per step. In the
+# repository's root:
 #
-#   sbatch slurm/pretrain_base.sh run.name=x optim.learning_rate=2e-4  # settings replace those below
-#   sbatch --nodes=2 --partition=gpu slurm/pretrain_base.sh            # so do options of sbatch
+#   bash slurm/pretrain_base.sh cluster=dgx_h100               # the plan of this job: time, cost
+#   sbatch slurm/pretrain_base.sh run.name=x recipe=paper      # settings replace those below
+#   sbatch --nodes=2 --partition=gpu slurm/pretrain_base.sh    # so do options of sbatch
 #
 # From another folder: sbatch --chdir=REPOSITORY REPOSITORY/slurm/pretrain_base.sh. If the folder
 # logs/ is missing, Slurm ends the job without a message.
@@ -19,9 +21,10 @@
 #SBATCH --output=logs/%x-%j.out
 # One task per GPU; all memory of a node; a signal five minutes before the end, to save.
 
-if [ -z "${SLURM_JOB_ID:-}" ] || [ ! -f slurm/job.inc ]; then
+if [ ! -f slurm/job.inc ] || [[ -z ${SLURM_JOB_ID:-} && " $*" != *" cluster="* ]]; then
     echo "submit this job by sbatch in the repository's root or with sbatch --chdir=REPOSITORY" >&2
     exit 2
 fi
 . slurm/job.inc
-pretrain +model=base data=wikibooks_512 engine.device=cuda "$@"
+pretrain +model=base data=wikibooks_512 recipe=base_2k engine.tokens_per_micro_batch=36864 \
+    engine.device=cuda "$@"

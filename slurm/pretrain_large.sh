@@ -1,8 +1,10 @@
 #!/bin/bash
-# Trains BERT-large on four nodes with eight GPUs each, 512 tokens. In the repository's root:
+# Trains BERT-large on four nodes with eight GPUs each: NVIDIA's recipe for large batches, 128 and
+# then 512 tokens. In the repository's root:
 #
-#   sbatch slurm/pretrain_large.sh run.name=x optim.learning_rate=2e-4  # settings replace those below
-#   sbatch --nodes=2 --partition=gpu slurm/pretrain_large.sh            # so do options of sbatch
+#   bash slurm/pretrain_large.sh cluster=dgx_h100              # the plan of this job: time, cost
+#   sbatch slurm/pretrain_large.sh run.name=x recipe=paper     # settings replace those below
+#   sbatch --nodes=2 --partition=gpu slurm/pretrain_large.sh   # so do options of sbatch
 #
 # From another folder: sbatch --chdir=REPOSITORY REPOSITORY/slurm/pretrain_large.sh. If the folder
 # logs/ is missing, Slurm ends the job without a message.
@@ -19,9 +21,11 @@
 #SBATCH --output=logs/%x-%j.out
 # One task per GPU; all memory of a node; a signal five minutes before the end, to save.
 
-if [ -z "${SLURM_JOB_ID:-}" ] || [ ! -f slurm/job.inc ]; then
+if [ ! -f slurm/job.inc ] || [[ -z ${SLURM_JOB_ID:-} && " $*" != *" cluster="* ]]; then
     echo "submit this job by sbatch in the repository's root or with sbatch --chdir=REPOSITORY" >&2
     exit 2
 fi
 . slurm/job.inc
-pretrain +model=large data=wikibooks_512 engine.device=cuda "$@"
+pretrain +model=large data=wikibooks_512 recipe=nvidia_lamb engine=bf16 \
+    engine.tokens_per_micro_batch=36864 engine.device=cuda \
+    checkpoint.every_steps=200 eval.every_steps=500 "$@"

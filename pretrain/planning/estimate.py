@@ -12,6 +12,7 @@ from data_prep.core.config import SettingsError
 from pretrain.config.phases import Phase, phases_of
 from pretrain.config.settings import (
     ClusterSettings,
+    Compile,
     EngineSettings,
     ModelSettings,
     Precision,
@@ -22,6 +23,7 @@ from pretrain.optim.matrices import matrix_elements
 from pretrain.planning import memory, muon, step_time
 from pretrain.planning.arithmetic import LengthStats, PhasePlan, corpus_of, plan
 from pretrain.planning.memory import GIB, Memory
+from pretrain.planning.peak_share import PeakShare, peak_share
 
 HOUR = 3600
 
@@ -39,6 +41,7 @@ class PhaseForecast:
     memory: Memory | None = None
     other_memory: Memory | None = None  # with activation checkpointing switched the other way
     step: step_time.Step | None = None
+    peak_share: PeakShare | None = None  # None as well on a CPU
 
     @property
     def steps(self) -> int | None:
@@ -88,7 +91,7 @@ class Forecast:
     """A whole run; pretrain.planning.table prints it."""
 
     cluster: ClusterSettings | None
-    engine: EngineSettings  # the first phase's, precision resolved
+    engine: EngineSettings  # the first phase's, precision and compilation resolved
     arithmetic: str  # of matrix products: a key of cluster.peak_tflops
     phases: list[PhaseForecast]
     budgets: dict[str, dict[int, int]]  # with or without recomputation: ZeRO stage -> most tokens
@@ -152,7 +155,7 @@ def forecast(settings: Settings, world_size: int | None = None, has_data: bool =
         cluster = measured(cluster, settings.model, vocab_size)
     if world_size is None:
         world_size = 1 if cluster is None else cluster.nodes * cluster.gpus_per_node
-    engine = dataclasses.replace(settings.engine, precision=_precision(settings.engine, cluster))
+    engine = _resolved(settings.engine, cluster)
     arithmetic = step_time.our_program(engine, settings.optim.name, 1, False).arithmetic
     count = flops_module.parameters(settings.model, vocab_size, settings.data.pairs)
     found = [
@@ -187,7 +190,7 @@ def _phase(
     run_engine: EngineSettings,
     cluster: ClusterSettings | None,
 ) -> PhaseForecast:
-    """`run_engine`: the run's engine settings with their precision resolved."""
+    """`run_engine`: the run's engine settings with precision and compilation resolved."""
     own, recomputes = phase.settings, run_engine.activation_checkpointing
     seq_len = own.data.seq_len
     outline = plan(own, corpus, num_parameters, world_size, phase.number)
@@ -201,32 +204,79 @@ def _phase(
     )
     if cluster is None:
         return found
-    engine = dataclasses.replace(own.engine, precision=run_engine.precision)
-    num_of_muon = matrix_elements(own.model, own.optim.name)
-    needed, other = (
-        memory.memory(
-            own.model,
-            vocab_size,
-            num_parameters,
-            engine,
-            seq_len,
-            cluster,
-            world_size,
-            how,
-            masked_share=memory.most_masked_share(own.data),
-            num_of_muon=num_of_muon,
-        )
-        for how in (recomputes, not recomputes)
+    engine = dataclasses.replace(
+        own.engine, precision=run_engine.precision, compile=run_engine.compile
     )
-    program = step_time.our_program(
-        engine, own.optim.name, outline.micro_steps, recomputes, cluster.has_bf16
+    costs = _Costs(
+        dataclasses.replace(own, engine=engine), corpus.lengths, vocab_size, num_parameters, cluster
     )
-    step = step_time.step(
-        own.model, vocab_size, num_parameters, corpus.lengths, cluster, program,
-        outline.sequences_a_rank, outline.micro_steps, world_size,
+    sequences = outline.sequences_a_rank * world_size
+    nodes = -(-world_size // cluster.gpus_per_node)
+
+    def share(sequences: float, nodes: int) -> float:
+        return costs.share_of_peak(sequences, min(world_size, nodes * cluster.gpus_per_node))
+
+    return dataclasses.replace(
+        found,
+        memory=costs.memory(world_size, recomputes),
+        other_memory=costs.memory(world_size, not recomputes),
+        step=costs.step(sequences, world_size),
+        peak_share=None if cluster.is_cpu else peak_share(
+            share, sequences, corpus.lengths.mean, world_size, nodes
+        ),
     )  # fmt: skip
-    step = muon.with_muon(step, own.model, own.optim, engine, cluster, world_size)
-    return dataclasses.replace(found, memory=needed, other_memory=other, step=step)
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """What a phase costs a rank, for any batch and any number of ranks."""
+
+    settings: Settings  # precision and compilation resolved
+    lengths: flops_module.Lengths
+    vocab_size: int
+    num_parameters: int
+    cluster: ClusterSettings
+
+    def step(self, sequences: float, ranks: int) -> step_time.Step:
+        """A step of so many sequences, of all ranks."""
+        model, optim, engine = self.settings.model, self.settings.optim, self.settings.engine
+        tokens_per_rank = sequences * self.lengths.mean / ranks
+        micro_steps = max(1, -int(-tokens_per_rank // engine.tokens_per_micro_batch))
+        program = step_time.our_program(
+            engine, optim.name, micro_steps, engine.activation_checkpointing, self.cluster.has_bf16
+        )
+        step = step_time.step(
+            model, self.vocab_size, self.num_parameters, self.lengths, self.cluster, program,
+            sequences / ranks, micro_steps, ranks,
+        )  # fmt: skip
+        return muon.with_muon(step, model, optim, engine, self.cluster, ranks)
+
+    def share_of_peak(self, sequences: float, ranks: int) -> float:
+        """The model's FLOP/s in such a step over the peak of all ranks."""
+        engine, optim = self.settings.engine, self.settings.optim
+        kind = step_time.our_program(engine, optim.name, 1, False).arithmetic
+        flops = sequences * flops_module.flops(self.settings.model, self.vocab_size, self.lengths)
+        peak = 1e12 * self.cluster.peak_tflops[kind] * ranks
+        return flops / self.step(sequences, ranks).total / peak
+
+    def memory(self, ranks: int, recomputes: bool) -> Memory:
+        """Memory of a full micro-batch."""
+        own = self.settings
+        return memory.memory(
+            own.model, self.vocab_size, self.num_parameters, own.engine, own.data.seq_len,
+            self.cluster, ranks, recomputes,
+            masked_share=memory.most_masked_share(own.data),
+            num_of_muon=matrix_elements(own.model, own.optim.name),
+        )  # fmt: skip
+
+
+def _resolved(engine: EngineSettings, cluster: ClusterSettings | None) -> EngineSettings:
+    """What `auto` stands for on this hardware, if it has all that compilation needs."""
+    precision, compiled = _precision(engine, cluster), engine.compile
+    if compiled is Compile.auto and cluster is not None:
+        is_compiled = not cluster.is_cpu and engine.zero_stage < 3
+        compiled = Compile.true if is_compiled else Compile.false
+    return dataclasses.replace(engine, precision=precision, compile=compiled)
 
 
 def _precision(engine: EngineSettings, cluster: ClusterSettings | None) -> Precision:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from pretrain.config.settings import (
     ClusterSettings,
+    Compile,
     EngineSettings,
     ModelSettings,
     OptimizerName,
@@ -29,6 +30,10 @@ from pretrain.model.flops import Lengths, flops
 LAYER_BYTES = {"half": 182, "fp32": 364}
 # on top: the sum of the layers is fp32 and copied to bfloat16 before each product
 AUTOCAST_BYTES = 84
+# The same of compiled layers, counted in the code that is generated for an H100: the kernels, and
+# attention with 24. Casts of weights are in WEIGHT_BYTES. test_cuda_path.py counts them again.
+COMPILED_LAYER_BYTES = 142
+COMPILED_AUTOCAST_BYTES = 40  # on top
 LOGIT_BYTES = 34  # per logit: written, copied to fp32, log-softmax, arg max, and their gradients
 WEIGHT_BYTES = 12  # per parameter and micro-batch: working copy read or made, gradient added
 UPDATE_BYTES = {
@@ -69,17 +74,20 @@ def our_program(
     """
     precision, stage = engine.precision, engine.zero_stage
     is_fp32 = precision is Precision.fp32
+    calls_a_sequence = is_fp32 or not has_bf16  # pretrain/model/attention.py
+    layer_bytes, autocast_bytes = LAYER_BYTES["fp32" if is_fp32 else "half"], AUTOCAST_BYTES
+    if engine.compile is Compile.true and not calls_a_sequence:  # otherwise they are not counted
+        layer_bytes, autocast_bytes = COMPILED_LAYER_BYTES, COMPILED_AUTOCAST_BYTES
     return Program(
         arithmetic="fp32" if is_fp32 else "half",
-        layer_bytes=LAYER_BYTES["fp32" if is_fp32 else "half"]
-        + (AUTOCAST_BYTES if precision is Precision.bf16_autocast else 0),
+        layer_bytes=layer_bytes + (autocast_bytes if precision is Precision.bf16_autocast else 0),
         score_bytes=0,
         sent_bytes=_sent_bytes(stage, precision, micro_steps),
         update_bytes=UPDATE_BYTES[optimizer],
         is_sharded=stage > 0,
         overlap=0.0,
         is_recomputing=recomputes,
-        calls_a_sequence=is_fp32 or not has_bf16,  # pretrain/model/attention.py
+        calls_a_sequence=calls_a_sequence,
     )
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import orjson
 
 from data_prep.core.files import whole_or_absent, write_json
-from pretrain.config.settings import ClusterSettings, Compile
+from pretrain.config.settings import ClusterSettings, Compile, EngineSettings, Precision
 from pretrain.planning.estimate import Forecast, PhaseForecast
 from pretrain.planning.memory import GIB, Memory
+from pretrain.planning.peak_share import GOAL
 
 WIDTH = 98  # columns of the notes
 # Repeating a text is worth less with every pass, and past some 40 nothing (Muennighoff et al.,
@@ -57,6 +58,7 @@ def as_dict(forecast: Forecast) -> dict[str, Any]:
             for how, stages in forecast.budgets.items()
         },
         "proposal": proposal(forecast),
+        **({"low_shares": low} if (low := low_shares(forecast)) else {}),
         "assumptions": assumptions(forecast),
     }
 
@@ -78,7 +80,7 @@ def short_lines(forecast: Forecast) -> list[str]:
             )
         name = f"phase {phase.number}: " if len(forecast.phases) > 1 else ""
         found.append(f"{name}{phase.plan.line()}{predicted}")
-    found += [*filter(None, map(repetition, forecast.phases))]
+    found += [*filter(None, map(repetition, forecast.phases)), *low_shares(forecast)]
     if not forecast.fits:
         found.append(proposal(forecast))
     return found
@@ -255,11 +257,42 @@ def memory_table(forecast: Forecast) -> list[str]:
 
 def notes(forecast: Forecast) -> list[str]:
     """The proposal and the assumptions, wrapped."""
-    texts = [*filter(None, [proposal(forecast)]), *assumptions(forecast)]
+    texts = [*filter(None, [proposal(forecast)]), *low_shares(forecast), *assumptions(forecast)]
     wrapped = (
         textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ") for text in texts
     )
     return ["", *itertools.chain.from_iterable(wrapped)]
+
+
+def low_shares(forecast: Forecast) -> list[str]:
+    """For each phase far below the peak: why, and the batch or the nodes that raise it."""
+    return [
+        f"Phase {phase.number}: {round(phase.plan.sequences_a_rank * forecast.ranks):,} sequences "
+        f"on {forecast.ranks:,} rank(s) are {_mean_tokens(phase):,.0f} tokens per rank and step, "
+        f"planned at {phase.peak_share.now:.0%} of the peak. {_cure(phase, forecast.engine)}"
+        for phase in forecast.phases
+        if phase.peak_share is not None and phase.peak_share.is_low
+    ]
+
+
+def _cure(phase: PhaseForecast, engine: EngineSettings) -> str:
+    share, plan = phase.peak_share, phase.plan
+    assert share is not None
+    batch = f"optim.global_batch={share.times * plan.sequences // (plan.total_steps or 1)}"
+    if plan.tokens_per_step is not None:
+        batch = f"optim.tokens_per_step={share.times * plan.tokens_per_step}"
+    fewer = "" if share.nodes is None else f", or {share.nodes} node(s)"
+    most = ""
+    if share.most < GOAL:
+        most = f" No batch reaches more than {share.most:.0%}"
+        is_autocast = engine.precision is Precision.bf16_autocast
+        most += "; engine=bf16 moves less memory." if is_autocast else "."
+    return f"{share.goal:.0%} takes {batch}, with a learning rate for that batch{fewer}.{most}"
+
+
+def _mean_tokens(phase: PhaseForecast) -> float:
+    """Tokens per rank and step."""
+    return phase.plan.fill * phase.plan.micro_steps * phase.budget
 
 
 def repetition(phase: PhaseForecast) -> str:
@@ -297,14 +330,11 @@ def _phase_as_dict(phase: PhaseForecast) -> dict[str, Any]:
 
 def _tokens_per_rank(phase: PhaseForecast) -> int:
     """Tokens of a step, with some room for uneven ranks, in whole sequences."""
-    tokens = 1.05 * phase.plan.fill * phase.plan.micro_steps * phase.budget
-    return -int(-tokens // phase.seq_len) * phase.seq_len
+    return -int(-1.05 * _mean_tokens(phase) // phase.seq_len) * phase.seq_len
 
 
 def _micro_batches(forecast: Forecast, budget: int) -> int:
-    first = forecast.phases[0]
-    tokens = first.plan.fill * first.plan.micro_steps * first.budget
-    return max(1, -int(-tokens // budget))
+    return max(1, -int(-_mean_tokens(forecast.phases[0]) // budget))
 
 
 def _has_price(cluster: ClusterSettings) -> bool:

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
     "+model=tiny", "model.hidden_size=32", "model.intermediate_size=64", "data=sample",
-    "engine.device=cpu",
+    "engine.device=cpu", "engine=fp32", "phases=[]",
     "data.seq_len=64", "optim.global_batch=8", "schedule.total_steps=4", "eval.max_examples=16",
 ]  # fmt: skip
 

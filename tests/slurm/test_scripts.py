@@ -14,6 +14,17 @@ from data_prep.core.job import load
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TRAINERS = ("slurm/pretrain_base.sh", "slurm/pretrain_large.sh")
+OWN = {  # settings of the trainers, before those that are typed
+    "slurm/pretrain_base.sh": [
+        "+model=base", "data=wikibooks_512", "recipe=base_2k",
+        "engine.tokens_per_micro_batch=36864", "engine.device=cuda",
+    ],
+    "slurm/pretrain_large.sh": [
+        "+model=large", "data=wikibooks_512", "recipe=nvidia_lamb", "engine=bf16",
+        "engine.tokens_per_micro_batch=36864", "engine.device=cuda", "checkpoint.every_steps=200",
+        "eval.every_steps=500",
+    ],
+}  # fmt: skip
 ARRAY = "slurm/data_prep_array.sh"
 CHAIN = "slurm/data_prep.sh"
 JOBS = (*TRAINERS, ARRAY)
@@ -83,6 +94,18 @@ def test_started_without_sbatch_it_prints_how_to(script: str) -> None:
     assert "submit this job by sbatch in the repository's root" in ended.stderr
 
 
+@pytest.mark.parametrize(("script", "nodes"), zip(TRAINERS, (1, 4), strict=True))
+def test_outside_of_a_job_and_with_a_cluster_it_plans_the_job(
+    script: str, nodes: int, tmp_path: Path, calls: Calls
+) -> None:
+    env = {"PATH": "/usr/bin:/bin", "VENV": str(tmp_path)}
+    typed = ["cluster=dgx_h100", "run.name=a b"]
+    subprocess.run(["bash", script, *typed], cwd=ROOT, env=env, check=True)
+    (call,) = calls()
+    own = ["-m", "pretrain.plan", f"cluster.nodes={nodes}", *OWN[script]]
+    assert call["arguments"] == own + typed
+
+
 def test_the_folder_of_the_log_files_comes_with_the_repository() -> None:
     assert (ROOT / "logs" / ".gitkeep").exists()  # without it Slurm ends a job without a word
     for script in SCRIPTS:
@@ -108,10 +131,8 @@ def test_every_gpu_gets_one_task_with_the_overrides_after_the_scripts_own(
     job = cluster.submit(script, overrides, log_dir=tmp_path, venv=tmp_path)
 
     assert job.wait_until_ended() == "COMPLETED", job.log
-    size = Path(script).stem.removeprefix("pretrain_")
-    own = ["-u", "-m", "pretrain.run", f"+model={size}", "data=wikibooks_512"]
-    own += ["engine.device=cuda"]
-    assert [call["arguments"] for call in calls()] == [own + overrides] * 4
+    command = ["-u", "-m", "pretrain.run", *OWN[script], *overrides]
+    assert [call["arguments"] for call in calls()] == [command] * 4
     assert {call["cwd"] for call in calls()} == {str(ROOT)}
     tasks = [call["env"] for call in calls()]
     assert sorted(task["SLURM_PROCID"] for task in tasks) == ["0", "1", "2", "3"]

@@ -18,7 +18,7 @@ from pretrain.checkpoint.files import newest_whole
 SCRIPT = "slurm/pretrain_large.sh"
 TINY = [
     "+model=tiny", "model.hidden_size=64", "model.intermediate_size=128", "data=sample",
-    "engine.device=cpu",
+    "engine.device=cpu", "engine=fp32",
     "optim.global_batch=16", "monitor.every_steps=1", "eval.max_examples=64",
 ]  # fmt: skip
 STEPS = (300, 150)  # of the first and the second phase

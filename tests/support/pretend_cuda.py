@@ -224,11 +224,11 @@ def kernels() -> dict[str, Any]:
     torch._inductor.config.compile_threads = 1
     torch._inductor.config.fx_graph_cache = False
     torch._inductor.config.joint_graph_constant_folding = False  # on the device
-    codes: list[str] = []
+    codes: list[tuple[str, int]] = []  # of each graph, with the bytes it moves
 
     def keep_code(lowering: Any) -> Any:
         code = lowering.codegen()[0]
-        codes.append(getattr(code, "value", code))
+        codes.append((getattr(code, "value", code), bytes_outside_products(lowering)))
         raise CodeIsKept
 
     GraphLowering.compile_to_module = keep_code
@@ -254,28 +254,48 @@ def kernels() -> dict[str, Any]:
         return {name: built_pass(graph, name, mode, codes) for name, graph in passes}
 
     settings = large_settings(attention_dropout=0.0)
-    torch.set_default_dtype(torch.bfloat16)
     with mode, torch.device("cuda"):
-        layer = Layer(settings.model).train()
-        x = torch.zeros(TOKENS, settings.model.hidden_size, requires_grad=True)
         ends = torch.zeros(49, dtype=torch.int32)
-        logits = torch.zeros(MASKED, 30_528, requires_grad=True)
+        logits = torch.zeros(MASKED, 30_528, dtype=torch.bfloat16, requires_grad=True)
         labels = torch.zeros(MASKED, dtype=torch.int64)
-    names, weights = zip(*layer.named_parameters(), strict=True)
 
-    def run_layer(x: torch.Tensor, ends: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        batch = types.SimpleNamespace(cu_seqlens=ends, max_seqlen=512)
-        return torch.func.functional_call(
-            layer, dict(zip(names, weights, strict=True)), (x, batch, True)
-        )
+    def built_layer(dtype: torch.dtype) -> dict[str, Any]:
+        torch.set_default_dtype(dtype)
+        with mode, torch.device("cuda"):
+            layer = Layer(settings.model).train()
+            x = torch.zeros(TOKENS, settings.model.hidden_size, requires_grad=True)
+        names, weights = zip(*layer.named_parameters(), strict=True)
+
+        def run_layer(x: torch.Tensor, ends: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+            batch = types.SimpleNamespace(cu_seqlens=ends, max_seqlen=512)
+            with torch.autocast("cuda", torch.bfloat16, enabled=dtype is torch.float32):
+                return torch.func.functional_call(
+                    layer, dict(zip(names, weights, strict=True)), (x, batch, True)
+                )
+
+        with mode:
+            found = built(run_layer, x, ends, *weights)
+        return {**found, "parameters": sum(weight.numel() for weight in weights)}
 
     with mode:
         loss = built(lambda logits, labels: _sums(logits, labels)[0], logits, labels)
-        return {"layer": built(run_layer, x, ends, *weights), "loss": loss}
+    return {
+        "layer": built_layer(torch.bfloat16), "autocast": built_layer(torch.float32), "loss": loss
+    }  # fmt: skip
 
 
-def built_pass(graph: Any, name: str, mode: Any, codes: list[str]) -> dict[str, Any]:
-    """The number of products and attention calls in a graph, and its kernels' sizes in bytes."""
+def bytes_outside_products(lowering: Any) -> int:
+    """Bytes that the kernels and attention of a graph read and write, each buffer once a kernel."""
+    nodes = [
+        node
+        for node in lowering.scheduler.nodes
+        if not str(getattr(node.node, "python_kernel_name", "")).startswith("extern_kernels.")
+    ]
+    return sum(node.get_read_write_buffers_sizes() for node in nodes)
+
+
+def built_pass(graph: Any, name: str, mode: Any, codes: list[tuple[str, int]]) -> dict[str, Any]:
+    """Products, attention calls and bytes moved in a graph, and its kernels' sizes in bytes."""
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.debug import DebugContext
     from torch._inductor.virtualized import V
@@ -287,7 +307,7 @@ def built_pass(graph: Any, name: str, mode: Any, codes: list[str]) -> dict[str, 
         except Exception as error:
             if "CodeIsKept" not in repr(error):
                 raise
-    code = codes[-1]
+    code, moved = codes[-1]
     quotes = "'" * 3
     pattern = rf"async_compile\.triton\('(\w+)', {quotes}(.*?){quotes}, device_str='cuda'\)"
     sizes = []
@@ -301,7 +321,8 @@ def built_pass(graph: Any, name: str, mode: Any, codes: list[str]) -> dict[str, 
         autotuner.precompile(warm_cache_only=True)
         sizes.append(Path(autotuner.compile_results[0].kernel.cubin_path).stat().st_size)
     products = len(re.findall(r"extern_kernels\.(?:add)?mm\(", code))
-    return {"products": products, "cubins": sizes, "attention": code.count("_varlen_attn")}
+    attention = code.count("_varlen_attn")
+    return {"products": products, "cubins": sizes, "attention": attention, "bytes": moved}
 
 
 if __name__ == "__main__":

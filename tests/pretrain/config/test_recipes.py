@@ -39,6 +39,12 @@ NUMBERS: dict[str, dict[str, Any]] = {
         "data.masking": "dynamic", "data.pairs": "none", "schedule.total_steps": 500_000,
         "schedule.warmup_steps": 30_000, "schedule.decay_from_step_0": False,
     },
+    "base_2k": {
+        "optim.name": "adamw", "optim.global_batch": 2_048, "optim.learning_rate": 7e-4,
+        "optim.betas": [0.9, 0.98], "optim.max_grad_norm": None, "data.seq_len": 512,
+        "data.masking": "dynamic", "data.pairs": "nsp", "schedule.total_steps": 125_000,
+        "schedule.warmup_fraction": 0.048, "schedule.decay_from_step_0": False,
+    },
     "fast": {
         "optim.name": "muon", "optim.matrix_rate": 2.5, "model.position_init": "sinusoidal",
         "data.masking": "dynamic", "model.hidden_dropout_prob": 0.0,

@@ -18,6 +18,11 @@ from step_outcomes import assert_near, outcome
 from pretrain.config.settings import Precision
 from pretrain.model import attention, compile
 from pretrain.model.compile import compile_parts
+from pretrain.planning.step_time import (
+    COMPILED_AUTOCAST_BYTES,
+    COMPILED_LAYER_BYTES,
+    WEIGHT_BYTES,
+)
 
 LENGTHS, OTHER_LENGTHS = [5, 9, 30, 1, 17], [20, 1, 1, 33, 7]  # as many tokens
 GPU = torch.device("cuda")
@@ -162,12 +167,15 @@ def test_each_of_these_rules_refuses_what_it_names() -> None:
     assert all(found["refused"].values()), found["refused"]
 
 
-@can_pretend
-@pytest.mark.slow
-@pytest.mark.skipif(
+has_triton = pytest.mark.skipif(
     not TRITON.exists(),
     reason="for kernels: pip install --no-deps --target FOLDER triton (1 GB), TRITON_FOLDER=FOLDER",
 )
+
+
+@can_pretend
+@pytest.mark.slow
+@has_triton
 def test_the_compiled_parts_build_for_an_h100() -> None:
     found = pretended("kernels")
     layer, loss = found["layer"], found["loss"]
@@ -177,5 +185,21 @@ def test_the_compiled_parts_build_for_an_h100() -> None:
     assert layer["backward"]["attention"]
     assert len(loss["forward"]["cubins"]) <= 2
     assert len(loss["backward"]["cubins"]) == 1
-    passes = [pass_ for part in found.values() for pass_ in part.values()]
+    passes = [part[name] for part in found.values() for name in ("forward", "backward")]
     assert all(size > 0 for pass_ in passes for size in pass_["cubins"])
+
+
+@can_pretend
+@pytest.mark.slow
+@has_triton
+def test_the_plan_knows_the_bytes_that_a_compiled_layer_moves_on_an_h100() -> None:
+    """In bf16, and in autocast without its casts of weights, which the plan counts as such."""
+    found, units = pretended("kernels"), 8_192 * 1_024
+
+    def counted(part: str) -> float:
+        return sum(found[part][name]["bytes"] for name in ("forward", "backward"))
+
+    assert counted("layer") / units == pytest.approx(COMPILED_LAYER_BYTES, rel=0.02)
+    casts = WEIGHT_BYTES * found["autocast"]["parameters"]
+    more = (counted("autocast") - casts - counted("layer")) / units
+    assert more == pytest.approx(COMPILED_AUTOCAST_BYTES, rel=0.05)
