@@ -94,7 +94,7 @@ def test_started_without_sbatch_it_prints_how_to(script: str) -> None:
     assert "submit this job by sbatch in the repository's root" in ended.stderr
 
 
-@pytest.mark.parametrize(("script", "nodes"), zip(TRAINERS, (1, 4), strict=True))
+@pytest.mark.parametrize(("script", "nodes"), [(TRAINERS[0], 1), (TRAINERS[1], 4)])
 def test_outside_of_a_job_and_with_a_cluster_it_plans_the_job(
     script: str, nodes: int, tmp_path: Path, calls: Calls
 ) -> None:
