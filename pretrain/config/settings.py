@@ -285,6 +285,7 @@ class EngineSettings:
     compile: Compile
     timeout_minutes: float  # a rank that makes no progress for this long ends the run
     device: Device
+    trim_last_layer: bool = False  # it computes only the positions that the heads read
 
 
 @dataclass

@@ -71,6 +71,7 @@ class Engine:
         self._max_grad_norm = math.inf if optim.max_grad_norm is None else optim.max_grad_norm
         self._model = model
         model.activation_checkpointing = engine.activation_checkpointing
+        model.trim_last_layer = engine.trim_last_layer
         model.to(ranks.device)
         if wants_compile(engine, ranks.device):
             compile_parts(model, self.precision, ranks.device)

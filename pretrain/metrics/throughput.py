@@ -78,11 +78,11 @@ class Work:
         self.slots += slots
 
 
-def model_flop(model: ModelSettings, vocab_rows: int, work: Work) -> float:
-    """FLOP of forward and backward pass, on real tokens alone."""
+def model_flop(model: ModelSettings, vocab_rows: int, work: Work, trims: bool = False) -> float:
+    """FLOP of forward and backward pass, on real tokens alone. `trims` as in `flops`."""
     n = work.sequences
     lengths = Lengths(work.tokens / n, work.squared_lengths / n, work.masked / n)
-    return n * flops(model, vocab_rows, lengths)
+    return n * flops(model, vocab_rows, lengths, trims=trims)
 
 
 class Meter:
@@ -101,7 +101,8 @@ class Meter:
         """Metrics on rank 0, otherwise {}. `waited_s`: waiting for data, mean of all ranks."""
         if self._goodput is None:
             return {}
-        flop = model_flop(self._settings.model, self._vocab_rows, work)
+        trims = self._settings.engine.trim_last_layer
+        flop = model_flop(self._settings.model, self._vocab_rows, work, trims)
         tflops = flop / seconds / self._ranks.world_size / 1e12
         metrics = {
             "perf/tokens_per_second": work.tokens / seconds,

@@ -74,11 +74,18 @@ class Layer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(hidden, eps=eps)
         self.dropout = Dropout(settings.hidden_dropout_prob)
 
-    def forward(self, x: Tensor, batch: PackedBatch, in_one_call: bool) -> Tensor:
-        """(T, D) to (T, D). `in_one_call` as in `attention`."""
+    def forward(
+        self, x: Tensor, batch: PackedBatch, in_one_call: bool, rows: Tensor | None = None
+    ) -> Tensor:
+        """(T, D) to (T, D), or to (R, D) with `rows`, (R,), the positions to compute.
+
+        `in_one_call` as in `attention`.
+        """
         qkv = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1)
         dropout_p = self.attention_dropout_prob if self.training else 0.0
         attended = attention.attention(qkv, batch, dropout_p, in_one_call)
+        if rows is not None:  # every position has been attended to
+            x, attended = x[rows], attended[rows]
         x = self.attention_norm(x + self.dropout(self.attention_out(attended)))
         inner = F.gelu(self.feed_forward_in(x), approximate=self.gelu_form)
         return self.feed_forward_norm(x + self.dropout(self.feed_forward_out(inner)))
@@ -135,7 +142,8 @@ class BertForPreTraining(nn.Module):
         self.settings = settings
         self.vocab_size = vocab_size
         self.pairing = pairing
-        self.activation_checkpointing = False  # set by the engine
+        self.activation_checkpointing = False  # set by the engine, as is the next
+        self.trim_last_layer = False  # it computes only what the heads read
         self.embeddings = Embeddings(settings, vocab_size)
         self.layers = nn.ModuleList(Layer(settings) for _ in range(settings.num_hidden_layers))
         if pairing is not Pairing.none:
@@ -170,17 +178,30 @@ class BertForPreTraining(nn.Module):
         # generator states, so that dropout is the same
         is_recomputed = self.activation_checkpointing and torch.is_grad_enabled()
         in_one_call = self._attention_is_one_call(x)
-        for layer in self.layers:
+        read, last = self._positions_read(batch), len(self.layers) - 1
+        for number, layer in enumerate(self.layers):
+            rows = read if self.trim_last_layer and number == last else None
+            arguments = (x, batch, in_one_call, rows)
             x = (
-                checkpoint(layer, x, batch, in_one_call, use_reentrant=False)
+                checkpoint(layer, *arguments, use_reentrant=False)
                 if is_recomputed
-                else layer(x, batch, in_one_call)
+                else layer(*arguments)
             )
-        mlm_logits = self.mlm_head(x[batch.masked_positions])
+        masked: Tensor | slice = batch.masked_positions
+        firsts: Tensor | slice = batch.cls_positions
+        if self.trim_last_layer:  # `read` joins the two
+            masked, firsts = slice(len(batch.labels)), slice(len(batch.labels), None)
+        mlm_logits = self.mlm_head(x[masked])
         if self.pairing is Pairing.none:
             return mlm_logits, None
-        pooled = torch.tanh(self.pooler(x[batch.cls_positions]))
+        pooled = torch.tanh(self.pooler(x[firsts]))
         return mlm_logits, self.pair_head(pooled)
+
+    def _positions_read(self, batch: PackedBatch) -> Tensor:
+        """Those of the last layer's output that the heads take."""
+        if self.pairing is Pairing.none:
+            return batch.masked_positions
+        return torch.cat([batch.masked_positions, batch.cls_positions])
 
     def _attention_is_one_call(self, x: Tensor) -> bool:
         """Asked here and not in the layers, which may be compiled: they get the answer."""

@@ -36,15 +36,23 @@ def parameters(model: ModelSettings, vocab_size: int, pairs: Pairing) -> int:
 
 
 def flops(
-    model: ModelSettings, vocab_size: int, lengths: Lengths, recomputes: bool = False
+    model: ModelSettings,
+    vocab_size: int,
+    lengths: Lengths,
+    recomputes: bool = False,
+    trims: bool = False,
 ) -> float:
     """Floating-point operations of a sequence's matrix products, forward and backward.
 
     A multiply-add counts 2, the backward pass twice the forward pass. `recomputes` adds the layers'
-    forward pass once more. LayerNorm, softmax, GELU and the update are left out, as is usual.
+    forward pass once more. `trims`: the last layer computes only the positions that the heads read.
+    LayerNorm, softmax, GELU and the update are left out, as is usual.
     """
     hidden, inner = model.hidden_size, model.intermediate_size
     of_token = 2 * (4 * hidden**2 + 2 * hidden * inner)
     layers = model.num_hidden_layers * (of_token * lengths.mean + 4 * hidden * lengths.mean_square)
+    if trims:  # queries, keys and values are of all tokens
+        unread = lengths.mean - lengths.masked - 1
+        layers -= 2 * (hidden**2 + 2 * hidden * inner) * unread
     heads = 2 * lengths.masked * (hidden**2 + hidden * vocab_size) + 2 * hidden**2 + 4 * hidden
     return (4 if recomputes else 3) * layers + 3 * heads

@@ -200,7 +200,10 @@ def _phase(
         budget=own.engine.tokens_per_micro_batch,
         data=corpus.source,
         plan=outline,
-        flops=outline.sequences * flops_module.flops(own.model, vocab_size, corpus.lengths),
+        flops=outline.sequences
+        * flops_module.flops(
+            own.model, vocab_size, corpus.lengths, trims=run_engine.trim_last_layer
+        ),
     )
     if cluster is None:
         return found

@@ -58,6 +58,7 @@ class Program:
     overlap: float  # share of the matrix products that can hide communication
     is_recomputing: bool
     calls_a_sequence: bool  # attention is one call per sequence, not one for all
+    trims: bool = False  # the last layer computes only the positions that the heads read
 
 
 def our_program(
@@ -88,6 +89,7 @@ def our_program(
         overlap=0.0,
         is_recomputing=recomputes,
         calls_a_sequence=calls_a_sequence,
+        trims=engine.trim_last_layer,
     )
 
 
@@ -137,7 +139,8 @@ def step(
     """A step of `sequences` per rank, in `micro_steps` micro-batches, on `gpus` ranks."""
     bandwidth = 1e9 * cluster.bandwidth_gb_s * cluster.bandwidth_share
     rate = 1e12 * cluster.peak_tflops[program.arithmetic] * cluster.gemm_share[program.arithmetic]
-    products = sequences * flops(model, vocab_size, lengths, program.is_recomputing) / rate
+    counted = flops(model, vocab_size, lengths, program.is_recomputing, program.trims)
+    products = sequences * counted / rate
     moved = model.num_hidden_layers * (
         program.layer_bytes * model.hidden_size * lengths.mean
         + program.score_bytes * model.num_attention_heads * lengths.mean_square

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ranks_harness import run_ranks
 from data_prep.core.config import SettingsError
 from pretrain.config.settings import Compile, Device, EngineSettings, Precision
 from pretrain.distributed.ranks import Ranks
+from pretrain.engine import engine as engine_module
 from pretrain.engine.deepspeed_setup import resolve_precision
 from pretrain.engine.engine import Engine
 from pretrain.model.bert import BertForPreTraining
@@ -60,6 +62,20 @@ def test_auto_is_bf16_autocast_on_a_gpu_that_has_it_and_otherwise_fp32(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
     settings = EngineSettings(1, asked, 512, False, Compile.auto, 1.0, Device.auto)
     assert resolve_precision(settings, torch.device(device)) is precision
+
+
+def test_the_model_is_told_what_the_engine_is_set_to(monkeypatch) -> None:
+    def start(model: BertForPreTraining, *_: Any) -> None:
+        raise RuntimeError(f"{model.activation_checkpointing}, {model.trim_last_layer}")
+
+    monkeypatch.setattr(engine_module, "start_deepspeed", start)
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    for recomputes, trims in product((False, True), repeat=2):
+        own = EngineSettings(
+            1, Precision.fp32, 512, recomputes, Compile.false, 1.0, Device.cpu, trims
+        )
+        with pytest.raises(RuntimeError, match=f"{recomputes}, {trims}"):
+            Engine(build_model(), optim_settings(), own, ranks)
 
 
 def test_fp16_without_a_gpu_is_refused_with_the_cure() -> None:

@@ -103,6 +103,34 @@ def test_logits_losses_and_every_gradient_equal_those_of_transformers(model_and_
         assert relative_difference(parameter.grad, expected[name], floor) < 1e-5, name
 
 
+@settings(max_examples=10)
+@given(models_and_batches(), st.booleans())
+def test_a_trimmed_last_layer_gives_the_same_losses_and_gradients(model_and_batch, again) -> None:
+    whole, batch = model_and_batch
+    trimmed = copy.deepcopy(whole)
+    trimmed.trim_last_layer, trimmed.activation_checkpointing = True, again
+    sums = []
+    for model in (whole, trimmed):
+        mlm_loss, pair_loss, *correct = model(batch)
+        (mlm_loss / batch.num_masked + pair_loss / batch.num_sequences).backward()
+        sums.append(torch.stack([mlm_loss, pair_loss, *correct]))
+    assert relative_difference(*sums) < 1e-5
+    gradients = {name: p.grad for name, p in whole.named_parameters()}
+    floor = 0.01 * max(gradient.abs().max().item() for gradient in gradients.values())
+    for name, parameter in trimmed.named_parameters():
+        assert relative_difference(parameter.grad, gradients[name], floor) < 1e-5, name
+
+
+def test_a_trimmed_last_layer_computes_only_what_the_heads_read() -> None:
+    model, batch = random_model(small_settings(), 50, seed=1), random_batch([20, 30], 50, seed=1)
+    model.trim_last_layer = True
+    rows = []
+    for layer in model.layers:
+        layer.feed_forward_in.register_forward_hook(lambda *call: rows.append(len(call[-1])))
+    model(batch)
+    assert rows == [50, batch.num_masked + batch.num_sequences]
+
+
 def test_the_test_above_is_sharp_enough_to_see_the_other_gelu() -> None:
     model = random_model(small_settings(), 50, seed=1)
     batch = random_batch([20, 30], 50, seed=1)

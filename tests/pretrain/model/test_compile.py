@@ -337,7 +337,9 @@ def test_compiling_under_stage_3_is_refused_with_the_cure() -> None:
     assert not wants_compile(settings.engine, torch.device("cuda"))
 
 
-@pytest.mark.parametrize("name", ["engine.compile", "engine.activation_checkpointing"])
+@pytest.mark.parametrize(
+    "name", ["engine.compile", "engine.activation_checkpointing", "engine.trim_last_layer"]
+)
 def test_it_is_no_part_of_a_runs_identity(sample_dir: Path, name: str) -> None:
     def of(value: str) -> dict[str, Any]:
         arguments = ["+model=tiny", f"data.dir={sample_dir}", f"{name}={value}"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from model_samples import random_batch
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_prep.core.config import compose
@@ -93,6 +94,21 @@ def test_flops_at_means_are_the_mean_of_the_flops(lengths: list[int], layers: in
         total += 3 * 2 * (length // 7) * (hidden * hidden + hidden * 1000)
         total += 3 * 2 * (hidden * hidden + 2 * hidden)
     assert n * flops(model, 1000, mean) == pytest.approx(total)
+
+
+def test_flops_with_a_trimmed_last_layer_are_those_that_torch_counts() -> None:
+    settings, lengths, masked = model_of("tiny"), [40, 56], [6, 8]
+    model = BertForPreTraining(settings, 1000, Pairing.nsp)
+    batch = random_batch(lengths, 1000, seed=1, masked=masked)
+    counted = []
+    for trims in (False, True):
+        model.trim_last_layer = trims
+        with FlopCounterMode(display=False) as counter:
+            model.logits(batch)
+        counted.append(counter.get_total_flops())
+    mean = Lengths(48, 0, 7)
+    whole, trimmed = (2 / 3 * flops(settings, 1000, mean, trims=how) for how in (False, True))
+    assert counted[0] - counted[1] == pytest.approx(whole - trimmed)
 
 
 def test_recomputation_costs_a_third_of_the_layers() -> None:
