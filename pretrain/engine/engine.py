@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pretrain.config.settings import EngineSettings, OptimSettings, Precision
+from pretrain.distributed.own_time import OwnTime
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine import snapshot as consolidated
 from pretrain.engine.deepspeed_setup import (
@@ -66,6 +67,7 @@ class Engine:
         """Take over `model` (fp32). Raises SettingsError if the device lacks the precision."""
         self.precision = resolve_precision(engine, ranks.device)
         self.ranks = ranks
+        self.own_time = OwnTime(ranks.device)  # of forward and backward passes in training
         self._stage = engine.zero_stage
         # infinite, not absent: at ZeRO 0 DeepSpeed calls our clipping only if there is a bound
         self._max_grad_norm = math.inf if optim.max_grad_norm is None else optim.max_grad_norm
@@ -130,6 +132,18 @@ class Engine:
         any rank skips the update on all. The host waits only for that check.
         """
         self._switch_to(training=True)
+        with self.own_time:
+            sums = self._sum_gradients(batch)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._is_finite = True
+        self._engine.step()
+        applied = self._engine.was_step_applied() and self._is_finite
+        norm = self._engine.get_global_grad_norm() if applied else float("inf")
+        return StepResult(applied, norm, sums, self.loss_scale)
+
+    def _sum_gradients(self, batch: GlobalBatch) -> Tensor:
+        """Forward and backward of this rank's micro-batches. (4,) float64 sums as in StepResult."""
         sums = torch.zeros(4, dtype=torch.float64, device=self.ranks.device)
         for micro_batch, seed in zip(batch.micro_batches, batch.dropout_seeds, strict=True):
             torch.manual_seed(seed)  # noqa: TID251  dropout by position: no state to save
@@ -140,13 +154,7 @@ class Engine:
             one_or_nan = 1 + 0 * part.detach()
             self._engine.backward(part * one_or_nan * self.ranks.world_size)
             sums += _as_sums(outputs)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        self._is_finite = True
-        self._engine.step()
-        applied = self._engine.was_step_applied() and self._is_finite
-        norm = self._engine.get_global_grad_norm() if applied else float("inf")
-        return StepResult(applied, norm, sums, self.loss_scale)
+        return sums
 
     def rehearse(
         self, micro_batches: Iterable[PackedBatch], activation_checkpointing: bool

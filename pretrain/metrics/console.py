@@ -17,7 +17,7 @@ BAR_WITHOUT_END = "{n_fmt}{postfix} |{bar}| {elapsed}"
 LINE_EVERY_S = 10.0  # at least this long between two lines of progress in a batch job's log
 SHOWN_EVENTS = (
     "resumed", "rewound", "phase", "stopped", "skipped_step", "overflow", "spike",
-    "checkpoint_failed", "profile",
+    "checkpoint_failed", "profile", "straggler", "gpu_error",
 )  # fmt: skip
 
 

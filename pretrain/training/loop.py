@@ -19,6 +19,7 @@ from pretrain.engine.engine import Engine, StepResult
 from pretrain.metrics.monitor import Monitor
 from pretrain.metrics.profiler import StepProfiler
 from pretrain.metrics.reference_curves import Expectation
+from pretrain.metrics.stragglers import RankWatch
 from pretrain.metrics.throughput import Meter
 from pretrain.model.fill_mask import MaskedSentences
 from pretrain.optim.lamb import layer_means
@@ -89,6 +90,7 @@ class Trainer:
     monitor: Monitor
     meter: Meter
     profiler: StepProfiler
+    rank_watch: RankWatch
     expectation: Expectation | None  # rank 0's, in the first phase
 
     @property
@@ -164,6 +166,7 @@ class Trainer:
         grad_norm = float(result.grad_norm)
         metrics = {
             **window.metrics(ranks, self.meter, settings.data.pairs),
+            **self.rank_watch.metrics(self.engine.own_time, progress.step),
             "optim/learning_rate": rate,
             "optim/grad_norm": grad_norm,
             "optim/skipped_steps": progress.skipped_steps,

@@ -32,6 +32,7 @@ from pretrain.metrics.console import Screen
 from pretrain.metrics.monitor import JsonLines, Monitor, Sink
 from pretrain.metrics.profiler import StepProfiler
 from pretrain.metrics.reference_curves import Expectation
+from pretrain.metrics.stragglers import RankWatch
 from pretrain.metrics.throughput import Goodput, Meter
 from pretrain.metrics.wandb_sink import Wandb
 from pretrain.model.bert import BertForPreTraining, padded_vocab_size
@@ -133,6 +134,7 @@ class PhaseTraining:
                 monitor=self._monitor,
                 meter=Meter(settings, vocab_rows, context.ranks, goodput),
                 profiler=profiler,
+                rank_watch=RankWatch(context.ranks, self._monitor),
                 expectation=self._expectation,
             )
             with profiler:
