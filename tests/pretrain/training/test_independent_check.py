@@ -11,9 +11,12 @@ import pyarrow as pa
 import pytest
 import torch
 from run_in_fork import finished_run
+from safetensors.torch import load_file
 
 from data_prep.core.files import read_json
 from data_prep.core.objectives import Pairing
+from pretrain.config.load import load
+from pretrain.huggingface.export import check_export
 from pretrain.run_folder.jsonl import readable_lines
 
 pytestmark = pytest.mark.distributed
@@ -91,3 +94,22 @@ def test_stock_transformers_computes_the_held_out_metrics_of_the_run(
     names = [*(name for line in lines for name in line), *said.split()]
     for other in set(Pairing) - {pairing, Pairing.none}:
         assert not [name for name in names if other.name in name.lower()], other
+
+
+@pytest.mark.slow
+def test_a_run_with_every_way_to_learn_faster_ends_in_a_stock_model_of_the_same_logits(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    second = "{changes: {optim: {global_batch: 8}, schedule: {start_step: 8, stop_step: null}}"
+    typed = [
+        "+model=tiny", f"data.dir={sample_dir}", "run.name=x", "recipe=fast", "schedule=wsd",
+        "data.mask_rate=0.3", "data.mask_rate_end=0.15", "engine=zero2", "optim.global_batch=16",
+        "schedule.total_steps=16", "schedule.warmup_steps=2", "schedule.stop_step=8",
+        "engine.tokens_per_micro_batch=2048", "eval.max_examples=20", "monitor.sentences=[]",
+        f"phases=[{second}, moments: kept, optimizer_step: kept, loss_scaler: kept}}]",
+    ]  # fmt: skip
+    finished_run(typed, tmp_path, ranks=2)
+    run = tmp_path / "runs/x"
+    trained = load_file(run / "checkpoints/step-00000016/model.safetensors")
+    model = load(typed[:4], 1)[0].model
+    assert check_export(run / "export", trained, model, Pairing.nsp) <= 1e-5
