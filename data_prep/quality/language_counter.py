@@ -87,6 +87,7 @@ class LanguageCounter:
         unk = self.encoder.special_ids["unk"]
         words = list(numbers)
         ids, lengths = self.encoder.encode(words)
+        chunks: Counter[str] = Counter()  # each is cut and normalised once
         has_unknown = np.zeros(len(words), np.bool_)
         has_unknown[np.repeat(np.arange(len(words)), lengths)[ids == unk]] = True
         for word, is_unknown in zip(words, has_unknown.tolist(), strict=True):
@@ -100,12 +101,18 @@ class LanguageCounter:
             if word.isascii():
                 counts["words"] += number * len(_ASCII_WORD.findall(word))
                 continue
-            for piece, _ in _CUT.pre_tokenize_str(self.plain.normalize_str(word)):
-                if not any(map(str.isalnum, piece)):
-                    continue
-                counts["words"] += number
-                became = self.tokenizer.normalizer.normalize_str(piece).strip()  # blanks about Han
-                if became != piece:
-                    counts["changed_words"] += number
-                    forms = (unicodedata.normalize(form, piece) for form in ("NFC", "NFKC"))
-                    counts["stripped_words"] += number * (became not in forms)
+            for chunk in self.plain.normalize_str(word).split(" "):  # a blank is beside each Han
+                chunks[chunk] += number
+        pieces: Counter[str] = Counter()
+        for chunk, number in chunks.items():
+            for piece, _ in _CUT.pre_tokenize_str(chunk):
+                pieces[piece] += number
+        for piece, number in pieces.items():
+            if not any(map(str.isalnum, piece)):
+                continue
+            counts["words"] += number
+            became = self.tokenizer.normalizer.normalize_str(piece).strip()  # blanks about Han
+            if became != piece:
+                counts["changed_words"] += number
+                forms = (unicodedata.normalize(form, piece) for form in ("NFC", "NFKC"))
+                counts["stripped_words"] += number * (became not in forms)
