@@ -30,9 +30,12 @@ MOST_WORDS = 1 << 18
 UNICODE_FORMS = {Normalization.nfc: normalizers.NFC, Normalization.nfkc: normalizers.NFKC}
 ID_BYTES = np.dtype(np.uint32).itemsize
 LONGEST_KEPT = 100  # characters of such a word; bounds the memory on any text
+MOST_PARTS_KEPT = 8  # of such a word: a clause of Chinese does not come back
 # ASCII punctuation, or text between. < = > with a mark are text: Unicode joins them to ≮ ≠ ≯, which
 # do not end a word.
-_PARTS = re.compile(r"(?:[^!-/:-@\[-`{-~]|[<=>](?=[^\0-\x7f]))+|[!-/:-@\[-`{-~]")
+_PARTS = r"(?:[^{0}!-/:-@\[-`{{-~]|[<=>](?=[^\0-\x7f]))+|[{0}!-/:-@\[-`{{-~]"
+# Most of the CJK characters that BERT sets apart, and punctuation between them
+_SET_APART = "、。「」『』！，：；？㐀-䶿一-鿿"
 
 
 def make_normalizer(form: TextForm) -> Any:
@@ -71,7 +74,8 @@ class _WordIds(dict[str, bytes]):
     `tokenizers` encodes the parts of a word, cut at ASCII punctuation. The ids of a part do not
     depend on its neighbours: each of these characters ends a word by BERT's rules, none has a case,
     is dropped or takes a combining mark (but < = >, see _PARTS), and no mark is reordered over one.
-    That need not hold for other blanks and punctuation, which stay inside a part.
+    That need not hold for other blanks and punctuation, which stay inside a part. Where CJK
+    characters are set apart, each is a part, too.
     """
 
     def __init__(self, tokenizer: Any, form: TextForm) -> None:
@@ -79,9 +83,10 @@ class _WordIds(dict[str, bytes]):
         self._model = tokenizer.model  # the greedy match, without the rules before it
         self._lowercase = form.lowercase
         self._has_own_i = form.turkish_i and form.lowercase
+        self._parts = re.compile(_PARTS.format(_SET_APART * form.tokenize_chinese_chars))
 
     def __missing__(self, word: str) -> bytes:
-        parts = _PARTS.findall(word)
+        parts = self._parts.findall(word)
         if len(parts) > 1:
             ids = b"".join(map(self.__getitem__, parts))
         elif word.isascii() and word.isalnum() and not (self._has_own_i and "I" in word):
@@ -90,7 +95,7 @@ class _WordIds(dict[str, bytes]):
             ids = array("I", [piece.id for piece in pieces]).tobytes()
         else:
             ids = array("I", self._tokenizer.encode(word, add_special_tokens=False).ids).tobytes()
-        if len(word) <= LONGEST_KEPT:
+        if len(word) <= LONGEST_KEPT and len(parts) <= MOST_PARTS_KEPT:
             if len(self) >= MOST_WORDS:
                 self.clear()  # frequent words are soon back
             self[word] = ids
