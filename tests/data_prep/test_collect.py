@@ -192,6 +192,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         _run(tmp_path / "d", books)
 
 
+@pytest.mark.slow
 def test_a_killed_collect_is_completed_by_the_same_command_with_the_same_bytes(tmp_path) -> None:
     books = _books(tmp_path / "books", count=8)
     command = [

@@ -20,6 +20,7 @@ def books(tmp_path: Path) -> Path:
     return tmp_path / "books"
 
 
+@pytest.mark.slow
 def test_a_sample_of_the_source_is_measured_and_removed(books, tmp_path, capsys) -> None:
     given = [
         "+source=books", f"source.path={books}", "source.language=null", "num_workers=2",

@@ -323,6 +323,7 @@ def test_the_setting_keep_leaves_them_in_and_compares_nothing(tmp_path: Path) ->
     assert stored(run_jobs(tmp_path)) == 10
 
 
+@pytest.mark.slow
 def test_a_further_source_encodes_again_only_the_parts_whose_duplicates_changed(tmp_path) -> None:
     texts = [made_text(n) for n in range(8)]
     write_source(tmp_path, "a", [[Document(str(n), "", texts[n])] for n in range(8)])

@@ -239,6 +239,7 @@ def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
     return {name for name, time in after.items() if before.get(name) != time}
 
 
+@pytest.mark.slow
 def test_another_source_encodes_its_own_parts_alone_and_comes_to_the_bytes_of_one_start(
     tmp_path: Path,
 ) -> None:

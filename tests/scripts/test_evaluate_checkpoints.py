@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from tiny_bert import tiny_bert
 
 from scripts import evaluate_checkpoints, finetune_table
@@ -11,6 +12,7 @@ from scripts import evaluate_checkpoints, finetune_table
 REVIEWS = "words\tmood\n" + "the film was good\tpositive\nthe film was bad\tnegative\n" * 4
 
 
+@pytest.mark.slow
 def test_each_checkpoint_is_exported_and_fine_tuned_once(tmp_path, monkeypatch) -> None:
     """The export is faked here by a copy of one model; test_export.py tests the command."""
     run, bert = tmp_path / "run", tiny_bert(tmp_path / "bert")

@@ -1,10 +1,12 @@
 """The sample inside every CPython: what of it is prose."""
 
+import pytest
 from source_reading import read_all, reasons, source_of, texts
 
 from data_prep.sources import sample
 
 
+@pytest.mark.slow
 def test_the_sample_has_every_topic_and_hundreds_of_modules() -> None:
     from pydoc_data.topics import topics
 

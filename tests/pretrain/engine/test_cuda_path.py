@@ -148,6 +148,7 @@ can_pretend = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @can_pretend
 def test_a_step_of_bert_large_keeps_the_rules_of_a_gpu_in_bf16() -> None:
     """In bf16 with attention dropout and AdamW, and in bf16_autocast without and Muon."""

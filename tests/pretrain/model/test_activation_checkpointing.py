@@ -44,8 +44,6 @@ def trained(
     [
         (1, FP32, 2),
         (3, FP32, 1),
-        (0, AUTOCAST, 2),
-        (3, AUTOCAST, 2),
         *(
             pytest.param(stage, precision, world_size, marks=pytest.mark.slow)
             for precision, stages in (

@@ -82,8 +82,6 @@ def trained(
     ("stage", "precision", "world_size", "checkpointing"),
     [
         (1, FP32, 1, True),
-        (0, AUTOCAST, 1, False),
-        (2, BF16, 2, False),
         *(
             pytest.param(stage, precision, world_size, checkpointing, marks=pytest.mark.slow)
             for precision, stages in ((FP32, (0, 1, 2)), (AUTOCAST, (0, 1, 2)), (BF16, (1, 2)))

@@ -62,6 +62,7 @@ def test_on_a_run_s_own_shards_the_metrics_are_those_that_it_logged(run, answer,
     assert found["model"].endswith(f"step-{step:08d}")
 
 
+@pytest.mark.slow
 def test_without_a_checkpoint_it_is_the_newest_and_an_export_gives_the_same(run, answer) -> None:
     newest = answer(f"run={run}")
     folder = run / "checkpoints/step-00000004"

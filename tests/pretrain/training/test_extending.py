@@ -133,6 +133,7 @@ def decayed(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return folder, finished_run([*typed, EIGHT, "run.extend=true"], folder)
 
 
+@pytest.mark.slow
 def test_a_run_extended_after_its_decay_is_the_longer_run(decayed, sample_dir, tmp_path) -> None:
     finished_run([*DECAYING, f"data.dir={sample_dir}", EIGHT], tmp_path)
     assert [step for step, *_ in losses(tmp_path)] == list(range(1, 9))

@@ -285,7 +285,7 @@ def carried(ranks: Ranks, folder: Path, stage: int, forget: tuple[str, ...], is_
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("is_fresh", [True, False])
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_phase_takes_over_weights_always_and_the_rest_as_set(stage, is_fresh, tmp_path) -> None:
     arguments = {"folder": tmp_path, "stage": stage, "is_fresh": is_fresh}
     for forget, expected in (
@@ -356,6 +356,8 @@ def left_over(ranks: Ranks, stage: int) -> int:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "stage", [*(pytest.param(s, marks=pytest.mark.slow) for s in (0, 1, 2)), 3]
+)
 def test_a_closed_engine_leaves_its_memory_to_the_next(stage: int) -> None:
     assert run_ranks(left_over, 2, stage=stage) == [0, 0]
