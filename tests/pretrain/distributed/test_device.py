@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from run_in_fork import TINY, pretrain_run
+from script_settings import script_settings
 from test_rendezvous import info
 
 from data_prep.core.config import SettingsError
@@ -19,7 +20,6 @@ from pretrain.distributed import ranks as ranks_module
 from pretrain.distributed.device import choose_device, cuda_is_usable, why_no_cuda
 from pretrain.distributed.rendezvous import check_devices
 
-ROOT = Path(__file__).resolve().parents[3]
 Pretend = Callable[..., None]
 
 
@@ -135,8 +135,7 @@ def test_a_run_that_wants_a_gpu_ends_with_status_2_and_the_reason(sample_dir, tm
 
 @pytest.mark.parametrize("size", ["base", "large"])
 def test_the_batch_scripts_want_a_gpu(size: str) -> None:
-    last = (ROOT / f"slurm/pretrain_{size}.sh").read_text().splitlines()[-1]
-    words = [word for word in last.split()[1:] if word != '"$@"']
+    words = script_settings(size)
     assert load(words, 32)[0].engine.device is Device.cuda
     assert load([*words, "engine.device=cpu"], 32)[0].engine.device is Device.cpu
 

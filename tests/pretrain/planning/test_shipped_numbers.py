@@ -7,11 +7,11 @@ of nodes on which it still reaches 40 %.
 import dataclasses
 import functools
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from script_settings import script_settings
 
 from data_prep.core.config import choices, compose
 from pretrain.config.settings import ClusterSettings, Settings
@@ -37,13 +37,6 @@ MODELS = {"base_2k": ["base"], "paper": ["base", "large"]}  # of the publication
 AS_SHIPPED = ("engine=bf16", "engine.tokens_per_micro_batch=36864")
 
 
-def words(script: str) -> list[str]:
-    """The settings of a batch script."""
-    text = (ROOT / "slurm" / f"pretrain_{script}.sh").read_text().replace("\\\n", " ")
-    (line,) = re.findall(r'^pretrain (.*) "\$@"$', text, re.M)
-    return shlex.split(line)
-
-
 @functools.cache
 def settings_of(*typed: str) -> Settings:
     return load([*typed, "cluster=dgx_a100"])
@@ -67,7 +60,7 @@ def least_share(found: Forecast) -> float:
 @pytest.mark.parametrize("place", FLOORS)
 def test_a_script_is_planned_at_its_floor_or_more_and_fits(place: tuple[str, str, int]) -> None:
     script, cluster, nodes = place
-    found = planned(words(script), cluster, nodes)
+    found = planned(script_settings(script), cluster, nodes)
     assert found.fits
     assert least_share(found) >= FLOORS[place]
 
@@ -80,7 +73,7 @@ def test_every_training_script_has_floors() -> None:
 def test_the_scripts_fit_an_a100_of_40_gb() -> None:
     small = dataclasses.replace(hardware("dgx_a100"), memory_gib=40)
     for script in ("base", "large"):
-        settings = dataclasses.replace(settings_of(*words(script)), cluster=small)
+        settings = dataclasses.replace(settings_of(*script_settings(script)), cluster=small)
         assert forecast(settings, has_data=False).fits
 
 
