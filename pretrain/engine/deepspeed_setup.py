@@ -25,9 +25,13 @@ import deepspeed
 import deepspeed.ops
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero import GatheredParameters
-from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer, GradPartitionBufferGroup
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.utils import groups as process_groups
-from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+from deepspeed.utils import (
+    lazy_init_hp_params_optimizer_state,
+    safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
+)
 
 if os.environ.get("DS_ACCELERATOR") == "cpu":
     # otherwise it compiles C++ for an inference op, which takes 2 minutes
@@ -37,8 +41,8 @@ deepspeed.utils.logger.setLevel("ERROR")
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch|deepspeed")
 
 __all__ = [
-    "DeepSpeedZeroOptimizer", "GatheredParameters", "GradPartitionBufferGroup", "deepspeed_config",
-    "get_accelerator", "resolve_precision", "safe_get_local_fp32_param",
+    "DeepSpeedZeroOptimizer", "GatheredParameters", "deepspeed_config", "get_accelerator",
+    "lazy_init_hp_params_optimizer_state", "resolve_precision", "safe_get_local_fp32_param",
     "safe_get_local_optimizer_state", "start_deepspeed",
 ]  # fmt: skip
 

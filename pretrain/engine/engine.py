@@ -12,7 +12,7 @@ safetensors, written by rank 0. It fits any ZeRO stage and any number of ranks.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,14 +25,13 @@ from pretrain.distributed.own_time import OwnTime
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine import snapshot as consolidated
 from pretrain.engine.deepspeed_setup import (
-    DeepSpeedZeroOptimizer,
     deepspeed_config,
     resolve_precision,
     start_deepspeed,
 )
 from pretrain.engine.sharded_state import ShardedState
 from pretrain.engine.snapshot import MOMENTS, WEIGHT, Snapshot
-from pretrain.engine.zero1 import LeanZero
+from pretrain.engine.zero1 import LeanZero, cut
 from pretrain.model.compile import compile_parts, uncompiled, wants_compile
 from pretrain.optim.lamb import Lamb
 from pretrain.optim.muon import Muon
@@ -95,6 +94,11 @@ class Engine:
         config = deepspeed_config(
             self.precision, self._stage, self._max_grad_norm, self._layout.num_parameters
         )
+        groups = self._optimizer.param_groups
+        # otherwise DeepSpeed has another optimizer
+        is_lean = self._stage == 2 or (self._stage == 1 and self.precision is not Precision.bf16)
+        if is_lean:
+            self._optimizer.param_groups, buckets = cut(groups, name_of, ranks.world_size)
         self._engine = start_deepspeed(
             model, self._optimizer, config, ranks, engine.timeout_minutes
         )
@@ -104,8 +108,8 @@ class Engine:
             self._engine.enable_backward_allreduce = (
                 ranks.world_size > 1
             )  # otherwise it copies in vain
-        elif isinstance(self._engine.optimizer, DeepSpeedZeroOptimizer):
-            LeanZero.take_over(self._engine.optimizer)
+        elif is_lean:
+            LeanZero.take_over(self._engine.optimizer, groups, buckets)
         self._new_loss_scaler = self._loss_scaler()
         self._state = ShardedState(
             self._engine, self._optimizer, self._stage, parameters, self._layout, ranks
@@ -145,19 +149,22 @@ class Engine:
     def _sum_gradients(self, batch: GlobalBatch) -> Tensor:
         """Forward and backward of this rank's micro-batches. (4,) float64 sums as in StepResult."""
         sums = torch.zeros(4, dtype=torch.float64, device=self.ranks.device)
-        for micro_batch, seed in zip(batch.micro_batches, batch.dropout_seeds, strict=True):
+        last = len(batch.micro_batches) - 1
+        for number, (micro_batch, seed) in enumerate(
+            zip(batch.micro_batches, batch.dropout_seeds, strict=True)
+        ):
             torch.manual_seed(seed)  # noqa: TID251  dropout by position: no state to save
             outputs = self._engine(micro_batch.to(self.ranks.device))
             mlm_loss, pair_loss = outputs[:2]
             part = mlm_loss / max(1, batch.num_masked) + pair_loss / batch.num_sequences
             # NaN if the loss is not finite (its gradient might be), otherwise 1
             one_or_nan = 1 + 0 * part.detach()
-            self._engine.backward(part * one_or_nan * self.ranks.world_size)
+            self._backward(part * one_or_nan * self.ranks.world_size, number == last)
             sums += _as_sums(outputs)
         return sums
 
     def rehearse(
-        self, micro_batches: Iterable[PackedBatch], activation_checkpointing: bool
+        self, micro_batches: Sequence[PackedBatch], activation_checkpointing: bool
     ) -> None:
         """Do a training step without its update, and leave everything as it was.
 
@@ -174,9 +181,9 @@ class Engine:
         self._model.activation_checkpointing = activation_checkpointing
         try:
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                for micro_batch in micro_batches:
+                for number, micro_batch in enumerate(micro_batches, 1):
                     mlm_loss, pair_loss = self._engine(micro_batch.to(device))[:2]
-                    self._engine.backward(0.0 * (mlm_loss + pair_loss))
+                    self._backward(0.0 * (mlm_loss + pair_loss), number == len(micro_batches))
             self._engine.step()
         finally:
             optimizer.step = update  # type: ignore[method-assign]
@@ -266,6 +273,11 @@ class Engine:
         for flat in self._state.flat_tensors():
             self._optimizer.state[flat]["step"].fill_(0 if "optimizer_step" in forget else step)
         self._set_loss_scaler(self._new_loss_scaler if "loss_scaler" in forget else scaler or {})
+
+    def _backward(self, loss: Tensor, is_last: bool) -> None:
+        """Add gradients; with the last micro-batch of a step their reduction begins."""
+        self._engine.optimizer.is_last_micro_batch = is_last
+        self._engine.backward(loss)
 
     def _attach(self) -> None:
         """Pass LAMB and Muon the pieces of parameters that this rank's tensors hold."""

@@ -128,11 +128,14 @@ class ShardedState:
         name_of = {id(parameter): name for name, parameter in self.parameters.items()}
         if self._stage == 0:
             return [[name_of[id(flat)]] for flat in self.flat_tensors()]
-        if self._stage == 3:
-            return [[name_of[id(p)] for p in group] for group in self._engine.optimizer.fp16_groups]
-        groups = self.layout.groups
-        labels = dict.fromkeys(groups.values())  # in the order of `parameter_groups`
-        return [[name for name in groups if groups[name] == label] for label in labels]
+        optimizer = self._engine.optimizer
+        # DeepSpeed's optimizers of ZeRO 3, of ZeRO 1 and 2, and of ZeRO 1 in bf16
+        of_flat = next(
+            getattr(optimizer, attribute)
+            for attribute in ("fp16_groups", "bit16_groups", "bf16_groups")
+            if hasattr(optimizer, attribute)
+        )
+        return [[name_of[id(parameter)] for parameter in group] for group in of_flat]
 
     def put(self, key: str, name: str, value: Tensor) -> None:
         """Copy this rank's part of a whole tensor."""

@@ -1,95 +1,255 @@
-"""A faster ZeRO 1 and 2 than DeepSpeed's: one reduction, one wait for the device per step.
+"""A faster ZeRO 1 and 2 than DeepSpeed's: buckets that are reduced during the backward pass.
 
 DeepSpeed copies gradients four times on their way to the optimizer, uses an all-reduce where a
-reduce-scatter needs half the bytes, waits three times per step for whether the norm is finite, and
-makes the views of all weights again.
+reduce-scatter needs half the bytes, gathers all weights before the next step may begin, waits three
+times per step for whether the norm is finite, and makes the views of all weights again. Its own
+overlap is refused at ZeRO 1 if the caller decides where a step ends.
 These are private methods, hence the exact pin of DeepSpeed in pyproject.toml.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import functools
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from pretrain.engine.deepspeed_setup import DeepSpeedZeroOptimizer, GradPartitionBufferGroup
+import torch
+from torch import Tensor, nn
+
+from pretrain.engine.deepspeed_setup import (
+    DeepSpeedZeroOptimizer,
+    lazy_init_hp_params_optimizer_state,
+)
+from pretrain.optim.buckets import buckets, runs
 from pretrain.optim.norms import squared_norms
+
+Groups = list[dict[str, Any]]
+
+
+def cut(
+    groups: Groups, names: Mapping[nn.Parameter, str], num_ranks: int
+) -> tuple[Groups, list[list[int]]]:
+    """The optimizer's groups as runs, of which DeepSpeed shards each by itself; the buckets."""
+    sizes = [{names[p]: p.numel() for p in group["params"]} for group in groups]
+    parameters = {name: parameter for parameter, name in names.items()}
+    of_groups = runs(sizes, num_ranks)
+    pieces = [
+        {**group, "params": [parameters[name] for name in run]}
+        for group, of_group in zip(groups, of_groups, strict=True)
+        for run in of_group
+    ]
+    return pieces, buckets(of_groups, names.values())
+
+
+class Bucket:
+    """Runs of parameters whose gradients are reduced by one collective.
+
+    Its buffer holds rank 0's part of each run, then rank 1's, and so on. It also adds up the
+    gradients of the micro-batches.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Sequence[nn.Parameter]],
+        shares: Sequence[int],
+        num_ranks: int,
+        dtype: torch.dtype,
+    ) -> None:
+        """`parameters` of each run, and `shares`, the elements that a rank gets of it.
+
+        `dtype` is that of the sums.
+        """
+        self._shares, self._num_ranks, self._dtype = [*shares], num_ranks, dtype
+        self.parameters = [p for run in parameters for p in run]
+        self.num_missing = len(self.parameters)  # gradients of this micro-batch
+        # where the elements [start, end) of a parameter lie in the buffer
+        self._places: list[tuple[nn.Parameter, int, int, int]] = []
+        self._paddings: list[tuple[int, int]] = []
+        first, row = 0, sum(shares)
+        for run, share in zip(parameters, shares, strict=True):
+            filled = 0
+            for parameter in run:
+                start = 0
+                while start < parameter.numel():  # it may continue in the next rank's part
+                    rank, inside = divmod(filled, share)
+                    end = min(parameter.numel(), start + share - inside)
+                    self._places.append((parameter, start, end, rank * row + first + inside))
+                    filled += end - start
+                    start = end
+            for rank in range(filled // share, num_ranks):  # padding of the last part
+                inside = max(0, filled - rank * share)
+                self._paddings.append((rank * row + first + inside, share - inside))
+            first += share
+        self._buffer: Tensor | None = None
+        self._work: Any = None
+        self._mine: Tensor | None = None  # what the collective writes
+        self._sums: Tensor | None = None
+
+    def add_gradients(self) -> None:
+        """Add the gradients of a micro-batch to the buffer, and free them."""
+        gradients = {p: p.grad.view(-1) for p in self.parameters if p.grad is not None}
+        sources = [gradients[p][start:end] for p, start, end, _ in self._places]
+        is_first = self._buffer is None
+        if self._buffer is None:
+            elements = self._num_ranks * sum(self._shares)
+            self._buffer = sources[0].new_empty(elements, dtype=self._dtype)
+            for first, length in self._paddings:
+                self._buffer[first : first + length].zero_()
+        targets = [self._buffer[at : at + end - start] for _, start, end, at in self._places]
+        (torch._foreach_copy_ if is_first else torch._foreach_add_)(targets, sources)
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def reduce(self, group: Any) -> None:
+        """Begin to average over the ranks of `group`."""
+        buffer = self._buffer
+        assert buffer is not None, "the gradients are added first"
+        self._mine = buffer
+        if self._num_ranks > 1:
+            self._mine = buffer.new_empty(sum(self._shares))
+            if buffer.dtype == torch.float16:  # the sum might overflow
+                buffer.div_(self._num_ranks)
+            self._work = torch.distributed.reduce_scatter_single(
+                self._mine, buffer, group=group, async_op=True
+            )
+
+    def finish(self) -> None:
+        """Wait for the averages, if a reduction has begun, and add them to those there are."""
+        if self._mine is None:
+            return
+        if self._work is not None:
+            self._work.wait()
+            if self._mine.dtype != torch.float16:
+                self._mine.div_(self._num_ranks)
+        self._sums = self._mine if self._sums is None else self._sums.add_(self._mine)
+        self._buffer = self._mine = self._work = None
+
+    def take(self) -> list[Tensor]:
+        """This rank's averages of each run, which are forgotten here."""
+        self.finish()
+        sums, self._sums = self._sums, None
+        assert sums is not None, "a parameter had no gradient in the step's last micro-batch"
+        return [*torch.split(sums, self._shares)]
 
 
 class LeanZero(DeepSpeedZeroOptimizer):  # type: ignore[misc]
-    """DeepSpeed's optimizer of ZeRO 1 and 2 with some methods replaced; its state is unchanged."""
+    """DeepSpeed's optimizer of ZeRO 1 and 2 with some methods replaced; its state is unchanged.
+
+    DeepSpeed has a group for each run, and shards it by itself; the optimizer has one per label, as
+    it was made, with the flat shards of its runs.
+    """
+
+    # Whether the step ends with this micro-batch. Set it before the backward pass
+    is_last_micro_batch = False
 
     @classmethod
-    def take_over(cls, optimizer: DeepSpeedZeroOptimizer) -> None:
-        """Change the class of an optimizer that DeepSpeed built."""
+    def take_over(
+        cls, optimizer: DeepSpeedZeroOptimizer, groups: Groups, buckets: Sequence[Sequence[int]]
+    ) -> None:
+        """Change the class of an optimizer that DeepSpeed built over the runs that `cut` made.
+
+        `groups` are those that were cut, and become the optimizer's again.
+        """
         assert type(optimizer) is DeepSpeedZeroOptimizer
         assert not any(any(padding) for padding in optimizer.round_robin_bit16_padding)
-        for flat, group in zip(optimizer.bit16_groups_flat, optimizer.bit16_groups, strict=True):
+        for flat, run in zip(optimizer.bit16_groups_flat, optimizer.bit16_groups, strict=True):
             storage = flat.untyped_storage().data_ptr()
-            assert all(p.untyped_storage().data_ptr() == storage for p in group)
+            assert all(p.untyped_storage().data_ptr() == storage for p in run)
+        for hook in optimizer._grad_acc_hooks:  # of ZeRO 2
+            hook.remove()
         optimizer.__class__ = cls
+        for group in groups:
+            runs = [g for g in optimizer.optimizer.param_groups if g["label"] == group["label"]]
+            group["params"] = [flat for run in runs for flat in run["params"]]
+        optimizer.optimizer.param_groups = groups
+        optimizer._make_buckets(buckets)
+
+    def _make_buckets(self, of_runs: Sequence[Sequence[int]]) -> None:
+        self._num_ranks = torch.distributed.get_world_size(self.dp_process_group)
+        self._rank = torch.distributed.get_rank(self.dp_process_group)
+        self._of_runs = of_runs
+        self._buckets = [
+            Bucket(
+                [self.bit16_groups[run] for run in indices],
+                [self.partition_size[run] for run in indices],
+                self._num_ranks,
+                torch.float32 if self.dtype == torch.bfloat16 else self.dtype,
+            )
+            for indices in of_runs
+        ]
+        self._first_incomplete = 0
+        for bucket in self._buckets:
+            for parameter in bucket.parameters:
+                count = functools.partial(self._count_gradient, bucket)
+                hook = parameter.register_post_accumulate_grad_hook(count)  # type: ignore[no-untyped-call]
+                self._grad_acc_hooks.append(hook)
 
     @torch.no_grad()
+    def _count_gradient(self, bucket: Bucket, parameter: Tensor) -> None:
+        """Called by autograd with each gradient; the last one of a bucket reduces it.
+
+        ZeRO 2 reduces in every micro-batch, to keep no more than two buckets of whole gradients.
+        Buckets are reduced in their order, which is the same on all ranks.
+        """
+        bucket.num_missing -= 1
+        if bucket.num_missing:
+            return
+        bucket.add_gradients()
+        while self._first_incomplete < len(self._buckets):
+            next_one = self._buckets[self._first_incomplete]
+            if next_one.num_missing:
+                return
+            if self.is_last_micro_batch or self.partition_gradients:
+                next_one.reduce(self.dp_process_group)
+            if self.partition_gradients and self._first_incomplete > 0:
+                self._buckets[self._first_incomplete - 1].finish()
+            self._first_incomplete += 1
+        self._first_incomplete = 0
+        for each in self._buckets:
+            each.num_missing = len(each.parameters)
+
     def reduce_gradients(self, pipeline_parallel: bool = False) -> None:
-        """Average over the ranks, at ZeRO 1: each receives its part of every parameter group.
+        """Do nothing at the end of a step of ZeRO 1: hooks have reduced the gradients."""
 
-        One collective for all groups: the buffer holds rank 0's parts, then rank 1's, and so on.
-        """
-        world_size = torch.distributed.get_world_size(self.dp_process_group)
-        share = sum(self.partition_size)  # elements per rank
-        example = self.get_gradient_for_reduction(self.bit16_groups[0][0])
-        buffer = example.new_empty(world_size * share)
-        by_rank, first = buffer.view(world_size, share), 0
-        sources: list[Tensor] = []
-        targets: list[Tensor] = []
-        for parameters, size in zip(self.bit16_groups, self.partition_size, strict=True):
-            parts = by_rank[:, first : first + size]
-            first, filled = first + size, 0
-            for parameter in parameters:
-                gradient = self.get_gradient_for_reduction(parameter).view(-1)
-                while gradient.numel():  # it may continue in the next rank's part
-                    rank, start = divmod(filled, size)
-                    target = parts[rank, start : start + gradient.numel()]
-                    sources.append(gradient[: target.numel()])
-                    targets.append(target)
-                    filled += target.numel()
-                    gradient = gradient[target.numel() :]
-            for rank in range(filled // size, world_size):  # padding of the last part
-                parts[rank, max(0, filled - rank * size) :].zero_()
-        torch._foreach_copy_(targets, sources)
-        del sources, gradient
-        self.zero_grad(set_to_none=True)
-        mine = buffer
-        if world_size > 1:
-            mine = buffer.new_empty(share)
-            if buffer.dtype == torch.float16:  # the sum might overflow
-                buffer.div_(world_size)
-            torch.distributed.reduce_scatter_single(mine, buffer, group=self.dp_process_group)
-            if buffer.dtype != torch.float16:
-                mine.div_(world_size)
-        for group, part in enumerate(mine.split(self.partition_size)):
-            self.averaged_gradients[group] = GradPartitionBufferGroup([part], part)
+    def overlapping_partition_gradients_reduce_epilogue(self) -> None:
+        """Do nothing at the end of a backward pass of ZeRO 2, but free the last bucket."""
+        self._buckets[-1].finish()
 
-    def _update_model_bit16_weights(self, group_index: int) -> None:
-        """Do nothing: the weights are views of what was gathered, and stay it.
+    def finalize_gradient_accumulation_boundary(self) -> None:
+        """Do nothing at the end of a step of ZeRO 2: hooks have reduced the gradients."""
 
-        DeepSpeed makes these views again in every step, parameter by parameter, while the device
-        waits for the next forward pass.
-        """
-
-    def check_overflow(self, partition_gradients: bool = True) -> None:
-        """Do nothing: `step` checks the norm, which is not finite if a gradient is not."""
-        self.overflow = False
-
-    def scaled_global_norm(self, norm_type: int = 2) -> Tensor:
-        """The norm of the scaled gradient, fp32, in one collective for all groups."""
-        assert norm_type == 2
-        gradients = [g for group in self.averaged_gradients.values() for g in group]
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Clip, update, and gather the weights. The host waits for whether the norm is finite."""
+        parts = dict(
+            zip(
+                itertools.chain(*self._of_runs),
+                itertools.chain(*(bucket.take() for bucket in self._buckets)),
+                strict=True,
+            )
+        )
+        gradients = [parts[run] for run in range(len(parts))]
         square = squared_norms(gradients).sum()
         torch.distributed.all_reduce(square, group=self.dp_process_group)
-        return square.sqrt().float()
+        norm = square.sqrt().float()  # of the scaled gradient
+        scale = self.loss_scale
+        self.overflow = not math.isfinite(norm)
+        self._update_scale(self.overflow)
+        self._global_grad_norm = math.inf if self.overflow else norm / scale
+        if self.overflow:
+            return
+        clip = ((norm / scale + 1e-6) / self.clip_grad).clamp(min=1.0)
+        for flat, gradient in zip(self.single_partition_of_fp32_groups, gradients, strict=True):
+            flat.grad = gradient.to(flat.dtype).mul_(1 / (clip * scale))
+        del parts, gradients
+        self.optimizer.step()
+        for flat in self.single_partition_of_fp32_groups:
+            flat.grad = None
+        self.update_lp_params()
 
-    def unscale_and_clip_grads(self, grad_groups_flat: list[Tensor], total_norm: Tensor) -> None:
-        """Unscale and clip as DeepSpeed does, without checking the norm again: `step` has."""
-        clip = ((total_norm / self.loss_scale + 1e-6) / self.clip_grad).clamp(min=1.0)
-        for gradient in grad_groups_flat:
-            gradient.mul_(1 / (clip * self.loss_scale))
+    def _lazy_init_hp_params_optimizer_state(self) -> None:
+        """As DeepSpeed's, by runs in place of the optimizer's groups."""
+        for run, flat in zip(self.bit16_groups, self.single_partition_of_fp32_groups, strict=True):
+            lazy_init_hp_params_optimizer_state(run, flat, self.optimizer.state)
