@@ -70,8 +70,6 @@ def deepspeed_config(
     precision: Precision, stage: int, max_grad_norm: float, num_parameters: int
 ) -> dict[str, Any]:
     """The configuration for `deepspeed.initialize`."""
-    # ZeRO 2 saves memory by reducing in eighths. DeepSpeed's default is 5e8
-    bucket = -(-num_parameters // 8) if stage == 2 else num_parameters
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # for its own counters; batches come from outside
         "gradient_accumulation_steps": 1,
@@ -79,8 +77,8 @@ def deepspeed_config(
         "gradient_clipping": max_grad_norm,
         "zero_optimization": {
             "stage": stage,
-            "reduce_bucket_size": bucket,
-            # otherwise ZeRO 1 and 2 copy each gradient once more; ZeRO 3 has its own buffer
+            "reduce_bucket_size": num_parameters,  # of ZeRO 3; its default is 5e8
+            # ZeRO 1 and 2 have engine/zero1.py's buffers, ZeRO 3 its own
             "contiguous_gradients": stage == 3,
         },
         # this timer waits for the device before and after each micro-batch

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pretrain.config.settings import ModelSettings, OptimizerName
+from pretrain.optim.buckets import runs
 
 # What a rank holds of each parameter: its first element, and how many follow
 Held = Mapping[str, tuple[int, int]]
@@ -146,13 +147,15 @@ def shards(sizes: Mapping[str, int], stage: int, num_ranks: int) -> list[Held]:
             for rank in range(num_ranks):
                 found[rank][name] = (rank * share, max(0, min(share, size - rank * share)))
         return list(found)
-    # one row of all parameters, padded to a multiple of twice the ranks
-    share, begin = 2 * -(-sum(sizes.values()) // (2 * num_ranks)), 0
-    for name, size in sizes.items():
-        for rank in range(begin // share, (begin + size - 1) // share + 1):
-            start = max(0, rank * share - begin)
-            found[rank][name] = start, min(size, (rank + 1) * share - begin) - start
-        begin += size
+    for run in runs([sizes], num_ranks)[0]:
+        # one row of its parameters, padded to a multiple of twice the ranks
+        share, begin = 2 * -(-sum(sizes[name] for name in run) // (2 * num_ranks)), 0
+        for name in run:
+            size = sizes[name]
+            for rank in range(begin // share, (begin + size - 1) // share + 1):
+                start = max(0, rank * share - begin)
+                found[rank][name] = start, min(size, (rank + 1) * share - begin) - start
+            begin += size
     return list(found)
 
 

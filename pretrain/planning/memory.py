@@ -16,6 +16,7 @@ from pretrain.config.settings import (
     ModelSettings,
     Precision,
 )
+from pretrain.optim.buckets import BUCKET_ELEMENTS
 
 MASKED_SHARE = 0.16  # of the tokens, at most: 15 %, rounded up in short ones
 GIB = 2**30
@@ -40,6 +41,10 @@ class Memory:
         return math.fsum(vars(self).values())
 
 
+# Elements: the word embedding, or layers until there are BUCKET_ELEMENTS
+_LARGEST_BUCKET = 1.3 * BUCKET_ELEMENTS
+
+
 def states(
     num_parameters: int, engine: EngineSettings, ranks: int, num_of_muon: int = 0
 ) -> tuple[float, float, float, float]:
@@ -61,11 +66,13 @@ def states(
         return weights, 4 * n + 2 * n, optimizer, 0
     accumulated = 4 if precision is Precision.bf16 else width
     gradients = accumulated * (n if stage == 1 else part)
-    buffers = float(width * n)  # a copy of all gradients while they are reduced
-    if stage == 2:  # by eighths, kept until they are together
-        buffers = 2 * width * n / 8
-    if stage == 3:  # DeepSpeed keeps up to a billion gathered parameters
-        buffers += width * min(n, 1_000_000_000)
+    bucket = float(min(n, _LARGEST_BUCKET))
+    # one bucket's gradients while they are copied, and this rank's sums of all
+    buffers = width * bucket + accumulated * part
+    if stage == 2:  # two buckets of whole gradients
+        buffers = (width + 2 * accumulated) * bucket
+    if stage == 3:  # DeepSpeed copies all gradients, and keeps up to a billion gathered parameters
+        buffers = float(width * (n + min(n, 1_000_000_000)))
     return weights, gradients, optimizer, buffers
 
 

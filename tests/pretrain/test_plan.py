@@ -196,7 +196,7 @@ def test_the_cure_in_a_refusal_is_accepted() -> None:
     ("typed", "proposal"),
     [
         (["engine.tokens_per_micro_batch=131072"], "engine.tokens_per_micro_batch"),
-        (["model.num_hidden_layers=150", "engine=fp32"], "engine.zero_stage"),
+        (["model.num_hidden_layers=200", "engine=fp32"], "engine.zero_stage"),
     ],
 )
 def test_what_does_not_fit_the_memory_is_refused_with_what_does(typed, proposal, capsys) -> None:
