@@ -15,7 +15,7 @@ import pytest
 
 from data_prep.core import job
 from data_prep.core.config import as_dict
-from pretrain import plan
+from pretrain import plan, tune
 from pretrain.config import load
 from pretrain.config.arguments import parse_arguments
 from scripts import build_site, predict, seed_experiment
@@ -88,6 +88,8 @@ def test_every_command_shown_exists_and_takes_its_settings(command, tmp_path, mo
         job.load(["data_dir=FOLDER", *typed] if module == "data_prep.plan" else typed)
     elif module == "pretrain.run":
         load.load(typed, world_size=8)
+    elif module == "pretrain.tune":
+        load.load([word for word in typed if word.partition("=")[0] not in tune.OWN], world_size=8)
     elif module == "pretrain.plan":
         plan.load([word for word in typed if not word.startswith("json=")])
     elif module in (

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.core.config import SettingsError, choices, compose, updated
+from data_prep.core.config import SettingsError, as_overrides, choices, compose, updated
 from data_prep.core.plain_yaml import read_yaml
 from pretrain.config.phases import check_phases
 from pretrain.config.settings import Settings
@@ -48,9 +48,10 @@ def load(overrides: Sequence[str], world_size: int) -> tuple[Settings, bool]:
     """Checked settings from what was typed, and whether they ask for the sample corpus.
 
     They do where data=sample was typed or neither data= nor data.dir= was: whoever names a folder
-    of their own and mistypes it is told so, and does not train on the sample. Raises SettingsError,
-    listing the models where none is named.
+    of their own and mistypes it is told so, and does not train on the sample. `@FILE` stands for
+    the settings in a YAML file. Raises SettingsError, listing the models where none is named.
     """
+    overrides = [word for override in overrides for word in _from_file(override)]
     typed = {override.split("=", 1)[0].lstrip("+") for override in overrides}
     if "model" not in typed:
         raise SettingsError(
@@ -63,3 +64,13 @@ def load(overrides: Sequence[str], world_size: int) -> tuple[Settings, bool]:
     check_phases(settings, world_size)
     settings.model.initializer_range = settings.model.initializer_std
     return settings, chosen["data"] == "sample" and ("data" in typed or "data.dir" not in typed)
+
+
+def _from_file(override: str) -> list[str]:
+    """The overrides in the file of `@FILE`, such as `pretrain.tune` writes; any other as it is."""
+    if not override.startswith("@"):
+        return [override]
+    try:
+        return as_overrides(read_yaml(Path(override[1:])))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{override}: {error}") from error
