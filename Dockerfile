@@ -48,8 +48,10 @@ RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable . \
     && chmod 1777 data runs
 USER 1000
 
-# Ignore packages in the user's home folder (Apptainer mounts it); show enroot and pyxis the GPUs.
+# Ignore packages in the user's home folder (Apptainer mounts it); show enroot and pyxis the GPUs, and
+# the InfiniBand adapters, without which NCCL uses TCP.
 ENV PYTHONNOUSERSITE=1 \
+    MELLANOX_VISIBLE_DEVICES=all \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 

@@ -42,7 +42,7 @@ from pretrain.config.settings import Compile, DataSettings, Device, Settings
 from pretrain.data.corpus import folder_of, manifest_of, prepare_sample
 from pretrain.data.mixture import check_mixture
 from pretrain.distributed import signals
-from pretrain.distributed.device import why_no_cuda
+from pretrain.distributed.device import bind_to_gpu, why_no_cuda
 from pretrain.distributed.rank_logs import RankOutput, rank_output
 from pretrain.distributed.ranks import environment_rank, environment_world_size, exit_with
 from pretrain.distributed.watchdog import Watchdog, remove_heartbeats
@@ -141,6 +141,8 @@ def _run(arguments: list[str], stop: signals.StopRequest, output: RankOutput) ->
         is_chosen = settings.engine.device is Device.cpu
         why = "engine.device=cpu" if is_chosen else why_no_cuda()
         print(f"training on the CPU: {why}", file=sys.stderr, flush=True)
+    if settings.engine.bind_to_gpu:
+        bind_to_gpu(ranks.device)
     ranks.barrier()
     try:
         is_finished = _train_and_export(settings, ranks, stop, output)

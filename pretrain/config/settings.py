@@ -286,6 +286,7 @@ class EngineSettings:
     timeout_minutes: float  # a rank that makes no progress for this long ends the run
     device: Device
     trim_last_layer: bool = False  # it computes only the positions that the heads read
+    bind_to_gpu: bool = True  # each rank runs on the CPUs next to its GPU
 
 
 @dataclass

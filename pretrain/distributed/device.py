@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 _DRIVERS = {11: 450, 12: 525, 13: 580}
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # one setting, now and formerly
+_PCI_DEVICES = Path("/sys/bus/pci/devices")
+_THREADS = Path("/proc/self/task")
 
 
 @functools.cache
@@ -49,6 +52,49 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
     device = torch.device("cuda", local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
+
+
+def use_expandable_segments() -> None:
+    """Let the allocator of GPU memory grow its segments, unless the variables say otherwise.
+
+    Micro-batches have many sizes, which otherwise leave gaps between segments that no later one
+    fits. Before torch is imported.
+    """
+    if not any(name in os.environ for name in _ALLOCATOR):
+        os.environ[_ALLOCATOR[0]] = "expandable_segments:True"
+
+
+def bind_to_gpu(device: torch.device) -> set[int]:
+    """Run this process's threads on the CPUs next to its GPU; returns them, or none if it does not.
+
+    Slurm deals tasks to sockets in turn, so that half the ranks of a node with two have their CPUs
+    and memory on the other side. Nothing changes on a CPU, where all CPUs are near, where the
+    process is bound to near ones already, or where its job has none of them.
+    """
+    import torch
+
+    if device.type != "cuda":
+        return set()
+    gpu: Any = torch.cuda.get_device_properties(device)
+    address = f"{gpu.pci_domain_id:04x}:{gpu.pci_bus_id:02x}:{gpu.pci_device_id:02x}.0"
+    try:
+        near = _cpus((_PCI_DEVICES / address / "local_cpulist").read_text())
+        if not near or os.sched_getaffinity(0) <= near:
+            return set()
+        for thread in _THREADS.iterdir():
+            os.sched_setaffinity(int(thread.name), near)
+    except (OSError, ValueError):  # not shown in a container, or the job has no CPU there
+        return set()
+    return near
+
+
+def _cpus(ranges: str) -> set[int]:
+    """The numbers of a list such as 0-3,8."""
+    found: set[int] = set()
+    for part in filter(None, ranges.strip().split(",")):
+        first, _, last = part.partition("-")
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
 
 
 def why_no_cuda() -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
-from pretrain.distributed.device import choose_device, why_no_cuda
+from pretrain.distributed.device import choose_device, use_expandable_segments, why_no_cuda
 from pretrain.distributed.flight_recorder import record_collectives
 from pretrain.distributed.rank_logs import LenientStream
 from pretrain.distributed.rendezvous import check_devices, check_in, hosts_of, in_a_step, rank_info
@@ -134,6 +134,7 @@ def start(timeout_minutes: float, wanted: str = "auto") -> Ranks:
     """
     launched = _launched(os.environ)
     record_collectives()
+    use_expandable_segments()
     import torch
     from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]
 
@@ -189,12 +190,16 @@ def _store(own: LaunchedRank, limit: timedelta) -> Store:
 
     It does not wait for all ranks, as torch's env:// does: `check_in` finds those that are missing.
     """
-    from torch.distributed import DistNetworkError, TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import (  # type: ignore[attr-defined]
+        DistNetworkError,
+        PrefixStore,
+        TCPStore,
+    )
 
     host, port = _address(os.environ).rsplit(":", 1)
     is_torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
-        return TCPStore(
+        store = TCPStore(
             host,
             int(port),
             own.world_size,
@@ -203,6 +208,8 @@ def _store(own: LaunchedRank, limit: timedelta) -> Store:
             wait_for_workers=False,
             multi_tenant=True,
         )
+        # torchrun's outlives a start, and with --max-restarts it holds the keys of the one before
+        return PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     except DistNetworkError as error:
         if "EADDRINUSE" in str(error):
             raise RuntimeError(

@@ -35,7 +35,8 @@ from pretrain.distributed import flight_recorder
 FOLDER = "heartbeats"
 _REPORTED = "told"  # in that folder, once a rank has printed who waits for whom
 _DUMP = "dump"  # once a rank has made no progress for too long: all dump their collectives
-MOST_BETWEEN_BEATS_S = 5.0
+MOST_BETWEEN_BEATS_S = 5.0  # or more, so that all ranks together write few files
+_MOST_BEATS_PER_S = 20
 SILENT_BEATS = 3  # a rank that misses so many is stopped or dead
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,11 @@ class Heartbeat:
     is_leaving: bool  # the rank ends by itself: it sends no more heartbeats, but is no cause
     process: str  # its number and host
     collective: str = ""  # that it is in, once it has dumped its collectives
+
+
+def beat_seconds(limit_s: float, world_size: int) -> float:
+    """Seconds between two heartbeats: a few of them in the limit, however many ranks there are."""
+    return min(max(MOST_BETWEEN_BEATS_S, world_size / _MOST_BEATS_PER_S), limit_s / 60)
 
 
 def remove_heartbeats(run_folder: Path) -> None:
@@ -85,7 +91,7 @@ class Watchdog:
         self._log, self._print_to_terminal = log, print_to_terminal
         self._rank, self._world_size = rank, world_size
         self._limit_s = limit_s if world_size > 1 else threading.TIMEOUT_MAX
-        self._beat_s = min(MOST_BETWEEN_BEATS_S, limit_s / 60)
+        self._beat_s = beat_seconds(limit_s, world_size)
         self._number, self._is_leaving, self._collective = 0, False, ""
         self._process = f"process {os.getpid()} on {os.uname().nodename}"
         self._activity, self._since = Activity(0, "the start"), time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pretrain.data.checksums import together
 from pretrain.data.eval_loader import EvalLoader
 from pretrain.data.train_loader import GlobalBatch
 from pretrain.distributed.clock import StopCheck, TrainingClock
+from pretrain.distributed.garbage import collected_by_calls
 from pretrain.engine.engine import Engine, StepResult
 from pretrain.metrics.monitor import Monitor
 from pretrain.metrics.profiler import StepProfiler
@@ -32,6 +34,7 @@ from pretrain.training.log_window import LogWindow
 GUESSES = 3  # of each masked sentence
 
 
+@collected_by_calls()
 def train(run: Trainer, now: Callable[[], float] = time.monotonic) -> bool:
     """Train to the phase's last step; False if it was stopped earlier, after a checkpoint.
 
@@ -160,7 +163,8 @@ class Trainer:
         rate: float,
         is_watched: bool = True,
     ) -> None:
-        """Log the window's metrics. Only here does the host wait for the device."""
+        """Log the window's metrics. Only here does the host wait for the device, and is garbage
+        collected: after the same steps on all ranks."""
         self.begin("summing metrics")
         settings, progress, ranks = self.settings, self.progress, self.context.ranks
         grad_norm = float(result.grad_norm)
@@ -186,6 +190,7 @@ class Trainer:
         if window.checksum is not None:
             checksum["data/batch"] = together(ranks.gather(window.checksum))
         self.monitor.record(progress.step, {**metrics, **checksum})
+        gc.collect()
         if is_watched:
             self.guard.watch_loss(progress, metrics["train/loss"], window.first_position)
 

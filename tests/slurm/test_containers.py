@@ -101,6 +101,11 @@ def test_absolute_paths_that_are_typed_are_mounted_and_folders_of_a_new_run_made
     assert not text.exists()
 
 
+@pytest.mark.parametrize("variable", ["MELLANOX_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"])
+def test_the_image_asks_enroot_for_all_adapters_and_gpus(variable: str) -> None:
+    assert f" {variable}=all " in (ROOT / "Dockerfile").read_text()
+
+
 def test_a_sif_without_apptainer_is_refused_with_a_sentence(tmp_path: Path) -> None:
     bash, env = shutil.which("bash"), {"PATH": str(tmp_path), "CONTAINER": "x.sif"}
     command = [str(bash), "-c", ". slurm/job.inc"]

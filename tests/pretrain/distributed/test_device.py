@@ -17,7 +17,13 @@ from pretrain.config.load import load
 from pretrain.config.settings import Device
 from pretrain.distributed import device as device_module
 from pretrain.distributed import ranks as ranks_module
-from pretrain.distributed.device import choose_device, cuda_is_usable, why_no_cuda
+from pretrain.distributed.device import (
+    bind_to_gpu,
+    choose_device,
+    cuda_is_usable,
+    use_expandable_segments,
+    why_no_cuda,
+)
 from pretrain.distributed.rendezvous import check_devices
 
 Pretend = Callable[..., None]
@@ -147,3 +153,68 @@ def test_auto_without_a_gpu_says_first_that_it_trains_on_the_cpu(sample_dir, tmp
     statuses, output = pretrain_run(typed, tmp_path)
     assert statuses == [0]
     assert output.splitlines()[0].startswith("training on the CPU: torch ")
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", None])
+def test_segments_are_expandable_unless_the_environment_says_otherwise(
+    name: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(variable, raising=False)
+    if name is not None:
+        monkeypatch.setenv(name, "max_split_size_mb:64")
+    use_expandable_segments()
+    own = os.environ.get("PYTORCH_ALLOC_CONF")
+    assert own == {
+        None: "expandable_segments:True", "PYTORCH_ALLOC_CONF": "max_split_size_mb:64",
+        "PYTORCH_CUDA_ALLOC_CONF": None,
+    }[name]  # fmt: skip
+
+
+@pytest.fixture
+def two_sockets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[int, set[int]]:
+    """A GPU next to the CPUs 4-7 and 12-15 of 16; returns what each thread is bound to."""
+    gpu = type("gpu", (), {"pci_domain_id": 0, "pci_bus_id": 0xDC, "pci_device_id": 0})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    (tmp_path / "0000:dc:00.0").mkdir()
+    (tmp_path / "0000:dc:00.0/local_cpulist").write_text("4-7,12-15\n")
+    (tmp_path / "threads/71").mkdir(parents=True)
+    (tmp_path / "threads/72").mkdir()
+    monkeypatch.setattr(device_module, "_PCI_DEVICES", tmp_path)
+    monkeypatch.setattr(device_module, "_THREADS", tmp_path / "threads")
+    bound: dict[int, set[int]] = {}
+    monkeypatch.setattr(os, "sched_setaffinity", bound.__setitem__)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    return bound
+
+
+GPU, NEAR = torch.device("cuda", 0), {4, 5, 6, 7, 12, 13, 14, 15}
+
+
+def test_every_thread_is_bound_to_the_cpus_next_to_the_gpu(two_sockets) -> None:
+    assert bind_to_gpu(GPU) == NEAR
+    assert two_sockets == {71: NEAR, 72: NEAR}
+
+
+@pytest.mark.parametrize("now", [{5}, NEAR])
+def test_a_process_that_is_near_already_stays_where_it_is(two_sockets, now, monkeypatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: now)
+    assert bind_to_gpu(GPU) == set()
+    assert two_sockets == {}
+
+
+def test_on_a_cpu_or_where_the_gpus_place_is_not_shown_nothing_is_bound(
+    two_sockets, tmp_path: Path
+) -> None:
+    assert bind_to_gpu(torch.device("cpu")) == set()
+    (tmp_path / "0000:dc:00.0/local_cpulist").unlink()
+    assert bind_to_gpu(GPU) == set()
+    assert two_sockets == {}
+
+
+def test_a_job_without_a_cpu_near_the_gpu_stays_where_it_is(two_sockets, monkeypatch) -> None:
+    def refuse(thread: int, cpus: set[int]) -> None:
+        raise OSError("Invalid argument")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    assert bind_to_gpu(GPU) == set()

@@ -19,7 +19,7 @@ from torch.distributed.flight_recorder.components.loader import read_dump
 from pretrain.distributed.flight_recorder import describe, record_collectives
 from pretrain.distributed.rank_logs import RankOutput
 from pretrain.distributed.ranks import Ranks
-from pretrain.distributed.watchdog import Watchdog, remove_heartbeats
+from pretrain.distributed.watchdog import Watchdog, beat_seconds, remove_heartbeats
 
 pytestmark = pytest.mark.distributed
 
@@ -181,3 +181,10 @@ def test_a_run_with_a_stopped_rank_ends_by_itself(sample_dir: Path, tmp_path: Pa
     assert statuses == [1, -signal.SIGKILL], output
     assert "rank 0 in the training step after step 2: waiting for rank 1" in output
     assert "train_step" in (tmp_path / "runs/x/logs/rank-00000.log").read_text()
+
+
+def test_a_thousand_ranks_write_few_heartbeats_and_each_still_some_in_the_limit() -> None:
+    limit_s = 0.8 * 60 * 30
+    assert beat_seconds(limit_s, 8) == 5
+    assert 1024 / beat_seconds(limit_s, 1024) < 50
+    assert beat_seconds(10, 1024) < 1

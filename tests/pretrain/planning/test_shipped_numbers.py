@@ -114,6 +114,7 @@ def test_tokens_per_step_are_cured_by_more_tokens_per_step() -> None:
     (line,) = table.low_shares(planned(LARGE, "dgx_h100", 1, tokens_per_step=294_912))
     (cure,) = re.findall(r"optim.tokens_per_step=(\d+)", line)
     assert least_share(planned(LARGE, "dgx_h100", 1, tokens_per_step=int(cure))) >= GOAL
+    assert least_share(planned(LARGE, "dgx_h100", 1, tokens_per_step=int(cure) // 2)) < GOAL
 
 
 def test_where_no_batch_reaches_40_percent_the_plan_names_what_one_does() -> None:
@@ -122,6 +123,7 @@ def test_where_no_batch_reaches_40_percent_the_plan_names_what_one_does() -> Non
     assert line.endswith("engine=bf16 moves less memory.")
     (cure,) = re.findall(r"optim.global_batch=(\d+)", line)
     assert table.low_shares(planned(BASE, "dgx_h100", 1, global_batch=int(cure))) == []
+    assert table.low_shares(planned(BASE, "dgx_h100", 1, global_batch=int(cure) // 2))
 
 
 def test_a_low_share_is_in_the_table_in_json_and_in_what_a_run_prints_at_its_start() -> None:

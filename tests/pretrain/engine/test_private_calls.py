@@ -1,0 +1,54 @@
+"""Private functions of torch and DeepSpeed that this project calls or replaces, as they are known.
+
+If one of these fails after an update, stay with the version that it names, until the caller is
+changed.
+"""
+
+import inspect
+
+import deepspeed
+import pytest
+import torch
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+from pretrain.engine.zero1 import LeanZero
+
+STAY = "stay with torch 2.13 and deepspeed 0.19.8 (pyproject.toml)"
+
+
+def test_torchs_flash_operators_take_what_attention_passes() -> None:
+    """pretrain/model/attention.py calls the first by position; autograd derives the second."""
+    forward = torch.ops.aten._flash_attention_forward.default._schema
+    names = [(a.name, str(a.type)) for a in forward.arguments if not a.kwarg_only]
+    assert names == [
+        ("query", "Tensor"), ("key", "Tensor"), ("value", "Tensor"),
+        ("cum_seq_q", "Optional[Tensor]"), ("cum_seq_k", "Optional[Tensor]"), ("max_q", "int"),
+        ("max_k", "int"), ("dropout_p", "float"), ("is_causal", "bool"),
+        ("return_debug_mask", "bool"),
+    ], STAY  # fmt: skip
+    assert all(a.has_default_value() for a in forward.arguments if a.kwarg_only), STAY
+    assert forward.returns[0].name == "output", STAY
+    assert hasattr(torch.ops.aten, "_flash_attention_backward"), STAY
+
+
+REPLACED = [name for name, value in vars(LeanZero).items() if inspect.isfunction(value)]
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_a_method_of_deepspeed_that_is_replaced_takes_the_same_arguments(name: str) -> None:
+    theirs = inspect.signature(getattr(DeepSpeedZeroOptimizer, name)).parameters
+    ours = inspect.signature(getattr(LeanZero, name)).parameters
+    assert list(ours) == list(theirs), STAY
+    assert [p.default for p in ours.values()] == [p.default for p in theirs.values()], STAY
+
+
+def test_deepspeed_is_pinned_to_the_version_whose_class_is_swapped() -> None:
+    assert deepspeed.__version__ == "0.19.8", STAY
+    assert "check_overflow" in REPLACED
+    assert "reduce_gradients" in REPLACED
+
+
+def test_torchs_time_out_of_a_group_can_be_set() -> None:
+    from torch.distributed.distributed_c10d import _set_pg_timeout
+
+    assert list(inspect.signature(_set_pg_timeout).parameters) == ["timeout", "group"], STAY
