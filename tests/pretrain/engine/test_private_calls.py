@@ -31,7 +31,11 @@ def test_torchs_flash_operators_take_what_attention_passes() -> None:
     assert hasattr(torch.ops.aten, "_flash_attention_backward"), STAY
 
 
-REPLACED = [name for name, value in vars(LeanZero).items() if inspect.isfunction(value)]
+REPLACED = [
+    name
+    for name, value in vars(LeanZero).items()
+    if inspect.isfunction(value) and hasattr(DeepSpeedZeroOptimizer, name)
+]
 
 
 @pytest.mark.parametrize("name", REPLACED)
@@ -43,9 +47,9 @@ def test_a_method_of_deepspeed_that_is_replaced_takes_the_same_arguments(name: s
 
 
 def test_deepspeed_is_pinned_to_the_version_whose_class_is_swapped() -> None:
+    """In another one a method may be gone, and ours would no longer be called."""
     assert deepspeed.__version__ == "0.19.8", STAY
-    assert "check_overflow" in REPLACED
-    assert "reduce_gradients" in REPLACED
+    assert {"reduce_gradients", "step"} <= set(REPLACED)
 
 
 def test_torchs_time_out_of_a_group_can_be_set() -> None:
