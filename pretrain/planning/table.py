@@ -78,6 +78,8 @@ def short_lines(forecast: Forecast) -> list[str]:
             predicted = (
                 f", {1e3 * phase.step.total:,.4g} ms per step, {_rounded(phase.hours)} hours"
             )
+        if phase.peak_share is not None:
+            predicted += f", {phase.peak_share.now:.0%} of the peak"
         name = f"phase {phase.number}: " if len(forecast.phases) > 1 else ""
         found.append(f"{name}{phase.plan.line()}{predicted}")
     found += [*filter(None, map(repetition, forecast.phases)), *low_shares(forecast)]

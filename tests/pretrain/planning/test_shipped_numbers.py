@@ -92,7 +92,8 @@ def test_the_docs_have_the_nodes_on_which_a_recipe_reaches_40_percent(recipe: st
     for model in MODELS.get(recipe, ["large"]):
         cells = [f"`{recipe}`", model]
         cells += [reach(recipe, model, cluster) for cluster in ("dgx_a100", "dgx_h100")]
-        assert f"| {' | '.join(cells)} |" in lines
+        row = f"| {' | '.join(cells)} |"
+        assert row in lines, f"docs/planning.md lacks {row}"
 
 
 LARGE = ("+model=large", "data.seq_len=512", *AS_SHIPPED)
@@ -132,6 +133,8 @@ def test_a_low_share_is_in_the_table_in_json_and_in_what_a_run_prints_at_its_sta
     assert line in " ".join(" ".join(table.lines(found)).split())
     assert line in table.short_lines(found)
     assert table.as_dict(found)["low_shares"] == [line]
+    share = found.phases[0].peak_share.now
+    assert table.short_lines(found)[1].endswith(f" hours, {share:.0%} of the peak")
 
 
 def test_a_compiled_layer_moves_fewer_bytes_in_the_plan() -> None:
