@@ -133,7 +133,7 @@ def _run(arguments: list[str], stop: signals.StopRequest, output: RankOutput) ->
         stop.next_start = lambda: f"step {newest_step(folder_of_run(settings)):,}"
         init_from.begin(settings, folder_of_run(settings))  # refused before torch is imported
     if settings.engine.compile is not Compile.false:
-        use_private_compile_caches()  # torch's workers keep what they find at its import
+        use_private_compile_caches(settings.engine.compile_cache)  # torch's workers keep these
     from pretrain.distributed import ranks as ranks_module
 
     ranks = ranks_module.start(settings.engine.timeout_minutes, settings.engine.device.name)

@@ -25,8 +25,14 @@ _OTHERS = {False: stat.S_IWGRP | stat.S_IWOTH, True: stat.S_IWOTH}
 _GIVEN = {variable: os.environ.get(variable) for variable in (NUMBA, INDUCTOR, TRITON)}
 
 
-def use_private_compile_caches() -> None:
-    """The folders of torch.compile. Before torch is imported: its workers keep what they find."""
+def use_private_compile_caches(folder: str | None = None) -> None:
+    """The folders of torch.compile. Before torch is imported: its workers keep what they find.
+
+    `folder` is used in place of that of the environment.
+    """
+    if folder is not None and _GIVEN[INDUCTOR] != folder:
+        _GIVEN[INDUCTOR] = str(Path(folder).absolute())
+        use_private_cache.cache_clear()
     use_private_cache(INDUCTOR)
     if _GIVEN[TRITON]:  # otherwise torch puts Triton's below its own
         use_private_cache(TRITON)

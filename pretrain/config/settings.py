@@ -287,6 +287,7 @@ class EngineSettings:
     device: Device
     trim_last_layer: bool = False  # it computes only the positions that the heads read
     bind_to_gpu: bool = True  # each rank runs on the CPUs next to its GPU
+    compile_cache: str | None = None  # folder of compiled code; None: the user's
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pretrain.metrics.monitor import Sink
@@ -75,3 +75,23 @@ class Screen(Sink):
         step_s = (time.time() - self._started) / max(1, step - self._first_step)
         left = datetime.timedelta(seconds=round(step_s * (self._total_steps - step)))
         return f"  ETA {left}"
+
+
+class CompileLines:
+    """Lines of how many shapes are compiled: at most one in ten seconds, and one at the end."""
+
+    def __init__(self, total: int, now: Callable[[], float] = time.monotonic) -> None:
+        """`now`: seconds since any moment."""
+        self._total, self._now = total, now
+        self._began = self._last = now()
+
+    def __len__(self) -> int:
+        return self._total
+
+    def show(self, done: int) -> None:
+        """Print a line if it is due."""
+        now = self._now()
+        if done == self._total or now - self._last >= LINE_EVERY_S:
+            self._last = now
+            passed = datetime.timedelta(seconds=round(now - self._began))
+            print(f"compiled {done} of {self._total} shapes in {passed}", file=sys.stderr)

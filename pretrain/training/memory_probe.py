@@ -8,6 +8,8 @@ batches: their code is ready before the first step, and nothing is compiled that
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -27,11 +29,16 @@ _SHORTEST = 8  # tokens of a sequence that fills up the row
 
 
 def rehearse(
-    engine: Engine, phase: Phase, manifest: ShardsManifest, shapes: Shapes | None = None
+    engine: Engine,
+    phase: Phase,
+    manifest: ShardsManifest,
+    shapes: Shapes | None = None,
+    begin_size: Callable[[int], object] = lambda done: None,
 ) -> None:
     """Try a step of a phase at full size and leave the engine unchanged. Collective.
 
     `manifest` is that of the phase's shards; `shapes` are those of its loader if they are static.
+    `begin_size` is called before each size, with the number of those that are done.
     If a step has several micro-batches, two are tried: the second meets the gradients of the first.
     On a rank without enough memory it raises RuntimeError with the setting to change and its value.
     """
@@ -46,7 +53,8 @@ def rehearse(
     parts = {max(least, whole * part // num_parts) for part in range(1, num_parts + 1)}
     sizes = [Shape(tokens, 0, 0) for tokens in sorted(parts)] if shapes is None else shapes.usual
     smaller = None  # a token budget to propose
-    for size in sizes:
+    for number, size in enumerate(sizes):
+        begin_size(number)
         shape = None if shapes is None else size
         batch = fake_batch(size.tokens, seq_len, rule, manifest.vocab_size, shape)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
@@ -28,7 +29,7 @@ from pretrain.engine.engine import Engine
 from pretrain.huggingface import init_from
 from pretrain.huggingface.load import load_tokenizer
 from pretrain.metrics import slurm_status
-from pretrain.metrics.console import Screen
+from pretrain.metrics.console import CompileLines, Screen
 from pretrain.metrics.monitor import JsonLines, Monitor, Sink
 from pretrain.metrics.profiler import StepProfiler
 from pretrain.metrics.reference_curves import Expectation
@@ -201,7 +202,6 @@ class PhaseTraining:
     def _rehearse(self, engine: Engine) -> None:
         """Try this phase and all later ones, which may be days away. Compiles this phase's code."""
         for coming in self._context.phases[self._phase.number - 1 :]:
-            self._context.watchdog.begin(f"the rehearsal of phase {coming.number}")
             manifest, shapes = self._context.manifests[coming.number - 1], self._loader.shapes
             most = fullest(coming.settings, self._context.ranks.world_size)
             if shapes is not None and coming is not self._phase:
@@ -212,10 +212,20 @@ class PhaseTraining:
                 count = "" if shapes is None else f", compiling {len(shapes.usual)} shapes"
                 line = f"rehearsing a step{of_phase}: {most:,} tokens at once{count}"
                 print(line, file=sys.stderr)
-            rehearse(engine, coming, manifest, shapes)
+            lines = CompileLines(len(shapes.usual)) if self._is_main and shapes else None
+            begin = functools.partial(self._begin_size, coming.number, lines)
+            rehearse(engine, coming, manifest, shapes, begin)
+            if lines is not None:
+                lines.show(len(lines))
         # its micro-batches may be larger than those of a small step
         if self._is_compiled or self._context.ranks.device.type == "cuda":
             engine.evaluate_step(next(iter(self._held_out)).batch)
+
+    def _begin_size(self, number: int, lines: CompileLines | None, done: int) -> None:
+        """Note that phase `number` is rehearsed at a further size, which may compile for long."""
+        self._context.watchdog.begin(f"the rehearsal of phase {number}, size {done + 1}")
+        if lines is not None and done:
+            lines.show(done)
 
     def _load_init_weights(self, origin: init_from.InitWeights, model: BertForPreTraining) -> None:
         """Give `model` the weights of run.init_from, on every rank.

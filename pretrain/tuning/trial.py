@@ -42,7 +42,7 @@ def main() -> int:
     result, steps, *typed = sys.argv[1:]
     settings, _ = load(typed, environment_world_size())
     if settings.engine.compile is not Compile.false:
-        use_private_compile_caches()
+        use_private_compile_caches(settings.engine.compile_cache)
     import torch
 
     ranks = start(settings.engine.timeout_minutes, settings.engine.device.name)

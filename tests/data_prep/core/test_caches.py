@@ -96,6 +96,14 @@ def test_a_cache_that_others_own_or_everybody_can_write_is_not_used_though_it_is
     assert f"{INDUCTOR}={home / 'set'} is not used" in capsys.readouterr().err
 
 
+def test_a_folder_of_the_settings_is_used_whatever_is_set(home: Path) -> None:
+    caches._GIVEN[INDUCTOR] = str(home / "set")
+    caches.use_private_compile_caches(str(home / "shared"))
+    assert os.environ[INDUCTOR] == str(home / "shared")
+    caches.use_private_compile_caches()  # as when the layers are compiled
+    assert os.environ[INDUCTOR] == str(home / "shared")
+
+
 def test_numba_keeps_its_own_cache_where_the_checkout_can_be_written(home: Path) -> None:
     home.mkdir()
     use_numba_cache(home)

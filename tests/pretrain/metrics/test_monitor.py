@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 import pytest
 
-from pretrain.metrics.console import Screen
+from pretrain.metrics.console import CompileLines, Screen
 from pretrain.metrics.monitor import JsonLines, Monitor
 from pretrain.run_folder.jsonl import readable_lines
 
@@ -140,3 +140,15 @@ def test_without_a_terminal_the_last_step_is_a_plain_line(capsys) -> None:
     screen.record(10, {"train/mlm_loss": 2.0, "train/mlm_accuracy": 0.25})
     screen.close()
     assert "step 10/10  MLM 2.000 (25.0%)" in capsys.readouterr().err
+
+
+def test_compiled_shapes_are_shown_every_ten_seconds_and_at_the_end(capsys) -> None:
+    moments = iter([0.0, 4.0, 11.0, 15.0, 21.0, 22.0])
+    lines = CompileLines(5, lambda: next(moments))
+    for done in range(1, 6):
+        lines.show(done)
+    assert capsys.readouterr().err.splitlines() == [
+        "compiled 2 of 5 shapes in 0:00:11",
+        "compiled 4 of 5 shapes in 0:00:21",
+        "compiled 5 of 5 shapes in 0:00:22",
+    ]

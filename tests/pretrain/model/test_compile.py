@@ -336,7 +336,9 @@ def test_compiling_under_stage_3_is_refused_with_the_cure() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["engine.compile", "engine.activation_checkpointing", "engine.trim_last_layer"]
+    "name",
+    [f"engine.{n}" for n in ("compile", "compile_cache", "activation_checkpointing")]
+    + ["engine.trim_last_layer"],
 )
 def test_it_is_no_part_of_a_runs_identity(sample_dir: Path, name: str) -> None:
     def of(value: str) -> dict[str, Any]:

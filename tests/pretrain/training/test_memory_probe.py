@@ -4,6 +4,7 @@ import copy
 import functools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ from run_in_fork import TINY, finished_run, pretrain_run
 from data_prep.core.config import compose
 from data_prep.examples.masking import MaskingRule
 from data_prep.stores.shard_records import read_shards_manifest
+from pretrain.config.phases import Phase
 from pretrain.config.settings import OptimizerName, Precision, Settings, TrustRatio
 from pretrain.data.balancing import deal
 from pretrain.data.mask_rate import training_rule
+from pretrain.data.static_shapes import usual_shapes
 from pretrain.distributed.ranks import Ranks
 from pretrain.model.bert import BertForPreTraining
 from pretrain.training import memory_probe
@@ -94,6 +97,17 @@ def test_the_rehearsal_is_announced_with_its_size(sample_dir: Path, tmp_path: Pa
     typed = [*TINY, "eval.max_examples=8", "schedule.total_steps=1", f"data.dir={sample_dir}"]
     output = finished_run([*typed, "optim.global_batch=2"], tmp_path)
     assert output.index("rehearsing a step: 256 tokens at once") < output.index("step 1/1")
+
+
+def test_each_size_of_the_rehearsal_is_announced(sample_dir: Path) -> None:
+    manifest, done = read_shards_manifest(sample_dir / "len128"), []
+    engine: Any = SimpleNamespace(
+        ranks=Ranks(0, 1, torch.device("cpu")), rehearse=lambda *_: done.append("rehearsed")
+    )
+    phase = Phase(1, settings_of(f"data.dir={sample_dir}"))
+    shapes = usual_shapes(manifest, 100.0, [512, 1024, 2048])
+    memory_probe.rehearse(engine, phase, manifest, shapes, done.append)
+    assert done == [0, "rehearsed", 1, "rehearsed", 2, "rehearsed"]
 
 
 def state_of(
