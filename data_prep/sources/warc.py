@@ -1,10 +1,13 @@
-"""WET files of web crawls: the text of each page, in the conversion records of WARC's format.
+"""WET and WARC files of web crawls: a document per page.
 
-Records of other types are rejects: the pages of WARC files themselves are HTML, which is not read.
+WET has the text of pages, in conversion records. WARC has the pages themselves, in response
+records: the main text of HTML is extracted by resiliparse. Other records are rejects.
 """
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, BinaryIO
@@ -19,16 +22,27 @@ from data_prep.sources.inputs.text_files import MOST_BYTES, shown
 from data_prep.stores.documents import Damage, Document, Reject
 from data_prep.text.cleaning import clean_paragraphs, split_lines
 
-_WHAT = "WET file (.wet or .warc; also .gz, .zst, .bz2, .xz)"
+_HTML = ("text/html", "application/xhtml+xml")
+_CHARSET = re.compile(r"charset=[\"']?([\w.:-]+)", re.IGNORECASE)
+# Extraction takes the square of the depth: 2 s for this one. Browsers nest 512 elements at most.
+MOST_DEPTH = 5_000
+# Tags that begin or end an element, but for those that need no end, as of drawings
+_NO_END = (
+    "area|base|br|circle|col|dd|dt|ellipse|embed|hr|image|img|input|li|line|link|meta|option|p|param"
+    "|path|polygon|polyline|rect|source|stop|tbody|td|th|thead|tr|track|use|wbr"
+)
+_TAG = re.compile(rf"(</?)(?!(?:{_NO_END})\b)[a-zA-Z]")
+_WHAT = "WET or WARC file (.wet or .warc; also .gz, .zst, .bz2, .xz)"
 
 
 def plan(source: SourceSettings, characters_per_part: int) -> SourcePlan:
-    """Tasks of whole files. Raises SettingsError without the package that reads them."""
+    """Tasks of whole files. Raises SettingsError without the packages that read them."""
     try:
+        import resiliparse  # noqa: F401
         import warcio  # noqa: F401
     except ImportError as error:
         raise SettingsError(
-            "the source warc needs warcio: pip install 'bert-pretraining[warc]'"
+            f"the source warc needs {error.name}: pip install 'bert-pretraining[warc]'"
         ) from error
     files, others = find_inputs(source, _WHAT, _is_wanted)
     plan = plan_pieces(files, characters_per_part)
@@ -76,22 +90,65 @@ def _document(source: SourceSettings, record: Any, seen: set[str], file: str) ->
     if id in seen:
         id = number or ""
     seen.add(id)
-    if record.rec_type != "conversion":
-        return Reject(id, address or "", "", f"record of type {record.rec_type}, not of WET")
+    if record.rec_type not in ("conversion", "response"):
+        return Reject(id, address or "", "", f"record of type {record.rec_type}")
     data = record.content_stream().read(MOST_BYTES + 1)
-    if record.length is not None and len(data) < min(record.length, MOST_BYTES):
+    if len(data) < min(_length(record), MOST_BYTES):
         raise Broken(Damage(file, f"breaks off in the record {id}"))
     if len(data) > MOST_BYTES:
         return Reject(id, address or "", "", f"record of more than {MOST_BYTES >> 20} MiB")
     try:
-        text = clean_paragraphs(split_lines(data.decode()))
+        raw = data.decode() if record.rec_type == "conversion" else _page_text(record, data)
     except UnicodeDecodeError:
         return Reject(id, address or "", data.decode(errors="replace"), "record that is not UTF-8")
+    except NoText as error:
+        return Reject(id, address or "", "", str(error))
+    text = clean_paragraphs(split_lines(raw))
     if not text:
         return Reject(id, address or "", "", "empty")
     if source.min_characters is not None and len(text) < source.min_characters:
         return Reject(id, address or "", text, "too short")
     return Document(id, address or "", text)
+
+
+def _length(record: Any) -> int:
+    """Bytes that the content must have; 0 if that is not known."""
+    headers = record.http_headers
+    if headers is None:
+        return record.length or 0
+    is_packed = headers.get_header("Content-Encoding") or headers.get_header("Transfer-Encoding")
+    return 0 if is_packed else record.payload_length
+
+
+class NoText(Exception):
+    """A page has no text to take."""
+
+
+def _page_text(record: Any, data: bytes) -> str:
+    """The main text of a page. Raises NoText with the reason if it has none."""
+    from resiliparse.extract.html2text import extract_plain_text
+    from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
+
+    status = record.http_headers.get_statuscode() if record.http_headers else ""
+    if status != "200":
+        raise NoText(f"response with status {status or 'unknown'}")
+    kind, _, more = (record.http_headers.get_header("Content-Type") or "").partition(";")
+    if kind.strip().lower() not in _HTML:
+        raise NoText(f"page of type {kind.strip().lower() or 'unknown'}")
+    named = _CHARSET.search(more)
+    encoding = map_encoding_to_html5(named[1], fallback_utf8=False) if named else None
+    encoding = encoding or detect_encoding(data, from_html_meta=True) or "utf-8"
+    page = bytes_to_str(data, encoding, "replace")
+    if _depth(page) > MOST_DEPTH:
+        raise NoText(f"page of more than {MOST_DEPTH:,} nested elements")
+    text: str = extract_plain_text(page, main_content=True, alt_texts=False, list_bullets=False)
+    return text
+
+
+def _depth(page: str) -> int:
+    """How deep elements are nested at most, or more."""
+    steps = [-1 if mark == "</" else 1 for mark in _TAG.findall(page)]
+    return max(itertools.accumulate(steps), default=0)
 
 
 def _is_wanted(name: str) -> bool:
