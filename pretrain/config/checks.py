@@ -315,6 +315,8 @@ def _check_optimizer(optim: OptimSettings) -> list[str]:
 def _check_muon(optim: OptimSettings) -> list[str]:
     """Muon's own settings have values, and those of other optimizers none."""
     is_muon = optim.name is OptimizerName.muon
+    if optim.equal_rows and not is_muon:
+        return ["only optim=muon has optim.equal_rows; set optim=muon, or optim.equal_rows=false"]
     faulty = [name for name in MUON_SETTINGS if (getattr(optim, name) is None) is is_muon]
     if not faulty:
         return []

@@ -196,6 +196,7 @@ class OptimSettings:
     momentum: float | None = None
     matrix_rate: float | None = None  # the matrices' learning rate over that of the others
     newton_schulz_steps: int | None = None
+    equal_rows: bool = False  # Muon's: the rows of an update have one norm
 
     @property
     def step_size(self) -> str:

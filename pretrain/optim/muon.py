@@ -19,7 +19,7 @@ from torch.optim.adamw import adamw
 
 from pretrain.optim.lamb import Piece
 from pretrain.optim.matrices import Held, Matrix, Part, assign, is_collected, split
-from pretrain.optim.newton_schulz import orthogonal
+from pretrain.optim.newton_schulz import orthogonal, with_equal_rows
 
 MATRICES = "matrices"  # label of the group that Muon updates; AdamW updates the others
 _STACK_ELEMENTS = 2**24  # matrices are orthogonalised in stacks of this size, to bound the memory
@@ -31,6 +31,7 @@ class Muon(Optimizer):
         M = momentum M + (1 - momentum) G
         U = momentum M + (1 - momentum) G             Nesterov's
         O = U's nearest orthogonal matrix             see `orthogonal`
+        O's rows scaled to one norm                   if equal_rows
         W = W - rate (0.2 sqrt(max(rows, columns)) O + decay W)    rate = lr matrix_rate
 
     The factor gives the update the RMS that AdamW's have, so that one rate serves both. State of
@@ -51,13 +52,14 @@ class Muon(Optimizer):
         momentum: float,
         matrix_rate: float,
         newton_schulz_steps: int,
+        equal_rows: bool = False,
     ) -> None:
         super().__init__(
             params,
             {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": True},
         )
         self._momentum, self._matrix_rate = momentum, matrix_rate
-        self._newton_schulz_steps = newton_schulz_steps
+        self._newton_schulz_steps, self._equal_rows = newton_schulz_steps, equal_rows
         (group,) = [g for g in self.param_groups if g["label"] == MATRICES]
         named = dict(zip(group["names"], group["params"], strict=True))
         self._matrices = [m for name, p in named.items() for m in split(name, p.shape)]
@@ -119,7 +121,7 @@ class Muon(Optimizer):
         torch._foreach_lerp_(moments, updates, 1 - self._momentum)
         torch._foreach_lerp_(updates, moments, self._momentum)
         flat = [update.view(-1) for update in updates]
-        self._exchange(params).orthogonalise(flat, self._newton_schulz_steps)
+        self._exchange(params).orthogonalise(flat, self._newton_schulz_steps, self._equal_rows)
         rate = group["lr"] * self._matrix_rate
         torch._foreach_mul_(params, 1 - rate * group["weight_decay"])
         torch._foreach_add_(params, updates, alpha=-rate)
@@ -194,7 +196,7 @@ class _Exchange:
             for stack in _stacks(matrices, of_matrix)
         ]
 
-    def orthogonalise(self, updates: list[Tensor], steps: int) -> None:
+    def orthogonalise(self, updates: list[Tensor], steps: int, equal_rows: bool) -> None:
         """Replace the matrices in the flat `updates` by orthogonal ones, scaled. Collective."""
         device = updates[0].device
         mine = {
@@ -216,7 +218,10 @@ class _Exchange:
                 [known[p] for p in inside if p in known],
             )
             shaped = stack.view(-1, matrix.rows, matrix.columns)
-            done = orthogonal(shaped, steps).mul_(matrix.scale)
+            done = orthogonal(shaped, steps)
+            if equal_rows:
+                done = with_equal_rows(done)
+            done.mul_(matrix.scale)
             results = _views(done.view_as(stack), stacked)
             _copy([here[part] for part in results], results.values())
         if self._moves:

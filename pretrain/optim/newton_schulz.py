@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -29,3 +31,13 @@ def orthogonal(stack: Tensor, steps: int) -> Tensor:
         left, right = (x, polynomial) if is_tall else (polynomial, x)
         x = torch.baddbmm(x, left, right, beta=a)
     return x
+
+
+def with_equal_rows(stack: Tensor) -> Tensor:
+    """Orthogonal matrices, (n, rows, columns), with rows of one norm; rows of zeros stay.
+
+    The norm of a whole matrix is that of an orthogonal one, sqrt(min(rows, columns)).
+    """
+    rows, short = stack.shape[1], min(stack.shape[1:])
+    norms: Tensor = torch.linalg.vector_norm(stack, dim=-1, keepdim=True)
+    return stack * (math.sqrt(short / rows) * norms.clamp(min=_LEAST_NORM).reciprocal())

@@ -68,7 +68,7 @@ def build_optimizer(groups: list[dict[str, Any]], settings: OptimSettings) -> Op
             trust_ratio=settings.trust_ratio,
         )
     if settings.name is OptimizerName.muon:
-        own = {name: getattr(settings, name) for name in MUON_SETTINGS}
+        own = {name: getattr(settings, name) for name in (*MUON_SETTINGS, "equal_rows")}
         assert None not in own.values(), "config.checks.check refuses this"
         return Muon(groups, settings.learning_rate, (beta_1, beta_2), settings.eps, **own)
     # fused: one pass over the memory, on the CPU too

@@ -97,7 +97,11 @@ def orthogonal_reference(
     a, b, c = COEFFICIENTS
     for _ in range(settings.newton_schulz_steps):
         values = a * values + b * values**3 + c * values**5
-    return (left * values) @ right
+    turned = (left * values) @ right
+    if settings.equal_rows:
+        turned /= np.linalg.norm(turned, axis=1, keepdims=True)
+        turned *= np.sqrt(min(turned.shape) / len(turned))
+    return turned
 
 
 def reference(weights: Arrays, gradients: list[Arrays], settings: OptimSettings) -> Arrays:
@@ -135,7 +139,7 @@ def reference(weights: Arrays, gradients: list[Arrays], settings: OptimSettings)
     "change",
     [
         {}, {"momentum": 0.5}, {"matrix_rate": 2.5}, {"weight_decay": 0.3},
-        {"newton_schulz_steps": 3},
+        {"newton_schulz_steps": 3}, {"equal_rows": True},
     ],
 )  # fmt: skip
 def test_every_setting_gives_the_float64_reference(change: dict[str, Any]) -> None:
@@ -292,6 +296,7 @@ def test_orthogonal_leaves_a_matrix_of_zeros_and_does_not_see_the_scale() -> Non
             ["optim.matrix_rate=2"],
             r"has optim\.matrix_rate; set optim=muon, or optim\.matrix_rate=null",
         ),
+        (["optim.equal_rows=true"], r"set optim=muon, or optim\.equal_rows=false"),
         (["optim=muon", "optim.newton_schulz_steps=0"], "from 1 to 99"),
         (["optim=muon", "optim.trust_ratio=all"], "are not muon's; .*or optim=lamb"),
         (["optim=muon", "optim.bias_correction=false"], "is not muon's; set optim=bert_adam or"),
