@@ -50,6 +50,7 @@ TECHNIQUES = {
     "Muon": ("optim=adamw", "optim.matrix_rate=null"),
     "initialisation": ("model.initializer_range=0.02",),
     "sinusoids": ("model.position_init=normal",),
+    "mask curve": ("data.mask_rate=null", "data.mask_rate_end=null"),
     "no dropout": ("model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1"),
 }
 ABLATION = {

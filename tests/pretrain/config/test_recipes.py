@@ -47,7 +47,8 @@ NUMBERS: dict[str, dict[str, Any]] = {
     },
     "fast": {
         "optim.name": "muon", "optim.matrix_rate": 2.5, "model.position_init": "sinusoidal",
-        "data.masking": "dynamic", "model.hidden_dropout_prob": 0.0,
+        "data.masking": "dynamic", "data.mask_rate": 0.3, "data.mask_rate_end": 0.15,
+        "model.hidden_dropout_prob": 0.0,
     },
     "demo": {
         "optim.name": "muon", "optim.global_batch": 64, "optim.learning_rate": 2e-3,

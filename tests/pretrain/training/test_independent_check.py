@@ -103,7 +103,8 @@ def test_a_run_with_every_way_to_learn_faster_ends_in_a_stock_model_of_the_same_
     second = "{changes: {optim: {global_batch: 8}, schedule: {start_step: 8, stop_step: null}}"
     typed = [
         "+model=tiny", f"data.dir={sample_dir}", "run.name=x", "recipe=fast", "schedule=wsd",
-        "data.mask_rate=0.3", "data.mask_rate_end=0.15", "engine=zero2", "optim.global_batch=16",
+        "optim.equal_rows=true", "engine=zero2", "engine.trim_last_layer=true",
+        "optim.global_batch=16",
         "schedule.total_steps=16", "schedule.warmup_steps=2", "schedule.stop_step=8",
         "engine.tokens_per_micro_batch=2048", "eval.max_examples=20", "monitor.sentences=[]",
         f"phases=[{second}, moments: kept, optimizer_step: kept, loss_scaler: kept}}]",
