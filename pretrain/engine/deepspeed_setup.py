@@ -76,7 +76,8 @@ def deepspeed_config(
         "managed_gradient_accumulation": False,
         "gradient_clipping": max_grad_norm,
         "zero_optimization": {
-            "stage": stage,
+            # for its ZeRO 1 in bf16 DeepSpeed has another optimizer, which LeanZero does not know
+            "stage": 2 if stage == 1 and precision is Precision.bf16 else stage,
             "reduce_bucket_size": num_parameters,  # of ZeRO 3; its default is 5e8
             # ZeRO 1 and 2 have engine/zero1.py's buffers, ZeRO 3 its own
             "contiguous_gradients": stage == 3,

@@ -95,9 +95,7 @@ class Engine:
             self.precision, self._stage, self._max_grad_norm, self._layout.num_parameters
         )
         groups = self._optimizer.param_groups
-        # otherwise DeepSpeed has another optimizer
-        is_lean = self._stage == 2 or (self._stage == 1 and self.precision is not Precision.bf16)
-        if is_lean:
+        if self._stage in (1, 2):
             self._optimizer.param_groups, buckets = cut(groups, name_of, ranks.world_size)
         self._engine = start_deepspeed(
             model, self._optimizer, config, ranks, engine.timeout_minutes
@@ -108,8 +106,8 @@ class Engine:
             self._engine.enable_backward_allreduce = (
                 ranks.world_size > 1
             )  # otherwise it copies in vain
-        elif is_lean:
-            LeanZero.take_over(self._engine.optimizer, groups, buckets)
+        elif self._stage in (1, 2):
+            LeanZero.take_over(self._engine.optimizer, self._stage, groups, buckets, model)
         self._new_loss_scaler = self._loss_scaler()
         self._state = ShardedState(
             self._engine, self._optimizer, self._stage, parameters, self._layout, ranks
@@ -195,6 +193,8 @@ class Engine:
     def close(self) -> None:
         """Free memory and compiled code for the engine of the next phase. The last call."""
         torch.compiler.reset()
+        if isinstance(self._engine.optimizer, LeanZero):
+            self._engine.optimizer.wait_for_weights()
         self._engine.destroy()
         # ZeRO 3 leaves references in hooks that no collector sees: empty what they hold
         for optimizer in (self._engine.optimizer, self._optimizer):

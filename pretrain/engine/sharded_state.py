@@ -129,12 +129,7 @@ class ShardedState:
         if self._stage == 0:
             return [[name_of[id(flat)]] for flat in self.flat_tensors()]
         optimizer = self._engine.optimizer
-        # DeepSpeed's optimizers of ZeRO 3, of ZeRO 1 and 2, and of ZeRO 1 in bf16
-        of_flat = next(
-            getattr(optimizer, attribute)
-            for attribute in ("fp16_groups", "bit16_groups", "bf16_groups")
-            if hasattr(optimizer, attribute)
-        )
+        of_flat = optimizer.fp16_groups if self._stage == 3 else optimizer.bit16_groups
         return [[name_of[id(parameter)] for parameter in group] for group in of_flat]
 
     def put(self, key: str, name: str, value: Tensor) -> None:

@@ -22,7 +22,7 @@ from pretrain.engine.deepspeed_setup import (
     DeepSpeedZeroOptimizer,
     lazy_init_hp_params_optimizer_state,
 )
-from pretrain.optim.buckets import buckets, runs
+from pretrain.optim.buckets import buckets, module_of, runs
 from pretrain.optim.norms import squared_norms
 
 Groups = list[dict[str, Any]]
@@ -47,7 +47,7 @@ class Bucket:
     """Runs of parameters whose gradients are reduced by one collective.
 
     Its buffer holds rank 0's part of each run, then rank 1's, and so on. It also adds up the
-    gradients of the micro-batches.
+    gradients of the micro-batches. The weights of the runs are gathered and waited for together.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Bucket:
         self._work: Any = None
         self._mine: Tensor | None = None  # what the collective writes
         self._sums: Tensor | None = None
+        self._gatherings: list[Any] = []
 
     def add_gradients(self) -> None:
         """Add the gradients of a micro-batch to the buffer, and free them."""
@@ -133,6 +134,21 @@ class Bucket:
         assert sums is not None, "a parameter had no gradient in the step's last micro-batch"
         return [*torch.split(sums, self._shares)]
 
+    def gather(self, whole: Sequence[Tensor], shares: Sequence[Tensor], group: Any) -> None:
+        """Begin to gather the weights of each run from the ranks' `shares` of them."""
+        if self._num_ranks == 1:
+            return
+        for weights, share in zip(whole, shares, strict=True):
+            gathering = torch.distributed.all_gather_single(
+                weights, share, group=group, async_op=True
+            )
+            self._gatherings.append(gathering)
+
+    def wait_for_weights(self) -> None:
+        """Wait until the weights are there; on a GPU its stream waits, and not the host."""
+        while self._gatherings:
+            self._gatherings.pop().wait()
+
 
 class LeanZero(DeepSpeedZeroOptimizer):  # type: ignore[misc]
     """DeepSpeed's optimizer of ZeRO 1 and 2 with some methods replaced; its state is unchanged.
@@ -146,35 +162,42 @@ class LeanZero(DeepSpeedZeroOptimizer):  # type: ignore[misc]
 
     @classmethod
     def take_over(
-        cls, optimizer: DeepSpeedZeroOptimizer, groups: Groups, buckets: Sequence[Sequence[int]]
+        cls,
+        optimizer: DeepSpeedZeroOptimizer,
+        stage: int,
+        groups: Groups,
+        buckets: Sequence[Sequence[int]],
+        model: nn.Module,
     ) -> None:
         """Change the class of an optimizer that DeepSpeed built over the runs that `cut` made.
 
-        `groups` are those that were cut, and become the optimizer's again.
+        `groups` are those that were cut, and become the optimizer's again. ZeRO `stage` 2 reduces
+        in every micro-batch, to keep no more than two buckets of whole gradients.
         """
         assert type(optimizer) is DeepSpeedZeroOptimizer
         assert not any(any(padding) for padding in optimizer.round_robin_bit16_padding)
         for flat, run in zip(optimizer.bit16_groups_flat, optimizer.bit16_groups, strict=True):
             storage = flat.untyped_storage().data_ptr()
             assert all(p.untyped_storage().data_ptr() == storage for p in run)
-        for hook in optimizer._grad_acc_hooks:  # of ZeRO 2
+        for hook in optimizer._grad_acc_hooks:  # DeepSpeed's own, of its ZeRO 2
             hook.remove()
         optimizer.__class__ = cls
         for group in groups:
             runs = [g for g in optimizer.optimizer.param_groups if g["label"] == group["label"]]
             group["params"] = [flat for run in runs for flat in run["params"]]
         optimizer.optimizer.param_groups = groups
+        optimizer._reduces_every_micro_batch = stage == 2
         optimizer._make_buckets(buckets)
+        optimizer._wait_in_forward_passes(model)
 
     def _make_buckets(self, of_runs: Sequence[Sequence[int]]) -> None:
-        self._num_ranks = torch.distributed.get_world_size(self.dp_process_group)
-        self._rank = torch.distributed.get_rank(self.dp_process_group)
+        num_ranks = torch.distributed.get_world_size(self.dp_process_group)
         self._of_runs = of_runs
         self._buckets = [
             Bucket(
                 [self.bit16_groups[run] for run in indices],
                 [self.partition_size[run] for run in indices],
-                self._num_ranks,
+                num_ranks,
                 torch.float32 if self.dtype == torch.bfloat16 else self.dtype,
             )
             for indices in of_runs
@@ -186,11 +209,22 @@ class LeanZero(DeepSpeedZeroOptimizer):  # type: ignore[misc]
                 hook = parameter.register_post_accumulate_grad_hook(count)  # type: ignore[no-untyped-call]
                 self._grad_acc_hooks.append(hook)
 
+    def _wait_in_forward_passes(self, model: nn.Module) -> None:
+        """Let each module that runs as one wait for its own weights when it begins."""
+        for name in dict.fromkeys(module_of(name) for name, _ in model.named_parameters()):
+            module = model.get_submodule(name)
+            needed = {*module.parameters()}
+            of_module = [b for b in self._buckets if not needed.isdisjoint(b.parameters)]
+            module.register_forward_pre_hook(functools.partial(_wait_for_weights, of_module))
+
+    def wait_for_weights(self) -> None:
+        """Wait until all weights are there, for whoever reads them outside a forward pass."""
+        _wait_for_weights(self._buckets)
+
     @torch.no_grad()
     def _count_gradient(self, bucket: Bucket, parameter: Tensor) -> None:
         """Called by autograd with each gradient; the last one of a bucket reduces it.
 
-        ZeRO 2 reduces in every micro-batch, to keep no more than two buckets of whole gradients.
         Buckets are reduced in their order, which is the same on all ranks.
         """
         bucket.num_missing -= 1
@@ -201,9 +235,9 @@ class LeanZero(DeepSpeedZeroOptimizer):  # type: ignore[misc]
             next_one = self._buckets[self._first_incomplete]
             if next_one.num_missing:
                 return
-            if self.is_last_micro_batch or self.partition_gradients:
+            if self.is_last_micro_batch or self._reduces_every_micro_batch:
                 next_one.reduce(self.dp_process_group)
-            if self.partition_gradients and self._first_incomplete > 0:
+            if self._reduces_every_micro_batch and self._first_incomplete > 0:
                 self._buckets[self._first_incomplete - 1].finish()
             self._first_incomplete += 1
         self._first_incomplete = 0
@@ -211,18 +245,22 @@ class LeanZero(DeepSpeedZeroOptimizer):  # type: ignore[misc]
             each.num_missing = len(each.parameters)
 
     def reduce_gradients(self, pipeline_parallel: bool = False) -> None:
-        """Do nothing at the end of a step of ZeRO 1: hooks have reduced the gradients."""
-
-    def overlapping_partition_gradients_reduce_epilogue(self) -> None:
-        """Do nothing at the end of a backward pass of ZeRO 2, but free the last bucket."""
-        self._buckets[-1].finish()
+        """Do nothing where DeepSpeed's ZeRO 1 ends a step: hooks have reduced the gradients."""
 
     def finalize_gradient_accumulation_boundary(self) -> None:
-        """Do nothing at the end of a step of ZeRO 2: hooks have reduced the gradients."""
+        """Do nothing where DeepSpeed's ZeRO 2 ends a step: hooks have reduced the gradients."""
+
+    def overlapping_partition_gradients_reduce_epilogue(self) -> None:
+        """Free the last bucket where DeepSpeed's ZeRO 2 ends a backward pass."""
+        if self._reduces_every_micro_batch:
+            self._buckets[-1].finish()
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        """Clip, update, and gather the weights. The host waits for whether the norm is finite."""
+        """Clip, update, and begin to gather the weights.
+
+        The host waits for whether the norm is finite.
+        """
         parts = dict(
             zip(
                 itertools.chain(*self._of_runs),
@@ -247,9 +285,30 @@ class LeanZero(DeepSpeedZeroOptimizer):  # type: ignore[misc]
         self.optimizer.step()
         for flat in self.single_partition_of_fp32_groups:
             flat.grad = None
-        self.update_lp_params()
+        self._gather_weights()
+
+    @torch.no_grad()
+    def update_lp_params(self) -> None:
+        """Gather the weights that the forward pass reads from the masters."""
+        self.wait_for_weights()
+        self._gather_weights()
+
+    def _gather_weights(self) -> None:
+        """Begin to, in the order in which a forward pass needs them: backwards, and back again."""
+        rank = torch.distributed.get_rank(self.dp_process_group)
+        for bucket, indices in reversed([*zip(self._buckets, self._of_runs, strict=True)]):
+            shares = [self.parallel_partitioned_bit16_groups[run][rank] for run in indices]
+            for share, run in zip(shares, indices, strict=True):
+                share.copy_(self.single_partition_of_fp32_groups[run])
+            whole = [self.bit16_groups_flat[run] for run in indices]
+            bucket.gather(whole, shares, self.dp_process_group)
 
     def _lazy_init_hp_params_optimizer_state(self) -> None:
         """As DeepSpeed's, by runs in place of the optimizer's groups."""
         for run, flat in zip(self.bit16_groups, self.single_partition_of_fp32_groups, strict=True):
             lazy_init_hp_params_optimizer_state(run, flat, self.optimizer.state)
+
+
+def _wait_for_weights(buckets: Sequence[Bucket], *_: object) -> None:
+    for bucket in buckets:
+        bucket.wait_for_weights()

@@ -78,8 +78,8 @@ def compile_parts(model: BertForPreTraining, precision: Precision, device: torch
     how: dict[str, Any] = {
         "backend": BACKEND, "dynamic": False, "recompile_limit": MOST_SHAPES,
     }  # fmt: skip
-    for layer in model.layers:
-        layer.compile(fullgraph=one_graph, **how)
+    for layer in model.layers:  # without the layers' hooks, which wait for weights
+        layer.forward = torch.compile(layer.forward, fullgraph=one_graph, **how)
     model.token_sums = torch.compile(model.token_sums, fullgraph=True, **how)
 
 

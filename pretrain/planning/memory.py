@@ -62,8 +62,6 @@ def states(
     if stage == 0:
         return weights, 4 * n, 8 * n - 4 * num_of_muon, 4 * n if ranks > 1 else 0
     optimizer = 12 * part - 4 * num_of_muon / ranks
-    if precision is Precision.bf16 and stage == 1:  # gradients of all parameters, added up in fp32
-        return weights, 4 * n + 2 * n, optimizer, 0
     accumulated = 4 if precision is Precision.bf16 else width
     gradients = accumulated * (n if stage == 1 else part)
     bucket = float(min(n, _LARGEST_BUCKET))

@@ -102,10 +102,9 @@ def _sent_bytes(stage: int, precision: Precision, micro_steps: int) -> int:
     gradient = 2 if precision is Precision.fp16 else 4
     if stage == 3:  # gathered and reduce-scattered with every micro-batch
         return (weight + gradient) * micro_steps
-    if stage == 2:  # reduce-scattered with every micro-batch
-        return gradient * micro_steps + weight
-    all_reduce = stage == 0 or precision is Precision.bf16  # by DeepSpeed's own code
-    return (2 * gradient if all_reduce else gradient) + (weight if stage else 0)
+    if stage == 0:  # all-reduced
+        return 2 * gradient
+    return gradient * (micro_steps if stage == 2 else 1) + weight
 
 
 @dataclass(frozen=True)

@@ -37,13 +37,15 @@ class Collectives(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def events_of_a_step(ranks: Ranks, stage: int = 1) -> tuple[int, int, list[str]]:
+def events_of_a_step(
+    ranks: Ranks, stage: int = 1, precision: Precision = Precision.fp32
+) -> tuple[int, int, list[str]]:
     """Number of micro-batches and of buckets, and what happens in a step, in order."""
     buckets_module.BUCKET_ELEMENTS = SMALL
     model, events = build_model(), []
     for parameter in model.parameters():  # before the engine's own hooks
         parameter.register_post_accumulate_grad_hook(lambda _: events.append(GRADIENT))
-    engine = build_engine(ranks, stage, model=model)
+    engine = build_engine(ranks, stage, precision, model)
     batch = global_batch(0, token_budget=MANY_MICRO_STEPS)  # the same on all ranks
     with Collectives(events):
         engine.train_step(batch, 1e-3)
@@ -73,9 +75,9 @@ def assert_reduced_meanwhile(micro_batches: int, num_buckets: int, events: list[
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_buckets_are_reduced_during_the_last_backward_pass(world_size: int) -> None:
-    for found in run_ranks(events_of_a_step, world_size):
+@pytest.mark.parametrize(("world_size", "precision"), [(2, Precision.bf16), (3, Precision.fp32)])
+def test_buckets_are_reduced_during_the_last_backward_pass(world_size, precision) -> None:
+    for found in run_ranks(events_of_a_step, world_size, precision=precision):
         assert_reduced_meanwhile(*found)
 
 
@@ -91,6 +93,34 @@ def test_zero_2_reduces_every_bucket_in_every_micro_batch() -> None:
     for micro_batches, num_buckets, events in run_ranks(events_of_a_step, 2, stage=2):
         during = [kind for kind, _ in itertools.groupby(events[: events.index(NORM)])]
         assert during == [GRADIENT, REDUCE] * num_buckets * micro_batches
+
+
+def begins_of_forward_passes(ranks: Ranks) -> list[tuple[str, set[int]]]:
+    """Modules in the order in which they begin; buckets whose weights were still gathered then."""
+    buckets_module.BUCKET_ELEMENTS = SMALL
+    model, begins = build_model(), []
+    engine = build_engine(ranks, 1, model=model)
+    batch = global_batch(0, ranks.rank, ranks.world_size)
+    engine.train_step(batch, 1e-3)
+    of_buckets = [*enumerate(engine._engine.optimizer._buckets)]
+
+    def begin(name: str) -> None:
+        begins.append((name, {i for i, bucket in of_buckets if bucket._gatherings}))
+
+    for name in ("embeddings", "layers.0", "layers.1", "mlm_head"):  # after the engine's own hooks
+        module = model.get_submodule(name)
+        module.register_forward_pre_hook(lambda *_, name=name: begin(name))
+    engine.train_step(batch, 1e-3)
+    engine.close()
+    return begins
+
+
+@pytest.mark.distributed
+def test_each_module_waits_for_its_own_weights_when_it_begins() -> None:
+    """Bucket 2 holds the embeddings, 1 the first layer and all biases, 0 the rest."""
+    assert run_ranks(begins_of_forward_passes, 2)[0] == [
+        ("embeddings", {0, 1}), ("layers.0", {0}), ("layers.1", set()), ("mlm_head", set()),
+    ]  # fmt: skip
 
 
 def gradient(ranks: Ranks, stage: int, bucket: int, name: OptimizerName) -> Any:
