@@ -24,15 +24,20 @@ class Lengths:
 
 def parameters(model: ModelSettings, vocab_size: int, pairs: Pairing) -> int:
     """Number of parameters of BertForPreTraining, the tied matrix once, padded rows included."""
-    hidden, inner = model.hidden_size, model.intermediate_size
+    hidden = model.hidden_size
     multiple = model.pad_vocab_size_multiple_of
     rows = -(-vocab_size // multiple) * multiple
     embeddings = (rows + model.max_position_embeddings + model.type_vocab_size + 2) * hidden
-    attention = 4 * (hidden**2 + hidden)
-    layer = attention + 2 * hidden * inner + inner + hidden + 4 * hidden
     head = hidden**2 + 3 * hidden + rows
     pair_head = 0 if pairs is Pairing.none else hidden**2 + hidden + 2 * hidden + 2
-    return embeddings + model.num_hidden_layers * layer + head + pair_head
+    return embeddings + model.num_hidden_layers * layer_parameters(model) + head + pair_head
+
+
+def layer_parameters(model: ModelSettings) -> int:
+    """Number of parameters of one layer."""
+    hidden, inner = model.hidden_size, model.intermediate_size
+    attention = 4 * (hidden**2 + hidden)
+    return attention + 2 * hidden * inner + inner + hidden + 4 * hidden
 
 
 def flops(

@@ -22,7 +22,8 @@ from pretrain.config.settings import (
     OptimizerName,
     Precision,
 )
-from pretrain.model.flops import Lengths, flops
+from pretrain.model.flops import Lengths, flops, layer_parameters
+from pretrain.optim.buckets import BUCKET_ELEMENTS
 
 # Bytes per token, layer and unit of the hidden size, read and written outside matrix products:
 # forward and backward passes of attention, GELU (4 units wide), two dropouts, sums and LayerNorms,
@@ -42,6 +43,8 @@ UPDATE_BYTES = {
     OptimizerName.lamb: 64,
     OptimizerName.muon: 40,
 }
+# Share of the matrix products that hides communication: fitted to MLPerf's run on 3,472 H100
+OVERLAP = 0.67
 LAYER_CALLS = 60  # operators per layer, forward and backward, without attention
 
 
@@ -55,9 +58,11 @@ class Program:
     sent_bytes: float  # per parameter and step, one way; an all-reduce counts twice
     update_bytes: int  # per parameter, read and written by clipping and the optimizer
     is_sharded: bool  # each rank updates its share of the parameters
-    overlap: float  # share of the matrix products that can hide communication
     is_recomputing: bool
     calls_a_sequence: bool  # attention is one call per sequence, not one for all
+    # shares of the communication, each with the share of the matrix products that can hide it
+    hiding: tuple[tuple[float, float], ...] = ()
+    in_buckets: bool = False  # those of optim/buckets.py: nothing hides the embeddings' own
     trims: bool = False  # the last layer computes only the positions that the heads read
 
 
@@ -86,25 +91,57 @@ def our_program(
         sent_bytes=_sent_bytes(stage, precision, micro_steps),
         update_bytes=UPDATE_BYTES[optimizer],
         is_sharded=stage > 0,
-        overlap=0.0,
         is_recomputing=recomputes,
         calls_a_sequence=calls_a_sequence,
+        hiding=_hiding(stage, precision, micro_steps),
+        in_buckets=stage in (1, 2),
         trims=engine.trim_last_layer,
     )
 
 
 def _sent_bytes(stage: int, precision: Precision, micro_steps: int) -> int:
-    """Bytes per parameter that a step sends one way (scripts/bench/scaling.py counts them).
-
-    In bf16 the weights are gathered in 16 bits, and the gradients reduced in 32.
-    """
-    weight = 2 if precision in (Precision.bf16, Precision.fp16) else 4
-    gradient = 2 if precision is Precision.fp16 else 4
+    """Bytes per parameter that a step sends one way (scripts/bench/scaling.py counts them)."""
+    weight, gradient = _bytes_of(precision)
     if stage == 3:  # gathered and reduce-scattered with every micro-batch
         return (weight + gradient) * micro_steps
     if stage == 0:  # all-reduced
         return 2 * gradient
     return gradient * (micro_steps if stage == 2 else 1) + weight
+
+
+def _bytes_of(precision: Precision) -> tuple[int, int]:
+    """Bytes of a weight that is gathered and of a gradient that is reduced.
+
+    In bf16 the weights are gathered in 16 bits, and the gradients reduced in 32.
+    """
+    weight = 2 if precision in (Precision.bf16, Precision.fp16) else 4
+    return weight, 2 if precision is Precision.fp16 else 4
+
+
+def _hiding(stage: int, precision: Precision, micro_steps: int) -> tuple[tuple[float, float], ...]:
+    """What hides behind what at ZeRO 1 and 2 (engine/zero1.py): see `Program.hiding`.
+
+    Gradients are reduced during the backward pass of the last micro-batch (of each, at ZeRO 2),
+    two thirds of its products; weights are gathered during the forward pass of the first.
+    """
+    if stage not in (1, 2):
+        return ()
+    weight, gradient = _bytes_of(precision)
+    reductions = micro_steps if stage == 2 else 1
+    weights = weight / (weight + gradient * reductions)
+    return (
+        (1 - weights, OVERLAP * 2 / 3 * reductions / micro_steps),
+        (weights, OVERLAP / 3 / micro_steps),
+    )
+
+
+def _buckets(model: ModelSettings, num_parameters: int) -> tuple[int, float]:
+    """Number of buckets, and the share of the parameters that the last one has: the embeddings."""
+    if num_parameters <= BUCKET_ELEMENTS:
+        return 1, 1.0
+    others = model.num_hidden_layers * layer_parameters(model)
+    share = 1 - others / num_parameters  # the heads, which are few, are counted in
+    return 1 + math.ceil(others / BUCKET_ELEMENTS), share
 
 
 @dataclass(frozen=True)
@@ -151,8 +188,14 @@ def step(
     shards = gpus if program.is_sharded else 1
     update = program.update_bytes * num_parameters / shards / bandwidth
     update += 1e-9 * cluster.update_ns * num_parameters
-    communication = communication_s(program, num_parameters, cluster, gpus)
-    hidden_s = min(communication, program.overlap * products)
+    num_buckets, last = 1, 0.0
+    if program.in_buckets:
+        num_buckets, last = _buckets(model, num_parameters)
+    communication = communication_s(program, num_parameters, cluster, gpus, num_buckets)
+    hidden_s = math.fsum(
+        min(share * (1 - last) * communication, of_products * products)
+        for share, of_products in program.hiding
+    )
     calls_us = LAYER_CALLS * micro_steps * cluster.call_us
     calls_us += cluster.sequence_us * sequences if program.calls_a_sequence else 0
     host = again * 1e-6 * model.num_hidden_layers * calls_us
@@ -161,9 +204,13 @@ def step(
 
 
 def communication_s(
-    program: Program, num_parameters: int, cluster: ClusterSettings, gpus: int
+    program: Program,
+    num_parameters: int,
+    cluster: ClusterSettings,
+    gpus: int,
+    num_buckets: int = 1,
 ) -> float:
-    """Seconds of a step's collectives.
+    """Seconds of a step's collectives: two for each bucket, and the norm.
 
     One way (a reduce-scatter or an all-gather; an all-reduce is both) moves (g - 1) / g of the
     bytes over the links of a node's g GPUs, and (n - 1) / n of a GPU's g-th part over the network
@@ -178,4 +225,4 @@ def communication_s(
     per_byte = (inside - 1) / inside / link + (nodes - 1) / nodes / inside / network
     hops = (inside - 1) * cluster.link_latency_us
     hops += math.ceil(math.log2(nodes)) * cluster.network_latency_us
-    return program.sent_bytes * num_parameters * per_byte + 3 * 1e-6 * hops
+    return program.sent_bytes * num_parameters * per_byte + (2 * num_buckets + 1) * 1e-6 * hops

@@ -146,7 +146,7 @@ def assumptions(forecast: Forecast) -> list[str]:
         f"Matrix products: {cluster.gemm_share[kind]:.0%} of {cluster.peak_tflops[kind]:,.4g} "
         f"TFLOP/s; memory: {cluster.bandwidth_share:.0%} of {cluster.bandwidth_gb_s:,.4g} GB/s.",
         f"Links {cluster.link_gb_s:g} GB/s per {unit}; network {cluster.network_share:.0%} of "
-        f"{cluster.network_gb_s:g} GB/s per {unit}; nothing is hidden behind computing.",
+        f"{cluster.network_gb_s:g} GB/s per {unit}; what computing hides is left out.",
         f"{price}{cluster.watts_per_gpu:g} W per {unit}. Training alone: evaluation, checkpoints "
         "and restarts come on top.",
     ]

@@ -22,7 +22,7 @@ from pretrain.config.settings import (
 )
 from pretrain.model.bert import BertForPreTraining
 from pretrain.model.flops import Lengths, flops, parameters
-from pretrain.planning.step_time import Program, communication_s, our_program, step
+from pretrain.planning.step_time import OVERLAP, Program, communication_s, our_program, step
 
 
 @functools.cache
@@ -173,7 +173,7 @@ def test_a_step_takes_longer_with_more_work_and_slower_hardware() -> None:
     assert took(OURS, gpus=1024) > base
     assert took(dataclasses.replace(OURS, is_recomputing=True)) > 1.2 * base
     assert took(OURS, call_us=2000) > 2 * base  # the host launches kernels too slowly
-    assert took(dataclasses.replace(OURS, overlap=1.0), gpus=1024) < took(OURS, gpus=1024)
+    assert took(OURS, gpus=1024) < took(dataclasses.replace(OURS, hiding=()), gpus=1024)
     assert math.isclose(took(OURS, call_us=0), base, rel_tol=0.5)
 
 
@@ -184,3 +184,29 @@ def test_the_host_asks_for_each_sequence_where_there_is_no_kernel_for_all() -> N
     for engine, has_bf16 in ((large.engine, False), (fp32, True)):
         program = our_program(engine, OptimizerName.lamb, 1, False, has_bf16)
         assert took(program, sequence_us=8000) > 2 * took(program, sequence_us=0)
+
+
+@pytest.mark.parametrize(("sequences", "micro_steps"), [(64, 1), (64, 2), (4, 1), (16, 8)])
+def test_all_but_the_embeddings_hides_behind_the_last_and_the_first_micro_batch(
+    sequences: float, micro_steps: int
+) -> None:
+    """Of BERT-large at ZeRO 1 on 128 GPUs: gradients and weights are as many bytes."""
+    model, lengths = model_of("large"), Lengths(256, 98_826, 38)
+    engine = settings_of("+model=large").engine
+    program = our_program(engine, OptimizerName.lamb, micro_steps, False)
+    found = step(
+        model, 30_522, 336_000_000, lengths, hardware(), program, sequences, micro_steps, 128
+    )
+    half = communication_s(program, 336_000_000, hardware(), 128, 14) / 2
+    window = OVERLAP * found.products / micro_steps
+    hidden = min(0.9 * half, window * 2 / 3) + min(0.9 * half, window / 3)
+    assert found.communication == pytest.approx(2 * half - hidden, rel=0.03)
+
+
+def test_a_model_of_one_bucket_hides_nothing() -> None:
+    tiny, lengths = model_of("tiny"), Lengths(64, 4096, 9)
+    steps = [
+        step(tiny, 1_000, 2_000_000, lengths, hardware(), program, 64, 1, 8).communication
+        for program in (OURS, dataclasses.replace(OURS, hiding=()))
+    ]
+    assert steps[0] == steps[1] > 0
