@@ -111,8 +111,8 @@ def test_a_small_batch_is_named_with_the_batch_and_the_nodes_that_cure_it() -> N
 
 
 def test_tokens_per_step_are_cured_by_more_tokens_per_step() -> None:
-    small = (*LARGE, "engine.tokens_per_micro_batch=8192")
-    (line,) = table.low_shares(planned(small, "dgx_h100", 1, tokens_per_step=65_536))
+    small = (*LARGE, "engine.tokens_per_micro_batch=10240")
+    (line,) = table.low_shares(planned(small, "dgx_h100", 1, tokens_per_step=81_920))
     (cure,) = re.findall(r"optim.tokens_per_step=(\d+)", line)
     assert least_share(planned(small, "dgx_h100", 1, tokens_per_step=int(cure))) >= GOAL
     assert least_share(planned(small, "dgx_h100", 1, tokens_per_step=int(cure) // 2)) < GOAL
