@@ -111,6 +111,8 @@ def test_every_command_shown_exists_and_takes_its_settings(command, tmp_path, mo
     elif module == "scripts.evaluate_checkpoints":
         typed = [word for word in typed if not word.startswith("run=")]
         finetuning_settings.load([*typed, "model=x"])
+    elif module.startswith("scripts.bench."):
+        parse_arguments(importlib.import_module(module).main, arguments)
     elif kind := re.fullmatch(r"scripts\.finetune_(\w+)", module):
         finetuning_settings.load(typed, Kind[kind[1]])
     else:
