@@ -301,6 +301,7 @@ def test_a_cluster_comes_back_from_the_settings_that_a_run_has_written(name: str
     assert compose("config", Settings, typed)[0].cluster == settings.cluster
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_run_keeps_its_plan_and_ends_with_the_actual_values(sample_dir, tmp_path) -> None:
     typed = [

@@ -139,7 +139,12 @@ def test_what_is_no_file_is_refused_without_waiting(config: Path, kind: str) -> 
 
 
 @pytest.mark.parametrize(
-    "module", ["pretrain.runs", "pretrain.report", "pretrain.export", "pretrain.evaluate"]
+    "module",
+    [
+        "pretrain.runs",
+        "pretrain.report",
+        *(pytest.param(f"pretrain.{m}", marks=pytest.mark.slow) for m in ("export", "evaluate")),
+    ],
 )
 def test_no_command_runs_code_of_a_run_s_folder(tmp_path: Path, module: str) -> None:
     run = killed_and_stopped(tmp_path / "shared_run").folder

@@ -160,6 +160,7 @@ def test_a_step_of_bert_large_keeps_the_rules_of_a_gpu_in_bf16() -> None:
         assert step["gradients_on_cuda"]
 
 
+@pytest.mark.slow
 @can_pretend
 def test_each_of_these_rules_refuses_what_it_names() -> None:
     found = pretended("rules")

@@ -284,7 +284,7 @@ def carried(ranks: Ranks, folder: Path, stage: int, forget: tuple[str, ...], is_
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("is_fresh", [True, False])
+@pytest.mark.parametrize("is_fresh", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_phase_takes_over_weights_always_and_the_rest_as_set(stage, is_fresh, tmp_path) -> None:
     arguments = {"folder": tmp_path, "stage": stage, "is_fresh": is_fresh}
