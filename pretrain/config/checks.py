@@ -314,17 +314,16 @@ def _check_optimizer(optim: OptimSettings) -> list[str]:
 
 def _check_muon(optim: OptimSettings) -> list[str]:
     """Muon's own settings have values, and those of other optimizers none."""
-    is_muon = optim.name is OptimizerName.muon
-    if optim.equal_rows and not is_muon:
-        return ["only optim=muon has optim.equal_rows; set optim=muon, or optim.equal_rows=false"]
-    faulty = [name for name in MUON_SETTINGS if (getattr(optim, name) is None) is is_muon]
-    if not faulty:
-        return []
-    names = " and ".join(f"optim.{name}" for name in faulty)
-    if is_muon:
-        return [f"{names} must have a value with optim=muon; leave null out"]
-    unset = " ".join(f"optim.{name}=null" for name in faulty)
-    return [f"only optim=muon has {names}; set optim=muon, or {unset}"]
+    if optim.name is OptimizerName.muon:
+        missing = [f"optim.{name}" for name in MUON_SETTINGS if getattr(optim, name) is None]
+        names = " and ".join(missing)
+        return [f"{names} must have a value with optim=muon; leave null out"] * bool(missing)
+    given = {f"optim.{n}": "null" for n in MUON_SETTINGS if getattr(optim, n) is not None}
+    if optim.equal_rows:
+        given["optim.equal_rows"] = "false"
+    cure = " ".join(f"{name}={value}" for name, value in given.items())
+    names = " and ".join(given)
+    return [f"only optim=muon has {names}; set optim=muon, or {cure}"] * bool(given)
 
 
 def _check_engine(settings: Settings) -> list[str]:

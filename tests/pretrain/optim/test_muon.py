@@ -297,6 +297,10 @@ def test_orthogonal_leaves_a_matrix_of_zeros_and_does_not_see_the_scale() -> Non
             r"has optim\.matrix_rate; set optim=muon, or optim\.matrix_rate=null",
         ),
         (["optim.equal_rows=true"], r"set optim=muon, or optim\.equal_rows=false"),
+        (
+            ["optim.matrix_rate=2", "optim.equal_rows=true"],
+            r"optim\.matrix_rate=null optim\.equal_rows=false",
+        ),
         (["optim=muon", "optim.newton_schulz_steps=0"], "from 1 to 99"),
         (["optim=muon", "optim.trust_ratio=all"], "are not muon's; .*or optim=lamb"),
         (["optim=muon", "optim.bias_correction=false"], "is not muon's; set optim=bert_adam or"),
