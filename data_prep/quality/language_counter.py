@@ -101,7 +101,7 @@ class LanguageCounter:
             if word.isascii():
                 counts["words"] += number * len(_ASCII_WORD.findall(word))
                 continue
-            for chunk in self.plain.normalize_str(word).split(" "):  # a blank is beside each Han
+            for chunk in self.plain.normalize_str(word).split(" "):  # with blanks about CJK
                 chunks[chunk] += number
         pieces: Counter[str] = Counter()
         for chunk, number in chunks.items():

@@ -26,7 +26,7 @@ _HTML = ("text/html", "application/xhtml+xml")
 _CHARSET = re.compile(r"charset=[\"']?([\w.:-]+)", re.IGNORECASE)
 # Extraction takes the square of the depth: 2 s for this one. Browsers nest 512 elements at most.
 MOST_DEPTH = 5_000
-# Tags that begin or end an element, but for those that need no end, as of drawings
+# Elements that need no end tag, and shapes of drawings: they do not nest
 _NO_END = (
     "area|base|br|circle|col|dd|dt|ellipse|embed|hr|image|img|input|li|line|link|meta|option|p|param"
     "|path|polygon|polyline|rect|source|stop|tbody|td|th|thead|tr|track|use|wbr"

@@ -30,7 +30,7 @@ MOST_WORDS = 1 << 18
 UNICODE_FORMS = {Normalization.nfc: normalizers.NFC, Normalization.nfkc: normalizers.NFKC}
 ID_BYTES = np.dtype(np.uint32).itemsize
 LONGEST_KEPT = 100  # characters of such a word; bounds the memory on any text
-MOST_PARTS_KEPT = 8  # of such a word: a clause of Chinese does not come back
+MOST_PARTS_KEPT = 8  # of such a word; one with more, such as a Chinese clause, rarely recurs
 # ASCII punctuation, or text between. < = > with a mark are text: Unicode joins them to ≮ ≠ ≯, which
 # do not end a word.
 _PARTS = r"(?:[^{0}!-/:-@\[-`{{-~]|[<=>](?=[^\0-\x7f]))+|[{0}!-/:-@\[-`{{-~]"

@@ -152,7 +152,9 @@ def test_auto_without_a_gpu_says_first_that_it_trains_on_the_cpu(sample_dir, tmp
     typed = [*TINY, f"data.dir={sample_dir}", "schedule.total_steps=1", "eval.max_examples=8"]
     statuses, output = pretrain_run(typed, tmp_path)
     assert statuses == [0]
-    assert output.splitlines()[0].startswith("training on the CPU: torch ")
+    first = output.splitlines()[0]
+    assert first.startswith("training on the CPU: ")
+    assert f"torch {torch.__version__}" in first, "with CUDA or without, the build is named"
 
 
 @pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", None])
