@@ -33,7 +33,7 @@ from data_prep.executors.run import run_tasks
 from data_prep.executors.tasks import TaskEntry, fingerprint
 from data_prep.quality.corpus import judge_corpus
 from data_prep.stores import shard_records, shards
-from data_prep.stores.tokens import TokensManifest, read_tokens_manifest
+from data_prep.stores.token_records import TokensManifest, read_tokens_manifest
 from data_prep.text.language import MULTI
 
 

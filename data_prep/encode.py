@@ -53,20 +53,19 @@ from data_prep.quality.corpus_counts import (
 )
 from data_prep.quality.language_counter import sample_one_in
 from data_prep.stores.documents import DocumentPart, list_parts
-from data_prep.stores.tokens import (
+from data_prep.stores.token_records import (
     SCHEMA_VERSION,
     SPLITS,
     EncodeSettings,
     SentenceSettings,
-    TokenPart,
     TokenPartEntry,
     TokensManifest,
     WordSettings,
     WrittenPart,
     manifest_entries,
     read_tokens_manifest,
-    token_dtype,
 )
+from data_prep.stores.tokens import TokenPart, token_dtype
 from data_prep.text.words import PACKAGES
 from data_prep.tokenizer.store import VocabManifest, read_vocab_store
 

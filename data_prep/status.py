@@ -32,7 +32,7 @@ from data_prep.quality.corpus import counts_path
 from data_prep.stores.documents import DocumentsManifest, FilteredManifest
 from data_prep.stores.shard_checks import size_faults
 from data_prep.stores.shard_records import ShardsManifest
-from data_prep.stores.tokens import SPLITS, TokensManifest
+from data_prep.stores.token_records import SPLITS, TokensManifest
 from data_prep.tokenizer.hf_files import TOKENIZER_FILES
 from data_prep.tokenizer.store import VocabManifest
 

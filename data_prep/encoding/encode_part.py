@@ -19,14 +19,8 @@ from data_prep.encoding.held_out import is_heldout
 from data_prep.quality.corpus_counts import write_counts
 from data_prep.quality.language_counter import language_counter
 from data_prep.stores.documents import Document, DocumentPart, read_part
-from data_prep.stores.tokens import (
-    SPLITS,
-    SentenceSettings,
-    WordSettings,
-    WrittenPart,
-    token_dtype,
-    write_part,
-)
+from data_prep.stores.token_records import SPLITS, SentenceSettings, WordSettings, WrittenPart
+from data_prep.stores.tokens import token_dtype, write_part
 from data_prep.text.language import MULTI, iso_code, language_of
 from data_prep.text.sentences import Splitter, splitter
 from data_prep.text.words import continues_word, segmenter

@@ -30,7 +30,7 @@ from data_prep.sources import module_of
 from data_prep.sources.inputs.plan import SourcePlan
 from data_prep.stores.documents import DocumentPart, list_parts, read_part
 from data_prep.stores.shard_reader import Shards
-from data_prep.stores.tokens import SPLITS, read_tokens_manifest
+from data_prep.stores.token_records import SPLITS, read_tokens_manifest
 
 # Characters of the sample's tasks: two sizes tell what a task costs from what its text costs
 SIZES = {"small": 300_000, "large": 3_000_000}

@@ -17,7 +17,7 @@ from data_prep.stores.documents import (
     read_documents_manifest,
     read_filtered_manifest,
 )
-from data_prep.stores.tokens import SPLITS, TokensManifest, read_tokens_manifest
+from data_prep.stores.token_records import SPLITS, TokensManifest, read_tokens_manifest
 
 
 class SplitCounts(Record):

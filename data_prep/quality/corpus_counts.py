@@ -26,13 +26,8 @@ from data_prep.core.records import Checksum, Count, Record, read_packed, write_p
 from data_prep.quality.corpus import made_from
 from data_prep.quality.counts import content_hashes
 from data_prep.quality.languages import LanguageCounts, LanguageMetrics
-from data_prep.stores.tokens import (
-    SPLITS,
-    TokenPart,
-    TokenPartEntry,
-    TokensManifest,
-    check_part,
-)
+from data_prep.stores.token_records import SPLITS, TokenPartEntry, TokensManifest
+from data_prep.stores.tokens import TokenPart, check_part
 
 MOST_HASHES = 1 << 24  # sentences compared, 0.2 GB
 # Characters of a sentence that few corpora exceed on average: tasks, which do not know the number

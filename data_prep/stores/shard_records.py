@@ -29,7 +29,7 @@ from data_prep.core.records import (
 from data_prep.core.settings import LIMITS, MaskingSettings, shares_fault
 from data_prep.stores.arrow import outside
 from data_prep.stores.shards import CURE, SPLITS, Examples, refuse
-from data_prep.stores.tokens import WordSettings
+from data_prep.stores.token_records import WordSettings
 
 # The fewest bytes that a shard takes for each row, token and masked position
 ROW_BYTES, TOKEN_BYTES, MASK_BYTES = 3 * 4 + 2 + 1 + 2 * 4, 2, 2 * 2

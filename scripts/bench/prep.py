@@ -38,7 +38,8 @@ from data_prep.examples.pairs import PairRule
 from data_prep.executors import tasks as tasks_module
 from data_prep.sources import sample
 from data_prep.stores.documents import Document, list_parts, read_part
-from data_prep.stores.tokens import SPLITS, TokenStore
+from data_prep.stores.token_records import SPLITS
+from data_prep.stores.tokens import TokenStore
 from data_prep.text.language import MULTI, iso_code, language_of
 from data_prep.text.sentences import splitter
 from data_prep.tokenizer.store import read_vocab_store

@@ -25,7 +25,7 @@ from data_prep.stores.shard_checks import verify
 from data_prep.stores.shard_reader import Shards
 from data_prep.stores.shard_records import ShardsManifest, read_shards_manifest, read_token_counts
 from data_prep.stores.shards import read_shard
-from data_prep.stores.tokens import read_tokens_manifest
+from data_prep.stores.token_records import read_tokens_manifest
 
 HELDOUT_FROM = 700  # the ids of held-out documents; those of train documents lie below
 

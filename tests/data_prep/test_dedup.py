@@ -25,7 +25,7 @@ from data_prep.duplicates.matching import FEWEST_CHARACTERS, LEAST_EQUAL
 from data_prep.duplicates.minhash import BANDS, shingles, signature
 from data_prep.duplicates.signatures import Signatures, signatures_path
 from data_prep.stores.documents import Document, DocumentPart, list_parts
-from data_prep.stores.tokens import TokensManifest
+from data_prep.stores.token_records import TokensManifest
 
 
 def made_text(seed: int, words: int = 120) -> str:

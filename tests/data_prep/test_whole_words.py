@@ -21,7 +21,8 @@ from data_prep.executors import run as executors_run
 from data_prep.stores.documents import Document
 from data_prep.stores.shard_reader import Rows, Shards
 from data_prep.stores.shards import read_shard
-from data_prep.stores.tokens import TokenStore, WordSettings
+from data_prep.stores.token_records import WordSettings
+from data_prep.stores.tokens import TokenStore
 from data_prep.text.sentences import splitter
 from data_prep.text.words import segmenter
 from data_prep.tokenizer.vocab_file import SPECIAL_TOKENS, read_vocab

@@ -10,7 +10,8 @@ from data_prep.core.files import checksum, write_json
 from data_prep.executors import tasks
 from data_prep.quality.corpus import counts_path
 from data_prep.quality.corpus_counts import count_corpus
-from data_prep.stores.tokens import TokenStore, WrittenPart, write_part
+from data_prep.stores.token_records import WrittenPart
+from data_prep.stores.tokens import TokenStore, write_part
 
 FIRST_TEXT_ID = 5
 Document = Sequence[Sequence[int]]  # sentences of ids

@@ -11,7 +11,7 @@ from data_prep.core.settings import MaskingSettings
 from data_prep.examples.masking import MaskingRule
 from data_prep.stores.documents import DocumentsManifest, FilteredManifest, PartEntry
 from data_prep.stores.shard_records import BuildSettings, ShardEntry, ShardsManifest, SplitEntry
-from data_prep.stores.tokens import (
+from data_prep.stores.token_records import (
     EncodeSettings,
     TokensManifest,
     WrittenPart,

@@ -10,7 +10,7 @@ from data_prep.core.job import load
 from data_prep.core.objectives import Pairing
 from data_prep.quality import corpus_counts
 from data_prep.quality.corpus import counts_path, judge_corpus
-from data_prep.stores.tokens import TokensManifest, read_tokens_manifest
+from data_prep.stores.token_records import TokensManifest, read_tokens_manifest
 
 BOUNDS = load(["data_dir=any"]).audit
 

@@ -16,7 +16,7 @@ from data_prep.quality import corpus_counts
 from data_prep.quality.corpus import counts_path, judge_corpus
 from data_prep.quality.language_counter import ONE_IN, language_counter, sample_one_in
 from data_prep.quality.languages import LanguageCounts, LanguageMetrics, language_faults
-from data_prep.stores.tokens import read_tokens_manifest
+from data_prep.stores.token_records import read_tokens_manifest
 from data_prep.text.sentences import splitter
 from data_prep.tokenizer.wordpiece import Encoder
 

@@ -20,7 +20,7 @@ from data_prep.sources import rows
 from data_prep.sources.inputs import pieces, row_files
 from data_prep.sources.inputs.packed import endings_of
 from data_prep.stores.documents import Damage, Document, Reject, list_parts, read_part
-from data_prep.stores.tokens import SentenceSettings
+from data_prep.stores.token_records import SentenceSettings
 
 ROWS = [
     {"url": f"http://x/{n}", "content": f'A "first", line {n}.\nÄ second; line\tof 語 it.'}

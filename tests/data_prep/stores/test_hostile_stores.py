@@ -24,7 +24,8 @@ from data_prep.examples.pairs import PairRule
 from data_prep.quality.corpus_counts import count_corpus
 from data_prep.stores.documents import Document, list_parts, read_part
 from data_prep.stores.shard_records import read_token_counts
-from data_prep.stores.tokens import TokenPart, TokenStore, read_tokens_manifest
+from data_prep.stores.token_records import read_tokens_manifest
+from data_prep.stores.tokens import TokenPart, TokenStore
 from data_prep.tokenizer import vocab_file
 from data_prep.tokenizer.vocab_file import read_vocab
 

@@ -10,13 +10,8 @@ from hypothesis import strategies as st
 from made_manifests import tokens_manifest
 
 from data_prep.core.files import write_json
-from data_prep.stores.tokens import (
-    TokenPart,
-    TokenPartEntry,
-    TokenStore,
-    token_dtype,
-    write_part,
-)
+from data_prep.stores.token_records import TokenPartEntry
+from data_prep.stores.tokens import TokenPart, TokenStore, token_dtype, write_part
 
 Documents = list[list[list[int]]]  # documents of sentences of ids
 

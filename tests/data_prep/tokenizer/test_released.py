@@ -17,7 +17,8 @@ from data_prep.core.config import SettingsError
 from data_prep.core.job import load
 from data_prep.core.records import Normalization, TextForm
 from data_prep.stores.documents import Document
-from data_prep.stores.tokens import TokensManifest, TokenStore
+from data_prep.stores.token_records import TokensManifest
+from data_prep.stores.tokens import TokenStore
 from data_prep.tokenizer.hf_files import save_tokenizer
 from data_prep.tokenizer.released import differing, stated_rules
 from data_prep.tokenizer.store import VocabManifest, read_vocab_store
