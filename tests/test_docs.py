@@ -93,6 +93,7 @@ def test_every_command_shown_exists_and_takes_its_settings(command, tmp_path, mo
     elif module == "pretrain.plan":
         plan.load([word for word in typed if not word.startswith("json=")])
     elif module in (
+        "pretrain.average",
         "pretrain.evaluate",
         "pretrain.export",
         "pretrain.report",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -64,12 +66,19 @@ def export(
         tokenizer_config = read_json(vocab_folder / "tokenizer_config.json")
         tokenizer_config["model_max_length"] = settings.max_position_embeddings
         write_json(temporary / "tokenizer_config.json", tokenizer_config)
-        num_parameters = sum(tensor.numel() for tensor in weights.values())
-        is_lowercase = bool(tokenizer_config["do_lower_case"])
-        (temporary / "README.md").write_text(model_card(card, num_parameters, is_lowercase))
+        write_card(temporary, card)
         check_export(temporary, state, settings, pairing)
         for path in temporary.iterdir():
             flush_to_disk(path)
+
+
+def write_card(target: Path, card: Mapping[str, Any]) -> None:
+    """Write the model card of an exported folder; for `card` see model_card."""
+    with safe_open(target / "model.safetensors", "pt") as weights:
+        sizes = [math.prod(weights.get_slice(name).get_shape()) for name in weights.keys()]
+    is_lowercase = bool(read_json(target / "tokenizer_config.json")["do_lower_case"])
+    with whole_or_absent(target / "README.md") as temporary:
+        temporary.write_text(model_card(card, sum(sizes), is_lowercase), encoding="utf-8")
 
 
 def check_export(

@@ -80,7 +80,7 @@ def model_card(card: Mapping[str, Any], num_parameters: int, is_lowercase: bool)
     `name`; `step`, updates made; `settings`, a `Settings`; `sources`, documents per source; `data`,
     the manifest of each phase's shards; `held_out`, metrics of the last evaluation by label, empty
     if there was none; `start`, the event of run.init_from if there is one; `extended`, the events
-    of run.extend up to `step`.
+    of run.extend up to `step`; `averaged`, the steps whose weights were averaged, if any were.
     """
     settings: Settings = card["settings"]
     pairing = settings.data.pairs
@@ -148,6 +148,9 @@ def _training(card: Mapping[str, Any]) -> str:
     for event in extended:
         lines = "\n".join(f"- {change}" for change in event.changes)
         paragraphs.append(f"Continued after step {event.step:,} with other settings:\n\n{lines}")
+    if averaged := card.get("averaged"):
+        steps_of = ", ".join(f"{step:,}" for step in averaged)
+        paragraphs.append(f"The weights are the mean of those after steps {steps_of}.")
     return "\n\n".join(paragraphs)
 
 

@@ -4,24 +4,21 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import msgspec
-import orjson
 import pytest
 import torch
 import transformers
-from made_manifests import documents_manifest, shards_manifest, split_entry
+from made_manifests import shards_manifest, split_entry
+from made_run import made_run
 from model_samples import random_batch, random_model, small_settings
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data_prep.core.config import SettingsError, as_yaml, compose
-from data_prep.core.files import checksum, read_json, write_json
+from data_prep.core.config import SettingsError, compose
+from data_prep.core.files import read_json, write_json
 from data_prep.core.objectives import Pairing
 from data_prep.core.records import Normalization, TextForm
 from data_prep.tokenizer.hf_files import save_tokenizer
 from data_prep.tokenizer.wordpiece import Encoder
-from pretrain.checkpoint.files import MANIFEST_FILE
-from pretrain.checkpoint.progress import CheckpointState, Progress
 from pretrain.config.settings import Settings
 from pretrain.export import main
 from pretrain.huggingface.export import check_export, export
@@ -307,33 +304,8 @@ def test_the_card_names_the_model_and_its_data(exported: Path) -> None:
 
 
 @pytest.fixture
-def run_folder(tmp_path: Path, vocab_folder: Path, model: BertForPreTraining) -> Path:
-    """A run of 20 steps with checkpoints at 10 and 20, as pretrain.run leaves one."""
-    data_dir = tmp_path / "corpus"
-    save_tokenizer(data_dir / "vocab", TOKENS, TextForm(True))
-    write_json(
-        data_dir / "documents" / "novels" / "manifest.json", documents_manifest(documents=77)
-    )
-    write_json(data_dir / "len64" / "manifest.json", MANIFEST)
-    folder = tmp_path / "runs" / "first"
-    folder.mkdir(parents=True)
-    settings, _ = compose("config", Settings, ["+model=tiny", "data.seq_len=64"])
-    settings.model = model.settings
-    settings.data.dir = str(data_dir)
-    (folder / "config.yaml").write_text(as_yaml(settings))
-    figures = [{"step": step, "eval/mlm_loss": step / 10} for step in (10, 20)]
-    (folder / "metrics.jsonl").write_bytes(b"\n".join(map(orjson.dumps, figures)))
-    for step in (10, 20):
-        checkpoint = folder / "checkpoints" / f"step-{step:08d}"
-        checkpoint.mkdir(parents=True)
-        state = {name: tensor * (step / 20) for name, tensor in weights_of(model).items()}
-        save_file(state, checkpoint / "model.safetensors")
-        state = CheckpointState(**msgspec.structs.asdict(Progress.begin(step=step)), identity={})
-        write_json(checkpoint / "state.json", state)
-        paths = checkpoint.iterdir()
-        files = {p.name: {"bytes": p.stat().st_size, "checksum": checksum(p)} for p in paths}
-        write_json(checkpoint / MANIFEST_FILE, {"schema_version": 1, "files": files})
-    return folder
+def run_folder(tmp_path: Path, model: BertForPreTraining) -> Path:
+    return made_run(tmp_path, model, TOKENS)
 
 
 def test_the_newest_checkpoint_of_a_run_is_exported_from_the_command_line(

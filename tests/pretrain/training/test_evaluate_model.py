@@ -1,4 +1,4 @@
-"""python -m pretrain.evaluate: any checkpoint or export, on any shards of its vocabulary."""
+"""python -m pretrain.evaluate and pretrain.average: checkpoints, exports and means on shards."""
 
 import json
 import shutil
@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from run_in_fork import TINY, finished_run
 from safetensors.torch import load_file, save_file
 
 from data_prep.core.files import checksum, read_json, write_json
 from data_prep.core.objectives import Pairing
-from pretrain import evaluate
+from pretrain import average, evaluate
 from pretrain.run_folder.jsonl import readable_lines
 
 pytestmark = pytest.mark.distributed
@@ -163,3 +164,27 @@ def test_a_model_without_an_mlm_head_has_no_loss(run, refusal, sample_dir, tmp_p
     data = [f"data.dir={sample_dir}", "data.seq_len=128"]
     text = refusal(f"run={tmp_path / 'encoder'}", *data)
     assert "has no MLM head" in text
+
+
+def test_the_mean_of_the_last_checkpoints_is_exported_and_evaluated_next_to_the_last(
+    run, answer, tmp_path, capsys
+) -> None:
+    target = tmp_path / "mean"
+    assert average.main([f"run={run}", f"target={target}"]) == 0
+    printed = capsys.readouterr().out
+    first, last = (
+        load_file(run / f"checkpoints/step-{step:08d}/model.safetensors") for step in (2, 4)
+    )
+    bias = "mlm_head.transform.bias"
+    exported = load_file(target / "model.safetensors")["cls.predictions.transform.dense.bias"]
+    assert torch.equal(exported, ((first[bias].double() + last[bias]) / 2).float())
+    data = Path(answer(f"run={run}", "max_examples=2")["shards"]).parent
+    losses = [
+        answer(*of, "max_examples=40")["metrics"]["eval/mlm_loss"]
+        for of in ([f"run={run}"], [f"run={target}", f"data.dir={data}", "data.seq_len=128"])
+    ]
+    (line,) = [line for line in printed.splitlines() if line.startswith("MLM loss")]
+    assert [float(word) for word in line.split()[-2:]] == pytest.approx(losses, abs=1e-4)
+    text = (target / "README.md").read_text()
+    assert "The weights are the mean of those after steps 2, 4." in text
+    assert f"| MLM loss (nats per masked token) | {losses[1]:.4f} |" in text
