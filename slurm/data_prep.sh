@@ -89,7 +89,7 @@ set -- "${settings[@]}"
 
 # Refuse wrong settings now, and not in each job of a long queue
 for source in "${sources[@]}"; do
-    if [ ! -f "conf/source/$source.yaml" ]; then
+    if [ -d conf/source ] && [ ! -f "conf/source/$source.yaml" ]; then
         known=$(cd conf/source && echo *.yaml)
         echo "source=$source is not known; there are ${known//.yaml/}" >&2
         exit 2

@@ -1,5 +1,7 @@
 """Settings: conf/ composed by Hydra from typed overrides, checked against a dataclass.
 
+Files in the folder of --config-dir come before those of conf/ with the same name.
+
 This uses Hydra's compose call, not its `main` decorator: it makes no folder, keeps the working
 directory and ignores arguments of launchers. Every mistake becomes one SettingsError whose text
 ends with the cure; only rank 0 prints it.
@@ -10,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import functools
 import os
 import re
 import types
@@ -19,10 +22,9 @@ from typing import Any, TypeGuard, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from data_prep.core.entry import conf_folders
 from data_prep.core.printable import shortened
 
-PROJECT = Path(__file__).resolve().parents[2]  # the checkout
-CONF = PROJECT / "conf"
 INTERPOLATION = "${"  # Hydra and OmegaConf would replace it
 LARGEST = 10**15  # of any number: what is computed from a few of them still fits 64 bits
 
@@ -40,11 +42,21 @@ class SettingsError(ValueError):
 
 def choices(group: str) -> list[str]:
     """The names that `group=` takes, sorted."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return sorted(
+        {path.stem for folder in conf_folders() for path in Path(folder, group).glob("*.yaml")}
+    )
 
 
-def _groups() -> list[str]:
-    return [path.name for path in CONF.iterdir() if path.is_dir()]
+def conf_file(name: str) -> Path:
+    """The file of conf/ with this name, such as task/sst2.yaml: the user's own, if there is one."""
+    paths = [Path(folder, name) for folder in conf_folders()]
+    return next((path for path in paths if path.is_file()), paths[-1])
+
+
+def _groups() -> set[str]:
+    return {
+        path.name for folder in conf_folders() for path in Path(folder).iterdir() if path.is_dir()
+    }
 
 
 def compose(entry: str, schema: type[T], overrides: Sequence[str]) -> tuple[T, dict[str, str]]:
@@ -63,8 +75,11 @@ def compose(entry: str, schema: type[T], overrides: Sequence[str]) -> tuple[T, d
     typed = [
         word for override in _last_of_each(overrides) for word in _in_grammar(override, schema)
     ]
+    *own, conf = conf_folders()
+    if own:
+        _search_own_folder_first()
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with initialize_config_dir(conf, version_base="1.3"):
             composed = hydra_compose(entry, typed, return_hydra_config=True)
         chosen = {
             group: str(name)
@@ -80,6 +95,21 @@ def compose(entry: str, schema: type[T], overrides: Sequence[str]) -> tuple[T, d
     assert isinstance(settings, schema)
     _check_numbers(settings)
     return settings, chosen
+
+
+@functools.cache  # Hydra keeps it
+def _search_own_folder_first() -> None:
+    """Make Hydra take a file from the folder of --config-dir where that has it."""
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class OwnFolder(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            for folder in conf_folders()[:-1]:
+                search_path.prepend("--config-dir", f"file://{folder}", anchor="main")
+
+    Plugins.instance().register(OwnFolder)
 
 
 def updated(settings: T, changes: Mapping[Any, Any]) -> T:

@@ -8,7 +8,9 @@ import os
 import sys
 
 TOPS = ("data_prep", "pretrain", "scripts")
+# The folder of the packages: the checkout, or where pip puts packages
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+OWN_CONF = "BERT_CONFIG_DIR"  # the folder of --config-dir; the processes that we start inherit it
 # One of the packages that each needs, so that no command is found to lack them late
 _NEEDED = {
     "data_prep": ("msgspec", "hydra", "numba"),
@@ -26,13 +28,14 @@ def answer() -> None:
     """
     if sys.version_info < (3, 11):  # noqa: UP036  the user's may be older than the project's
         found = ".".join(map(str, sys.version_info[:2]))
-        _refuse("error", f"Python 3.11 or 3.12 is needed, and {sys.executable} is {found}; {_CURE}")
+        _refuse("error", f"Python 3.11 to 3.14 is needed, and {sys.executable} is {found}; {_CURE}")
     name = _started()
     if name is None:
         return
     _print_no_stack_of_ctrl_c(name)
     if not _is_command(os.path.join(PROJECT, *name.split(".")) + ".py"):
         _refuse(name, _no_command(name))
+    _take_config_dir(name)
     if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
         from data_prep.core.command import status_of
 
@@ -42,6 +45,28 @@ def answer() -> None:
     for package in _NEEDED[name.split(".")[0]]:
         if find_spec(package) is None:
             _refuse(name, f"{sys.executable} has no package {package}; {_CURE}")
+
+
+def conf_folders() -> "list[str]":
+    """The folders of settings: that of --config-dir, if it was typed, then the project's `conf/`.
+
+    `data_prep/conf` is a link to `conf/` in a checkout, and a folder where a wheel is installed.
+    """
+    own = os.environ.get(OWN_CONF)
+    return ([own] if own else []) + [os.path.join(PROJECT, "data_prep", "conf")]
+
+
+def _take_config_dir(name: str) -> None:
+    """Take `--config-dir FOLDER` off the command line, and into the environment."""
+    for number, word in enumerate(sys.argv):
+        if number and word.split("=", 1)[0] == "--config-dir":
+            end = number + (1 if "=" in word else 2)
+            os.environ[OWN_CONF] = os.path.abspath(sys.argv[end - 1].split("=", 1)[-1])
+            del sys.argv[number:end]
+            break
+    for folder in conf_folders():
+        if not os.path.isdir(folder):
+            _refuse(name, f"{folder} is no folder; --config-dir takes one with settings in files")
 
 
 def _print_no_stack_of_ctrl_c(name: str) -> None:
@@ -88,10 +113,12 @@ def print_help(name: str) -> None:
 
 
 def _of_conf(name: str) -> str:
-    path = os.path.join(PROJECT, "conf", name)
-    if os.path.isdir(path):
-        return "|".join(sorted(f[: -len(".yaml")] for f in os.listdir(path) if ".yaml" in f))
-    with open(path, encoding="utf-8") as file:
+    paths = [os.path.join(folder, name) for folder in conf_folders()]
+    files = [path for path in paths if os.path.isfile(path)]
+    if not files:
+        names = {file for path in paths if os.path.isdir(path) for file in os.listdir(path)}
+        return "|".join(sorted(f[: -len(".yaml")] for f in names if f.endswith(".yaml")))
+    with open(files[0], encoding="utf-8") as file:
         return file.read().rstrip()
 
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.core.config import PROJECT, SettingsError
+from data_prep.core.config import SettingsError
+from data_prep.core.entry import PROJECT
 from data_prep.core.settings import DataPrepSettings
 from data_prep.executors.tasks import (
     Task,

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_prep.core.config import PROJECT, SettingsError
+from data_prep.core.config import SettingsError
 from data_prep.core.printable import shortened
 from data_prep.core.settings import DataPrepSettings
 from data_prep.executors.tasks import (
@@ -89,7 +89,8 @@ def _own_command() -> list[str]:
     """
     if not Path("slurm/data_prep_array.sh").exists():
         raise SettingsError(
-            "executor=slurm submits slurm/data_prep_array.sh: start it in " + str(PROJECT)
+            "executor=slurm submits slurm/data_prep_array.sh, which is not in this folder: start "
+            "it in the checkout, or copy the scripts here with python -m data_prep.slurm"
         )
     module = getattr(sys.modules["__main__"].__spec__, "name", "")
     if not module.startswith("data_prep."):

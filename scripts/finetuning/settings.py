@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
-from data_prep.core.config import CONF, SettingsError, as_text, choices, compose
+from data_prep.core.config import SettingsError, as_text, choices, compose, conf_file
 
 METRICS = {
     "classification": ("accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman"),
@@ -163,7 +163,7 @@ def tasks(kind: Kind | None = None) -> list[str]:
         name
         for name in choices("task")
         if kind is None
-        or re.search(rf"^ *kind: {kind.name}$", (CONF / f"task/{name}.yaml").read_text(), re.M)
+        or re.search(rf"^ *kind: {kind.name}$", conf_file(f"task/{name}.yaml").read_text(), re.M)
     ]
 
 

@@ -1,8 +1,18 @@
 """What a person types becomes typed settings, or one sentence with the cure."""
 
+from pathlib import Path
+
 import pytest
 
-from data_prep.core.config import SettingsError, as_dict, as_overrides, choices, compose
+from data_prep.core.config import (
+    SettingsError,
+    as_dict,
+    as_overrides,
+    choices,
+    compose,
+    conf_file,
+)
+from data_prep.core.entry import OWN_CONF
 from data_prep.core.settings import DataPrepSettings
 from pretrain.config.settings import Precision, Settings
 from scripts.finetuning import settings as finetuning
@@ -163,3 +173,25 @@ def test_an_unknown_key_of_a_phase_is_answered_with_those_of_a_phase(phase: str)
         SettingsError, match=r"an entry of phases has no '\w+'; it takes changes, mo"
     ):
         compose("config", Settings, ["+model=tiny", f"phases=[{phase}]"])
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of one's own settings, with an `optim/` in it, as --config-dir names it."""
+    monkeypatch.setenv(OWN_CONF, str(tmp_path))
+    (tmp_path / "optim").mkdir()
+    return tmp_path
+
+
+def test_a_file_of_ones_own_is_one_more_choice(own_folder: Path) -> None:
+    (own_folder / "optim" / "mine.yaml").write_text("defaults: [adamw]\neps: 0.125\n")
+    settings, chosen = compose("config", Settings, ["+model=tiny", "optim=mine"])
+    assert (chosen["optim"], settings.optim.eps) == ("mine", 0.125)
+    assert {"mine", "lamb"} <= set(choices("optim"))
+
+
+def test_a_file_of_ones_own_comes_before_the_one_of_the_same_name(own_folder: Path) -> None:
+    theirs = conf_file("optim/lamb.yaml").read_text()
+    (own_folder / "optim" / "lamb.yaml").write_text(f"{theirs}\neps: 0.125\n")
+    settings, _ = compose("config", Settings, ["+model=tiny", "optim=lamb"])
+    assert settings.optim.eps == 0.125

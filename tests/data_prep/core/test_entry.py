@@ -88,7 +88,7 @@ def test_a_python_that_is_too_old_is_named(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 9, 18))
     with pytest.raises(SystemExit, match="2"):
         entry.answer()
-    assert f"Python 3.11 or 3.12 is needed, and {sys.executable} is 3.9;" in capsys.readouterr().err
+    assert f"Python 3.11 to 3.14 is needed, and {sys.executable} is 3.9;" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -99,6 +99,23 @@ def test_what_runs_first_is_in_the_syntax_of_old_pythons(file: str) -> None:
     assert not any(isinstance(node, ast.NamedExpr) for node in ast.walk(tree))
     froms = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert "__future__" not in froms  # of annotations, which Python 3.6 lacks
+
+
+@pytest.mark.parametrize("words", [["--config-dir", "{}"], ["--config-dir={}"]])
+def test_help_shows_the_choices_of_a_folder_of_ones_own(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "optim").mkdir()
+    (tmp_path / "optim" / "mine.yaml").write_text("")
+    shown = typed("-m", "pretrain.run", *(word.format(tmp_path) for word in words), "-h").stdout
+    assert "optim=adamw|bert_adam|lamb|lamb_nvidia|mine|muon" in shown
+
+
+def test_a_folder_of_settings_that_is_missing_is_named(tmp_path: Path) -> None:
+    refused = typed("-m", "pretrain.run", f"--config-dir={tmp_path}/none", "+model=tiny")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        f"pretrain.run: {tmp_path}/none is no folder; --config-dir takes one with settings in "
+        "files\n",
+    )
 
 
 def test_a_program_of_others_that_imports_the_packages_is_left_alone(tmp_path: Path) -> None:
