@@ -3,7 +3,9 @@
 #              make test-slurm: run those on a private Slurm cluster
 # make check   check format, lint, types and scripts
 # make fix     format the code, and fix what ruff can fix
-# make bench   run small benchmarks and write the results to docs/log.md; make bench-gpu: on a GPU
+# make bench   run small benchmarks and write the results to docs/log.md
+# make bench-gpu  tests, benchmarks, a profile and the best settings of a GPU, in 12 minutes;
+#              make bench-gpu DRY=1: the same at small sizes on any machine
 # make drill   inject faults into a small run, one after another, and report how it recovers
 # make docs    build the documentation as a site with search, in build/site/html
 # make hashes  write the checksums of constraints.txt's packages to .ci/hashes*.txt
@@ -61,7 +63,7 @@ bench: install
 	$(BIN)/python -m scripts.bench.record cpu
 
 bench-gpu: install
-	$(BIN)/python -m scripts.bench.record gpu
+	$(BIN)/python -m scripts.bench.record gpu $(if $(DRY),dry=true)
 
 # A broken link, anchor or image fails
 docs: install

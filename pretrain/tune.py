@@ -1,7 +1,7 @@
 """Find the fastest engine settings of a model on this machine.
 
     python -m pretrain.tune +model={model} [GROUP=NAME ...] [SETTING=VALUE ...]
-        [ranks=N] [steps=5] [out=tuned.yaml] [limit_minutes=20]
+        [ranks=N] [steps=5] [out=tuned.yaml] [limit_minutes=20] [total_minutes=N]
 
 Tries token budgets, activation checkpointing if memory is short, and layers compiled or not, each
 for a few steps in processes of their own. Prints a table, and writes the fastest that fits. None of
@@ -12,15 +12,18 @@ ranks           processes on this machine; default: one for each GPU, or one on 
 steps           steps that count in each trial, after two more; default: 5
 out             file for the settings, which a run reads with @FILE; default: tuned.yaml
 limit_minutes   of one trial; default: 20
+total_minutes   of all; what is then not tried is listed; default: no limit
 
 Exit status: 0 found; 1 nothing works on this machine; 2 wrong settings.
 """
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -36,7 +39,7 @@ from pretrain.tuning.search import Candidate, Outcome, Search, budgets, table
 from pretrain.verification.launcher import launch
 
 TRIAL = ("-m", "pretrain.tuning.trial")
-OWN = ("ranks", "steps", "out", "limit_minutes")
+OWN = ("ranks", "steps", "out", "limit_minutes", "total_minutes")
 TRIED = ("tokens_per_micro_batch", "compile", "activation_checkpointing")
 
 
@@ -57,6 +60,7 @@ def _options(
     steps: int = 5,
     out: Path = Path("tuned.yaml"),
     limit_minutes: float = 20.0,
+    total_minutes: float = math.inf,
 ) -> None:
     """The command's own arguments."""
 
@@ -67,13 +71,34 @@ def tune(
     steps: int = 5,
     out: Path = Path("tuned.yaml"),
     limit_minutes: float = 20.0,
+    total_minutes: float = math.inf,
 ) -> int:
     """Try, print the table and write the fastest. Raises SettingsError as a run does."""
-    if steps < 1 or limit_minutes <= 0 or (ranks is not None and ranks < 1):
+    search = find(typed, ranks, steps, limit_minutes, total_minutes)
+    if (fastest := search.fastest) is None:
+        print("pretrain.tune: nothing that was tried works on this machine", file=sys.stderr)
+        return 1
+    with whole_or_absent(out) as temporary:
+        temporary.write_text(as_yaml(fastest.settings))
+    print(f"\nfastest  {' '.join(fastest.overrides)}\nfile     {out}")
+    print(f"next     python -m pretrain.run {shlex.join([*typed, f'@{out}'])}")
+    return 0
+
+
+def find(
+    typed: Sequence[str],
+    ranks: int | None,
+    steps: int,
+    limit_minutes: float,
+    total_minutes: float = math.inf,
+) -> Search:
+    """Try, and print the table. Raises SettingsError as a run does."""
+    if steps < 1 or min(limit_minutes, total_minutes) <= 0 or (ranks is not None and ranks < 1):
         raise SettingsError(
-            f"steps={steps} limit_minutes={limit_minutes:g} ranks={ranks}: they take 1 or more, "
-            "and limit_minutes more than 0"
+            f"steps={steps} limit_minutes={limit_minutes:g} total_minutes={total_minutes:g} "
+            f"ranks={ranks}: they take 1 or more, and minutes more than 0"
         )
+    end = time.monotonic() + 60 * total_minutes
     is_cuda, count = _devices(load(typed, ranks or 1)[0])
     ranks = ranks or count
     settings, on_sample = load(typed, ranks)
@@ -84,22 +109,19 @@ def tune(
     with tempfile.TemporaryDirectory(prefix="bert-tune-") as folder:
 
         def measure(candidate: Candidate) -> Outcome:
-            words = [*typed, *candidate.overrides]
-            found = _trial(words, ranks, steps, limit_minutes, Path(folder))
+            limit_s = min(60 * limit_minutes, end - time.monotonic())
+            if limit_s <= 0:
+                found = Outcome(fault=f"not tried: {total_minutes:g} minutes were over")
+            else:
+                words = [*typed, *candidate.overrides]
+                found = _trial(words, ranks, steps, limit_s, Path(folder))
             print(table({candidate: found}, "")[1].removesuffix("  <- fastest"), flush=True)
             return found
 
         search = _space(settings, typed, ranks, is_cuda, measure)
         search.run()
     print("\n".join(["", *table(search.trials, "GPU" if is_cuda else "host")]))
-    if (fastest := search.fastest) is None:
-        print("pretrain.tune: nothing that was tried works on this machine", file=sys.stderr)
-        return 1
-    with whole_or_absent(out) as temporary:
-        temporary.write_text(as_yaml(fastest.settings))
-    print(f"\nfastest  {' '.join(fastest.overrides)}\nfile     {out}")
-    print(f"next     python -m pretrain.run {shlex.join([*typed, f'@{out}'])}")
-    return 0
+    return search
 
 
 def _devices(settings: Settings) -> tuple[bool, int]:
@@ -137,20 +159,18 @@ def _space(
     )
 
 
-def _trial(
-    words: Sequence[str], ranks: int, steps: int, limit_minutes: float, folder: Path
-) -> Outcome:
+def _trial(words: Sequence[str], ranks: int, steps: int, limit_s: float, folder: Path) -> Outcome:
     """Run one trial; one that is killed or takes too long is an outcome, too."""
     result, output = folder / "result.json", folder / "output.txt"
     result.unlink(missing_ok=True)
     output.unlink(missing_ok=True)
     arguments = [str(result), str(steps), *words]
     with launch(arguments, ranks, output, TRIAL) as launched:
-        statuses = launched.wait(limit_s=60 * limit_minutes, grace_s=5)
+        statuses = launched.wait(limit_s, grace_s=5)
     if result.exists():
         return read_record(result, Outcome, "try again")
     if None in statuses:
-        return Outcome(fault=f"stopped after {limit_minutes:g} minutes")
+        return Outcome(fault=f"stopped after {limit_s / 60:.3g} minutes")
     if all(status is not None and status <= 0 for status in statuses):  # by no error of its own
         return Outcome(fault="was killed, as the system does without memory", is_too_large=True)
     lines = output.read_text(errors="replace").strip().splitlines() or ["no output"]

@@ -146,7 +146,7 @@ def load_checkpoint(
 ) -> CheckpointState:
     """Load the checkpoint at `path` into the engine; return the state saved with it.
 
-    `forget` and `tiles` are as in Engine.load. Collective; every rank reads `path`. Raises
+    `forget` and `tiles` are as in Engine.load. Collective; every rank opens `path`. Raises
     SettingsError if it does not fit this run.
     """
     engine.load(path, forget, tiles)

@@ -260,8 +260,9 @@ class Engine:
 
         `forget` names which of moments, optimizer_step and loss_scaler are those of a new engine
         instead. The first `tiles` rows of the position table and of its moments are repeated over
-        the rest; None: it stays. Every rank reads `folder`. Raises SettingsError unless optimizer,
-        names, shapes and parameter groups are those of this run.
+        the rest; None: it stays. A rank reads from `folder` what it holds, and the ranks of a node
+        share the pages. Raises SettingsError unless optimizer, names, shapes and parameter groups
+        are those of this run.
         """
         step, scaler = consolidated.read_small(folder, self._layout)
         for key, name, value in consolidated.read_tensors(folder):

@@ -190,7 +190,10 @@ def read_small(folder: Path, layout: Layout) -> tuple[int, dict[str, Any] | None
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, str, Tensor]]:
-    """Yield (weight or moment, parameter, value), one in memory at a time."""
+    """Yield (weight or moment, parameter, value).
+
+    A value is a view of the mapped file: only the pages that its reader touches are read.
+    """
     with safe_open(folder / MODEL_FILE, "pt") as weights:
         for name in weights.keys():
             yield WEIGHT, name, weights.get_tensor(name)

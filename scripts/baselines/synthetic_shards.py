@@ -17,8 +17,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.core.files import write_json
+from data_prep.core.files import checksum, write_json
 from data_prep.core.objectives import MaskingUnit, Pairing
+from data_prep.core.records import TextForm
 from data_prep.core.settings import MaskingSettings
 from data_prep.examples.masking import MaskingRule, mask_examples, static_keys
 from data_prep.examples.pairs import LOSSES
@@ -31,6 +32,7 @@ from data_prep.stores.shard_records import (
     SplitEntry,
 )
 from data_prep.stores.shards import SCHEMA_VERSION, SPLITS, Examples, write_shard
+from data_prep.tokenizer.hf_files import save_tokenizer
 from pretrain.data.packing import PackedBatch, pack
 from pretrain.data.train_loader import GlobalBatch
 
@@ -77,6 +79,7 @@ def write_synthetic_shards(
     vocab_size: int,
     seed: int,
     sources: Sequence[str] = (),
+    vocab_checksum: str = "synthetic",
 ) -> None:
     """Write a folder of shards with a manifest; `lengths_of_shards`: split -> shard -> lengths.
 
@@ -89,7 +92,7 @@ def write_synthetic_shards(
         seq_len=seq_len,
         dtype="uint16" if vocab_size <= 2**16 else "uint32",
         vocab_size=vocab_size,
-        vocab_checksum="synthetic",
+        vocab_checksum=vocab_checksum,
         lowercase=True,
         special_ids=SPECIAL_IDS,
         tokens_checksum="synthetic",
@@ -118,6 +121,27 @@ def write_synthetic_shards(
         splits[split] = SplitEntry.of(entries, identity.pairs, dict.fromkeys(LOSSES, 0))
     manifest = ShardsManifest(**msgspec.structs.asdict(identity), splits=splits)
     write_json(folder / "manifest.json", manifest)
+
+
+def write_synthetic_data(data_dir: Path, count: int) -> None:
+    """Write what `pretrain.run data.dir=... data.seq_len=512` trains on: a vocabulary and shards.
+
+    `count` training examples with Wikipedia's lengths, and 64 held-out ones.
+    """
+    words = [f"word{number}" for number in range(len(SPECIAL_IDS), VOCAB_SIZE)]
+    specials = [f"[{name.upper()}]" for name in SPECIAL_IDS]
+    save_tokenizer(data_dir / "vocab", [*specials, *words], TextForm(lowercase=True))
+    rng, folder = np.random.default_rng(1), data_dir / "len512"
+    lengths = {"train": count, "heldout": 64}
+    write_synthetic_shards(
+        folder,
+        {split: [typical_lengths("wikipedia", size, rng)] for split, size in lengths.items()},
+        seq_len=512,
+        vocab_size=VOCAB_SIZE,
+        seed=2,
+        vocab_checksum=checksum(data_dir / "vocab" / "vocab.txt"),
+    )
+    np.save(folder / "token_counts.npy", np.ones(VOCAB_SIZE, np.int64))
 
 
 def open_synthetic_shards(folder: Path, name: str, count: int, vocab_size: int) -> Shards:

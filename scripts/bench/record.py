@@ -1,62 +1,123 @@
 """Run the benchmarks, and write what each measured to docs/log.md, next to its command.
 
-    python -m scripts.bench.record cpu|gpu [into=docs/log.md]
+    python -m scripts.bench.record cpu|gpu [into=docs/log.md] [json=build/bench/gpu.json]
+        [minutes=12] [dry=false]
 
 The numbers are those of the JSON that a benchmark prints as its last line. They stand between two
 markers, one pair each for cpu and gpu, and replace the earlier ones. Missing markers are added at
-the end. Status: 0; 1 if a benchmark failed, which the table shows; 2 for wrong arguments, and for
+the end. Both files are written after each part, so that an end by force loses no other's results.
+
+minutes  for all parts of `gpu` together, each with a limit of its own; those that do not fit are
+         listed as left out. Default: 12; of a dry run there are no limits
+dry      true: `gpu` at small sizes and on any machine, to see that every part works. Its table is
+         printed only, its JSON is build/bench/gpu-dry.json
+
+Status: 0; 1 if a part failed, which the table shows with the reason; 2 for wrong arguments, and for
 `gpu` without one.
 """
 
 from __future__ import annotations
 
-import json
+import json as json_text
+import math
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
+from data_prep.core.files import write_json
 from pretrain.config.arguments import run_command
 
+MODULE = "python -m scripts.bench."
+TARGETS = {"cpu": "make bench", "gpu": "make bench-gpu", "gpu-dry": "make bench-gpu DRY=1"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A benchmark with its arguments, after the name of the module."""
+
+    words: str
+    limit_s: float = math.inf
+    small: str = ""  # arguments of a dry run, which replace those of the same names
+
+
 # Small: each takes a minute or two on two cores
-CPU = (
-    "prep",
-    "loader",
-    "step",
-    "step dropout=0.1",
-    "step lengths=books parts=0 engine=0",
-    "step lengths=128 sequences=32 parts=0 engine=0",
-    "step model=base sequences=3 rounds=1 parts=0 engine=0",
-    "engine",
-    "scaling",
-    "checkpoint model=small steps=3",
+CPU = tuple(
+    Part(words)
+    for words in (
+        "prep",
+        "loader",
+        "step",
+        "step dropout=0.1",
+        "step lengths=books parts=0 engine=0",
+        "step lengths=128 sequences=32 parts=0 engine=0",
+        "step model=base sequences=3 rounds=1 parts=0 engine=0",
+        "engine",
+        "scaling",
+        "checkpoint model=small steps=3",
+    )
 )
-# The bounds first: the bare products, and the attention's kernel
-GPU = (
-    "matmul model=large",
-    *(
+
+
+def _step(model: str, lengths: str, sequences: int, dropout: float) -> Part:
+    words = (
         f"step device=cuda precision=bf16 dropout={dropout} model={model} lengths={lengths} "
         f"sequences={sequences} rounds=5"
-        for model in ("base", "large")
-        for lengths, sequences in (("128", 256), ("512", 64), ("wikipedia", 64))
-        for dropout in (0.0, 0.1)
+    )
+    return Part(words, 120, "device=cpu model=tiny sequences=2 rounds=1")
+
+
+# The first are those that tell most, should the time be over before the last
+GPU = (
+    Part("gpu.checks", 180),
+    Part("matmul model=large", 60, "model=tiny tokens=64 masked=9 rounds=1 lengths=16"),
+    _step("large", "wikipedia", 64, 0.1),
+    Part("gpu.profile", 150, "model=tiny device=cpu sequences=2 tokens=1024"),
+    Part("gpu.tune", 150, "model=tiny device=cpu sequences=2 steps=1"),
+    Part("checkpoint model=large sequences=64", 90, "model=tiny sequences=2 steps=1"),
+    _step("base", "wikipedia", 64, 0.1),
+    Part(
+        "engine model=large precision=bf16_autocast", 90,
+        "model=tiny precision=fp32 sequences=2 measured=2 rounds=1",
     ),
-    "engine model=large precision=bf16_autocast",
-    "checkpoint model=large sequences=64",
-)
+    _step("large", "512", 64, 0.1),
+    _step("large", "128", 256, 0.1),
+    _step("large", "wikipedia", 64, 0.0),
+    _step("large", "512", 64, 0.0),
+    _step("large", "128", 256, 0.0),
+    *(
+        _step("base", lengths, sequences, dropout)
+        for lengths, sequences in (("128", 256), ("512", 64))
+        for dropout in (0.1, 0.0)
+    ),
+    _step("base", "wikipedia", 64, 0.0),
+)  # fmt: skip
 # Setup, checks and single rounds are not recorded
 NOT_RECORDED = (
     "settings", "sequences_per_second", "machine", "all", "all_s", "rows", "saves", "losses",
 )  # fmt: skip
 
 
-Results = Mapping[str, dict[str, Any] | None]  # of each command; None if it failed
+@dataclass(frozen=True)
+class Outcome:
+    """What a part printed as JSON, and why it failed, if it did."""
+
+    result: dict[str, Any] | None
+    fault: str = ""
+    seconds: float = 0.0
+
+
+Results = Mapping[str, Outcome]  # by command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,42 +127,113 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(record, words)
 
 
-def record(which: str, into: Path = Path("docs/log.md")) -> int:
+def record(
+    which: str,
+    into: Path | None = None,
+    json: Path | None = None,
+    minutes: float | None = None,
+    dry: bool = False,
+) -> int:
     """The command; `which` is cpu or gpu."""
     if which not in ("cpu", "gpu"):
         raise SettingsError(f"there are benchmarks for cpu and gpu, not {which!r}")
+    if dry and which == "cpu":
+        raise SettingsError("dry=true is for gpu: the benchmarks of a CPU are small as they are")
     num_gpus = _num_gpus() if which == "gpu" else 0
-    if which == "gpu" and not num_gpus:
+    if which == "gpu" and not num_gpus and not dry:
         raise SettingsError("the GPU benchmarks need a GPU that torch can use: there is none")
-    load = os.getloadavg()[0]
-    commands = GPU if which == "gpu" else CPU
-    if num_gpus > 1:
-        commands += (f"scaling model=base precision=bf16_autocast ranks={num_gpus}",)
-    results = {
-        command: run(command) for command in map("python -m scripts.bench.{}".format, commands)
-    }
-    text = into.read_text(encoding="utf-8") if into.is_file() else ""
-    into.write_text(insert(text, which, table(which, results, load)), encoding="utf-8")
-    return 0 if all(results.values()) else 1
+    name, load, results = f"{which}{'-dry' if dry else ''}", os.getloadavg()[0], {}
+    into = Path("docs/log.md") if into is None and not dry else into
+    json = json or Path(f"build/bench/{name}.json")
+    end = time.monotonic() + 60 * (minutes or (12 if which == "gpu" and not dry else math.inf))
+    text = ""
+    for part in _parts(which, num_gpus, dry):
+        command = MODULE + (f"{part.words} {part.small}".rstrip() if dry else part.words)
+        own_s = math.inf if dry else part.limit_s
+        results[command] = run(command, min(own_s, end - time.monotonic()))
+        text = table(name, results, load)
+        _keep(name, into, json, text, results)
+    print(f"\n{text}\n\nkept in {json}" + (f" and {into}" if into else ""))
+    return 1 if any(outcome.fault for outcome in results.values()) else 0
 
 
-def run(command: str) -> dict[str, Any] | None:
-    """Run a command and print its output; its last line, parsed, or None if it failed."""
+def _parts(which: str, num_gpus: int, dry: bool) -> Sequence[Part]:
+    if which == "cpu":
+        return CPU
+    if num_gpus < 2 and not dry:
+        return GPU
+    words = f"scaling model=base precision=bf16_autocast ranks={num_gpus}"
+    small = "model=tiny precision=fp32 ranks=2 stages=1 micro_batches=1 rounds=1"
+    return (*GPU, Part(words, 150, small))
+
+
+def _keep(name: str, into: Path | None, json: Path, text: str, results: Results) -> None:
+    json.parent.mkdir(parents=True, exist_ok=True)
+    kept = [{"command": command, **asdict(outcome)} for command, outcome in results.items()]
+    write_json(json, {"which": name, "date": date.today().isoformat(), "results": kept})
+    if into is not None:
+        old = into.read_text(encoding="utf-8") if into.is_file() else ""
+        into.write_text(insert(old, name, text), encoding="utf-8")
+
+
+def run(command: str, limit_s: float = math.inf) -> Outcome:
+    """Run a command and print its output; its last line that is JSON is its result.
+
+    After `limit_s` it and its children are killed. With no time left it is not started.
+    """
+    if limit_s <= 0:
+        print(f"$ {command}\nleft out: the time is over", flush=True)
+        return Outcome(None, "left out: the time was over")
     print(f"$ {command}", flush=True)
-    words = [sys.executable, *shlex.split(command)[1:]]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        last = ""
-        for line in process.stdout:
-            if line.strip():
-                last = line
-            if not line.startswith("{"):
-                print(line, end="", flush=True)
+    words, started = [sys.executable, *shlex.split(command)[1:]], time.monotonic()
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        stopped = threading.Event()
+
+        def stop() -> None:
+            stopped.set()
+            os.killpg(process.pid, signal.SIGKILL)
+
+        timer = threading.Timer(min(limit_s, threading.TIMEOUT_MAX), stop)
+        timer.start()
+        try:
+            assert process.stdout is not None
+            result, last = _read(process.stdout)
+            status = process.wait()
+        finally:
+            timer.cancel()
+            if process.poll() is None:  # Ctrl-C does not reach its session
+                os.killpg(process.pid, signal.SIGKILL)
+    seconds, fault = round(time.monotonic() - started, 1), ""
+    if stopped.is_set():
+        fault = f"stopped after {seconds:.0f} s; its last line: {last}"
+    elif status:
+        fault = f"status {status}: {last}"
+    elif result is None:
+        fault = f"no result: {last}"
+    return Outcome(result, fault, seconds)
+
+
+def _read(output: Iterator[str]) -> tuple[dict[str, Any] | None, str]:
+    """The last result that a command prints, and its last other line; those are printed again."""
+    result, last = None, ""
+    for line in output:
+        found = _parsed(line)
+        result = found or result
+        if found is None:
+            print(line, end="", flush=True)
+            last = line.strip()[:300] or last
+    return result, last
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        record = json.loads(last) if process.returncode == 0 else None
-    except json.JSONDecodeError:
-        record = None
-    return record if isinstance(record, dict) else None
+        found = json_text.loads(line) if line.startswith("{") else None
+    except json_text.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -115,22 +247,31 @@ def numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 def table(which: str, results: Results, load: float) -> str:
     """A Markdown section: the machine, then one row per command with all its numbers."""
-    records = [record for record in results.values() if record]
-    facts = {"load before": f"{load:.1f}"} | next((r["machine"] for r in records), {})
+    records = [outcome.result for outcome in results.values() if outcome.result]
+    facts = {"load before": f"{load:.1f}"} | next(
+        (r["machine"] for r in records if "machine" in r), {}
+    )
     devices = {r["device"] for r in records if "device" in r}
     facts["device"] = ", ".join(sorted(devices)) or which
     lines = [
-        f"## Results of `make {'bench-gpu' if which == 'gpu' else 'bench'}`, {date.today()}",
+        f"## Results of `{TARGETS[which]}`, {date.today()}",
         "",
         "; ".join(f"{name} {value}" for name, value in facts.items()) + ".",
         "",
         "| command | results |",
         "| --- | --- |",
     ]
-    for command, record in results.items():
-        found = [f"{name} {value:,.4g}" for name, value in numbers(record or {})]
-        lines.append(f"| `{command}` | {'<br>'.join(found) or 'failed'} |")
+    for command, outcome in results.items():
+        found = [f"{name} {value:,.4g}" for name, value in numbers(outcome.result or {})]
+        if outcome.fault:
+            found.insert(0, f"**failed**: {_in_a_cell(outcome.fault)}")
+        lines.append(f"| `{command}` | {'<br>'.join(found)} |")
     return "\n".join(lines)
+
+
+def _in_a_cell(text: str) -> str:
+    """Any text in Markdown, with no mark-up of its own."""
+    return "".join(f"&#{ord(sign)};" if sign in "|<>&`*[]\\" else sign for sign in text)
 
 
 def insert(text: str, which: str, block: str) -> str:

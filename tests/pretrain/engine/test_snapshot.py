@@ -1,14 +1,15 @@
-"""The memory that checkpoints are written from: as much as is asked for, and given back."""
+"""The memory that checkpoints are written from, and the bytes of them that a rank reads."""
 
 import gc
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pretrain.engine import snapshot as snapshot_module
-from pretrain.engine.snapshot import MOMENTS, WEIGHT, Layout, Snapshot
+from pretrain.engine.snapshot import MOMENTS, WEIGHT, Layout, Snapshot, read_tensors
 
 SHAPES = {"matrix": [30, 7], "bias": [7], "scalar": []}
 LAYOUT = Layout("adamw", SHAPES, dict.fromkeys(SHAPES, "decayed"))
@@ -84,3 +85,26 @@ def test_a_matrix_that_muon_updates_has_one_moment(tmp_path: Path) -> None:
         "exp_avg_sq.bias", "exp_avg_sq.scalar",
     }  # fmt: skip
     assert layout.state_bytes == 4 * (3 * SIZE - 30 * 7)
+
+
+def resident_bytes(path: Path) -> int:
+    """How much of a file this process has mapped and touched."""
+    entries = re.split(
+        r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.M
+    )
+    own = [entry for entry in entries if str(path) in entry.partition("\n")[0]]
+    return 1024 * sum(int(re.search(r"^Rss: +(\d+)", entry, re.M)[1]) for entry in own)
+
+
+def test_a_rank_reads_its_part_of_a_tensor_and_not_the_rest_of_the_file(tmp_path: Path) -> None:
+    size = 8_000_000  # the kernel maps up to 2 MB around what is touched
+    path = tmp_path / snapshot_module.MODEL_FILE
+    save_file({"matrix": torch.zeros(size // 2, 2)}, path)
+    save_file({}, tmp_path / snapshot_module.OPTIMIZER_FILE)
+    stored = read_tensors(tmp_path)
+    key, name, value = next(stored)
+    before = resident_bytes(path)
+    part = value.reshape(-1)[size // 2 : size // 2 + size // 16].clone()
+    read = resident_bytes(path)
+    assert (key, name, value.shape) == (WEIGHT, "matrix", (size // 2, 2))
+    assert before + part.nbytes <= read < path.stat().st_size / 4

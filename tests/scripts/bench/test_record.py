@@ -1,15 +1,20 @@
-"""Results of benchmarks in a Markdown file: which, with what, and where."""
+"""Results of benchmarks, as JSON and in a Markdown file: which, with what, where, within limits."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import fromstring
 
 import pytest
 
 from data_prep.core.config import SettingsError
 from scripts.bench import record
-from scripts.bench.record import insert, main, numbers, table
+from scripts.bench.gpu.checks import outcomes_of
+from scripts.bench.record import Outcome, Part, insert, main, numbers, table
 
 RECORD = {
     "benchmark": "step",
@@ -22,9 +27,9 @@ RECORD = {
 }
 
 
-@pytest.mark.parametrize("command", [*record.CPU, *record.GPU])
-def test_each_command_names_a_benchmark(command: str) -> None:
-    assert find_spec(f"scripts.bench.{command.split()[0]}")
+@pytest.mark.parametrize("part", [*record.CPU, *record.GPU], ids=lambda part: part.words)
+def test_each_part_names_a_module(part: Part) -> None:
+    assert find_spec(f"scripts.bench.{part.words.split()[0]}")
 
 
 def test_the_numbers_are_those_measured_and_not_the_setup() -> None:
@@ -32,9 +37,10 @@ def test_the_numbers_are_those_measured_and_not_the_setup() -> None:
 
 
 def test_every_number_stands_next_to_its_command_and_a_failure_is_shown() -> None:
-    lines = table("cpu", {"python -m a": RECORD, "python -m b": None}, 0.5).split("\n")
+    results = {"python -m a": Outcome(RECORD), "python -m b": Outcome(None, "status 1: a | <b>")}
+    lines = table("cpu", results, 0.5).split("\n")
     assert "| `python -m a` | speedup 2.5<br>parts: heads: ms 7.25 |" in lines
-    assert "| `python -m b` | failed |" in lines
+    assert "| `python -m b` | **failed**: status 1: a &#124; &#60;b&#62; |" in lines
     assert "load before 0.5; torch 2.13; device cpu." in lines
 
 
@@ -52,21 +58,103 @@ def test_a_lost_marker_is_refused_and_nothing_is_overwritten() -> None:
         insert(text, "cpu", "new")
 
 
-def test_a_benchmark_that_fails_loses_only_its_own_results(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+PROGRAMS = {
+    "good": "print('text'); print('{\"speed\": 3}')",
+    "bad": "raise SystemExit('no <memory>')",
+    "half": "print('{\"speed\": 4}'); raise SystemExit('failed: test_a')",
+    "silent": "print('nothing')",
+    "slow": "import time; print('{\"speed\": 5}', flush=True); time.sleep(1000)",
+}
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Records these programs as the parts of `gpu`; the outcomes that the JSON then has."""
+
+    def of(*names: str, typed: Sequence[str] = (), limit_s: float = 30.0) -> dict[str, Any]:
+        for name in names:
+            (tmp_path / name).write_text(PROGRAMS[name])
+        monkeypatch.setattr(record, "MODULE", f"python {tmp_path}/")
+        monkeypatch.setattr(record, "GPU", [Part(name, limit_s, "small") for name in names])
+        monkeypatch.setattr(record, "_num_gpus", lambda: 1)
+        assert main(["gpu", f"json={tmp_path}/kept.json", f"into={tmp_path}/log.md", *typed]) == (
+            0 if names == ("good",) else 1
+        )
+        kept = json.loads((tmp_path / "kept.json").read_text())
+        return dict(zip(names, kept["results"], strict=True))
+
+    return of
+
+
+def test_a_part_that_fails_loses_only_its_own_result_and_the_table_names_the_fault(
+    recorded, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(record, "CPU", ("good", "bad"))
-    monkeypatch.setattr(record, "run", lambda command: None if "bad" in command else RECORD)
-    path = tmp_path / "figures.md"
-    assert main(["cpu", f"into={path}"]) == 1
-    text = path.read_text(encoding="utf-8")
-    assert "| `python -m scripts.bench.good` | speedup 2.5<br>" in text
-    assert "| `python -m scripts.bench.bad` | failed |" in text
+    found = recorded("bad", "half", "silent", "good")
+    assert [outcome["fault"] for outcome in found.values()] == [
+        "status 1: no <memory>", "status 1: failed: test_a", "no result: nothing", ""
+    ]  # fmt: skip
+    assert [found[name]["result"] for name in ("half", "good")] == [{"speed": 4}, {"speed": 3}]
+    text = (tmp_path / "log.md").read_text(encoding="utf-8")
+    assert "good` | speed 3 |" in text
+    assert "half` | **failed**: status 1: failed: test_a<br>speed 4 |" in text
 
 
-def test_the_last_line_that_is_printed_is_kept() -> None:
-    command = "python -c 'import json; print(1); print(json.dumps({\"a\": 2}))'"
-    assert record.run(command) == {"a": 2}
+def test_a_part_is_ended_at_its_limit_and_keeps_what_it_printed(recorded) -> None:
+    (slow,) = recorded("slow", limit_s=0.5).values()
+    assert slow["fault"].startswith("stopped after ")
+    assert slow["result"] == {"speed": 5}
+
+
+def test_parts_that_do_not_fit_the_minutes_are_left_out_and_listed(recorded, tmp_path) -> None:
+    found = recorded("slow", "good", typed=["minutes=0.005"])
+    assert found["slow"]["fault"].startswith("stopped after ")
+    assert found["good"]["fault"] == "left out: the time was over"
+    assert "good` | **failed**: left out" in (tmp_path / "log.md").read_text(encoding="utf-8")
+
+
+def test_what_was_measured_is_kept_before_the_next_part_begins(
+    recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, run = tmp_path / "kept.json", record.run
+    seen = []
+
+    def spy(command: str, limit_s: float) -> Outcome:
+        seen.append(len(json.loads(kept.read_text())["results"]) if kept.exists() else 0)
+        return run(command, limit_s)
+
+    monkeypatch.setattr(record, "run", spy)
+    recorded("good", "bad")
+    assert seen == [0, 1]
+
+
+def test_a_dry_run_needs_no_gpu_and_adds_the_small_arguments(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(record, "_num_gpus", lambda: 0)
+    monkeypatch.setattr(record, "run", lambda command, limit_s: Outcome(RECORD))
+    assert main(["gpu", "dry=true", f"json={tmp_path}/kept.json"]) == 0
+    results = json.loads((tmp_path / "kept.json").read_text())["results"]
+    commands = [each["command"] for each in results]
+    assert len(commands) == len({*record.GPU}) + 1, "scaling, too"
+    assert not any("device=cuda" in command.split()[-1] for command in commands)
+    assert [*tmp_path.iterdir()] == [tmp_path / "kept.json"], "no table in the log"
+
+
+def test_the_tests_of_a_report_are_counted_by_their_outcome() -> None:
+    report = fromstring(
+        "<s><testcase name='a'/><testcase name='b'><failure/></testcase>"
+        "<testcase name='c'><system-out/><skipped/></testcase></s>"
+    )
+    assert dict(outcomes_of(report)) == {"a": "passed", "b": "failed", "c": "skipped"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_every_part_for_a_gpu_works_at_small_sizes(tmp_path: Path) -> None:
+    path = tmp_path / "kept.json"
+    status = main(["gpu", "dry=true", f"json={path}"])
+    results = json.loads(path.read_text())["results"]
+    assert {each["command"]: each["fault"] for each in results if each["fault"]} == {}
+    assert status == 0
+    assert results[0]["result"]["tests"] >= 18
 
 
 def test_without_a_gpu_its_benchmarks_are_refused_in_one_sentence(
