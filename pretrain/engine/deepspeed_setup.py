@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed import distributed_c10d
 
 from data_prep.core.config import SettingsError
 from pretrain.config.settings import EngineSettings, Precision
@@ -37,6 +38,8 @@ if os.environ.get("DS_ACCELERATOR") == "cpu":
     # otherwise it compiles C++ for an inference op, which takes 2 minutes
     deepspeed.ops.__compatible_ops__ = {}
 deepspeed.utils.logger.setLevel("ERROR")
+# public from torch 2.14 on
+set_timeout = getattr(distributed_c10d, "set_timeout", None) or distributed_c10d._set_pg_timeout
 # DeepSpeed calls collectives by names that torch has deprecated
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch|deepspeed")
 
@@ -129,7 +132,5 @@ def start_deepspeed(
         )
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     # stages 0 to 2 use a group that DeepSpeed makes without our time-out
-    torch.distributed.distributed_c10d._set_pg_timeout(
-        timeout, process_groups._get_data_parallel_group()
-    )
+    set_timeout(timeout, process_groups._get_data_parallel_group())
     return engine
