@@ -14,13 +14,17 @@ BATCH = """#!/bin/bash
 pretrain run.name=x
 """
 PROGRAMS = {
-    # ends with STATUS after WORD is written, and, where WARNED is set, after a signal to the script
+    # the n-th step ends with the n-th or last STATUS after such a WORD is written, -: none, and,
+    # where WARNED is set, after a signal to the script
     "srun": """
+echo "$MASTER_PORT $*" >>steps
+step=$(wc -l <steps) words=($WORD -) statuses=($STATUS)
 trap 'WARNED=' USR1
 [ -z "$WARNED" ] || kill -USR1 "$PPID"
 until [ -z "$WARNED" ]; do /bin/sleep 0.01; done # until the script has passed it on
-[ -z "$WORD" ] || echo -n "$WORD" >"$BERT_JOB_FILE"
-exit "$STATUS"
+word=${words[step - 1]-${words[-2]}}
+[ "$word" = - ] || echo -n "$word" >"$BERT_JOB_FILE"
+exit "${statuses[step - 1]-${statuses[-1]}}"
 """,
     "scontrol": """
 case $1 in
@@ -44,6 +48,7 @@ class Ended:
     status: int
     is_requeued: bool
     log: str
+    steps: list[str]  # the port of each and the arguments of srun
 
 
 @pytest.fixture
@@ -59,14 +64,16 @@ def job(tmp_path: Path):
     def run(**given: str) -> Ended:
         usual = {"STATUS": "0", "WORD": "", "WARNED": "", "STATE": "RUNNING", "REQUEUE": "0",
                  "LEFT": "1-00:00:00"}  # fmt: skip
-        slurm = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1", "SLURM_NTASKS": "1",
-                 "SLURM_JOB_NODELIST": "node1", "VENV": str(tmp_path)}  # fmt: skip
+        slurm = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1", "SLURM_NTASKS": "8",
+                 "SLURM_NNODES": "4", "SLURM_JOB_NODELIST": "node1",
+                 "VENV": str(tmp_path)}  # fmt: skip
         env = {**usual, **slurm, **given, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
         done = subprocess.run(
             ["bash", "batch"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=30
         )
         log = done.stdout + done.stderr
-        return Ended(done.returncode, (tmp_path / "requeued").exists(), log)
+        steps = (tmp_path / "steps").read_text().splitlines()
+        return Ended(done.returncode, (tmp_path / "requeued").exists(), log, steps)
 
     return run
 
@@ -121,3 +128,43 @@ def test_a_missing_folder_of_logs_is_made(job, tmp_path: Path) -> None:
 def test_a_time_limit_shorter_than_the_warning_is_said_once(job, left: str) -> None:
     log = job(LEFT=left).log
     assert log.count("min before it this job is told to save") == (left in ("4:59", "5:30"))
+
+
+def test_a_failure_after_a_checkpoint_restarts_in_the_job_at_another_port(job) -> None:
+    ended = job(STATUS="1 137 0", WORD="saved saved saved")
+    assert (ended.status, ended.is_requeued) == (0, False), ended.log
+    assert len({step.split()[0] for step in ended.steps}) == 3
+    assert "failed with status 137 after a checkpoint; restart 2 of 3 in this job" in ended.log
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [
+        ({"WORD": "saved saved saved saved saved"}, 4),
+        ({"WORD": "saved saved", "RESTARTS": "1"}, 2),
+        ({"WORD": "saved", "RESTARTS": "0"}, 1),
+        ({"WORD": "saved -"}, 2),
+        ({"WORD": "saved", "WARNED": "1"}, 1),
+    ],
+    ids=["by default", "used up", "none", "no new checkpoint", "warned"],
+)
+def test_a_failure_is_requeued_where_it_is_not_to_restart_in_the_job(job, given, steps) -> None:
+    ended = job(STATUS="1", **given)
+    assert (len(ended.steps), ended.is_requeued) == (steps, True), ended.log
+    assert "failed with status 1 after a checkpoint; to be requeued" in ended.log
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [({"STATUS": "2"}, 2), ({"STATUS": "1 2"}, 2), ({"STATUS": "137", "STATE": "COMPLETING"}, 137)],
+    ids=["wrong settings", "wrong settings in the restart", "cancelled"],
+)
+def test_wrong_settings_and_cancelled_jobs_do_not_restart(job, given, status) -> None:
+    ended = job(WORD="saved saved", **given)
+    assert (ended.status, ended.is_requeued) == (status, False), ended.log
+    assert len(ended.steps) == len(given["STATUS"].split())
+
+
+def test_spare_nodes_get_no_tasks(job) -> None:
+    assert "--nodes" not in job().steps[0]
+    assert "--nodes=3 --ntasks=6" in job(SPARE_NODES="1").steps[-1]
