@@ -56,10 +56,17 @@ def resolve_precision(settings: EngineSettings, device: torch.device) -> Precisi
     Raises SettingsError if the hardware lacks the precision, before a model is built.
     """
     precision = settings.precision
+    is_cuda = device.type == "cuda"
+    has_bf16 = is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision is Precision.auto:
-        is_cuda = device.type == "cuda"
-        has_bf16 = is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = Precision.bf16_autocast if has_bf16 else Precision.fp32
+    if is_cuda and not has_bf16 and precision in (Precision.bf16, Precision.bf16_autocast):
+        major, minor = torch.cuda.get_device_capability(device)
+        raise SettingsError(
+            f"engine.precision={precision.value} needs a GPU with bfloat16, and "
+            f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor}) has none; "
+            "set engine=fp16"
+        )
     if precision is Precision.fp16 and not get_accelerator().is_fp16_supported():
         raise SettingsError(
             "engine.precision=fp16 needs a GPU; set engine.precision=fp32 on this machine"

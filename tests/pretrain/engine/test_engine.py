@@ -64,6 +64,17 @@ def test_auto_is_bf16_autocast_on_a_gpu_that_has_it_and_otherwise_fp32(
     assert resolve_precision(settings, torch.device(device)) is precision
 
 
+@pytest.mark.parametrize("asked", [Precision.bf16, Precision.bf16_autocast])
+def test_bfloat16_is_refused_on_a_gpu_without_it(asked: Precision, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    settings = EngineSettings(1, asked, 512, False, Compile.auto, 1.0, Device.auto)
+    message = rf"{asked.value} needs .*, and Tesla T4 \(compute capability 7\.5\) .* engine=fp16"
+    with pytest.raises(SettingsError, match=message):
+        resolve_precision(settings, torch.device("cuda"))
+
+
 def test_the_model_is_told_what_the_engine_is_set_to(monkeypatch) -> None:
     def start(model: BertForPreTraining, *_: Any) -> None:
         raise RuntimeError(f"{model.activation_checkpointing}, {model.trim_last_layer}")
