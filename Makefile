@@ -52,7 +52,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck --external-sources slurm/*.sh slurm/job.inc .ci/run
+	$(BIN)/shellcheck --external-sources slurm/*.sh slurm/job.inc docs/launch/hosts.sh .ci/run
 	$(BIN)/hadolint Dockerfile
 
 fix: install
