@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from data_prep.core.caches import use_private_compile_caches
 from data_prep.core.command import INTERRUPTED
 from data_prep.core.config import SettingsError, as_yaml
-from data_prep.status import out_of_date
+from data_prep.core.entry import why_not
 from pretrain.checkpoint.extension import Extension
 from pretrain.checkpoint.files import newest_step, read_state
 from pretrain.checkpoint.identity import identity
@@ -40,13 +40,11 @@ from pretrain.config.load import folder_of_run, load
 from pretrain.config.phases import phases_of
 from pretrain.config.settings import Compile, DataSettings, Device, Settings
 from pretrain.data.corpus import folder_of, manifest_of, prepare_sample
-from pretrain.data.mixture import check_mixture
 from pretrain.distributed import signals
 from pretrain.distributed.device import bind_to_gpu, why_no_cuda
 from pretrain.distributed.rank_logs import RankOutput, rank_output
 from pretrain.distributed.ranks import environment_rank, environment_world_size, exit_with
 from pretrain.distributed.watchdog import Watchdog, remove_heartbeats
-from pretrain.huggingface import init_from
 from pretrain.metrics import slurm_status
 from pretrain.run_folder.folder import open_run_folder, removed_if_refused
 from pretrain.run_folder.lock import RunLock
@@ -54,6 +52,7 @@ from pretrain.training.diverged import DivergedError
 
 if TYPE_CHECKING:
     from pretrain.distributed.ranks import Ranks
+    from pretrain.huggingface.init_from import InitWeights
     from pretrain.training.context import RunContext
 
 T = TypeVar("T")
@@ -74,7 +73,7 @@ class _Opened:
     checkpoint: Path | None
     extension: Extension | None
     identity: dict[str, Any]
-    origin: init_from.InitWeights | None
+    origin: InitWeights | None
 
     @property
     def step(self) -> int:
@@ -128,7 +127,11 @@ def _run(arguments: list[str], stop: signals.StopRequest, output: RankOutput) ->
     if "--cfg" in arguments:
         print(as_yaml(settings), end="")
         return 0
+    if settings.log.wandb and (why := why_not("wandb")):
+        raise SettingsError(f"log.wandb=true: {why}")
     _check_manifests(settings, on_sample, stop)
+    from pretrain.huggingface import init_from
+
     if environment_rank() == 0:
         stop.next_start = lambda: f"step {newest_step(folder_of_run(settings)):,}"
         init_from.begin(settings, folder_of_run(settings))  # refused before torch is imported
@@ -166,6 +169,8 @@ def _stopped(ranks: Ranks, stop: signals.StopRequest) -> int:
 def _check_manifests(settings: Settings, on_sample: bool, stop: signals.StopRequest) -> None:
     """Refuse missing or wrong data before torch is imported; rank 0 first makes a missing
     sample."""
+    from pretrain.data.mixture import check_mixture  # and numba, which takes half a second
+
     is_main, phases = environment_rank() == 0, phases_of(settings)
     if on_sample:
         print(SAMPLE_LINE, flush=True)
@@ -190,6 +195,8 @@ def _check_manifests(settings: Settings, on_sample: bool, stop: signals.StopRequ
 
 def _warn_of_changes(data: DataSettings) -> None:
     """Print a line if the shards are not of the documents and tokens that are there now."""
+    from data_prep.status import out_of_date
+
     with contextlib.suppress(ValueError, OSError):  # data_prep.status names what is broken
         if stages := out_of_date(Path(data.dir), data.seq_len):
             print(
@@ -209,6 +216,7 @@ def _train_and_export(
     Returns False if a signal stopped it before its last step.
     """
     from pretrain.engine.deepspeed_setup import resolve_precision
+    from pretrain.huggingface import init_from
     from pretrain.metrics.monitor import Monitor
     from pretrain.training.context import RunContext
     from pretrain.training.preflight import preflight

@@ -11,12 +11,28 @@ TOPS = ("data_prep", "pretrain", "scripts")
 # The folder of the packages: the checkout, or where pip puts packages
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 OWN_CONF = "BERT_CONFIG_DIR"  # the folder of --config-dir; the processes that we start inherit it
-# One of the packages that each needs, so that no command is found to lack them late
+# Of the packages that each needs; what an extra installs is in EXTRAS
 _NEEDED = {
     "data_prep": ("msgspec", "hydra", "numba"),
     "pretrain": ("msgspec", "hydra", "numba", "torch", "deepspeed"),
-    "scripts": ("msgspec", "hydra", "numba", "torch", "transformers"),
+    "scripts": ("msgspec", "hydra", "numba", "torch"),
 }
+EXTRAS = {
+    "data": (
+        "datasets", "jinja2", "lxml", "matplotlib", "mwparserfromhell", "nupunkt", "rensa",
+        "sentencex", "zstandard",
+    ),
+    "finetune": ("accelerate", "datasets", "scipy", "sklearn", "transformers"),
+    "report": ("jinja2", "matplotlib"),
+    "wandb": ("wandb",),
+}  # fmt: skip
+# By the start of a command's name, the first that fits
+_EXTRA_OF = (
+    ("data_prep.slurm", None),
+    ("data_prep.", "data"),
+    ("pretrain.report", "report"),
+    ("scripts.", "finetune"),
+)
 
 
 def answer() -> None:
@@ -45,6 +61,23 @@ def answer() -> None:
     for package in _NEEDED[name.split(".")[0]]:
         if find_spec(package) is None:
             _refuse(name, f"{sys.executable} has no package {package}; {_CURE}")
+    extra = next((extra for start, extra in _EXTRA_OF if name.startswith(start)), None)
+    why = why_not(extra) if extra else None
+    if why:
+        _refuse(name, why)
+
+
+def why_not(extra: str) -> "str | None":
+    """The package of an extra that is missing here, with the cure; None if all are there."""
+    from importlib.util import find_spec
+
+    for package in EXTRAS[extra]:
+        if find_spec(package) is None:
+            return (
+                f"{sys.executable} has no package {package}, which the extra {extra} installs: "
+                f'pip install "bert-pretraining[{extra}]"'
+            )
+    return None
 
 
 def conf_folders() -> "list[str]":

@@ -19,7 +19,7 @@ from data_prep.core.settings import (
     Words,
     check,
 )
-from data_prep.text.language import MULTI, known_languages
+from data_prep.text.language import MULTI, NoDetectorError, known_languages
 
 Result = TypeVar("Result")
 Rows = list[tuple[str, str]]  # name and value
@@ -31,6 +31,13 @@ class ShareDone(Exception):
 
 def load(overrides: Sequence[str]) -> DataPrepSettings:
     """Compose conf/data_prep.yaml with `overrides` and check it. Raises SettingsError."""
+    try:
+        return _checked(overrides)
+    except NoDetectorError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _checked(overrides: Sequence[str]) -> DataPrepSettings:
     try:
         settings, _ = compose("data_prep", DataPrepSettings, _with_profile(overrides))
     except SettingsError as error:

@@ -7,7 +7,6 @@ import unicodedata
 
 import numba
 import numpy as np
-import rensa
 from numpy.typing import NDArray
 
 SHINGLE_WORDS = 5
@@ -55,6 +54,8 @@ def shingles(text: str) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
 
 def signature(hashes: NDArray[np.uint64]) -> list[int]:
     """The MinHash signature of a set of shingles: VALUES values of 32 bits."""
+    import rensa  # of the extra data; training asks only which stages there are
+
     matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
         hashes, [0, len(hashes)], VALUES, SEED
     )

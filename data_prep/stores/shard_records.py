@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-import zstandard
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_prep.core.config import SettingsError, limit_faults
@@ -33,6 +33,8 @@ from data_prep.stores.token_records import WordSettings
 
 # The fewest bytes that a shard takes for each row, token and masked position
 ROW_BYTES, TOKEN_BYTES, MASK_BYTES = 3 * 4 + 2 + 1 + 2 * 4, 2, 2 * 2
+
+_ZSTD = pa.Codec("zstd", compression_level=3)
 
 
 class ExampleCounts(Record, kw_only=True):
@@ -156,13 +158,13 @@ class ShardCounts(Record):
     def of(cls, path: Path, examples: Examples, identity: ShardsIdentity) -> ShardCounts:
         """The counts of the shard at `path`, which holds `examples`. Reads every byte."""
         targets = np.bincount(examples.targets, minlength=identity.vocab_size).astype("<u4")
-        packed = zstandard.compress(targets.tobytes())
+        packed = _ZSTD.compress(targets.tobytes(), asbytes=True)
         return cls(identity, ShardEntry.of(path, examples, identity.pairs), packed)
 
     def target_counts(self) -> NDArray[np.uint32]:
         """(V,) how often each id is a target."""
         size = 4 * self.identity.vocab_size
-        raw = zstandard.ZstdDecompressor().stream_reader(self.targets).read(size)
+        raw = _ZSTD.decompress(self.targets, size, asbytes=True)
         return np.frombuffer(raw, "<u4")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 MULTI = "multi"  # the code of a corpus of many languages
 _PIECES = 8
 # Characters. A longer text is judged by pieces spread over all of it.
@@ -19,11 +21,13 @@ _CLD2 = {
 }
 
 
-def known_languages() -> set[str]:
-    """The codes that source.language accepts, such as en or zh."""
-    import pycld2
+class NoDetectorError(RuntimeError):
+    """CLD2 is not installed; the message has the cure."""
 
-    return {code for _, code in pycld2.LANGUAGES} | set(_CLD2)
+
+def known_languages() -> set[str]:
+    """The codes that source.language accepts, such as en or zh. Raises NoDetectorError."""
+    return {code for _, code in _cld2().LANGUAGES} | set(_CLD2)
 
 
 def is_language(found: str, wanted: str) -> bool:
@@ -51,8 +55,7 @@ def language_share(text: str, wanted: str) -> float:
 
 def _detect(text: str) -> tuple[bool, list[tuple[str, str, int, float]]]:
     """Whether CLD2 is sure, and its three main languages: name, code, percent, score."""
-    import pycld2
-
+    pycld2 = _cld2()
     if len(text) > _PIECES * _PIECE:
         step = len(text) // _PIECES
         text = "\n".join(text[n * step : n * step + _PIECE] for n in range(_PIECES))
@@ -62,3 +65,16 @@ def _detect(text: str) -> tuple[bool, list[tuple[str, str, int, float]]]:
         text = "".join(c if c.isprintable() else " " for c in text)
         is_sure, _, found = pycld2.detect(text, bestEffort=False, isPlainText=True)
     return is_sure, list(found)
+
+
+def _cld2() -> Any:
+    """The module pycld2, which some platforms have no wheel of. Raises NoDetectorError."""
+    try:
+        import pycld2
+    except ModuleNotFoundError as error:
+        raise NoDetectorError(
+            "languages are told by the package pycld2, which is not installed: pip install pycld2 "
+            "(it has no wheel for aarch64 or Python 3.14, and builds there with g++), or keep "
+            "documents of every language with source.language=null"
+        ) from error
+    return pycld2

@@ -10,6 +10,7 @@ import dataclasses
 from pathlib import Path
 
 from data_prep.core.config import SettingsError
+from data_prep.core.entry import why_not
 from data_prep.core.files import checksum
 from data_prep.core.objectives import Pairing
 from data_prep.core.records import read_manifest, typed
@@ -107,7 +108,12 @@ def _fitting_lengths(data: DataSettings) -> list[int]:
 
 
 def prepare_sample(data: DataSettings) -> None:
-    """Make the sample corpus through the jobs of data_prep, each of which skips what is done."""
+    """Make the sample corpus through the jobs of data_prep, each of which skips what is done.
+
+    Raises SettingsError if their packages are not installed.
+    """
+    if why := why_not("data"):
+        raise SettingsError(f"the sample corpus cannot be prepared: {why}")
     from data_prep import build, collect, encode, vocab
     from data_prep.core.config import compose
     from data_prep.core.settings import DataPrepSettings

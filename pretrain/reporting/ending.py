@@ -10,9 +10,8 @@ from pathlib import Path
 from statistics import fmean
 
 from data_prep.core.config import SettingsError
+from data_prep.core.entry import why_not
 from data_prep.core.files import whole_or_absent
-from pretrain.reporting.charts import loss_chart
-from pretrain.reporting.plots import picture
 from pretrain.run_folder.history import History
 
 PICTURE = "loss.svg"
@@ -34,16 +33,28 @@ def ending(run_folder: Path) -> list[str]:
 
 
 def _loss(run: History) -> Iterator[str]:
-    chart, (_, losses) = loss_chart(run), run.series("train/mlm_loss")
-    if chart is None or not losses:
+    _, losses = run.series("train/mlm_loss")
+    if not losses:
         return
-    target = run.folder / PICTURE
-    with whole_or_absent(target) as temporary:
-        temporary.write_text(picture(chart), encoding="utf-8")
     line = sparkline(losses, COLUMNS, levels_for(sys.stdout.encoding))
     yield f"  training MLM loss  {losses[0]:.2f} {line} {losses[-1]:.2f}"
-    yield f"  {'':17}  {target}"
+    if why := why_not("report"):
+        yield f"  no picture of the loss: {why}"
+    elif chart := _chart(run):
+        target = run.folder / PICTURE
+        with whole_or_absent(target) as temporary:
+            temporary.write_text(chart, encoding="utf-8")
+        yield f"  {'':17}  {target}"
     yield ""
+
+
+def _chart(run: History) -> str | None:
+    """The picture of the loss as SVG; None if there is too little to draw."""
+    from pretrain.reporting.charts import loss_chart
+    from pretrain.reporting.plots import picture
+
+    chart = loss_chart(run)
+    return None if chart is None else picture(chart)
 
 
 def next_commands(run: History) -> list[str]:

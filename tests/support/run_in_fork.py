@@ -17,7 +17,7 @@ torch.set_num_threads(1)  # before any fork: a thread pool does not survive it
 
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402, F401  pulls in inductor: seconds
 
-import pretrain.reporting.ending  # noqa: E402, F401  pulls in matplotlib
+import pretrain.reporting.plots  # noqa: E402, F401  pulls in matplotlib
 import pretrain.training.phase  # noqa: E402, F401
 from pretrain import run  # noqa: E402
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +22,18 @@ def test_cfg_prints_the_settings_and_does_nothing(tmp_path: Path, capfd) -> None
     shown = OmegaConf.create(capfd.readouterr().out)
     assert (shown.seq_len, shown.source.kind) == (64, "sample")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("typed", [["+source=books", "source.path=."], ["language=sv"]])
+def test_without_the_detector_of_languages_its_cure_is_named(monkeypatch, typed) -> None:
+    monkeypatch.setitem(sys.modules, "pycld2", None)  # as if it was not installed
+    with pytest.raises(SettingsError, match=r"pip install pycld2 .*source\.language=null"):
+        load(["data_dir=x", *typed])
+
+
+def test_without_the_detector_text_of_every_language_can_be_prepared(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycld2", None)
+    assert load(["data_dir=x", "+source=books", "source.path=.", "source.language=null"])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_manifests import shards_manifest
@@ -13,6 +14,7 @@ from data_prep.core.config import SettingsError
 from data_prep.core.files import write_json
 from data_prep.stores.shard_checks import verify
 from data_prep.stores.shard_reader import Shards
+from data_prep.stores.shard_records import _ZSTD
 from data_prep.stores.shards import SCHEMA_VERSION, Examples, read_shard, write_shard
 
 
@@ -191,3 +193,9 @@ def test_an_example_beyond_the_last_is_an_error(tmp_path: Path) -> None:
     write_folder(tmp_path, [3])
     with pytest.raises(ValueError, match=r"example 3 asked of .*0 to 2"):
         Shards.open(tmp_path, "train").read(np.array([0, 3]))
+
+
+@pytest.mark.parametrize("size", [0, 1, 30_522])
+def test_counts_are_packed_as_zstandard_packs_them(size: int) -> None:
+    counts = (np.arange(size) ** 2 % 1000).astype("<u4").tobytes()
+    assert _ZSTD.compress(counts, asbytes=True) == zstandard.compress(counts)
