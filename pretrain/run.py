@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from data_prep.core.caches import use_private_compile_caches
 from data_prep.core.command import INTERRUPTED
 from data_prep.core.config import SettingsError, as_yaml
-from data_prep.core.entry import why_not
 from pretrain.checkpoint.extension import Extension
 from pretrain.checkpoint.files import newest_step, read_state
 from pretrain.checkpoint.identity import identity
@@ -48,6 +47,7 @@ from pretrain.distributed.watchdog import Watchdog, remove_heartbeats
 from pretrain.metrics import slurm_status
 from pretrain.run_folder.folder import open_run_folder, removed_if_refused
 from pretrain.run_folder.lock import RunLock
+from pretrain.trackers.choose import check_trackers
 from pretrain.training.diverged import DivergedError
 
 if TYPE_CHECKING:
@@ -127,8 +127,7 @@ def _run(arguments: list[str], stop: signals.StopRequest, output: RankOutput) ->
     if "--cfg" in arguments:
         print(as_yaml(settings), end="")
         return 0
-    if settings.log.wandb and (why := why_not("wandb")):
-        raise SettingsError(f"log.wandb=true: {why}")
+    check_trackers(settings.log)
     _check_manifests(settings, on_sample, stop)
     from pretrain.huggingface import init_from
 

@@ -24,6 +24,8 @@ EXTRAS = {
     ),
     "finetune": ("accelerate", "datasets", "scipy", "sklearn", "transformers"),
     "report": ("jinja2", "matplotlib"),
+    "tensorboard": ("tensorboard",),
+    "trackio": ("trackio",),
     "wandb": ("wandb",),
 }  # fmt: skip
 # By the start of a command's name, the first that fits

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from data_prep.core.objectives import Pairing
@@ -341,11 +341,17 @@ class ProfileSettings:
 
 @dataclass
 class LogSettings:
-    wandb: bool
+    wandb: bool  # as "wandb" in trackers
     project: str
     entity: str | None
     artifact: bool  # send the exported model to wandb at the end
-    timeout_s: float  # for wandb's server to start the run, and to take the last metrics
+    timeout_s: float  # for a server to start the run, and to take the last metrics
+    trackers: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        """The trackers that the run logs to."""
+        return [*dict.fromkeys(["wandb"] * self.wandb + self.trackers)]
 
 
 class Padding(enum.Enum):

@@ -82,7 +82,7 @@ METRICS = {
     "band/high": Metric("nats"),
 }
 
-AXES = ("data/sequences", "data/tokens")  # besides the step, for the charts of wandb
+AXES = ("data/sequences", "data/tokens")  # besides the step, for the charts of trackers
 
 
 def held_out(metrics: Mapping[str, float]) -> dict[str, float]:

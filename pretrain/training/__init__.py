@@ -2,5 +2,6 @@
 
 May import: data_prep.core, data_prep.examples, data_prep.stores, data_prep.tokenizer,
     pretrain.checkpoint, pretrain.config, pretrain.data, pretrain.distributed, pretrain.engine,
-    pretrain.huggingface, pretrain.metrics, pretrain.model, pretrain.optim, pretrain.run_folder.
+    pretrain.huggingface, pretrain.metrics, pretrain.model, pretrain.optim, pretrain.run_folder,
+    pretrain.trackers.
 """

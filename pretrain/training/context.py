@@ -16,7 +16,7 @@ from pretrain.distributed.ranks import Ranks
 from pretrain.distributed.signals import StopRequest
 from pretrain.distributed.watchdog import Watchdog
 from pretrain.huggingface import init_from
-from pretrain.metrics.wandb_sink import Wandb
+from pretrain.trackers.feed import Feed
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class RunContext:
     watchdog: Watchdog
     first_step: int  # updates made before this start
     extension: Extension | None  # that this start begins with
-    lasting: list[Wandb] = field(default_factory=list)  # sinks that go on into the next phase
+    lasting: list[Feed] = field(default_factory=list)  # sinks that go on into the next phase
 
     def is_enough(self, step: int) -> bool:
         """Whether run.stop_after ends this start after `step` updates."""

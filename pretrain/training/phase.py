@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import orjson
 import torch
 
 from data_prep.core.config import SettingsError, as_dict
@@ -35,10 +36,11 @@ from pretrain.metrics.profiler import StepProfiler
 from pretrain.metrics.reference_curves import Expectation
 from pretrain.metrics.stragglers import RankWatch
 from pretrain.metrics.throughput import Goodput, Meter
-from pretrain.metrics.wandb_sink import Wandb
 from pretrain.model.bert import BertForPreTraining, padded_vocab_size
 from pretrain.model.fill_mask import MaskedSentences
 from pretrain.run_folder.jsonl import append_event
+from pretrain.trackers.choose import start_trackers
+from pretrain.trackers.tracker import TrackedRun
 from pretrain.training.anomalies import Guard, Rewind, rewound
 from pretrain.training.context import RunContext
 from pretrain.training.diverged import DivergedError
@@ -72,10 +74,10 @@ class PhaseTraining:
         self._engine = self._build_engine()
         self._sentences = _masked_sentences(settings)
         self._progress = Progress.begin() if checkpoint is None else self._load(checkpoint)
-        if settings.log.wandb and self._is_main and not context.lasting:
-            name, step = str(settings.run.name), self._progress.step
-            wandb = Wandb(context.folder, name, settings.log, _wandb_config(context), step)
-            context.lasting.append(wandb)
+        if settings.log.names and self._is_main and not context.lasting:
+            name, config = str(settings.run.name), _tracked_config(context)
+            run = TrackedRun(context.folder, name, settings.log, config)
+            context.lasting.extend(start_trackers(run, self._progress.step))
         self._expectation = None
         if self._is_main and number == 1:
             self._expectation = Expectation(
@@ -259,15 +261,18 @@ def _masked_sentences(settings: Settings) -> MaskedSentences | None:
     return MaskedSentences(settings.monitor.sentences, tokenizer, longest)
 
 
-def _wandb_config(context: RunContext) -> dict[str, Any]:
-    """All that the run came from: settings, plan, data, code and machine."""
+def _tracked_config(context: RunContext) -> dict[str, Any]:
+    """All that the run came from: settings, plan, data, code and machine; and its report."""
     manifests = [folder_of(phase.settings.data) / "manifest.json" for phase in context.phases]
-    return {
+    config = {
         **as_dict(context.phases[0].settings),
         "plan": read_json(context.folder / "plan.json"),
         "manifests": {str(path): checksum(path) for path in manifests},
         "environment": read_json(context.folder / "environment.json"),
+        "report": str((context.folder / "report.html").absolute()),
     }
+    plain: dict[str, Any] = orjson.loads(orjson.dumps(config, option=orjson.OPT_NON_STR_KEYS))
+    return plain
 
 
 def _sinks(settings: Settings, run_folder: Path, progress: Progress) -> list[Sink]:

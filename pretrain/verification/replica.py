@@ -107,7 +107,8 @@ class Copy(WatchedRun):
         settings.checkpoint.keep_every = None
         settings.checkpoint.on_failure = OnFailure.stop
         settings.survival.rehearse, settings.survival.on_spike = False, OnSpike.log
-        settings.log.wandb, settings.engine.device = False, Device.auto
+        settings.log.wandb, settings.log.trackers = False, []
+        settings.engine.device = Device.auto
         return ["+model=base", *as_overrides(as_dict(settings))]
 
     def _checkpoints(self) -> Iterator[Path]:

@@ -15,6 +15,7 @@ import pytest
 from damage import flip_a_bit
 from killing import at_step
 from run_in_fork import TINY, Hook, finished_run, pretrain_run
+from tracked import tensorboard_scalars, trackio_rows
 from wandb_files import history, records
 
 from data_prep.core.config import SettingsError
@@ -523,14 +524,14 @@ def no_key(rank: int) -> None:
     """A hook: wandb finds no key and writes offline."""
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         os.environ.pop(name, None)
-    os.environ["HOME"] = os.getcwd()
+    os.environ["HOME"] = os.environ["TRACKIO_DIR"] = os.getcwd()
 
 
 @pytest.mark.slow
-def test_wandb_has_each_step_once_though_a_killed_start_made_some_twice(
+def test_every_tracker_has_each_step_once_though_a_killed_start_made_some_twice(
     sample_dir: Path, tmp_path: Path
 ) -> None:
-    with_wandb = arguments(sample_dir, "log=wandb")
+    with_wandb = arguments(sample_dir, "log=wandb", "log.trackers=[tensorboard,trackio]")
 
     def killed(rank: int) -> None:
         no_key(rank)
@@ -546,6 +547,11 @@ def test_wandb_has_each_step_once_though_a_killed_start_made_some_twice(
         moment = datetime.datetime.fromisoformat(line.pop("time")).timestamp()
         assert row["_timestamp"] == pytest.approx(moment, abs=30)
         assert {name: row[name] for name in line} == line
+    steps = [step for step, _ in tensorboard_scalars(tmp_path / "runs/x", "train/mlm_loss")]
+    assert steps == [*range(1, 13)]
+    of_trackio = trackio_rows(tmp_path, tmp_path / "runs/x", "bert-pretraining")
+    assert [row["step"] for row in of_trackio] == steps
+    assert [row["train/mlm_loss"] for row in of_trackio] == [row["train/mlm_loss"] for row in rows]
     run_id = (tmp_path / "runs/x/wandb/run-id").read_text()
     for run in records(tmp_path / "runs/x", "run"):
         assert run["run_id"] == run_id

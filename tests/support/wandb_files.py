@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 from wandb.util import get_core_path
 
-from pretrain.metrics.wandb_sink import earlier_files
+from pretrain.trackers.wandb import earlier_files
 
 
 def records(run_folder: Path, kind: str) -> list[dict[str, Any]]:

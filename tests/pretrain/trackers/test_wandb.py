@@ -14,11 +14,13 @@ from typing import Any
 import orjson
 import psutil
 import pytest
+from tracked import tensorboard_scalars, trackio_rows
+from wandb_files import history
 from wandb_stand_in import StandIn
 
-from pretrain.metrics.wandb_sink import earlier_files, first_hop, read_file
+from pretrain.trackers.wandb import earlier_files, first_hop, read_file
 
-START = Path(__file__).parents[2] / "support" / "wandb_start.py"
+START = Path(__file__).parents[2] / "support" / "tracker_start.py"
 KEY = "a" * 32 + "5ec2e75e"  # of the form of a real one
 LIMIT_S = 120
 
@@ -29,6 +31,7 @@ class Starts:
     def __init__(self, folder: Path, home: Path) -> None:
         self.folder, self.url = folder, ""
         self.more: dict[str, str] = {}  # variables
+        self.trackers: tuple[str, ...] = ()  # (): wandb
         self._home = home
         folder.mkdir()
         home.mkdir()
@@ -36,7 +39,7 @@ class Starts:
     @property
     def environment(self) -> dict[str, str]:
         ours = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
-        ours |= {"HOME": str(self._home)}
+        ours |= {"HOME": str(self._home), "TRACKIO_DIR": str(self._home)}
         ours |= self.more
         return ours | ({"WANDB_API_KEY": KEY, "WANDB_BASE_URL": self.url} if self.url else {})
 
@@ -59,6 +62,7 @@ class Starts:
 
     def _start(self, first: int, last: int, timeout_s: float, ending: str) -> subprocess.Popen[str]:
         arguments = [str(self.folder), str(first), str(last), str(timeout_s), ending]
+        arguments += self.trackers
         return subprocess.Popen(
             [sys.executable, str(START), *arguments], env=self.environment, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -85,6 +89,19 @@ def starts(tmp_path: Path) -> Starts:
 def server() -> Iterator[StandIn]:
     with StandIn() as stand_in:
         yield stand_in
+
+
+@pytest.mark.slow
+def test_three_trackers_at_once_each_have_every_step_once_after_a_kill(starts, tmp_path) -> None:
+    starts.trackers = ("wandb", "tensorboard", "trackio")
+    files = [tmp_path / "home" / "p.db", tmp_path / "run" / "tensorboard"]
+    starts.killed(0, 35, until=lambda: starts.last_step() and all(f.exists() for f in files))
+    output = starts.ended(30, 45)
+    assert "WARNING" not in output
+    steps = [*range(1, 46)]
+    assert [row["_step"] for row in history(starts.folder)] == steps
+    assert [step for step, _ in tensorboard_scalars(starts.folder, "train/loss")] == steps
+    assert [row["step"] for row in trackio_rows(tmp_path / "home", starts.folder)] == steps
 
 
 def assert_complete(server: StandIn, last: int) -> None:
@@ -237,7 +254,7 @@ def assert_training_went_on(starts: Starts, output: str) -> None:
     lines = (starts.folder / "metrics.jsonl").read_bytes().splitlines()
     assert len(lines) == 20 + 2
     assert orjson.loads(lines[-1])["eval/loss"] == 2 / 20
-    warnings = [line for line in output.splitlines() if "pretrain.metrics.wandb_sink" in line]
+    warnings = [line for line in output.splitlines() if "pretrain.trackers" in line]
     assert len(warnings) == 1, output
     assert "wandb sync" in warnings[0]
     assert KEY not in output
