@@ -25,8 +25,8 @@ def identity(
     """Everything that determines a run's numbers, by the name it has in state.json.
 
     `manifests` are those of each phase's shards; `initial` is the entry of run.init_from. The
-    number of ranks and the ZeRO stage are free. So is the token budget, unless it determines how
-    many sequences a step has.
+    number of ranks, the ZeRO stage and engine.shard are free. So is the token budget, unless it
+    determines how many sequences a step has.
     """
     everything = as_dict(settings)
     budget = {

@@ -23,6 +23,7 @@ from pretrain.config.settings import (
     ProfileSettings,
     ScheduleSettings,
     Settings,
+    Shard,
     TrustRatio,
 )
 
@@ -333,6 +334,12 @@ def _check_engine(settings: Settings) -> list[str]:
             f"engine.precision={engine.precision.name} with engine.zero_stage=0: DeepSpeed's "
             "optimizer for that pair makes a step on zero gradients at the start and scales "
             "wrongly; on one rank, too, set engine.zero_stage=1 or engine.precision=bf16_autocast"
+        ]
+    if engine.shard is Shard.node and engine.zero_stage in (0, 3):
+        why = "shards nothing" if engine.zero_stage == 0 else "gathers weights among all ranks"
+        return [
+            f"engine.shard=node with engine.zero_stage={engine.zero_stage}, which {why}; set "
+            "engine.zero_stage=1 or 2, or engine.shard=world"
         ]
     if engine.zero_stage == 3 and engine.compile is Compile.true:
         return [

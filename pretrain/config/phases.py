@@ -24,6 +24,7 @@ _FIXED = (
     "data.pairs",
     "optim.name",
     "engine.zero_stage",
+    "engine.shard",
     "engine.precision",
     "engine.compile",
 )

@@ -30,6 +30,13 @@ class Device(enum.Enum):
     cpu = "cpu"
 
 
+class Shard(enum.Enum):
+    """The ranks among which ZeRO 1 and 2 shard."""
+
+    world = "world"  # all
+    node = "node"  # those of a node; each node holds the whole state
+
+
 class Precision(enum.Enum):
     auto = "auto"  # bf16_autocast on a GPU that has bfloat16, otherwise fp32
     fp32 = "fp32"
@@ -289,6 +296,7 @@ class EngineSettings:
     trim_last_layer: bool = False  # it computes only the positions that the heads read
     bind_to_gpu: bool = True  # each rank runs on the CPUs next to its GPU
     compile_cache: str | None = None  # folder of compiled code; None: the user's
+    shard: Shard = Shard.world
 
 
 @dataclass

@@ -71,6 +71,7 @@ class LaunchedRank:
     rank: int
     world_size: int
     local_rank: int  # on this node
+    local_world_size: int = 0  # ranks on this node; 0: the launcher does not set it
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class Ranks:
     rank: int
     world_size: int
     device: torch.device
+    local_rank: int = 0  # on this node
+    local_world_size: int = 0  # ranks on this node; 0: unknown
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Elementwise sums over the ranks in float64, the same on every rank."""
@@ -140,7 +143,7 @@ def start(timeout_minutes: float, wanted: str = "auto") -> Ranks:
 
     limit = timedelta(minutes=timeout_minutes)
     if launched is None:  # no port and no host name, which another run could have taken
-        launched = LaunchedRank(rank=0, world_size=1, local_rank=0)
+        launched = LaunchedRank(rank=0, world_size=1, local_rank=0, local_world_size=1)
         store: Store = HashStore()
     else:
         store = _store(launched, limit)
@@ -160,7 +163,7 @@ def start(timeout_minutes: float, wanted: str = "auto") -> Ranks:
         timeout=limit,
         device_id=device if device.type == "cuda" and world_size > 1 else None,
     )
-    return Ranks(rank, world_size, device)
+    return Ranks(rank, world_size, device, launched.local_rank, launched.local_world_size)
 
 
 def exit_with(main: Callable[[], int | None]) -> NoReturn:
@@ -238,11 +241,23 @@ def _launched(environment: Mapping[str, str]) -> LaunchedRank | None:
         return None
     num_tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment["SLURM_NTASKS"]
     names = environment["SLURM_PROCID"], num_tasks, environment["SLURM_LOCALID"]
-    launched = LaunchedRank(*map(int, names))
+    rank, world_size, local_rank = map(int, names)
+    here = _tasks_on_this_node(environment)
+    launched = LaunchedRank(rank, world_size, local_rank, here)
     is_task = environment.get("SLURM_TASK_PID") in (None, str(os.getpid()))
     if launched.world_size > 1 and not is_task and os.isatty(0):
         raise LauncherError(in_a_step(launched.rank, launched.world_size))
     return launched
+
+
+def _tasks_on_this_node(environment: Mapping[str, str]) -> int:
+    """From the step's list of tasks per node, such as `8(x3),4`; 0 if it is not set."""
+    listed = environment.get("SLURM_STEP_TASKS_PER_NODE", "")
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", listed):
+        counts += [int(count)] * int(times or 1)
+    node = int(environment.get("SLURM_NODEID", "0"))
+    return counts[node] if node < len(counts) else 0
 
 
 def _refuse_mpirun(environment: Mapping[str, str]) -> None:
@@ -273,7 +288,10 @@ def _launched_by_name(environment: Mapping[str, str]) -> LaunchedRank:
             f"{listed}: they must be numbers, and RANK below WORLD_SIZE; start with torchrun, or "
             "unset RANK for a single process"
         )
-    return LaunchedRank(*map(int, given))
+    # torchrun's, or the deepspeed launcher's
+    here = environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or "0"
+    rank, world_size, local_rank = map(int, given)
+    return LaunchedRank(rank, world_size, local_rank, int(here) if here.isdecimal() else 0)
 
 
 def _address(environment: Mapping[str, str]) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed import distributed_c10d
 
 from data_prep.core.config import SettingsError
 from pretrain.config.settings import EngineSettings, Precision
@@ -38,8 +37,6 @@ if os.environ.get("DS_ACCELERATOR") == "cpu":
     # otherwise it compiles C++ for an inference op, which takes 2 minutes
     deepspeed.ops.__compatible_ops__ = {}
 deepspeed.utils.logger.setLevel("ERROR")
-# public from torch 2.14 on
-set_timeout = getattr(distributed_c10d, "set_timeout", None) or distributed_c10d._set_pg_timeout
 # DeepSpeed calls collectives by names that torch has deprecated
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch|deepspeed")
 
@@ -126,8 +123,12 @@ def start_deepspeed(
     config: dict[str, Any],
     ranks: Ranks,
     timeout_minutes: float,
+    group: Any,
 ) -> Any:
-    """Call deepspeed.initialize silently, on the existing process group."""
+    """Call deepspeed.initialize silently, on the existing process group.
+
+    ZeRO shards among the ranks of `group`.
+    """
     os.environ["LOCAL_RANK"] = str(ranks.device.index or 0)  # DeepSpeed reads its device from it
     timeout = timedelta(minutes=timeout_minutes)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
@@ -137,7 +138,6 @@ def start_deepspeed(
             verbose=False,
             timeout=timeout,
         )
+        process_groups._WORLD_GROUP = group  # otherwise it makes one, without our time-out
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    # stages 0 to 2 use a group that DeepSpeed makes without our time-out
-    set_timeout(timeout, process_groups._get_data_parallel_group())
     return engine

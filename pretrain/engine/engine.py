@@ -30,6 +30,7 @@ from pretrain.engine.deepspeed_setup import (
     start_deepspeed,
 )
 from pretrain.engine.sharded_state import ShardedState
+from pretrain.engine.sharding import sharding_of
 from pretrain.engine.snapshot import MOMENTS, WEIGHT, Snapshot
 from pretrain.engine.zero1 import LeanZero, cut
 from pretrain.model.compile import compile_parts, uncompiled, wants_compile
@@ -63,9 +64,14 @@ class Engine:
     def __init__(
         self, model: BertForPreTraining, optim: OptimSettings, engine: EngineSettings, ranks: Ranks
     ) -> None:
-        """Take over `model` (fp32). Raises SettingsError if the device lacks the precision."""
+        """Take over `model` (fp32).
+
+        Raises SettingsError if the device lacks the precision, or the ranks are not spread over the
+        nodes as engine.shard=node needs it.
+        """
         self.precision = resolve_precision(engine, ranks.device)
         self.ranks = ranks
+        self._sharding = sharding_of(engine.shard, ranks, engine.timeout_minutes)
         self.own_time = OwnTime(ranks.device)  # of forward and backward passes in training
         self._stage = engine.zero_stage
         # infinite, not absent: at ZeRO 0 DeepSpeed calls our clipping only if there is a bound
@@ -96,9 +102,9 @@ class Engine:
         )
         groups = self._optimizer.param_groups
         if self._stage in (1, 2):
-            self._optimizer.param_groups, buckets = cut(groups, name_of, ranks.world_size)
+            self._optimizer.param_groups, buckets = cut(groups, name_of, len(self._sharding.ranks))
         self._engine = start_deepspeed(
-            model, self._optimizer, config, ranks, engine.timeout_minutes
+            model, self._optimizer, config, ranks, engine.timeout_minutes, self._sharding.within
         )
         self._is_finite = True
         if self._stage == 0:
@@ -107,11 +113,14 @@ class Engine:
                 ranks.world_size > 1
             )  # otherwise it copies in vain
         elif self._stage in (1, 2):
-            LeanZero.take_over(self._engine.optimizer, self._stage, groups, buckets, model)
+            LeanZero.take_over(
+                self._engine.optimizer, self._stage, groups, buckets, model, self._sharding
+            )
         self._new_loss_scaler = self._loss_scaler()
         self._state = ShardedState(
-            self._engine, self._optimizer, self._stage, parameters, self._layout, ranks
-        )
+            self._engine, self._optimizer, self._stage, parameters, self._layout, ranks,
+            self._sharding,
+        )  # fmt: skip
         for name, value in initial.items():  # DeepSpeed made its masters from 16 bits
             self._state.put(WEIGHT, name, value)
         self._attach()
@@ -285,17 +294,17 @@ class Engine:
         optimizer = self._optimizer
         if isinstance(optimizer, Lamb):
             is_sharded = self._stage > 0 and self.ranks.world_size > 1
-            optimizer.attach(
-                self._state.pieces(), torch.distributed.all_reduce if is_sharded else None
-            )
+            optimizer.attach(self._state.pieces(), self._sharding.sum if is_sharded else None)
         elif isinstance(optimizer, Muon):
             is_bf16 = self.precision in (Precision.bf16, Precision.bf16_autocast)
             has_fast_bf16 = is_bf16 and self.ranks.device.type == "cuda"
+            of_copy, held = self._sharding.ranks, self.ranks.gather(self._state.held())
             optimizer.attach(
                 self._state.pieces(),
-                self.ranks.gather(self._state.held()),
-                self.ranks.rank,
+                [held[rank] for rank in of_copy],
+                of_copy.index(self.ranks.rank),
                 torch.bfloat16 if has_fast_bf16 else torch.float32,
+                self._sharding.within,
             )
 
     def _loss_scaler(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pretrain.engine.deepspeed_setup import (
     safe_get_local_fp32_param,
     safe_get_local_optimizer_state,
 )
+from pretrain.engine.sharding import Sharding
 from pretrain.engine.snapshot import MOMENTS, WEIGHT, Layout
 from pretrain.optim.lamb import Piece
 
@@ -38,10 +39,12 @@ class ShardedState:
         parameters: dict[str, nn.Parameter],
         layout: Layout,
         ranks: Ranks,
+        sharding: Sharding,
     ) -> None:
         """Wrap DeepSpeed's `engine` around `optimizer`; sets its steps and moments to 0."""
         self.parameters, self.layout = parameters, layout
         self._engine, self._optimizer, self._stage, self._ranks = engine, optimizer, stage, ranks
+        self._sharding = sharding
         self._make_moments()
 
     def flat_tensors(self) -> list[Tensor]:
@@ -90,7 +93,7 @@ class ShardedState:
         """The pieces in each flat tensor, of the parameters of its own group.
 
         Found by the memory that holds a parameter's piece. Raises RuntimeError unless the ranks
-        together hold every parameter once: otherwise the update would be wrong.
+        together hold every parameter once, or once per copy: otherwise the update would be wrong.
         """
         pieces: dict[Tensor, list[Piece]] = {flat: [] for flat in self.flat_tensors()}
         for flat, names in zip(pieces, self._names_of_flat_tensors(), strict=True):
@@ -104,7 +107,7 @@ class ShardedState:
         held = dict.fromkeys(self.parameters, 0.0)
         for piece in itertools.chain(*pieces.values()):
             held[piece.name] += piece.numel
-        copies = self._ranks.world_size if self._stage == 0 else 1
+        copies = self._ranks.world_size if self._stage == 0 else self._sharding.num_copies
         totals = self._ranks.sum(list(held.values()))
         for (name, shape), total in zip(self.layout.shapes.items(), totals, strict=True):
             if total != math.prod(shape) * copies:
@@ -148,8 +151,9 @@ class ShardedState:
             return piece.view(shape)
         whole = torch.zeros(math.prod(shape), dtype=torch.float32, device=self._ranks.device)
         whole[start : start + piece.numel()] = piece
-        # a sum of bit patterns: one rank's, and zeros of the others
-        torch.distributed.reduce(whole.view(torch.int32), dst=0)
+        if 0 in self._sharding.ranks:  # the other copies are the same
+            # a sum of bit patterns: one rank's, and zeros of the others
+            torch.distributed.reduce(whole.view(torch.int32), dst=0, group=self._sharding.within)
         return whole.view(shape)
 
     def refresh_working_weights(self) -> None:

@@ -22,6 +22,7 @@ from pretrain.engine.deepspeed_setup import (
     DeepSpeedZeroOptimizer,
     lazy_init_hp_params_optimizer_state,
 )
+from pretrain.engine.sharding import Sharding
 from pretrain.optim.buckets import buckets, module_of, runs
 from pretrain.optim.norms import squared_norms
 
@@ -55,13 +56,15 @@ class Bucket:
         parameters: Sequence[Sequence[nn.Parameter]],
         shares: Sequence[int],
         num_ranks: int,
+        num_copies: int,
         dtype: torch.dtype,
     ) -> None:
         """`parameters` of each run, and `shares`, the elements that a rank gets of it.
 
-        `dtype` is that of the sums.
+        `num_ranks` hold the parts of a run, in each of `num_copies`. `dtype` is that of the sums.
         """
         self._shares, self._num_ranks, self._dtype = [*shares], num_ranks, dtype
+        self._num_averaged = num_ranks * num_copies
         self.parameters = [p for run in parameters for p in run]
         self.num_missing = len(self.parameters)  # gradients of this micro-batch
         # where the elements [start, end) of a parameter lie in the buffer
@@ -86,6 +89,7 @@ class Bucket:
         self._work: Any = None
         self._mine: Tensor | None = None  # what the collective writes
         self._sums: Tensor | None = None
+        self._across: Any = None  # the work of adding up the copies' sums
         self._gatherings: list[Any] = []
 
     def add_gradients(self) -> None:
@@ -104,32 +108,40 @@ class Bucket:
             parameter.grad = None
 
     def reduce(self, group: Any) -> None:
-        """Begin to average over the ranks of `group`."""
+        """Begin to add up over the ranks of `group`, those of one copy."""
         buffer = self._buffer
         assert buffer is not None, "the gradients are added first"
         self._mine = buffer
         if self._num_ranks > 1:
             self._mine = buffer.new_empty(sum(self._shares))
             if buffer.dtype == torch.float16:  # the sum might overflow
-                buffer.div_(self._num_ranks)
+                buffer.div_(self._num_averaged)
             self._work = torch.distributed.reduce_scatter_single(
                 self._mine, buffer, group=group, async_op=True
             )
 
     def finish(self) -> None:
-        """Wait for the averages, if a reduction has begun, and add them to those there are."""
+        """Wait for a copy's part of the averages, if a reduction has begun, and add it up."""
         if self._mine is None:
             return
         if self._work is not None:
             self._work.wait()
             if self._mine.dtype != torch.float16:
-                self._mine.div_(self._num_ranks)
+                self._mine.div_(self._num_averaged)
         self._sums = self._mine if self._sums is None else self._sums.add_(self._mine)
         self._buffer = self._mine = self._work = None
+
+    def reduce_across(self, group: Any) -> None:
+        """Begin to add up what the copies have, over `group`, the ranks with the same shares."""
+        self.finish()
+        self._across = torch.distributed.all_reduce(self._sums, group=group, async_op=True)
 
     def take(self) -> list[Tensor]:
         """This rank's averages of each run, which are forgotten here."""
         self.finish()
+        if self._across is not None:
+            self._across.wait()
+            self._across = None
         sums, self._sums = self._sums, None
         assert sums is not None, "a parameter had no gradient in the step's last micro-batch"
         return [*torch.split(sums, self._shares)]
@@ -168,6 +180,7 @@ class LeanZero(DeepSpeedZeroOptimizer):  # type: ignore[misc]
         groups: Groups,
         buckets: Sequence[Sequence[int]],
         model: nn.Module,
+        sharding: Sharding,
     ) -> None:
         """Change the class of an optimizer that DeepSpeed built over the runs that `cut` made.
 
@@ -187,17 +200,18 @@ class LeanZero(DeepSpeedZeroOptimizer):  # type: ignore[misc]
             group["params"] = [flat for run in runs for flat in run["params"]]
         optimizer.optimizer.param_groups = groups
         optimizer._reduces_every_micro_batch = stage == 2
+        optimizer._sharding = sharding
         optimizer._make_buckets(buckets)
         optimizer._wait_in_forward_passes(model)
 
     def _make_buckets(self, of_runs: Sequence[Sequence[int]]) -> None:
-        num_ranks = torch.distributed.get_world_size(self.dp_process_group)
         self._of_runs = of_runs
         self._buckets = [
             Bucket(
                 [self.bit16_groups[run] for run in indices],
                 [self.partition_size[run] for run in indices],
-                num_ranks,
+                len(self._sharding.ranks),
+                self._sharding.num_copies,
                 torch.float32 if self.dtype == torch.bfloat16 else self.dtype,
             )
             for indices in of_runs
@@ -237,12 +251,24 @@ class LeanZero(DeepSpeedZeroOptimizer):  # type: ignore[misc]
                 return
             if self.is_last_micro_batch or self._reduces_every_micro_batch:
                 next_one.reduce(self.dp_process_group)
-            if self._reduces_every_micro_batch and self._first_incomplete > 0:
-                self._buckets[self._first_incomplete - 1].finish()
+            if self._first_incomplete > 0:
+                self._continue(self._buckets[self._first_incomplete - 1])
             self._first_incomplete += 1
+        self._continue(self._buckets[-1])
         self._first_incomplete = 0
         for each in self._buckets:
             each.num_missing = len(each.parameters)
+
+    def _continue(self, bucket: Bucket) -> None:
+        """Go on with a bucket once the next one's reduction has begun.
+
+        Copies are added up once per step. Waiting for the reduction within a copy only now leaves
+        it the time that the backward pass took for the next bucket.
+        """
+        if self._reduces_every_micro_batch:
+            bucket.finish()
+        if self.is_last_micro_batch and self._sharding.across is not None:
+            bucket.reduce_across(self._sharding.across)
 
     def reduce_gradients(self, pipeline_parallel: bool = False) -> None:
         """Do nothing where DeepSpeed's ZeRO 1 ends a step: hooks have reduced the gradients."""
@@ -251,9 +277,7 @@ class LeanZero(DeepSpeedZeroOptimizer):  # type: ignore[misc]
         """Do nothing where DeepSpeed's ZeRO 2 ends a step: hooks have reduced the gradients."""
 
     def overlapping_partition_gradients_reduce_epilogue(self) -> None:
-        """Free the last bucket where DeepSpeed's ZeRO 2 ends a backward pass."""
-        if self._reduces_every_micro_batch:
-            self._buckets[-1].finish()
+        """Do nothing where DeepSpeed's ZeRO 2 ends a backward pass: hooks have done it."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -270,7 +294,7 @@ class LeanZero(DeepSpeedZeroOptimizer):  # type: ignore[misc]
         )
         gradients = [parts[run] for run in range(len(parts))]
         square = squared_norms(gradients).sum()
-        torch.distributed.all_reduce(square, group=self.dp_process_group)
+        self._sharding.sum(square)
         norm = square.sqrt().float()  # of the scaled gradient
         scale = self.loss_scale
         self.overflow = not math.isfinite(norm)

@@ -65,7 +65,7 @@ class Muon(Optimizer):
         self._matrices = [m for name, p in named.items() for m in split(name, p.shape)]
         self._pieces = {p: [Piece(name, 0, p.numel())] for name, p in named.items()}
         self._held: Sequence[Held] = [{name: (0, p.numel()) for name, p in named.items()}]
-        self._rank, self._dtype = 0, torch.float32
+        self._rank, self._dtype, self._process_group = 0, torch.float32, None
         self._exchanges: dict[tuple[str, ...], _Exchange] = {}
 
     def attach(
@@ -74,15 +74,19 @@ class Muon(Optimizer):
         held: Sequence[Held],
         rank: int,
         dtype: torch.dtype,
+        process_group: Any = None,
     ) -> None:
         """Pass what ZeRO made of the parameters. Before the first step.
 
         pieces: those that each tensor of this rank holds, see `Lamb.attach`
-        held: by rank, what it holds of each parameter
+        held: by rank of the process group, what it holds of each parameter
+        rank: this one's in the process group
         dtype: of the products of Newton-Schulz steps, and of what ranks send to each other
+        process_group: the ranks that share the matrices; None: all
         """
         self._pieces = {tensor: list(of_tensor) for tensor, of_tensor in pieces.items()}
         self._held, self._rank, self._dtype = held, rank, dtype
+        self._process_group = process_group
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -143,7 +147,7 @@ class Muon(Optimizer):
             chosen = set(names)
             matrices = [m for m in self._matrices if m.parameter in chosen]
             self._exchanges[names] = _Exchange(
-                matrices, self._held, pieces, self._rank, self._dtype
+                matrices, self._held, pieces, self._rank, self._dtype, self._process_group
             )
         return self._exchanges[names]
 
@@ -163,9 +167,10 @@ class _Exchange:
         pieces: Sequence[Sequence[Piece]],
         rank: int,
         dtype: torch.dtype,
+        process_group: Any,
     ) -> None:
         """`pieces`: of each flat tensor that will be passed to `orthogonalise`."""
-        self._dtype, num_ranks = dtype, len(held)
+        self._dtype, self._process_group, num_ranks = dtype, process_group, len(held)
         parts = assign(matrices, held)
         self._moves = any(part.holder != part.owner for part in parts)
         self._is_collected = is_collected(matrices, parts)
@@ -207,7 +212,7 @@ class _Exchange:
         guests, guest_parts = self._guests.buffer(self._dtype, device)
         if self._moves and self._is_collected:
             _copy(away_parts.values(), [mine[part] for part in away_parts])
-            _send(guests, away, self._guests.sizes, self._away.sizes)
+            self._send(guests, away, self._guests.sizes, self._away.sizes)
         here = mine | guest_parts
         known = here if self._is_collected else mine
         for matrix, stacked in self._stacks:
@@ -225,8 +230,15 @@ class _Exchange:
             results = _views(done.view_as(stack), stacked)
             _copy([here[part] for part in results], results.values())
         if self._moves:
-            _send(away, guests, self._away.sizes, self._guests.sizes)
+            self._send(away, guests, self._away.sizes, self._guests.sizes)
             _copy([mine[part] for part in away_parts], away_parts.values())
+
+    def _send(
+        self, received: Tensor, sent: Tensor, received_sizes: list[int], sent_sizes: list[int]
+    ) -> None:
+        torch.distributed.all_to_all_single(
+            received, sent, received_sizes, sent_sizes, self._process_group
+        )
 
 
 class _Transit:
@@ -268,7 +280,3 @@ def _copy(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
     targets = list(targets)
     if targets:
         torch._foreach_copy_(targets, list(sources))
-
-
-def _send(received: Tensor, sent: Tensor, received_sizes: list[int], sent_sizes: list[int]) -> None:
-    torch.distributed.all_to_all_single(received, sent, received_sizes, sent_sizes)

@@ -16,6 +16,7 @@ from pretrain.config.settings import (
     OptimizerName,
     OptimSettings,
     Precision,
+    Shard,
     TrustRatio,
 )
 from pretrain.data.balancing import deal
@@ -58,7 +59,7 @@ def optim_settings(**changes: Any) -> OptimSettings:
 def build_engine(
     ranks: Ranks, stage: int, precision: Precision = Precision.fp32, model: Any = None,
     timeout_minutes: float = 1.0, activation_checkpointing: bool = False,
-    compile: Compile = Compile.false, **optim: Any,
+    compile: Compile = Compile.false, shard: Shard = Shard.world, **optim: Any,
 ) -> Engine:  # fmt: skip
     """An engine on the CPU; DeepSpeed, which refuses fp16 there, is made to allow it."""
     if precision is Precision.fp16:
@@ -73,6 +74,7 @@ def build_engine(
         compile,
         timeout_minutes,
         Device.cpu,
+        shard=shard,
     )
     model = build_model() if model is None else model
     return Engine(model, optim_settings(**optim), settings, ranks)

@@ -281,3 +281,20 @@ def test_a_start_of_torchrun_does_not_see_the_keys_of_the_one_before(
     stores[0].set("rank/0", "here")
     assert stores[0].check(["rank/0"])
     assert not stores[1].check(["rank/0"])
+
+
+@pytest.mark.parametrize(
+    ("environment", "here"),
+    [
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "4"}, 4),
+        ({**TORCHRUN, "LOCAL_SIZE": "2"}, 2),  # the deepspeed launcher's
+        (TORCHRUN, 0),
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2(x3),1", "SLURM_NODEID": "2"}, 2),
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2(x3),1", "SLURM_NODEID": "3"}, 1),
+        (SRUN, 0),
+    ],
+)
+def test_the_ranks_of_a_node_are_counted_as_the_launcher_sets_them(environment, here: int) -> None:
+    launched = ranks._launched(environment)
+    assert launched is not None
+    assert launched.local_world_size == here
