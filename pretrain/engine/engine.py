@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretrain.config.settings import EngineSettings, OptimSettings, Precision
 from pretrain.distributed.own_time import OwnTime
@@ -101,8 +101,11 @@ class Engine:
             self.precision, self._stage, self._max_grad_norm, self._layout.num_parameters
         )
         groups = self._optimizer.param_groups
+        in_bf16 = _cast_weights(model) if self.precision is Precision.bf16_autocast else set()
         if self._stage in (1, 2):
-            self._optimizer.param_groups, buckets = cut(groups, name_of, len(self._sharding.ranks))
+            self._optimizer.param_groups, buckets = cut(
+                groups, name_of, len(self._sharding.ranks), in_bf16
+            )
         self._engine = start_deepspeed(
             model, self._optimizer, config, ranks, engine.timeout_minutes, self._sharding.within
         )
@@ -114,7 +117,7 @@ class Engine:
             )  # otherwise it copies in vain
         elif self._stage in (1, 2):
             LeanZero.take_over(
-                self._engine.optimizer, self._stage, groups, buckets, model, self._sharding
+                self._engine.optimizer, self._stage, groups, buckets, model, self._sharding, in_bf16
             )
         self._new_loss_scaler = self._loss_scaler()
         self._state = ShardedState(
@@ -333,6 +336,11 @@ class Engine:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
         else:  # optimizers leave out parameters without a gradient
             self._engine.zero_grad()
+
+
+def _cast_weights(model: nn.Module) -> set[Tensor]:
+    """The weights that autocast casts in every micro-batch, but for the tied one."""
+    return {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
 
 
 def _as_sums(outputs: Iterable[Tensor]) -> Tensor:

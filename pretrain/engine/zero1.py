@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,11 +28,25 @@ from pretrain.optim.norms import squared_norms
 
 Groups = list[dict[str, Any]]
 
+SHORT = 2**16  # elements: reading so many takes a GPU less time than launching a kernel
+
 
 def cut(
-    groups: Groups, names: Mapping[nn.Parameter, str], num_ranks: int
+    groups: Groups,
+    names: Mapping[nn.Parameter, str],
+    num_ranks: int,
+    in_bf16: Collection[Tensor] = (),
 ) -> tuple[Groups, list[list[int]]]:
-    """The optimizer's groups as runs, of which DeepSpeed shards each by itself; the buckets."""
+    """The optimizer's groups as runs, of which DeepSpeed shards each by itself; the buckets.
+
+    Parameters with working copies `in_bf16` are in runs of their own, because a run has one type.
+    """
+    groups = [
+        {**group, "params": of_one_type}
+        for group in groups
+        for is_bf16 in (False, True)
+        if (of_one_type := [p for p in group["params"] if (p in in_bf16) is is_bf16])
+    ]
     sizes = [{names[p]: p.numel() for p in group["params"]} for group in groups]
     parameters = {name: parameter for parameter, name in names.items()}
     of_groups = runs(sizes, num_ranks)
@@ -103,7 +117,14 @@ class Bucket:
             for first, length in self._paddings:
                 self._buffer[first : first + length].zero_()
         targets = [self._buffer[at : at + end - start] for _, start, end, at in self._places]
-        (torch._foreach_copy_ if is_first else torch._foreach_add_)(targets, sources)
+        if not is_first:
+            _cast_short(sources, self._dtype)
+        # torch's kernels for many tensors take sources of one type
+        for dtype in dict.fromkeys(source.dtype for source in sources):
+            same = [i for i, source in enumerate(sources) if source.dtype == dtype]
+            (torch._foreach_copy_ if is_first else torch._foreach_add_)(
+                [targets[i] for i in same], [sources[i] for i in same]
+            )
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -162,6 +183,22 @@ class Bucket:
             self._gatherings.pop().wait()
 
 
+def _cast_short(tensors: list[Tensor], dtype: torch.dtype) -> None:
+    """Replace the short ones of another type by copies in `dtype`.
+
+    torch has one kernel that casts many tensors, but none that adds many of another type: it adds
+    them one by one, and short ones are many.
+    """
+    places = [i for i, x in enumerate(tensors) if x.dtype != dtype and x.numel() <= SHORT]
+    if not places:
+        return
+    sizes = [tensors[i].numel() for i in places]
+    copies = torch.split(tensors[0].new_empty(sum(sizes), dtype=dtype), sizes)
+    torch._foreach_copy_(copies, [tensors[i] for i in places])
+    for i, copy in zip(places, copies, strict=True):
+        tensors[i] = copy
+
+
 class LeanZero(DeepSpeedZeroOptimizer):  # type: ignore[misc]
     """DeepSpeed's optimizer of ZeRO 1 and 2 with some methods replaced; its state is unchanged.
 
@@ -181,11 +218,13 @@ class LeanZero(DeepSpeedZeroOptimizer):  # type: ignore[misc]
         buckets: Sequence[Sequence[int]],
         model: nn.Module,
         sharding: Sharding,
+        in_bf16: Collection[Tensor] = (),
     ) -> None:
         """Change the class of an optimizer that DeepSpeed built over the runs that `cut` made.
 
         `groups` are those that were cut, and become the optimizer's again. ZeRO `stage` 2 reduces
-        in every micro-batch, to keep no more than two buckets of whole gradients.
+        in every micro-batch, to keep no more than two buckets of whole gradients. The forward pass
+        reads the weights `in_bf16` in bfloat16, copied from the fp32 masters once per step.
         """
         assert type(optimizer) is DeepSpeedZeroOptimizer
         assert not any(any(padding) for padding in optimizer.round_robin_bit16_padding)
@@ -195,6 +234,8 @@ class LeanZero(DeepSpeedZeroOptimizer):  # type: ignore[misc]
         for hook in optimizer._grad_acc_hooks:  # DeepSpeed's own, of its ZeRO 2
             hook.remove()
         optimizer.__class__ = cls
+        if in_bf16:
+            optimizer._make_working_copies(in_bf16)
         for group in groups:
             runs = [g for g in optimizer.optimizer.param_groups if g["label"] == group["label"]]
             group["params"] = [flat for run in runs for flat in run["params"]]
@@ -203,6 +244,15 @@ class LeanZero(DeepSpeedZeroOptimizer):  # type: ignore[misc]
         optimizer._sharding = sharding
         optimizer._make_buckets(buckets)
         optimizer._wait_in_forward_passes(model)
+
+    def _make_working_copies(self, in_bf16: Collection[Tensor]) -> None:
+        for run, parameters in enumerate(self.bit16_groups):
+            if parameters[0] in in_bf16:
+                flat = self.bit16_groups_flat[run] = self.bit16_groups_flat[run].bfloat16()
+                shares = self.get_data_parallel_partitions(flat, run)
+                self.parallel_partitioned_bit16_groups[run] = shares
+                self._update_model_bit16_weights(run)
+        self._link_all_hp_params()  # it kept views of the fp32 weights
 
     def _make_buckets(self, of_runs: Sequence[Sequence[int]]) -> None:
         self._of_runs = of_runs

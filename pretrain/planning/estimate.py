@@ -246,8 +246,9 @@ class _Costs:
         tokens_per_rank = sequences * self.lengths.mean / ranks
         micro_steps = max(1, -int(-tokens_per_rank // engine.tokens_per_micro_batch))
         program = step_time.our_program(
-            engine, optim.name, micro_steps, engine.activation_checkpointing, self.cluster.has_bf16
-        )
+            engine, optim.name, micro_steps, engine.activation_checkpointing, self.cluster.has_bf16,
+            step_time.embedded_share(model, self.num_parameters),
+        )  # fmt: skip
         step = step_time.step(
             model, self.vocab_size, self.num_parameters, self.lengths, self.cluster, program,
             sequences / ranks, micro_steps, ranks,

@@ -16,6 +16,7 @@ from pretrain.config.settings import (
     ModelSettings,
     Precision,
 )
+from pretrain.model.flops import layer_parameters
 from pretrain.optim.buckets import BUCKET_ELEMENTS
 
 MASKED_SHARE = 0.16  # of the tokens, at most: 15 %, rounded up in short ones
@@ -46,11 +47,15 @@ _LARGEST_BUCKET = 1.3 * BUCKET_ELEMENTS
 
 
 def states(
-    num_parameters: int, engine: EngineSettings, ranks: int, num_of_muon: int = 0
+    num_parameters: int,
+    engine: EngineSettings,
+    ranks: int,
+    num_of_muon: int = 0,
+    num_embedded: int = 0,
 ) -> tuple[float, float, float, float]:
     """Bytes of weights, gradients, optimizer and buffers under a ZeRO stage.
 
-    `num_of_muon` parameters have one moment instead of two.
+    `num_of_muon` parameters have one moment instead of two; `num_embedded` are of the embeddings.
     """
     precision, stage = engine.precision, engine.zero_stage
     is_low = precision in (Precision.bf16, Precision.fp16)
@@ -59,6 +64,8 @@ def states(
     weights = width * (part if stage == 3 else n)
     if precision is Precision.bf16_autocast:
         weights += 2 * n  # copies for the products, kept for the backward pass
+        if stage in (1, 2):  # where only the embeddings are there in fp32, too
+            weights -= 4 * (n - num_embedded)
     if stage == 0:
         return weights, 4 * n, 8 * n - 4 * num_of_muon, 4 * n if ranks > 1 else 0
     optimizer = 12 * part - 4 * num_of_muon / ranks
@@ -135,7 +142,10 @@ def memory(
     """A rank's memory with micro-batches of `tokens` (None: engine.tokens_per_micro_batch)."""
     tokens = engine.tokens_per_micro_batch if tokens is None else tokens
     precision = engine.precision
-    weights, gradients, optimizer, buffers = states(num_parameters, engine, ranks, num_of_muon)
+    num_embedded = num_parameters - model.num_hidden_layers * layer_parameters(model)
+    weights, gradients, optimizer, buffers = states(
+        num_parameters, engine, ranks, num_of_muon, num_embedded
+    )
     return Memory(
         weights, gradients, optimizer,
         activation_bytes(

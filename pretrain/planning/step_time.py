@@ -37,6 +37,7 @@ COMPILED_LAYER_BYTES = 142
 COMPILED_AUTOCAST_BYTES = 40  # on top
 LOGIT_BYTES = 34  # per logit: written, copied to fp32, log-softmax, arg max, and their gradients
 WEIGHT_BYTES = 12  # per parameter and micro-batch: working copy read or made, gradient added
+CAST_BYTES = 12  # on top where autocast has no working copies: weight and gradient are cast
 UPDATE_BYTES = {
     OptimizerName.adamw: 40,
     OptimizerName.bert_adam: 40,
@@ -62,6 +63,7 @@ class Program:
     calls_a_sequence: bool  # attention is one call per sequence, not one for all
     # shares of the communication, each with the share of the matrix products that can hide it
     hiding: tuple[tuple[float, float], ...] = ()
+    weight_bytes: float = WEIGHT_BYTES
     in_buckets: bool = False  # those of optim/buckets.py: nothing hides the embeddings' own
     trims: bool = False  # the last layer computes only the positions that the heads read
 
@@ -72,13 +74,15 @@ def our_program(
     micro_steps: int,
     recomputes: bool,
     has_bf16: bool = True,
+    embedded: float = 0.0,
 ) -> Program:
     """This project's program: what pretrain.model.bert and DeepSpeed do.
 
     `has_bf16`: whether the device has bfloat16; without it there is no flash kernel for all
-    sequences either.
+    sequences either. `embedded`: the share of the parameters that the embeddings have.
     """
     precision, stage = engine.precision, engine.zero_stage
+    is_autocast = precision is Precision.bf16_autocast
     is_fp32 = precision is Precision.fp32
     calls_a_sequence = is_fp32 or not has_bf16  # pretrain/model/attention.py
     layer_bytes, autocast_bytes = LAYER_BYTES["fp32" if is_fp32 else "half"], AUTOCAST_BYTES
@@ -86,22 +90,23 @@ def our_program(
         layer_bytes, autocast_bytes = COMPILED_LAYER_BYTES, COMPILED_AUTOCAST_BYTES
     return Program(
         arithmetic="fp32" if is_fp32 else "half",
-        layer_bytes=layer_bytes + (autocast_bytes if precision is Precision.bf16_autocast else 0),
+        layer_bytes=layer_bytes + (autocast_bytes if is_autocast else 0),
         score_bytes=0,
-        sent_bytes=_sent_bytes(stage, precision, micro_steps),
+        sent_bytes=_sent_bytes(stage, precision, micro_steps, embedded),
+        weight_bytes=WEIGHT_BYTES + (CAST_BYTES if is_autocast and stage not in (1, 2) else 0),
         update_bytes=UPDATE_BYTES[optimizer],
         is_sharded=stage > 0,
         is_recomputing=recomputes,
         calls_a_sequence=calls_a_sequence,
-        hiding=_hiding(stage, precision, micro_steps),
+        hiding=_hiding(stage, precision, micro_steps, embedded),
         in_buckets=stage in (1, 2),
         trims=engine.trim_last_layer,
     )
 
 
-def _sent_bytes(stage: int, precision: Precision, micro_steps: int) -> int:
+def _sent_bytes(stage: int, precision: Precision, micro_steps: int, embedded: float) -> float:
     """Bytes per parameter that a step sends one way (scripts/bench/scaling.py counts them)."""
-    weight, gradient = _bytes_of(precision)
+    weight, gradient = _bytes_of(stage, precision, embedded)
     if stage == 3:  # gathered and reduce-scattered with every micro-batch
         return (weight + gradient) * micro_steps
     if stage == 0:  # all-reduced
@@ -109,16 +114,21 @@ def _sent_bytes(stage: int, precision: Precision, micro_steps: int) -> int:
     return gradient * (micro_steps if stage == 2 else 1) + weight
 
 
-def _bytes_of(precision: Precision) -> tuple[int, int]:
+def _bytes_of(stage: int, precision: Precision, embedded: float) -> tuple[float, int]:
     """Bytes of a weight that is gathered and of a gradient that is reduced.
 
-    In bf16 the weights are gathered in 16 bits, and the gradients reduced in 32.
+    In bf16 the weights are gathered in 16 bits, and the gradients reduced in 32. So they are in
+    autocast at ZeRO 1 and 2, but for the embeddings.
     """
-    weight = 2 if precision in (Precision.bf16, Precision.fp16) else 4
+    weight: float = 2 if precision in (Precision.bf16, Precision.fp16) else 4
+    if precision is Precision.bf16_autocast and stage in (1, 2):
+        weight = 2 + 2 * embedded
     return weight, 2 if precision is Precision.fp16 else 4
 
 
-def _hiding(stage: int, precision: Precision, micro_steps: int) -> tuple[tuple[float, float], ...]:
+def _hiding(
+    stage: int, precision: Precision, micro_steps: int, embedded: float
+) -> tuple[tuple[float, float], ...]:
     """What hides behind what at ZeRO 1 and 2 (engine/zero1.py): see `Program.hiding`.
 
     Gradients are reduced during the backward pass of the last micro-batch (of each, at ZeRO 2),
@@ -126,7 +136,7 @@ def _hiding(stage: int, precision: Precision, micro_steps: int) -> tuple[tuple[f
     """
     if stage not in (1, 2):
         return ()
-    weight, gradient = _bytes_of(precision)
+    weight, gradient = _bytes_of(stage, precision, embedded)
     reductions = micro_steps if stage == 2 else 1
     weights = weight / (weight + gradient * reductions)
     return (
@@ -135,13 +145,17 @@ def _hiding(stage: int, precision: Precision, micro_steps: int) -> tuple[tuple[f
     )
 
 
+def embedded_share(model: ModelSettings, num_parameters: int) -> float:
+    """Share of the parameters outside the layers: the embeddings, and the heads, which are few."""
+    return 1 - model.num_hidden_layers * layer_parameters(model) / num_parameters
+
+
 def _buckets(model: ModelSettings, num_parameters: int) -> tuple[int, float]:
     """Number of buckets, and the share of the parameters that the last one has: the embeddings."""
     if num_parameters <= BUCKET_ELEMENTS:
         return 1, 1.0
-    others = model.num_hidden_layers * layer_parameters(model)
-    share = 1 - others / num_parameters  # the heads, which are few, are counted in
-    return 1 + math.ceil(others / BUCKET_ELEMENTS), share
+    embedded = embedded_share(model, num_parameters)
+    return 1 + math.ceil((1 - embedded) * num_parameters / BUCKET_ELEMENTS), embedded
 
 
 @dataclass(frozen=True)
@@ -183,7 +197,7 @@ def step(
     )
     again = 4 / 3 if program.is_recomputing else 1
     moved = sequences * (again * moved + LOGIT_BYTES * vocab_size * lengths.masked)
-    moved += micro_steps * WEIGHT_BYTES * num_parameters
+    moved += micro_steps * program.weight_bytes * num_parameters
     memory = moved / bandwidth
     shards = gpus if program.is_sharded else 1
     update = program.update_bytes * num_parameters / shards / bandwidth

@@ -111,6 +111,7 @@ def _row(
         settings.optim.name,
         micro_batches,
         recomputes=False,
+        embedded=step_time.embedded_share(settings.model, parameters),
     )
     planned = step_time.step(
         settings.model, VOCAB_SIZE, parameters, of_lengths, cluster, program,

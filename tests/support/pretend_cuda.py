@@ -259,10 +259,13 @@ def kernels() -> dict[str, Any]:
         logits = torch.zeros(MASKED, 30_528, dtype=torch.bfloat16, requires_grad=True)
         labels = torch.zeros(MASKED, dtype=torch.int64)
 
-    def built_layer(dtype: torch.dtype) -> dict[str, Any]:
+    def built_layer(dtype: torch.dtype, has_copies: bool = False) -> dict[str, Any]:
         torch.set_default_dtype(dtype)
         with mode, torch.device("cuda"):
             layer = Layer(settings.model).train()
+            if has_copies:  # as in engine/zero1.py
+                for linear in (m for m in layer.modules() if isinstance(m, torch.nn.Linear)):
+                    linear.weight.data = linear.weight.data.bfloat16()
             x = torch.zeros(TOKENS, settings.model.hidden_size, requires_grad=True)
         names, weights = zip(*layer.named_parameters(), strict=True)
 
@@ -280,7 +283,8 @@ def kernels() -> dict[str, Any]:
     with mode:
         loss = built(lambda logits, labels: _sums(logits, labels)[0], logits, labels)
     return {
-        "layer": built_layer(torch.bfloat16), "autocast": built_layer(torch.float32), "loss": loss
+        "layer": built_layer(torch.bfloat16), "autocast": built_layer(torch.float32), "loss": loss,
+        "copies": built_layer(torch.float32, has_copies=True),
     }  # fmt: skip
 
 

@@ -19,9 +19,9 @@ from pretrain.config.settings import Precision
 from pretrain.model import attention, compile
 from pretrain.model.compile import compile_parts
 from pretrain.planning.step_time import (
+    CAST_BYTES,
     COMPILED_AUTOCAST_BYTES,
     COMPILED_LAYER_BYTES,
-    WEIGHT_BYTES,
 )
 
 LENGTHS, OTHER_LENGTHS = [5, 9, 30, 1, 17], [20, 1, 1, 33, 7]  # as many tokens
@@ -202,6 +202,7 @@ def test_the_plan_knows_the_bytes_that_a_compiled_layer_moves_on_an_h100() -> No
         return sum(found[part][name]["bytes"] for name in ("forward", "backward"))
 
     assert counted("layer") / units == pytest.approx(COMPILED_LAYER_BYTES, rel=0.02)
-    casts = WEIGHT_BYTES * found["autocast"]["parameters"]
+    casts = CAST_BYTES * found["autocast"]["parameters"]
     more = (counted("autocast") - casts - counted("layer")) / units
     assert more == pytest.approx(COMPILED_AUTOCAST_BYTES, rel=0.05)
+    assert counted("copies") == pytest.approx(counted("autocast") - casts, rel=0.01)

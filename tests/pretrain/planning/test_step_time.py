@@ -151,8 +151,13 @@ def test_what_is_sent_is_what_the_collectives_were_counted_as(
     engine = dataclasses.replace(settings_of("+model=base", "engine=bf16").engine, zero_stage=stage)
     program = our_program(engine, OptimizerName.adamw, micro_steps, False)
     assert program.sent_bytes == bf16_bytes, "gradients in fp32, weights in 16 bits"
+    fp32 = dataclasses.replace(engine, precision=Precision.fp32)
+    assert our_program(fp32, OptimizerName.adamw, micro_steps, False).sent_bytes == 4 * ways
     autocast = dataclasses.replace(engine, precision=Precision.bf16_autocast)
-    assert our_program(autocast, OptimizerName.adamw, micro_steps, False).sent_bytes == 4 * ways
+    expected = 4 * ways if stage == 3 else bf16_bytes + 2 * 0.25
+    program = our_program(autocast, OptimizerName.adamw, micro_steps, False, embedded=0.25)
+    assert program.sent_bytes == expected, "embeddings are gathered in fp32"
+    assert program.weight_bytes == (24 if stage == 3 else 12)
 
 
 def took(
