@@ -1,6 +1,7 @@
 # make demo    install, then train and export a tiny BERT in minutes
 # make test    run the fast tests; make test-slow: run those that take minutes;
 #              make test-slurm: run those on a private Slurm cluster
+#              make test-torch TORCH=2.15.0: run those that another torch could break, with it
 # make check   check format, lint, types and scripts
 # make fix     format the code, and fix what ruff can fix
 # make bench   run small benchmarks and write the results to docs/log.md
@@ -14,7 +15,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3
 BIN := .venv/bin
 PIP := DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-slurm check fix bench bench-gpu docs drill install hashes clean
+.PHONY: demo test test-slow test-slurm test-torch check fix bench bench-gpu docs drill install hashes clean
 .DEFAULT_GOAL := demo
 
 install: .venv/installed
@@ -47,6 +48,18 @@ test-slow: install
 
 test-slurm: install
 	$(PYTEST) -m slurm --timeout 1800
+
+# Another torch than that of constraints.txt, and .venv's packages behind it. 6 GB of disk.
+OTHER := build/torch-$(TORCH)
+SITE_PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+test-torch: install
+	@test -n "$(TORCH)" || { echo "name one: make test-torch TORCH=2.15.0" >&2; exit 2; }
+	$(BIN)/python -m venv $(OTHER)
+	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
+	site=$$($(OTHER)/bin/python $(SITE_PACKAGES)) && \
+	  $(BIN)/python $(SITE_PACKAGES) >$$site/behind.pth && \
+	  TRITON_FOLDER=$$site $(OTHER)/bin/python -m pytest -m "not gpu and not slurm" --timeout 1800 \
+	    $(addprefix tests/pretrain/,engine optim model distributed)
 
 check: install
 	$(BIN)/ruff format --check .

@@ -11,12 +11,11 @@ Shapes: T tokens of the packed row, N sequences, H heads, K head dim.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 from pretrain.model.cpu_attention import attention_with_dropout, draws_attention
 
@@ -61,12 +60,11 @@ def _in_one_call(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout_p: fl
 
     `max_seqlen` is the data's, not this batch's, because code is compiled for one value. The kernel
     only derives its number of blocks from it.
+
+    The public `varlen_attn` has no dropout. On Hopper it takes cuDNN's kernel from torch 2.14 on,
+    which before cuDNN 9.25 is not made for sequences without tokens, as unused slots are.
     """
     q, k, v = qkv.unbind(1)
-    if dropout_p == 0:
-        out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
-        return cast(Tensor, out)  # a pair only if one is asked for
-    # the same kernel by a private name: `varlen_attn` always passes it a dropout of 0
     return torch.ops.aten._flash_attention_forward(
         q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, False, False
     )[0]

@@ -159,6 +159,28 @@ def test_after_requeues_and_restarts_every_step_is_there_once_and_the_weights_ar
         assert straight[name] == requeued[name]
 
 
+@pytest.mark.slow
+def test_a_spare_node_takes_the_place_of_a_lost_one_without_the_queue(
+    cluster: Any, tmp_path: Path
+) -> None:
+    spare = replace(cluster, env=cluster.env | {"SPARE_NODES": "1"})
+    words = ["recipe=fast", *TINY, "data.seq_len=32", "schedule.total_steps=200",
+             "checkpoint.every_steps=10", "eval.every_steps=1000"]  # fmt: skip
+    options = ["--nodes=3", "--no-kill", "--ntasks-per-node=1", "--gpus-per-node=1"]
+    job, run = _submit(spare, tmp_path, "spare", *words, options=options), tmp_path / "runs/spare"
+    job.wait(lambda: _saved(run) > 0, "a checkpoint", LIMIT_S)
+    lost = job.control("show", "hostnames", job.show()["NodeList"]).split()[1]
+    try:
+        job.control("update", f"nodename={lost}", "state=down", "reason=lost")
+        assert job.wait_until_ended(LIMIT_S) == "COMPLETED", job.log
+    finally:
+        job.control("update", f"nodename={lost}", "state=resume")
+    assert job.show()["Restarts"] == "0"
+    assert "restart 1 of 3 in this job" in job.log
+    assert job.log.count("2 ranks on 2 hosts, 1 each") == 2
+    assert _steps(run, "train/loss") == list(range(1, 201))
+
+
 def test_a_wrong_setting_fails_the_job_with_one_message_though_the_first_task_starts_late(
     cluster: Any, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
-// CUDA as torch's CPU build asks for it: one device, streams and events that do nothing.
-// Loaded before torch is imported: the hooks are looked up once.
+// CUDA as torch asks for it: one device, streams and events that do nothing.
+// Loaded before torch is imported: the hooks are looked up once. A torch with CUDA has hooks of its
+// own, of less priority, and a guard, which `pretend` replaces after the import.
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
@@ -23,7 +24,8 @@ struct PretendHooks : CUDAHooksInterface {
   DeviceIndex getCurrentDevice() const override { return 0; }
 };
 
-C10_REGISTER_TYPED_CLASS(CUDAHooksRegistry, "CUDAHooks", PretendHooks);
+C10_REGISTER_TYPED_CLASS_WITH_PRIORITY(
+    CUDAHooksRegistry, "CUDAHooks", c10::REGISTRY_PREFERRED, PretendHooks);
 
 } // namespace at
 
@@ -42,4 +44,7 @@ struct PretendGuard : c10::impl::NoOpDeviceGuardImpl<DeviceType::CUDA> {
 };
 
 static PretendGuard guard;
-static c10::impl::DeviceGuardImplRegistrar registrar(DeviceType::CUDA, &guard);
+
+extern "C" void pretend() {
+  c10::impl::DeviceGuardImplRegistrar registrar(DeviceType::CUDA, &guard);
+}
