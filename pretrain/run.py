@@ -249,7 +249,13 @@ def _train_and_export(
         # before the collectives' own time-out, which writes no stacks and names no rank
         limit_s = 0.8 * 60 * settings.engine.timeout_minutes
         with Watchdog(
-            run_folder, log, ranks.rank, ranks.world_size, limit_s, output.print_to_terminal
+            run_folder,
+            log,
+            ranks.rank,
+            ranks.world_size,
+            limit_s,
+            output.print_to_terminal,
+            ranks.local_rank,
         ) as watchdog:
             for folder in dict.fromkeys(folder_of(phase.settings.data) for phase in phases):
                 watchdog.begin(f"checking the shards in {folder}")

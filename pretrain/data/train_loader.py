@@ -9,10 +9,9 @@ state of the loader is one integer, the examples taken; resuming starts at it.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -48,11 +47,23 @@ class GlobalBatch:
     num_tokens: int
     squared_lengths: int  # sum of the squares of the sequences' lengths
     num_shapes: int = 0  # static shapes that this rank's loader has used so far; 0: not static
+    is_counted: bool = True  # False: num_masked is this rank's alone, see `counted`
 
     @property
     def end(self) -> int:
         """Position of the first example after it."""
         return self.position + self.num_sequences
+
+    def counted(self, total: Callable[[Sequence[float]], Sequence[float]]) -> GlobalBatch:
+        """With num_masked of all ranks; `total` is Ranks.sum. Collective unless `is_counted`.
+
+        How many tokens of whole words are masked is known only to the rank that draws them.
+        """
+        if self.is_counted:
+            return self
+        return dataclasses.replace(
+            self, num_masked=round(total([self.num_masked])[0]), is_counted=True
+        )
 
 
 def passed_over(position: int, ranges: Sequence[Sequence[int]]) -> int:
@@ -244,16 +255,11 @@ class TrainLoader:
         def pack(places: NDArray[np.int64]) -> PackedBatch:
             return self._packer.pack(rows, places, new_masks)
 
+        micro_batches = [pack(places) for places in mine]
         num_masked = int(rows.masked_counts.sum()) if new_masks is None else new_masks.total
+        is_counted = num_masked is not None or self._world_size == 1
         if num_masked is None:
-            # With whole words the count is known only once the masks are drawn. So every rank
-            # draws those of all ranks: world_size times the work in this thread, but no
-            # communication.
-            of_rank = [[pack(places) for places in bins] for bins in dealt]
-            micro_batches = of_rank[self._rank]
-            num_masked = sum(batch.num_masked for batch in itertools.chain(*of_rank))
-        else:
-            micro_batches = [pack(places) for places in mine]
+            num_masked = sum(batch.num_masked for batch in micro_batches)
         return GlobalBatch(
             position=first,
             micro_batches=micro_batches,
@@ -265,4 +271,5 @@ class TrainLoader:
             num_tokens=int(rows.lengths.sum()),
             squared_lengths=int((rows.lengths**2).sum()),
             num_shapes=self._packer.num_shapes,
+            is_counted=is_counted,
         )

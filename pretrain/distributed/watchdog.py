@@ -1,10 +1,10 @@
 """A watchdog in every rank: a run that hangs ends on all ranks, and the logs show where each was.
 
 The loop calls `begin` before each activity, on every rank in the same order. A thread writes how
-far this rank is into a heartbeat file in the run folder. A collective that one rank does not enter
-holds all others, and the heartbeats show which rank that is. A rank without progress for the limit
-makes all ranks dump their last collectives, writes the stacks of all its threads into its log and
-ends itself. The launcher then ends the job, and Slurm can start it again.
+far this rank is into a file of its node, in the run folder. A collective that one rank does not
+enter holds all others, and the heartbeats show which rank that is. A rank without progress for the
+limit makes all ranks dump their last collectives, writes the stacks of all its threads into its
+log and ends itself. The launcher then ends the job, and Slurm can start it again.
 
 If the interpreter itself is stuck, no Python thread runs; then faulthandler's own thread, written
 in C, does the same a little later. A process that is stopped (SIGSTOP, a dead node) is ended by its
@@ -22,14 +22,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 import orjson
 
-from data_prep.core.files import new_temporary
 from pretrain.distributed import flight_recorder
 
 FOLDER = "heartbeats"
@@ -38,6 +37,8 @@ _DUMP = "dump"  # once a rank has made no progress for too long: all dump their 
 MOST_BETWEEN_BEATS_S = 5.0  # or more, so that all ranks together write few files
 _MOST_BEATS_PER_S = 20
 SILENT_BEATS = 3  # a rank that misses so many is stopped or dead
+_LINE_BYTES = 4096  # a page, so that ranks do not share one
+_LONGEST_TEXT = 100  # of a heartbeat that is longer than its line; JSON has up to 6 bytes a letter
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +53,9 @@ class Activity:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What a rank's heartbeat file holds."""
+    """What a rank's line of its node's heartbeat file holds."""
 
+    rank: int
     number: int
     place: Activity
     is_leaving: bool  # the rank ends by itself: it sends no more heartbeats, but is no cause
@@ -62,7 +64,7 @@ class Heartbeat:
 
 
 def beat_seconds(limit_s: float, world_size: int) -> float:
-    """Seconds between two heartbeats: a few of them in the limit, however many ranks there are."""
+    """Seconds between two heartbeats: many of them in the limit, few per second of all ranks."""
     return min(max(MOST_BETWEEN_BEATS_S, world_size / _MOST_BEATS_PER_S), limit_s / 60)
 
 
@@ -82,14 +84,20 @@ class Watchdog:
         world_size: int,
         limit_s: float,
         print_to_terminal: Callable[[str], None],
+        local_rank: int = 0,
     ) -> None:
         """End a rank that stays `limit_s` in one activity, and write its stacks into `log`.
 
-        `print_to_terminal` prints a line for whoever watches the job, from any rank.
+        `print_to_terminal` prints a line for whoever watches the job, from any rank. `local_rank`:
+        its number on its node.
         """
         self._run_folder, self._folder = run_folder, run_folder / FOLDER
         self._log, self._print_to_terminal = log, print_to_terminal
         self._rank, self._world_size = rank, world_size
+        # first rank of the node: two ranks never have a line of one file in common, even if ranks
+        # are dealt to the nodes in turn
+        self._beats = self._folder / f"node-{rank - local_rank:05d}.jsonl"
+        self._line = local_rank
         self._limit_s = limit_s if world_size > 1 else threading.TIMEOUT_MAX
         self._beat_s = beat_seconds(limit_s, world_size)
         self._number, self._is_leaving, self._collective = 0, False, ""
@@ -106,6 +114,8 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         self._folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError), self._beats.open("xb"):
+            pass
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self._file: IO[str] = self._log.open("a")
         faulthandler.enable(self._file)  # stacks of a crash in C, too
@@ -132,7 +142,9 @@ class Watchdog:
         faulthandler.disable()
         self._file.close()
         if error is None:
-            self._path(self._rank).unlink(missing_ok=True)
+            self._beat()
+            if all(beat.is_leaving for beat in _beats_in(self._beats)):  # the node's last rank
+                self._beats.unlink(missing_ok=True)
 
     def _watch(self) -> None:
         while not self._ended.wait(self._beat_s):
@@ -217,33 +229,50 @@ class Watchdog:
             time.sleep(self._beat_s / 5)
 
     def _beat(self) -> None:
-        """Write this rank's heartbeat. A full disk does not end the run."""
+        """Write this rank's line into its node's file, in place. A full disk does not end the run.
+
+        No file is made or renamed: a thousand ranks would keep the file system's server busy.
+        """
         self._number += 1
         beat = Heartbeat(
-            self._number, self._activity, self._is_leaving, self._process, self._collective
+            self._rank,
+            self._number,
+            self._activity,
+            self._is_leaving,
+            self._process,
+            self._collective,
         )
-        path = self._path(self._rank)
         try:
-            temporary = new_temporary(path)
-            try:
-                temporary.write_bytes(orjson.dumps(beat))
-                os.replace(temporary, path)
-            except OSError:
-                temporary.unlink(missing_ok=True)
-                raise
+            with self._beats.open("r+b", buffering=0) as file:  # closing it sends it to a server
+                file.seek(self._line * _LINE_BYTES)
+                file.write(_line_of(beat))
         except OSError as error:
-            logger.warning("%s cannot be written: %s", path, error)
+            logger.warning("%s cannot be written: %s", self._beats, error)
 
     def _read_all(self) -> dict[int, Heartbeat]:
-        beats = {}
-        for rank in range(self._world_size):
-            with contextlib.suppress(OSError, orjson.JSONDecodeError):  # none yet, or removed
-                beat = orjson.loads(self._path(rank).read_bytes())
-                beats[rank] = Heartbeat(**{**beat, "place": Activity(**beat["place"])})
-        return beats
+        files = sorted(self._folder.glob("node-*.jsonl"))
+        return {beat.rank: beat for file in files for beat in _beats_in(file)}
 
-    def _path(self, rank: int) -> Path:
-        return self._folder / f"rank-{rank:05d}.json"
+
+def _line_of(beat: Heartbeat) -> bytes:
+    """A heartbeat as a line of JSON, with spaces to its full length."""
+    line = orjson.dumps(beat)
+    if len(line) >= _LINE_BYTES:
+        place = Activity(beat.place.number, beat.place.text[:_LONGEST_TEXT])
+        texts = {name: getattr(beat, name)[:_LONGEST_TEXT] for name in ("process", "collective")}
+        line = orjson.dumps(replace(beat, place=place, **texts))
+    return line.ljust(_LINE_BYTES - 1) + b"\n"
+
+
+def _beats_in(path: Path) -> list[Heartbeat]:
+    """The heartbeats of a node's ranks; a line that is being written is left out."""
+    found = []
+    with contextlib.suppress(OSError):  # removed
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(orjson.JSONDecodeError):
+                beat = orjson.loads(line.lstrip(b"\0"))  # of ranks that have not begun
+                found.append(Heartbeat(**{**beat, "place": Activity(**beat["place"])}))
+    return found
 
 
 def _who_waits_for_whom(

@@ -143,8 +143,11 @@ class Engine:
         """Forward and backward of this rank's micro-batches, then one update by all ranks.
 
         Every rank brings the same number of micro-batches. A loss or gradient that is not finite on
-        any rank skips the update on all. The host waits only for that check.
+        any rank skips the update on all. The host waits only for that check. Raises ValueError if
+        the batch's masked tokens are not those of all ranks.
         """
+        if not batch.is_counted:
+            raise ValueError("num_masked is of one rank: GlobalBatch.counted sums it")
         self._switch_to(training=True)
         with self.own_time:
             sums = self._sum_gradients(batch)

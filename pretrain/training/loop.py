@@ -138,7 +138,10 @@ class Trainer:
         """The next global batch."""
         self.begin("reading a batch")
         with window.waiting_for_data():
-            return next(self.batches)
+            batch = next(self.batches)
+        if not batch.is_counted:  # dynamic masks of whole words
+            self.begin("counting the masked tokens")
+        return batch.counted(self.context.ranks.sum)
 
     def step(self, batch: GlobalBatch, rate: float) -> StepResult:
         """One update of the weights, unless a loss or gradient is not finite."""

@@ -89,7 +89,9 @@ def _measure(settings: Settings, ranks: Ranks, steps: int) -> Outcome:
     engine = _rehearsed(settings, manifest, ranks, loader.shapes)
     seconds_per_token, work = [], Work()
     with loader:
-        for number, batch in zip(range(WARM_UP + steps), loader.batches(0, []), strict=False):
+        batches = zip(range(WARM_UP + steps), loader.batches(0, []), strict=False)
+        for number, uncounted in batches:
+            batch = uncounted.counted(ranks.sum)
             total, own = _timed(engine, batch)
             work.add(batch, slots=0)
             longer = max(1.0, whole / len(batch.micro_batches))  # the run's step, than this one

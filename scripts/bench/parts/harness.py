@@ -54,7 +54,7 @@ def benchmark(name: str) -> Callable[[Callable[..., Record | None]], Callable[..
             record = measure(**settings)
             if record is not None:
                 facts = {"settings": settings, "machine": machine()}
-                print(json.dumps({"benchmark": name, **record, **facts}))
+                print(json.dumps({"benchmark": name, **record, **facts}, default=str))
 
         return command
 

@@ -5,7 +5,7 @@ import itertools
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,13 @@ def make(shards: Shards) -> Iterator[Callable[..., TrainLoader]]:
 
 def take(loader: TrainLoader, count: int, first: int = 0) -> list[GlobalBatch]:
     return list(itertools.islice(loader.batches(first), count))
+
+
+def take_all(loaders: Iterable[TrainLoader], count: int) -> list[tuple[GlobalBatch, ...]]:
+    """Steps of all ranks; masked tokens are summed as their collective does."""
+    steps = zip(*(take(loader, count) for loader in loaders), strict=True)
+    totals = [(step, float(sum(batch.num_masked for batch in step))) for step in steps]
+    return [tuple(b.counted(lambda _, n=total: [n]) for b in step) for step, total in totals]
 
 
 def rows_of(batch: PackedBatch) -> list[tuple[bytes, dict[int, tuple[int, int]]]]:
@@ -239,8 +246,8 @@ def test_every_rank_knows_the_counts_of_all_ranks(make, shards, kind) -> None:
         continuation = np.random.default_rng(0).random(VOCAB) < 0.4
         rule = dataclasses.replace(rule, unit=MaskingUnit.whole_word, continuation=continuation)
     masking = MaskMode.static if kind == "static" else MaskMode.dynamic
-    of_ranks = [take(make(rank, 3, masking=masking, rule=rule), 10) for rank in range(3)]
-    for step in zip(*of_ranks, strict=True):
+    loaders = [make(rank, 3, masking=masking, rule=rule) for rank in range(3)]
+    for step in take_all(loaders, 10):
         micro_batches = list(itertools.chain(*(batch.micro_batches for batch in step)))
         for batch in step:
             assert batch.num_masked == sum(micro.num_masked for micro in micro_batches)
@@ -410,7 +417,7 @@ def test_a_falling_mask_rate_is_the_same_for_any_ranks_and_from_any_step(
     whole = take(make(**changed), 12)
     for a, b in zip(whole[5:], take(make(**changed), 7, whole[5].position), strict=True):
         assert_same(a, b)
-    halves = zip(*(take(make(rank, 2, **changed), 12) for rank in range(2)), strict=True)
+    halves = take_all([make(rank, 2, **changed) for rank in range(2)], 12)
     for alone, both in zip(whole, halves, strict=True):
         masks = [
             [rows_of(m) for batch in of for m in batch.micro_batches] for of in ([alone], both)
@@ -422,6 +429,22 @@ def test_a_falling_mask_rate_is_the_same_for_any_ranks_and_from_any_step(
     shares = [batch.num_masked / batch.num_tokens for batch in whole]
     for number, share in enumerate(shares):
         assert share == pytest.approx(0.4 - 0.3 * number / 12, abs=0.02)
+
+
+def test_a_rank_draws_whole_words_for_itself_alone(make, shards, monkeypatch) -> None:
+    rule = dataclasses.replace(MaskingRule.from_manifest(shards.manifest, None), **WHOLE_WORDS)
+    loader, packed = make(1, 3, masking=MaskMode.dynamic, rule=rule), []
+    pack = loader._packer.pack
+    monkeypatch.setattr(
+        loader._packer,
+        "pack",
+        lambda rows, places, new: packed.append(0) or pack(rows, places, new),
+    )
+    (batch,) = itertools.islice(loader.prepared(0), 1)
+    assert len(packed) == len(batch.micro_batches)
+    assert batch.num_masked == sum(micro.num_masked for micro in batch.micro_batches)
+    assert not batch.is_counted
+    assert make(0, 1, masking=MaskMode.dynamic, rule=rule)._prepare(0).is_counted
 
 
 def test_a_mask_rate_at_its_own_share_draws_the_masks_of_the_shards_rule(make) -> None:

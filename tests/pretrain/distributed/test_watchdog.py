@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from killing import at_step
 from ranks_harness import run_ranks
@@ -19,7 +20,15 @@ from torch.distributed.flight_recorder.components.loader import read_dump
 from pretrain.distributed.flight_recorder import describe, record_collectives
 from pretrain.distributed.rank_logs import RankOutput
 from pretrain.distributed.ranks import Ranks
-from pretrain.distributed.watchdog import Watchdog, beat_seconds, remove_heartbeats
+from pretrain.distributed.watchdog import (
+    Activity,
+    Heartbeat,
+    Watchdog,
+    _beats_in,
+    _line_of,
+    beat_seconds,
+    remove_heartbeats,
+)
 
 pytestmark = pytest.mark.distributed
 
@@ -28,15 +37,16 @@ LIMIT_S = 3.0
 
 def work(
     ranks: Ranks, folder: Path, trouble: Callable[[int], None], silent_rank: int,
-    limit_s: float = LIMIT_S,
+    limit_s: float = LIMIT_S, per_node: int = 8,
 ) -> None:  # fmt: skip
     """Five steps; in the fourth one rank gets into trouble while it reads."""
     log = folder / "logs" / f"rank-{ranks.rank}.log"
     RankOutput(0).log_to(log)
     told = (folder / f"told-{ranks.rank}").write_text
     with Watchdog(
-        folder, log, ranks.rank, ranks.world_size, limit_s, lambda line: told(line) and None
-    ) as watchdog:
+        folder, log, ranks.rank, ranks.world_size, limit_s, lambda line: told(line) and None,
+        ranks.rank % per_node,
+    ) as watchdog:  # fmt: skip
         for step in range(5):
             watchdog.begin("reading", step)
             if step == 3 and ranks.rank == silent_rank:
@@ -188,3 +198,53 @@ def test_a_thousand_ranks_write_few_heartbeats_and_each_still_some_in_the_limit(
     assert beat_seconds(limit_s, 8) == 5
     assert 1024 / beat_seconds(limit_s, 1024) < 50
     assert beat_seconds(10, 1024) < 1
+
+
+def beat_as_on_nodes(ranks: Ranks, folder: Path, local_ranks: list[int]) -> Any:
+    """What each rank reads of all, the files that there are, and what it renamed."""
+    renamed: list[Any] = []
+    log, number = folder / f"rank-{ranks.rank}.log", ranks.rank
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        Watchdog(folder, log, number, 4, 60.0, print, local_ranks[number]) as watchdog,
+    ):
+        for name in ("replace", "rename"):
+            patched.setattr(os, name, lambda *paths: renamed.append(paths))
+        for step in range(3):
+            watchdog.begin(f"reading as rank {number}", step)
+            watchdog._beat()
+        ranks.barrier()
+        read = {rank: beat.place.text for rank, beat in watchdog._read_all().items()}
+        files = sorted(path.name for path in (folder / "heartbeats").iterdir())
+        ranks.barrier()
+    return read, files, renamed
+
+
+@pytest.mark.parametrize(
+    ("local_ranks", "files"),
+    [
+        ([0, 1, 0, 1], ["node-00000.jsonl", "node-00002.jsonl"]),
+        # dealt to the nodes in turn, as srun --distribution=cyclic does
+        ([0, 0, 1, 1], ["node-00000.jsonl", "node-00001.jsonl", "node-00002.jsonl"]),
+    ],
+)
+def test_the_ranks_of_a_node_share_a_file_and_rename_nothing(tmp_path, local_ranks, files) -> None:
+    found = run_ranks(beat_as_on_nodes, 4, folder=tmp_path, local_ranks=local_ranks)
+    everyones = {rank: f"reading as rank {rank} after step 2" for rank in range(4)}
+    assert found == [(everyones, files, [])] * 4
+    assert list((tmp_path / "heartbeats").iterdir()) == []
+
+
+def test_a_heartbeat_fills_its_line_whatever_its_texts_are() -> None:
+    beat = Heartbeat(3, 9, Activity(7, "\0" * 5000), False, "p" * 5000, "\n" * 5000)
+    line = _line_of(beat)
+    assert len(line) == 4096
+    assert line.index(b"\n") == 4095
+    assert orjson.loads(line)["place"] == {"number": 7, "text": "\0" * 100}
+
+
+def test_a_line_that_is_half_written_costs_no_other(tmp_path: Path) -> None:
+    beat = Heartbeat(3, 9, Activity(7, "reading"), False, "process 1 on n", "")
+    path = tmp_path / "node-00000.jsonl"
+    path.write_bytes(bytes(4096) + _line_of(beat) + b'{"rank":4,'.ljust(4095) + b"\n")
+    assert _beats_in(path) == [beat]

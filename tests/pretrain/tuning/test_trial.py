@@ -54,7 +54,7 @@ def test_a_step_of_many_micro_batches_is_shortened(sample_dir, typed, expected) 
 def ended(program: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Outcome:
     """The outcome of a trial that is this program, with the result's file as its first word."""
     monkeypatch.setattr(tune, "TRIAL", ("-c", program))
-    return tune._trial([], 1, 1, limit_minutes=1, folder=folder)
+    return tune._trial([], 1, 1, limit_s=60, folder=folder)
 
 
 def test_a_trial_that_the_system_kills_did_not_fit(monkeypatch, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_the_last_line_of_a_trial_that_fails_is_its_fault(monkeypatch, tmp_path:
 
 def test_a_trial_that_takes_too_long_is_ended(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tune, "TRIAL", ("-c", "import threading; threading.Event().wait()"))
-    found = tune._trial([], 1, 1, limit_minutes=0.005, folder=tmp_path)
+    found = tune._trial([], 1, 1, limit_s=0.3, folder=tmp_path)
     assert "stopped after" in found.fault
 
 
@@ -131,7 +131,15 @@ def test_where_nothing_works_the_command_fails_and_writes_no_file(tuned, capsys)
     assert not Path("tuned.yaml").exists()
 
 
-@pytest.mark.parametrize("typed", ["steps=0", "ranks=0", "steps=x", "limit_minutes=0"])
+def test_what_the_total_time_leaves_out_is_listed(tuned, capsys) -> None:
+    status, seen = tuned("ranks=1", "total_minutes=1e-9")
+    assert (status, seen) == (1, [])
+    assert "2,048  false    false          not tried: 1e-09 minutes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "typed", ["steps=0", "ranks=0", "steps=x", "limit_minutes=0", "total_minutes=0"]
+)
 def test_wrong_arguments_are_refused(typed: str, capsys) -> None:
     assert tune.main(["+model=tiny", typed]) == 2
     assert re.match(r"pretrain\.tune: .*take", capsys.readouterr().err)
