@@ -21,11 +21,11 @@ LABEL org.opencontainers.image.title="bert-pretraining" \
       org.opencontainers.image.description="Distributed BERT pretraining, from raw text to a Hugging Face model" \
       org.opencontainers.image.licenses="Apache-2.0"
 
-# git records the commit of a run, g++ is for engine.compile. The rest is for NCCL, which otherwise
-# uses TCP instead of InfiniBand.
+# git records the commit of a run, g++ is for engine.compile, elfutils for native stacks of a run that
+# hangs. The rest is for NCCL, which otherwise uses TCP instead of InfiniBand.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends g++ git ibverbs-providers libibverbs1 \
+    && apt-get install --yes --no-install-recommends elfutils g++ git ibverbs-providers libibverbs1 \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /opt/bert-pretraining

@@ -3,8 +3,9 @@
 The loop calls `begin` before each activity, on every rank in the same order. A thread writes how
 far this rank is into a file of its node, in the run folder. A collective that one rank does not
 enter holds all others, and the heartbeats show which rank that is. A rank without progress for the
-limit makes all ranks dump their last collectives, writes the stacks of all its threads into its
-log and ends itself. The launcher then ends the job, and Slurm can start it again.
+limit makes all ranks dump their last collectives, writes the stacks of all its threads, also the
+native ones, into its log and ends itself. The launcher then ends the job, and Slurm can start it
+again.
 
 If the interpreter itself is stuck, no Python thread runs; then faulthandler's own thread, written
 in C, does the same a little later. A process that is stopped (SIGSTOP, a dead node) is ended by its
@@ -30,6 +31,7 @@ from typing import IO
 import orjson
 
 from pretrain.distributed import flight_recorder
+from pretrain.distributed.native_stacks import write_native_stacks
 
 FOLDER = "heartbeats"
 _REPORTED = "told"  # in that folder, once a rank has printed who waits for whom
@@ -37,6 +39,7 @@ _DUMP = "dump"  # once a rank has made no progress for too long: all dump their 
 MOST_BETWEEN_BEATS_S = 5.0  # or more, so that all ranks together write few files
 _MOST_BEATS_PER_S = 20
 SILENT_BEATS = 3  # a rank that misses so many is stopped or dead
+_NATIVE_STACKS_S = 30.0  # at most; launchers give the others as long to end
 _LINE_BYTES = 4096  # a page, so that ranks do not share one
 _LONGEST_TEXT = 100  # of a heartbeat that is longer than its line; JSON has up to 6 bytes a letter
 
@@ -155,6 +158,7 @@ class Watchdog:
                 self._dump_if_asked()
                 self._report(f"no progress for {idle_s:.0f} s, this rank ends")
                 faulthandler.dump_traceback(self._file, all_threads=True)
+                write_native_stacks(self._file, min(_NATIVE_STACKS_S, self._limit_s / 10))
                 os._exit(1)
             self._dump_if_asked()
             self._beat()

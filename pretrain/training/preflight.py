@@ -7,6 +7,7 @@ ranks cost as much as two. A difference that many ranks share is reported once.
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import shutil
 import statistics
@@ -24,6 +25,7 @@ import pretrain
 from data_prep.core.config import SettingsError, as_dict
 from data_prep.core.files import checksum
 from data_prep.core.objectives import Pairing
+from data_prep.core.printable import printable
 from data_prep.stores.shard_records import ShardsManifest
 from pretrain.config.phases import phases_of
 from pretrain.config.settings import (
@@ -47,6 +49,7 @@ from pretrain.run_folder.jsonl import append_event
 PACKAGES = ("torch", "deepspeed", "numpy", "numba")
 MOST_SHOWN = 3  # differences per rank and kind that are shown; all are counted
 ROUNDS = 5
+_VARIABLES = ("NCCL_", "TORCH_NCCL_", "GLOO_")
 REDUCED_BYTES = {"cuda": 64 << 20, "cpu": 4 << 20}
 
 _CURES = {
@@ -94,9 +97,12 @@ class Preflight:
         """The summary to print; [] for a single rank."""
         if len(self.infos) == 1:
             return []
+        environment = self.facts.get("environment", {})
+        how = [" ".join(f"{name}={value}" for name, value in environment.items())]
         return [
             f"{summary(self.infos)}; all-reduce of {self.facts['all_reduce_mb']:g} MB at "
-            f"{self.facts['algorithm_gb_per_s']:.2f} GB/s (bus {self.facts['bus_gb_per_s']:.2f})"
+            f"{self.facts['algorithm_gb_per_s']:.2f} GB/s (bus {self.facts['bus_gb_per_s']:.2f})",
+            *(f"collectives: {text}" for text in how if text),
         ]
 
 
@@ -121,6 +127,8 @@ def preflight(ranks: Ranks, settings: Settings) -> Preflight:
     facts: dict[str, Any] = {"hosts": len({s.host for s in infos}), "device": infos[0].device}
     if ranks.world_size > 1:
         facts |= measure_all_reduce(ranks, infos)
+        if environment := collectives_environment(ranks.device.type == "cuda"):
+            facts["environment"] = environment
     vocab_size = manifests[0].vocab_size
     size = checkpoint_bytes(settings.model, vocab_size, settings.data.pairs, settings.optim.name)
     keep = max(phase.settings.checkpoint.keep for phase in phases)
@@ -300,11 +308,22 @@ def _code() -> dict[str, str]:
     return found
 
 
+def collectives_environment(is_cuda: bool) -> dict[str, str]:
+    """The version of NCCL on GPUs, and the variables that decide how this rank's data travels."""
+    version = {"NCCL": _nccl_version()} if is_cuda else {}
+    chosen = {k: printable(v) for k, v in sorted(os.environ.items()) if k.startswith(_VARIABLES)}
+    return version | chosen
+
+
+def _nccl_version() -> str:
+    return ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+
+
 def _versions(is_cuda: bool) -> dict[str, str]:
     found = {name: str(version) for name, version in package_versions(PACKAGES).items()}
     found |= {"python": platform.python_version(), "CUDA": str(torch.version.cuda)}
     if is_cuda:
-        found["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+        found["NCCL"] = _nccl_version()
     return found
 
 

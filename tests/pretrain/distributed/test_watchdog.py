@@ -78,6 +78,7 @@ def test_a_rank_that_hangs_ends_both_with_their_stacks_and_is_named_by_both(tmp_
         assert "rank 0 in a barrier after step 3: waiting for rank 1, which is still in" in log
         assert "reading after step 3" in log
         assert "most recent call first" in log
+        assert "native stacks" in log
     waiting, hanging = ((tmp_path / f"logs/rank-{rank}.log").read_text() for rank in range(2))
     assert "in barrier" in waiting
     assert "in hang" in hanging

@@ -16,12 +16,12 @@ from run_in_fork import TINY, finished_run
 from data_prep.core.config import SettingsError
 from data_prep.core.files import read_json, write_json
 from pretrain.config import load
-from pretrain.config.settings import Settings
+from pretrain.config.settings import Compile, Settings
 from pretrain.distributed.ranks import Ranks
 from pretrain.distributed.rendezvous import RankInfo
 from pretrain.run_folder.jsonl import readable_lines
 from pretrain.training import preflight as preflight_module
-from pretrain.training.preflight import RankMismatch, explain, preflight, summary
+from pretrain.training.preflight import Preflight, RankMismatch, explain, preflight, summary
 
 SMALL = (*TINY, "eval.max_examples=8", "engine.timeout_minutes=2", "schedule.total_steps=2")
 
@@ -215,6 +215,27 @@ def test_ranks_that_are_alike_start_and_the_all_reduce_is_measured(sample_dir, t
     algorithm = facts["algorithm_gb_per_s"]
     assert algorithm > 0
     assert facts["bus_gb_per_s"] == pytest.approx(algorithm, rel=1e-2), "2 (n-1)/n"
+
+
+def test_variables_of_the_collectives_are_printed_once_and_recorded(monkeypatch) -> None:
+    for name, value in {
+        "NCCL_SOCKET_IFNAME": "ib0",
+        "NCCL_DEBUG": "IN\x1bFO",
+        "OTHER": "x",
+    }.items():
+        monkeypatch.setenv(name, value)
+    found = preflight_module.collectives_environment(is_cuda=False)
+    assert found["NCCL_SOCKET_IFNAME"] == "ib0"
+    assert "OTHER" not in found
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 27, 3))
+    found = preflight_module.collectives_environment(is_cuda=True)
+    info = RankInfo(0, "n0", 1, "a CPU", "")
+    facts = {"all_reduce_mb": 4, "algorithm_gb_per_s": 1.0, "bus_gb_per_s": 1.0}
+    lines = Preflight([], [info, info], {**facts, "environment": found}, Compile.false).lines()
+    assert lines[1].startswith(
+        "collectives: NCCL=2.27.3 NCCL_DEBUG=IN\\x1bFO NCCL_SOCKET_IFNAME=ib0"
+    )
+    assert len(Preflight([], [info, info], facts, Compile.false).lines()) == 1
 
 
 @pytest.mark.distributed
