@@ -23,7 +23,7 @@ from data_prep.core.config import SettingsError
 from pretrain.distributed.device import choose_device, use_expandable_segments, why_no_cuda
 from pretrain.distributed.flight_recorder import record_collectives
 from pretrain.distributed.rank_logs import LenientStream
-from pretrain.distributed.rendezvous import check_devices, check_in, hosts_of, in_a_step, rank_info
+from pretrain.distributed.rendezvous import check_in, hosts_of, in_a_step, rank_info
 
 if TYPE_CHECKING:
     import torch
@@ -139,7 +139,7 @@ def start(timeout_minutes: float, wanted: str = "auto") -> Ranks:
     record_collectives()
     use_expandable_segments()
     import torch
-    from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]
+    from torch.distributed import HashStore  # type: ignore[attr-defined]
 
     limit = timedelta(minutes=timeout_minutes)
     if launched is None:  # no port and no host name, which another run could have taken
@@ -151,10 +151,7 @@ def start(timeout_minutes: float, wanted: str = "auto") -> Ranks:
     device = choose_device(wanted, launched.local_rank)
     is_missing = wanted == "cuda" and device.type == "cpu"
     info = rank_info(rank, device, why_no_cuda() if is_missing else "")
-    if world_size > 1:
-        check_in(PrefixStore("check_in", store), info, world_size, limit)
-    elif faults := check_devices([info]):
-        raise SettingsError("\n".join(faults))
+    store = check_in(store, info, world_size, limit)
     torch.distributed.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=store,
@@ -193,16 +190,12 @@ def _store(own: LaunchedRank, limit: timedelta) -> Store:
 
     It does not wait for all ranks, as torch's env:// does: `check_in` finds those that are missing.
     """
-    from torch.distributed import (  # type: ignore[attr-defined]
-        DistNetworkError,
-        PrefixStore,
-        TCPStore,
-    )
+    from torch.distributed import DistNetworkError, TCPStore  # type: ignore[attr-defined]
 
     host, port = _address(os.environ).rsplit(":", 1)
     is_torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
-        store = TCPStore(
+        return TCPStore(
             host,
             int(port),
             own.world_size,
@@ -211,8 +204,6 @@ def _store(own: LaunchedRank, limit: timedelta) -> Store:
             wait_for_workers=False,
             multi_tenant=True,
         )
-        # torchrun's outlives a start, and with --max-restarts it holds the keys of the one before
-        return PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     except DistNetworkError as error:
         if "EADDRINUSE" in str(error):
             raise RuntimeError(

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 _GRACE = timedelta(seconds=30)  # for rank 0 to publish its result
 _PATIENCE = timedelta(seconds=5)  # after which rank 0 prints whom it waits for
+_LOOK_S = 0.2  # between two looks of the other ranks: a thousand ask one store
+_START = "start"  # the name of the newest start
 _RESULT = "result"
 
 
@@ -58,34 +61,65 @@ def rank_info(rank: int, device: torch.device, fault: str = "") -> RankInfo:
     return RankInfo(rank, host, os.getpid(), kind, unit, fault)
 
 
-def check_in(store: Store, own: RankInfo, world_size: int, limit: timedelta) -> None:
-    """Return once all ranks have checked in, each with a GPU of its own and of one kind.
-    Collective.
+def check_in(store: Store, own: RankInfo, world_size: int, limit: timedelta) -> Store:
+    """This start's keys of the store, once all ranks have checked in, each with a GPU of its own
+    and of one kind. Collective.
+
+    torchrun's store outlives a start, and the nodes count restarts differently: only those of their
+    own ranks. So rank 0 names each start. A start that has a result before this rank has checked in
+    is one before.
 
     Raises SettingsError on every rank that has checked in: it names the ranks still missing after
     `limit`, or what is wrong with the devices. RuntimeError if rank 0 is missing.
     """
     from torch.distributed import DistStoreError
 
-    store.set(_key(own.rank), orjson.dumps(own).decode())
-    if own.rank == 0:
-        store.set(_RESULT, orjson.dumps(_find_faults(store, world_size, limit)).decode())
-    try:
-        store.wait([_key(0)], limit)
-        store.wait([_RESULT], limit + _GRACE)
-    except DistStoreError:
-        raise RuntimeError(
-            f"{own} waits for rank 0, which did not check in within {_minutes(limit)}: look at its "
-            "output"
-        ) from None
-    faults = orjson.loads(store.get(_RESULT))
-    store.set(f"read/{own.rank}", "")
+    begin = _begin if own.rank == 0 else _join
+    keys = begin(store, own, world_size, limit)
+    faults = orjson.loads(keys.get(_RESULT))
+    keys.set(f"read/{own.rank}", "")
     if faults:
         if own.rank == 0:  # the store may end with this rank: not before the others have read
-            present = [rank for rank in range(world_size) if store.check([_key(rank)])]
+            present = [rank for rank in range(world_size) if keys.check([_key(rank)])]
             with contextlib.suppress(DistStoreError):
-                store.wait([f"read/{rank}" for rank in present], _GRACE)
+                keys.wait([f"read/{rank}" for rank in present], _GRACE)
         raise SettingsError("\n".join(faults))
+    return keys
+
+
+def _begin(store: Store, own: RankInfo, world_size: int, limit: timedelta) -> Store:
+    """Rank 0: name the start, wait for all ranks and publish what is wrong with them."""
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+    name = uuid.uuid4().hex
+    keys: Store = PrefixStore(name, store)
+    keys.set(_key(0), orjson.dumps(own).decode())
+    store.set(_START, name)
+    keys.set(_RESULT, orjson.dumps(_find_faults(keys, world_size, limit)).decode())
+    return keys
+
+
+def _join(store: Store, own: RankInfo, world_size: int, limit: timedelta) -> Store:
+    """Other ranks: check in to the newest start, until one has a result."""
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+    name, keys, is_over = "", store, True
+    end = time.monotonic() + (limit + _GRACE).total_seconds()
+    while time.monotonic() < end:
+        newest = store.get(_START).decode() if store.check([_START]) else ""
+        if newest != name:
+            name, keys = newest, PrefixStore(newest, store)
+            is_over = keys.check([_RESULT])
+            if not is_over:
+                keys.set(_key(own.rank), orjson.dumps(own).decode())
+        elif not is_over and keys.check([_RESULT]):
+            return keys
+        else:
+            time.sleep(_LOOK_S)
+    raise RuntimeError(
+        f"{own} waits for rank 0, which did not check in within {_minutes(limit)}: look at its "
+        "output"
+    )
 
 
 def hosts_of(node_list: str) -> list[str]:

@@ -8,7 +8,6 @@ from datetime import timedelta
 
 import pytest
 from ranks_harness import run_ranks
-from torch.distributed import TCPStore
 
 from data_prep.core.config import SettingsError
 from pretrain.distributed import ranks
@@ -264,23 +263,6 @@ def fail_on_rank_1(ranks: Ranks) -> None:
 def test_a_failing_rank_ends_the_others() -> None:
     with pytest.raises(RuntimeError, match="ValueError: no more"):
         run_ranks(fail_on_rank_1, 2)
-
-
-def test_a_start_of_torchrun_does_not_see_the_keys_of_the_one_before(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """torchrun --max-restarts keeps its store, in which the ranks of before had checked in."""
-    agent = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(agent.port))
-    stores = []
-    for number in ("0", "1"):
-        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", number)
-        stores.append(ranks._store(LaunchedRank(0, 1, 0), timedelta(seconds=5)))
-    stores[0].set("rank/0", "here")
-    assert stores[0].check(["rank/0"])
-    assert not stores[1].check(["rank/0"])
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,13 @@ import dataclasses
 import multiprocessing
 import os
 import re
+import threading
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -120,6 +124,30 @@ def check_in_with(ranks: Ranks, change: Callable[[RankInfo], RankInfo]) -> str:
     except (RuntimeError, ValueError) as error:  # a SettingsError is a ValueError
         return f"{type(error).__name__}: {error}"
     return "all are here"
+
+
+def test_ranks_meet_in_the_newest_start_of_a_store_that_holds_one_before(monkeypatch) -> None:
+    """torchrun's store, after the ranks of one node alone were counted as restarted."""
+    store, looked = torch.distributed.HashStore(), threading.Event()
+
+    def look(seconds: float) -> None:
+        looked.set()
+        time.sleep(seconds)
+
+    clock = SimpleNamespace(sleep=look, monotonic=time.monotonic)
+    monkeypatch.setattr(rendezvous, "time", clock)
+    starts = []
+    with ThreadPoolExecutor() as pool:
+        for _ in range(2):
+            looked.clear()
+            arguments = 2, timedelta(seconds=30)
+            other = pool.submit(check_in, store, info(1), *arguments)
+            assert looked.wait(30)  # rank 1 has found the start before, or none
+            starts.append((check_in(store, info(0), *arguments), other.result()))
+    starts[0][0].set("of the first start", "")
+    starts[1][0].set("of the second start", "")
+    assert starts[1][1].check(["of the second start"])
+    assert not starts[1][1].check(["of the first start"])
 
 
 def all_on_one_gpu(info: RankInfo) -> RankInfo:
