@@ -17,6 +17,7 @@ from pretrain.config.settings import (
     ModelSettings,
     Precision,
     Settings,
+    Shard,
 )
 from pretrain.model import flops as flops_module
 from pretrain.optim.matrices import matrix_elements
@@ -26,6 +27,15 @@ from pretrain.planning.memory import GIB, Memory
 from pretrain.planning.peak_share import PeakShare, peak_share
 
 HOUR = 3600
+
+
+@dataclass(frozen=True)
+class Resharded:
+    """A phase with the other engine.shard."""
+
+    shard: Shard
+    step: step_time.Step
+    memory: Memory
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,7 @@ class PhaseForecast:
     memory: Memory | None = None
     other_memory: Memory | None = None  # with activation checkpointing switched the other way
     step: step_time.Step | None = None
+    resharded: Resharded | None = None  # None as well on one node, and at ZeRO 0 and 3
     peak_share: PeakShare | None = None  # None as well on a CPU
 
     @property
@@ -224,6 +235,7 @@ def _phase(
         memory=costs.memory(world_size, recomputes),
         other_memory=costs.memory(world_size, not recomputes),
         step=costs.step(sequences, world_size),
+        resharded=costs.resharded(sequences, world_size, recomputes),
         peak_share=None if cluster.is_cpu else peak_share(
             share, sequences, corpus.lengths.mean, world_size, nodes
         ),
@@ -254,6 +266,17 @@ class _Costs:
             sequences / ranks, micro_steps, ranks,
         )  # fmt: skip
         return muon.with_muon(step, model, optim, engine, self.cluster, ranks)
+
+    def resharded(self, sequences: float, ranks: int, recomputes: bool) -> Resharded | None:
+        """The same with the other engine.shard, where there is a difference."""
+        engine = self.settings.engine
+        if engine.zero_stage not in (1, 2) or not 1 < self.cluster.gpus_per_node < ranks:
+            return None
+        shard = Shard.world if engine.shard is Shard.node else Shard.node
+        other = dataclasses.replace(engine, shard=shard)
+        settings = dataclasses.replace(self.settings, engine=other)
+        costs = dataclasses.replace(self, settings=settings)
+        return Resharded(shard, costs.step(sequences, ranks), costs.memory(ranks, recomputes))
 
     def share_of_peak(self, sequences: float, ranks: int) -> float:
         """The model's FLOP/s in such a step over the peak of all ranks."""

@@ -15,6 +15,7 @@ from pretrain.config.settings import (
     EngineSettings,
     ModelSettings,
     Precision,
+    Shard,
 )
 from pretrain.model.flops import layer_parameters
 from pretrain.optim.buckets import BUCKET_ELEMENTS
@@ -46,6 +47,11 @@ class Memory:
 _LARGEST_BUCKET = 1.3 * BUCKET_ELEMENTS
 
 
+def num_shards(engine: EngineSettings, cluster: ClusterSettings, ranks: int) -> int:
+    """Ranks among which the state is sharded."""
+    return min(ranks, cluster.gpus_per_node) if engine.shard is Shard.node else ranks
+
+
 def states(
     num_parameters: int,
     engine: EngineSettings,
@@ -53,7 +59,7 @@ def states(
     num_of_muon: int = 0,
     num_embedded: int = 0,
 ) -> tuple[float, float, float, float]:
-    """Bytes of weights, gradients, optimizer and buffers under a ZeRO stage.
+    """Bytes of weights, gradients, optimizer and buffers under a ZeRO stage, on one of `ranks`.
 
     `num_of_muon` parameters have one moment instead of two; `num_embedded` are of the embeddings.
     """
@@ -144,7 +150,7 @@ def memory(
     precision = engine.precision
     num_embedded = num_parameters - model.num_hidden_layers * layer_parameters(model)
     weights, gradients, optimizer, buffers = states(
-        num_parameters, engine, ranks, num_of_muon, num_embedded
+        num_parameters, engine, num_shards(engine, cluster, ranks), num_of_muon, num_embedded
     )
     return Memory(
         weights, gradients, optimizer,

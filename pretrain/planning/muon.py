@@ -17,6 +17,7 @@ from pretrain.config.settings import (
     Precision,
 )
 from pretrain.optim.matrices import assign, sent, shapes_of, shards, split
+from pretrain.planning.memory import num_shards
 from pretrain.planning.step_time import Step
 
 
@@ -42,18 +43,19 @@ def with_muon(
 ) -> Step:
     """`step` with what Muon adds; unchanged with another optimizer.
 
-    Products and what is sent are bfloat16 where the model's products are, on a GPU. On several
-    nodes all bytes count as the network's.
+    Products and what is sent are bfloat16 where the model's products are, on a GPU. Where matrices
+    are shared among several nodes, all bytes count as the network's.
     """
     if optim.name is not OptimizerName.muon:
         return step
     assert optim.newton_schulz_steps is not None, "config.checks.check refuses this"
-    flops, elements = work(model, engine.zero_stage, optim.newton_schulz_steps, ranks)
+    shards = num_shards(engine, cluster, ranks)
+    flops, elements = work(model, engine.zero_stage, optim.newton_schulz_steps, shards)
     is_half = engine.precision in (Precision.bf16, Precision.bf16_autocast) and not cluster.is_cpu
     kind = "half" if is_half else "fp32"
     rate = 1e12 * cluster.peak_tflops[kind] * cluster.gemm_share[kind]
     bytes_s = 1e9 * cluster.link_gb_s
-    if ranks > cluster.gpus_per_node:
+    if shards > cluster.gpus_per_node:
         bytes_s = 1e9 * cluster.network_gb_s * cluster.network_share
     return dataclasses.replace(
         step,

@@ -21,6 +21,7 @@ from pretrain.config.settings import (
     ModelSettings,
     OptimizerName,
     Precision,
+    Shard,
 )
 from pretrain.model.flops import Lengths, flops, layer_parameters
 from pretrain.optim.buckets import BUCKET_ELEMENTS
@@ -65,6 +66,8 @@ class Program:
     hiding: tuple[tuple[float, float], ...] = ()
     weight_bytes: float = WEIGHT_BYTES
     in_buckets: bool = False  # those of optim/buckets.py: nothing hides the embeddings' own
+    is_within_nodes: bool = False  # sharded: each node holds the whole state
+    across_bytes: float = 0  # then, in place of `sent_bytes`: those between nodes
     trims: bool = False  # the last layer computes only the positions that the heads read
 
 
@@ -98,8 +101,10 @@ def our_program(
         is_sharded=stage > 0,
         is_recomputing=recomputes,
         calls_a_sequence=calls_a_sequence,
-        hiding=_hiding(stage, precision, micro_steps, embedded),
+        hiding=_hiding(stage, precision, micro_steps, embedded, engine.shard is Shard.node),
         in_buckets=stage in (1, 2),
+        is_within_nodes=engine.shard is Shard.node,
+        across_bytes=2 * _bytes_of(stage, precision, embedded)[1],  # gradients: an all-reduce
         trims=engine.trim_last_layer,
     )
 
@@ -127,7 +132,7 @@ def _bytes_of(stage: int, precision: Precision, embedded: float) -> tuple[float,
 
 
 def _hiding(
-    stage: int, precision: Precision, micro_steps: int, embedded: float
+    stage: int, precision: Precision, micro_steps: int, embedded: float, is_within_nodes: bool
 ) -> tuple[tuple[float, float], ...]:
     """What hides behind what at ZeRO 1 and 2 (engine/zero1.py): see `Program.hiding`.
 
@@ -138,6 +143,8 @@ def _hiding(
         return ()
     weight, gradient = _bytes_of(stage, precision, embedded)
     reductions = micro_steps if stage == 2 else 1
+    if is_within_nodes:  # the gathers are short: as if the reductions' window had to hide them
+        return ((1.0, OVERLAP * 2 / 3 / micro_steps),)
     weights = weight / (weight + gradient * reductions)
     return (
         (1 - weights, OVERLAP * 2 / 3 * reductions / micro_steps),
@@ -200,6 +207,8 @@ def step(
     moved += micro_steps * program.weight_bytes * num_parameters
     memory = moved / bandwidth
     shards = gpus if program.is_sharded else 1
+    if program.is_within_nodes:
+        shards = min(gpus, cluster.gpus_per_node)
     update = program.update_bytes * num_parameters / shards / bandwidth
     update += 1e-9 * cluster.update_ns * num_parameters
     num_buckets, last = 1, 0.0
@@ -228,7 +237,8 @@ def communication_s(
 
     One way (a reduce-scatter or an all-gather; an all-reduce is both) moves (g - 1) / g of the
     bytes over the links of a node's g GPUs, and (n - 1) / n of a GPU's g-th part over the network
-    of n nodes: rings inside a node, trees between nodes (NCCL).
+    of n nodes. An all-reduce is rings inside a node and trees between nodes. NCCL has no trees for
+    the buckets' reduce-scatters and all-gathers: they are rings of all GPUs that share the state.
     """
     if gpus == 1:
         return 0.0
@@ -236,7 +246,12 @@ def communication_s(
     nodes = -(-gpus // inside)
     link = 1e9 * cluster.link_gb_s
     network = 1e9 * cluster.network_gb_s * cluster.network_share
-    per_byte = (inside - 1) / inside / link + (nodes - 1) / nodes / inside / network
-    hops = (inside - 1) * cluster.link_latency_us
-    hops += math.ceil(math.log2(nodes)) * cluster.network_latency_us
-    return program.sent_bytes * num_parameters * per_byte + (2 * num_buckets + 1) * 1e-6 * hops
+    across_bytes = program.across_bytes if program.is_within_nodes else program.sent_bytes
+    per_parameter = program.sent_bytes * (inside - 1) / inside / link
+    per_parameter += across_bytes * (nodes - 1) / nodes / inside / network
+    ring = (inside - 1) * cluster.link_latency_us
+    tree = math.ceil(math.log2(nodes)) * cluster.network_latency_us
+    bucket = 2 * (ring + tree)
+    if program.in_buckets and not program.is_within_nodes:
+        bucket = 2 * (nodes * ring + (nodes - 1) * cluster.network_latency_us)
+    return num_parameters * per_parameter + 1e-6 * (num_buckets * bucket + ring + tree)

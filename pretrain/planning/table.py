@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from data_prep.core.files import whole_or_absent, write_json
-from pretrain.config.settings import ClusterSettings, Compile, EngineSettings, Precision
+from pretrain.config.settings import ClusterSettings, Compile, EngineSettings, Precision, Shard
 from pretrain.planning.estimate import Forecast, PhaseForecast
 from pretrain.planning.memory import GIB, Memory
 from pretrain.planning.peak_share import GOAL
@@ -22,6 +22,7 @@ WIDTH = 98  # columns of the notes
 # Repeating a text is worth less with every pass, and past some 40 nothing (Muennighoff et al.,
 # "Scaling Data-Constrained Language Models", 2023)
 MOST_PASSES = 40
+WORTH_RESHARDING = 0.98  # of a step's time: below, the other engine.shard is proposed
 
 _STEP_PARTS = {
     "products": "matrix products",
@@ -59,6 +60,7 @@ def as_dict(forecast: Forecast) -> dict[str, Any]:
         },
         "proposal": proposal(forecast),
         **({"low_shares": low} if (low := low_shares(forecast)) else {}),
+        **({"faster_shards": other} if (other := faster_shards(forecast)) else {}),
         "assumptions": assumptions(forecast),
     }
 
@@ -168,6 +170,7 @@ def head(forecast: Forecast) -> str:
     return (
         f"{forecast.parameters / 1e6:,.1f} M parameters, {forecast.ranks:,} rank(s){where}, "
         f"{engine.precision.name}, ZeRO {engine.zero_stage}"
+        f"{' within each node' if engine.shard is Shard.node else ''}"
         f"{', compiled' if engine.compile is Compile.true else ''}"
     )
 
@@ -259,7 +262,10 @@ def memory_table(forecast: Forecast) -> list[str]:
 
 def notes(forecast: Forecast) -> list[str]:
     """The proposal and the assumptions, wrapped."""
-    texts = [*filter(None, [proposal(forecast)]), *low_shares(forecast), *assumptions(forecast)]
+    texts = [
+        *filter(None, [proposal(forecast)]), *low_shares(forecast), *faster_shards(forecast),
+        *assumptions(forecast),
+    ]  # fmt: skip
     wrapped = (
         textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ") for text in texts
     )
@@ -275,6 +281,24 @@ def low_shares(forecast: Forecast) -> list[str]:
         for phase in forecast.phases
         if phase.peak_share is not None and phase.peak_share.is_low
     ]
+
+
+def faster_shards(forecast: Forecast) -> list[str]:
+    """For each phase that the other engine.shard makes faster, and which fits: how much faster."""
+    found, cluster = [], forecast.cluster
+    for phase in forecast.phases:
+        now, other = phase.step, phase.resharded
+        if cluster is None or now is None or other is None or phase.memory is None:
+            continue
+        fits = other.memory.total <= GIB * cluster.memory_gib
+        if fits and other.step.total < WORTH_RESHARDING * now.total:
+            found.append(
+                f"Phase {phase.number}: engine.shard={other.shard.name} is planned at "
+                f"{1e3 * other.step.total:,.4g} ms per step instead of {1e3 * now.total:,.4g}, and "
+                f"takes {other.memory.total / GIB:,.1f} GiB per GPU instead of "
+                f"{phase.memory.total / GIB:,.1f}."
+            )
+    return found
 
 
 def _cure(phase: PhaseForecast, engine: EngineSettings) -> str:

@@ -127,3 +127,16 @@ def test_the_parts_are_named_and_add_up() -> None:
     found = memory(settings.model, 30_522, 1000, settings.engine, 128, cluster, 1, False)
     assert found.total == pytest.approx(sum(dataclasses.asdict(found).values()))
     assert found.logits == logit_bytes(30_522, Precision.bf16, 8192)
+
+
+def test_shards_within_a_node_take_the_memory_of_a_run_on_one_node() -> None:
+    settings = engine_settings("engine=bf16", "engine.shard=node", "cluster=dgx_a100")
+    of = [
+        memory(
+            settings.model, VOCAB, 10**9, settings.engine, 128, settings.cluster, ranks, False,
+            TOKENS,
+        )
+        for ranks in (4, 8, 128)
+    ]  # fmt: skip
+    assert of[0].optimizer > of[1].optimizer
+    assert of[1] == of[2]

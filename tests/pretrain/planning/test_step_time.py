@@ -19,6 +19,7 @@ from pretrain.config.settings import (
     OptimizerName,
     Precision,
     Settings,
+    Shard,
 )
 from pretrain.model.bert import BertForPreTraining
 from pretrain.model.flops import Lengths, flops, parameters
@@ -133,6 +134,32 @@ def test_communication_is_that_of_rings_step_by_step(inside, nodes, size, sent) 
     for _ in range(nodes - 1):  # and each node a part of the piece
         seconds += piece / nodes / (1e9 * cluster.network_gb_s * cluster.network_share)
     assert communication_s(program, count, cluster, inside * nodes) == pytest.approx(seconds)
+
+
+def test_shards_within_a_node_send_each_gradient_twice_over_the_network_and_no_weight() -> None:
+    engine = settings_of("+model=base", "engine=bf16", "engine.shard=node").engine
+    nodes, inside, count = 4, 8, 10_000_000
+    cluster = dataclasses.replace(hardware(), link_latency_us=0, network_latency_us=0)
+    for stage, micro_steps, within in ((1, 1, 4 + 2), (1, 4, 4 + 2), (2, 4, 4 * 4 + 2)):
+        own = dataclasses.replace(engine, zero_stage=stage)
+        program = our_program(own, OptimizerName.adamw, micro_steps, False)
+        links = within * count * (inside - 1) / inside / (1e9 * cluster.link_gb_s)
+        network = 2 * 4 * count / inside * (nodes - 1) / nodes
+        network /= 1e9 * cluster.network_gb_s * cluster.network_share
+        seconds = communication_s(program, count, cluster, nodes * inside)
+        assert seconds == pytest.approx(links + network)
+
+
+def test_a_bucket_is_a_hop_per_gpu_or_with_shards_within_a_node_per_gpu_of_the_node() -> None:
+    cluster = dataclasses.replace(
+        hardware(), gpus_per_node=8, link_latency_us=1, network_latency_us=100
+    )
+    engine = settings_of("+model=base", "engine=bf16").engine
+    for shard, hops in ((Shard.world, 2 * (4 * 7 + 300)), (Shard.node, 2 * (7 + 200))):
+        own = dataclasses.replace(engine, shard=shard)
+        program = our_program(own, OptimizerName.adamw, 1, False)
+        one, two = (communication_s(program, 1, cluster, 32, buckets) for buckets in (1, 2))
+        assert two - one == pytest.approx(1e-6 * hops)
 
 
 def test_one_rank_sends_nothing_and_more_nodes_send_no_faster() -> None:
