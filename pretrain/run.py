@@ -35,6 +35,7 @@ from data_prep.core.config import SettingsError, as_yaml
 from pretrain.checkpoint.extension import Extension
 from pretrain.checkpoint.files import newest_step, read_state
 from pretrain.checkpoint.identity import identity
+from pretrain.config.hub_access import token
 from pretrain.config.load import folder_of_run, load
 from pretrain.config.phases import phases_of
 from pretrain.config.settings import Compile, DataSettings, Device, Settings
@@ -44,6 +45,7 @@ from pretrain.distributed.device import bind_to_gpu, why_no_cuda
 from pretrain.distributed.rank_logs import RankOutput, rank_output
 from pretrain.distributed.ranks import environment_rank, environment_world_size, exit_with
 from pretrain.distributed.watchdog import Watchdog, remove_heartbeats
+from pretrain.hub.at_end import push_at_end
 from pretrain.metrics import slurm_status
 from pretrain.run_folder.folder import open_run_folder, removed_if_refused
 from pretrain.run_folder.lock import RunLock
@@ -134,6 +136,7 @@ def _run(arguments: list[str], stop: signals.StopRequest, output: RankOutput) ->
     if environment_rank() == 0:
         stop.next_start = lambda: f"step {newest_step(folder_of_run(settings)):,}"
         init_from.begin(settings, folder_of_run(settings))  # refused before torch is imported
+        _check_token(settings)
     if settings.engine.compile is not Compile.false:
         use_private_compile_caches(settings.engine.compile_cache)  # torch's workers keep these
     from pretrain.distributed import ranks as ranks_module
@@ -152,6 +155,9 @@ def _run(arguments: list[str], stop: signals.StopRequest, output: RankOutput) ->
         ranks.stop()
         raise
     ranks.stop()  # not after another exception: it would wait for ranks that hang
+    if is_finished and ranks.rank == 0 and settings.export.push_to is not None:
+        if line := push_at_end(folder_of_run(settings), settings.export, stop):
+            print(line, file=sys.stderr)
     return 0 if is_finished else _stopped(ranks, stop)
 
 
@@ -163,6 +169,19 @@ def _stopped(ranks: Ranks, stop: signals.StopRequest) -> int:
         if not slurm_status.is_told_of_stop():
             return 1
     return INTERRUPTED if stop.was_interrupted else 0
+
+
+def _check_token(settings: Settings) -> None:
+    """Refuse a new run that is to be uploaded without a token; one that continues is warned."""
+    if settings.export.push_to is None:
+        return
+    try:
+        token()
+    except SettingsError as error:
+        text = f"export.push_to={settings.export.push_to}: {error}"
+        if not newest_step(folder_of_run(settings)):
+            raise SettingsError(f"{text}; or set export.push_to=null") from error
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def _check_manifests(settings: Settings, on_sample: bool, stop: signals.StopRequest) -> None:

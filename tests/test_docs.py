@@ -96,6 +96,7 @@ def test_every_command_shown_exists_and_takes_its_settings(command, tmp_path, mo
         "pretrain.average",
         "pretrain.evaluate",
         "pretrain.export",
+        "pretrain.push",
         "pretrain.report",
         "pretrain.runs",
         "pretrain.verify",

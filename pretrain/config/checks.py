@@ -9,6 +9,7 @@ from typing import Any
 
 from data_prep.core.config import Limits, SettingsError, limit_faults
 from data_prep.core.objectives import Pairing
+from pretrain.config.hub_access import name_fault
 from pretrain.config.settings import (
     AUTO,
     EVERY_RANK,
@@ -126,6 +127,7 @@ LIMITS: Limits = {
     ),
     "profile.ranks": (lambda value: _are_ranks(value), "numbers of ranks, as in [0,8], or all"),
     "log.timeout_s": _POSITIVE,
+    "export.timeout_s": _POSITIVE,
     "plan.vocab_size": (lambda value: 1 <= value < 2**31, f"from 1 to {2**31 - 1}"),
     "plan.lengths": (
         lambda value: all(len(means) == 2 and 0 < means[0] <= means[1] for means in value.values()),
@@ -163,7 +165,7 @@ def check(settings: Settings, world_size: int) -> None:
         *_check_model(settings), *_check_mixture(settings.data), *_check_mask_rate(settings),
         *_check_schedule(settings.schedule),
         *_check_optimizer(settings.optim), *_check_engine(settings), *_check_survival(settings),
-        *_check_profile(settings.profile, world_size),
+        *_check_profile(settings.profile, world_size), *_check_push(settings),
         *_check_cluster(settings), *_check_total(settings), *_check_dealable(settings, world_size),
     ]  # fmt: skip
     if wrong:
@@ -384,6 +386,12 @@ def _check_profile(profile: ProfileSettings, world_size: int) -> list[str]:
         f"profile.ranks={profile.ranks}, but the {world_size} rank(s) of this run are numbered "
         f"from 0 to {world_size - 1}; set profile.ranks=[0] or profile.ranks=all"
     ]
+
+
+def _check_push(settings: Settings) -> list[str]:
+    name = settings.export.push_to
+    fault = None if name is None else name_fault(name)
+    return [f"export.push_to={name}: {fault}; or set export.push_to=null"] if fault else []
 
 
 def _check_cluster(settings: Settings) -> list[str]:

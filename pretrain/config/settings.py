@@ -362,6 +362,13 @@ class LogSettings:
         return [*dict.fromkeys(["wandb"] * self.wandb + self.trackers)]
 
 
+@dataclass
+class ExportSettings:
+    push_to: str | None  # OWNER/NAME of the hub's repository for the finished run; None: none
+    private: bool  # whether a new repository is
+    timeout_s: float  # for the upload
+
+
 class Padding(enum.Enum):
     none = "none"  # sequences end to end, as this project packs them
     full = "full"  # every sequence padded to data.seq_len, as in most published runs
@@ -391,6 +398,7 @@ class Settings:
     monitor: MonitorSettings
     profile: ProfileSettings
     log: LogSettings
+    export: ExportSettings
     plan: PlanSettings
     cluster: ClusterSettings  # the hardware whose times are predicted; gpu=None: none are
     phases: list[PhaseSettings]  # those after the first; the first is all of the above

@@ -36,7 +36,13 @@ def made_run(folder: Path, model: BertForPreTraining, tokens: Sequence[str]) -> 
     settings.model = model.settings
     settings.data.dir = str(data_dir)
     (run_folder / "config.yaml").write_text(as_yaml(settings))
-    metrics = [{"step": step, "eval/mlm_loss": step / 10} for step in (10, 20)]
+    begun = {"time": "2026-03-01T12:00:00.000+00:00", "event": "started", "step": 0, "ranks": 1}
+    (run_folder / "events.jsonl").write_bytes(orjson.dumps(begun) + b"\n")
+    metrics = [
+        {"step": step, "time": begun["time"], f"{kind}/mlm_loss": step / 10}
+        for step in (10, 20)
+        for kind in ("train", "eval")
+    ]
     (run_folder / "metrics.jsonl").write_bytes(b"\n".join(map(orjson.dumps, metrics)))
     weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     for step in (10, 20):
