@@ -1,6 +1,9 @@
 """The exported folder: read by stock transformers, equal to our model, whole or absent."""
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +26,11 @@ from pretrain.config.settings import Settings
 from pretrain.export import main
 from pretrain.huggingface.export import check_export, export
 from pretrain.huggingface.load import fill_masks, load_exported
+from pretrain.huggingface.weights import hugging_face_class
 from pretrain.model.bert import BertForPreTraining
 from pretrain.training.export_run import export_run
 
+TRANSFORMERS_4 = Path(os.environ.get("TRANSFORMERS_4_FOLDER", "none"))
 WORDS = "the a cat dog mouse sat ran ate on in mat house garden and . ,".split()
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s"]
 VOCAB_SIZE = len(TOKENS)
@@ -151,6 +156,52 @@ def test_weights_without_pairs_are_not_exported_as_weights_with_pairs(
     model = random_model(small_settings(), VOCAB_SIZE, 0, Pairing.none)
     with pytest.raises(SettingsError, match=r"4 missing \['pair_head.bias'.*data\.pairs"):
         written(model, vocab_folder, tmp_path / "e")
+
+
+IN_TRANSFORMERS_4 = """
+import sys
+import torch, transformers
+from safetensors.torch import save_file
+
+assert transformers.__version__.startswith("4.57."), transformers.__version__
+for folder, name in zip(sys.argv[1::2], sys.argv[2::2]):
+    model, report = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    batch = tokenizer("The CAT sat.", "Dogs [MASK]", return_tensors="pt")
+    with torch.inference_mode():
+        logits = model.eval()(**batch)[0]
+    save_file({**batch, "logits": logits}, folder + ".safetensors")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (TRANSFORMERS_4 / "transformers").is_dir(),
+    reason="for transformers 4.57: .ci/run installs it, TRANSFORMERS_4_FOLDER=FOLDER",
+)
+def test_transformers_4_57_reads_exports_as_the_installed_version_does(
+    vocab_folder: Path, tmp_path: Path
+) -> None:
+    names = {}
+    for pairing in (Pairing.nsp, Pairing.none):
+        model = random_model(small_settings(), VOCAB_SIZE, 0, pairing).eval()
+        folder = tmp_path / pairing.name
+        export(weights_of(model), model.settings, pairing, vocab_folder, folder, card())
+        names[folder] = hugging_face_class(pairing)
+    arguments = [word for item in names.items() for word in item]
+    environment = {**os.environ, "PYTHONPATH": str(TRANSFORMERS_4)}
+    command = [sys.executable, "-c", IN_TRANSFORMERS_4, *arguments]
+    subprocess.run(command, env=environment, check=True, timeout=280)
+    for folder, name in names.items():
+        found = load_file(folder.with_suffix(".safetensors"))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        batch = tokenizer("The CAT sat.", "Dogs [MASK]", return_tensors="pt")
+        with torch.inference_mode():
+            logits = getattr(transformers, name).from_pretrained(folder).eval()(**batch)[0]
+        torch.testing.assert_close(found.pop("logits"), logits, rtol=1e-5, atol=1e-5)
+        assert found.keys() == batch.keys()
+        assert all(torch.equal(found[key], batch[key]) for key in found)
 
 
 def test_the_stock_tokenizer_reads_text_as_the_corpus_was_read(exported, vocab_folder) -> None:
