@@ -19,6 +19,7 @@ DECLARED = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 OWN = ("data_prep", "pretrain", "scripts")
 OF_HYDRA = {"omegaconf", "yaml"}  # hydra-core's own, as it hands out their objects
 NOT_OF_TRAINING = {
+    "pretrain.push", "pretrain.hub.repository",
     "pretrain.report", "pretrain.reporting.page", "pretrain.reporting.plots",
     "pretrain.reporting.charts",
 }  # fmt: skip
@@ -107,6 +108,7 @@ def test_the_packages_looked_for_are_those_of_the_extra(extra: str) -> None:
         ("data_prep.collect", "nupunkt", "data"),
         ("data_prep.audit", "matplotlib", "data"),
         ("pretrain.report", "jinja2", "report"),
+        ("pretrain.push", "huggingface_hub", "hub"),
         ("scripts.finetune_qa", "accelerate", "finetune"),
         ("scripts.predict", "transformers", "finetune"),
     ],

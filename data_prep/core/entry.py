@@ -23,6 +23,7 @@ EXTRAS = {
         "sentencex", "zstandard",
     ),
     "finetune": ("accelerate", "datasets", "scipy", "sklearn", "transformers"),
+    "hub": ("huggingface_hub",),
     "report": ("jinja2", "matplotlib"),
     "tensorboard": ("tensorboard",),
     "trackio": ("trackio",),
@@ -32,6 +33,7 @@ EXTRAS = {
 _EXTRA_OF = (
     ("data_prep.slurm", None),
     ("data_prep.", "data"),
+    ("pretrain.push", "hub"),
     ("pretrain.report", "report"),
     ("scripts.", "finetune"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from data_prep.core.config import SettingsError
+from data_prep.core.entry import why_not
 
 TOKEN_CURE = (
     "log in with `hf auth login`, or set HF_TOKEN; make a token with write access at "
@@ -11,7 +12,9 @@ TOKEN_CURE = (
 
 
 def name_fault(name: str) -> str | None:
-    """Why `name` is no OWNER/NAME of a repository; None if it is one."""
+    """Why nothing can be uploaded to `name`: it is no OWNER/NAME, or huggingface_hub is missing."""
+    if why := why_not("hub"):
+        return why
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 

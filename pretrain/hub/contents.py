@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.core.config import SettingsError
+from data_prep.core.entry import why_not
 from data_prep.core.files import checksum
 from pretrain.checkpoint.files import find_fault, read_state
 from pretrain.run_folder.line_types import events_of
@@ -105,12 +106,11 @@ def _fill_with_run(target: Path, run_folder: Path, name: str) -> None:
 
 def _curves(run_folder: Path) -> str | None:
     """Training and held-out loss over steps as SVG; None if nothing is recorded."""
-    try:
-        from pretrain.reporting.charts import loss_chart
-        from pretrain.reporting.plots import picture
-    except ImportError as error:
-        logger.warning("no curves are uploaded: %s", error)
+    if why := why_not("report"):
+        logger.warning("no curves are uploaded: %s", why)
         return None
+    from pretrain.reporting.charts import loss_chart
+    from pretrain.reporting.plots import picture
     from pretrain.run_folder.history import History
 
     chart = loss_chart(History.read(run_folder))
