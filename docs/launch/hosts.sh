@@ -28,6 +28,8 @@ done
 failed=0
 for node in "${!hosts[@]}"; do
     while kill -0 "${nodes[node]}" 2>/dev/null; do wait "${nodes[node]}"; done # a signal ends wait
-    wait "${nodes[node]}" || { failed=1 && echo "${hosts[node]}: status $?" >&2; }
+    wait "${nodes[node]}"
+    status=$?
+    [ "$status" -eq 0 ] || { failed=1 && echo "${hosts[node]}: status $status" >&2; }
 done
 exit "$failed"
