@@ -72,8 +72,9 @@ def job(tmp_path: Path):
             ["bash", "batch"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=30
         )
         log = done.stdout + done.stderr
-        steps = (tmp_path / "steps").read_text().splitlines()
-        return Ended(done.returncode, (tmp_path / "requeued").exists(), log, steps)
+        steps = tmp_path / "steps"
+        lines = steps.read_text().splitlines() if steps.exists() else []
+        return Ended(done.returncode, (tmp_path / "requeued").exists(), log, lines)
 
     return run
 
@@ -165,6 +166,23 @@ def test_wrong_settings_and_cancelled_jobs_do_not_restart(job, given, status) ->
     assert len(ended.steps) == len(given["STATUS"].split())
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("RESTARTS", "yes", "must be numbers"),
+        ("SPARE_NODES", "-1", "must be numbers"),
+        ("SPARE_NODES", "4", "leaves none of the 4 nodes"),
+    ],
+)
+def test_wrong_restarts_and_spare_nodes_are_refused(job, name: str, value: str, why: str) -> None:
+    ended = job(**{name: value})
+    assert (ended.status, ended.is_requeued, ended.steps) == (2, False, [])
+    assert f"{name}={value}" in ended.log
+    assert why in ended.log
+
+
 def test_spare_nodes_get_no_tasks(job) -> None:
     assert "--nodes" not in job().steps[0]
-    assert "--nodes=3 --ntasks=6" in job(SPARE_NODES="1").steps[-1]
+    ended = job(SPARE_NODES="1")
+    assert "--nodes=3 --ntasks=6" in ended.steps[-1]
+    assert "6 tasks on" in ended.log
