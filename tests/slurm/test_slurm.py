@@ -164,7 +164,7 @@ def test_a_spare_node_takes_the_place_of_a_lost_one_without_the_queue(
     cluster: Any, tmp_path: Path
 ) -> None:
     spare = replace(cluster, env=cluster.env | {"SPARE_NODES": "1"})
-    words = ["recipe=fast", *TINY, "data.seq_len=32", "schedule.total_steps=200",
+    words = ["recipe=fast", *TINY, "data.seq_len=32", "schedule.total_steps=400",
              "checkpoint.every_steps=10", "eval.every_steps=1000"]  # fmt: skip
     options = ["--nodes=3", "--no-kill", "--ntasks-per-node=1", "--gpus-per-node=1"]
     job, run = _submit(spare, tmp_path, "spare", *words, options=options), tmp_path / "runs/spare"
@@ -177,7 +177,7 @@ def test_a_spare_node_takes_the_place_of_a_lost_one_without_the_queue(
     assert job.show()["Restarts"] == "0"
     assert "restart 1 of 3 in this job" in job.log
     assert job.log.count("2 ranks on 2 hosts, 1 each") == 2
-    assert _steps(run, "train/loss") == list(range(1, 201))
+    assert _steps(run, "train/loss") == list(range(1, 401))
 
 
 def test_a_wrong_setting_fails_the_job_with_one_message_though_the_first_task_starts_late(
