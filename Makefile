@@ -10,12 +10,15 @@
 # make drill   inject faults into a small run, one after another, and report how it recovers
 # make docs    build the documentation as a site with search, in build/site/html
 # make hashes  write the checksums of constraints.txt's packages to .ci/hashes*.txt
+# make wheels  print which Pythons and platforms have wheels of all packages
 # make clean   remove the environment and all caches
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || \
+	command -v python3.13 || command -v python3.14 || echo python3)
 BIN := .venv/bin
 PIP := DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-slurm test-torch check fix bench bench-gpu docs drill install hashes clean
+.PHONY: demo test test-slow test-slurm test-torch check fix \
+	bench bench-gpu docs drill install hashes wheels clean
 .DEFAULT_GOAL := demo
 
 install: .venv/installed
@@ -25,8 +28,8 @@ install: .venv/installed
 # fails.
 # First the packages whose checksums are known, then the project, and torch in this machine's build.
 .venv/installed: pyproject.toml constraints.txt .ci/hashes.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
-	  { echo "Python 3.11 or 3.12 is needed; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
+	  { echo "Python 3.11 to 3.14 is needed; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) --use-pep517 --require-hashes --no-deps -r .ci/hashes.txt
 	$(PIP) --use-pep517 -e '.[dev,docs]' -c constraints.txt
@@ -96,6 +99,9 @@ hashes: install
 	echo torch | $(COMPILE) --python-platform x86_64-manylinux_2_28 --constraint constraints.txt - \
 	  $$(sed -n '/^torch==/d; s/^\(.*\)==.*/--no-emit-package \1/p' constraints.txt) \
 	  --output-file .ci/hashes-cuda.txt
+
+wheels: install
+	$(BIN)/python -m scripts.check_wheels
 
 clean:
 	rm -rf .venv .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache

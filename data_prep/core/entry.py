@@ -19,8 +19,7 @@ _NEEDED = {
 }
 EXTRAS = {
     "data": (
-        "datasets", "jinja2", "lxml", "matplotlib", "mwparserfromhell", "nupunkt", "rensa",
-        "sentencex", "zstandard",
+        "datasets", "jinja2", "lxml", "matplotlib", "nupunkt", "rensa", "sentencex", "zstandard",
     ),
     "finetune": ("accelerate", "datasets", "scipy", "sklearn", "transformers"),
     "hub": ("huggingface_hub",),

@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
+from data_prep.core.config import SettingsError
 from data_prep.core.settings import SourceKind, SourceSettings
 from data_prep.sources.inputs.plan import SourcePlan
 from data_prep.stores.documents import Damage, Document, Reject
@@ -28,5 +29,17 @@ class Source(Protocol):
 
 
 def module_of(kind: SourceKind) -> Source:
-    """The module of one kind. It is imported here because `datasets` takes a second to load."""
-    return cast(Source, importlib.import_module(f"data_prep.sources.{kind.value}"))
+    """The module of one kind. It is imported here because `datasets` takes a second to load.
+
+    Raises SettingsError if the parser of wiki markup is needed and not installed.
+    """
+    try:
+        return cast(Source, importlib.import_module(f"data_prep.sources.{kind.value}"))
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "mwparserfromhell":
+            raise
+        raise SettingsError(
+            f"the source {kind.value} needs the package mwparserfromhell, which is not installed: "
+            "pip install mwparserfromhell (it has no wheel for Python 3.14, and builds there with "
+            "a C compiler, or slower code with WITH_EXTENSION=0 in the environment)"
+        ) from error

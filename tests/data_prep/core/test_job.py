@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from data_prep import audit, build, collect, dedup, encode, plan, status, vocab
 from data_prep.core.config import SettingsError
 from data_prep.core.job import load, start
-from data_prep.core.settings import DataPrepSettings
+from data_prep.core.settings import DataPrepSettings, SourceKind
+from data_prep.sources import module_of
 
 JOBS = [collect, dedup, vocab, encode, build, audit, status, plan]
 
@@ -29,6 +30,16 @@ def test_without_the_detector_of_languages_its_cure_is_named(monkeypatch, typed)
     monkeypatch.setitem(sys.modules, "pycld2", None)  # as if it was not installed
     with pytest.raises(SettingsError, match=r"pip install pycld2 .*source\.language=null"):
         load(["data_dir=x", *typed])
+
+
+@pytest.mark.parametrize("kind", [SourceKind.wikipedia_dump, SourceKind.wikipedia])
+def test_without_the_parser_of_wiki_markup_its_cure_is_named(monkeypatch, kind) -> None:
+    monkeypatch.setitem(sys.modules, "mwparserfromhell", None)
+    for name in [*sys.modules]:
+        if name.startswith(("data_prep.text.wiki", "data_prep.sources.wiki")):
+            monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(SettingsError, match=f"{kind.value} needs .* pip install mwparserfromhell"):
+        module_of(kind)
 
 
 def test_without_the_detector_text_of_every_language_can_be_prepared(monkeypatch) -> None:
