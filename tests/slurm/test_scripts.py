@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from data_prep.core.job import load
+from pretrain.distributed.ranks import _tasks_on_this_node
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TRAINERS = ("slurm/pretrain_base.sh", "slurm/pretrain_large.sh")
@@ -137,6 +138,7 @@ def test_every_gpu_gets_one_task_with_the_overrides_after_the_scripts_own(
     tasks = [call["env"] for call in calls()]
     assert sorted(task["SLURM_PROCID"] for task in tasks) == ["0", "1", "2", "3"]
     assert sorted(task["SLURM_LOCALID"] for task in tasks) == ["0", "0", "1", "1"]
+    assert [_tasks_on_this_node(task) for task in tasks] == [2] * 4
     assert {task["CUDA_VISIBLE_DEVICES"] for task in tasks} == {"0,1"}
     port = str(20_000 + 31 * int(job.number) % 12_000)
     assert {(task["MASTER_ADDR"], task["MASTER_PORT"]) for task in tasks} == {("node1", port)}

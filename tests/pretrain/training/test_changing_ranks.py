@@ -1,6 +1,7 @@
 """One run that goes on with other numbers of ranks and ZeRO stages each time it was ended."""
 
 import itertools
+import os
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -129,6 +130,47 @@ def run(
         assert all(statuses[rank] == -signal.SIGKILL for rank in end.victims), output
     else:
         assert statuses == [0] * ranks, output
+
+
+def on_two_nodes(hook: Callable[[int], None] | None) -> Callable[[int], None]:
+    """A hook: 4 ranks have the variables of two nodes; then `hook`."""
+
+    def hook_on_a_node(rank: int) -> None:
+        os.environ |= {"LOCAL_RANK": str(rank % 2), "LOCAL_WORLD_SIZE": "2"}
+        if hook is not None:
+            hook(rank)
+
+    return hook_on_a_node
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_sharded_within_nodes_and_killed_on_one_is_the_run_that_never_was(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    """4 ranks as 2 nodes; then it goes on with shards among 2 ranks, up to rounding."""
+    data = cut(sample_dir, tmp_path / "data", [31, 0, 22], [9, 2])
+    arguments = [*RUN, f"data.dir={data}", "optim.global_batch=6", "checkpoint.every_steps=4"]
+    arguments += ["schedule.total_steps=12", "optim=lamb", "monitor.every_steps=1"]
+    within = [*arguments, "engine.shard=node"]
+    kill = Kill(7, "the training step", victims=(3,))
+    starts = {
+        "straight": [(4, within, None)],
+        "killed": [(4, within, kill), (4, within, None)],
+        "changed": [(4, within, kill), (2, arguments, None)],
+    }
+    found = {}
+    for name, of_run in starts.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        for ranks, typed, end in of_run:
+            hook = on_two_nodes(end) if ranks == 4 else None
+            statuses, output = pretrain_run(typed, folder, ranks=ranks, hook=hook)
+            assert (statuses == [0] * ranks) == (end is None), output
+        found[name] = losses(folder)
+    assert len(found["straight"]) == 12
+    assert found["killed"] == found["straight"]
+    assert found["changed"] == pytest.approx(found["straight"], rel=1e-5)
 
 
 @pytest.mark.slow
