@@ -33,6 +33,7 @@ from pretrain.engine.sharded_state import ShardedState
 from pretrain.engine.sharding import sharding_of
 from pretrain.engine.snapshot import MOMENTS, WEIGHT, Snapshot
 from pretrain.engine.zero1 import LeanZero, cut
+from pretrain.model.attention import use_fa3
 from pretrain.model.compile import compile_parts, uncompiled, wants_compile
 from pretrain.optim.lamb import Lamb
 from pretrain.optim.muon import Muon
@@ -80,6 +81,7 @@ class Engine:
         model.activation_checkpointing = engine.activation_checkpointing
         model.trim_last_layer = engine.trim_last_layer
         model.to(ranks.device)
+        use_fa3(ranks.device, model.settings.attention_probs_dropout_prob)
         if wants_compile(engine, ranks.device):
             compile_parts(model, self.precision, ranks.device)
         groups = parameter_groups(model, optim.weight_decay, optim.name)

@@ -11,16 +11,23 @@ Shapes: T tokens of the packed row, N sequences, H heads, K head dim.
 from __future__ import annotations
 
 import functools
+import importlib.util
+import logging
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import activate_flash_attention_impl
 
 from pretrain.model.cpu_attention import attention_with_dropout, draws_attention
 
 if TYPE_CHECKING:
     from pretrain.data.packing import PackedBatch
+
+FA3_MODULE = "flash_attn_interface"  # FlashAttention 3
+
+logger = logging.getLogger(__name__)
 
 
 def attention(
@@ -53,6 +60,24 @@ def has_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
         and head_dim <= 256
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )
+
+
+def use_fa3(device: torch.device, dropout_p: float) -> bool:
+    """Let torch's flash operator run FlashAttention 3, if it can; otherwise it is 2.
+
+    That is for Hopper, needs a package of its own, and has no dropout.
+    """
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
+        return False
+    if dropout_p > 0 or importlib.util.find_spec(FA3_MODULE) is None:
+        return False
+    try:
+        activate_flash_attention_impl("FA3")
+    except (ImportError, RuntimeError) as error:  # another version of the package
+        logger.warning("attention stays FlashAttention 2: FA3 of %s: %s", FA3_MODULE, error)
+        return False
+    logger.info("attention without dropout is FlashAttention 3, of %s", FA3_MODULE)
+    return True
 
 
 def _in_one_call(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout_p: float) -> Tensor:

@@ -13,6 +13,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.utils import groups
 
 from pretrain.engine.zero1 import LeanZero
+from pretrain.model.attention import FA3_MODULE
 
 STAY = "stay with torch 2.13 to 2.15 and deepspeed 0.19.8 (pyproject.toml)"
 
@@ -56,3 +57,15 @@ def test_deepspeed_is_pinned_to_the_version_whose_class_is_swapped() -> None:
 def test_deepspeed_takes_the_group_of_its_shards_from_where_it_is_put() -> None:
     """pretrain/engine/deepspeed_setup.py sets it, because DeepSpeed's own has no time-out."""
     assert "_WORLD_GROUP is None" in inspect.getsource(groups._clone_world_group), STAY
+
+
+def test_torch_knows_flash_attention_3_by_this_name_and_module() -> None:
+    """pretrain/model/attention.py activates it, where the module is installed."""
+    from torch.nn import attention as torchs
+    from torch.nn.attention import _fa3
+
+    activate = inspect.signature(torchs.activate_flash_attention_impl)
+    assert list(activate.parameters) == ["impl"], STAY
+    assert "FA3" in torchs.list_flash_attention_impls(), STAY
+    module = inspect.signature(_fa3.register_flash_attention_fa3).parameters["module_path"]
+    assert module.default == FA3_MODULE, STAY

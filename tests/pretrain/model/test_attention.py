@@ -1,14 +1,17 @@
 """Block-diagonal attention against a naive loop in float64."""
 
+import importlib.util
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_samples import random_batch
 from torch import Tensor
 
-from pretrain.model.attention import attention
+from pretrain.model import attention as attention_module
+from pretrain.model.attention import attention, use_fa3
 
 
 def naive(qkv: Tensor, lengths: list[int]) -> Tensor:
@@ -74,3 +77,35 @@ def test_dropout_zeroes_probabilities_at_its_rate_and_keeps_their_mean() -> None
     kept = probabilities != 0
     assert abs(kept.float().mean().item() - 0.75) < 0.02
     torch.testing.assert_close(probabilities[kept], torch.full_like(probabilities[kept], 1 / 0.75))
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "dropout_p", "is_installed", "expected"),
+    [
+        ("cuda", (9, 0), 0.0, True, True),
+        ("cuda", (9, 0), 0.0, False, False),
+        ("cuda", (9, 0), 0.1, True, False),
+        ("cuda", (10, 0), 0.0, True, False),
+        ("cpu", (9, 0), 0.0, True, False),
+    ],
+)
+def test_flash_attention_3_is_for_hopper_without_dropout_where_it_is_installed(
+    device, capability, dropout_p, is_installed, expected, monkeypatch
+) -> None:
+    activated: list[str] = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: is_installed or None)
+    monkeypatch.setattr(attention_module, "activate_flash_attention_impl", activated.append)
+    assert use_fa3(torch.device(device), dropout_p) is expected
+    assert activated == ["FA3"] * expected
+
+
+def test_a_module_without_the_kernel_leaves_flash_attention_2(monkeypatch, caplog) -> None:
+    def fail(_: str) -> None:
+        raise RuntimeError("Module does not expose FA3 kernels")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(attention_module, "activate_flash_attention_impl", fail)
+    assert not use_fa3(torch.device("cuda"), 0.0)
+    assert "stays FlashAttention 2" in caplog.text
