@@ -42,6 +42,7 @@ def identity(
         "place in the data": "examples taken",  # earlier versions counted batches
         "run.seed": settings.run.seed,
         "engine.precision": settings.engine.precision.name,
+        **({"engine.fp8": True} if settings.engine.fp8 else {}),
         "data.masking": settings.data.masking.name,
         "data.pairs": settings.data.pairs.name,
         "data.seq_len": settings.data.seq_len,

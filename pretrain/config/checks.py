@@ -331,6 +331,17 @@ def _check_muon(optim: OptimSettings) -> list[str]:
 
 def _check_engine(settings: Settings) -> list[str]:
     engine = settings.engine
+    if engine.fp8 and engine.precision in (Precision.fp32, Precision.fp16):
+        return [
+            f"engine.fp8=true with engine.precision={engine.precision.name}: all else is then in "
+            "bfloat16; set engine.precision=bf16, or engine.fp8=false"
+        ]
+    if engine.fp8 and engine.zero_stage not in (1, 2):
+        return [
+            f"engine.fp8=true with engine.zero_stage={engine.zero_stage}: it reads copies of the "
+            "weights in bfloat16, which ZeRO 1 and 2 have; set engine.zero_stage=1 or "
+            "engine.fp8=false"
+        ]
     if engine.zero_stage == 0 and engine.precision in (Precision.bf16, Precision.fp16):
         return [
             f"engine.precision={engine.precision.name} with engine.zero_stage=0: DeepSpeed's "

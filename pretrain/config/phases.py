@@ -26,6 +26,7 @@ _FIXED = (
     "engine.zero_stage",
     "engine.shard",
     "engine.precision",
+    "engine.fp8",
     "engine.compile",
 )
 

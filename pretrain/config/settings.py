@@ -297,6 +297,7 @@ class EngineSettings:
     bind_to_gpu: bool = True  # each rank runs on the CPUs next to its GPU
     compile_cache: str | None = None  # folder of compiled code; None: the user's
     shard: Shard = Shard.world
+    fp8: bool = False  # matrix products of the layers, by torchao
 
 
 @dataclass

@@ -57,6 +57,11 @@ def resolve_precision(settings: EngineSettings, device: torch.device) -> Precisi
     has_bf16 = is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision is Precision.auto:
         precision = Precision.bf16_autocast if has_bf16 else Precision.fp32
+    if settings.fp8 and precision is Precision.fp32:
+        raise SettingsError(
+            "engine.fp8=true needs bfloat16, and engine.precision=auto is fp32 on this device; set "
+            "engine.precision=bf16 or engine.fp8=false"
+        )
     if is_cuda and not has_bf16 and precision in (Precision.bf16, Precision.bf16_autocast):
         major, minor = torch.cuda.get_device_capability(device)
         raise SettingsError(

@@ -35,6 +35,7 @@ from pretrain.engine.snapshot import MOMENTS, WEIGHT, Snapshot
 from pretrain.engine.zero1 import LeanZero, cut
 from pretrain.model.attention import use_fa3
 from pretrain.model.compile import compile_parts, uncompiled, wants_compile
+from pretrain.model.fp8 import use_fp8
 from pretrain.optim.lamb import Lamb
 from pretrain.optim.muon import Muon
 from pretrain.optim.optimizers import build_optimizer, parameter_groups
@@ -82,6 +83,8 @@ class Engine:
         model.trim_last_layer = engine.trim_last_layer
         model.to(ranks.device)
         use_fa3(ranks.device, model.settings.attention_probs_dropout_prob)
+        if engine.fp8:
+            use_fp8(model, ranks.device)
         if wants_compile(engine, ranks.device):
             compile_parts(model, self.precision, ranks.device)
         groups = parameter_groups(model, optim.weight_decay, optim.name)
