@@ -39,6 +39,8 @@ COPY conf conf
 COPY data_prep data_prep
 COPY pretrain pretrain
 COPY scripts scripts
+# data_prep/executors/slurm_scripts is a link to it, for `bert-data slurm`
+COPY slurm slurm
 RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable . \
     && pip check \
     && python -m compileall -q data_prep pretrain scripts \
