@@ -31,6 +31,7 @@ from pretrain.distributed.ranks import Ranks
 from pretrain.engine import engine as engine_module
 from pretrain.engine.deepspeed_setup import resolve_precision
 from pretrain.engine.engine import Engine
+from pretrain.engine.sharding import Sharding
 from pretrain.model.bert import BertForPreTraining
 
 FP32, AUTOCAST = Precision.fp32, Precision.bf16_autocast
@@ -80,6 +81,8 @@ def test_the_model_is_told_what_the_engine_is_set_to(monkeypatch) -> None:
         raise RuntimeError(f"{model.activation_checkpointing}, {model.trim_last_layer}")
 
     monkeypatch.setattr(engine_module, "start_deepspeed", start)
+    alone = Sharding(range(1), num_copies=1, within=None, across=None)
+    monkeypatch.setattr(engine_module, "sharding_of", lambda *_: alone)
     ranks = Ranks(0, 1, torch.device("cpu"))
     for recomputes, trims in product((False, True), repeat=2):
         own = EngineSettings(
