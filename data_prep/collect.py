@@ -33,6 +33,7 @@ from data_prep.duplicates.ids import repeated_ids
 from data_prep.duplicates.signatures import SignatureWriter, signatures_path
 from data_prep.executors.run import run_tasks
 from data_prep.executors.tasks import TaskEntry, fingerprint
+from data_prep.plugins.entry_points import load_plugin
 from data_prep.sources import module_of
 from data_prep.sources.inputs.plan import SourcePlan
 from data_prep.stores.documents import (
@@ -52,7 +53,9 @@ from data_prep.text.language import is_language, known_languages, language_of
 _OTHER_IDS = {
     "rows": "set source.id_column=file:row", "warc": "set source.id_column=WARC-Record-ID",
 }  # fmt: skip
-_LATER = ("id_column", "title_column", "language_column", "one_sentence_per_line")
+_LATER = (
+    "id_column", "title_column", "language_column", "one_sentence_per_line", "plugin", "options",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,7 +74,7 @@ def run(settings: DataPrepSettings) -> DocumentsManifest:
     folder = Path(settings.data_dir) / "documents" / source.name
     if not settings.replace:
         _check_input(folder, source)
-    plan = module_of(source.kind).plan(source, settings.characters_per_part)
+    plan = module_of(source).plan(source, settings.characters_per_part)
     return collect_plan(settings, source, plan)
 
 
@@ -105,7 +108,7 @@ def _check_input(folder: Path, source: SourceSettings) -> None:
     if not (folder / "manifest.json").exists():
         return
     before, now = read_documents_manifest(folder).settings, as_dict(source)
-    for name in ("kind", "path", "dataset", "subset", "split", "revision"):
+    for name in ("kind", "path", "dataset", "subset", "split", "revision", "plugin"):
         old, new = before.get(name), now[name]
         if old == new or (name == "path" and old and new and _is_same(old, new)):
             continue
@@ -158,7 +161,7 @@ def _collect_part(folder: Path, source: SourceSettings, item: tuple[int, Any]) -
 def _read(source: SourceSettings, task: Any) -> Iterator[Document | Reject | Damage]:
     """The items of one task, by the source's module; an OSError names the input."""
     try:
-        yield from module_of(source.kind).read(source, task)
+        yield from module_of(source).read(source, task)
     except OSError as error:
         if error.filename is not None:
             raise
@@ -196,6 +199,8 @@ def _identity(source: SourceSettings, characters_per_part: int) -> dict[str, Any
             del identity[name]
     if source.kind.value == "sample":
         identity["python"] = sys.version
+    if source.kind.value == "plugin":
+        identity["plugin_version"] = load_plugin("sources", source.plugin, "source.plugin").version
     return identity
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from data_prep.core.config import Limits, SettingsError, as_text, limit_faults
@@ -32,6 +33,7 @@ class SourceKind(enum.Enum):
     rows = "rows"
     lines = "lines"
     warc = "warc"
+    plugin = "plugin"  # of another package: source.plugin
 
 
 class Executor(enum.Enum):
@@ -95,6 +97,8 @@ class SourceSettings:
     min_characters: int | None = None  # shorter documents are dropped
     keep_verse: bool | None = None  # False: documents of verse are dropped
     one_sentence_per_line: bool | None = None  # True: `encode` splits no line
+    plugin: str | None = None  # the name that another package gives its source
+    options: dict[str, Any] | None = None  # that source's own
 
     @property
     def paths(self) -> list[str]:
@@ -363,7 +367,7 @@ _OF_PATHS = (
     SourceKind.warc,
 )  # fmt: skip
 _OF_ROWS = (SourceKind.wikipedia, SourceKind.bookcorpus, SourceKind.book_rows, SourceKind.rows)
-_OF_URLS = (*_OF_ROWS, SourceKind.lines, SourceKind.warc)
+_OF_URLS = (*_OF_ROWS, SourceKind.lines, SourceKind.warc, SourceKind.plugin)
 
 
 def _path_fault(kind: SourceKind, path: str) -> str | None:
@@ -384,6 +388,11 @@ def _path_fault(kind: SourceKind, path: str) -> str | None:
 
 
 def _source_faults(source: SourceSettings) -> Iterator[str]:
+    if source.kind is not SourceKind.plugin and (source.plugin or source.options):
+        yield (
+            f"source.plugin and source.options are not those of source.kind={source.kind.value}; "
+            "set +source=plugin, or leave them out"
+        )
     if not source.name or "/" in source.name or source.name.startswith("."):
         yield f"source.name={source.name!r} must be the name of one folder"
     yield from filter(None, (_path_fault(source.kind, path) for path in source.paths))

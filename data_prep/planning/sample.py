@@ -77,7 +77,7 @@ def measure(settings: DataPrepSettings, source: SourceSettings, folder: Path) ->
         builds[length] = _build(own_settings, folder, len(parts))
         audits[length] = _audit(own_settings, folder)
     splits = read_tokens_manifest(folder).splits
-    plan = module_of(source.kind).plan(source, whole.characters_per_part)
+    plan = module_of(source).plan(source, whole.characters_per_part)
     return Sample(
         source_bytes=source_bytes,
         source_tasks=len(plan.tasks),
@@ -103,7 +103,7 @@ def _collect(
     input_bytes, source_bytes, rest = 0.0, 0.0, 0.0
     for name, size in SIZES.items():
         own = dataclasses.replace(source, name=name)
-        plan = module_of(source.kind).plan(own, size)
+        plan = module_of(source).plan(own, size)
         chosen = np.linspace(0, len(plan.tasks) - 1, min(len(plan.tasks), settings.workers))
         cut = [round(index) for index in chosen]
         source_bytes, own_bytes = _bytes_of(own, plan, cut)

@@ -289,6 +289,14 @@ def _check_optimizer(optim: OptimSettings) -> list[str]:
     """The optimizer's name must agree with its options."""
     name, ratio = optim.name.name, optim.trust_ratio
     wrong = _check_muon(optim)
+    if optim.name is OptimizerName.plugin:
+        return (
+            wrong if optim.plugin else [*wrong, "optim=plugin needs a name; add optim.plugin=NAME"]
+        )
+    if optim.plugin is not None or optim.options is not None:
+        wrong.append(
+            f"optim.plugin and optim.options are not {name}'s; set optim=plugin, or leave them out"
+        )
     if optim.name is OptimizerName.lamb:
         if ratio is TrustRatio.none:
             return [*wrong, "optim.trust_ratio=none with optim=lamb is Adam; set optim=adamw"]

@@ -23,6 +23,7 @@ _FIXED = (
     "data.dir",
     "data.pairs",
     "optim.name",
+    "optim.plugin",
     "engine.zero_stage",
     "engine.shard",
     "engine.precision",

@@ -75,6 +75,7 @@ class OptimizerName(enum.Enum):
     bert_adam = "bert_adam"  # the paper's: AdamW without bias correction
     lamb = "lamb"
     muon = "muon"  # for the layers' matrices; AdamW for all others
+    plugin = "plugin"  # of another package: optim.plugin
 
 
 class TrustRatio(enum.Enum):
@@ -204,6 +205,13 @@ class OptimSettings:
     matrix_rate: float | None = None  # the matrices' learning rate over that of the others
     newton_schulz_steps: int | None = None
     equal_rows: bool = False  # Muon's: the rows of an update have one norm
+    plugin: str | None = None  # the name that another package gives its optimizer
+    options: dict[str, Any] | None = None  # that optimizer's own
+
+    @property
+    def label(self) -> str:
+        """The optimizer's name, also of one of another package."""
+        return self.name.name if self.plugin is None else self.plugin
 
     @property
     def step_size(self) -> str:

@@ -92,7 +92,7 @@ class Engine:
         parameters = dict(model.named_parameters())  # the tied matrix once
         name_of = {parameter: name for name, parameter in parameters.items()}
         self._layout = consolidated.Layout(
-            optimizer=optim.name.name,
+            optimizer=optim.label,
             shapes={name: list(p.shape) for name, p in parameters.items()},
             groups={
                 name_of[parameter]: group["label"]

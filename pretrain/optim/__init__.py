@@ -1,4 +1,4 @@
 """Parameter groups, Adam, LAMB and learning-rate schedules.
 
-May import: pretrain.config.
+May import: data_prep.plugins, pretrain.config.
 """

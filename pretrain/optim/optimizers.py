@@ -1,4 +1,4 @@
-"""Parameter groups and optimizers: AdamW, the BERT paper's own Adam, LAMB and Muon.
+"""Parameter groups and optimizers: AdamW, the BERT paper's own Adam, LAMB, Muon, plug-ins.
 
 Both Adams are elementwise: whole tensors and the flat shards that ZeRO cuts from them give the same
 result.
@@ -16,6 +16,7 @@ from pretrain.optim.adam import BertAdam
 from pretrain.optim.lamb import Lamb
 from pretrain.optim.matrices import is_matrix
 from pretrain.optim.muon import MATRICES, Muon
+from pretrain.optim.plugin import build_plugin
 
 
 def parameter_groups(
@@ -53,7 +54,10 @@ def parameter_groups(
 
 
 def build_optimizer(groups: list[dict[str, Any]], settings: OptimSettings) -> Optimizer:
-    """The optimizer `settings.name` over `groups`; the engine sets the rate of each step."""
+    """The optimizer `settings.name` over `groups`; the engine sets the rate of each step.
+
+    Raises SettingsError for a plug-in that does not keep its contract.
+    """
     beta_1, beta_2 = settings.betas
     if settings.name is OptimizerName.bert_adam:
         return BertAdam(groups, settings.learning_rate, (beta_1, beta_2), settings.eps)
@@ -67,6 +71,8 @@ def build_optimizer(groups: list[dict[str, Any]], settings: OptimSettings) -> Op
             grad_averaging=settings.grad_averaging,
             trust_ratio=settings.trust_ratio,
         )
+    if settings.name is OptimizerName.plugin:
+        return build_plugin(groups, settings)
     if settings.name is OptimizerName.muon:
         own = {name: getattr(settings, name) for name in (*MUON_SETTINGS, "equal_rows")}
         assert None not in own.values(), "config.checks.check refuses this"

@@ -1,4 +1,5 @@
 """Trackers that show metrics.jsonl elsewhere: wandb, TensorBoard, trackio and those of others.
 
-May import: data_prep.core, pretrain.config, pretrain.metrics, pretrain.model, pretrain.run_folder.
+May import: data_prep.core, data_prep.plugins, pretrain.config, pretrain.metrics, pretrain.model,
+    pretrain.run_folder.
 """

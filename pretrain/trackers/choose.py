@@ -7,6 +7,7 @@ from typing import cast
 
 from data_prep.core.config import SettingsError
 from data_prep.core.entry import why_not
+from data_prep.plugins.entry_points import load_plugin, plugin_names
 from pretrain.config.settings import LogSettings
 from pretrain.trackers.feed import Feed
 from pretrain.trackers.tracker import TrackedRun, Tracker
@@ -19,9 +20,8 @@ def check_trackers(log: LogSettings) -> None:
     """Raise SettingsError for a tracker that is not known or not installed."""
     for name in log.names:
         if name not in _TRACKERS:
-            known = ", ".join(_TRACKERS)
-            raise SettingsError(f"log.trackers={name} is not known; there are {known}")
-        if why := why_not(name):
+            _own_tracker(name)
+        elif why := why_not(name):
             raise SettingsError(f"log.trackers={name}: {why}, or leave it out")
 
 
@@ -31,5 +31,21 @@ def start_trackers(run: TrackedRun, first_step: int) -> list[Feed]:
 
 
 def _tracker(name: str) -> type[Tracker]:
+    if name not in _TRACKERS:
+        return _own_tracker(name)
     module = importlib.import_module(f"pretrain.trackers.{name}")
     return cast(type[Tracker], getattr(module, _TRACKERS[name]))
+
+
+def _own_tracker(name: str) -> type[Tracker]:
+    """A tracker that another package has."""
+    if name not in plugin_names("trackers"):
+        known = ", ".join([*_TRACKERS, *plugin_names("trackers")])
+        raise SettingsError(
+            f"log.trackers={name} is not known; there are {known}, and what packages that you "
+            "install add (docs/extending.md)"
+        )
+    plugin = load_plugin("trackers", name, "log.trackers")
+    if not (isinstance(plugin.what, type) and issubclass(plugin.what, Tracker)):
+        raise plugin.refusal("is no subclass of pretrain.trackers.tracker.Tracker")
+    return plugin.what
