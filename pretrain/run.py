@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from data_prep.core.caches import use_private_compile_caches
 from data_prep.core.command import INTERRUPTED
 from data_prep.core.config import SettingsError, as_yaml
+from data_prep.plugins.entry_points import find_plugin
 from pretrain.checkpoint.extension import Extension
 from pretrain.checkpoint.files import newest_step, read_state
 from pretrain.checkpoint.identity import identity
@@ -129,7 +130,9 @@ def _run(arguments: list[str], stop: signals.StopRequest, output: RankOutput) ->
     if "--cfg" in arguments:
         print(as_yaml(settings), end="")
         return 0
-    check_trackers(settings.log)
+    if settings.engine.compile is not Compile.false:
+        use_private_compile_caches(settings.engine.compile_cache)  # torch's workers keep these
+    _check_plugins(settings)
     _check_manifests(settings, on_sample, stop)
     from pretrain.huggingface import init_from
 
@@ -137,8 +140,6 @@ def _run(arguments: list[str], stop: signals.StopRequest, output: RankOutput) ->
         stop.next_start = lambda: f"step {newest_step(folder_of_run(settings)):,}"
         init_from.begin(settings, folder_of_run(settings))  # refused before torch is imported
         _check_token(settings)
-    if settings.engine.compile is not Compile.false:
-        use_private_compile_caches(settings.engine.compile_cache)  # torch's workers keep these
     from pretrain.distributed import ranks as ranks_module
 
     ranks = ranks_module.start(settings.engine.timeout_minutes, settings.engine.device.name)
@@ -159,6 +160,13 @@ def _run(arguments: list[str], stop: signals.StopRequest, output: RankOutput) ->
         if line := push_at_end(folder_of_run(settings), settings.export, stop):
             print(line, file=sys.stderr)
     return 0 if is_finished else _stopped(ranks, stop)
+
+
+def _check_plugins(settings: Settings) -> None:
+    """Refuse trackers and an optimizer that are not installed; their imports may import torch."""
+    check_trackers(settings.log)
+    if settings.optim.plugin is not None:
+        find_plugin("optimizers", settings.optim.plugin, "optim.plugin")
 
 
 def _stopped(ranks: Ranks, stop: signals.StopRequest) -> int:

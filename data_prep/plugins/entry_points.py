@@ -38,9 +38,9 @@ def plugin_names(kind: str) -> list[str]:
 def load_plugin(kind: str, name: str | None, setting: str) -> Plugin:
     """Import the plug-in that `setting` names. Raises SettingsError, with the cure, if no or more
     than one package has it, or it cannot be imported."""
-    point = _point(kind, name, setting)
-    package = "an unknown package" if point.dist is None else point.dist.name
-    version = f"{package} {point.dist.version}" if point.dist is not None else package
+    point = find_plugin(kind, name, setting)
+    assert point.dist is not None, "find_plugin has its name"
+    version = f"{point.dist.name} {point.dist.version}"
     text = f"{setting}={name}: {point.value} of {version}"
     try:
         what = point.load()
@@ -48,15 +48,16 @@ def load_plugin(kind: str, name: str | None, setting: str) -> Plugin:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise SettingsError(
             f"{text}{_file(point.module)} cannot be imported ({reason}); correct it, or uninstall "
-            f"it: pip uninstall {package}"
+            f"it: pip uninstall {point.dist.name}"
         ) from error
     return Plugin(what, text + _file(point.module), version)
 
 
-def _point(kind: str, name: str | None, setting: str) -> importlib.metadata.EntryPoint:
+def find_plugin(kind: str, name: str | None, setting: str) -> importlib.metadata.EntryPoint:
+    """The entry point that `setting` names, without importing anything. Raises as `load_plugin`."""
     points = importlib.metadata.entry_points(group=_GROUP + kind).select(name=name or "")
     # one package may be found twice: in the current folder, and where it is installed
-    found = {"" if point.dist is None else point.dist.name: point for point in points}
+    found = {point.dist.name: point for point in points if point.dist is not None}
     if len(found) == 1:
         return next(iter(found.values()))
     if found:
