@@ -126,7 +126,7 @@ def test_an_interrupted_job_prints_how_to_continue(tmp_path: Path, capfd) -> Non
 
 def test_no_source_is_answered_with_the_sources_there_are(tmp_path: Path) -> None:
     expected = (
-        r"add \+source=NAME, one of bookcorpus, books, gutenberg, lines, rows, sample, warc, "
+        r"add \+source=NAME, one of bookcorpus, books, gutenberg, lines, plugin, rows, sample, warc, "
         "wikiextractor, wikipedia, wikipedia_dump"
     )
     with pytest.raises(SettingsError, match=expected):
