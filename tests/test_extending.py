@@ -78,7 +78,7 @@ def typed_source(tmp_path: Path) -> list[str]:
         made.execute("CREATE TABLE tales (id INTEGER, title TEXT, body TEXT)")
         made.executemany("INSERT INTO tales VALUES (?, ?, ?)", TALES)
     return [
-        "+source=plugin", "source.plugin=sqlite", f"source.path={tmp_path / 'tales.db'}",
+        "+source=own", "source.plugin=sqlite", f"source.path={tmp_path / 'tales.db'}",
         "source.name=tales", "source.options={table: tales}", f"data_dir={tmp_path / 'data'}",
         "num_workers=1",
     ]  # fmt: skip
@@ -110,7 +110,7 @@ def test_a_source_of_another_package_is_collected(
 
 @functools.cache
 def composed() -> OptimSettings:
-    typed = ["+model=tiny", "optim=plugin", "optim.plugin=lion"]
+    typed = ["+model=tiny", "optim=own", "optim.plugin=lion"]
     typed += ["optim.options={betas: [0.5, 0.25]}", "optim.learning_rate=0.01"]
     return load(typed, world_size=1)[0].optim
 
@@ -253,7 +253,7 @@ def test_a_plug_in_of_two_packages_is_refused(
 def test_a_source_that_cannot_be_used_is_refused_with_its_file(
     broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str
 ) -> None:
-    typed = ["+source=plugin", f"source.plugin={name}", f"data_dir={tmp_path}"]
+    typed = ["+source=own", f"source.plugin={name}", f"data_dir={tmp_path}"]
     assert collect.main(typed) == 2
     printed = capsys.readouterr().err
     assert text in printed
@@ -269,7 +269,7 @@ def test_a_tracker_that_is_none_is_refused_with_its_file(broken: Path, tmp_path:
 @pytest.mark.parametrize(
     ("typed", "text"),
     [
-        ("optim=plugin", "optim=plugin needs a name"),
+        ("optim=own", "optim=own needs a name"),
         ("optim.plugin=lion", "optim.plugin and optim.options are not adamw's"),
         ("optim.options={a: 1}", "optim.plugin and optim.options are not adamw's"),
     ],
@@ -286,7 +286,7 @@ def test_a_run_with_an_optimizer_and_a_tracker_of_another_package_survives_a_kil
 ) -> None:
     typed = [
         *TINY, f"data.dir={sample_dir}", "schedule.total_steps=10", "checkpoint.every_steps=4",
-        "eval.max_examples=20", "engine.timeout_minutes=2", "optim=plugin", "optim.plugin=lion",
+        "eval.max_examples=20", "engine.timeout_minutes=2", "optim=own", "optim.plugin=lion",
         "optim.learning_rate=1e-4", "log.trackers=[csv]",
     ]  # fmt: skip
     for name in ("straight", "killed"):

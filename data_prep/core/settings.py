@@ -391,7 +391,7 @@ def _source_faults(source: SourceSettings) -> Iterator[str]:
     if source.kind is not SourceKind.plugin and (source.plugin or source.options):
         yield (
             f"source.plugin and source.options are not those of source.kind={source.kind.value}; "
-            "set +source=plugin, or leave them out"
+            "set +source=own, or leave them out"
         )
     if not source.name or "/" in source.name or source.name.startswith("."):
         yield f"source.name={source.name!r} must be the name of one folder"

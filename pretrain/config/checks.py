@@ -290,12 +290,10 @@ def _check_optimizer(optim: OptimSettings) -> list[str]:
     name, ratio = optim.name.name, optim.trust_ratio
     wrong = _check_muon(optim)
     if optim.name is OptimizerName.plugin:
-        return (
-            wrong if optim.plugin else [*wrong, "optim=plugin needs a name; add optim.plugin=NAME"]
-        )
+        return wrong if optim.plugin else [*wrong, "optim=own needs a name; add optim.plugin=NAME"]
     if optim.plugin is not None or optim.options is not None:
         wrong.append(
-            f"optim.plugin and optim.options are not {name}'s; set optim=plugin, or leave them out"
+            f"optim.plugin and optim.options are not {name}'s; set optim=own, or leave them out"
         )
     if optim.name is OptimizerName.lamb:
         if ratio is TrustRatio.none:

@@ -17,7 +17,7 @@ def source_of(kind: str, path: Path | None = None, **more: Any) -> SourceSetting
 
 def read_all(source: SourceSettings, characters: int = 10**9) -> list[Document | Reject]:
     """The items of all tasks of a source. Tasks pass through JSON, as in a job."""
-    module = module_of(source.kind)
+    module = module_of(source)
     tasks = json.loads(json.dumps(module.plan(source, characters).tasks))
     return [item for task in tasks for item in module.read(source, task)]
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from data_prep import audit, build, collect, dedup, encode, plan, status, vocab
 from data_prep.core.config import SettingsError
 from data_prep.core.job import load, start
-from data_prep.core.settings import DataPrepSettings, SourceKind
+from data_prep.core.settings import DataPrepSettings, SourceKind, SourceSettings
 from data_prep.sources import module_of
 
 JOBS = [collect, dedup, vocab, encode, build, audit, status, plan]
@@ -39,7 +39,7 @@ def test_without_the_parser_of_wiki_markup_its_cure_is_named(monkeypatch, kind) 
         if name.startswith(("data_prep.text.wiki", "data_prep.sources.wiki")):
             monkeypatch.delitem(sys.modules, name)
     with pytest.raises(SettingsError, match=f"{kind.value} needs .* pip install mwparserfromhell"):
-        module_of(kind)
+        module_of(SourceSettings(name="x", kind=kind))
 
 
 def test_without_the_detector_text_of_every_language_can_be_prepared(monkeypatch) -> None:
@@ -126,7 +126,7 @@ def test_an_interrupted_job_prints_how_to_continue(tmp_path: Path, capfd) -> Non
 
 def test_no_source_is_answered_with_the_sources_there_are(tmp_path: Path) -> None:
     expected = (
-        r"add \+source=NAME, one of bookcorpus, books, gutenberg, lines, plugin, rows, sample, warc, "
+        r"add \+source=NAME, one of bookcorpus, books, gutenberg, lines, own, rows, sample, warc, "
         "wikiextractor, wikipedia, wikipedia_dump"
     )
     with pytest.raises(SettingsError, match=expected):

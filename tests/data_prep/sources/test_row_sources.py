@@ -13,7 +13,6 @@ from source_reading import read_all, reasons, source_of, texts
 from data_prep import collect
 from data_prep.core.config import SettingsError
 from data_prep.core.job import load, require_source
-from data_prep.core.settings import SourceKind
 from data_prep.sources import module_of
 from data_prep.sources.inputs import numbered_rows
 from data_prep.stores.documents import Damage, Document, Reject
@@ -42,7 +41,7 @@ def test_wikipedia_rows_become_documents_once_each_whatever_the_cut(tmp_path, ki
     assert reasons(items) == {"3": "no prose"}
     assert [item.id for item in items] == [str(n) for n in range(25)]
     assert items[0] == Document("0", "T0", "A line 0.\nAnother.")
-    tasks = module_of(source.kind).plan(source, 200).tasks
+    tasks = module_of(source).plan(source, 200).tasks
     assert len(tasks) > 3
 
 
@@ -192,14 +191,15 @@ def test_planning_numbered_parquet_reads_footers_alone(tmp_path: Path, monkeypat
     for name in "ab":
         pq.write_table(pa.table({"text": ["One."] * 3_000}), tmp_path / f"{name}.parquet")
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_: pytest.fail("text is read"))
-    plan = module_of(SourceKind.bookcorpus).plan(source_of("bookcorpus", tmp_path), 10_000)
+    source = source_of("bookcorpus", tmp_path)
+    plan = module_of(source).plan(source, 10_000)
     assert plan.inputs["rows"] == 6_000
     assert len(plan.tasks) > 3
 
 
 def test_a_changed_file_changes_the_states_of_the_rows_that_are_numbered_after_it(tmp_path) -> None:
     def states() -> list[object]:
-        plan = module_of(SourceKind.book_rows).plan(source, 40)
+        plan = module_of(source).plan(source, 40)
         return plan.states
 
     source = source_of("book_rows", tmp_path, text_column="text")

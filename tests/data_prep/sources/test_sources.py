@@ -12,7 +12,7 @@ from source_reading import read_all, source_of
 
 from data_prep.core.config import SettingsError
 from data_prep.core.job import load
-from data_prep.core.settings import SourceKind, SourceSettings, paths_in
+from data_prep.core.settings import SourceSettings, paths_in
 from data_prep.executors.tasks import fingerprint
 from data_prep.sources import books, module_of
 from data_prep.sources.inputs.plan import cut_by_size
@@ -80,7 +80,8 @@ def test_a_file_whose_name_is_not_utf_8_is_read_and_its_name_escaped(
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
-    plan = module_of(SourceKind(kind)).plan(source_of(kind, tmp_path), 10)
+    source = source_of(kind, tmp_path)
+    plan = module_of(source).plan(source, 10)
     fingerprint(plan.states)  # as `collect` does
     assert [item.id for item in read_all(source_of(kind, tmp_path))] == [id]
 
@@ -174,7 +175,8 @@ def test_files_that_are_not_read_are_counted_and_named(
 ) -> None:
     for name in (*read, *others):
         (tmp_path / name).write_text('{"text": "One."}\n')
-    plan = module_of(SourceKind(kind)).plan(source_of(kind, tmp_path), 10)
+    source = source_of(kind, tmp_path)
+    plan = module_of(source).plan(source, 10)
     assert plan.inputs.get("not_read") == told
     assert plan.inputs.get("files", len(read)) == len(read)
 
