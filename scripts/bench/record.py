@@ -18,6 +18,7 @@ Status: 0; 1 if a part failed, which the table shows with the reason; 2 for wron
 
 from __future__ import annotations
 
+import contextlib
 import json as json_text
 import math
 import os
@@ -38,6 +39,7 @@ from data_prep.core.config import SettingsError
 from data_prep.core.files import write_json
 from pretrain.config.arguments import run_command
 
+GRACE_S = 10.0  # from an interrupt to a kill
 MODULE = "python -m scripts.bench."
 TARGETS = {"cpu": "make bench", "gpu": "make bench-gpu", "gpu-dry": "make bench-gpu DRY=1"}
 
@@ -82,8 +84,8 @@ GPU = (
     Part("gpu.checks", 180),
     Part("matmul model=large", 60, "model=tiny tokens=64 masked=9 rounds=1 lengths=16"),
     _step("large", "wikipedia", 64, 0.1),
-    Part("gpu.profile", 150, "model=tiny device=cpu sequences=2 tokens=1024"),
-    Part("gpu.tune", 150, "model=tiny device=cpu sequences=2 steps=1"),
+    Part("gpu.profile", 150, "model=tiny device=cpu sequences=2 tokens=1024 minutes=60"),
+    Part("gpu.tune", 150, "model=tiny device=cpu sequences=2 steps=1 minutes=60"),
     Part("checkpoint model=large sequences=64", 90, "model=tiny sequences=2 steps=1"),
     _step("base", "wikipedia", 64, 0.1),
     Part(
@@ -123,6 +125,8 @@ Results = Mapping[str, Outcome]  # by command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     typed = sys.argv[1:] if argv is None else argv
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background jobs
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # for the parts, which inherit it
     words = [f"which={word}" if word in ("cpu", "gpu") else word for word in typed]
     return run_command(record, words)
 
@@ -179,7 +183,7 @@ def _keep(name: str, into: Path | None, json: Path, text: str, results: Results)
 def run(command: str, limit_s: float = math.inf) -> Outcome:
     """Run a command and print its output; its last line that is JSON is its result.
 
-    After `limit_s` it and its children are killed. With no time left it is not started.
+    After `limit_s` it is interrupted, and GRACE_S later killed. It needs some time to be started.
     """
     if limit_s <= 0:
         print(f"$ {command}\nleft out: the time is over", flush=True)
@@ -189,31 +193,50 @@ def run(command: str, limit_s: float = math.inf) -> Outcome:
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
         start_new_session=True,
-    ) as process:  # fmt: skip
-        stopped = threading.Event()
-
-        def stop() -> None:
-            stopped.set()
-            os.killpg(process.pid, signal.SIGKILL)
-
-        timer = threading.Timer(min(limit_s, threading.TIMEOUT_MAX), stop)
-        timer.start()
-        try:
-            assert process.stdout is not None
-            result, last = _read(process.stdout)
-            status = process.wait()
-        finally:
-            timer.cancel()
-            if process.poll() is None:  # Ctrl-C does not reach its session
-                os.killpg(process.pid, signal.SIGKILL)
+    ) as process, _ended_after(process, limit_s) as is_late:  # fmt: skip
+        assert process.stdout is not None
+        result, last = _read(process.stdout)
+        status = process.wait()
     seconds, fault = round(time.monotonic() - started, 1), ""
-    if stopped.is_set():
+    if is_late.is_set():
         fault = f"stopped after {seconds:.0f} s; its last line: {last}"
     elif status:
         fault = f"status {status}: {last}"
     elif result is None:
         fault = f"no result: {last}"
     return Outcome(result, fault, seconds)
+
+
+@contextlib.contextmanager
+def _ended_after(process: subprocess.Popen[str], limit_s: float) -> Iterator[threading.Event]:
+    """End a process that takes too long, or that this one leaves. The event: it took too long.
+
+    An interrupted one ends the ranks that it has started, which a killed one could not.
+    """
+    is_late = threading.Event()
+
+    def send(number: signal.Signals) -> None:
+        is_late.set()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+
+    waits = {signal.SIGINT: limit_s, signal.SIGKILL: limit_s + GRACE_S}
+    timers = [
+        threading.Timer(min(wait, threading.TIMEOUT_MAX), send, [number])
+        for number, wait in waits.items()
+    ]
+    for timer in timers:
+        timer.start()
+    try:
+        yield is_late
+    finally:
+        for timer in timers:
+            timer.cancel()
+        if process.poll() is None:  # Ctrl-C does not reach its session
+            send(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)
+            send(signal.SIGKILL)
 
 
 def _read(output: Iterator[str]) -> tuple[dict[str, Any] | None, str]:

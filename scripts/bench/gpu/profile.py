@@ -1,10 +1,10 @@
 """A short run with `profile.steps`: where the time of a step goes.
 
     python -m scripts.bench.gpu.profile [model=large] [device=cuda] [sequences=64]
-        [tokens=16384] [folder=build/bench/profile]
+        [tokens=16384] [minutes=2] [folder=build/bench/profile]
 
 Trains 14 steps on random tokens with Wikipedia's lengths, and records steps 10 to 13. The run with
-its trace and memory snapshot stays in `folder`, which is replaced.
+its trace and memory snapshot stays in `folder`, which is replaced. It is ended after `minutes`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from scripts.bench.parts.harness import Record
 
 LAST_STEP, PROFILED = 14, (10, 13)
 METRICS = ("perf/tokens_per_second", "perf/mfu", "perf/device_memory_gb", "perf/host_memory_gb")
-LIMIT_S = 600.0
 
 
 @harness.benchmark("profile")
@@ -31,6 +30,7 @@ def main(
     device: str = "cuda",
     sequences: int = 64,
     tokens: int = 16_384,
+    minutes: float = 2.0,
     folder: Path = Path("build/bench/profile"),
 ) -> Record:
     """The benchmark. Raises SettingsError if the run fails, or leaves no profile."""
@@ -44,7 +44,7 @@ def main(
         "monitor.every_steps=1", "monitor.sentences=[]", "eval.max_examples=8",
     ]  # fmt: skip
     with launch(words, 1, folder / "output.txt") as run:
-        statuses = run.wait(LIMIT_S)
+        statuses = run.wait(60 * minutes)
     print((folder / "output.txt").read_text(errors="replace"))
     summary = trace.read_summary(folder / "run")
     if statuses != [0] or summary is None or not summary.ranks:

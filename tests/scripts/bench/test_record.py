@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,6 +64,13 @@ PROGRAMS = {
     "bad": "raise SystemExit('no <memory>')",
     "half": "print('{\"speed\": 4}'); raise SystemExit('failed: test_a')",
     "silent": "print('nothing')",
+    "launcher": (
+        "import subprocess, sys, time\n"
+        "rank = subprocess.Popen(['sleep', '1000'], start_new_session=True)\n"
+        "print('{\"rank\": %d}' % rank.pid, flush=True)\n"
+        "try: time.sleep(1000)\n"
+        "finally: rank.kill(); rank.wait()"
+    ),
     "slow": "import time; print('{\"speed\": 5}', flush=True); time.sleep(1000)",
 }
 
@@ -99,10 +107,11 @@ def test_a_part_that_fails_loses_only_its_own_result_and_the_table_names_the_fau
     assert "half` | **failed**: status 1: failed: test_a<br>speed 4 |" in text
 
 
-def test_a_part_is_ended_at_its_limit_and_keeps_what_it_printed(recorded) -> None:
-    (slow,) = recorded("slow", limit_s=0.5).values()
-    assert slow["fault"].startswith("stopped after ")
-    assert slow["result"] == {"speed": 5}
+def test_a_part_is_ended_at_its_limit_with_its_ranks_and_keeps_what_it_printed(recorded) -> None:
+    (launcher,) = recorded("launcher", limit_s=2.0).values()
+    assert launcher["fault"].startswith("stopped after ")
+    with pytest.raises(ProcessLookupError):
+        os.kill(launcher["result"]["rank"], 0)
 
 
 def test_parts_that_do_not_fit_the_minutes_are_left_out_and_listed(recorded, tmp_path) -> None:
