@@ -131,7 +131,7 @@ def test_an_optimizer_of_another_package_is_built_with_its_options(shown: Path) 
 
 
 BROKEN = {
-    "no optimizer": ("return object()", "gives a object, and not a torch.optim.Optimizer"),
+    "no optimizer": ("return object()", "returns the type object, not a torch.optim.Optimizer"),
     "raising": ("raise KeyError('rho')", "fails (KeyError: 'rho')"),
     "own rate": ("return Made(groups, rate=0.1)", "changes weights at the rate 0"),
     "more state": ("return Made(groups, name='mean')", "keeps mean in its state"),

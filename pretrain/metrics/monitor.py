@@ -1,4 +1,4 @@
-"""What a run records: metrics.jsonl and events.jsonl always, the terminal, and wandb if asked for.
+"""What a run records: metrics.jsonl and events.jsonl always, the terminal, and trackers.
 
 Each sink gets the same dictionaries. Only rank 0 has sinks; the other ranks hold a Monitor without
 any, so the training loop need not know its rank.

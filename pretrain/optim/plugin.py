@@ -47,7 +47,7 @@ def _fault(plugin: Plugin, settings: OptimSettings, device: torch.device) -> str
     """What an optimizer breaks of the contract; None: nothing."""
     whole = _Trial(plugin.what, settings, [_COUNT], device)
     if not isinstance(whole.optimizer, Optimizer):
-        return f"gives a {type(whole.optimizer).__name__}, and not a torch.optim.Optimizer"
+        return f"returns the type {type(whole.optimizer).__name__}, not a torch.optim.Optimizer"
     start = whole.weights()
     whole.step(1, rate=0.0)
     if not torch.equal(whole.weights(), start):
