@@ -1,7 +1,9 @@
 """Matrix products of the layers in FP8: what is replaced, what is refused, what it costs."""
 
+import os
 import statistics
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,30 +22,56 @@ from pretrain.model.bert import BertForPreTraining
 from pretrain.model.fp8 import use_fp8
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
+TORCHAO = Path(os.environ.get("TORCHAO_FOLDER", "none"))
 
 
-def test_the_layers_linear_modules_are_replaced_and_no_parameter() -> None:
+def needs_torchao(test):
+    """Mark a test of torchao, whose mere presence changes what `transformers` imports."""
+    reason = "for FP8: pip install --no-deps --target FOLDER torchao, TORCHAO_FOLDER=FOLDER"
+    is_missing = not (TORCHAO / "torchao").is_dir()
+    return pytest.mark.slow(pytest.mark.skipif(is_missing, reason=reason)(test))
+
+
+def in_fp8(model: BertForPreTraining) -> None:
+    """In a rank alone: it has modules of its own."""
+    sys.path.append(str(TORCHAO))
+    use_fp8(model, CPU)
+
+
+def replaced(ranks: Ranks) -> set[str]:
     model = random_model(small_settings(), 90, seed=0)
     before = dict(model.named_parameters())
-    use_fp8(model, CPU)
+    in_fp8(model)
     after = dict(model.named_parameters())
     assert [*after] == [*before]
     assert all(after[name] is before[name] for name in before)
-    replaced = {name for name, m in model.named_modules() if type(m).__name__ == "Float8Linear"}
+    found = {name for name, m in model.named_modules() if type(m).__name__ == "Float8Linear"}
+    assert all(isinstance(model.get_submodule(name), nn.Linear) for name in found)
+    return found
+
+
+@needs_torchao
+def test_the_layers_linear_modules_are_replaced_and_no_parameter() -> None:
     names = ("qkv", "attention_out", "feed_forward_in", "feed_forward_out")
-    assert replaced == {f"layers.{layer}.{name}" for layer in (0, 1) for name in names}
-    assert all(isinstance(model.get_submodule(name), nn.Linear) for name in replaced)
+    expected = {f"layers.{layer}.{name}" for layer in (0, 1) for name in names}
+    assert run_ranks(replaced, 1) == [expected]
 
 
-def test_products_are_rounded_to_8_bits() -> None:
+def losses_before_and_after(ranks: Ranks) -> tuple[float, float]:
     model, batch = random_model(small_settings(), 90, seed=0), random_batch([5, 9, 30, 1], 90, 0)
     plain = model(batch)[0].item()
-    use_fp8(model, CPU)
+    in_fp8(model)
     loss = model(batch)[0]
-    assert loss.item() != plain
-    assert loss.item() == pytest.approx(plain, rel=0.03)
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    return plain, loss.item()
+
+
+@needs_torchao
+def test_products_are_rounded_to_8_bits() -> None:
+    ((plain, found),) = run_ranks(losses_before_and_after, 1)
+    assert found != plain
+    assert found == pytest.approx(plain, rel=0.03)
 
 
 def test_a_gpu_without_fp8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,6 +108,8 @@ def test_fp8_without_copies_of_the_weights_in_bfloat16_is_refused(typed, cure) -
 
 def losses(ranks: Ranks, fp8: bool) -> list[float]:
     """Of 40 updates on the same four batches, which can be learnt by heart."""
+    if fp8:
+        sys.path.append(str(TORCHAO))
     settings = small_settings(hidden_size=48, initializer_range=0.2)
     model = BertForPreTraining(settings, 89, Pairing.nsp)
     model.initialize(torch.Generator().manual_seed(0))
@@ -94,7 +124,7 @@ def losses(ranks: Ranks, fp8: bool) -> list[float]:
     return found
 
 
-@pytest.mark.slow
+@needs_torchao
 @pytest.mark.distributed
 def test_losses_in_fp8_stay_near_those_in_bf16() -> None:
     (plain,), (found,) = (run_ranks(losses, 1, timeout_s=240, fp8=fp8) for fp8 in (False, True))
