@@ -9,6 +9,7 @@ import pytest
 import torch
 from engine_samples import build_engine, gathered
 from given_gradients import Arrays, Given, Line, Norm, Table, mean_gradients, relative_errors
+from model_samples import small_settings
 from ranks_harness import run_ranks
 from slow_cases import slow_but
 from torch import Tensor, nn
@@ -65,6 +66,8 @@ def reference(
 
 class Bag(nn.Module):
     """Parameters of awkward sizes, whose gradients are given: no model's rounding is in the way."""
+
+    settings = small_settings()  # the engine asks for its dropout
 
     def __init__(self) -> None:
         super().__init__()

@@ -55,6 +55,8 @@ class Layer(nn.Module):
 class Bag(nn.Module):
     """Layers of awkward sizes, and parameters outside of them, all with given gradients."""
 
+    settings = small_settings()  # the engine asks for its dropout
+
     def __init__(self) -> None:
         super().__init__()
         self.word = Table(71, 9)
