@@ -179,7 +179,7 @@ def test_a_warned_job_whose_word_cannot_be_written_is_requeued_and_never_complet
     word = ROOT / "logs" / f"state-{job.number}"
     job.wait(lambda: len(calls()) == 4, "all tasks started", limit_s=30)
     try:
-        word.unlink()
+        word.unlink(missing_ok=True)
         word.mkdir()  # as a full quota or a read-only checkout
         job.warn()
         job.wait(lambda: job.show()["Restarts"] == "1", "a requeue", limit_s=30)
@@ -203,20 +203,23 @@ def test_a_cancelled_job_is_not_requeued_though_its_tasks_have_saved(
 
 
 @pytest.mark.slurm
-@pytest.mark.parametrize(("status", "restarts"), [(1, 1), (2, 0)])
+@pytest.mark.parametrize(("status", "requeues", "steps"), [(1, 1, 4 + 1), (2, 0, 1)])
 def test_a_failure_requeues_after_a_checkpoint_alone_and_a_wrong_setting_never(
-    cluster: Any, status: int, restarts: int, tmp_path: Path, calls: Calls
+    cluster: Any, status: int, requeues: int, steps: int, tmp_path: Path, calls: Calls
 ) -> None:
-    """A checkpoint in the first start alone: what fails at one place ends at the second time."""
+    """Checkpoints in the job's first start alone: what fails at one place ends at the second time.
+
+    The first start has three restarts within the job.
+    """
     job = cluster.submit(
         TRAINERS[0], [f"end=status={status}"], log_dir=tmp_path, venv=tmp_path,
         options=["--ntasks-per-node=2", "--gpus-per-node=2"],
     )  # fmt: skip
     assert job.wait_until_ended() == "FAILED", job.log
     shown = job.show()
-    assert (shown["Restarts"], shown["ExitCode"]) == (str(restarts), f"{status}:0")
-    assert len(calls()) == 2 * (1 + restarts)
-    assert job.log.count("failed with status 1 after a checkpoint; to be requeued") == restarts
+    assert (shown["Restarts"], shown["ExitCode"]) == (str(requeues), f"{status}:0")
+    assert len(calls()) == 2 * steps
+    assert job.log.count("failed with status 1 after a checkpoint; to be requeued") == requeues
 
 
 @pytest.mark.slurm
