@@ -4,7 +4,8 @@
         [tokens=16384] [minutes=2] [folder=build/bench/profile]
 
 Trains 14 steps on random tokens with Wikipedia's lengths, and records steps 10 to 13. The run with
-its trace and memory snapshot stays in `folder`, which is replaced. It is ended after `minutes`.
+its trace and memory snapshot is `folder`/run, and replaces an earlier one. It is ended after
+`minutes`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def main(
     folder: Path = Path("build/bench/profile"),
 ) -> Record:
     """The benchmark. Raises SettingsError if the run fails, or leaves no profile."""
-    shutil.rmtree(folder, ignore_errors=True)
+    for part in ("data", "run"):  # the folder may hold more than a run of ours
+        shutil.rmtree(folder / part, ignore_errors=True)
     write_synthetic_data(folder / "data", LAST_STEP * sequences)
     words = [
         f"+model={model}", f"data.dir={folder / 'data'}", "data.seq_len=512",
