@@ -128,3 +128,9 @@ def test_files_at_the_top_are_commands() -> None:
         for path in (PROJECT / top).glob("*.py"):
             if path.name != "__init__.py":
                 assert '__name__ == "__main__"' in path.read_text(), path
+
+
+def test_no_group_is_repeated_possessively() -> None:
+    """Python before 3.11.5 then loses matches (cpython#106052); (?>(?:X)*) says the same."""
+    possessive = re.compile(r"\)(?:[*+?]|\{[\d,]+\})\+")
+    assert not [path for path in FILES.values() if possessive.search(path.read_text())]

@@ -49,7 +49,7 @@ _FEWEST_LINES = 8
 _FEWEST_PER_BLOCK = 3.0  # mean; a paragraph per line has 1
 _FEWEST_ENDS = 0.7  # of the lines; a document may begin with a title
 _MOST_INSIDE = 0.2
-_LINE_ENDS_SENTENCE = re.compile(r"[.!?…。！？](?: ?[\"'”’»」』)\]_*])*+$")
+_LINE_ENDS_SENTENCE = re.compile(r"[.!?…。！？](?>(?: ?[\"'”’»」』)\]_*])*)$")
 _SENTENCE_INSIDE = re.compile(
     r"[^\W\d_]{3} ?[.!?…][\"'”’»)\]_]*\s+[\"'“‘«(\[_]*[A-ZÀ-ÖØ-ÞΑ-ΩА-Я]"
     r"|[^\W\d_]{4} ?[.!?…]\s+[^\W\d_]"  # lower-cased text

@@ -27,7 +27,7 @@ from data_prep.text.wiki_leftovers import readable, without_headings, without_le
 _ID = re.compile(r' id="([^"]*)"')
 # A title may hold quotation marks, so it ends where nothing but attributes follows: some versions
 # write language and revision after it.
-_TITLE = re.compile(r' title="(.*?)"(?: \w+="[^"]*"){0,4}+>\s*$')
+_TITLE = re.compile(r' title="(.*?)"(?>(?: \w+="[^"]*"){0,4})>\s*$')
 
 _REFERENCE = re.compile(r"<ref\b[^<>]*+>|<!--", re.IGNORECASE)
 _REFERENCE_END = re.compile(r"</ref\s*+>", re.IGNORECASE)

@@ -17,9 +17,9 @@ _INVISIBLE = re.compile(
 # A template of a pronunciation leaves "(]; born 1869)". Each expression begins with a fixed
 # character, which makes the search fast. Possessive repeats (*+) keep the time linear: a run of
 # blanks is read once, not once per blank.
-_HALF_EMPTY = re.compile(r"([(\[])(?:[\s\]]*+[,;:](?:\s*+[,;:])*+\s*+|(?<=\()\](?=\)))")
+_HALF_EMPTY = re.compile(r"([(\[])(?:[\s\]]*+[,;:](?>(?:\s*+[,;:])*)\s*+|(?<=\()\](?=\)))")
 _COMMA_AT_END = re.compile(r"[,;:]\s*+(?=\))")
-_COMMAS = re.compile(r"([,;])(?:[ \xa0]*+[,;])++")
+_COMMAS = re.compile(r"([,;])(?>(?:[ \xa0]*+[,;])+)")
 _EMPTY = re.compile(r"\(\s*+\)|\[\s*+\]")
 _BLANK_AFTER = re.compile(r"\( +")
 _BLANK_BEFORE = re.compile(r" (?<!  )(?: *+(?=[,;)\]])|(?<=\w ) *+(?=\.(?:\s|$)))")

@@ -30,12 +30,12 @@ _PLAIN_END = re.compile(
     r"(?!\(?(?:[A-Z]|[ivxlcIVXLC]{2,6})\)?\.)"
 )
 # What precedes a full stop: group 1 is the last part of the word, by which abbreviations are known.
-_PLAIN_WORD = re.compile(r"""["“(]*+(?:[^\W\d_]+['’-]+)*+([^\W\d_]{2,})["”)]?""")
+_PLAIN_WORD = re.compile(r"""["“(]*+(?>(?:[^\W\d_]+['’-]+)*)([^\W\d_]{2,})["”)]?""")
 _ROMAN_DIGITS = frozenset("ivxlc")
 # No end but at its end: a mark inside a word; before a lower-case word; of a title before a name.
 _ONE_SENTENCE = re.compile(
-    rf"""(?:[^.!?…]++|[.!?…](?=[\w,—-])|[.!?…]{_CLOSERS}++[ ](?=[a-z])|[!?][ ](?=[a-z])"""
-    r"""|\.(?:(?<=[MD]r\.)(?<![^ "(]..\.)|(?<=Mrs\.)(?<![^ "(]...\.))[ ](?=[A-Z]))*+"""
+    rf"""(?>(?:[^.!?…]++|[.!?…](?=[\w,—-])|[.!?…]{_CLOSERS}++[ ](?=[a-z])|[!?][ ](?=[a-z])"""
+    r"""|\.(?:(?<=[MD]r\.)(?<![^ "(]..\.)|(?<=Mrs\.)(?<![^ "(]...\.))[ ](?=[A-Z]))*)"""
     rf"[.!?…]*+{_CLOSERS}*+\s*+"
 )
 

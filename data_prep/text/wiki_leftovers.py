@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-_HEADING = re.compile(r"[\"'“«(\[¡¿]*+[^\W_](?:[^.!?;。！？]|\.(?=\S)){0,68}+\.")
+_HEADING = re.compile(r"[\"'“«(\[¡¿]*+[^\W_](?>(?:[^.!?;。！？]|\.(?=\S)){0,68})\.")
 _CJK_HEADING = re.compile(r"[^.。！？]{0,30}[\u3040-\u30ff\u3400-\u9fff)）]\.")
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _MOST_WORDS = 8

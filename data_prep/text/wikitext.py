@@ -54,13 +54,13 @@ _DISAMBIGUATION_NAMES = {name for names in DISAMBIGUATION.values() for name in n
 _HIDDEN_COLON = re.compile(r"[a-z]{2,3}(?:-[a-z]{2,})*|simple")  # codes of languages
 _MEDIA_NAME = re.compile(r"[^:]+:.+\.(?:jpe?g|png|svg|gif|tiff?|webp|og[agv]|webm|mp[34]|pdf|djvu)")
 # [[Kategorie:A]] alone on a line, whatever the language calls it, is no prose.
-_LINK_LINE = re.compile(r"^[ \t]*+(?:\[\[[^\[\]:|\n]++:[^\[\]\n]*+\]\][ \t]*+)++$", re.MULTILINE)
+_LINK_LINE = re.compile(r"^[ \t]*+(?>(?:\[\[[^\[\]:|\n]++:[^\[\]\n]*+\]\][ \t]*+)+)$", re.MULTILINE)
 
 _QUOTES = re.compile("'{2,}")
 _SWITCH = re.compile(r"__(?:(?![a-z_])\w){2,}(?:_(?:(?![a-z_])\w)+)*__")  # __KEIN_INHALT__
 _RAISED = re.compile(rf"(?:(?<=[\w)\]])({RAISED})|{RAISED})")
 # Variants of Chinese; the first one is kept.
-_CONVERSION = re.compile(r"-\{(?:[^{}|]*+\|)?+(?:zh[\w-]*+:)?+([^{}|:;]*+)[^{}]*+\}-")
+_CONVERSION = re.compile(r"-\{(?>(?:[^{}|]*+\|)?)(?>(?:zh[\w-]*+:)?)([^{}|:;]*+)[^{}]*+\}-")
 # What the parser leaves of marks that have no partner.
 _UNPAIRED_TABLE = re.compile(r"^[ \t]*\{\|.*?(?:^[ \t]*\|\}|\Z)", re.MULTILINE | re.DOTALL)
 _UNPAIRED = re.compile(r"\{\{|\}\}|\[\[|\]\]|</?[a-z]++\b[^<>\n]{0,300}>|<ref\b", re.IGNORECASE)

@@ -19,6 +19,15 @@ _TOOLS = {
         *("-ex", "thread apply all backtrace 30", "-p"),
     ),
 }
+# A debugger stops each thread by a SIGSTOP. One that is killed in between leaves such a signal
+# behind, so the process is told to go on once the debugger has surely ended (--foreground: timeout
+# waits for it). Another process does so: this one stands still.
+_IN_TIME = """
+timeout --foreground --signal=KILL "$@"
+status=$?
+kill -CONT $PPID
+exit $status
+"""
 _SET_PTRACER, _ANY = 0x59616D61, ctypes.c_ulong(-1)  # prctl(2): else Yama lets no child look
 
 
@@ -35,8 +44,7 @@ def write_native_stacks(file: IO[str], limit_s: float) -> None:
     ctypes.CDLL(None).prctl(_SET_PTRACER, _ANY, 0, 0, 0)
     file.write(f"native stacks by {tool}:\n")
     file.flush()
-    # this process is stopped, so another one has to watch the time
-    words = ["timeout", "--signal=KILL", f"{limit_s:g}", tool, *_TOOLS[tool], str(os.getpid())]
+    words = ["sh", "-c", _IN_TIME, "sh", f"{limit_s:g}", tool, *_TOOLS[tool], str(os.getpid())]
     try:
         done = subprocess.run(
             words, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, check=False

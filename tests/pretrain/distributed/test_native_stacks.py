@@ -1,6 +1,7 @@
 """Native stacks of a process that is about to end, by a debugger in time, or a line why not."""
 
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,16 @@ def test_the_stacks_below_python_are_written_and_the_process_goes_on(tmp_path: P
 @needs_a_debugger
 def test_a_debugger_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     assert "within 0.001 s" in written(tmp_path / "log", 0.001)
+
+
+def test_a_debugger_that_is_ended_while_it_stops_this_process_leaves_it_running(
+    monkeypatch, tmp_path: Path
+) -> None:
+    debugger = tmp_path / "eu-stack"
+    debugger.write_text("#!/bin/sh\nkill -STOP $2\nexec sleep 1000\n")
+    debugger.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert "eu-stack ended with status 137 within 0.1 s" in written(tmp_path / "log", 0.1)
 
 
 def test_without_a_debugger_a_line_names_those_that_would_do(monkeypatch) -> None:
