@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from data_prep.core.command import status_of
+from data_prep.core.command import as_typed, status_of
 
 SCRIPTS = Path(__file__).parent / "executors" / "slurm_scripts"  # a link in a checkout
 
@@ -26,8 +26,8 @@ def main() -> int:
         if (path := to / script.name).exists() and path.read_bytes() != script.read_bytes()
     ]:
         sys.stderr.write(
-            f"data_prep.slurm: {', '.join(others)}: there already, and not the same; move away or "
-            "delete what is to be replaced\n"
+            f"{as_typed('data_prep.slurm')}: {', '.join(others)}: there already, and not the same; "
+            "move away or delete what is to be replaced\n"
         )
         return 2
     Path("logs").mkdir(exist_ok=True)  # without it Slurm ends a job without a message

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 import orjson
 
-from data_prep.core.command import status_of
+from data_prep.core.command import as_typed, status_of
 from data_prep.core.config import SettingsError, as_yaml, choices
 from pretrain.config import load as load_module
 from pretrain.config.phases import check_phases, phases_of
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         found = forecast(settings, has_data=bool(keys(typed) & {"data", "data.dir"}))
     except SettingsError as error:
-        print(f"pretrain.plan: {error}", file=sys.stderr)
+        print(as_typed(f"pretrain.plan: {error}"), file=sys.stderr)
         return 2
     if "json=true" in arguments:
         print(orjson.dumps(table.as_dict(found), option=orjson.OPT_INDENT_2).decode())

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.core.command import status_of
+from data_prep.core.command import as_typed, status_of
 from data_prep.core.config import SettingsError
 from data_prep.core.printable import printable_lines
 from pretrain.config.arguments import run_command
@@ -48,7 +48,7 @@ def push(
         words += ["overwrite=true"] if overwrite else []
         again = shlex.join(["python", "-m", "pretrain.push", *words])
         text = f"the upload to {to} failed ({error}); continue it with: {again}"
-        print(printable_lines(f"pretrain.push: {text}"), file=sys.stderr)
+        print(as_typed(printable_lines(f"pretrain.push: {text}")), file=sys.stderr)
         return 1
     return 0
 

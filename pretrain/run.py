@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from data_prep.core.caches import use_private_compile_caches
-from data_prep.core.command import INTERRUPTED
+from data_prep.core.command import INTERRUPTED, as_typed
 from data_prep.core.config import SettingsError, as_yaml
 from data_prep.plugins.entry_points import find_plugin
 from pretrain.checkpoint.extension import Extension
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not (is_plain or is_main):
                 traceback.print_exc()  # into its log
         if is_main:
-            print(f"pretrain.run: {text}", file=sys.stderr)
+            print(as_typed(f"pretrain.run: {text}"), file=sys.stderr)
         return status
 
 
@@ -158,7 +158,7 @@ def _run(arguments: list[str], stop: signals.StopRequest, output: RankOutput) ->
     ranks.stop()  # not after another exception: it would wait for ranks that hang
     if is_finished and ranks.rank == 0 and settings.export.push_to is not None:
         if line := push_at_end(folder_of_run(settings), settings.export, stop):
-            print(line, file=sys.stderr)
+            print(as_typed(line), file=sys.stderr)
     return 0 if is_finished else _stopped(ranks, stop)
 
 
@@ -173,7 +173,7 @@ def _stopped(ranks: Ranks, stop: signals.StopRequest) -> int:
     """The exit status of a run that was stopped after a checkpoint."""
     if ranks.rank == 0:
         text = f"pretrain.run: stopped; the same command continues from {stop.next_start()}"
-        print(text, file=sys.stderr)
+        print(as_typed(text), file=sys.stderr)
         if not slurm_status.is_told_of_stop():
             return 1
     return INTERRUPTED if stop.was_interrupted else 0
@@ -225,13 +225,12 @@ def _warn_of_changes(data: DataSettings) -> None:
 
     with contextlib.suppress(ValueError, OSError):  # data_prep.status names what is broken
         if stages := out_of_date(Path(data.dir), data.seq_len):
-            print(
+            text = (
                 f"warning: {folder_of(data)} is trained on as it is, but out of date are "
                 f"{', '.join(stages)}; python -m data_prep.status data_dir={data.dir} prints what "
-                "to run",
-                file=sys.stderr,
-                flush=True,
+                "to run"
             )
+            print(as_typed(text), file=sys.stderr, flush=True)
 
 
 def _train_and_export(

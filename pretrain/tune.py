@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data_prep.core.command import status_of
+from data_prep.core.command import as_typed, status_of
 from data_prep.core.config import SettingsError, as_yaml
 from data_prep.core.files import whole_or_absent
 from data_prep.core.records import read_record
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return tune(typed, **parse_arguments(_options, own))
     except SettingsError as error:
-        print(f"pretrain.tune: {error}", file=sys.stderr)
+        print(as_typed(f"pretrain.tune: {error}"), file=sys.stderr)
         return 2
 
 
@@ -76,12 +76,14 @@ def tune(
     """Try, print the table and write the fastest. Raises SettingsError as a run does."""
     search = find(typed, ranks, steps, limit_minutes, total_minutes)
     if (fastest := search.fastest) is None:
-        print("pretrain.tune: nothing that was tried works on this machine", file=sys.stderr)
+        print(
+            as_typed("pretrain.tune: nothing that was tried works on this machine"), file=sys.stderr
+        )
         return 1
     with whole_or_absent(out) as temporary:
         temporary.write_text(as_yaml(fastest.settings))
     print(f"\nfastest  {' '.join(fastest.overrides)}\nfile     {out}")
-    print(f"next     python -m pretrain.run {shlex.join([*typed, f'@{out}'])}")
+    print(as_typed(f"next     python -m pretrain.run {shlex.join([*typed, f'@{out}'])}"))
     return 0
 
 

@@ -25,7 +25,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.core.command import INTERRUPTED, status_of
+from data_prep.core.command import INTERRUPTED, as_typed, status_of
 from data_prep.core.config import SettingsError
 from pretrain.config.arguments import run_command
 from pretrain.verification.run_watcher import RunFailedError
@@ -49,10 +49,10 @@ def verify(
     try:
         holds, verdict = verify_run(run, steps, ranks, other_ranks, keep, _print)
     except RunFailedError as error:
-        print(f"pretrain.verify: {error}", file=sys.stderr)
+        print(as_typed(f"pretrain.verify: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("pretrain.verify: interrupted; the copies are removed", file=sys.stderr)
+        print(as_typed("pretrain.verify: interrupted; the copies are removed"), file=sys.stderr)
         return INTERRUPTED
     _print(f"took      {time.monotonic() - started:.0f} s\n{verdict}")
     return 0 if holds else 1

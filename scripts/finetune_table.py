@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.core.command import status_of
+from data_prep.core.command import as_typed, status_of
 from data_prep.core.files import read_json, write_json
 from scripts.finetuning import results
 from scripts.finetuning.run import FREE
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = Path(arguments[0].removeprefix("out="))
         done, failed = gathered(out)
     except InputError as error:
-        sys.stderr.write(f"scripts.finetune_table: {error}\n")
+        sys.stderr.write(as_typed(f"scripts.finetune_table: {error}\n"))
         return 2
     if done:
         write_json(out / results.FILE, done)

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from data_prep.core.command import status_of
+from data_prep.core.command import as_typed, status_of
 from data_prep.core.config import SettingsError
 from data_prep.core.printable import printable, shortened
 from scripts.finetuning import tables
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for record, line in predict(Path(given.model), _inputs(given), given.embed, given.top):
             print(json.dumps(record, ensure_ascii=False) if given.json else line, flush=True)
     except SettingsError as error:
-        sys.stderr.write(f"scripts.predict: {error}\n")
+        sys.stderr.write(as_typed(f"scripts.predict: {error}\n"))
         return 2
     return 0
 
@@ -267,7 +267,7 @@ def _shown(one: Input) -> str:
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        "python -m scripts.predict",
+        as_typed("python -m scripts.predict"),
         add_help=False,
     )
     parser.add_argument("model", help="model=DIR, a Hugging Face folder")

@@ -105,7 +105,8 @@ def test_a_slip_is_refused_by_name(typed) -> None:
     refused = typed("bert-pretrain +model=base optim.global_btch=3")
     assert (refused.returncode, refused.stderr) == (
         2,
-        "pretrain.run: there is no setting 'optim.global_btch'; did you mean optim.global_batch?\n",
+        "bert-pretrain: there is no setting 'optim.global_btch'; "
+        "did you mean optim.global_batch?\n",
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from data_prep.core.command import status_of
+from data_prep.core.command import CONSOLE, DOORS, status_of
 from data_prep.core.entry import PROJECT, commands, print_help
 
 DISTRIBUTION = "bert-pretraining"
@@ -22,11 +22,11 @@ DISTRIBUTION = "bert-pretraining"
 
 @dataclass(frozen=True)
 class Door:
-    """A command, the start of the modules it leads to, and the module it starts without a word."""
+    """A command, how its modules' names begin, and the module that it starts without a word."""
 
     name: str
     prefix: str
-    default: str | None = None
+    default: str | None
 
     def words(self) -> dict[str, str]:
         """The modules by the word that is typed for each, such as `collect`."""
@@ -34,10 +34,7 @@ class Door:
         return {name.removeprefix(self.prefix): name for name in names}
 
 
-DATA = Door("bert-data", "data_prep.")
-PRETRAIN = Door("bert-pretrain", "pretrain.", "pretrain.run")
-FINETUNE = Door("bert-finetune", "scripts.finetune_")
-PREDICT = Door("bert-predict", "scripts.predict.", "scripts.predict")
+DATA, PRETRAIN, FINETUNE, PREDICT = (Door(name, *modules) for name, modules in DOORS.items())
 
 
 def data() -> int:
@@ -68,6 +65,7 @@ def _status(door: Door) -> int:
 def _open(door: Door, typed: list[str]) -> int:
     """Replace this process by the module that was typed, or answer."""
     words, word = door.words(), typed[0] if typed else ""
+    os.environ[CONSOLE] = "1"
     if word == "--version":
         print(DISTRIBUTION, importlib.metadata.version(DISTRIBUTION))
         return 0

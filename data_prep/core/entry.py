@@ -47,7 +47,9 @@ def answer() -> None:
     """
     if sys.version_info < (3, 11):  # noqa: UP036  the user's may be older than the project's
         found = ".".join(map(str, sys.version_info[:2]))
-        _refuse("error", f"Python 3.11 to 3.14 is needed, and {sys.executable} is {found}; {_CURE}")
+        why = f"Python 3.11 to 3.14 is needed, and {sys.executable} is {found}; {_CURE}"
+        sys.stderr.write(f"error: {why}\n")
+        raise SystemExit(2)
     name = _started()
     if name is None:
         return
@@ -113,7 +115,7 @@ def _print_no_stack_of_ctrl_c(name: str) -> None:
         if not issubclass(kind, KeyboardInterrupt):
             usual(kind, error, trace)
         else:
-            sys.stderr.write(name + ": interrupted\n")
+            sys.stderr.write(_as_typed(name) + ": interrupted\n")
             sys.stderr.flush()
             os._exit(130)
 
@@ -145,7 +147,7 @@ def print_help(name: str) -> None:
     with open(os.path.join(PROJECT, *name.split(".")) + ".py", encoding="utf-8") as file:
         text = ast.get_docstring(ast.parse(file.read())) or ""
     text = re.sub(r"\{([a-z_.]+)\}", lambda found: _of_conf(found[1]), text)
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(_as_typed(text) + "\n")
 
 
 def _of_conf(name: str) -> str:
@@ -194,5 +196,11 @@ def _package(module: str) -> str:
 
 
 def _refuse(name: str, why: str) -> None:
-    sys.stderr.write(f"{name}: {why}\n")
+    sys.stderr.write(_as_typed(f"{name}: {why}\n"))
     raise SystemExit(2)
+
+
+def _as_typed(text: str) -> str:
+    from data_prep.core.command import as_typed  # in the syntax of Python 3.11
+
+    return as_typed(text)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from data_prep.core.command import INTERRUPTED, refusal
+from data_prep.core.command import INTERRUPTED, as_typed, refusal
 from data_prep.core.config import SettingsError, as_yaml, choices, compose
 from data_prep.core.files import remove_abandoned
 from data_prep.core.printable import printable_lines
@@ -113,18 +113,18 @@ def start(
         shown = summary(settings, result)
         if not isinstance(shown, str):
             shown = _table([*shown, ("seconds", f"{time.monotonic() - began:,.1f}")])
-        sys.stdout.write(printable_lines(shown))
+        sys.stdout.write(as_typed(printable_lines(shown)))
         remove_abandoned(Path(settings.data_dir))
         if text := faults(result):
             raise RuntimeError(text)
     except SettingsError as error:
-        sys.stderr.write(f"{printable_lines(str(error))}\n")
+        sys.stderr.write(as_typed(f"{printable_lines(str(error))}\n"))
         return 2
     except BrokenPipeError:  # of stdout, see data_prep.core.command
         raise
     except (ValueError, RuntimeError, OSError) as error:
         refused = refusal(error)
-        sys.stderr.write(f"{printable_lines(refused or str(error))}\n")
+        sys.stderr.write(as_typed(f"{printable_lines(refused or str(error))}\n"))
         return 2 if refused else 1
     except ShareDone as done:
         sys.stdout.write(f"{done}\n")

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from data_prep.core.command import as_typed
 from data_prep.core.config import SettingsError, as_text
 from data_prep.core.printable import printable_lines
 
@@ -28,7 +29,7 @@ def run_command(command: Callable[..., int | None], argv: Sequence[str] | None =
     except SettingsError as error:
         module = sys.modules[command.__module__]
         name = module.__spec__.name if module.__spec__ else module.__name__
-        print(printable_lines(f"{name}: {error}"), file=sys.stderr)
+        print(as_typed(printable_lines(f"{name}: {error}")), file=sys.stderr)
         return 2
 
 

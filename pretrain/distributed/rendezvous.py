@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from data_prep.core.command import as_typed
 from data_prep.core.config import SettingsError
 from pretrain.distributed.watchdog import format_ranks
 
@@ -208,10 +209,11 @@ def in_a_step(rank: int, world_size: int) -> str:
 def _print_missing(missing: list[int], world_size: int, limit: timedelta) -> None:
     """Print whom rank 0 waits for, long before the limit."""
     hint = "" if "RANK" in os.environ else f"; {in_a_step(0, world_size)}"
-    sys.stderr.write(
+    text = (
         f"pretrain.run: waiting for {format_ranks(missing)} of {world_size}, up to "
         f"{_minutes(limit)} (engine.timeout_minutes){hint}\n"
     )
+    sys.stderr.write(as_typed(text))
     sys.stderr.flush()
 
 

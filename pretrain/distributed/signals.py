@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from data_prep.core.command import INTERRUPTED
+from data_prep.core.command import INTERRUPTED, as_typed
 
 _ONE_PRESS_S = 1.0  # in which a launcher, too, passes on what the terminal has sent
 
@@ -74,4 +74,4 @@ class StopRequest:
         """Print by descriptor: the handler may have interrupted another print."""
         if where := self.next_start():
             with contextlib.suppress(OSError):
-                os.write(2, f"pretrain.run: {text} {where}\n".encode())
+                os.write(2, as_typed(f"pretrain.run: {text} {where}\n").encode())

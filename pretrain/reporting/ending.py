@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
+from data_prep.core.command import as_typed
 from data_prep.core.config import SettingsError
 from data_prep.core.entry import why_not
 from data_prep.core.files import whole_or_absent
@@ -66,11 +67,12 @@ def next_commands(run: History) -> list[str]:
     else:
         last = f"scripts.finetune_classification +task=sst2 model={export}"
     words = "'The [MASK] is here.'"
-    return [
+    commands = [
         f"python -m pretrain.report run={shlex.quote(str(run.folder))}",
         f"python -m scripts.predict model={export} {words}",
         f"python -m {last}",
     ]
+    return [as_typed(command) for command in commands]
 
 
 def sparkline(values: Sequence[float], columns: int, levels: str = BLOCKS) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_prep.core.command import as_typed
 from data_prep.core.config import SettingsError, as_dict, as_overrides
 from data_prep.core.files import link_or_copy
 from pretrain.checkpoint.files import find_fault, read_state
@@ -74,7 +75,8 @@ class Copy(WatchedRun):
             try:
                 until(is_done, launched, math.inf, f"step {last:,}")
             except RunFailedError:
-                _, refused, why = output.read_text(errors="replace").rpartition("pretrain.run: ")
+                name = as_typed("pretrain.run: ")
+                _, refused, why = output.read_text(errors="replace").rpartition(name)
                 if 2 in launched.statuses and refused:
                     raise SettingsError(why.strip()) from None
                 raise

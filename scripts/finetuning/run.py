@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.core.bert_folder import check_folder, identity
-from data_prep.core.command import INTERRUPTED
+from data_prep.core.command import INTERRUPTED, as_typed
 from data_prep.core.config import SettingsError, as_dict, as_yaml
 from data_prep.core.files import link_or_copy, remove_folder, whole_or_absent, write_json
 from scripts.finetuning import results
@@ -37,7 +37,7 @@ FREE = (
 def main(kind: Kind, argv: Sequence[str] | None = None) -> int:
     """Fine-tune from the command line; --cfg only prints. Status 2: refused, with why."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    module = f"scripts.finetune_{kind.name}"
+    module = as_typed(f"scripts.finetune_{kind.name}")
     try:
         settings = load([word for word in arguments if word != "--cfg"], kind)
         if "--cfg" in arguments:
@@ -45,7 +45,7 @@ def main(kind: Kind, argv: Sequence[str] | None = None) -> int:
         else:
             finetune(settings)
     except SettingsError as error:
-        sys.stderr.write(f"{module}: {error}\n")
+        sys.stderr.write(as_typed(f"{module}: {error}\n"))
         return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"{module}: interrupted; the same command continues\n")

@@ -1,6 +1,7 @@
 """The console commands find the module that was meant, and say which there are."""
 
 import os
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import version
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.console import doors
+from data_prep.core.command import CONSOLE, as_typed
 from data_prep.core.entry import commands
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -34,6 +36,7 @@ def type_(monkeypatch: pytest.MonkeyPatch):
             return started.args[0]
 
     monkeypatch.setenv("PYTHONSAFEPATH", "")
+    monkeypatch.setenv(CONSOLE, "")
     return type_
 
 
@@ -106,3 +109,45 @@ def test_the_doors_are_the_commands_that_pip_installs() -> None:
         door.name: f"data_prep.console.doors:{door.name.removeprefix('bert-')}"
         for door in (doors.DATA, doors.PRETRAIN, doors.FINETUNE, doors.PREDICT)
     }
+
+
+@pytest.mark.parametrize("door", [doors.DATA, doors.PRETRAIN, doors.FINETUNE, doors.PREDICT])
+def test_at_a_console_command_messages_name_console_commands(type_, door) -> None:
+    type_(door.name.removeprefix("bert-"), "--version")
+    for word, module in door.words().items():
+        typed = door.name if module == door.default else f"{door.name} {word}"
+        assert as_typed(f"run python -m {module} x=1: {module}.") == f"run {typed} x=1: {typed}."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "torchrun --nproc-per-node 8 -m pretrain.run +model=base",
+        "python -m scripts.drill",  # has no console command
+        "conf/data_prep.yaml, runs/pretrain.run, pretrain.trackers.tracker.Tracker",
+    ],
+)
+def test_what_no_console_command_starts_keeps_its_name(monkeypatch, text) -> None:
+    monkeypatch.setenv(CONSOLE, "1")
+    assert as_typed(text) == text
+
+
+def test_without_a_console_command_messages_name_modules(monkeypatch) -> None:
+    monkeypatch.delenv(CONSOLE, raising=False)
+    assert as_typed("python -m pretrain.run") == "python -m pretrain.run"
+
+
+def test_the_help_of_a_command_and_its_refusals_name_the_console_command(
+    type_, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+
+    def ran(*words: str) -> str:
+        arguments = [sys.executable, *type_(*words)]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+    assert "    bert-pretrain +model=" in ran("pretrain", "run", "--help")
+    assert "run bert-data vocab" in ran("data", "encode", f"data_dir={tmp_path}")
+    assert ran("pretrain", "+mdel=x").startswith("bert-pretrain: ")
+    assert ran("pretrain", "push", "x=1").startswith("bert-pretrain push: ")

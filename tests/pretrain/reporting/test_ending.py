@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from made_history import MadeRun, killed_and_stopped
 
+from data_prep.core.command import CONSOLE
 from pretrain.reporting.ending import BLOCKS, PLAIN, ending, levels_for, next_commands, sparkline
 from pretrain.reporting.plots import COLOURS
 from pretrain.run_folder.history import History
@@ -46,6 +47,14 @@ def test_a_run_ends_with_its_loss_and_three_commands_in_eighty_columns(tmp_path,
     assert [line for line in lines if len(line) > 80 or not line.isascii()] == []
     assert [line.split()[2] for line in lines if "python" in line] == [
         "pretrain.report", "scripts.predict", "scripts.finetune_classification",
+    ]  # fmt: skip
+
+
+def test_after_a_console_command_the_next_ones_are_console_commands(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv(CONSOLE, "1")
+    commands = next_commands(History.read(MadeRun(tmp_path / "x").folder))
+    assert [command.split("=")[0] for command in commands] == [
+        "bert-pretrain report run", "bert-predict model", "bert-finetune classification +task",
     ]  # fmt: skip
 
 
