@@ -6,6 +6,8 @@ line break could forge a line of ours.
 
 from __future__ import annotations
 
+from pathlib import PurePath
+
 
 def printable(text: str) -> str:
     """`text` on one line, each character that is not printable as an escape, as in repr()."""
@@ -17,6 +19,14 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """`text` with its line breaks, and otherwise as `printable`."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def without_folder(path: str) -> str:
+    """An absolute path by its last part, for what is passed on; any other text as it is.
+
+    The rest tells of a machine and its user.
+    """
+    return PurePath(path).name if path.startswith("/") else path
 
 
 def shortened(text: str, most: int = 200) -> str:

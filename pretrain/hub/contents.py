@@ -133,10 +133,11 @@ def _fill_with_shards(target: Path, shards: Path, name: str) -> None:
 
 
 def _link(target: Path, folder: Path) -> None:
-    """Links to all regular files below `folder`, hidden ones left out."""
+    """Links to all regular files below `folder`, hidden ones and its logs left out."""
     for path in sorted(folder.rglob("*")):
         within = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in within.parts):
+        is_own = within.parts[0] == "logs" or any(part.startswith(".") for part in within.parts)
+        if path.is_file() and not is_own:
             (target / within).parent.mkdir(parents=True, exist_ok=True)
             (target / within).symlink_to(path.resolve())
 

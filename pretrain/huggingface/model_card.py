@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.core.config import as_yaml
+from data_prep.core.config import as_dict, as_yaml
 from data_prep.core.objectives import Pairing
+from data_prep.core.printable import without_folder
 from data_prep.stores.shard_records import ShardsManifest
 from pretrain.config.phases import Phase, phases_of
 from pretrain.config.settings import OptimSettings, Settings
@@ -98,8 +99,17 @@ def model_card(card: Mapping[str, Any], num_parameters: int, is_lowercase: bool)
         data=_data(card),
         training=_training(card),
         held_out=_held_out(card["held_out"]),
-        settings=as_yaml(settings).rstrip(),
+        settings=as_yaml(_without_folders(as_dict(settings))).rstrip(),
     )
+
+
+def _without_folders(value: Any) -> Any:
+    """Plain settings, every absolute path in them by its last part."""
+    if isinstance(value, dict):
+        return {name: _without_folders(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(part) for part in value]
+    return without_folder(value) if isinstance(value, str) else value
 
 
 def _start(event: Mapping[str, Any] | None) -> str:

@@ -35,6 +35,7 @@ def made_run(folder: Path, model: BertForPreTraining, tokens: Sequence[str]) -> 
     settings, _ = compose("config", Settings, ["+model=tiny", "data.seq_len=64"])
     settings.model = model.settings
     settings.data.dir = str(data_dir)
+    settings.run.dir = str(run_folder.parent)
     (run_folder / "config.yaml").write_text(as_yaml(settings))
     begun = {"time": "2026-03-01T12:00:00.000+00:00", "event": "started", "step": 0, "ranks": 1}
     (run_folder / "events.jsonl").write_bytes(orjson.dumps(begun) + b"\n")

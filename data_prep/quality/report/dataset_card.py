@@ -9,6 +9,8 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from data_prep.core.files import whole_or_absent
 from data_prep.core.objectives import Pairing
+from data_prep.core.printable import without_folder
+from data_prep.core.settings import paths_in
 from data_prep.quality.report.tables import language_table
 
 Report = dict[str, Any]
@@ -86,7 +88,8 @@ def _sources(corpus: Report) -> list[list[str]]:
         source = corpus["sources"].get(name, {"settings": {}, "dropped": {}, "documents": 0})
         settings = source["settings"]
         kind = settings.get("kind", "-")
-        origin = settings.get("path") or settings.get("dataset") or "-"
+        paths = map(without_folder, paths_in(settings.get("path") or ""))
+        origin = ", ".join(paths) or settings.get("dataset") or "-"
         dropped = ", ".join(f"{reason}: {n:,}" for reason, n in source["dropped"].items()) or "none"
         cells = [
             *(name, kind, origin, f"{source['documents']:,}", f"{tokens.get(name, 0):,}"),

@@ -211,6 +211,17 @@ def test_the_card_has_the_licence_of_every_source(report: dict) -> None:
     assert "Python Software Foundation License 2" in text
 
 
+def test_the_card_has_urls_and_names_of_files_but_no_folder_of_this_machine(report: dict) -> None:
+    settings = report["corpus"]["sources"]["made"]["settings"]
+    for path, shown in {
+        "/home/me/novels": "novels",
+        "[/home/me/a.txt,s3://public/b]": "a.txt, s3://public/b",
+        "texts/mine": "texts/mine",
+    }.items():
+        settings["path"] = path
+        assert f"| made | books | {shown} |" in card(report)
+
+
 LANGUAGE = {
     "documents": 9, "tokens": 100, "one_sentence_share": 0.25, "sentences_per_document": 8.0,
     "tokens_per_sentence": 24.5, "characters_per_token": 4.0, "unknown_characters_share": 0.015,

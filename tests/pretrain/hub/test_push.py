@@ -112,6 +112,13 @@ def test_the_card_has_the_metrics_the_curves_and_an_example_that_loads_this_mode
     assert "| MLM loss (nats per masked token) | 1.0000 |" in card
 
 
+def test_what_is_uploaded_of_a_run_has_no_path_of_this_machine(run, hub) -> None:
+    assert main([f"run={run}", "to=me/first"]) == 0
+    for branch in hub.repositories["models/me/first"].branches.values():
+        assert "  dir: corpus\n" in branch["README.md"].decode()
+        assert not [name for name, content in branch.items() if bytes(run.parents[1]) in content]
+
+
 @pytest.mark.parametrize(("typed", "is_private"), [([], True), (["private=false"], False)])
 def test_a_new_repository_is_private_unless_asked_otherwise(export, hub, typed, is_private) -> None:
     assert main([f"run={export}", "to=me/x", *typed]) == 0
@@ -243,11 +250,13 @@ def test_shards_are_a_data_set_with_their_card_and_vocabulary(run, hub, tmp_path
     with pytest.raises(SettingsError, match=r"no data set card; .*data_prep\.audit .*seq_len=64"):
         contents_of(shards, "me/shards")
     (shards / "README.md").write_text('load_dataset("FOLDER OF THIS FILE")')
+    write_json(shards / "logs" / "job.json", {"command": f"data_dir={shards.parent}"})
     (shards.parent / "vocab").mkdir()
     (shards.parent / "vocab" / "vocab.txt").write_text("[PAD]\n")
     assert main([f"run={shards}", "to=me/shards"]) == 0
     files = hub.repositories["datasets/me/shards"].branches["main"]
     assert files["README.md"] == b'load_dataset("me/shards")'
     assert files["train/00000.arrow"] == b"train"
+    assert not [name for name in files if name.startswith("logs")]
     assert files["vocab/vocab.txt"] == b"[PAD]\n"
     assert (shards / "README.md").read_text() == 'load_dataset("FOLDER OF THIS FILE")'
