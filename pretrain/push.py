@@ -20,6 +20,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 from data_prep.core.command import as_typed, status_of
 from data_prep.core.config import SettingsError
@@ -29,7 +30,11 @@ from pretrain.config.hub_access import name_fault, token
 
 
 def push(
-    run: Path, to: str, private: bool = True, checkpoints: bool = True, overwrite: bool = False
+    run: Annotated[Path, "FOLDER"],
+    to: Annotated[str, "OWNER/NAME (the repository, as in to=me/bert-small)"],
+    private: bool = True,
+    checkpoints: bool = True,
+    overwrite: bool = False,
 ) -> int:
     """The command."""
     if fault := name_fault(to):

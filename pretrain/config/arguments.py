@@ -37,26 +37,31 @@ def parse_arguments(command: Callable[..., object], typed: Sequence[str]) -> dic
     """Values of the `name=value` words in `typed`, of which the last of one name counts.
 
     The parameters of `command` are the names known, `__` standing for a dot: annotated Path, str,
-    int, float or bool (or one of these and None), and required where they have no default. Raises
-    SettingsError on a word that is none of these, on a value of another type, and on a missing one.
+    int, float or bool (or one of these and None), and required where they have no default. What
+    Annotated adds to a type stands for its values in messages. Raises SettingsError on a word that
+    is none of these, on a value of another type, and on a missing one.
     """
-    hints = typing.get_type_hints(command).items()
+    hints = typing.get_type_hints(command, include_extras=True).items()
     kinds = {name.replace("__", "."): _kind(hint) for name, hint in hints}
+    takes = {
+        name.replace("__", "."): getattr(hint, "__metadata__", [_KINDS.get(_kind(hint))])[0]
+        for name, hint in hints
+    }
     signature = inspect.signature(command).parameters
     parameters = {name.replace("__", "."): value for name, value in signature.items()}
     found: dict[str, Any] = {}
     for word in typed:
         name, _, value = word.partition("=")
         if name not in parameters or not value:
-            known = " ".join(f"{known}={_KINDS[kinds[known]]}" for known in parameters)
+            known = " ".join(f"{known}={takes[known]}" for known in parameters)
             raise SettingsError(f"{word!r} is not an argument of this command; it takes {known}")
         try:
             found[name] = _BOOLEANS[value] if kinds[name] is bool else kinds[name](as_text(value))
         except (KeyError, ValueError):
-            raise SettingsError(f"{word}: {name} takes {_KINDS[kinds[name]]}") from None
+            raise SettingsError(f"{word}: {name} takes {takes[name]}") from None
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in found:
-            raise SettingsError(f"{name} is missing; add {name}={_KINDS[kinds[name]]}")
+            raise SettingsError(f"{name} is missing; add {name}={takes[name]}")
     return {name.replace(".", "__"): value for name, value in found.items()}
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.core.command import as_typed
 from data_prep.core.config import SettingsError
 from data_prep.core.entry import why_not
 from data_prep.core.files import checksum
-from pretrain.checkpoint.files import find_fault, read_state
+from pretrain.checkpoint.files import MANIFEST_FILE, find_fault, read_state
 from pretrain.run_folder.line_types import events_of
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ def contents_of(folder: Path, name: str, checkpoints: bool = True) -> Contents:
     """
     if (folder / "config.yaml").is_file():
         events = events_of(folder / "events.jsonl")
+        _warn_of_older_export(folder)
         begun = str(events[0]["time"]) if events else checksum(folder / "config.yaml")
         branches = [Branch(MAIN, lambda target: _fill_with_run(target, folder, name))]
         if checkpoints:
@@ -65,6 +67,18 @@ def contents_of(folder: Path, name: str, checkpoints: bool = True) -> Contents:
         f"{folder} is no run (config.yaml), no exported model (config.json, model.safetensors) and "
         "no shards (manifest.json, train/*.arrow); give run= one of them, as in run=runs/x"
     )
+
+
+def _warn_of_older_export(run_folder: Path) -> None:
+    """A run that goes on after its end, as with run.extend=true, keeps its export until the end."""
+    weights = run_folder / "export" / "model.safetensors"
+    found = sorted((run_folder / "checkpoints").glob(f"step-*/{MANIFEST_FILE}"))
+    if weights.is_file() and found and weights.stat().st_mtime < found[-1].stat().st_mtime:
+        text = (
+            f"{weights.parent} is older than {found[-1].parent}; to upload that as main, too: "
+            f"python -m pretrain.export run={run_folder}, then this command again"
+        )
+        logger.warning("%s", as_typed(text))
 
 
 def _checkpoints(run_folder: Path, name: str) -> Iterator[Branch]:

@@ -4,6 +4,8 @@ The hub is a stand-in on this machine; huggingface_hub talks to it over HTTP, by
 """
 
 import logging
+import os
+import shutil
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -239,6 +241,25 @@ def test_a_damaged_checkpoint_is_left_out_and_named(run, tmp_path, caplog) -> No
     assert [branch.name for branch in contents.branches] == ["main", "step-20"]
     assert "step-00000010 is damaged and left out" in caplog.text
     assert contents.identity == contents_of(run, "me/x").identity  # when the run began
+
+
+def test_an_export_that_is_older_than_the_last_checkpoint_is_named_with_its_cure(
+    run, tmp_path, caplog
+) -> None:
+    folder = tmp_path / "x"
+    shutil.copytree(run, folder)
+    contents_of(folder, "me/x")
+    assert not caplog.text
+    os.utime(folder / "export" / "model.safetensors", (0, 0))
+    contents_of(folder, "me/x")
+    assert "export is older than" in caplog.text
+    assert f"python -m pretrain.export run={folder}, then this command again" in caplog.text
+
+
+def test_without_a_name_the_message_says_what_is_missing(export, hub, refused) -> None:
+    assert "to is missing; add to=OWNER/NAME (the repository, as in to=me/bert-small)" in refused(
+        f"run={export}"
+    )
 
 
 def test_shards_are_a_data_set_with_their_card_and_vocabulary(run, hub, tmp_path) -> None:
