@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(settings: DataPrepSettings) -> TokensManifest:
     """Encode all documents into data_dir/tokens/; return its manifest.
 
-    Raises ValueError if documents or vocabulary are missing, or a split would have too few
-    documents; RuntimeError if tasks fail or the vocabulary does not fit the text.
+    Raises ValueError if documents or vocabulary are missing; SettingsError if a split would have
+    too few documents; RuntimeError if tasks fail or the vocabulary does not fit the text.
     """
     data_dir = Path(settings.data_dir)
     folder = data_dir / "tokens"
@@ -238,7 +238,7 @@ def _check_splits(
             for entry in entries
             for name in TokenPart.open(folder / split / entry.name).documents.to_pylist()
         )
-        raise ValueError(
+        raise SettingsError(
             f"heldout_fraction={heldout_fraction} leaves {documents['heldout']} of {together} "
             f"documents held out and {documents['train']} for training; each needs at least "
             f"{FEWEST_DOCUMENTS}: set heldout_fraction={fitting_fraction(names)}"

@@ -95,7 +95,8 @@ def start(
     rows of a table, to which the time taken is added. A text from `faults` is the error message of
     a job that has finished nevertheless. With has_shares=False the job is a single task and refuses
     settings.share. --cfg prints the resolved settings and does not run the job.
-    Status: 0 done, 1 failed, 2 wrong settings or a folder that the system refuses, 130 interrupted.
+    Status: 0 done; 1 failed, also where what this job reads is missing; 2 wrong settings, that is
+    every SettingsError, or a folder that the system refuses; 130 interrupted.
     Expected errors are a message on stderr; any other exception is a bug and keeps its traceback.
     """
     arguments, began = sys.argv[1:] if argv is None else argv, time.monotonic()

@@ -11,6 +11,7 @@ import numpy as np
 from tokenizers import pre_tokenizers
 from tokenizers.trainers import WordPieceTrainer
 
+from data_prep.core.config import SettingsError
 from data_prep.core.records import Normalization, TextForm
 from data_prep.tokenizer.vocab_file import LONGEST_WORD, SPECIAL_TOKENS
 from data_prep.tokenizer.wordpiece import UNICODE_FORMS, make_normalizer, make_tokenizer
@@ -63,7 +64,7 @@ def train_vocab(
     text gives the same entries in the same order, for any number of threads and any batches. The
     alphabet has the 1,000 most frequent characters, and more until it covers the share `coverage`
     of the text; its forms fill at most half of the vocabulary, unless the text has too few merges
-    for the other half. Raises ValueError if the text is too small for this many entries.
+    for the other half. Raises SettingsError if the text is too small for this many entries.
     """
     counts = _count_characters(batches(), form)
     room = (vocab_size - len(SPECIAL_TOKENS)) // 2
@@ -78,7 +79,7 @@ def train_vocab(
         cure = f"set vocab_size={len(tokens)}"
         if len(tokens) < FEWEST_ENTRIES:
             cure = f"set vocab_file to a released vocabulary ({FEWEST_ENTRIES} are the least)"
-        raise ValueError(
+        raise SettingsError(
             f"vocab_size={vocab_size} asks for more entries than the documents have, "
             f"{len(tokens)}; collect more text or {cure}"
         )

@@ -367,6 +367,15 @@ def test_too_small_a_held_out_split_is_refused_with_a_fraction_that_works(tmp_pa
     run(tmp_path, f"heldout_fraction={fraction}")
 
 
+def test_a_held_out_fraction_that_does_not_fit_the_documents_is_a_wrong_setting(
+    tmp_path, capsys
+) -> None:
+    write_bees(tmp_path)
+    typed = [f"data_dir={tmp_path}", "heldout_fraction=0.0001", "duplicates=keep"]
+    assert encode.main(typed) == 2
+    assert capsys.readouterr().err.startswith("heldout_fraction=0.0001 leaves ")
+
+
 def test_a_vocabulary_that_does_not_fit_the_text_is_refused(tmp_path: Path) -> None:
     write_documents(tmp_path, {str(number): "Ein Hund. A bee." for number in range(30)})
     write_vocab(tmp_path, "a", "bee", ".")

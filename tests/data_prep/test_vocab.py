@@ -162,6 +162,12 @@ def test_too_few_documents_for_the_size_are_refused_with_the_size_that_fits(tmp_
         make(tmp_path)
 
 
+def test_a_vocabulary_that_is_too_large_for_the_text_is_a_wrong_setting(tmp_path, capsys) -> None:
+    write_documents(tmp_path, ["One text. A second sentence.", "Another text."])
+    assert vocab.main([f"data_dir={tmp_path}", "vocab_size=60000", "num_workers=1"]) == 2
+    assert capsys.readouterr().err.startswith("vocab_size=60000 asks for more entries than ")
+
+
 def test_a_changed_vocabulary_is_refused_by_name(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "vocab", tmp_path / "vocab")
     path = tmp_path / "vocab" / "vocab.txt"
