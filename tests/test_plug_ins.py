@@ -6,9 +6,11 @@ The package is made of the page's own code, outside of this project, and found b
 import contextlib
 import dataclasses
 import functools
+import os
 import re
 import signal
 import sqlite3
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -34,7 +36,8 @@ from pretrain.metrics.monitor import JsonLines, Monitor
 from pretrain.optim.optimizers import build_optimizer
 from pretrain.trackers.choose import check_trackers, start_trackers
 
-PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+PROJECT = Path(__file__).parents[1]
+PAGE = (PROJECT / "docs" / "extending.md").read_text(encoding="utf-8")
 TALES = [(1, "The fox", "A fox ran.\n\n  It   was red."), (2, "Nothing", " \n"), (3, "x", "End.")]
 
 
@@ -232,6 +235,31 @@ def test_a_plug_in_that_no_package_has_is_refused_with_those_that_are_installed(
         build_optimizer(groups_of(torch.ones(3)), optim_settings("tiger"))
     with pytest.raises(SettingsError, match=r"log.trackers=xml is not known; there are .*, csv"):
         check_trackers(tracked_run(tmp_path, ["xml"]).log)
+
+
+def test_a_console_command_names_what_a_plug_in_in_the_current_folder_needs(
+    tmp_path: Path,
+) -> None:
+    points = {"bert_pretraining.trackers": {"apart": "apart:x"}}
+    files = {"apart.py": "x = 1\n"}
+    write_package(tmp_path, "apart", files, points)
+    ask = (
+        "from data_prep.plugins.entry_points import load_plugin\n"
+        "try: print(load_plugin('trackers', 'apart', 'log.trackers').what)\n"
+        "except ValueError as error: print(error)"
+    )
+    path = str(PROJECT)
+    answers = []
+    for found in (path, f"{path}{os.pathsep}."):
+        environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": found}
+        ran = subprocess.run(
+            [sys.executable, "-c", ask], cwd=tmp_path, env=environment, capture_output=True,
+            text=True, check=True,
+        )  # fmt: skip
+        answers.append(ran.stdout)
+    assert "is no installed plug-in" in answers[0]
+    assert "current folder are found with PYTHONPATH=. before the command" in answers[0]
+    assert answers[1] == "1\n"
 
 
 def test_a_plug_in_of_two_packages_is_refused(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,8 @@ def load_plugin(kind: str, name: str | None, setting: str) -> Plugin:
         raise SettingsError(
             f"{text}{_file(point.module)} cannot be imported ({reason}); correct it, or uninstall "
             f"it: pip uninstall {point.dist.name}"
+            + of_current_folder()
+            * isinstance(error, ModuleNotFoundError)
         ) from error
     return Plugin(what, text + _file(point.module), version)
 
@@ -69,8 +72,14 @@ def find_plugin(kind: str, name: str | None, setting: str) -> importlib.metadata
     raise SettingsError(
         f"{setting}={'null' if name is None else name} is no installed plug-in; installed are: "
         f"{known}. Install the package that has it, with the entry point {_GROUP}{kind} "
-        "(docs/extending.md)"
+        f"(docs/extending.md){of_current_folder()}"
     )
+
+
+def of_current_folder() -> str:
+    """The cure for modules in the current folder, which console commands do not search; or ""."""
+    cure = "; modules in the current folder are found with PYTHONPATH=. before the command"
+    return cure if sys.flags.safe_path else ""
 
 
 def _file(module: str) -> str:

@@ -7,7 +7,7 @@ from typing import cast
 
 from data_prep.core.config import SettingsError
 from data_prep.core.entry import why_not
-from data_prep.plugins.entry_points import load_plugin, plugin_names
+from data_prep.plugins.entry_points import load_plugin, of_current_folder, plugin_names
 from pretrain.config.settings import LogSettings
 from pretrain.trackers.feed import Feed
 from pretrain.trackers.tracker import TrackedRun, Tracker
@@ -43,7 +43,7 @@ def _own_tracker(name: str) -> type[Tracker]:
         known = ", ".join([*_TRACKERS, *plugin_names("trackers")])
         raise SettingsError(
             f"log.trackers={name} is not known; there are {known}, and what packages that you "
-            "install add (docs/extending.md)"
+            f"install add (docs/extending.md){of_current_folder()}"
         )
     plugin = load_plugin("trackers", name, "log.trackers")
     if not (isinstance(plugin.what, type) and issubclass(plugin.what, Tracker)):
