@@ -111,6 +111,7 @@ def test_the_packages_looked_for_are_those_of_the_extra(extra: str) -> None:
         ("pretrain.push", "huggingface_hub", "hub"),
         ("scripts.finetune_qa", "accelerate", "finetune"),
         ("scripts.predict", "transformers", "finetune"),
+        ("scripts.build_site", "zensical", "docs"),
     ],
 )
 def test_a_command_without_its_extra_is_one_line_that_names_it(
@@ -132,7 +133,10 @@ def test_a_command_without_its_extra_is_one_line_that_names_it(
     )
 
 
-@pytest.mark.parametrize("command", ["data_prep.slurm", "pretrain.run", "pretrain.plan"])
+@pytest.mark.parametrize(
+    "command",
+    ["data_prep.slurm", "pretrain.run", "pretrain.plan", "scripts.start_node", "scripts.drill"],
+)
 def test_other_commands_need_no_extra(command, monkeypatch) -> None:
     known = importlib.util.find_spec
     of_extras = {package for packages in entry.EXTRAS.values() for package in packages}

@@ -76,9 +76,8 @@ def _open(door: Door, typed: list[str]) -> int:
         return 0 if word else 2
     elif door.default is None or (words and not _is_setting(word)):
         near = difflib.get_close_matches(word, words, n=1)
-        meant = f"did you mean {door.name} {near[0]}? " if near else ""
-        there = ", ".join(words)
-        print(f"{door.name}: there is no {word!r}; {meant}There are {there}", file=sys.stderr)
+        meant = f"did you mean {door.name} {near[0]}? There are" if near else "there are"
+        print(f"{door.name}: there is no {word!r}; {meant} {', '.join(words)}", file=sys.stderr)
         return 2
     else:
         module = door.default

@@ -21,6 +21,7 @@ EXTRAS = {
     "data": (
         "datasets", "jinja2", "lxml", "matplotlib", "nupunkt", "rensa", "sentencex", "zstandard",
     ),
+    "docs": ("zensical",),
     "finetune": ("accelerate", "datasets", "scipy", "sklearn", "transformers"),
     "hub": ("huggingface_hub",),
     "report": ("jinja2", "matplotlib"),
@@ -34,6 +35,10 @@ _EXTRA_OF = (
     ("data_prep.", "data"),
     ("pretrain.push", "hub"),
     ("pretrain.report", "report"),
+    ("scripts.build_site", "docs"),
+    ("scripts.check_wheels", None),
+    ("scripts.drill", None),
+    ("scripts.start_node", None),
     ("scripts.", "finetune"),
 )
 

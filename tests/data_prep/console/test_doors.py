@@ -98,6 +98,14 @@ def test_a_slip_in_a_command_is_one_line_with_what_was_meant(type_, capsys) -> N
     assert refused.count("\n") == 1
 
 
+def test_a_word_like_no_command_is_answered_with_those_there_are(type_, capsys) -> None:
+    assert type_("finetune", "xyz") == 2
+    refused = capsys.readouterr().err
+    assert refused == (
+        "bert-finetune: there is no 'xyz'; there are classification, qa, table, tagging\n"
+    )
+
+
 def test_a_door_without_a_default_needs_a_word(type_, capsys) -> None:
     assert type_("data") == 2
     assert "collect" in capsys.readouterr().out
