@@ -22,7 +22,7 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 PLATFORMS = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28")
 EXTRAS = {"training": (), "all extras": ("all", "filters", "remote", "warc", "words")}
 # Published as source only
-SOURCES = ("antlr4-python3-runtime", "deepspeed", "seqeval", "unidic-lite")
+SOURCES = ("antlr4-python3-runtime", "deepspeed", "unidic-lite")
 AT_ONCE = 8  # they wait for the index
 UV = Path("build/uv/bin/uv")  # where `make hashes` has it, too
 NO_SOLUTION = 1  # uv's status; 2 if it could not look

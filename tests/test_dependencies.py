@@ -98,8 +98,8 @@ def test_the_packages_looked_for_are_those_of_the_extra(extra: str) -> None:
     of_package = of_packages()
     asked = {of_package[package][0].lower().replace("_", "-") for package in entry.EXTRAS[extra]}
     assert asked <= distributions(extra)
-    # told where they are used: not for every machine; for tags alone
-    assert distributions(extra) - asked <= {"pycld2", "mwparserfromhell", "seqeval"}
+    # told where they are used: not for every machine
+    assert distributions(extra) - asked <= {"pycld2", "mwparserfromhell"}
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from seqeval.metrics import f1_score, precision_score, recall_score
 from transformers import DataCollatorForTokenClassification, PreTrainedTokenizerBase
 
 from data_prep.core.printable import shortened
@@ -291,9 +291,34 @@ def _score(
 ) -> dict[str, float]:
     """Entity-level metrics in percent, as in conlleval."""
     right = [sentence.tags for sentence in sentences]
-    predicted = predicted_tags(logits, pieces, [len(tags) for tags in right], names)
-    metric_of = {"f1": f1_score, "precision": precision_score, "recall": recall_score}
+    return entity_scores(
+        right, predicted_tags(logits, pieces, [len(tags) for tags in right], names)
+    )
+
+
+def entity_scores(
+    right: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """F1, precision and recall in percent of the entities in the IOB2 tags of sentences.
+
+    An entity counts as found if its first word, its last and its type are those predicted. What
+    there is nothing to divide by is 0.
+    """
+    pairs = [(_entities(a), _entities(b)) for a, b in zip(right, predicted, strict=True)]
+    found = sum(len(a & b) for a, b in pairs)
+    num_right, num_predicted = sum(len(a) for a, _ in pairs), sum(len(b) for _, b in pairs)
     return {
-        name: 100 * float(metric(right, predicted, zero_division=0))
-        for name, metric in metric_of.items()
+        "f1": 200 * found / max(1, num_right + num_predicted),
+        "precision": 100 * found / max(1, num_predicted),
+        "recall": 100 * found / max(1, num_right),
     }
+
+
+def _entities(tags: Sequence[str]) -> set[tuple[int, int, str]]:
+    """First word, word after the last, and type of each entity."""
+    found = set()
+    for first, tag in enumerate(tags):
+        if tag.startswith("B-"):
+            inside = itertools.takewhile(lambda tag: tag.startswith("I-"), tags[first + 1 :])
+            found.add((first, first + 1 + len(list(inside)), tag[2:]))
+    return found

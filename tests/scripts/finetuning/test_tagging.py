@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from seqeval.metrics import f1_score, precision_score, recall_score
 from shared_data import unpacked
 
 from scripts.finetuning import models, tagging
@@ -124,3 +127,32 @@ def test_a_word_without_a_piece_is_outside_and_counted(bert: Path, tmp_path: Pat
     logits = np.zeros((1, 9, 5))
     logits[0, 1, 3] = logits[0, 2, 1] = 1  # O, B-LOC, I-LOC, B-PER, I-PER
     assert job.dev[0].score(logits)["f1"] == 100
+
+
+def test_an_entity_counts_with_its_words_and_its_type() -> None:
+    right = [["B-per", "I-per", "O", "B-loc"], ["B-loc", "B-loc", "O"]]
+    predicted = [["B-per", "O", "O", "B-loc"], ["B-loc", "B-per", "B-per"]]
+    scores = tagging.entity_scores(right, predicted)
+    assert scores == {"f1": 200 * 2 / 9, "precision": 100 * 2 / 5, "recall": 100 * 2 / 4}
+    assert tagging.entity_scores([["O"]], [["O"]]) == {"f1": 0, "precision": 0, "recall": 0}
+
+
+TAGS = st.sampled_from(["O", "B-per", "I-per", "B-loc", "I-loc"])
+PAIRS = st.lists(st.lists(st.tuples(TAGS, TAGS), min_size=1, max_size=8), min_size=1, max_size=4)
+
+
+@given(PAIRS)
+def test_scores_of_entities_are_those_of_seqeval(pairs: list[list[tuple[str, str]]]) -> None:
+    right, predicted = (
+        [tagging.iob2([both[side] for both in sentence]) for sentence in pairs] for side in (0, 1)
+    )
+    assert tagging.entity_scores(right, predicted) == pytest.approx(
+        {
+            name: 100 * metric(right, predicted, zero_division=0)
+            for name, metric in (
+                ("f1", f1_score),
+                ("precision", precision_score),
+                ("recall", recall_score),
+            )
+        }
+    )
