@@ -18,11 +18,12 @@ from pathlib import Path
 from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
 from pretrain.config.arguments import run_command
-from pretrain.training.export_run import export_run
 
 
 def export(run: Path, checkpoint: Path | None = None, target: Path | None = None) -> None:
     """The command."""
+    from pretrain.training.export_run import export_run
+
     try:
         print(f"export  {export_run(run, checkpoint, target)}")
     except ValueError as error:  # a manifest or a state of another version

@@ -170,3 +170,11 @@ def test_a_slip_in_a_setting_is_refused_before_what_takes_long_is_imported() -> 
     found = loaded("pretrain.run", "+model=base", "optim.global_btch=3")
     assert "hydra" in found
     assert not found & slow
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["scripts.predict model=nowhere", "scripts.finetune_qa +task=squd", "pretrain.export runs=x"],
+)
+def test_a_slip_in_another_command_waits_for_no_import_of_torch(typed: str) -> None:
+    assert not loaded(*typed.split()) & {"torch", "transformers"}

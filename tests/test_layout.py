@@ -17,7 +17,12 @@ FILES = {
 }
 PACKAGES = [name for name, path in FILES.items() if path.name == "__init__.py"]
 PARTS = [name for name in PACKAGES if name not in TOPS]
-FINE_TUNING = ["scripts.finetuning", "scripts.predict", *(n for n in FILES if "finetune_" in n)]
+FINE_TUNING = [
+    "scripts.finetuning",
+    "scripts.prediction",
+    "scripts.predict",
+    *(n for n in FILES if "finetune_" in n),
+]
 
 
 def package_of(module: str) -> str:
