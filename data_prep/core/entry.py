@@ -52,7 +52,7 @@ def answer() -> None:
     """
     if sys.version_info < (3, 11):  # noqa: UP036  the user's may be older than the project's
         found = ".".join(map(str, sys.version_info[:2]))
-        why = f"Python 3.11 to 3.14 is needed, and {sys.executable} is {found}; {_CURE}"
+        why = f"Python 3.11 to 3.14 is needed, and {sys.executable} is {found}; {_cure()}"
         sys.stderr.write(f"error: {why}\n")
         raise SystemExit(2)
     name = _started()
@@ -70,7 +70,7 @@ def answer() -> None:
 
     for package in _NEEDED[name.split(".")[0]]:
         if find_spec(package) is None:
-            _refuse(name, f"{sys.executable} has no package {package}; {_CURE}")
+            _refuse(name, f"{sys.executable} has no package {package}; {_cure()}")
     extra = next((extra for start, extra in _EXTRA_OF if name.startswith(start)), None)
     why = why_not(extra) if extra else None
     if why:
@@ -127,10 +127,13 @@ def _print_no_stack_of_ctrl_c(name: str) -> None:
     sys.excepthook = hook
 
 
-_CURE = (
-    "use the project's environment: `source .venv/bin/activate` in the checkout; `make install` "
-    "makes it"
-)
+def _cure() -> str:
+    if not os.path.exists(os.path.join(PROJECT, "pyproject.toml")):  # installed by pip
+        return "`pip install bert-pretraining` in that environment installs what is missing"
+    return (
+        "use the project's environment: `source .venv/bin/activate` in the checkout; "
+        "`make install` makes it"
+    )
 
 
 def commands() -> "list[str]":

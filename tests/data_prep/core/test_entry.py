@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,20 @@ def test_without_the_packages_a_command_names_the_environment(command: str) -> N
     assert f"{sys.executable} has no package msgspec; use the project's env" in refused.stderr
     assert "source .venv/bin/activate" in refused.stderr
     assert refused.stderr.count("\n") == 1
+
+
+def test_without_the_packages_an_installed_command_names_pip(tmp_path: Path) -> None:
+    for name in ("", "core"):
+        (tmp_path / "data_prep" / name).mkdir()
+        for file in (PROJECT / "data_prep" / name).glob("*.py"):
+            shutil.copy(file, tmp_path / "data_prep" / name)
+    (tmp_path / "data_prep" / "conf").mkdir()
+    refused = subprocess.run(
+        [sys.executable, "-S", "-m", "data_prep.vocab"], cwd=tmp_path, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert refused.returncode == 2
+    assert "no package msgspec; `pip install bert-pretraining` in that" in refused.stderr
 
 
 def test_a_python_that_is_too_old_is_named(monkeypatch, capsys) -> None:
