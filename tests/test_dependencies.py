@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from data_prep.core import entry
+from data_prep.core.config import SettingsError
+from pretrain.config.load import load
+from pretrain.data.corpus import prepare_sample
 
 PROJECT = Path(__file__).resolve().parents[1]
 DECLARED = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
@@ -131,6 +134,16 @@ def test_a_command_without_its_extra_is_one_line_that_names_it(
         f"{command}: {sys.executable} has no package {package}, which the extra {extra} installs: "
         f'pip install "bert-pretraining[{extra}]"\n'
     )
+
+
+def test_the_sample_without_the_packages_of_data_is_refused_by_the_extra(monkeypatch) -> None:
+    known = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "nupunkt" else known(name)
+    )
+    settings, _ = load(["+model=tiny"], world_size=1)
+    with pytest.raises(SettingsError, match=r"sample corpus .* nupunkt, .* extra data installs"):
+        prepare_sample(settings.data)
 
 
 @pytest.mark.parametrize(
