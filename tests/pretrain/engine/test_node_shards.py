@@ -253,6 +253,19 @@ def test_a_gradient_that_is_not_finite_on_one_node_is_an_overflow_on_all(of_rank
     assert [of_rank["overflow"] for of_rank in of_ranks] == [(False, 2**15)] * len(of_ranks)
 
 
+def groups(ranks: Ranks) -> list[Any]:
+    """Of ranks of one node, by sharding: who shares the state, and how many copies there are."""
+    here = dataclasses.replace(ranks, local_rank=ranks.rank, local_world_size=ranks.world_size)
+    found = [sharding_of(shard, here, 1.0) for shard in Shard]
+    return [(sharding.ranks, sharding.num_copies, sharding.across) for sharding in found]
+
+
+@pytest.mark.distributed
+def test_on_one_node_both_shardings_are_one_so_that_tuning_need_not_try_them() -> None:
+    for of_rank in run_ranks(groups, 2):
+        assert of_rank == [(range(2), 1, None)] * 2
+
+
 class Placed(Ranks):
     """A rank of a run whose ranks are at these places: (local rank, ranks on the node)."""
 
