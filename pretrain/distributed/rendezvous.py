@@ -58,8 +58,12 @@ def rank_info(rank: int, device: torch.device, fault: str = "") -> RankInfo:
 
         gpu = torch.cuda.get_device_properties(device)
         kind, unit = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB", str(gpu.uuid)
-    host = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
-    return RankInfo(rank, host, os.getpid(), kind, unit, fault)
+    return RankInfo(rank, host_name(), os.getpid(), kind, unit, fault)
+
+
+def host_name() -> str:
+    """This node, as Slurm names it where there is Slurm."""
+    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
 
 
 def check_in(store: Store, own: RankInfo, world_size: int, limit: timedelta) -> Store:

@@ -261,8 +261,10 @@ class Engine:
     def take(self, snapshot: Snapshot | None) -> None:
         """Copy weights, moments, optimizer step and loss scaler into `snapshot`.
 
-        When this returns, training may go on.
+        When this returns, training may go on. Raises RuntimeError on every rank if the copies of
+        the state that nodes hold differ.
         """
+        self._state.check_copies()
         for key in (WEIGHT, *MOMENTS):
             for name in self._layout.names(key):
                 whole = self._state.whole(key, name)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pretrain.distributed.ranks import Ranks
+from pretrain.distributed.rendezvous import host_name
 from pretrain.engine.deepspeed_setup import (
     GatheredParameters,
     safe_get_local_fp32_param,
@@ -27,8 +30,8 @@ from pretrain.optim.lamb import Piece
 class ShardedState:
     """fp32 master weights and moments of a model under DeepSpeed, by parameter name.
 
-    A key is `weight`, `exp_avg` or `exp_avg_sq`. `pieces`, `whole` and `refresh_working_weights`
-    are collective.
+    A key is `weight`, `exp_avg` or `exp_avg_sq`. `pieces`, `whole`, `check_copies` and
+    `refresh_working_weights` are collective.
     """
 
     def __init__(
@@ -156,6 +159,31 @@ class ShardedState:
             torch.distributed.reduce(whole.view(torch.int32), dst=0, group=self._sharding.within)
         return whole.view(shape)
 
+    def check_copies(self) -> None:
+        """Compare the copies of the state that nodes hold with engine.shard=node, by checksums.
+
+        Raises RuntimeError on every rank if they differ, naming one rank, its node and a tensor.
+        """
+        if self._sharding.num_copies == 1:
+            return
+        sums = {  # a flipped bit changes the sum of the words
+            f"{key} of {name}": piece.view(torch.int32).sum()
+            for key in (WEIGHT, *MOMENTS)
+            for name in self.layout.names(key)
+            if (piece := self._piece(key, name)[1]).numel() > 0
+        }
+        of_copies = self._sharding.of_copies(torch.stack([*sums.values()])).T.tolist()
+        unlike = [
+            (label, values)
+            for label, values in zip(sums, of_copies, strict=True)
+            if len({*values}) > 1
+        ]
+        if not self._ranks.any(bool(unlike)):
+            return
+        fault = (*unlike[0], len(unlike)) if unlike else None
+        found = self._ranks.gather((host_name(), fault))
+        raise RuntimeError(_unlike_copies(found, len(self._sharding.ranks)))
+
     def refresh_working_weights(self) -> None:
         """Copy the masters into the weights that the forward pass reads."""
         if self._stage in (1, 2):
@@ -166,3 +194,26 @@ class ShardedState:
                 with GatheredParameters([parameter], modifier_rank=0):
                     if self._ranks.rank == 0:
                         parameter.data.copy_(master)
+
+
+def _unlike_copies(
+    found: Sequence[tuple[str, tuple[str, list[int], int] | None]], size: int
+) -> str:
+    """The message, from each rank's host and first unlike tensor; `size` ranks hold a copy."""
+    place, (label, values, count) = next(
+        (rank % size, fault) for rank, (_, fault) in enumerate(found) if fault is not None
+    )
+    usual, times = Counter(values).most_common(1)[0]
+    odd, like = (
+        next(copy * size + place for copy, value in enumerate(values) if (value == usual) is same)
+        for same in (False, True)
+    )
+    which = f"{times} of {len(values)} copies agree" if times > 1 else "either may be wrong"
+    host = found[odd][0]
+    return (
+        f"the nodes' copies of the state (engine.shard=node) differ: {label} (one of {count} "
+        f"there) on rank {odd} ({host}) is not that on rank {like} ({found[like][0]}); {which}. "
+        "This step is not saved; start again, and the run continues from the newest checkpoint. If "
+        "it happens again, have the memory of these nodes tested, and start without the bad one "
+        f"(sbatch --exclude={host})"
+    )

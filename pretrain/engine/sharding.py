@@ -34,6 +34,12 @@ class Sharding:
             values.div_(self.num_copies)
         torch.distributed.all_reduce(values)
 
+    def of_copies(self, values: Tensor) -> Tensor:
+        """The (n,) values of the ranks with the same shards: (copies, n)."""
+        found = values.new_empty(self.num_copies * len(values))
+        torch.distributed.all_gather_single(found, values, group=self.across)
+        return found.view(self.num_copies, -1)
+
 
 def sharding_of(shard: Shard, ranks: Ranks, timeout_minutes: float) -> Sharding:
     """The sharding that engine.shard asks for; that of all ranks if they are on one node.

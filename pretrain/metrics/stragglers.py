@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ import torch
 
 from pretrain.distributed.own_time import OwnTime
 from pretrain.distributed.ranks import Ranks
+from pretrain.distributed.rendezvous import host_name
 from pretrain.metrics.gpu_health import GpuHealth, Health
 from pretrain.metrics.monitor import Monitor
 
@@ -50,7 +50,7 @@ class RankWatch:
         """Collective. `now`: Unix time in seconds."""
         self._ranks, self._monitor, self._now = ranks, monitor, now
         self._gpu = GpuHealth(ranks.device)
-        host = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
+        host = host_name()
         self._hosts = ranks.gather(host) if ranks.world_size > 1 else [host]
         self._since = now()  # of this record
         self._slow_since: dict[int, float] = {}

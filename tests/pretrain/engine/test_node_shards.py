@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import os
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +28,7 @@ from pretrain.config.checks import check
 from pretrain.config.settings import OptimizerName, Precision, Settings, Shard
 from pretrain.distributed.ranks import Ranks
 from pretrain.engine.engine import Engine
+from pretrain.engine.sharded_state import _unlike_copies
 from pretrain.engine.sharding import sharding_of
 from pretrain.optim import buckets as buckets_module
 from pretrain.optim import muon
@@ -38,6 +40,7 @@ OWN: dict[OptimizerName, dict[str, Any]] = {
     MUON: {"momentum": 0.9, "matrix_rate": 1.0, "newton_schulz_steps": 5}
 }
 WORLD, NODE = Shard.world, Shard.node
+FLIPPED = "layers.1.feed_forward_out.weight"  # its end lies on the second rank of a node
 GRADIENT = "gradient"
 SCATTER, ACROSS = "reduce-scatter within a node", "all-reduce across nodes"
 NORM, GATHER = "all-reduce over all", "all-gather within a node"
@@ -149,6 +152,23 @@ def overflow(ranks: Ranks) -> Any:
     return result.applied, result.loss_scale
 
 
+def unlike(ranks: Ranks) -> list[str]:
+    """What a save says after a step, and after one bit of a moment on rank 3 has flipped."""
+    os.environ["SLURMD_NODENAME"] = f"n{ranks.rank // PER_NODE}"
+    engine, found = engine_of(ranks, NODE), []
+    train(engine, end=1)
+    for flips in (False, True):
+        if flips and ranks.rank == NODES * PER_NODE - 1:
+            _, piece = engine._state._piece("exp_avg_sq", FLIPPED)
+            piece.view(torch.int32)[-1] ^= 1
+        try:
+            engine.take(engine.new_snapshot())
+            found.append("saved")
+        except RuntimeError as error:
+            found.append(str(error))
+    return found
+
+
 def everything(ranks: Ranks, folder: Path) -> dict[Any, Any]:
     found = dict(trained(ranks, folder))
     for stage in (1, 2):
@@ -157,6 +177,7 @@ def everything(ranks: Ranks, folder: Path) -> dict[Any, Any]:
     for of, into in ((NODE, NODE), (NODE, WORLD), (WORLD, NODE)):
         found["resumed", of, into] = resumed(ranks, folder, of, into)
     found["overflow"] = overflow(ranks)
+    found["unlike"] = unlike(ranks)
     return found
 
 
@@ -251,6 +272,29 @@ def test_a_run_resumes_bit_equal_and_with_the_other_sharding_up_to_rounding(of_r
 @pytest.mark.distributed
 def test_a_gradient_that_is_not_finite_on_one_node_is_an_overflow_on_all(of_ranks) -> None:
     assert [of_rank["overflow"] for of_rank in of_ranks] == [(False, 2**15)] * len(of_ranks)
+
+
+@pytest.mark.distributed
+def test_a_bit_that_flips_in_a_node_s_copy_ends_the_save_and_is_named(of_ranks) -> None:
+    for before, after in (of_rank["unlike"] for of_rank in of_ranks):
+        assert before == "saved"
+        assert (
+            f"differ: exp_avg_sq of {FLIPPED} (one of 1 there) on rank 3 (n1) is not that on rank "
+            "1 (n0); either may be wrong. This step is not saved; start again"
+        ) in after
+        assert after.endswith("(sbatch --exclude=n1)")
+
+
+def test_of_three_copies_the_odd_one_is_named_even_if_it_is_the_first() -> None:
+    """Ranks 0 and 1 are of the first copy; the second place has other values there."""
+    fault = ("weight of a", [7, 5, 5], 2)
+    found = [(f"n{rank // 2}", fault if rank % 2 else None) for rank in range(6)]
+    text = _unlike_copies(found, 2)
+    assert (
+        "weight of a (one of 2 there) on rank 1 (n0) is not that on rank 3 (n1); 2 of 3 copies"
+        in text
+    )
+    assert "--exclude=n0)" in text
 
 
 def groups(ranks: Ranks) -> list[Any]:
