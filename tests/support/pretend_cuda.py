@@ -4,8 +4,10 @@ Run as a program, because the stub has to be loaded before torch:
 
     python pretend_cuda.py rules     a training step of BERT-large under `Rules`
     python pretend_cuda.py kernels   the compiled parts as Triton kernels for sm_90
+    python pretend_cuda.py table     launches and bytes of a layer in that code, per micro-batch
 
-The first needs a C++ compiler, the second the package triton, too. The last line is JSON.
+The first needs a C++ compiler, the others the package triton, too, and torchao for the layer in
+FP8. The last line is JSON, except of the table.
 """
 
 import ctypes
@@ -69,6 +71,7 @@ from data_prep.core.objectives import MaskingUnit, Pairing  # noqa: E402
 from data_prep.examples.masking import MaskingRule  # noqa: E402
 from pretrain.config.settings import Settings  # noqa: E402
 from pretrain.model.bert import BertForPreTraining, Layer, _sums  # noqa: E402
+from pretrain.model.fp8 import use_fp8  # noqa: E402
 from pretrain.optim.muon import Muon  # noqa: E402
 from pretrain.optim.optimizers import build_optimizer, parameter_groups  # noqa: E402
 from pretrain.training.memory_probe import fake_batch  # noqa: E402
@@ -260,14 +263,19 @@ def kernels() -> dict[str, Any]:
         logits = torch.zeros(MASKED, 30_528, dtype=torch.bfloat16, requires_grad=True)
         labels = torch.zeros(MASKED, dtype=torch.int64)
 
-    def built_layer(dtype: torch.dtype, has_copies: bool = False) -> dict[str, Any]:
+    def built_layer(
+        dtype: torch.dtype, has_copies: bool = False, fp8: bool = False, tokens: int = TOKENS
+    ) -> dict[str, Any]:
         torch.set_default_dtype(dtype)
         with mode, torch.device("cuda"):
             layer = Layer(settings.model).train()
             if has_copies:  # as in engine/zero1.py
                 for linear in (m for m in layer.modules() if isinstance(m, torch.nn.Linear)):
                     linear.weight.data = linear.weight.data.bfloat16()
-            x = torch.zeros(TOKENS, settings.model.hidden_size, requires_grad=True)
+            if fp8:
+                of_one = types.SimpleNamespace(settings=settings.model, layers=[layer])
+                use_fp8(of_one, torch.device("cuda"))
+            x = torch.zeros(tokens, settings.model.hidden_size, requires_grad=True)
         names, weights = zip(*layer.named_parameters(), strict=True)
 
         def run_layer(x: torch.Tensor, ends: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
@@ -283,10 +291,26 @@ def kernels() -> dict[str, Any]:
 
     with mode:
         loss = built(lambda logits, labels: _sums(logits, labels)[0], logits, labels)
-    return {
+    found = {
         "layer": built_layer(torch.bfloat16), "autocast": built_layer(torch.float32), "loss": loss,
         "copies": built_layer(torch.float32, has_copies=True),
     }  # fmt: skip
+    if importlib.util.find_spec("torchao") is not None:
+        found["fp8"] = built_layer(torch.bfloat16, fp8=True)
+        found["fp8, twice the tokens"] = built_layer(torch.bfloat16, fp8=True, tokens=2 * TOKENS)
+    return found
+
+
+def table() -> str:
+    """A line per kind of layer: what it launches and moves, forward and backward."""
+    lines = [f"BERT-large, {TOKENS:,} tokens; MB are of the kernels and of attention"]
+    lines.append(f"{'':<24}{'kernels':>9}{'products':>10}{'MB forward':>12}{'MB backward':>13}")
+    for kind, part in kernels().items():
+        passes = [part["forward"], part["backward"]]
+        kernels_, products = (sum(p[of] for p in passes) for of in ("launches", "products"))
+        moved = [p["bytes"] / 1e6 for p in passes]
+        lines.append(f"{kind:<24}{kernels_:>9}{products:>10}{moved[0]:>12,.0f}{moved[1]:>13,.0f}")
+    return "\n".join(lines)
 
 
 def bytes_outside_products(lowering: Any) -> int:
@@ -300,7 +324,8 @@ def bytes_outside_products(lowering: Any) -> int:
 
 
 def built_pass(graph: Any, name: str, mode: Any, codes: list[tuple[str, int]]) -> dict[str, Any]:
-    """Products, attention calls and bytes moved in a graph, and its kernels' sizes in bytes."""
+    """Kernels launched, products, attention calls and bytes moved in a graph, and the sizes of its
+    kernels in bytes."""
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.debug import DebugContext
     from torch._inductor.virtualized import V
@@ -325,10 +350,15 @@ def built_pass(graph: Any, name: str, mode: Any, codes: list[tuple[str, int]]) -
         autotuner = getattr(module, kernel)
         autotuner.precompile(warm_cache_only=True)
         sizes.append(Path(autotuner.compile_results[0].kernel.cubin_path).stat().st_size)
-    products = len(re.findall(r"extern_kernels\.(?:add)?mm\(", code))
+    launches = len(re.findall(r"^\s+triton_\w+\.run\(", code, re.MULTILINE))
+    products = len(re.findall(r"extern_kernels\.(?:(?:add)?mm|_scaled_mm)\(", code))
     attention = code.count("aten._flash_attention")
-    return {"products": products, "cubins": sizes, "attention": attention, "bytes": moved}
+    return {
+        "launches": launches, "products": products, "cubins": sizes, "attention": attention,
+        "bytes": moved,
+    }  # fmt: skip
 
 
 if __name__ == "__main__":
-    print(json.dumps(rules() if sys.argv[1] == "rules" else kernels()))
+    what = {"rules": rules, "kernels": kernels, "table": table}[sys.argv[1]]()
+    print(what if isinstance(what, str) else json.dumps(what))
