@@ -53,11 +53,21 @@ def flops(
     forward pass once more. `trims`: the last layer computes only the positions that the heads read.
     LayerNorm, softmax, GELU and the update are left out, as is usual.
     """
+    hidden = model.hidden_size
+    passes = 4 if recomputes else 3
+    attention = passes * model.num_hidden_layers * 4 * hidden * lengths.mean_square
+    heads = 2 * lengths.masked * (hidden**2 + hidden * vocab_size) + 2 * hidden**2 + 4 * hidden
+    return linear_flops(model, lengths, recomputes, trims) + attention + 3 * heads
+
+
+def linear_flops(
+    model: ModelSettings, lengths: Lengths, recomputes: bool = False, trims: bool = False
+) -> float:
+    """Those of `flops` that are products with the layers' weights."""
     hidden, inner = model.hidden_size, model.intermediate_size
     of_token = 2 * (4 * hidden**2 + 2 * hidden * inner)
-    layers = model.num_hidden_layers * (of_token * lengths.mean + 4 * hidden * lengths.mean_square)
+    layers = model.num_hidden_layers * of_token * lengths.mean
     if trims:  # queries, keys and values are of all tokens
         unread = lengths.mean - lengths.masked - 1
         layers -= 2 * (hidden**2 + 2 * hidden * inner) * unread
-    heads = 2 * lengths.masked * (hidden**2 + hidden * vocab_size) + 2 * hidden**2 + 4 * hidden
-    return (4 if recomputes else 3) * layers + 3 * heads
+    return (4 if recomputes else 3) * layers

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.config.settings import ClusterSettings, ModelSettings
+from pretrain.model.fp8 import CAPABILITY
 from pretrain.planning.step_time import LAYER_BYTES
 
 SECONDS = 0.06  # least duration of a measurement
@@ -41,6 +42,8 @@ def measure(cluster: ClusterSettings, model: ModelSettings, vocab_size: int) -> 
     if has_gpu:
         kinds["half"] = torch.bfloat16 if has_bf16 else torch.float16
     rates = {kind: _product_rate(model, vocab_size, device, dtype) for kind, dtype in kinds.items()}
+    if has_gpu and torch.cuda.get_device_capability() >= CAPABILITY:
+        rates["fp8"] = 2 * rates["half"]  # as in data sheets
     work_s = _seconds(_layer_work(model, device), device)
     score_flops = 12 * model.hidden_size * SEQUENCE**2
     sequence_s = _seconds(_attention(model, device), device) - score_flops / rates["fp32"]

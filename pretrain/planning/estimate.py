@@ -27,6 +27,7 @@ from pretrain.planning.memory import GIB, Memory
 from pretrain.planning.peak_share import PeakShare, peak_share
 
 HOUR = 3600
+_WITH_FP8 = (Precision.bf16, Precision.bf16_autocast)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class PhaseForecast:
     other_memory: Memory | None = None  # with activation checkpointing switched the other way
     step: step_time.Step | None = None
     resharded: Resharded | None = None  # None as well on one node, and at ZeRO 0 and 3
+    in_fp8: step_time.Step | None = None  # None as well where it is true or not possible
     peak_share: PeakShare | None = None  # None as well on a CPU
 
     @property
@@ -236,6 +238,7 @@ def _phase(
         other_memory=costs.memory(world_size, not recomputes),
         step=costs.step(sequences, world_size),
         resharded=costs.resharded(sequences, world_size, recomputes),
+        in_fp8=costs.in_fp8(sequences, world_size),
         peak_share=None if cluster.is_cpu else peak_share(
             share, sequences, corpus.lengths.mean, world_size, nodes
         ),
@@ -278,6 +281,15 @@ class _Costs:
         costs = dataclasses.replace(self, settings=settings)
         return Resharded(shard, costs.step(sequences, ranks), costs.memory(ranks, recomputes))
 
+    def in_fp8(self, sequences: float, ranks: int) -> step_time.Step | None:
+        """The same with engine.fp8=true, where the GPU and the other settings allow it."""
+        engine = self.settings.engine
+        is_possible = self.cluster.peak_tflops.get("fp8") and engine.zero_stage in (1, 2)
+        if engine.fp8 or not is_possible or engine.precision not in _WITH_FP8:
+            return None
+        settings = dataclasses.replace(self.settings, engine=dataclasses.replace(engine, fp8=True))
+        return dataclasses.replace(self, settings=settings).step(sequences, ranks)
+
     def share_of_peak(self, sequences: float, ranks: int) -> float:
         """The model's FLOP/s in such a step over the peak of all ranks."""
         engine, optim = self.settings.engine, self.settings.optim
@@ -300,6 +312,8 @@ class _Costs:
 def _resolved(engine: EngineSettings, cluster: ClusterSettings | None) -> EngineSettings:
     """What `auto` stands for on this hardware, if it has all that compilation needs."""
     precision, compiled = _precision(engine, cluster), engine.compile
+    if engine.fp8 and cluster is not None and not cluster.peak_tflops.get("fp8"):
+        raise SettingsError(f"{cluster.gpu} has no FP8 (peak_tflops.fp8); set engine.fp8=false")
     if compiled is Compile.auto and cluster is not None:
         is_compiled = not cluster.is_cpu and engine.zero_stage < 3
         compiled = Compile.true if is_compiled else Compile.false

@@ -23,7 +23,7 @@ from pretrain.config.settings import (
     Precision,
     Shard,
 )
-from pretrain.model.flops import Lengths, flops, layer_parameters
+from pretrain.model.flops import Lengths, flops, layer_parameters, linear_flops
 from pretrain.optim.buckets import BUCKET_ELEMENTS
 
 # Bytes per token, layer and unit of the hidden size, read and written outside matrix products:
@@ -36,6 +36,10 @@ AUTOCAST_BYTES = 84
 # attention with 24. Casts of weights are in WEIGHT_BYTES. test_cuda_path.py counts them again.
 COMPILED_LAYER_BYTES = 142
 COMPILED_AUTOCAST_BYTES = 40  # on top
+# engine.fp8 on top, counted in the same way: casts and maxima, and those of weights, per parameter
+# of the layers and micro-batch
+FP8_LAYER_BYTES = 76
+FP8_WEIGHT_BYTES = 6
 LOGIT_BYTES = 34  # per logit: written, copied to fp32, log-softmax, arg max, and their gradients
 WEIGHT_BYTES = 12  # per parameter and micro-batch: working copy read or made, gradient added
 CAST_BYTES = 12  # on top where autocast has no working copies: weight and gradient are cast
@@ -70,6 +74,7 @@ class Program:
     is_within_nodes: bool = False  # sharded: each node holds the whole state
     across_bytes: float = 0  # then, in place of `sent_bytes`: those between nodes
     trims: bool = False  # the last layer computes only the positions that the heads read
+    in_fp8: bool = False  # the products of the layers' weights
 
 
 def our_program(
@@ -92,12 +97,15 @@ def our_program(
     layer_bytes, autocast_bytes = LAYER_BYTES["fp32" if is_fp32 else "half"], AUTOCAST_BYTES
     if engine.compile is Compile.true and not calls_a_sequence:  # otherwise they are not counted
         layer_bytes, autocast_bytes = COMPILED_LAYER_BYTES, COMPILED_AUTOCAST_BYTES
+    weight_bytes = WEIGHT_BYTES + (CAST_BYTES if is_autocast and stage not in (1, 2) else 0)
+    if engine.fp8:
+        layer_bytes += FP8_LAYER_BYTES
     return Program(
         arithmetic="fp32" if is_fp32 else "half",
         layer_bytes=layer_bytes + (autocast_bytes if is_autocast else 0),
         score_bytes=0,
         sent_bytes=_sent_bytes(stage, precision, micro_steps, embedded),
-        weight_bytes=WEIGHT_BYTES + (CAST_BYTES if is_autocast and stage not in (1, 2) else 0),
+        weight_bytes=weight_bytes + (FP8_WEIGHT_BYTES * (1 - embedded) if engine.fp8 else 0),
         update_bytes=UPDATE_BYTES[optimizer],
         is_sharded=stage > 0,
         is_recomputing=recomputes,
@@ -107,6 +115,7 @@ def our_program(
         is_within_nodes=engine.shard is Shard.node,
         across_bytes=2 * _bytes_of(stage, precision, embedded)[1],  # gradients: an all-reduce
         trims=engine.trim_last_layer,
+        in_fp8=engine.fp8,
     )
 
 
@@ -198,6 +207,9 @@ def step(
     bandwidth = 1e9 * cluster.bandwidth_gb_s * cluster.bandwidth_share
     rate = 1e12 * cluster.peak_tflops[program.arithmetic] * cluster.gemm_share[program.arithmetic]
     counted = flops(model, vocab_size, lengths, program.is_recomputing, program.trims)
+    if program.in_fp8:  # as much of its peak as in 16 bits
+        layers = linear_flops(model, lengths, program.is_recomputing, program.trims)
+        counted -= layers * (1 - cluster.peak_tflops["half"] / cluster.peak_tflops["fp8"])
     products = sequences * counted / rate
     moved = model.num_hidden_layers * (
         program.layer_bytes * model.hidden_size * lengths.mean

@@ -22,7 +22,7 @@ WIDTH = 98  # columns of the notes
 # Repeating a text is worth less with every pass, and past some 40 nothing (Muennighoff et al.,
 # "Scaling Data-Constrained Language Models", 2023)
 MOST_PASSES = 40
-WORTH_RESHARDING = 0.98  # of a step's time: below, the other engine.shard is proposed
+WORTH_NAMING = 0.98  # of a step's time: below, another engine.shard or FP8 is named
 
 _STEP_PARTS = {
     "products": "matrix products",
@@ -61,6 +61,7 @@ def as_dict(forecast: Forecast) -> dict[str, Any]:
         "proposal": proposal(forecast),
         **({"low_shares": low} if (low := low_shares(forecast)) else {}),
         **({"faster_shards": other} if (other := faster_shards(forecast)) else {}),
+        **({"faster_in_fp8": fp8} if (fp8 := faster_in_fp8(forecast)) else {}),
         "assumptions": assumptions(forecast),
     }
 
@@ -169,7 +170,7 @@ def head(forecast: Forecast) -> str:
         where = f": {nodes} nodes of {cluster.gpus_per_node} {cluster.gpu}"
     return (
         f"{forecast.parameters / 1e6:,.1f} M parameters, {forecast.ranks:,} rank(s){where}, "
-        f"{engine.precision.name}, ZeRO {engine.zero_stage}"
+        f"{engine.precision.name}{' with FP8' * engine.fp8}, ZeRO {engine.zero_stage}"
         f"{' within each node' if engine.shard is Shard.node else ''}"
         f"{', compiled' if engine.compile is Compile.true else ''}"
     )
@@ -264,7 +265,7 @@ def notes(forecast: Forecast) -> list[str]:
     """The proposal and the assumptions, wrapped."""
     texts = [
         *filter(None, [proposal(forecast)]), *low_shares(forecast), *faster_shards(forecast),
-        *assumptions(forecast),
+        *faster_in_fp8(forecast), *assumptions(forecast),
     ]  # fmt: skip
     wrapped = (
         textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ") for text in texts
@@ -291,7 +292,7 @@ def faster_shards(forecast: Forecast) -> list[str]:
         if cluster is None or now is None or other is None or phase.memory is None:
             continue
         fits = other.memory.total <= GIB * cluster.memory_gib
-        if fits and other.step.total < WORTH_RESHARDING * now.total:
+        if fits and other.step.total < WORTH_NAMING * now.total:
             found.append(
                 f"Phase {phase.number}: engine.shard={other.shard.name} is planned at "
                 f"{1e3 * other.step.total:,.4g} ms per step instead of {1e3 * now.total:,.4g}, and "
@@ -299,6 +300,18 @@ def faster_shards(forecast: Forecast) -> list[str]:
                 f"{phase.memory.total / GIB:,.1f}."
             )
     return found
+
+
+def faster_in_fp8(forecast: Forecast) -> list[str]:
+    """For each phase that engine.fp8 makes faster: how much."""
+    return [
+        f"Phase {phase.number}: engine.fp8=true is planned at {1e3 * phase.in_fp8.total:,.4g} ms "
+        f"per step instead of {1e3 * phase.step.total:,.4g}; the loss changes (docs/internals.md)."
+        for phase in forecast.phases
+        if phase.step is not None
+        and phase.in_fp8 is not None
+        and phase.in_fp8.total < WORTH_NAMING * phase.step.total
+    ]
 
 
 def _cure(phase: PhaseForecast, engine: EngineSettings) -> str:

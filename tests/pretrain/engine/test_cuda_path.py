@@ -22,11 +22,14 @@ from pretrain.planning.step_time import (
     CAST_BYTES,
     COMPILED_AUTOCAST_BYTES,
     COMPILED_LAYER_BYTES,
+    FP8_LAYER_BYTES,
+    FP8_WEIGHT_BYTES,
 )
 
 LENGTHS, OTHER_LENGTHS = [5, 9, 30, 1, 17], [20, 1, 1, 33, 7]  # as many tokens
 GPU = torch.device("cuda")
 TRITON = Path(os.environ.get("TRITON_FOLDER", "none")) / "triton"
+TORCHAO = Path(os.environ.get("TORCHAO_FOLDER", "none")) / "torchao"
 
 
 def test_the_call_of_a_gpu_gives_the_numbers_of_one_call_a_sequence() -> None:
@@ -132,7 +135,7 @@ def test_its_dropout_zeroes_probabilities_and_their_gradients_alike() -> None:
 def pretended(what: str) -> dict[str, Any]:
     """The output of `pretend_cuda.py`, in a process of its own."""
     root = Path(__file__).parents[3]
-    path = os.pathsep.join([str(root), str(TRITON.parent), *sys.path])
+    path = os.pathsep.join([str(root), str(TRITON.parent), str(TORCHAO.parent), *sys.path])
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(root / "tests" / "support" / "pretend_cuda.py"), what],
         env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=280,
@@ -183,6 +186,12 @@ def test_the_compiled_parts_build_for_an_h100() -> None:
     layer, loss = found["layer"], found["loss"]
     assert (layer["forward"]["products"], layer["backward"]["products"]) == (4, 8)
     assert len(layer["forward"]["cubins"]) <= 3, "GELU, and twice dropout, sum and LayerNorm in one"
+    launched = {
+        kind: sum(part[name]["launches"] for name in ("forward", "backward"))
+        for kind, part in found.items()
+    }
+    assert launched["copies"] <= 22 < launched["autocast"], "as docs/performance.md says"
+    assert launched["layer"] <= 20
     assert layer["forward"]["attention"]
     assert layer["backward"]["attention"]
     assert len(loss["forward"]["cubins"]) <= 2
@@ -206,3 +215,20 @@ def test_the_plan_knows_the_bytes_that_a_compiled_layer_moves_on_an_h100() -> No
     more = (counted("autocast") - casts - counted("layer")) / units
     assert more == pytest.approx(COMPILED_AUTOCAST_BYTES, rel=0.05)
     assert counted("copies") == pytest.approx(counted("autocast") - casts, rel=0.01)
+
+
+@can_pretend
+@pytest.mark.slow
+@has_triton
+@pytest.mark.skipif(not TORCHAO.exists(), reason="for FP8: TORCHAO_FOLDER, as in test_fp8.py")
+def test_the_plan_knows_the_bytes_of_a_layer_in_fp8_on_an_h100() -> None:
+    """From two numbers of tokens: what each costs, and what weights cost whatever the tokens."""
+    found, units = pretended("kernels"), 8_192 * 1_024
+    once, twice, plain = (
+        sum(found[part][name]["bytes"] for name in ("forward", "backward"))
+        for part in ("fp8", "fp8, twice the tokens", "layer")
+    )
+    assert (twice - once - plain) / units == pytest.approx(FP8_LAYER_BYTES, rel=0.03)
+    of_weights = 2 * once - twice
+    assert of_weights / found["fp8"]["parameters"] == pytest.approx(FP8_WEIGHT_BYTES, rel=0.1)
+    assert found["fp8"]["forward"]["products"] + found["fp8"]["backward"]["products"] == 12

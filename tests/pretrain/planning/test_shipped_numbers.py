@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from script_settings import script_settings
 
-from data_prep.core.config import choices, compose
+from data_prep.core.config import SettingsError, choices, compose
 from pretrain.config.settings import ClusterSettings, Settings
 from pretrain.plan import load
 from pretrain.planning import table
@@ -142,6 +142,29 @@ def test_shards_within_nodes_are_named_where_they_are_faster_and_fit() -> None:
     tight = dataclasses.replace(hardware("dgx_h100"), nodes=32, memory_gib=5)
     settings = dataclasses.replace(settings_of(*typed), cluster=tight)
     assert table.faster_shards(forecast(settings, has_data=False)) == []
+
+
+def test_the_plan_says_what_fp8_would_bring_where_the_gpu_has_it() -> None:
+    typed = ("+model=large", "data.seq_len=512", "engine=bf16", "optim.global_batch=1024")
+    found = planned(typed, "dgx_h100", 1)
+    (line,) = table.faster_in_fp8(found)
+    assert line in " ".join(" ".join(table.lines(found)).split())
+    assert table.as_dict(found)["faster_in_fp8"] == [line]
+    in_fp8 = planned((*typed, "engine.fp8=true"), "dgx_h100", 1)
+    times = [f"{1e3 * of.phases[0].step.total:,.4g}" for of in (in_fp8, found)]
+    assert line.startswith(
+        "Phase 1: engine.fp8=true is planned at {} ms per step instead of {}; ".format(*times)
+    )
+    assert table.faster_in_fp8(in_fp8) == []
+    assert "bf16 with FP8" in table.head(in_fp8)
+    for cluster, precision in (("dgx_a100", "bf16"), ("dgx_h100", "fp16")):
+        other = planned((*typed, f"engine={precision}"), cluster, 1)
+        assert table.faster_in_fp8(other) == []
+
+
+def test_fp8_is_not_planned_for_a_gpu_without_it() -> None:
+    with pytest.raises(SettingsError, match=r"^A100 .* has no FP8 .* set engine\.fp8=false$"):
+        planned((*LARGE, "engine.fp8=true"), "dgx_a100", 1)
 
 
 def test_a_low_share_is_in_the_table_in_json_and_in_what_a_run_prints_at_its_start() -> None:

@@ -23,7 +23,14 @@ from pretrain.config.settings import (
 )
 from pretrain.model.bert import BertForPreTraining
 from pretrain.model.flops import Lengths, flops, parameters
-from pretrain.planning.step_time import OVERLAP, Program, communication_s, our_program, step
+from pretrain.planning.step_time import (
+    OVERLAP,
+    Program,
+    communication_s,
+    embedded_share,
+    our_program,
+    step,
+)
 
 
 @functools.cache
@@ -233,6 +240,30 @@ def test_all_but_the_embeddings_hides_behind_the_last_and_the_first_micro_batch(
     window = OVERLAP * found.products / micro_steps
     hidden = min(0.9 * half, window * 2 / 3) + min(0.9 * half, window / 3)
     assert found.communication == pytest.approx(2 * half - hidden, rel=0.03)
+
+
+def test_fp8_halves_the_products_of_the_layers_weights_and_adds_its_casts() -> None:
+    """BERT-large, 8,192 tokens on one H100."""
+    model, tokens, lengths = model_of("large"), 8_192, Lengths.full(512, 77)
+    engine, h100 = settings_of("+model=large", "engine=bf16").engine, hardware("dgx_h100")
+    count = parameters(model, 30_522, Pairing.nsp)
+    share = embedded_share(model, count)
+    plain, fp8 = (
+        step(
+            model, 30_522, count, lengths, h100,
+            our_program(
+                dataclasses.replace(engine, fp8=how), OptimizerName.adamw, 1, False, embedded=share
+            ),
+            tokens / 512, 1, 1,
+        )
+        for how in (False, True)
+    )  # fmt: skip
+    of_layers = 24 * 3 * 2 * 12 * 1024**2 * tokens / (1e12 * 989 * h100.gemm_share["half"])
+    assert plain.products - fp8.products == pytest.approx(of_layers / 2, rel=1e-3)
+    casts = 24 * (76 * 1024 * tokens + 6 * 12.6e6) / (1e9 * 3350 * h100.bandwidth_share)
+    assert fp8.memory - plain.memory == pytest.approx(casts, rel=1e-3)
+    assert 0.012 < of_layers / 2 < 0.013, "as docs/performance.md says"
+    assert 0.0055 < casts < 0.0065
 
 
 def test_a_model_of_one_bucket_hides_nothing() -> None:
