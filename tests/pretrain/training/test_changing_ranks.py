@@ -12,6 +12,7 @@ import orjson
 import pytest
 from killing import Kill, at_step
 from run_in_fork import TINY, pretrain_run
+from several_buckets import use_several_buckets
 from small_corpus import SEQ_LEN, contents, cut, numbers_by_content
 
 from data_prep.stores.shard_reader import Shards
@@ -120,6 +121,7 @@ def run(
     remember = remembering(data, folder, start)
 
     def hook(rank: int) -> None:
+        use_several_buckets(elements=5_000)
         remember(rank)
         if end is not None:
             end(rank)
@@ -133,9 +135,10 @@ def run(
 
 
 def on_two_nodes(hook: Callable[[int], None] | None) -> Callable[[int], None]:
-    """A hook: 4 ranks have the variables of two nodes; then `hook`."""
+    """A hook: 4 ranks have the variables of two nodes, and several buckets; then `hook`."""
 
     def hook_on_a_node(rank: int) -> None:
+        use_several_buckets(elements=5_000)
         os.environ |= {"LOCAL_RANK": str(rank % 2), "LOCAL_WORLD_SIZE": "2"}
         if hook is not None:
             hook(rank)

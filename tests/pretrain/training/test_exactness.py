@@ -3,6 +3,7 @@
 The reference is a plain torch loop: one packed row, one process, one backward, no DeepSpeed.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -19,9 +20,10 @@ from engine_samples import (
     optim_settings,
 )
 from ranks_harness import run_ranks
+from several_buckets import use_several_buckets
 
 from data_prep.core.objectives import Pairing
-from pretrain.config.settings import OptimizerName, Precision, ScheduleSettings
+from pretrain.config.settings import OptimizerName, Precision, ScheduleSettings, Shard
 from pretrain.distributed.ranks import Ranks
 from pretrain.optim.optimizers import parameter_groups
 from pretrain.optim.schedules import learning_rate
@@ -60,9 +62,14 @@ def plain_loop(pairing: Pairing = Pairing.nsp) -> Any:
     return losses, norms, {name: p.detach() for name, p in model.named_parameters()}
 
 
-def train(ranks: Ranks, stage: int, token_budget: int, pairing: Pairing = Pairing.nsp) -> Any:
-    """As `plain_loop`, and the numbers of micro-steps."""
-    engine = build_engine(ranks, stage, model=build_model(pairing=pairing))
+def train(
+    ranks: Ranks, stage: int, token_budget: int, pairing: Pairing = Pairing.nsp,
+    shard: Shard = Shard.world,
+) -> Any:  # fmt: skip
+    """As `plain_loop`, and the numbers of micro-steps. With several ranks, in several buckets."""
+    use_several_buckets(elements=2_000)
+    ranks = dataclasses.replace(ranks, local_rank=ranks.rank % 2, local_world_size=2)
+    engine = build_engine(ranks, stage, model=build_model(pairing=pairing), shard=shard)
     losses, norms, micro_steps = [], [], set()
     for step in range(STEPS):
         batch = global_batch(step, ranks.rank, ranks.world_size, token_budget)
@@ -74,14 +81,19 @@ def train(ranks: Ranks, stage: int, token_budget: int, pairing: Pairing = Pairin
     return losses, norms, gathered(engine), micro_steps
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("token_budget", [ONE_MICRO_STEP, MANY_MICRO_STEPS])
+@pytest.mark.parametrize(
+    ("world_size", "stage", "shard"),
+    [
+        *((size, stage, Shard.world) for size in (1, 2) for stage in range(4)),
+        *((4, stage, Shard.node) for stage in (1, 2)),
+    ],
+)
 def test_losses_norms_and_weights_are_those_of_a_plain_loop(
-    stage: int, world_size: int, token_budget: int
+    world_size: int, stage: int, shard: Shard, token_budget: int
 ) -> None:
     losses, norms, weights = plain_loop()
-    results = run_ranks(train, world_size, stage=stage, token_budget=token_budget)
+    results = run_ranks(train, world_size, stage=stage, token_budget=token_budget, shard=shard)
     got_losses, got_norms, got_weights, micro_steps = results[0]
     assert micro_steps == {1} if token_budget == ONE_MICRO_STEP else len(micro_steps) > 1
     assert min(norms) > 1, "every step is clipped: per micro-batch it would give other weights"

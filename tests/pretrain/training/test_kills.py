@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from killing import Kill
 from run_in_fork import TINY, pretrain_run
+from several_buckets import use_several_buckets
 from small_corpus import cut
 
 from data_prep.core.files import checksum, read_json
@@ -64,6 +65,7 @@ def train(arguments: Sequence[str], folder: Path, kills: Sequence[Kill]) -> int:
 
         def hook(rank: int, kill: Kill | None = kill) -> None:
             get_accelerator().is_fp16_supported = lambda: True  # as if there were a GPU
+            use_several_buckets(elements=5_000)
             if kill is not None:
                 kill(rank)
 
