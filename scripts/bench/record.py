@@ -31,6 +31,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,16 @@ def _step(model: str, lengths: str, sequences: int, dropout: float) -> Part:
     return Part(words, 120, "device=cpu model=tiny sequences=2 rounds=1")
 
 
+def _trial(settings: str) -> Part:
+    """One trial of `gpu.tune`, whose budgets have 16,384 tokens in autocast, too."""
+    budget, small_budget = (f"engine.tokens_per_micro_batch={tokens}" for tokens in (16_384, 1_024))
+    small = f"model=tiny device=cpu sequences=2 steps=1 minutes=60 settings='{settings} "
+    return Part(
+        f"gpu.tune minutes=1.5 settings='{settings} engine.compile=true {budget}'", 100,
+        f"{small}{small_budget}'",
+    )  # fmt: skip
+
+
 # The first are those that tell most, should the time be over before the last
 GPU = (
     Part("gpu.checks", 180),
@@ -87,6 +98,7 @@ GPU = (
     Part("gpu.profile", 150, "model=tiny device=cpu sequences=2 tokens=1024 minutes=60"),
     Part("gpu.tune", 150, "model=tiny device=cpu sequences=2 steps=1 minutes=60"),
     Part("checkpoint model=large sequences=64", 90, "model=tiny sequences=2 steps=1"),
+    _trial("engine=bf16"),
     _step("base", "wikipedia", 64, 0.1),
     Part(
         "engine model=large precision=bf16_autocast", 90,
@@ -164,11 +176,14 @@ def record(
 def _parts(which: str, num_gpus: int, dry: bool) -> Sequence[Part]:
     if which == "cpu":
         return CPU
+    parts = [*GPU]
+    if find_spec("torchao") is not None:  # of the extra fp8, which make does not install
+        parts.append(_trial("engine=bf16 engine.fp8=true"))
     if num_gpus < 2 and not dry:
-        return GPU
+        return parts
     words = f"scaling model=base precision=bf16_autocast ranks={num_gpus}"
     small = "model=tiny precision=fp32 ranks=2 stages=1 micro_batches=1 rounds=1"
-    return (*GPU, Part(words, 150, small))
+    return [*parts, Part(words, 150, small)]
 
 
 def _keep(name: str, into: Path | None, json: Path, text: str, results: Results) -> None:

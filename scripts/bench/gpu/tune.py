@@ -1,10 +1,10 @@
 """The fastest settings that `pretrain.tune` finds in some minutes.
 
     python -m scripts.bench.gpu.tune [model=large] [device=cuda] [sequences=256] [steps=3]
-        [minutes=2]
+        [minutes=2] [settings='engine=bf16']
 
 On random tokens with Wikipedia's lengths. `sequences` is the batch of a step, `steps` those that
-count in each trial.
+count in each trial. What `settings` names, divided by blanks, stays as it is.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ def main(
     sequences: int = 256,
     steps: int = 3,
     minutes: float = 2.0,
+    settings: str = "",
 ) -> Record:
     """The benchmark. Raises SettingsError if nothing works."""
     with tempfile.TemporaryDirectory() as folder:
         write_synthetic_data(Path(folder), 1024)
         words = [
             f"+model={model}", f"data.dir={folder}", "data.seq_len=512",
-            f"engine.device={device}", f"optim.global_batch={sequences}",
+            f"engine.device={device}", f"optim.global_batch={sequences}", *settings.split(),
         ]  # fmt: skip
         search = find(words, 1, steps, limit_minutes=minutes, total_minutes=minutes)
     if search.fastest is None:

@@ -85,6 +85,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., d
         monkeypatch.setattr(record, "MODULE", f"python {tmp_path}/")
         monkeypatch.setattr(record, "GPU", [Part(name, limit_s, "small") for name in names])
         monkeypatch.setattr(record, "_num_gpus", lambda: 1)
+        monkeypatch.setattr(record, "find_spec", lambda _: None)
         assert main(["gpu", f"json={tmp_path}/kept.json", f"into={tmp_path}/log.md", *typed]) == (
             0 if names == ("good",) else 1
         )
@@ -138,6 +139,7 @@ def test_what_was_measured_is_kept_before_the_next_part_begins(
 
 def test_a_dry_run_needs_no_gpu_and_adds_the_small_arguments(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(record, "_num_gpus", lambda: 0)
+    monkeypatch.setattr(record, "find_spec", lambda _: None)
     monkeypatch.setattr(record, "run", lambda command, limit_s: Outcome(RECORD))
     assert main(["gpu", "dry=true", f"json={tmp_path}/kept.json"]) == 0
     results = json.loads((tmp_path / "kept.json").read_text())["results"]
@@ -145,6 +147,13 @@ def test_a_dry_run_needs_no_gpu_and_adds_the_small_arguments(monkeypatch, tmp_pa
     assert len(commands) == len({*record.GPU}) + 1, "scaling, too"
     assert not any("device=cuda" in command.split()[-1] for command in commands)
     assert [*tmp_path.iterdir()] == [tmp_path / "kept.json"], "no table in the log"
+
+
+def test_fp8_is_a_part_where_torchao_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for installed in (None, True):
+        monkeypatch.setattr(record, "find_spec", lambda _, installed=installed: installed)
+        words = [part.words for part in record._parts("gpu", 1, dry=False)]
+        assert any("engine.fp8=true" in each for each in words) is bool(installed)
 
 
 def test_the_tests_of_a_report_are_counted_by_their_outcome() -> None:
