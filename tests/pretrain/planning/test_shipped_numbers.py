@@ -62,6 +62,7 @@ def test_a_script_is_planned_at_its_floor_or_more_and_fits(place: tuple[str, str
     found = planned(script_settings(script), cluster, nodes)
     assert found.fits
     assert least_share(found) >= FLOORS[place]
+    assert table.faster_shards(found) == [], "the sharding is the one that is planned to be faster"
 
 
 def test_every_training_script_has_floors() -> None:
