@@ -168,6 +168,30 @@ def test_fp8_is_not_planned_for_a_gpu_without_it() -> None:
         planned((*LARGE, "engine.fp8=true"), "dgx_a100", 1)
 
 
+def test_the_docs_have_what_a_step_waits_for_communication() -> None:
+    """docs/performance.md, BERT-large on 32 H100."""
+    docs = (ROOT / "docs/performance.md").read_text()
+    of_512 = ("+model=large", "data.seq_len=512", "engine=bf16_autocast")
+    same, more, many, in_bf16, shipped = (
+        planned(typed, "dgx_h100", 4, **optim).phases[0].step
+        for typed, optim in (
+            (of_512, {"global_batch": 256}), (of_512, {"global_batch": 960}),
+            (of_512, {"global_batch": 3840}),
+            ((*of_512[:2], "engine=bf16"), {"global_batch": 3840}),
+            (script_settings("large"), {}),
+        )
+    )  # fmt: skip
+    ms = {
+        name: f"{1e3 * step.communication:.1f} of {1e3 * step.total:,.1f} ms"
+        for name, step in {"the same batch": same, "960 sequences": more}.items()
+    }
+    assert all(f"{name}: {text}" in docs for name, text in ms.items()), ms
+    text = f"{1e3 * shipped.communication:.1f} of {1e3 * shipped.total:,.0f} ms"
+    assert f"the shipped batch: {text}" in docs, text
+    text = f"{1e3 * many.total:.1f} ms for {1e3 * in_bf16.total:.1f}"
+    assert text in docs, text
+
+
 def test_a_low_share_is_in_the_table_in_json_and_in_what_a_run_prints_at_its_start() -> None:
     found = planned(BASE, "dgx_a100", 4)
     (line,) = table.low_shares(found)
