@@ -1,6 +1,7 @@
 """A rank that stays slower than the others is named; GPU errors and metrics of all ranks."""
 
 import datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from ranks_harness import run_ranks
 
 from pretrain.distributed.ranks import Ranks
+from pretrain.metrics import stragglers
 from pretrain.metrics.gpu_health import Health
 from pretrain.metrics.monitor import Monitor, Sink
 from pretrain.metrics.stragglers import RankState, RankWatch
@@ -140,6 +142,14 @@ def test_all_ranks_get_the_metrics_of_all() -> None:
 def test_a_single_rank_on_a_cpu_has_no_such_metrics() -> None:
     watch = RankWatch(Ranks(0, 1, torch.device("cpu")), Monitor([]))
     assert watch.metrics(Fixed(1.0), 10) == {}  # type: ignore[arg-type]
+
+
+def test_on_a_gpu_a_record_has_how_often_the_allocator_had_to_try_again(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda _: {"num_alloc_retries": 3})
+    monkeypatch.setattr(stragglers, "GpuHealth", lambda _: SimpleNamespace(read=Health))
+    watch = RankWatch(Ranks(0, 1, torch.device("cuda")), Monitor([]))
+    found = watch.metrics(Fixed(1.0), 10)  # type: ignore[arg-type]
+    assert found == {"perf/allocator_retries": 3}
 
 
 def test_states_pass_through_float64_unchanged() -> None:
