@@ -226,7 +226,7 @@ def is_url(path: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]*://", path, re.IGNORECASE) is not None
 
 
-def _holds_key(url: str) -> bool:
+def holds_key(url: str) -> bool:
     """Whether a URL seems to hold a password, a token or a signature."""
     try:
         parts = urlsplit(url)
@@ -372,7 +372,7 @@ _OF_URLS = (*_OF_ROWS, SourceKind.lines, SourceKind.warc, SourceKind.plugin)
 
 def _path_fault(kind: SourceKind, path: str) -> str | None:
     """Why a source of this kind cannot have a path; None if it can."""
-    if is_url(path) and _holds_key(path):
+    if is_url(path) and holds_key(path):
         return (
             f"source.path={path.partition('://')[0]}://...: holds a key, which files of the corpus "
             "would keep; leave it out, and set it in the environment (AWS_ACCESS_KEY_ID, HF_TOKEN)"

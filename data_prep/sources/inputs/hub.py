@@ -8,8 +8,9 @@ from typing import Any
 
 from data_prep.core.config import SettingsError
 from data_prep.core.settings import SourceSettings
-from data_prep.sources.inputs.places import Place, network_errors
+from data_prep.sources.inputs.places import Place
 from data_prep.sources.inputs.text_files import by_ending
+from data_prep.stores.remote import network_errors
 
 _TIMEOUT_S = 10
 _FILE = re.compile(r"hf://(datasets/.+?@([^/]+)/(.+))")

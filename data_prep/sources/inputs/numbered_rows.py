@@ -26,11 +26,12 @@ from data_prep.sources.inputs.pieces import (
     open_piece,
     read_lines,
 )
-from data_prep.sources.inputs.places import Place, network_errors, open_input
+from data_prep.sources.inputs.places import Place, open_input
 from data_prep.sources.inputs.plan import SourcePlan
 from data_prep.sources.inputs.row_files import Row, is_list, read_rows
 from data_prep.sources.inputs.row_inputs import find_rows, require_columns
 from data_prep.stores.documents import Damage
+from data_prep.stores.remote import network_errors
 
 _ENDINGS = (".parquet", ".jsonl", ".ndjson", ".json")
 _WHAT = "plain .parquet, .jsonl or .json file"

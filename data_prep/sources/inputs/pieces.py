@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.sources.inputs.packed import UNPACKED, endings_of, fault_of, is_packed, unpacked
-from data_prep.sources.inputs.places import Place, network_errors, open_input
+from data_prep.sources.inputs.places import Place, open_input
 from data_prep.sources.inputs.plan import SourcePlan, cut_by_size
 from data_prep.sources.inputs.text_files import MOST_BYTES, NO_FILE, shown
 from data_prep.stores.documents import Damage
+from data_prep.stores.remote import network_errors
 
 OF_LINES = (".jsonl", ".ndjson", ".txt", ".text")  # endings of files that are cut at line ends
 _COARSE = 16  # times as large as usual are the pieces of a packed file

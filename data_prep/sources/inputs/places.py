@@ -6,12 +6,11 @@ one are refused, since manifests and records keep the URL.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import glob
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -19,15 +18,12 @@ from typing import Any, BinaryIO, NamedTuple
 from data_prep.core.config import SettingsError
 from data_prep.core.settings import SourceSettings, is_url
 from data_prep.sources.inputs.text_files import NO_FILE, by_ending, list_files, shown
+from data_prep.stores.remote import BLOCK, CURE, network_errors, system_of
 
 _BUFFER = 1 << 20  # bytes
-_BLOCK = 8 << 20  # bytes of one request to a remote store
 # What a store says of a file's version; the first two are enough where they are there
 _VERSIONS = ("ETag", "blob_id", "etag", "md5Hash", "crc32c", "LastModified", "last_modified",
              "Last-Modified", "Content-MD5", "mtime", "updated", "created")  # fmt: skip
-_CLIENTS = ("aiohttp", "botocore", "aiobotocore", "huggingface_hub", "httpx", "httpx2", "gcsfs",
-            "requests")  # fmt: skip
-_PACKAGES = ("s3", "s3a", "http", "https")  # of the extra `remote`
 
 
 class Place(NamedTuple):
@@ -78,36 +74,8 @@ def open_input(at: str) -> BinaryIO:
             raise FileNotFoundError(errno.ENOENT, NO_FILE, at)
         return open(at, "rb", buffering=_BUFFER)
     with network_errors(at):
-        system, path = _system_of(at)
-        return io.BufferedReader(system.open(path, "rb", block_size=_BLOCK), _BUFFER)
-
-
-@contextlib.contextmanager
-def network_errors(at: str) -> Iterator[None]:
-    """What the clients of remote stores raise as an OSError that names the file."""
-    try:
-        yield
-    except Exception as error:
-        is_ours = type(error).__module__.partition(".")[0] in _CLIENTS or _is_outage(error)
-        is_timeout = isinstance(error, TimeoutError | ConnectionError)
-        if isinstance(error, OSError) and error.errno is not None:
-            if error.filename is None and is_url(at):
-                raise type(error)(error.errno, error.strerror or str(error), at) from error
-        elif is_ours or is_timeout:
-            why = error.__cause__ if _is_outage(error) else error
-            raise OSError(errno.EIO, f"{type(why).__name__}: {why}", at) from error
-        elif isinstance(error, FileNotFoundError | PermissionError):  # fsspec's have no number
-            number = errno.ENOENT if isinstance(error, FileNotFoundError) else errno.EACCES
-            raise type(error)(number, str(error), at) from error
-        raise
-
-
-def _is_outage(error: Exception) -> bool:
-    """Whether fsspec calls it a FileNotFoundError that a web server does not answer, or refuses."""
-    cause = error.__cause__
-    if not isinstance(error, FileNotFoundError) or isinstance(cause, FileNotFoundError):
-        return False
-    return isinstance(cause, OSError) or getattr(cause, "status", 404) not in (404, 410)
+        system, path = system_of(at)
+        return io.BufferedReader(system.open(path, "rb", block_size=BLOCK), _BUFFER)
 
 
 def version_of(info: dict[str, Any]) -> str:
@@ -141,7 +109,7 @@ def _list_url(url: str, is_wanted: Callable[[str], bool]) -> _Listed:
         return _list_page(url)
     try:
         with network_errors(url):
-            system, path = _system_of(url)
+            system, path = system_of(url)
             system.invalidate_cache()
             is_pattern = glob.has_magic(path)
             if is_pattern:
@@ -171,7 +139,7 @@ def _list_page(url: str) -> _Listed:
     """One file of a web server, which lists no folders."""
     try:
         with network_errors(url):
-            system, path = _system_of(url)
+            system, path = system_of(url)
             info = system.info(path)
     except (OSError, ValueError) as error:
         raise _unlisted(url, error) from error
@@ -187,31 +155,13 @@ def _remote(url: str, info: dict[str, Any]) -> Place:
     return Place(url, url, size, [url, size, version_of(info)])
 
 
-def _system_of(url: str) -> tuple[Any, str]:
-    """fsspec's file system of a URL and the path in it. Raises SettingsError if it has none."""
-    import fsspec
-
-    kind = url.partition("://")[0].lower()
-    try:
-        system, path = fsspec.url_to_fs(url)
-    except ImportError as error:
-        cure = "pip install 'bert-pretraining[remote]'" if kind in _PACKAGES else str(error)
-        raise SettingsError(f"{kind}:// needs a package that is not installed: {cure}") from error
-    except ValueError as error:
-        raise SettingsError(f"source.path={url} cannot be read: {error}") from error
-    return system, path
-
-
 def _unlisted(url: str, error: Exception) -> SettingsError:
     if isinstance(error, SettingsError):
         return error
     why = getattr(error, "strerror", None) or str(error)
     if isinstance(error, FileNotFoundError):
         why = f"nothing of this name is there ({why})"
-    return SettingsError(
-        f"source.path={url} cannot be listed: {why}; check the name, and the keys in the "
-        "environment or in the store's own file (~/.aws/credentials)"
-    )
+    return SettingsError(f"source.path={url} cannot be listed: {why}; {CURE}")
 
 
 def _is_hidden(name: str) -> bool:
