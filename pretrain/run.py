@@ -19,6 +19,7 @@ Starts the same way from a bare shell, torchrun, the deepspeed launcher and srun
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import itertools
 import os
@@ -36,19 +37,26 @@ from data_prep.plugins.entry_points import find_plugin
 from pretrain.checkpoint.extension import Extension
 from pretrain.checkpoint.files import newest_step, read_state
 from pretrain.checkpoint.identity import identity
+from pretrain.checkpoint.mirror import LONGEST_FAREWELL_S, LONGEST_WAIT_S, Mirror, fetch_newest
 from pretrain.config.hub_access import token
 from pretrain.config.load import folder_of_run, load
 from pretrain.config.phases import phases_of
-from pretrain.config.settings import Compile, DataSettings, Device, Settings
+from pretrain.config.settings import Compile, DataSettings, Device, Resume, Settings
 from pretrain.data.corpus import folder_of, manifest_of, prepare_sample
 from pretrain.distributed import signals
 from pretrain.distributed.device import bind_to_gpu, why_no_cuda
 from pretrain.distributed.rank_logs import RankOutput, rank_output
-from pretrain.distributed.ranks import environment_rank, environment_world_size, exit_with
+from pretrain.distributed.ranks import (
+    environment_local_rank,
+    environment_rank,
+    environment_world_size,
+    exit_with,
+)
 from pretrain.distributed.watchdog import Watchdog, remove_heartbeats
 from pretrain.hub.at_end import push_at_end
 from pretrain.metrics import slurm_status
 from pretrain.run_folder.folder import open_run_folder, removed_if_refused
+from pretrain.run_folder.jsonl import append_event
 from pretrain.run_folder.lock import RunLock
 from pretrain.trackers.choose import check_trackers
 from pretrain.training.diverged import DivergedError
@@ -138,7 +146,8 @@ def _run(arguments: list[str], stop: signals.StopRequest, output: RankOutput) ->
 
     if environment_rank() == 0:
         stop.next_start = lambda: f"step {newest_step(folder_of_run(settings)):,}"
-        init_from.begin(settings, folder_of_run(settings))  # refused before torch is imported
+        if settings.checkpoint.mirror is None:  # which may have the checkpoint to continue from
+            init_from.begin(settings, folder_of_run(settings))  # refused before torch is imported
         _check_token(settings)
     from pretrain.distributed import ranks as ranks_module
 
@@ -150,12 +159,16 @@ def _run(arguments: list[str], stop: signals.StopRequest, output: RankOutput) ->
     if settings.engine.bind_to_gpu:
         bind_to_gpu(ranks.device)
     ranks.barrier()
+    mirror = _mirror(settings) if ranks.rank == 0 else None
     try:
-        is_finished = _train_and_export(settings, ranks, stop, output)
+        is_finished = _train_and_export(settings, ranks, stop, output, mirror)
     except SettingsError:  # raised on every rank
         ranks.stop()
         raise
     ranks.stop()  # not after another exception: it would wait for ranks that hang
+    if mirror is not None:
+        if line := mirror.close(LONGEST_WAIT_S if is_finished else LONGEST_FAREWELL_S):
+            print(f"warning: {line}; the next start sends it", file=sys.stderr, flush=True)
     if is_finished and ranks.rank == 0 and settings.export.push_to is not None:
         if line := push_at_end(folder_of_run(settings), settings.export, stop):
             print(as_typed(line), file=sys.stderr)
@@ -196,6 +209,7 @@ def _check_manifests(settings: Settings, on_sample: bool, stop: signals.StopRequ
     """Refuse missing or wrong data before torch is imported; rank 0 first makes a missing
     sample."""
     from pretrain.data.mixture import check_mixture  # and numba, which takes half a second
+    from pretrain.data.staging import stage_manifest
 
     is_main, phases = environment_rank() == 0, phases_of(settings)
     if on_sample:
@@ -206,16 +220,20 @@ def _check_manifests(settings: Settings, on_sample: bool, stop: signals.StopRequ
             prepare_sample(data)
         if not is_main and on_sample:
             continue  # these ranks wait until rank 0 has made the sample
+        if data.is_remote and environment_local_rank() != 0:
+            continue  # and these until the first rank of their node has fetched the manifest
         try:
+            if data.is_remote and (line := stage_manifest(data)) and is_main:
+                print(line, file=sys.stderr, flush=True)
             manifest_of(data, has_one_length=len(phases) == 1)
         except SettingsError:
             if not is_main:  # does rank 0 find the same and end all, or is it this rank alone?
                 stop.wait(limit_s=30)
             if is_main or stop.requested:
                 raise  # otherwise the preflight names this rank
-        if is_main:
+        if is_main and not data.is_remote:
             check_mixture(data)
-        if is_main and not on_sample:
+        if is_main and not on_sample and not data.is_remote:
             _warn_of_changes(data)
 
 
@@ -234,12 +252,17 @@ def _warn_of_changes(data: DataSettings) -> None:
 
 
 def _train_and_export(
-    settings: Settings, ranks: Ranks, stop: signals.StopRequest, output: RankOutput
+    settings: Settings,
+    ranks: Ranks,
+    stop: signals.StopRequest,
+    output: RankOutput,
+    mirror: Mirror | None,
 ) -> bool:
     """Check all ranks and shards, train, and on rank 0 export the model. Collective.
 
     Returns False if a signal stopped it before its last step.
     """
+    from pretrain.data.staging import stage_shards
     from pretrain.engine.deepspeed_setup import resolve_precision
     from pretrain.huggingface import init_from
     from pretrain.metrics.monitor import Monitor
@@ -261,6 +284,10 @@ def _train_and_export(
             held.enter_context(RunLock(run_folder))
             remove_heartbeats(run_folder)
             output.log_to(log)  # a broken checkpoint that is skipped is named there
+            if mirror is not None:
+                may_resume = settings.run.resume is not Resume.never
+                if line := fetch_newest(run_folder, mirror.url, may_resume):
+                    print(line, file=sys.stderr, flush=True)
             begun_from, origin = init_from.begin(settings, run_folder)
             now = identity(settings, found.manifests, begun_from)
             checkpoint, extension = open_run_folder(run_folder, settings, now)
@@ -283,21 +310,38 @@ def _train_and_export(
             output.print_to_terminal,
             ranks.local_rank,
         ) as watchdog:
-            for folder in dict.fromkeys(folder_of(phase.settings.data) for phase in phases):
-                watchdog.begin(f"checking the shards in {folder}")
-                _check_shards(folder, ranks)
+            all_data = [phase.settings.data for phase in phases]
+            if settings.data.is_remote and not stage_shards(
+                all_data, ranks, watchdog, stop, lambda line: print(line, file=sys.stderr)
+            ):
+                return False
+            for data in {folder_of(data): data for data in all_data}.values():
+                watchdog.begin(f"checking the shards in {folder_of(data)}")
+                _check_shards(data, ranks)
+            if settings.data.is_remote:
+                _on_rank_0(ranks, lambda: _check_mixtures(all_data))
             watchdog.begin("planning")  # from the lengths of all examples: the shards are sound
             _on_rank_0(ranks, lambda: _plan(settings, ranks.world_size, opened))
             context = RunContext(
                 run_folder, phases, found.manifests, opened.identity, opened.origin, ranks, stop,
-                watchdog, opened.step, opened.extension,
+                watchdog, opened.step, opened.extension, mirror,
             )  # fmt: skip
             held.callback(lambda: Monitor([*context.lasting]).close())
+            if mirror is not None and opened.checkpoint is not None:
+                mirror.offer(opened.checkpoint)  # the start before may not have sent it
             is_finished = _train_phases(context, opened.checkpoint)
         if ranks.rank == 0 and is_finished:
             _export(settings, context)
         ranks.barrier()
     return is_finished
+
+
+def _mirror(settings: Settings) -> Mirror | None:
+    """What copies the run's checkpoints to checkpoint.mirror; None without it."""
+    if settings.checkpoint.mirror is None:
+        return None
+    url = f"{settings.checkpoint.mirror.rstrip('/')}/{settings.run.name}"
+    return Mirror(url, functools.partial(append_event, folder_of_run(settings)))
 
 
 def _check_memory(settings: Settings, ranks: Ranks) -> None:
@@ -310,21 +354,34 @@ def _check_memory(settings: Settings, ranks: Ranks) -> None:
     check_host_memory(phases, manifests, ranks.world_size, here, ranks.device.type == "cpu")
 
 
-def _check_shards(folder: Path, ranks: Ranks) -> None:
+def _check_mixtures(phases: Sequence[DataSettings]) -> None:
+    """Refuse shares of sources that staged shards do not have; others are checked earlier."""
+    from pretrain.data.mixture import check_mixture
+
+    for data in phases:
+        check_mixture(data)
+
+
+def _check_shards(data: DataSettings, ranks: Ranks) -> None:
     """Read every shard once, each rank its share: SettingsError on all ranks if a byte is wrong.
+
+    Staged shards are read on every node, because each has its own copy.
 
     Batches take their examples from all over the shards, so the first ones would touch nearly every
     shard anyway; and what is read now is in the page cache when training starts.
     """
     from data_prep.stores.shard_checks import verify
 
-    faults = list(itertools.chain(*ranks.gather(verify(folder, ranks.rank, ranks.world_size))))
+    folder = folder_of(data)
+    share, of = ranks.on_this_node() if data.is_remote else (ranks.rank, ranks.world_size)
+    faults = list(itertools.chain(*ranks.gather(verify(folder, share, of))))
     if faults:
+        again = "start again, which fetches them" if data.is_remote else "run data_prep.build again"
         raise SettingsError(
             f"{len(faults)} of the shards in {folder} are not those that were built:\n"
             + "".join(f"  {fault}\n" for fault in faults[:MOST_FAULTS])
             + (f"  and {len(faults) - MOST_FAULTS} more\n" if len(faults) > MOST_FAULTS else "")
-            + f"Copy the folder again, or delete {folder} and run data_prep.build again"
+            + f"Copy the folder again, or delete {folder} and {again}"
         )
 
 

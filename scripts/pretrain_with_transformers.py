@@ -221,7 +221,7 @@ def _model(settings: Settings, manifest: ShardsManifest) -> nn.Module:
     ours = BertForPreTraining(settings.model, vocab_size, pairing)
     ours.initialize(torch.Generator().manual_seed(settings.run.seed))
     if settings.run.init_from is not None:
-        tokens = read_vocab(Path(settings.data.dir) / "vocab" / "vocab.txt")
+        tokens = read_vocab(settings.data.folder / "vocab" / "vocab.txt")
         origin = init_from.find(settings.run.init_from)
         ours.load_weights(origin.weights(ours, tokens, manifest.form)[0])
     state = {name: parameter.detach().clone() for name, parameter in ours.named_parameters()}

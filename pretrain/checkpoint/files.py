@@ -12,9 +12,9 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from data_prep.core.files import checksum, flush_to_disk, remove_folder, write_json
 from data_prep.core.records import Record, check_file_name, read_record
@@ -29,6 +29,27 @@ SCHEMA_VERSION: Final = 1
 STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
 
 logger = logging.getLogger(__name__)
+
+
+class Keep(NamedTuple):
+    """Which checkpoints stay: the newest, those of steps that `every` divides, that of `step`."""
+
+    newest: int
+    every: int | None = None
+    step: int | None = None
+
+    def too_old(self, names: Iterable[str], last: str) -> list[str]:
+        """Those of the folders' names that go, now that there is `last`.
+
+        Later ones are not counted: they are broken, or the run would have continued from them.
+        """
+        older = sorted({name for name in names if name <= last})
+        steps = {name: int(name.removeprefix("step-")) for name in older[: -self.newest]}
+        return [
+            name
+            for name, step in steps.items()
+            if step != self.step and (self.every is None or step % self.every)
+        ]
 
 
 class FileEntry(Record):
@@ -82,22 +103,20 @@ def write_checkpoint(
     path: Path,
     state: CheckpointState,
     snapshot: Snapshot,
-    keep: int,
-    keep_every: int | None = None,
-    kept_step: int | None = None,
+    keep: Keep,
+    is_in_use: Callable[[Path], bool] = lambda path: False,
 ) -> int:
     """Write `snapshot` and `state` as the checkpoint at `path`; return its bytes.
 
-    Call `make_room` first. Old checkpoints are then removed, except the newest `keep`, those of
-    steps that are multiples of `keep_every`, and that of `kept_step`. Raises OSError or
-    SafetensorError.
+    Call `make_room` first. Old checkpoints are then removed, unless `keep` says otherwise or they
+    are in use. Raises OSError or SafetensorError.
     """
     temporary = temporary_of(path)
     checksums = snapshot.write(temporary)
     write_json(temporary / STATE_FILE, state)
     num_bytes = _seal(temporary, checksums)
-    _put_in_place(temporary, path)
-    _remove_old(path, keep, keep_every, kept_step)
+    put_in_place(temporary, path)
+    _remove_old(path, keep, is_in_use)
     return num_bytes
 
 
@@ -194,7 +213,7 @@ def _seal(folder: Path, checksums: Mapping[str, str]) -> int:
     return total
 
 
-def _put_in_place(temporary: Path, final: Path) -> None:
+def put_in_place(temporary: Path, final: Path) -> None:
     """Give a sealed folder its name; replace a broken checkpoint of that name."""
     remove_folder(final)
     os.rename(temporary, final)
@@ -202,17 +221,10 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     _remove_leftovers(final.parent)
 
 
-def _remove_old(path: Path, keep: int, keep_every: int | None, kept_step: int | None) -> None:
-    """Keep the newest `keep` up to `path`, each of a step that `keep_every` divides, and that of
-    `kept_step`.
-
-    Later ones are not counted: they are broken, or the run would have continued from them.
-    """
-    older = sorted(other for other in path.parent.glob("step-*") if other.name <= path.name)
-    for other in older[:-keep]:
-        step = int(other.name.removeprefix("step-"))
-        if step != kept_step and (keep_every is None or step % keep_every):
-            remove_folder(other)
+def _remove_old(path: Path, keep: Keep, is_in_use: Callable[[Path], bool]) -> None:
+    for name in keep.too_old([other.name for other in path.parent.glob("step-*")], path.name):
+        if not is_in_use(path.with_name(name)):
+            remove_folder(path.with_name(name))
 
 
 def _remove_leftovers(folder: Path) -> None:

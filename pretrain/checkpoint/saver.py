@@ -20,13 +20,21 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pretrain.checkpoint.files import make_room, path_of, temporary_of, write_checkpoint
+from pretrain.checkpoint.files import (
+    Keep,
+    make_room,
+    path_of,
+    temporary_of,
+    write_checkpoint,
+)
+from pretrain.checkpoint.mirror import Mirror
 from pretrain.checkpoint.progress import CheckpointState, Progress
 from pretrain.config.settings import CheckpointSettings, OnFailure
 
 if TYPE_CHECKING:
     from pretrain.distributed.ranks import Ranks
     from pretrain.engine.engine import Engine
+    from pretrain.engine.snapshot import Snapshot
 
 # How long rank 0 waits, after an exception, for the checkpoint that is being written. Launchers
 # give a rank as long between SIGTERM and SIGKILL.
@@ -74,15 +82,17 @@ class Saver:
         identity: dict[str, Any],
         tell: Callable[..., None],
         kept_step: int | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
         """Allocate memory for a copy of the state. Raises RuntimeError if rank 0 has too little.
 
         `identity` is written into each checkpoint; `tell` is `Monitor.event`; the checkpoint of
-        `kept_step` is not removed.
+        `kept_step` is not removed. `mirror` gets each checkpoint once it is written.
         """
         self._run_folder, self._engine, self._ranks = run_folder, engine, ranks
         self._settings, self._identity, self._tell = settings, identity, tell
-        self._kept_step = kept_step
+        self._keep = Keep(settings.keep, settings.keep_every, kept_step)
+        self._mirror = mirror
         self._snapshot = engine.new_snapshot()
         self._write: _Write | None = None
 
@@ -166,11 +176,15 @@ class Saver:
         """Start the thread that writes the copy, on rank 0. It keeps no process alive."""
         if self._snapshot is None:
             return
-        keep, keep_every = self._settings.keep, self._settings.keep_every
-        what = functools.partial(
-            write_checkpoint, write.path, state, self._snapshot, keep, keep_every, self._kept_step
-        )
+        what = functools.partial(self._write_and_offer, write.path, state, self._snapshot)
         write.thread = threading.Thread(
             target=write.run, args=(what,), daemon=True, name="checkpoint"
         )
         write.thread.start()
+
+    def _write_and_offer(self, path: Path, state: CheckpointState, snapshot: Snapshot) -> int:
+        if self._mirror is None:
+            return write_checkpoint(path, state, snapshot, self._keep)
+        size = write_checkpoint(path, state, snapshot, self._keep, self._mirror.is_reading)
+        self._mirror.offer(path, self._keep)
+        return size

@@ -9,6 +9,7 @@ from typing import Any
 
 from data_prep.core.config import Limits, SettingsError, limit_faults
 from data_prep.core.objectives import Pairing
+from data_prep.core.settings import holds_key, is_url
 from pretrain.config.hub_access import name_fault
 from pretrain.config.settings import (
     AUTO,
@@ -107,6 +108,7 @@ LIMITS: Limits = {
         lambda value: 0 < value <= 525_600,
         "more than 0, and at most 525600 (a year)",
     ),
+    "data.stage_quota_gb": (lambda value: value > 0, "more than 0, or null for the free space"),
     "eval.every_steps": _COUNT,
     "eval.max_examples": (lambda value: value >= 1, "1 or more, or null for all"),
     "checkpoint.every_steps": _COUNT,
@@ -160,6 +162,7 @@ def check(settings: Settings, world_size: int) -> None:
         wrong.append(
             f"run.name={settings.run.name!r} must be the name of one folder (run.dir is its parent)"
         )
+    wrong += _check_urls(settings)
     # What follows compares values that are possible alone
     wrong = wrong or [
         *_check_model(settings), *_check_mixture(settings.data), *_check_mask_rate(settings),
@@ -174,6 +177,33 @@ def check(settings: Settings, world_size: int) -> None:
 
 def _is_folder_name(name: str) -> bool:
     return name.isprintable() and bool(name) and "/" not in name and not name.startswith(".")
+
+
+def _check_urls(settings: Settings) -> list[str]:
+    """URLs with keys, of the wrong kind, and in place of folders. No key is repeated."""
+    mirror = settings.checkpoint.mirror
+    urls = {"data.dir": settings.data.dir, "checkpoint.mirror": mirror or ""}
+    folders = {"run.dir": settings.run.dir, "data.stage": settings.data.stage or ""}
+    wrong = [
+        f"{name}={url.partition('://')[0]}://...: holds a key, which logs and the run folder would "
+        "keep; leave it out, and set it in the environment (AWS_ACCESS_KEY_ID, "
+        "AWS_SECRET_ACCESS_KEY, HF_TOKEN) or in ~/.aws/credentials"
+        for name, url in (urls | folders).items()
+        if is_url(url) and holds_key(url)
+    ]
+    if wrong:
+        return wrong
+    if mirror is not None and (not is_url(mirror) or mirror.lower().startswith("http")):
+        wrong.append(
+            f"checkpoint.mirror={mirror}: it takes a URL that can be written, as in "
+            "s3://bucket/mirror or file:///mnt/disk/mirror; or set checkpoint.mirror=null"
+        )
+    cures = {"run.dir": "checkpoint.mirror=", "data.stage": "data.dir="}
+    return wrong + [
+        f"{name}={folder}: it takes a local folder; a URL is for {cures[name]}"
+        for name, folder in folders.items()
+        if is_url(folder)
+    ]
 
 
 def _check_model(settings: Settings) -> list[str]:

@@ -21,6 +21,8 @@ _GROUPS = ("data", "optim", "schedule", "eval", "checkpoint", "monitor", "engine
 _CARRIED = ("moments", "optimizer_step", "loss_scaler")
 _FIXED = (
     "data.dir",
+    "data.stage",
+    "data.stage_quota_gb",
     "data.pairs",
     "optim.name",
     "optim.plugin",
@@ -29,6 +31,7 @@ _FIXED = (
     "engine.precision",
     "engine.fp8",
     "engine.compile",
+    "checkpoint.mirror",
 )
 
 

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import enum
 import math
+import os
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from data_prep.core.objectives import Pairing
+from data_prep.core.settings import is_url
 
 
 class Resume(enum.Enum):
@@ -164,7 +170,7 @@ class ModelSettings:
 
 @dataclass
 class DataSettings:
-    dir: str  # data_dir of data_prep: the root of one prepared corpus
+    dir: str  # data_dir of data_prep: the root of one prepared corpus, or its URL
     seq_len: int  # which len<seq_len>/ of it
     pairs: Pairing  # of those shards: it decides the second loss and its head
     masking: MaskMode
@@ -172,6 +178,27 @@ class DataSettings:
     mixture_temperature: float | None = None  # instead: exponent to the sources' sizes
     mask_rate: float | None = None  # share of tokens that dynamic masks take; None: the shards'
     mask_rate_end: float | None = None  # where it ends, linearly over the schedule; None: it stays
+    stage: str | None = None  # local folder of the copy of a URL; None: one in $TMPDIR
+    stage_quota_gb: float | None = None  # most that data.stage may hold; None: the free space
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether data.dir is a URL, whose shards are staged to this machine."""
+        return is_url(self.dir)
+
+    @property
+    def stage_folder(self) -> Path:
+        """Where the copies of URLs are on this machine."""
+        return Path(self.stage or Path(tempfile.gettempdir(), f"bert-stage-{os.geteuid()}"))
+
+    @property
+    def folder(self) -> Path:
+        """The corpus on this machine: data.dir, or the copy of a URL."""
+        if not self.is_remote:
+            return Path(self.dir)
+        url = self.dir.rstrip("/")
+        digest = xxhash.xxh3_64_hexdigest(url.encode())
+        return self.stage_folder / f"{url.rpartition('/')[2]}-{digest}"
 
     @property
     def largest_mask_rate(self) -> float | None:
@@ -320,6 +347,7 @@ class CheckpointSettings:
     keep: int  # how many of the newest stay
     keep_every: int | None  # steps; checkpoints at its multiples are never deleted. None: none
     on_failure: OnFailure
+    mirror: str | None = None  # URL; each checkpoint is copied there. None: none is
 
 
 @dataclass

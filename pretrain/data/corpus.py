@@ -27,7 +27,7 @@ SAMPLE = ("vocab_size=4096", "heldout_fraction=0.08", "copies=5")
 
 def folder_of(data: DataSettings) -> Path:
     """The folder of the shards of data.seq_len tokens."""
-    return Path(data.dir) / f"len{data.seq_len}"
+    return data.folder / f"len{data.seq_len}"
 
 
 def manifest_of(data: DataSettings, has_one_length: bool = True) -> ShardsManifest:
@@ -44,9 +44,14 @@ def manifest_of(data: DataSettings, has_one_length: bool = True) -> ShardsManife
     build = f"python -m data_prep.build data_dir={data.dir} seq_len={data.seq_len}"
     if data.pairs is not Pairing.nsp:
         build += f" pairs={data.pairs.name}"
+    if not path.exists() and data.is_remote:
+        raise SettingsError(
+            f"{data.dir} is not staged on this machine (no {path}); python -m pretrain.run with "
+            "this data.dir and data.stage does it at its start"
+        )
     if not path.exists():
         fitting = _fitting_lengths(data) if has_one_length else []
-        is_encoded = (Path(data.dir) / "tokens" / "manifest.json").exists()
+        is_encoded = (data.folder / "tokens" / "manifest.json").exists()
         raise SettingsError(
             f"there are no shards of {data.seq_len} tokens in {data.dir} (no {path}); "
             + (f"set data.seq_len={fitting[0]}, which is there, or " if fitting else "")
@@ -69,7 +74,7 @@ def manifest_of(data: DataSettings, has_one_length: bool = True) -> ShardsManife
             f"in their place: {build} replace=true"
         )
     again = f"run python -m data_prep.encode data_dir={data.dir} and {build} replace=true"
-    vocab = Path(data.dir) / "vocab" / "vocab.txt"
+    vocab = data.folder / "vocab" / "vocab.txt"
     if not vocab.exists():
         raise SettingsError(f"{vocab} is missing; the shards in {folder} cannot be read without it")
     if (found := checksum(vocab)) != manifest.vocab_checksum:
@@ -99,7 +104,7 @@ def manifest_of(data: DataSettings, has_one_length: bool = True) -> ShardsManife
 def _fitting_lengths(data: DataSettings) -> list[int]:
     """The lengths of the other shards in data.dir that would do, the nearest first."""
     lengths = []
-    for path in Path(data.dir).glob("len*/manifest.json"):
+    for path in data.folder.glob("len*/manifest.json"):
         with contextlib.suppress(SettingsError, ValueError):
             other = int(path.parent.name.removeprefix("len"))
             manifest_of(dataclasses.replace(data, seq_len=other))

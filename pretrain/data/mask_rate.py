@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
 from data_prep.examples.masking import MaskingRule
 from data_prep.stores.shard_records import ShardsManifest
@@ -21,7 +20,7 @@ def training_rule(data: DataSettings, manifest: ShardsManifest) -> MaskingRule:
 
     With data.mask_rate the share alone counts: the shards' max_predictions is of theirs.
     """
-    rule = MaskingRule.from_manifest(manifest, Path(data.dir) / "vocab" / "vocab.txt")
+    rule = MaskingRule.from_manifest(manifest, data.folder / "vocab" / "vocab.txt")
     if data.largest_mask_rate is None:
         return rule
     return dataclasses.replace(rule, rate=data.largest_mask_rate, max_predictions=None)

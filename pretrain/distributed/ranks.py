@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
+from data_prep.core.files import place
 from pretrain.distributed.device import choose_device, use_expandable_segments, why_no_cuda
 from pretrain.distributed.flight_recorder import record_collectives
 from pretrain.distributed.rank_logs import LenientStream
@@ -53,6 +54,12 @@ def environment_rank() -> int:
     except LauncherError as error:  # raised again where the number of processes is asked for
         return error.rank
     return launched.rank if launched else 0
+
+
+def environment_local_rank() -> int:
+    """Number of this process on its node, from the launcher's variables; 0 under bare python."""
+    launched = _launched(os.environ)
+    return launched.local_rank if launched else 0
 
 
 def environment_world_size() -> int:
@@ -115,6 +122,12 @@ class Ranks:
         values: list[Any] = [None] * self.world_size
         torch.distributed.all_gather_object(values, value)
         return values
+
+    def on_this_node(self) -> tuple[int, int]:
+        """This rank's number among those of its machine, and how many those are. Collective."""
+        places = self.gather(place())
+        here = [rank for rank, where in enumerate(places) if where == places[self.rank]]
+        return here.index(self.rank), len(here)
 
     def barrier(self) -> None:
         """Return once every rank has called this."""

@@ -91,7 +91,7 @@ class InitWeights:
         ]
 
     def _other_vocabulary(self, settings: Settings, manifest: ShardsManifest) -> list[str]:
-        path = Path(settings.data.dir) / "vocab" / "vocab.txt"
+        path = settings.data.folder / "vocab" / "vocab.txt"
         own = read_vocab(path)
         there, where = self.tokens, f"that of run.init_from={self.folder}"
         pairs = zip(own, there, strict=False)
@@ -208,7 +208,7 @@ def begin(settings: Settings, run_folder: Path) -> tuple[dict[str, str] | None, 
         if known is not None and known["folder"] == typed:
             return known, None
     origin = find(typed)
-    data = Path(settings.data.dir) / f"len{settings.data.seq_len}"
+    data = settings.data.folder / f"len{settings.data.seq_len}"
     origin.check(settings, read_shards_manifest(data))
     return origin.identity(typed), origin
 
@@ -333,7 +333,7 @@ def _checkpoint_vocabulary(folder: Path, wanted: str) -> Path:
     run = folder.absolute().parent.parent
     paths = [run / "export" / "vocab.txt"]  # first: the data's may have been made again
     if (run / "config.yaml").is_file():
-        paths.append(Path(settings_of(run).data.dir) / "vocab" / "vocab.txt")
+        paths.append(settings_of(run).data.folder / "vocab" / "vocab.txt")
     for path in paths:
         if path.is_file() and checksum(path) == wanted:
             return path

@@ -203,7 +203,7 @@ class Expectation:
 
 
 def _repeated(settings: Settings) -> str:
-    audit = Path(settings.data.dir) / "audit" / str(settings.data.seq_len) / "audit.json"
+    audit = settings.data.folder / "audit" / str(settings.data.seq_len) / "audit.json"
     if not audit.exists():
         return (
             f"unknown, there is no {audit}: python -m data_prep.audit "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +67,7 @@ class PhasePlan:
 def corpus_of(settings: Settings, has_data: bool = True) -> LengthStats:
     """The prepared data of data.seq_len, or without it what the `plan` settings assume."""
     data, assumed = settings.data, settings.plan
-    folder = Path(data.dir) / f"len{data.seq_len}"
+    folder = data.folder / f"len{data.seq_len}"
     if has_data and (folder / "manifest.json").exists():
         from data_prep.stores.shard_reader import Shards
 

@@ -61,7 +61,7 @@ def _chart(run: History) -> str | None:
 def next_commands(run: History) -> list[str]:
     """Look at the run, use its model, and go on: with own text, or with a task for the model."""
     export = shlex.quote(str(run.folder / "export"))
-    data = Path(run.settings.data.dir)
+    data = run.settings.data.folder
     if (data / "documents" / "sample").is_dir():
         last = "data_prep.collect +source=books source.path=FOLDER data_dir=data/mine"
     else:

@@ -51,6 +51,7 @@ def facts(run: History) -> Iterator[tuple[str, str]]:
         ("overflow", "fp16 overflows"),
         ("spike", "loss spikes"),
         ("checkpoint_failed", "failed checkpoints"),
+        ("mirror_failed", "failed copies of checkpoints"),
     ):
         if count := sum(event["event"] == kind for event in run.events):
             yield label, f"{count:,}"

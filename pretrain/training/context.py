@@ -10,6 +10,7 @@ from typing import Any
 from data_prep.stores.shard_records import ShardsManifest
 from pretrain.checkpoint.extension import Extension
 from pretrain.checkpoint.files import newest_whole, read_state
+from pretrain.checkpoint.mirror import Mirror
 from pretrain.checkpoint.progress import ResumePoint, resume_point
 from pretrain.config.phases import Phase
 from pretrain.distributed.ranks import Ranks
@@ -33,6 +34,7 @@ class RunContext:
     watchdog: Watchdog
     first_step: int  # updates made before this start
     extension: Extension | None  # that this start begins with
+    mirror: Mirror | None = None  # rank 0's
     lasting: list[Feed] = field(default_factory=list)  # sinks that go on into the next phase
 
     def is_enough(self, step: int) -> bool:

@@ -76,7 +76,7 @@ def evaluate_model(
     manifest = manifest_of(data)
     if split not in manifest.splits:
         raise SettingsError(f"split={split} is none of {', '.join(sorted(manifest.splits))}")
-    _check_vocabulary(origin, Path(data.dir) / "vocab" / "vocab.txt", manifest)
+    _check_vocabulary(origin, data.folder / "vocab" / "vocab.txt", manifest)
     model, pairing = _model(origin, manifest)
     shards = Shards.open(folder_of(data), split)
     loader = EvalLoader(
@@ -121,7 +121,7 @@ def _data(data_dir: Path | None, seq_len: int | None, own: DataSettings | None) 
     """The shards: what was typed, and otherwise the run's."""
     if data_dir is None and own is None:
         raise SettingsError("data.dir is missing; add data.dir=FOLDER, prepared by data_prep")
-    folder = data_dir or Path(own.dir if own else "")
+    folder = data_dir or (own.folder if own else Path())
     if seq_len is None and own is not None:
         seq_len = own.seq_len
     if seq_len is None:

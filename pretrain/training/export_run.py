@@ -76,7 +76,7 @@ def export_average(run_folder: Path, last: int, target: Path | None = None) -> A
     data = phases_of(settings)[states[-1].phase - 1].settings.data
     alone, mean = (
         evaluate_model(
-            run, checkpoint, Path(data.dir), data.seq_len, "heldout", settings.eval.max_examples
+            run, checkpoint, data.folder, data.seq_len, "heldout", settings.eval.max_examples
         )
         for run, checkpoint in ((run_folder, str(checkpoints[-1])), (target, None))
     )
@@ -85,7 +85,7 @@ def export_average(run_folder: Path, last: int, target: Path | None = None) -> A
 
 
 def _vocab(settings: Settings) -> Path:
-    return Path(settings.data.dir) / "vocab"
+    return settings.data.folder / "vocab"
 
 
 def _card(run_folder: Path, settings: Settings, step: int) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _card(run_folder: Path, settings: Settings, step: int) -> dict[str, Any]:
         "settings": settings,
         "sources": {
             path.parent.name: read_json(path)["documents"]  # of any version: the run is trained
-            for path in sorted(Path(settings.data.dir).glob("documents/*/manifest.json"))
+            for path in sorted(settings.data.folder.glob("documents/*/manifest.json"))
         },
         "data": [
             read_shards_manifest(folder_of(phase.settings.data)) for phase in phases_of(settings)

@@ -87,7 +87,7 @@ class PhaseTraining:
         self._saver = Saver(
             context.folder, self._engine, ranks, settings.checkpoint, context.identity,
             lambda kind, **facts: self._monitor.event(kind, **facts),
-            self._progress.last_before_decay(settings.schedule),
+            self._progress.last_before_decay(settings.schedule), context.mirror,
         )  # fmt: skip
 
     def train(self) -> bool:
@@ -235,7 +235,7 @@ class PhaseTraining:
         Raises SettingsError on all ranks if one cannot read them, or they do not fit the model.
         """
         context = self._context
-        tokens = read_vocab(Path(self._settings.data.dir) / "vocab" / "vocab.txt")
+        tokens = read_vocab(self._settings.data.folder / "vocab" / "vocab.txt")
         fault = None
         try:
             weights, facts = origin.weights(model, tokens, self._manifest.form)
@@ -256,7 +256,7 @@ class PhaseTraining:
 def _masked_sentences(settings: Settings) -> MaskedSentences | None:
     if not settings.monitor.sentences:
         return None
-    tokenizer = load_tokenizer(Path(settings.data.dir) / "vocab")
+    tokenizer = load_tokenizer(settings.data.folder / "vocab")
     longest = settings.model.max_position_embeddings
     return MaskedSentences(settings.monitor.sentences, tokenizer, longest)
 

@@ -119,7 +119,7 @@ def preflight(ranks: Ranks, settings: Settings) -> Preflight:
         "code": _code(),
         "versions": _versions(ranks.device.type == "cuda"),
         "settings": _flat(settings),
-        "data": {str(folder_of(d) / "manifest.json"): _shards(d) for d in data},
+        "data": {f"{d.dir}/len{d.seq_len}/manifest.json": _shards(d) for d in data},
     }
     differences = compare(own, ranks.broadcast(own))
     _raise(explain(ranks.gather(differences), infos))

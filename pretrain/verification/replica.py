@@ -110,6 +110,7 @@ class Copy(WatchedRun):
         settings.checkpoint.on_failure = OnFailure.stop
         settings.survival.rehearse, settings.survival.on_spike = False, OnSpike.log
         settings.log.wandb, settings.log.trackers, settings.export.push_to = False, [], None
+        settings.checkpoint.mirror = None
         settings.engine.device = Device.auto
         return ["+model=base", *as_overrides(as_dict(settings))]
 

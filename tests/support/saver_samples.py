@@ -1,9 +1,10 @@
 """Savers for tests, and an engine whose state is one number."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pretrain.checkpoint.mirror import Mirror
 from pretrain.checkpoint.saver import Saver
 from pretrain.config.settings import CheckpointSettings, OnFailure
 
@@ -11,7 +12,16 @@ from pretrain.config.settings import CheckpointSettings, OnFailure
 class Alone:
     """Ranks of one process, without a process group."""
 
-    rank = 0
+    rank, world_size = 0, 1
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        return [*map(float, values)]
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def on_this_node(self) -> tuple[int, int]:
+        return 0, 1
 
     def any(self, flag: bool) -> bool:
         return flag
@@ -67,7 +77,7 @@ def full_disk() -> None:
 def saver_of(
     run_folder: Path, engine: Any, ranks: Any = ALONE, on_failure: OnFailure = OnFailure.stop,
     keep: int = 9, keep_every: int | None = None, events: list[dict[str, Any]] | None = None,
-    kept_step: int | None = None,
+    kept_step: int | None = None, mirror: Mirror | None = None,
 ) -> Saver:  # fmt: skip
     """A saver whose events go into the list."""
 
@@ -78,4 +88,4 @@ def saver_of(
     settings = CheckpointSettings(
         every_steps=1, keep=keep, keep_every=keep_every, on_failure=on_failure
     )
-    return Saver(run_folder, engine, ranks, settings, {"run.seed": 1}, tell, kept_step)
+    return Saver(run_folder, engine, ranks, settings, {"run.seed": 1}, tell, kept_step, mirror)

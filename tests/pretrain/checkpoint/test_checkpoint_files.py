@@ -258,7 +258,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_older_one(tmp_path: Path) -> 
     assert names(tmp_path) == ["step-00000010", "step-00000030"], "the rest is cleared away"
 
 
-@pytest.mark.parametrize("moment", ["_seal", "_put_in_place", "_remove_old"])
+@pytest.mark.parametrize("moment", ["_seal", "put_in_place", "_remove_old"])
 def test_a_kill_later_in_a_save_leaves_a_whole_one(tmp_path, monkeypatch, moment) -> None:
     save(tmp_path, 10)
     monkeypatch.setattr(f"pretrain.checkpoint.files.{moment}", die)

@@ -262,3 +262,40 @@ def test_each_cure_that_is_named_is_one(overrides: str, ranks: int, number: int)
     assert len(named) == number, str(refused.value)
     for cure in named:
         load([*typed, *cure], ranks)
+
+
+@pytest.mark.parametrize("name", ["data.dir", "checkpoint.mirror", "data.stage", "run.dir"])
+@pytest.mark.parametrize(
+    "url", ["s3://AKIA4711:s3cr3t@bucket/x", "https://host/x?X-Amz-Signature=s3cr3t4711"]
+)
+def test_a_url_with_a_key_is_refused_and_the_key_not_shown(name: str, url: str) -> None:
+    with pytest.raises(SettingsError, match=r"holds a key.*AWS_ACCESS_KEY_ID") as refused:
+        load(["+model=tiny", f"{name}='{url}'"], 1)
+    assert "4711" not in str(refused.value)
+    assert "s3cr3t" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("checkpoint.mirror=runs/mirror", "it takes a URL that can be written"),
+        ("checkpoint.mirror=https://host/x", "it takes a URL that can be written"),
+        ("run.dir=s3://bucket/runs", "run.dir=s3://bucket/runs: it takes a local folder"),
+        ("data.stage=s3://bucket/stage", "it takes a local folder; a URL is for data.dir="),
+        ("data.stage_quota_gb=0", "more than 0, or null for the free space"),
+        ("phases=[{changes:{checkpoint:{mirror:null}},moments:kept,optimizer_step:kept,"
+         "loss_scaler:kept}]", "phase 2 changes checkpoint.mirror"),
+    ],
+)  # fmt: skip
+def test_urls_and_folders_in_each_others_place_are_refused(override: str, said: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load(["+model=tiny", override], 1)
+    assert said in str(refused.value)
+
+
+def test_the_copies_of_two_urls_have_folders_of_their_own() -> None:
+    of_url = [load(["+model=tiny", f"data.dir={url}", "data.stage=/x"], 1)[0].data
+              for url in ("s3://a/books", "s3://b/books", "s3://b/books/")]  # fmt: skip
+    folders = [data.folder for data in of_url]
+    assert folders[0] != folders[1] == folders[2]
+    assert all(folder.name.startswith("books-") for folder in folders)

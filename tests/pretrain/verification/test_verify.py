@@ -267,11 +267,13 @@ def test_a_run_s_settings_as_they_are_typed_are_its_settings(typed, tmp_path) ->
     assert settings_of(tmp_path) == settings
 
 
-def test_a_copy_sends_nothing_to_a_tracker_or_the_hub(tmp_path) -> None:
-    settings, _ = load(["+model=tiny", "log=wandb", "export.push_to=me/x"], world_size=1)
+def test_a_copy_sends_nothing_to_a_tracker_the_hub_or_a_mirror(tmp_path) -> None:
+    typed = ["+model=tiny", "log=wandb", "export.push_to=me/x", "checkpoint.mirror=s3://a/b"]
+    settings, _ = load(typed, world_size=1)
     copy = Copy.make(tmp_path / "c", settings, 1, ReplayStart(0, phases_of(settings)[0], None))
     again, _ = load(copy._typed(5), world_size=1)
     assert (again.log.wandb, again.log.trackers, again.export.push_to) == (False, [], None)
+    assert again.checkpoint.mirror is None
 
 
 def state_at(step: int, phase: int = 1, first_step: int = 0, elapsed_s: float = 0.0) -> Progress:
