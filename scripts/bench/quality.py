@@ -3,7 +3,7 @@
     python -m scripts.bench.quality out=FOLDER [data=data/sample] [model=tiny]
         [tokens=1e6,2e6,4e6] [rates=5e-4,1e-3,2e-3,4e-3] [seeds=3] [losses=6.0,5.5]
         [variants=transformers,adamw,fast,demo] [ablation=false] [most=N] [threads=1]
-        [cluster=local] [settings="optim.global_batch=64 ..."]
+        [batch=32] [cluster=local] [settings="optim.weight_decay=0 ..."]
 
 variants  transformers: the stock model on padded batches, AdamW, dropout 0.1; adamw: ours with
           optim=adamw; fast: ours with recipe=fast; demo: with short sequences first, too, which
@@ -15,6 +15,8 @@ tokens    lengths. A rate that falls to 0 reaches its loss at the end, so no cur
 rates     each length has the rate that is best for it with the first seed
 losses    those whose cost is computed; default: the mean last losses of the reference
 ablation  also recipe=fast with one technique off at a time
+batch     sequences of a step; demo has its own. A large batch leaves a short training few steps:
+          at 256, one of 1 M tokens has 30
 most      trainings of this start; the same command continues with the next ones
 
 seconds are of the processor on a CPU, otherwise of the clock, and of training alone. joules are
@@ -27,7 +29,7 @@ that all reach: 0.33 is a third.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +86,12 @@ def main(
     ablation: bool = False,
     most: int | None = None,
     threads: int = 1,
+    batch: int = 32,
     cluster: str = "local",
     settings: str = "",
 ) -> Record:
     """The benchmark."""
-    chosen = _variants(variants, ablation)
+    chosen = _variants(variants, ablation, batch)
     given = (f"+model={model}", f"data.dir={data}", f"cluster={cluster}", *settings.split())
     lengths, grid = sorted(_numbers("tokens", tokens)), sorted(_numbers("rates", rates))
     wanted = None if losses is None else _numbers("losses", losses)
@@ -214,10 +217,12 @@ def _table(findings: Findings, record: Record, grid: list[float]) -> Iterator[st
         yield "\nNot all trainings are there yet; the same command continues."
 
 
-def _variants(names: str, ablation: bool) -> list[Variant]:
+def _variants(names: str, ablation: bool, batch: int) -> list[Variant]:
     if unknown := [name for name in names.split(",") if name not in VARIANTS]:
         raise SettingsError(f"variants={unknown[0]} is none of {', '.join(VARIANTS)}")
-    return [VARIANTS[name] for name in names.split(",")] + [*ABLATION.values()] * ablation
+    chosen = [VARIANTS[name] for name in names.split(",")] + [*ABLATION.values()] * ablation
+    own = f"optim.global_batch={batch}"
+    return [v if v.has_batch else replace(v, overrides=(*v.overrides, own)) for v in chosen]
 
 
 def _numbers(name: str, text: str) -> list[float]:

@@ -31,6 +31,7 @@ class Variant:
     name: str
     program: str  # ours | transformers
     overrides: tuple[str, ...] = ()  # of pretrain.run
+    has_batch: bool = False  # the recipe names the sequences of a step
 
 
 # As its users have it: dropout, masks drawn by the collator, a rate that falls linearly
@@ -43,7 +44,7 @@ VARIANTS = {
     REFERENCE: Variant(REFERENCE, "transformers", STOCK),
     "adamw": Variant("adamw", "ours", ("optim=adamw",)),
     "fast": Variant("fast", "ours", ("recipe=fast",)),
-    "demo": Variant("demo", "ours", ("recipe=demo",)),  # with short sequences first
+    "demo": Variant("demo", "ours", ("recipe=demo",), has_batch=True),  # short sequences first
 }
 # recipe=fast without one of its techniques
 TECHNIQUES = {

@@ -27,7 +27,7 @@ from scripts.bench.parts.crossing import (
 )
 
 SMALL = (
-    "model.hidden_size=32 model.intermediate_size=64 optim.global_batch=4 eval.max_examples=8 "
+    "model.hidden_size=32 model.intermediate_size=64 eval.max_examples=8 "
     "survival.rehearse=false engine.zero_stage=0"
 )
 
@@ -97,6 +97,12 @@ def test_the_techniques_of_the_fast_recipe_are_settings_of_it() -> None:
         load(["+model=tiny", *variant.overrides], 1)
 
 
+def test_all_but_demo_have_the_same_batch() -> None:
+    for variant in quality._variants(",".join(trials.VARIANTS), True, batch=48):
+        batch = load(["+model=small", *variant.overrides], 1)[0].optim.global_batch
+        assert batch == (64 if variant.name == "demo" else 48)
+
+
 def forked(words: list[str], env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[bytes]:
     """The child without its imports, which take seconds."""
     process = multiprocessing.get_context("fork").Process(target=_child, args=(words[3:], env))
@@ -119,7 +125,7 @@ def test_the_command_trains_both_and_continues_without_training_again(
     words: dict[str, Any] = {
         "out": str(tmp_path / "out"), "data": str(tmp_path / "corpus"), "tokens": "1500",
         "rates": "1e-3", "seeds": 1, "variants": "transformers,adamw", "losses": "9,1",
-        "settings": SMALL, "cluster": "none",
+        "settings": SMALL, "cluster": "none", "batch": 4,
     }  # fmt: skip
     quality.main(**words, most=1)
     assert "the same command continues" in capsys.readouterr().out
