@@ -2,17 +2,19 @@
 
 A packed row holds whole sequences end to end, so the attention matrix is block-diagonal. It needs
 no mask, no padding and no value that could overflow in half precision, and no sequence sees
-another. If the device has a kernel for sequences of various lengths, one call computes all blocks.
-Otherwise (a CPU, fp32 on a GPU) there is one call per sequence.
+another. If the device has a kernel for sequences of various lengths, as GPUs do, one call computes
+all blocks. Otherwise, as on a CPU, there is one call per sequence.
 
 Shapes: T tokens of the packed row, N sequences, H heads, K head dim.
 """
 
 from __future__ import annotations
 
+import enum
 import functools
 import importlib.util
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,36 +32,50 @@ FA3_MODULE = "flash_attn_interface"  # FlashAttention 3
 logger = logging.getLogger(__name__)
 
 
+class Kernel(enum.Enum):
+    """Which code computes attention."""
+
+    flash = "flash"  # 16 bits, compute capability 8.0 or more
+    efficient = "memory-efficient"  # torch's other kernel for all sequences: a T4, fp32
+    by_sequence = "by sequence"
+
+
 def attention(
-    qkv: Tensor, batch: PackedBatch, dropout_p: float, in_one_call: bool | None = None
+    qkv: Tensor, batch: PackedBatch, dropout_p: float, kernel: Kernel | None = None
 ) -> Tensor:
     """softmax(QK' / sqrt(K)) V inside each sequence, dropout on the probabilities.
 
     `qkv` is (T, 3, H, K), queries, keys and values; returns (T, H * K) of the same dtype.
-    `in_one_call`: the answer of `has_kernel`, which compiled code cannot ask for; None: ask now.
+    `kernel`: the answer of `kernel_of`, which compiled code cannot ask for; None: ask now.
     Devlin et al. 2018, section 3; Vaswani et al. 2017, section 3.2.
     """
-    if in_one_call is None:
-        in_one_call = has_kernel(qkv.device, qkv.dtype, qkv.shape[-1])
-    if in_one_call:
-        return _in_one_call(qkv, batch.cu_seqlens, batch.max_seqlen, dropout_p).flatten(1)
-    return _by_sequence(qkv, batch, dropout_p)
+    if kernel is None:
+        kernel = kernel_of(qkv.device, qkv.dtype, qkv.shape[-1])
+    if kernel is Kernel.by_sequence:
+        return _by_sequence(qkv, batch, dropout_p)
+    in_one_call = _flash if kernel is Kernel.flash else _efficient
+    return in_one_call(qkv, batch.cu_seqlens, batch.max_seqlen, dropout_p).flatten(1)
 
 
 @functools.cache
-def has_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether torch's flash kernel takes such heads, so that one call serves all sequences.
+def kernel_of(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
+    """The fastest kernel that takes such heads.
 
-    It needs 16-bit numbers, a head size that is a multiple of 8 up to 256, and a GPU of compute
-    capability 8.0 or more.
+    The flash kernel needs 16-bit numbers, a head size that is a multiple of 8 up to 256, and a GPU
+    of compute capability 8.0 or more. The memory-efficient one takes rows of 16 bytes on any GPU.
+    It is tried once: no test without a GPU runs it.
     """
-    return (
-        device.type == "cuda"
-        and dtype in (torch.bfloat16, torch.float16)
-        and head_dim % 8 == 0
-        and head_dim <= 256
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-    )
+    is_half = dtype in (torch.bfloat16, torch.float16)
+    if device.type != "cuda" or head_dim * dtype.itemsize % 16:
+        return Kernel.by_sequence
+    has_tensor_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+    if is_half and head_dim <= 256 and has_tensor_bf16:
+        return Kernel.flash
+    if dtype in (torch.float32, torch.float16) or (is_half and has_tensor_bf16):
+        if not (why := _fault(_efficient, device, dtype, head_dim)):
+            return Kernel.efficient
+        logger.warning("attention is one call per sequence, which is slower: %s", why)
+    return Kernel.by_sequence
 
 
 def use_fa3(device: torch.device, dropout_p: float) -> bool:
@@ -80,7 +96,7 @@ def use_fa3(device: torch.device, dropout_p: float) -> bool:
     return True
 
 
-def _in_one_call(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout_p: float) -> Tensor:
+def _flash(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout_p: float) -> Tensor:
     """All sequences at once: (T, 3, H, K) to (T, H, K).
 
     `max_seqlen` is the data's, not this batch's, because code is compiled for one value. The kernel
@@ -93,6 +109,42 @@ def _in_one_call(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout_p: fl
     return torch.ops.aten._flash_attention_forward(
         q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, False, False
     )[0]
+
+
+def _efficient(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout_p: float) -> Tensor:
+    """As `_flash`. The kernel that torch's nested tensors take; no public function has lengths."""
+    q, k, v = qkv.unsqueeze(0).unbind(2)
+    return torch.ops.aten._efficient_attention_forward(
+        q, k, v, None, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, 0, True
+    )[0][0]
+
+
+def _fault(
+    in_one_call: Callable[[Tensor, Tensor, int, float], Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+) -> str:
+    """What is wrong with a kernel's outputs or gradients, next to one call per sequence; or ""."""
+    lengths, bound = [5, 3], 1e-2 if dtype.itemsize == 2 else 1e-4
+    values = torch.randn(8, 3, 2, head_dim, generator=torch.Generator().manual_seed(0))
+    ends = torch.tensor([0, 5, 8, 8], dtype=torch.int32, device=device)  # and an unused slot
+    found = []
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, None, False):
+        for one_call in (True, False):
+            qkv = values.to(device, dtype).requires_grad_()
+            try:
+                out = (
+                    in_one_call(qkv, ends, 8, 0.0)
+                    if one_call
+                    else torch.cat([one_sequence(x, 0.0) for x in torch.split(qkv, lengths)])
+                )
+                (grad,) = torch.autograd.grad(out.square().sum(), qkv)
+            except (RuntimeError, TypeError) as error:  # another torch, or another GPU
+                return str(error).partition("\n")[0]
+            found.append(torch.stack([*grad.unbind(1), out]).detach().float())
+    off = (found[0] - found[1]).abs().max().item() / found[1].abs().max().item()
+    return "" if off <= bound else f"the kernel for all is off by {off:.2g} (bound {bound:g})"
 
 
 # Not compiled: the lengths would be constants in the code, different for every batch

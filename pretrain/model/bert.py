@@ -75,15 +75,15 @@ class Layer(nn.Module):
         self.dropout = Dropout(settings.hidden_dropout_prob)
 
     def forward(
-        self, x: Tensor, batch: PackedBatch, in_one_call: bool, rows: Tensor | None = None
+        self, x: Tensor, batch: PackedBatch, kernel: attention.Kernel, rows: Tensor | None = None
     ) -> Tensor:
         """(T, D) to (T, D), or to (R, D) with `rows`, (R,), the positions to compute.
 
-        `in_one_call` as in `attention`.
+        `kernel` as in `attention`.
         """
         qkv = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1)
         dropout_p = self.attention_dropout_prob if self.training else 0.0
-        attended = attention.attention(qkv, batch, dropout_p, in_one_call)
+        attended = attention.attention(qkv, batch, dropout_p, kernel)
         if rows is not None:  # every position has been attended to
             x, attended = x[rows], attended[rows]
         x = self.attention_norm(x + self.dropout(self.attention_out(attended)))
@@ -177,11 +177,11 @@ class BertForPreTraining(nn.Module):
         # a recomputed layer keeps only its input and runs again in the backward pass, with the same
         # generator states, so that dropout is the same
         is_recomputed = self.activation_checkpointing and torch.is_grad_enabled()
-        in_one_call = self._attention_is_one_call(x)
+        kernel = self._attention_kernel(x)
         read, last = self._positions_read(batch), len(self.layers) - 1
         for number, layer in enumerate(self.layers):
             rows = read if self.trim_last_layer and number == last else None
-            arguments = (x, batch, in_one_call, rows)
+            arguments = (x, batch, kernel, rows)
             x = (
                 checkpoint(layer, *arguments, use_reentrant=False)
                 if is_recomputed
@@ -203,12 +203,12 @@ class BertForPreTraining(nn.Module):
             return batch.masked_positions
         return torch.cat([batch.masked_positions, batch.cls_positions])
 
-    def _attention_is_one_call(self, x: Tensor) -> bool:
+    def _attention_kernel(self, x: Tensor) -> attention.Kernel:
         """Asked here and not in the layers, which may be compiled: they get the answer."""
         kind, sizes = x.device.type, self.settings
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         head_dim = sizes.hidden_size // sizes.num_attention_heads
-        return attention.has_kernel(x.device, dtype, head_dim)
+        return attention.kernel_of(x.device, dtype, head_dim)
 
     @torch.no_grad()
     def initialize(self, generator: Generator) -> None:

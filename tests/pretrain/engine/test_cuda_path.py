@@ -6,17 +6,20 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flash_reference import flash_on_the_cpu
+from attention_reference import on_the_cpu
 from model_samples import random_batch, random_model, small_settings
 from step_outcomes import assert_near, outcome
+from torch import Tensor
 
 from pretrain.config.settings import Precision
 from pretrain.model import attention, compile
+from pretrain.model.attention import Kernel
 from pretrain.model.compile import compile_parts
 from pretrain.planning.step_time import (
     CAST_BYTES,
@@ -32,35 +35,39 @@ TRITON = Path(os.environ.get("TRITON_FOLDER", "none")) / "triton"
 TORCHAO = Path(os.environ.get("TORCHAO_FOLDER", "none")) / "torchao"
 
 
-def test_the_call_of_a_gpu_gives_the_numbers_of_one_call_a_sequence() -> None:
+ONE_CALL = [Kernel.flash, Kernel.efficient]
+
+
+@pytest.mark.parametrize("kernel", ONE_CALL)
+def test_the_calls_of_a_gpu_give_the_numbers_of_one_call_a_sequence(kernel: Kernel) -> None:
     model, batch = random_model(small_settings(), 90, seed=0), random_batch(LENGTHS, 90, 0)
     plain = outcome(model, batch)
-    with flash_on_the_cpu():
+    with on_the_cpu(kernel):
         assert_near(outcome(model, batch), plain, 1e-5)
-
-
-def answer_to_plain_code(*_: object) -> bool:
-    assert not torch.compiler.is_compiling(), "compiled code asks for the kernel"
-    return True
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's compiler asks
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("kernel", ONE_CALL)
 def test_compiled_it_is_one_graph_for_all_layers_and_all_batches_of_a_shape(
-    dropout: float, monkeypatch: pytest.MonkeyPatch
+    kernel: Kernel, dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def answer_to_plain_code(*_: object) -> Kernel:
+        assert not torch.compiler.is_compiling(), "compiled code asks for the kernel"
+        return kernel
+
     monkeypatch.setattr(compile, "BACKEND", "aot_eager")
     model = random_model(
         small_settings(num_hidden_layers=3, attention_probs_dropout_prob=dropout), 90, seed=0
     )
     batches = [random_batch(n, 90, 0, masked=[1] * 5) for n in (LENGTHS, OTHER_LENGTHS)]
-    with flash_on_the_cpu():
+    with on_the_cpu(kernel):
         plain = [outcome(model, batch) for batch in batches]
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         compile_parts(model, Precision.bf16, GPU)
         with monkeypatch.context() as patch:
-            patch.setattr(attention, "has_kernel", answer_to_plain_code)
+            patch.setattr(attention, "kernel_of", answer_to_plain_code)
             for batch, expected in zip(batches, plain, strict=True):
                 assert_near(outcome(model, batch), expected, 1e-5)
     counters = torch._dynamo.utils.counters
@@ -71,27 +78,55 @@ def test_compiled_it_is_one_graph_for_all_layers_and_all_batches_of_a_shape(
 @pytest.mark.parametrize(
     ("device", "dtype", "head_dim", "capability", "expected"),
     [
-        ("cuda", torch.bfloat16, 64, (8, 0), True),
-        ("cuda", torch.float16, 256, (9, 0), True),
-        ("cuda", torch.bfloat16, 64, (7, 5), False),
-        ("cuda", torch.float32, 64, (9, 0), False),
-        ("cuda", torch.bfloat16, 60, (9, 0), False),
-        ("cuda", torch.bfloat16, 264, (9, 0), False),
-        ("cpu", torch.bfloat16, 64, (9, 0), False),
+        ("cuda", torch.bfloat16, 64, (8, 0), Kernel.flash),
+        ("cuda", torch.float16, 256, (9, 0), Kernel.flash),
+        ("cuda", torch.float16, 64, (7, 5), Kernel.efficient),  # a T4
+        ("cuda", torch.float32, 64, (9, 0), Kernel.efficient),
+        ("cuda", torch.bfloat16, 264, (9, 0), Kernel.efficient),
+        ("cuda", torch.bfloat16, 64, (7, 5), Kernel.by_sequence),
+        ("cuda", torch.bfloat16, 60, (9, 0), Kernel.by_sequence),
+        ("cuda", torch.float64, 64, (9, 0), Kernel.by_sequence),
+        ("cpu", torch.bfloat16, 64, (9, 0), Kernel.by_sequence),
     ],
 )
-def test_the_kernel_is_for_16_bits_on_ampere_and_later(
+def test_the_kernel_depends_on_type_head_size_and_gpu(
     device, dtype, head_dim, capability, expected, monkeypatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    attention.has_kernel.cache_clear()
-    assert attention.has_kernel(torch.device(device), dtype, head_dim) is expected
-    attention.has_kernel.cache_clear()
+    monkeypatch.setattr(attention, "_fault", lambda *_: "")
+    attention.kernel_of.cache_clear()
+    assert attention.kernel_of(torch.device(device), dtype, head_dim) is expected
+    attention.kernel_of.cache_clear()
+
+
+def test_an_operator_that_fails_or_is_off_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trial(change: Callable[[Tensor], Tensor] = lambda out: out) -> str:
+        def run(*given: Any) -> Tensor:
+            return change(attention._efficient(*given))
+
+        return attention._fault(run, torch.device("cpu"), torch.float32, 32)
+
+    assert "_efficient_attention_forward" in trial(), "a CPU has no such kernel"
+    with on_the_cpu(Kernel.efficient):
+        assert trial() == ""
+        assert "off by" in trial(lambda out: out + 1e-2)
+        assert "off by" in trial(lambda out: out.detach() + 0 * out), "its gradient"
+
+
+def test_a_gpu_whose_operator_fails_goes_by_sequence_and_says_why(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    monkeypatch.setattr(attention, "_fault", lambda *_: "no kernel image")
+    attention.kernel_of.cache_clear()
+    assert attention.kernel_of(GPU, torch.float16, 64) is Kernel.by_sequence
+    attention.kernel_of.cache_clear()
+    assert "one call per sequence, which is slower: no kernel image" in caplog.text
 
 
 def test_autocast_decides_the_type_that_the_kernel_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(attention, "has_kernel", lambda *asks: bool(asked.append(asks)))
+    monkeypatch.setattr(
+        attention, "kernel_of", lambda *asks: asked.append(asks) or Kernel.by_sequence
+    )
     model, batch = random_model(small_settings(), 90, seed=0), random_batch(LENGTHS, 90, 0)
     model(batch)
     with torch.autocast("cpu", torch.bfloat16):
@@ -101,14 +136,15 @@ def test_autocast_decides_the_type_that_the_kernel_gets(monkeypatch: pytest.Monk
     assert asked == [(cpu, torch.float32, head_dim), (cpu, torch.bfloat16, head_dim)]
 
 
-def test_its_dropout_zeroes_probabilities_and_their_gradients_alike() -> None:
+@pytest.mark.parametrize("kernel", ONE_CALL)
+def test_its_dropout_zeroes_probabilities_and_their_gradients_alike(kernel: Kernel) -> None:
     lengths = [24, 8]
     batch = random_batch(lengths, 90, 0)
     qkv = torch.randn(32, 3, 2, 32, generator=torch.Generator().manual_seed(1))
     for start, n in ((0, 24), (24, 8)):
         qkv[start : start + n, 2] = torch.eye(n, 32).unsqueeze(1)  # so the output shows them
     qkv.requires_grad_()
-    with flash_on_the_cpu():
+    with on_the_cpu(kernel):
         torch.manual_seed(0)
         out = attention.attention(qkv, batch, 0.25).view(32, 2, 32)
         torch.manual_seed(0)

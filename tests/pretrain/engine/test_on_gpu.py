@@ -24,7 +24,7 @@ from pretrain.data.packing import PackedBatch
 from pretrain.distributed import flight_recorder
 from pretrain.distributed import ranks as ranks_module
 from pretrain.engine.snapshot import WEIGHT, Layout, Snapshot
-from pretrain.model.attention import attention, has_kernel
+from pretrain.model.attention import Kernel, _efficient, _fault, attention, kernel_of
 from pretrain.model.bert import BertForPreTraining
 from pretrain.model.compile import compile_fault, compile_parts
 from pretrain.optim.optimizers import build_optimizer, parameter_groups
@@ -78,7 +78,7 @@ def test_the_kernel_gives_the_outputs_and_gradients_of_the_cpu() -> None:
     weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     (expected * weight).sum().backward()
     on_gpu = random_qkv().to(GPU, BF16).requires_grad_()
-    assert has_kernel(GPU, BF16, on_gpu.shape[-1])
+    assert kernel_of(GPU, BF16, on_gpu.shape[-1]) is Kernel.flash
     found = attention(on_gpu, batch.to(GPU), 0.0)
     (found * weight.to(GPU, BF16)).sum().backward()
     for ours, theirs in ((found, expected), (on_gpu.grad, on_cpu.grad)):
@@ -179,9 +179,14 @@ def test_batches_lie_in_pinned_memory_and_are_copied_whole_without_waiting(sampl
         assert torch.equal(copied._tensors()[name].cpu(), value), name
 
 
-def test_fp32_goes_without_the_kernel_to_the_numbers_of_the_cpu() -> None:
-    batch = random_batch(LENGTHS, 90, 0)
-    assert not has_kernel(GPU, torch.float32, random_qkv().shape[-1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BF16])
+def test_the_memory_efficient_kernel_gives_what_one_call_a_sequence_does(dtype) -> None:
+    assert _fault(_efficient, GPU, dtype, 64) == ""
+
+
+def test_fp32_goes_by_the_memory_efficient_kernel_to_the_numbers_of_the_cpu() -> None:
+    batch = with_unused_slots(random_batch(LENGTHS, 90, 0))
+    assert kernel_of(GPU, torch.float32, random_qkv().shape[-1]) is Kernel.efficient
     assert_near(outcome(gpu_model(), batch.to(GPU)), outcome(gpu_model().cpu(), batch), 1e-4)
 
 

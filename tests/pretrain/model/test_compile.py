@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from attention_reference import on_the_cpu
 from engine_samples import (
     MANY_MICRO_STEPS,
     VOCAB_SIZE,
@@ -20,7 +21,6 @@ from engine_samples import (
     global_batch,
     save_state,
 )
-from flash_reference import flash_on_the_cpu
 from model_samples import random_batch, random_model, small_settings
 from ranks_harness import run_ranks
 from step_outcomes import assert_near, outcome
@@ -166,7 +166,7 @@ def too_many_shapes(ranks: Ranks) -> list[int]:
     model = build_model()
     compile_parts(model, Precision.bf16, torch.device("cuda"))
     graphs = []
-    with flash_on_the_cpu():
+    with on_the_cpu():
         for length in (5, 6, 7):
             try:
                 model(random_batch([length], VOCAB_SIZE - 1, 0))
@@ -197,7 +197,7 @@ def graphs_of_a_rehearsed_run(ranks: Ranks, folder: Path) -> dict[str, Any]:
     shapes, counts = train.shapes, torch._dynamo.utils.counters["stats"]
     assert shapes is not None
     model = BertForPreTraining(settings.model, manifest.vocab_size, settings.data.pairs)
-    with flash_on_the_cpu(), train:
+    with on_the_cpu(), train:
         engine = Engine(model, settings.optim, engine_settings, ranks)
         rehearse(engine, phase, manifest, shapes)
         first = next(iter(held_out)).batch

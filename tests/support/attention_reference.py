@@ -1,7 +1,8 @@
-"""What a GPU's flash kernel computes, written for CPU tensors: numbers for the path of CUDA.
+"""What a GPU's attention kernels compute, written for CPU tensors: numbers for the path of CUDA.
 
-torch's own operators, `aten::_flash_attention_forward` and `_backward`, have no CPU kernel; with
-these two in their place the product's call goes all its way, through autograd and compilation.
+torch's own operators, `aten::_flash_attention_forward` and `_backward` and the same of
+`_efficient_attention`, have no CPU kernel; with these in their place the product's call goes all
+its way, through autograd and compilation.
 """
 
 import itertools
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor
 
 from pretrain.model import attention
+from pretrain.model.attention import Kernel
 
 
 @contextmanager
-def flash_on_the_cpu() -> Iterator[None]:
+def on_the_cpu(kernel: Kernel = Kernel.flash) -> Iterator[None]:
     """In this context `attention` takes the one call that it takes on a GPU."""
     with (
         torch.library._scoped_library("aten", "IMPL") as library,
@@ -25,7 +27,9 @@ def flash_on_the_cpu() -> Iterator[None]:
     ):
         library.impl("_flash_attention_forward", _forward, "CPU")
         library.impl("_flash_attention_backward", _backward, "CPU")
-        patch.setattr(attention, "has_kernel", lambda *_: True)
+        library.impl("_efficient_attention_forward", _efficient_forward, "CPU")
+        library.impl("_efficient_attention_backward", _efficient_backward, "CPU")
+        patch.setattr(attention, "kernel_of", lambda *_: kernel)
         yield
 
 
@@ -69,6 +73,34 @@ def _backward(
         grads[1][part] = torch.einsum("hqk,qhd->khd", of_scores, q[part].float()).to(q.dtype)
         grads[2][part] = torch.einsum("hqk,qhd->khd", probabilities * kept, grad).to(q.dtype)
     return grads
+
+
+def _efficient_forward(
+    q: Tensor, k: Tensor, v: Tensor, bias: None, cu_seqlens: Tensor, cu_seqlens_k: Tensor,
+    longest: int, longest_k: int, dropout_p: float, mask_type: int, wants_sums: bool, **rest: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int]:  # fmt: skip
+    """(1, T, H, K) each. The real one has the sums by sequence, which nothing else reads."""
+    assert bias is None
+    assert mask_type == 0
+    assert wants_sums, "for the backward pass"
+    out, sums, seed, unused, _ = _forward(
+        q[0], k[0], v[0], cu_seqlens, cu_seqlens_k, longest, longest_k, dropout_p, False, False,
+        **rest,
+    )  # fmt: skip
+    return out[None], sums, seed.view(torch.int64), unused.view(torch.int64), longest, longest_k
+
+
+def _efficient_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: None, out: Tensor, cu_seqlens: Tensor,
+    cu_seqlens_k: Tensor, longest: int, longest_k: int, sums: Tensor, dropout_p: float,
+    seed: Tensor, unused: Tensor, mask_type: int, wants_bias: bool, **rest: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grads = _backward(
+        grad_out[0], q[0], k[0], v[0], out[0], sums, cu_seqlens, cu_seqlens_k, longest, longest_k,
+        dropout_p, False, seed, unused,
+    )  # fmt: skip
+    dq, dk, dv = (grad[None] for grad in grads)
+    return dq, dk, dv, q.new_empty(0)
 
 
 def _parts(cu_seqlens: Tensor, longest: int) -> list[slice]:
