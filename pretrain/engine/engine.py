@@ -210,11 +210,15 @@ class Engine:
             setattr(self._engine, name, value)
         self._set_loss_scaler(scaler)
 
+    def wait_for_weights(self) -> None:
+        """Wait for the gathers that the last step began, which the next forward pass needs."""
+        if isinstance(self._engine.optimizer, LeanZero):
+            self._engine.optimizer.wait_for_weights()
+
     def close(self) -> None:
         """Free memory and compiled code for the engine of the next phase. The last call."""
         torch.compiler.reset()
-        if isinstance(self._engine.optimizer, LeanZero):
-            self._engine.optimizer.wait_for_weights()
+        self.wait_for_weights()
         self._engine.destroy()
         # ZeRO 3 leaves references in hooks that no collector sees: empty what they hold
         for optimizer in (self._engine.optimizer, self._optimizer):

@@ -10,6 +10,7 @@ import gzip
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -43,7 +44,10 @@ class StepProfiler:
         ranks: Ranks,
         monitor: Monitor,
         watchdog: Watchdog,
+        wait_for_collectives: Callable[[], None],
     ) -> None:
+        """`wait_for_collectives` waits for those that a step leaves under way."""
+        self._wait_for_collectives = wait_for_collectives
         self._steps, self._is_recorded = settings.steps, settings.has(ranks.rank)
         self._run_folder, self._ranks = run_folder, ranks
         self._monitor, self._watchdog = monitor, watchdog
@@ -112,6 +116,8 @@ class StepProfiler:
         """Write the traces, and on rank 0 the summary and an event. Collective."""
         self._watchdog.begin("writing the profile", self._made[-1])
         own = None
+        # gloo's threads note the end of a collective in the profile, where it still has to be
+        self._wait_for_collectives()
         if self._profile is not None:
             self._profile.stop()  # waits for the device
             try:

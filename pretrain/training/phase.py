@@ -120,8 +120,9 @@ class PhaseTraining:
                 self._saver.save(progress)  # so that there is always one to go back to
             vocab_rows = padded_vocab_size(self._manifest.vocab_size, settings.model)
             profiler = StepProfiler(
-                settings.profile, context.folder, context.ranks, self._monitor, context.watchdog
-            )
+                settings.profile, context.folder, context.ranks, self._monitor, context.watchdog,
+                self._engine.wait_for_weights,
+            )  # fmt: skip
             trainer = Trainer(
                 context=context,
                 settings=settings,

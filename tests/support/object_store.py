@@ -21,6 +21,7 @@ def object_store() -> Iterator[tuple[Any, dict[str, str]]]:
     """A client of a new store with the bucket `texts`, and the environment that finds it."""
     import boto3
     from moto.server import ThreadedMotoServer
+    from s3fs import S3FileSystem
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -34,6 +35,8 @@ def object_store() -> Iterator[tuple[Any, dict[str, str]]]:
         aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"],
     )
     client.create_bucket(Bucket="texts")
+    # one made for an earlier store, which the environment named then, is kept by its arguments
+    S3FileSystem.clear_instance_cache()
     try:
         yield client, {**KEYS, "AWS_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": "us-east-1"}
     finally:

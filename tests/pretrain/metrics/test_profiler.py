@@ -3,6 +3,8 @@
 import gzip
 import json
 import logging
+import threading
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from step_outcomes import outcome
 
 from pretrain.config.settings import Precision, ProfileSettings
 from pretrain.distributed.ranks import Ranks
+from pretrain.engine.zero1 import Bucket
 from pretrain.metrics import profiler
 from pretrain.metrics.monitor import Monitor, Sink
 from pretrain.metrics.profiler import StepProfiler
@@ -37,15 +40,20 @@ class NoWatchdog:
         pass
 
 
-def profiling(ranks: Ranks, folder: Path, steps: Any, of: Any, sink: Sink | None = None) -> Any:
-    settings = ProfileSettings(steps, of)
-    return StepProfiler(settings, folder, ranks, Monitor([sink or Sink()]), NoWatchdog())
+def profiling(
+    ranks: Ranks, folder: Path, steps: Any, of: Any, sink: Sink | None = None,
+    wait_for_collectives: Callable[[], None] = lambda: None,
+) -> Any:  # fmt: skip
+    return StepProfiler(
+        ProfileSettings(steps, of), folder, ranks, Monitor([sink or Sink()]), NoWatchdog(),
+        wait_for_collectives,
+    )  # fmt: skip
 
 
 def losses(ranks: Ranks, folder: Path, steps: Any) -> Any:
     """This rank's losses of five steps, by their bits, and the events of a profile of some."""
     engine, found, events = build_engine(ranks, 1), [], Events()
-    with profiling(ranks, folder, steps, "all", events) as profile:
+    with profiling(ranks, folder, steps, "all", events, engine.wait_for_weights) as profile:
         for number in range(1, 6):
             profile.begin_step(number)
             batch = global_batch(number, ranks.rank, ranks.world_size)
@@ -84,6 +92,36 @@ def test_every_rank_writes_its_trace_and_the_losses_stay_bit_equal(tmp_path: Pat
     [(kind, facts)] = profiled[0][1]
     assert (kind, facts["step"], facts["first_step"]) == ("profile", 3, 2)
     assert facts["text"].count("ms per step") == 2
+
+
+def pending_at_the_end(ranks: Ranks, folder: Path) -> list[int]:
+    """How many gathers are under way when the profile is read, if rank 1 is late with its own."""
+    engine, pending = build_engine(ranks, 1), []
+    usual, taken = Bucket.gather, StepProfiler._write
+
+    def late(*given: Any) -> None:
+        threading.Event().wait(0.2 * ranks.rank)
+        usual(*given)
+
+    def read(self: StepProfiler, recorded: Any) -> Any:
+        buckets = engine._engine.optimizer._buckets
+        pending.append(sum(len(bucket._gatherings) for bucket in buckets))
+        return taken(self, recorded)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Bucket, "gather", late)
+        patch.setattr(StepProfiler, "_write", read)
+        with profiling(ranks, folder, [1, 1], "all", None, engine.wait_for_weights) as profile:
+            profile.begin_step(1)
+            engine.train_step(global_batch(1, ranks.rank, ranks.world_size), 1e-3)
+            profile.end_step(1)
+    return pending
+
+
+@pytest.mark.distributed
+def test_a_profile_ends_after_the_collectives_that_its_last_step_left_under_way(tmp_path) -> None:
+    """Otherwise gloo's threads note their end in what is freed, and the process may crash."""
+    assert run_ranks(pending_at_the_end, 2, folder=tmp_path) == [[0], [0]]
 
 
 @pytest.fixture
