@@ -70,6 +70,7 @@ from data_prep.core.config import compose  # noqa: E402
 from data_prep.core.objectives import MaskingUnit, Pairing  # noqa: E402
 from data_prep.examples.masking import MaskingRule  # noqa: E402
 from pretrain.config.settings import Settings  # noqa: E402
+from pretrain.model.attention import Kernel  # noqa: E402
 from pretrain.model.bert import BertForPreTraining, Layer, _sums  # noqa: E402
 from pretrain.model.fp8 import use_fp8  # noqa: E402
 from pretrain.optim.muon import Muon  # noqa: E402
@@ -282,7 +283,7 @@ def kernels() -> dict[str, Any]:
             batch = types.SimpleNamespace(cu_seqlens=ends, max_seqlen=512)
             with torch.autocast("cuda", torch.bfloat16, enabled=dtype is torch.float32):
                 return torch.func.functional_call(
-                    layer, dict(zip(names, weights, strict=True)), (x, batch, True)
+                    layer, dict(zip(names, weights, strict=True)), (x, batch, Kernel.flash)
                 )
 
         with mode:
