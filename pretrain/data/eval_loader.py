@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.core.config import SettingsError
 from data_prep.stores.shard_reader import Shards
 from pretrain.data.packing import PackedBatch, Shape
 from pretrain.data.static_shapes import Packer, one_shape
@@ -67,17 +68,17 @@ class EvalLoader:
         """`max_examples` None: all. `static`: micro-batches all have one shape, for compiled code.
         `pinned`: they are in page-locked memory, which needs CUDA.
 
-        Raises ValueError where there is no held-out example."""
+        Raises SettingsError where there is no held-out example, or one is over the budget."""
         ids = held_out_ids(shards.num_examples, max_examples)
         if not len(ids):
-            raise ValueError(
+            raise SettingsError(
                 f"{shards.folder} holds no held-out example; raise heldout_fraction and run "
                 "data_prep.encode, then data_prep.build with replace=true"
             )
         self._rows = shards.rows(ids)
         lengths = self._rows.lengths
         if (longest := int(lengths.max())) > token_budget:
-            raise ValueError(
+            raise SettingsError(
                 f"engine.tokens_per_micro_batch={token_budget} cannot hold a held-out example of "
                 f"{longest} tokens; set engine.tokens_per_micro_batch={longest} or more"
             )

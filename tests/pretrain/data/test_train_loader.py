@@ -562,7 +562,7 @@ def test_an_evaluation_repeats(folder: Path) -> None:
 
 
 def test_a_held_out_example_above_the_budget_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="cannot hold a held-out example of 6"):
+    with pytest.raises(SettingsError, match="cannot hold a held-out example of 6"):
         held_out(folder, 0, 1, token_budget=30)
 
 
