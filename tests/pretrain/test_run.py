@@ -433,7 +433,9 @@ def test_a_run_with_other_settings_is_not_continued(
     assert [line.strip() for line in text.splitlines() if " then, " in line] == [message]
 
 
-@pytest.mark.parametrize("pairing", [Pairing.sop, Pairing.none])
+@pytest.mark.parametrize(
+    "pairing", [Pairing.sop, pytest.param(Pairing.none, marks=pytest.mark.slow)]
+)
 def test_a_run_is_not_continued_with_another_objective(sample_dirs, uninterrupted, pairing) -> None:
     other = [f"data.dir={sample_dirs(pairing)}", f"data.pairs={pairing.name}"]
     expected = f"data.pairs: nsp then, {pairing.name} now"

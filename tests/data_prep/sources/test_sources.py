@@ -266,7 +266,9 @@ def test_each_path_of_a_list_must_exist(tmp_path: Path) -> None:
     assert f"source.path={tmp_path}/b does not exist\nsource.path= does not" in str(refused.value)
 
 
-@pytest.mark.parametrize("length", [80, 146, 200])
+@pytest.mark.parametrize(
+    "length", [146, *(pytest.param(n, marks=pytest.mark.slow) for n in (80, 200))]
+)
 def test_a_long_tmpdir_does_not_keep_a_job_from_running(tmp_path: Path, length: int) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text("It was a café.")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from slow_cases import slow_but
 
 from data_prep.core.settings import SourceKind, SourceSettings
 from data_prep.sources import wikiextractor
@@ -64,8 +65,12 @@ HOSTILE: dict[Callable[[str], object], list[str]] = {
 }  # fmt: skip
 
 
+CASES = [(function, unit) for function in HOSTILE for unit in HOSTILE[function]]
+LONG = [(_page, unit) for unit in ("<ref name=", "\n{|\n|\n|}", "\n*")]  # seconds each
+
+
 @pytest.mark.parametrize(
-    ("function", "unit"), [(function, unit) for function in HOSTILE for unit in HOSTILE[function]]
+    ("function", "unit"), slow_but([case for case in CASES if case not in LONG], CASES)
 )
 def test_hostile_text_takes_linear_time(function: Callable[[str], object], unit: str) -> None:
     for characters in (10_000, 100_000):

@@ -51,6 +51,7 @@ def test_a_run_ends_with_its_loss_and_three_commands_in_eighty_columns(tmp_path,
 
 
 def test_after_a_console_command_the_next_ones_are_console_commands(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the checkout may hold the sample
     monkeypatch.setenv(CONSOLE, "1")
     commands = next_commands(History.read(MadeRun(tmp_path / "x").folder))
     assert [command.split("=")[0] for command in commands] == [

@@ -15,6 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from ranks_harness import run_ranks
 from run_in_fork import TINY, finished_run, pretrain_run
+from slow_cases import slow_but
 
 from data_prep.core.config import compose
 from data_prep.examples.masking import MaskingRule
@@ -134,18 +135,19 @@ def saved(engine: Any, folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+CASES: list[tuple[int, Precision, dict[str, Any]]] = [
+    *((stage, FP32, ADAMW) for stage in (0, 1, 2, 3)),
+    *((stage, FP32, LAMB) for stage in (0, 1, 2, 3)),
+    (1, FP32, BERT_ADAM),
+    (0, AUTOCAST, ADAMW),
+    *((stage, precision, ADAMW) for stage in (1, 2, 3) for precision in (BF16, FP16)),
+    *((stage, FP32, {"activation_checkpointing": True}) for stage in (1, 3)),
+]
+FAST = [(1, FP32, ADAMW), (3, FP32, LAMB), (2, BF16, ADAMW), (1, FP16, ADAMW)]
+
+
 @pytest.mark.distributed
-@pytest.mark.parametrize(
-    ("stage", "precision", "optim"),
-    [
-        *((stage, FP32, ADAMW) for stage in (0, 1, 2, 3)),
-        *((stage, FP32, LAMB) for stage in (0, 1, 2, 3)),
-        (1, FP32, BERT_ADAM),
-        (0, AUTOCAST, ADAMW),
-        *((stage, precision, ADAMW) for stage in (1, 2, 3) for precision in (BF16, FP16)),
-        *((stage, FP32, {"activation_checkpointing": True}) for stage in (1, 3)),
-    ],
-)
+@pytest.mark.parametrize(("stage", "precision", "optim"), slow_but(FAST, CASES))
 def test_a_rehearsal_leaves_weights_optimizer_generators_and_counters_untouched(
     tmp_path: Path, stage: int, precision: Precision, optim: dict[str, Any]
 ) -> None:
