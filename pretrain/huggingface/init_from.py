@@ -34,7 +34,7 @@ from data_prep.tokenizer.vocab_file import read_vocab
 from data_prep.tokenizer.wordpiece import make_tokenizer
 from pretrain.checkpoint.files import STATE_FILE, find_fault, newest_whole, read_state
 from pretrain.checkpoint.identity import init_from_of, vocab_checksum_of
-from pretrain.config.checks import LIMITS
+from pretrain.config.limits import LIMITS
 from pretrain.config.settings import ModelSettings, Settings
 
 if TYPE_CHECKING:
