@@ -25,6 +25,7 @@ import orjson
 
 from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
+from data_prep.core.settings import is_url
 from pretrain.config.arguments import run_command
 
 
@@ -40,6 +41,12 @@ def evaluate(
     """The command."""
     if max_examples is not None and max_examples < 1:
         raise SettingsError(f"max_examples={max_examples}; it takes 1 or more")
+    # A Path has one slash of the two
+    if data__dir is not None and is_url(str(data__dir).replace(":/", "://", 1)):
+        raise SettingsError(
+            "data.dir is a URL, and shards are read from a local folder here: copy them to one, "
+            "or take the folder in data.stage where a run with this URL has put them"
+        )
     from pretrain.metrics.names import held_out
     from pretrain.training.evaluate_model import evaluate_model
 

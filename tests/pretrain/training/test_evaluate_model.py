@@ -129,6 +129,10 @@ def test_shards_of_another_vocabulary_are_refused_with_the_first_entry(
         (["checkpoint=nowhere"], "nowhere is no folder"),
         (["split=dev"], "split=dev is none of heldout, train"),
         (["data.dir=nowhere"], "there are no shards of 128 tokens in nowhere"),
+        (
+            ["data.dir=s3://bucket/shards"],
+            "data.dir is a URL, and shards are read from a local folder",
+        ),
         (["data.seq_len=77"], "there are no shards of 77 tokens"),
         (["max_examples=0"], "max_examples=0; it takes 1 or more"),
         (["data_dir=x"], "it takes run=PATH checkpoint=TEXT data.dir=PATH data.seq_len=N"),
