@@ -273,10 +273,10 @@ def change_a_document(data_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "override", "again"),
     [
-        (remove_a_part, "seed=12345", ALL[2:]),
+        pytest.param(remove_a_part, "seed=12345", ALL[2:], marks=pytest.mark.slow),
         (cut_a_part, "seed=12345", ALL[2:]),
         (change_a_document, "seed=12345", ALL[:1]),
-        (lambda data_dir: None, "heldout_fraction=0.5", ALL),
+        pytest.param(lambda data_dir: None, "heldout_fraction=0.5", ALL, marks=pytest.mark.slow),
     ],
 )
 def test_what_is_lost_or_changed_alone_is_encoded_again(tmp_path, change, override, again) -> None:

@@ -262,9 +262,9 @@ def test_a_plan_for_a_cpu_is_about_memory_and_hours(typed, monkeypatch, capsys) 
 @pytest.mark.parametrize(
     "typed",
     [
-        ["model.hidden_size=1024000"],
+        pytest.param(["model.hidden_size=1024000"], marks=pytest.mark.slow),
         ["model.intermediate_size=1000000", "model.num_hidden_layers=1000"],
-        ["plan.vocab_size=2000000000"],
+        pytest.param(["plan.vocab_size=2000000000"], marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_a_model_that_cannot_fit_is_planned_without_being_allocated(typed, capsys) -> None:

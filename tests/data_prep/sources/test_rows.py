@@ -1,5 +1,6 @@
 """Any files of rows: every kind and packing, cut anywhere, broken anywhere; columns and ids."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from row_tables import KINDS, PACKINGS
+from slow_cases import slow_but
 from source_reading import read_all, reasons, source_of, texts
 
 from data_prep import collect
@@ -271,8 +273,13 @@ def test_a_csv_of_another_delimiter_is_read(tmp_path: Path, sign: str) -> None:
     assert texts(read_all(_source(tmp_path))) == {"u": "One, two."}
 
 
-@pytest.mark.parametrize("packing", [".gz", ".zst", ".bz2", ".xz"])
-@pytest.mark.parametrize("kind", [".jsonl", ".csv"])
+@pytest.mark.parametrize(
+    ("kind", "packing"),
+    slow_but(
+        [(".csv", ".gz"), (".csv", ".zst"), (".jsonl", ".bz2"), (".jsonl", ".xz")],
+        itertools.product((".jsonl", ".csv"), (".gz", ".zst", ".bz2", ".xz")),
+    ),
+)
 def test_a_packed_file_that_breaks_off_gives_what_precedes(tmp_path, kind, packing) -> None:
     many = [{"url": f"{n:06}", "content": f"{n * 7919 % 10007:x} " * 20} for n in range(20_000)]
     packed = PACKINGS[packing](KINDS[kind](many))
@@ -424,6 +431,7 @@ def test_a_changed_file_changes_the_state_of_its_tasks_alone(tmp_path: Path) -> 
     assert changed == sorted(changed)
 
 
+@pytest.mark.slow
 def test_the_bytes_are_the_same_for_any_number_of_workers_and_after_a_lost_task(tmp_path) -> None:
     (tmp_path / "in").mkdir()
     for number, (kind, write) in enumerate(KINDS.items()):

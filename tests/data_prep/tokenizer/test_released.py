@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from made_documents import write_source
+from slow_cases import slow_but
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
@@ -88,22 +89,28 @@ STOCK = {"normalization": Normalization.none, "clean_text": True, "turkish_i": F
 SAID = {"do_lower_case": True, "strip_accents": False}
 
 
+UNLIKE = [
+    (None, GERMAN, "tokenizer.json", "true", "möchte der möchte müsste für die der ."),
+    (None, BARE, "tokenizer.json", "false", "[UNK] der mochte musste [UNK] die Der ."),
+    ({"do_lower_case": False}, {}, "vocab.txt", "false", "Möchte der möchte müsste für die Der ."),
+]
+
+
 @pytest.mark.parametrize(
     ("config", "rules", "file", "lowercase", "words"),
-    [
-        (None, GERMAN, "tokenizer.json", "true", "möchte der möchte müsste für die der ."),
-        (None, GERMAN, "vocab.txt", "true", "möchte der möchte müsste für die der ."),
-        (SAID, {}, "vocab.txt", "true", "möchte der möchte müsste für die der ."),
-        ({"do_lower_case": True}, GERMAN, "tokenizer.json", "true",
-         "möchte der möchte müsste für die der ."),
-        (SAID | {"strip_accents": True}, {}, "vocab.txt", "true",
-         "mochte der mochte musste [UNK] die der ."),
-        (None, BARE, "tokenizer.json", "false",
-         "[UNK] der mochte musste [UNK] die Der ."),
-        ({"do_lower_case": False}, {}, "vocab.txt", "false",
-         "Möchte der möchte müsste für die Der ."),
-        ({}, {}, "vocab.txt", "true", "mochte der mochte musste [UNK] die der ."),
-    ],
+    slow_but(
+        UNLIKE,
+        [
+            *UNLIKE,
+            (None, GERMAN, "vocab.txt", "true", "möchte der möchte müsste für die der ."),
+            (SAID, {}, "vocab.txt", "true", "möchte der möchte müsste für die der ."),
+            ({"do_lower_case": True}, GERMAN, "tokenizer.json", "true",
+             "möchte der möchte müsste für die der ."),
+            (SAID | {"strip_accents": True}, {}, "vocab.txt", "true",
+             "mochte der mochte musste [UNK] die der ."),
+            ({}, {}, "vocab.txt", "true", "mochte der mochte musste [UNK] die der ."),
+        ],
+    ),
 )  # fmt: skip
 def test_the_casing_that_a_released_tokenizer_states_is_used_from_encode_to_export(
     tmp_path: Path, config, rules, file: str, lowercase: str, words: str

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
+from slow_cases import slow_but
 
 from data_prep.core.config import as_dict, choices
 from pretrain.config.load import load
@@ -75,8 +77,12 @@ def test_every_recipe_has_its_numbers_here() -> None:
     assert choices("recipe") == sorted(NUMBERS)
 
 
-@pytest.mark.parametrize("recipe", sorted(NUMBERS))
-@pytest.mark.parametrize("model", choices("model"))
+EACH_ONCE = list(zip(itertools.cycle(choices("model")), sorted(NUMBERS), strict=False))
+
+
+@pytest.mark.parametrize(
+    ("model", "recipe"), slow_but(EACH_ONCE, itertools.product(choices("model"), sorted(NUMBERS)))
+)
 def test_a_recipe_has_its_numbers_with_any_model(recipe: str, model: str) -> None:
     everything = as_dict(settings_of(f"+model={model}", f"+recipe={recipe}"))
     for key, number in NUMBERS[recipe].items():
@@ -101,7 +107,16 @@ def test_only_the_recipes_that_have_a_quirk_turn_it_on() -> None:
     assert {recipe for recipe, s in schedules.items() if s.decay_from_step_0} == from_step_0
 
 
-@pytest.mark.parametrize("recipe", sorted(NUMBERS))
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        *("budget_24h", "laptop", "nvidia_lamb"),
+        *(
+            pytest.param(recipe, marks=pytest.mark.slow)
+            for recipe in sorted(NUMBERS.keys() - {"budget_24h", "laptop", "nvidia_lamb"})
+        ),
+    ],
+)
 def test_a_recipe_holds_over_the_model_s_own_numbers_wherever_it_is_typed(recipe: str) -> None:
     first = settings_of(f"recipe={recipe}", "model=tiny")
     last = settings_of("model=tiny", f"+recipe={recipe}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
 from cures import cures
+from slow_cases import slow_but
 
 from data_prep.core.config import SettingsError, as_dict, compose
 from pretrain.config.checks import check
@@ -140,12 +142,14 @@ FLOATS = [
     if isinstance(values, dict)
     for key in (f"{group}.{name}" for name, value in values.items() if isinstance(value, float))
 ]
+RATES = [("optim.learning_rate", value) for value in ("inf", "-inf", "1e300")]
+NANS = [(key, "nan") for key in (*FLOATS, "monitor.peak_tflops")]
+OF_EACH_GROUP = {key.partition(".")[0]: (key, value) for key, value in NANS}.values()
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("optim.learning_rate", value) for value in ("inf", "-inf", "1e300")]
-    + [(key, "nan") for key in (*FLOATS, "optim.max_grad_norm", "monitor.peak_tflops")],
+    slow_but([*RATES, *OF_EACH_GROUP], [*RATES, *NANS]),
 )
 def test_a_number_that_is_not_finite_is_refused_by_name(key: str, value: str) -> None:
     with pytest.raises(SettingsError, match=rf"^{key}=[^\n]*; it takes a finite number"):
@@ -214,45 +218,53 @@ def test_a_number_that_nothing_can_be_planned_with_is_refused(override: str, wor
     assert words in str(caught.value)
 
 
+MISTAKES = [  # of every group of settings
+    ("model.num_attention_heads=3", 1, 1),
+    ("data.seq_len=1024", 1, 1),
+    ("optim.global_batch=7 engine.tokens_per_micro_batch=128", 2, 2),
+    ("optim.tokens_per_step=1", 3, 2),
+    ("data.mask_rate=0.3 data.masking=static", 1, 2),
+    ("data.mask_rate=0.3 data.mask_rate_end=0.2 schedule.budget_hours=1", 1, 1),
+    ("schedule.stop_step=901", 1, 1),
+    ("schedule.warmup_steps=1 schedule.total_steps=1", 1, 1),
+    ("schedule.budget_hours=1 schedule.warmup_steps=3", 1, 1),
+    ("optim=lamb optim.trust_ratio=decayed optim.weight_decay=0", 1, 1),
+    ("optim.bias_correction=false", 1, 2),
+    ("engine=zero0 engine.precision=bf16", 1, 2),
+    ("checkpoint.keep_every=0 checkpoint.every_steps=50", 1, 2),
+    ("survival.on_spike=rewind monitor.every_steps=7 checkpoint.every_steps=50", 1, 1),
+]
+
+
 @pytest.mark.parametrize(
     ("overrides", "ranks", "number"),
-    [
-        ("model.num_attention_heads=3", 1, 1),
-        ("model.hidden_size=131 model.num_attention_heads=12", 1, 1),
-        ("data.seq_len=1024", 1, 1),
-        ("model.type_vocab_size=1", 1, 1),
-        ("engine.tokens_per_micro_batch=100", 1, 1),
-        ("optim.global_batch=1", 2, 1),
-        ("optim.global_batch=7 engine.tokens_per_micro_batch=128", 2, 2),
-        ("optim.tokens_per_step=40000", 2, 2),
-        ("optim.tokens_per_step=1", 3, 2),
-        ("optim.tokens_per_step=-1", 1, 2),
-        ("data.mask_rate=0.3 data.masking=static", 1, 2),
-        ("data.mask_rate_end=0.15", 1, 2),
-        ("data.mask_rate=0.3 data.mask_rate_end=0.2 schedule.budget_hours=1", 1, 1),
-        ("schedule.start_step=900", 1, 1),
-        ("schedule.stop_step=901", 1, 1),
-        ("schedule.start_step=5 schedule.stop_step=5", 1, 1),
-        ("schedule.warmup_steps=900", 1, 1),
-        ("schedule.warmup_steps=1 schedule.total_steps=1", 1, 1),
-        ("schedule=wsd schedule.warmup_steps=100 schedule.decay_fraction=0.9", 1, 1),
-        ("schedule.budget_hours=1 schedule.start_step=1", 1, 1),
-        ("schedule.budget_hours=1 schedule.stop_step=1", 1, 1),
-        ("schedule.budget_hours=1 schedule.warmup_steps=3", 1, 1),
-        ("optim.trust_ratio=all", 1, 2),
-        ("optim.grad_averaging=false", 1, 2),
-        ("optim=lamb optim.trust_ratio=none", 1, 1),
-        ("optim=lamb optim.trust_ratio=decayed optim.weight_decay=0", 1, 1),
-        ("optim.bias_correction=false", 1, 2),
-        ("optim=bert_adam optim.bias_correction=true", 1, 2),
-        ("engine=zero0 engine.precision=bf16", 1, 2),
-        ("engine=zero0 engine.precision=fp16", 1, 2),
-        ("engine=zero3 engine.compile=true", 1, 2),
-        ("checkpoint.keep_every=7", 1, 2),
-        ("checkpoint.keep_every=0 checkpoint.every_steps=50", 1, 2),
-        ("survival.on_spike=rewind monitor.every_steps=7 checkpoint.every_steps=50", 1, 1),
-        ("survival.on_spike=rewind monitor.every_steps=100 checkpoint.every_steps=50", 1, 1),
-    ],
+    slow_but(
+        MISTAKES,
+        [
+            *MISTAKES,
+            ("model.hidden_size=131 model.num_attention_heads=12", 1, 1),
+            ("model.type_vocab_size=1", 1, 1),
+            ("engine.tokens_per_micro_batch=100", 1, 1),
+            ("optim.global_batch=1", 2, 1),
+            ("optim.tokens_per_step=40000", 2, 2),
+            ("optim.tokens_per_step=-1", 1, 2),
+            ("data.mask_rate_end=0.15", 1, 2),
+            ("schedule.start_step=900", 1, 1),
+            ("schedule.start_step=5 schedule.stop_step=5", 1, 1),
+            ("schedule.warmup_steps=900", 1, 1),
+            ("schedule=wsd schedule.warmup_steps=100 schedule.decay_fraction=0.9", 1, 1),
+            ("schedule.budget_hours=1 schedule.start_step=1", 1, 1),
+            ("schedule.budget_hours=1 schedule.stop_step=1", 1, 1),
+            ("optim.trust_ratio=all", 1, 2),
+            ("optim.grad_averaging=false", 1, 2),
+            ("optim=lamb optim.trust_ratio=none", 1, 1),
+            ("optim=bert_adam optim.bias_correction=true", 1, 2),
+            ("engine=zero0 engine.precision=fp16", 1, 2),
+            ("engine=zero3 engine.compile=true", 1, 2),
+            ("checkpoint.keep_every=7", 1, 2),
+            ("survival.on_spike=rewind monitor.every_steps=100 checkpoint.every_steps=50", 1, 1),
+        ],
+    ),
 )
 def test_each_cure_that_is_named_is_one(overrides: str, ranks: int, number: int) -> None:
     typed = ["+model=tiny", *overrides.split()]
@@ -264,9 +276,15 @@ def test_each_cure_that_is_named_is_one(overrides: str, ranks: int, number: int)
         load([*typed, *cure], ranks)
 
 
-@pytest.mark.parametrize("name", ["data.dir", "checkpoint.mirror", "data.stage", "run.dir"])
+S3, HTTPS = "s3://AKIA4711:s3cr3t@bucket/x", "https://host/x?X-Amz-Signature=s3cr3t4711"
+
+
 @pytest.mark.parametrize(
-    "url", ["s3://AKIA4711:s3cr3t@bucket/x", "https://host/x?X-Amz-Signature=s3cr3t4711"]
+    ("url", "name"),
+    slow_but(
+        [(S3, "data.dir"), (HTTPS, "checkpoint.mirror"), (S3, "data.stage"), (HTTPS, "run.dir")],
+        itertools.product((S3, HTTPS), ("data.dir", "checkpoint.mirror", "data.stage", "run.dir")),
+    ),
 )
 def test_a_url_with_a_key_is_refused_and_the_key_not_shown(name: str, url: str) -> None:
     with pytest.raises(SettingsError, match=r"holds a key.*AWS_ACCESS_KEY_ID") as refused:

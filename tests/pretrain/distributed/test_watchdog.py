@@ -72,26 +72,34 @@ def logs(folder: Path, trouble: Callable[[int], None], silent_rank: int = 1) -> 
     return [(folder / f"logs/rank-{rank}.log").read_text() for rank in range(2)]
 
 
-def test_a_rank_that_hangs_ends_both_with_their_stacks_and_is_named_by_both(tmp_path: Path) -> None:
-    for log in logs(tmp_path, hang):
+@pytest.fixture(scope="module")
+def hung(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two ranks of which rank 1 hung."""
+    folder = tmp_path_factory.mktemp("hung")
+    logs(folder, hang)
+    return folder
+
+
+def test_a_rank_that_hangs_ends_both_with_their_stacks_and_is_named_by_both(hung: Path) -> None:
+    waiting, hanging = ((hung / f"logs/rank-{rank}.log").read_text() for rank in range(2))
+    for log in (waiting, hanging):
         assert "no progress for" in log
         assert "rank 0 in a barrier after step 3: waiting for rank 1, which is still in" in log
         assert "reading after step 3" in log
         assert "most recent call first" in log
         assert "native stacks" in log
-    waiting, hanging = ((tmp_path / f"logs/rank-{rank}.log").read_text() for rank in range(2))
     assert "in barrier" in waiting
     assert "in hang" in hanging
 
 
-def test_every_rank_dumps_its_collectives_and_the_report_names_them(tmp_path: Path) -> None:
-    log, _ = logs(tmp_path, hang)
+def test_every_rank_dumps_its_collectives_and_the_report_names_them(hung: Path) -> None:
+    log = (hung / "logs/rank-0.log").read_text()
     assert re.search(
         r"; on the device rank 0 in all_reduce (\d+) of default_pg \(Long\[\]\); "
         r"rank 1 in no collective, the last was all_reduce \d+ of default_pg",
         log,
     ), log
-    dumps = sorted((tmp_path / "collectives").iterdir())
+    dumps = sorted((hung / "collectives").iterdir())
     assert [dump.name for dump in dumps] == ["rank_00000", "rank_00001"]
     of_rank_0, of_rank_1 = (read_dump("rank_", str(dump))["entries"] for dump in dumps)
     assert len(of_rank_0) == len(of_rank_1) + 1, "rank 1 is not in the last one"

@@ -24,6 +24,7 @@ from engine_samples import (
     save_state,
 )
 from ranks_harness import run_ranks
+from slow_cases import slow_but
 
 from data_prep.core.config import SettingsError
 from pretrain.config.settings import Compile, Device, EngineSettings, Precision
@@ -136,18 +137,22 @@ def saved(engine: Engine, folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+CASES: list[tuple[int, Precision, float, str]] = [
+    *((stage, FP32, math.nan, "factor") for stage in (0, 1, 2, 3)),
+    *((stage, BF16, math.nan, "factor") for stage in (1, 2, 3)),
+    (0, AUTOCAST, math.nan, "factor"),
+    (0, FP32, math.inf, "factor"),
+    (1, BF16, math.inf, "factor"),
+    *((stage, FP32, math.inf, "shift") for stage in (0, 1, 2, 3)),  # with a finite gradient
+]
+FAST = [
+    *((0, AUTOCAST, math.nan, "factor"), (1, BF16, math.inf, "factor")),
+    *((2, FP32, math.inf, "shift"), (3, FP32, math.nan, "factor")),
+]
+
+
 @pytest.mark.distributed
-@pytest.mark.parametrize(
-    ("stage", "precision", "bad", "what"),
-    [
-        *((stage, FP32, math.nan, "factor") for stage in (0, 1, 2, 3)),
-        *((stage, BF16, math.nan, "factor") for stage in (1, 2, 3)),
-        (0, AUTOCAST, math.nan, "factor"),
-        (0, FP32, math.inf, "factor"),
-        (1, BF16, math.inf, "factor"),
-        *((stage, FP32, math.inf, "shift") for stage in (0, 1, 2, 3)),  # with a finite gradient
-    ],
-)
+@pytest.mark.parametrize(("stage", "precision", "bad", "what"), slow_but(FAST, CASES))
 def test_a_loss_or_gradient_that_is_not_finite_on_one_rank_changes_nothing(
     stage, precision, bad, what, tmp_path
 ) -> None:
@@ -189,8 +194,10 @@ def weights_after_start(ranks: Ranks, stage: int, precision: Precision) -> bool:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("stage", [1, 2, 3])
-@pytest.mark.parametrize("precision", [FP32, BF16, FP16])
+@pytest.mark.parametrize(
+    ("precision", "stage"),
+    slow_but([(FP32, 1), (BF16, 2), (FP16, 3)], product((FP32, BF16, FP16), (1, 2, 3))),
+)
 def test_masters_start_as_the_weights_given_with_all_their_bits(stage, precision) -> None:
     assert run_ranks(weights_after_start, 3, stage=stage, precision=precision) == [True] * 3
 
@@ -221,7 +228,9 @@ def losses_with_evaluation(ranks: Ranks, stage: int, evaluate: bool) -> Any:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "stage", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2)), 3]
+)
 def test_evaluation_is_without_dropout_and_leaves_training_as_it_is(stage: int) -> None:
     losses, figures, _ = run_ranks(losses_with_evaluation, 2, stage=stage, evaluate=True)[0]
     with torch.no_grad():
@@ -265,6 +274,7 @@ def wait_for_a_rank_that_hangs(ranks: Ranks) -> None:
         raise RuntimeError(f"after {time.monotonic() - started:.0f} s: {error}") from None
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_rank_that_hangs_is_noticed_within_the_time_out() -> None:
     with pytest.raises(RuntimeError, match=r"after \d s: .*[Tt]imed out"):

@@ -46,7 +46,16 @@ def made(folder: Path) -> Path:
     return run.folder
 
 
-@pytest.mark.parametrize("name", HARMS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.yaml", "metrics.jsonl"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("environment.json", "events.jsonl", "guesses.jsonl")
+        ),
+    ],
+)
 def test_a_run_with_a_few_harms_is_shown_or_refused(tmp_path: Path, name: str) -> None:
     run = made(tmp_path)
     refusals(run / name, HARMS[name], lambda: page(History.read(run)), tries=8)

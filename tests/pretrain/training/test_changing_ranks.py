@@ -210,9 +210,8 @@ def test_a_run_by_tokens_goes_on_with_other_ranks_over_the_same_examples(
     assert last == set(expected)
 
 
-@pytest.mark.parametrize(
-    ("ranks", "shards"), [(3, [47]), pytest.param(2, [0, 1, 40, 0, 6], marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "shards"), [(3, [47]), (2, [0, 1, 40, 0, 6])])
 def test_uneven_data_and_prime_numbers_give_every_rank_the_same_steps(
     sample_dir: Path, tmp_path: Path, ranks: int, shards: list[int]
 ) -> None:

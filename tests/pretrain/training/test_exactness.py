@@ -5,6 +5,7 @@ The reference is a plain torch loop: one packed row, one process, one backward, 
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from engine_samples import (
 )
 from ranks_harness import run_ranks
 from several_buckets import use_several_buckets
+from slow_cases import slow_but
 
 from data_prep.core.objectives import Pairing
 from pretrain.config.settings import OptimizerName, Precision, ScheduleSettings, Shard
@@ -81,14 +83,22 @@ def train(
     return losses, norms, gathered(engine), micro_steps
 
 
-@pytest.mark.parametrize("token_budget", [ONE_MICRO_STEP, MANY_MICRO_STEPS])
-@pytest.mark.parametrize(
-    ("world_size", "stage", "shard"),
-    [
-        *((size, stage, Shard.world) for size in (1, 2) for stage in range(4)),
-        *((4, stage, Shard.node) for stage in (1, 2)),
-    ],
-)
+BUDGETS = (ONE_MICRO_STEP, MANY_MICRO_STEPS)
+CASES = [
+    *itertools.product((1, 2), range(4), [Shard.world], BUDGETS),
+    *itertools.product([4], (1, 2), [Shard.node], BUDGETS),
+]
+FAST = [
+    (1, 0, Shard.world, ONE_MICRO_STEP),
+    (2, 0, Shard.world, MANY_MICRO_STEPS),
+    (2, 1, Shard.world, ONE_MICRO_STEP),
+    (2, 2, Shard.world, MANY_MICRO_STEPS),
+    (2, 3, Shard.world, MANY_MICRO_STEPS),
+    (4, 1, Shard.node, MANY_MICRO_STEPS),
+]
+
+
+@pytest.mark.parametrize(("world_size", "stage", "shard", "token_budget"), slow_but(FAST, CASES))
 def test_losses_norms_and_weights_are_those_of_a_plain_loop(
     world_size: int, stage: int, shard: Shard, token_budget: int
 ) -> None:
@@ -108,7 +118,9 @@ def assert_losses_and_weights(got_losses: Any, got_weights: Any, losses: Any, we
     torch.testing.assert_close(got_weights, weights, rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "stage", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2)), 3]
+)
 def test_without_pairs_two_ranks_train_what_there_is(stage: int) -> None:
     """No pooler and no head of pairs: no parameter without a gradient, at any stage."""
     losses, _, weights = plain_loop(Pairing.none)

@@ -143,7 +143,7 @@ CASES: list[tuple[int, Precision, dict[str, Any]]] = [
     *((stage, precision, ADAMW) for stage in (1, 2, 3) for precision in (BF16, FP16)),
     *((stage, FP32, {"activation_checkpointing": True}) for stage in (1, 3)),
 ]
-FAST = [(1, FP32, ADAMW), (3, FP32, LAMB), (2, BF16, ADAMW), (1, FP16, ADAMW)]
+FAST = [(1, FP16, ADAMW), (3, FP32, LAMB)]
 
 
 @pytest.mark.distributed
@@ -186,7 +186,9 @@ ARGUMENTS = (
     [
         (1600, 1, [], "of 2048 tokens .*: set engine.tokens_per_micro_batch=1536, which fits"),
         (500, 2, [], f"{LEAST}; set engine.activation_checkpointing=true; it changes no result"),
-        (500, 2, [RECOMPUTED], f"{LEAST}; set engine.zero_stage=2"),
+        pytest.param(
+            *(500, 2, [RECOMPUTED], f"{LEAST}; set engine.zero_stage=2"), marks=pytest.mark.slow
+        ),
         (500, 1, [RECOMPUTED], f"{LEAST}; set a smaller data.seq_len"),
     ],
 )

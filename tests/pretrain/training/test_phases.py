@@ -350,7 +350,6 @@ def left_over(ranks: Ranks, stage: int) -> int:
     watched = [weakref.ref(tensor) for tensor in tensors]
     engine.close()
     del engine, tensors
-    gc.unfreeze()
     gc.collect()
     return sum(watch() is not None and watch().numel() > 0 for watch in watched)
 
