@@ -12,6 +12,7 @@ groups: data={data}
 settings: run.name=x run.resume=auto|must|never optim.global_batch=256 schedule.total_steps=1000 ...
           --cfg prints all of them with their values
 example: torchrun --nproc-per-node 8 -m pretrain.run +model=base data=wikibooks_128 run.name=first
+demo:    python -m pretrain.run +model=tiny recipe=demo run.name=demo, minutes on two CPU cores
 
 Starts the same way from a bare shell, torchrun, the deepspeed launcher and srun.
 """
@@ -72,8 +73,8 @@ T = TypeVar("T")
 MOST_FAULTS = 10  # shown; all are counted
 
 SAMPLE_LINE = (
-    "data: the embedded sample corpus; for real data prepare your own (docs/data.md) and "
-    "give data=wikibooks_128 or data.dir=FOLDER"
+    "data: the embedded sample corpus; for texts of your own: python -m data_prep.collect, vocab, "
+    "encode and build (docs/data.md), then data.dir=FOLDER"
 )
 
 
@@ -213,7 +214,7 @@ def _check_manifests(settings: Settings, on_sample: bool, stop: signals.StopRequ
 
     is_main, phases = environment_rank() == 0, phases_of(settings)
     if on_sample:
-        print(SAMPLE_LINE, flush=True)
+        print(as_typed(SAMPLE_LINE), flush=True)
     for data in [phase.settings.data for phase in phases]:
         if on_sample and is_main and not (folder_of(data) / "manifest.json").exists():
             print(f"preparing the sample corpus in {folder_of(data)}", flush=True)

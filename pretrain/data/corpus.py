@@ -41,7 +41,8 @@ def manifest_of(data: DataSettings, has_one_length: bool = True) -> ShardsManife
     """
     folder = folder_of(data)
     path = folder / "manifest.json"
-    build = f"python -m data_prep.build data_dir={data.dir} seq_len={data.seq_len}"
+    these = f"data_dir={data.dir} seq_len={data.seq_len}"
+    build = f"python -m data_prep.build {these}"
     if data.pairs is not Pairing.nsp:
         build += f" pairs={data.pairs.name}"
     if not path.exists() and data.is_remote:
@@ -52,11 +53,12 @@ def manifest_of(data: DataSettings, has_one_length: bool = True) -> ShardsManife
     if not path.exists():
         fitting = _fitting_lengths(data) if has_one_length else []
         is_encoded = (data.folder / "tokens" / "manifest.json").exists()
+        jobs = f" (after the jobs before it, as python -m data_prep.status {these} prints)"
         raise SettingsError(
             f"there are no shards of {data.seq_len} tokens in {data.dir} (no {path}); "
             + (f"set data.seq_len={fitting[0]}, which is there, or " if fitting else "")
             + f"make them: {build}"
-            + ("" if is_encoded else " (after the jobs before it: docs/data.md)")
+            + ("" if is_encoded else jobs)
         )
     try:
         manifest = read_manifest(path, ShardsManifest, build)

@@ -156,6 +156,7 @@ def test_the_help_of_a_command_and_its_refusals_name_the_console_command(
         return done.stdout + done.stderr
 
     assert "    bert-pretrain +model=" in ran("pretrain", "run", "--help")
+    assert " bert-pretrain +model=tiny recipe=demo " in ran("pretrain", "run", "--help")
     assert "run bert-data vocab" in ran("data", "encode", f"data_dir={tmp_path}")
     assert ran("pretrain", "+mdel=x").startswith("bert-pretrain: ")
     assert ran("pretrain", "push", "x=1").startswith("bert-pretrain push: ")

@@ -1,5 +1,6 @@
 """The data of a run is checked by its manifest, before torch is imported."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,14 @@ def test_where_no_other_length_would_do_or_each_phase_has_its_own_none_is_propos
     with pytest.raises(SettingsError, match="seq_len=512 pairs=none") as refused:
         manifest_of(data)
     assert "which is there" not in str(refused.value)
+
+
+def test_where_tokens_are_missing_too_the_job_that_prints_the_others_is_named(tmp_path) -> None:
+    data = corpus(tmp_path)
+    data.seq_len = 512
+    cure = f"python -m data_prep.status data_dir={tmp_path} seq_len=512 prints"
+    with pytest.raises(SettingsError, match=re.escape(cure)):
+        manifest_of(data)
 
 
 def test_shards_of_the_other_accents_are_refused(tmp_path: Path) -> None:
