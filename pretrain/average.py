@@ -18,12 +18,15 @@ from pathlib import Path
 from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
 from pretrain.config.arguments import run_command
+from pretrain.config.load import config_of
 
 
 def average(run: Path, last: int = 5, target: Path | None = None) -> None:
     """The command."""
     if last < 2:
         raise SettingsError(f"last={last}; it takes 2 or more")
+    config_of(run)
+    # Not before it is known that there is a run: these imports take seconds
     from pretrain.metrics.names import held_out
     from pretrain.training.export_run import export_average
 

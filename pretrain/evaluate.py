@@ -47,6 +47,12 @@ def evaluate(
             "data.dir is a URL, and shards are read from a local folder here: copy them to one, "
             "or take the folder in data.stage where a run with this URL has put them"
         )
+    if not run.is_dir():
+        raise SettingsError(
+            f"run={run} is no folder; it takes a run, such as runs/x, or a Hugging Face BERT, such "
+            "as runs/x/export"
+        )
+    # Not before it is known that there is a model: these imports take seconds
     from pretrain.metrics.names import held_out
     from pretrain.training.evaluate_model import evaluate_model
 

@@ -18,10 +18,13 @@ from pathlib import Path
 from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
 from pretrain.config.arguments import run_command
+from pretrain.config.load import config_of
 
 
 def export(run: Path, checkpoint: Path | None = None, target: Path | None = None) -> None:
     """The command."""
+    config_of(run)
+    # Not before it is known that there is a run: these imports take seconds
     from pretrain.training.export_run import export_run
 
     try:

@@ -18,15 +18,21 @@ def folder_of_run(settings: Settings) -> Path:
     return Path(settings.run.dir) / str(settings.run.name)
 
 
+def config_of(folder: Path) -> Path:
+    """The file with the settings of the run in `folder`. Raises SettingsError if it has none."""
+    path = folder / "config.yaml"
+    if not os.path.lexists(path):
+        raise SettingsError(f"{path} is missing; run= takes the folder of a run, as in run=runs/x")
+    return path
+
+
 def settings_of(folder: Path) -> Settings:
     """The settings of the run in `folder`; settings that its version lacked are as in conf/.
 
     The folder may be somebody else's: its config.yaml is read as plain data. Raises SettingsError
     if there is no run, or its settings are not those of this version.
     """
-    path = folder / "config.yaml"
-    if not os.path.lexists(path):
-        raise SettingsError(f"{path} is missing; run= takes the folder of a run, as in run=runs/x")
+    path = config_of(folder)
     try:
         return updated(_defaults(), read_yaml(path))
     except SettingsError as error:
