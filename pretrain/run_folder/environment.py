@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
+    "bert-pretraining",
     "torch",
     "deepspeed",
     "numpy",
@@ -24,12 +25,15 @@ PACKAGES = (
 
 def environment() -> dict[str, Any]:
     """Versions, commit and hardware, for the record."""
-    root = Path(__file__).resolve().parents[2]
+    here = Path(__file__).resolve()
+    root = here.parents[2]
+    # An environment often lies in the checkout of another project, whose commit says nothing
+    is_ours = _git(root, "ls-files", "--error-unmatch", str(here)) is not None
     return {
         "python": platform.python_version(),
         "packages": package_versions(PACKAGES),
-        "commit": _git(root, "rev-parse", "HEAD"),
-        "has_uncommitted_changes": bool(_git(root, "status", "--porcelain")),
+        "commit": _git(root, "rev-parse", "HEAD") if is_ours else None,
+        "has_uncommitted_changes": is_ours and bool(_git(root, "status", "--porcelain")),
         "host": platform.node(),
         "machine": platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
