@@ -45,7 +45,7 @@ from pretrain.config.phases import phases_of
 from pretrain.config.settings import Compile, DataSettings, Device, Resume, Settings
 from pretrain.data.corpus import folder_of, manifest_of, prepare_sample
 from pretrain.distributed import signals
-from pretrain.distributed.device import bind_to_gpu, why_no_cuda
+from pretrain.distributed.device import bind_to_gpu, why_on_cpu
 from pretrain.distributed.rank_logs import RankOutput, rank_output
 from pretrain.distributed.ranks import (
     environment_local_rank,
@@ -155,7 +155,7 @@ def _run(arguments: list[str], stop: signals.StopRequest, output: RankOutput) ->
     ranks = ranks_module.start(settings.engine.timeout_minutes, settings.engine.device.name)
     if ranks.rank == 0 and ranks.device.type == "cpu":
         is_chosen = settings.engine.device is Device.cpu
-        why = "engine.device=cpu" if is_chosen else why_no_cuda()
+        why = "engine.device=cpu" if is_chosen else why_on_cpu()
         print(f"training on the CPU: {why}", file=sys.stderr, flush=True)
     if settings.engine.bind_to_gpu:
         bind_to_gpu(ranks.device)

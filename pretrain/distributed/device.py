@@ -97,6 +97,15 @@ def _cpus(ranges: str) -> set[int]:
     return found
 
 
+def why_on_cpu() -> str:
+    """Why a run that takes a GPU where there is one has none; without a cure on a plain machine."""
+    import torch
+
+    if _driver() is None and "SLURM_JOB_ID" not in os.environ:
+        return f"this machine has no NVIDIA driver (torch {torch.__version__})"
+    return why_no_cuda()
+
+
 def why_no_cuda() -> str:
     """Why this process has no usable GPU, with the cure; what torch, driver and Slurm answer."""
     import torch

@@ -23,6 +23,7 @@ from pretrain.distributed.device import (
     cuda_is_usable,
     use_expandable_segments,
     why_no_cuda,
+    why_on_cpu,
 )
 from pretrain.distributed.rendezvous import check_devices
 
@@ -79,6 +80,17 @@ def test_the_reason_names_driver_wheel_and_slurms_gpus_with_the_cure(
 def test_a_torch_without_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
     assert re.search(r"torch \S+ is built without CUDA; install torch==\d+\.\d+", why_no_cuda())
+
+
+def test_a_plain_machine_is_told_in_a_few_words_and_a_job_of_slurm_gets_the_cure(
+    pretend: Pretend,
+) -> None:
+    pretend(None)
+    assert why_on_cpu() == f"this machine has no NVIDIA driver (torch {torch.__version__})"
+    pretend(None, SLURM_JOB_ID="7")
+    assert why_on_cpu() == why_no_cuda()
+    pretend("580.65.06")
+    assert why_on_cpu() == why_no_cuda()
 
 
 def test_auto_takes_a_gpu_that_can_be_used_by_local_rank(pretend: Pretend) -> None:
