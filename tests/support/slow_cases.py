@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 
 
-def slow_but(fast: Collection[tuple[Any, ...]], cases: Iterable[tuple[Any, ...]]) -> list[Any]:
-    """The cases, each marked slow unless it is one of `fast`."""
+def slow_but(fast: Collection[Any], cases: Iterable[Any]) -> list[Any]:
+    """The cases, each marked slow unless in `fast`; a tuple has the values of several arguments."""
     cases = list(cases)
     assert all(case in cases for case in fast), "a fast case that is no case"
-    return [c if c in fast else pytest.param(*c, marks=pytest.mark.slow) for c in cases]
+    return [case if case in fast else _slow(case) for case in cases]
+
+
+def _slow(case: Any) -> Any:
+    return pytest.param(*(case if isinstance(case, tuple) else [case]), marks=pytest.mark.slow)

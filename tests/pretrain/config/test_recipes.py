@@ -108,14 +108,7 @@ def test_only_the_recipes_that_have_a_quirk_turn_it_on() -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe",
-    [
-        *("budget_24h", "laptop", "nvidia_lamb"),
-        *(
-            pytest.param(recipe, marks=pytest.mark.slow)
-            for recipe in sorted(NUMBERS.keys() - {"budget_24h", "laptop", "nvidia_lamb"})
-        ),
-    ],
+    "recipe", slow_but(["budget_24h", "laptop", "nvidia_lamb"], sorted(NUMBERS))
 )
 def test_a_recipe_holds_over_the_model_s_own_numbers_wherever_it_is_typed(recipe: str) -> None:
     first = settings_of(f"recipe={recipe}", "model=tiny")

@@ -228,9 +228,7 @@ def losses_with_evaluation(ranks: Ranks, stage: int, evaluate: bool) -> Any:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(
-    "stage", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2)), 3]
-)
+@pytest.mark.parametrize("stage", slow_but([0, 3], range(4)))
 def test_evaluation_is_without_dropout_and_leaves_training_as_it_is(stage: int) -> None:
     losses, figures, _ = run_ranks(losses_with_evaluation, 2, stage=stage, evaluate=True)[0]
     with torch.no_grad():

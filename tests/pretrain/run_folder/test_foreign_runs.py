@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from fuzzing import harmed_bytes, harmed_json, refusals
 from made_history import MadeRun, killed_and_stopped
+from slow_cases import slow_but
 
 from data_prep.core.files import write_json
 from pretrain.config.load import settings_of
@@ -46,16 +47,7 @@ def made(folder: Path) -> Path:
     return run.folder
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("config.yaml", "metrics.jsonl"),
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("environment.json", "events.jsonl", "guesses.jsonl")
-        ),
-    ],
-)
+@pytest.mark.parametrize("name", slow_but(["config.yaml", "metrics.jsonl"], HARMS))
 def test_a_run_with_a_few_harms_is_shown_or_refused(tmp_path: Path, name: str) -> None:
     run = made(tmp_path)
     refusals(run / name, HARMS[name], lambda: page(History.read(run)), tries=8)

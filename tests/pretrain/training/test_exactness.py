@@ -118,9 +118,7 @@ def assert_losses_and_weights(got_losses: Any, got_weights: Any, losses: Any, we
     torch.testing.assert_close(got_weights, weights, rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize(
-    "stage", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2)), 3]
-)
+@pytest.mark.parametrize("stage", slow_but([0, 3], range(4)))
 def test_without_pairs_two_ranks_train_what_there_is(stage: int) -> None:
     """No pooler and no head of pairs: no parameter without a gradient, at any stage."""
     losses, _, weights = plain_loop(Pairing.none)
