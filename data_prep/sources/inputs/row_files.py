@@ -30,6 +30,7 @@ _BATCH_BYTES = 64 << 20
 _SIZED = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary)
 _DELIMITERS = ",;\t"
 _TOO_LONG = f"row of more than {MOST_BYTES >> 20} MiB"
+_CSV_TOO_LONG = f"row of more than {_MOST_CHARACTERS >> 20} MiB"
 _NO_UTF_8 = "row that is not UTF-8"
 _SHOWN = 10_000  # characters of a broken row that are kept
 _PROBED = 100  # rows whose keys are the columns of a file of JSON
@@ -187,7 +188,7 @@ def _csv_rows(file: BinaryIO, piece: Piece, columns: Sequence[str]) -> Iterator[
         try:
             row = next(reader, None)
         except csv.Error as error:  # the next row begins at the next line
-            fault = _TOO_LONG if "limit" in str(error) else "row with broken quotes"
+            fault = _CSV_TOO_LONG if "limit" in str(error) else "row with broken quotes"
             yield Row(number, {}, fault)
             continue
         if row is None:

@@ -373,6 +373,12 @@ def test_a_row_that_is_too_long_is_rejected_alone(tmp_path, monkeypatch, kind, p
 
 
 @pytest.mark.usefixtures("small_bounds")
+def test_a_row_of_csv_that_is_too_long_is_rejected_with_the_bound_of_csv(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"url,content\n0," + b"a" * 30_000 + b"\n")
+    assert list(reasons(read_all(_source(tmp_path))).values()) == ["row of more than 64 MiB"]
+
+
+@pytest.mark.usefixtures("small_bounds")
 def test_a_list_of_json_that_is_too_long_is_damage(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(KINDS[".json"](ROWS * 50))
     (tmp_path / "b.parquet.gz").write_bytes(
