@@ -35,8 +35,8 @@ def run_on_ray(plan: TaskPlan, todo: Sequence[int], settings: DataPrepSettings) 
         import ray
     except ImportError as error:
         raise SettingsError(
-            "executor=ray needs Ray, which is not installed: pip install -e '.[ray]', or "
-            "executor=local"
+            "executor=ray needs Ray, which is not installed: pip install 'bert-pretraining[ray]', "
+            "or executor=local"
         ) from error
     _start(ray, settings)
     remote = ray.remote(num_cpus=1, max_calls=1, max_retries=0)(_run_in_folder)

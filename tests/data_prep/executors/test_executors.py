@@ -182,7 +182,8 @@ def test_without_slurm_the_error_names_where_to_start(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(HAS_RAY, reason="Ray is installed")
 def test_without_ray_the_error_shows_how_to_install_it(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"executor=ray needs Ray.*pip install -e '\.\[ray\]'"):
+    cure = r"executor=ray needs Ray.*pip install 'bert-pretraining\[ray\]'"
+    with pytest.raises(SettingsError, match=cure):
         _start(tmp_path, "executor=ray")
 
 
@@ -287,7 +288,7 @@ def test_workers_of_ray_keep_the_paths_of_their_machine(tmp_path: Path, stand_in
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not HAS_RAY, reason="no Ray: pip install -e '.[ray]'")
+@pytest.mark.skipif(not HAS_RAY, reason="no Ray: pip install 'bert-pretraining[ray]'")
 @pytest.mark.filterwarnings("ignore::FutureWarning:ray", "ignore::ResourceWarning")
 def test_ray_runs_every_task_in_a_process_of_its_own_and_reports_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
