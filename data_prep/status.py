@@ -28,8 +28,9 @@ from data_prep.core.job import start
 from data_prep.core.records import read_record, typed
 from data_prep.core.settings import DataPrepSettings, Duplicates
 from data_prep.duplicates.search import STAGES
+from data_prep.encoding.held_out import FEWEST_DOCUMENTS
 from data_prep.quality.corpus import counts_path
-from data_prep.stores.documents import DocumentsManifest, FilteredManifest
+from data_prep.stores.documents import DocumentsManifest, FilteredManifest, PartEntry
 from data_prep.stores.shard_checks import size_faults
 from data_prep.stores.shard_records import ShardsManifest
 from data_prep.stores.token_records import SPLITS, TokensManifest
@@ -61,6 +62,7 @@ class Planned:
     lost: list[str] = field(default_factory=list)  # what is missing of its files
     note: str = ""
     logs: Path | None = None  # of its tasks; None: next to the result
+    cure: str = ""  # the command to type instead, where its own would be refused
 
     @property
     def changed(self) -> list[str]:
@@ -105,7 +107,7 @@ def stages_of(settings: DataPrepSettings, now: float) -> list[Stage]:
         command = f"python -m data_prep.{job_name} data_dir={root} {planned.options}".rstrip()
         logs, result = planned.logs or path.parent / "logs", _read(path)
         job = _read(logs / "job.json")
-        stage = Stage(planned.name, job.get("command", command))
+        stage = Stage(planned.name, planned.cure or job.get("command", command))
         tasks = dict(zip(job.get("tasks", []), job.get("fingerprints", []), strict=True))
         to_do = _judge_tasks(stage, logs, tasks, settings.workers, now)
         changed, lost = planned.changed, planned.lost
@@ -156,13 +158,15 @@ def _plan(root: Path, seq_len: int, keeps_copies: bool, unreadable: Faults) -> I
 
     Fills in `unreadable` with the manifests that are not as this version writes them.
     """
-    documents: dict[str, str] = {}
+    documents: dict[str, PartEntry] = {}
     folders = sorted(path for path in (root / "documents").glob("*") if path.is_dir())
     for folder in folders:
         path = folder / "manifest.json"
-        planned = Planned(f"collect {folder.name}", path, f"+source={folder.name}")
+        is_kind = folder.name in choices("source")
+        source = folder.name if is_kind else f"NAME source.name={folder.name}"
+        planned = Planned(f"collect {folder.name}", path, f"+source={source}")
         if collected := _manifest(path, DocumentsManifest, unreadable):
-            documents |= {f"{folder.name}/{part.name}": part.checksum for part in collected.parts}
+            documents |= {f"{folder.name}/{part.name}": part for part in collected.parts}
             planned.lost = _lost(folder / part.name for part in collected.parts)
         yield planned
     if not folders:
@@ -173,15 +177,16 @@ def _plan(root: Path, seq_len: int, keeps_copies: bool, unreadable: Faults) -> I
     yield from _plan_shards(root, seq_len, unreadable)
 
 
-def _plan_filter(folder: Path, documents: dict[str, str], unreadable: Faults) -> Planned:
+def _plan_filter(folder: Path, documents: dict[str, PartEntry], unreadable: Faults) -> Planned:
     """The filters of one source; replaces its parts in `documents` by the filtered ones."""
     source, path = folder.name, folder / "manifest.json"
     planned = Planned(f"filter {source}", path, f"filters=[...] filter.sources=[{source}]")
     if filtered := _manifest(path, FilteredManifest, unreadable):
-        own = {key: documents.pop(key) for key in list(documents) if key.startswith(f"{source}/")}
+        keys = [key for key in documents if key.startswith(f"{source}/")]
+        own = {key: documents.pop(key).checksum for key in keys}
         then = {f"{source}/{name}": digest for name, digest in filtered.made_from.items()}
         planned.inputs = {"documents": (then, own)}
-        documents |= {f"{source}/{part.name}": part.checksum for part in filtered.parts}
+        documents |= {f"{source}/{part.name}": part for part in filtered.parts}
         planned.lost = _lost(folder / part.name for part in filtered.parts)
         planned.note = (
             f"{', '.join(filtered.filters)}: {filtered.documents:,} of "
@@ -192,9 +197,10 @@ def _plan_filter(folder: Path, documents: dict[str, str], unreadable: Faults) ->
 
 
 def _plan_texts(
-    root: Path, documents: dict[str, str], keeps_copies: bool, unreadable: Faults
+    root: Path, parts: dict[str, PartEntry], keeps_copies: bool, unreadable: Faults
 ) -> Iterator[Planned]:
-    """dedup, vocab and encode of these documents, part: checksum."""
+    """dedup, vocab and encode of the documents in these parts."""
+    documents = {key: part.checksum for key, part in parts.items()}
     vocab_path, tokens_path = root / "vocab" / "manifest.json", root / "tokens" / "manifest.json"
     vocab = _manifest(vocab_path, VocabManifest, unreadable)
     tokens = _manifest(tokens_path, TokensManifest, unreadable)
@@ -231,9 +237,11 @@ def _plan_texts(
     )
     encode = Planned("encode", tokens_path)
     encode.inputs = {"documents": (encoded, documents), "vocabulary": ids}
+    if parts and sum(part.rows for part in parts.values()) < 2 * FEWEST_DOCUMENTS:
+        encode.cure = f"python -m data_prep.collect data_dir={root} +source=NAME"
     if tokens:
-        parts = [(split, part.name) for split in SPLITS for part in tokens.splits[split]]
-        encode.lost = _lost(tokens_path.parent / split / name for split, name in parts)
+        written = [(split, part.name) for split in SPLITS for part in tokens.splits[split]]
+        encode.lost = _lost(tokens_path.parent / split / name for split, name in written)
         encode.lost += _lost([counts_path(root)])
     yield encode
 

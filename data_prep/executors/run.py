@@ -131,6 +131,14 @@ def _prepare(plan: TaskPlan, todo: Sequence[int]) -> None:
         write_json(path, {**described, "command": shlex.join(["python", *typed])})
 
 
+def retype(log_dir: Path, override: str) -> None:
+    """Put `override`, name=value, into the recorded command of a job refused without it."""
+    path, name = log_dir / "job.json", override.partition("=")[0]
+    described = read_json(path)
+    words = [word for word in shlex.split(described["command"]) if word.partition("=")[0] != name]
+    write_json(path, {**described, "command": shlex.join([*words, override])})
+
+
 def _unplanned(plan: TaskPlan) -> list[Path]:
     """Records and files of unplanned tasks; records first, so that none outlives its files."""
     names = {entry.name for entry in plan.entries}

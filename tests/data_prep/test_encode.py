@@ -3,6 +3,7 @@
 import os
 import pydoc_data.topics
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from made_documents import write_source
 from transformers import AutoTokenizer
 
-from data_prep import encode, vocab
+from data_prep import encode, status, vocab
 from data_prep.core.config import SettingsError
 from data_prep.core.files import checksum, read_json
 from data_prep.core.job import load
@@ -365,6 +366,20 @@ def test_too_small_a_held_out_split_is_refused_with_a_fraction_that_works(tmp_pa
     assert not (tmp_path / "tokens" / "manifest.json").exists()
     fraction = str(caught.value).rsplit("=", 1)[1]
     run(tmp_path, f"heldout_fraction={fraction}")
+
+
+def test_after_a_refused_fraction_status_proposes_the_one_that_works(
+    tmp_path, monkeypatch, capfd
+) -> None:
+    write_bees(tmp_path)
+    typed = [f"data_dir={tmp_path}", "heldout_fraction=0.0001", "duplicates=keep"]
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "data_prep.encode", *typed])
+    with pytest.raises(SettingsError, match=r"set heldout_fraction=([\d.]+)$") as caught:
+        run(tmp_path, *typed)
+    status.main([f"data_dir={tmp_path}", "duplicates=keep"])
+    fitting = str(caught.value).rsplit(" ", 1)[1]
+    command = f"python -m data_prep.encode data_dir={tmp_path} duplicates=keep {fitting}"
+    assert capfd.readouterr().out.splitlines()[-1] == f"next: {command}"
 
 
 def test_a_held_out_fraction_that_does_not_fit_the_documents_is_a_wrong_setting(

@@ -168,6 +168,26 @@ def test_a_vocabulary_without_documents_needs_collect(tmp_path: Path, capfd) -> 
     assert last == f"next: python -m data_prep.collect data_dir={tmp_path} +source=NAME"
 
 
+@pytest.mark.parametrize(
+    ("folder", "source"), [("books", "+source=books"), ("shelf", "+source=NAME source.name=shelf")]
+)
+def test_a_source_without_records_is_collected_again_by_a_source_there_is(
+    tmp_path: Path, folder: str, source: str
+) -> None:
+    (tmp_path / "documents" / folder).mkdir(parents=True)
+    command = f"python -m data_prep.collect data_dir={tmp_path} {source}"
+    assert stages(tmp_path)[f"collect {folder}"].command == command
+
+
+@pytest.mark.parametrize(("rows", "job"), [(3, "collect"), (4, "encode")])
+def test_fewer_documents_than_encode_takes_need_collect(
+    tmp_path: Path, rows: int, job: str
+) -> None:
+    parts = documents_manifest([replace(part_entry("part-00000.parquet"), rows=rows)])
+    write_json(tmp_path / "documents" / "books" / "manifest.json", parts)
+    assert stages(tmp_path)["encode"].command.startswith(f"python -m data_prep.{job} ")
+
+
 def test_shards_of_another_store_are_built_again_only_with_replace(corpus: Path) -> None:
     write_json(
         corpus / "tokens" / "manifest.json", tokens_manifest(documents=DOCUMENTS, dropped={"a": 1})
