@@ -83,20 +83,20 @@ def our_program(
     optimizer: OptimizerName,
     micro_steps: int,
     recomputes: bool,
-    has_bf16: bool = True,
+    calls_a_sequence: bool = False,
     embedded: float = 0.0,
 ) -> Program:
     """This project's program: what pretrain.model.bert and DeepSpeed do.
 
-    `has_bf16`: whether the device has bfloat16; without it there is no flash kernel for all
-    sequences either. `embedded`: the share of the parameters that the embeddings have.
+    `calls_a_sequence`: the answer of the function of that name. `embedded`: the share of the
+    parameters that the embeddings have.
     """
     precision, stage = engine.precision, engine.zero_stage
     is_autocast = precision is Precision.bf16_autocast
     is_fp32 = precision is Precision.fp32
-    calls_a_sequence = is_fp32 or not has_bf16  # pretrain/model/attention.py
     layer_bytes, autocast_bytes = LAYER_BYTES["fp32" if is_fp32 else "half"], AUTOCAST_BYTES
-    if engine.compile is Compile.true and not calls_a_sequence:  # otherwise they are not counted
+    # Of fp32, and of code with a call per sequence, they are not counted
+    if engine.compile is Compile.true and not (is_fp32 or calls_a_sequence):
         layer_bytes, autocast_bytes = COMPILED_LAYER_BYTES, COMPILED_AUTOCAST_BYTES
     weight_bytes = WEIGHT_BYTES + (CAST_BYTES if is_autocast and stage not in (1, 2) else 0)
     if engine.fp8:
@@ -118,6 +118,19 @@ def our_program(
         trims=engine.trim_last_layer,
         in_fp8=engine.fp8,
     )
+
+
+def calls_a_sequence(
+    model: ModelSettings, precision: Precision, cluster: ClusterSettings | None
+) -> bool:
+    """Whether attention is one call per sequence, and not one for all.
+
+    A GPU has a kernel for all whose heads take multiples of 16 bytes, flash or memory-efficient.
+    See `kernel_of` in pretrain/model/attention.py; its trial on the GPU is assumed to succeed.
+    """
+    itemsize = 4 if precision is Precision.fp32 else 2
+    head_bytes = itemsize * (model.hidden_size // model.num_attention_heads)
+    return cluster is not None and (cluster.is_cpu or head_bytes % 16 != 0)
 
 
 def _sent_bytes(stage: int, precision: Precision, micro_steps: int, embedded: float) -> float:

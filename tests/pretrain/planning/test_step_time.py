@@ -21,11 +21,13 @@ from pretrain.config.settings import (
     Settings,
     Shard,
 )
+from pretrain.model import attention
 from pretrain.model.bert import BertForPreTraining
 from pretrain.model.flops import Lengths, flops, parameters
 from pretrain.planning.step_time import (
     OVERLAP,
     Program,
+    calls_a_sequence,
     communication_s,
     embedded_share,
     our_program,
@@ -217,12 +219,29 @@ def test_a_step_takes_longer_with_more_work_and_slower_hardware() -> None:
 
 
 def test_the_host_asks_for_each_sequence_where_there_is_no_kernel_for_all() -> None:
-    large = settings_of("+model=large")
-    fp32 = dataclasses.replace(large.engine, precision=Precision.fp32)
+    engine = settings_of("+model=large").engine
     assert took(OURS, sequence_us=800) == took(OURS)
-    for engine, has_bf16 in ((large.engine, False), (fp32, True)):
-        program = our_program(engine, OptimizerName.lamb, 1, False, has_bf16)
-        assert took(program, sequence_us=8000) > 2 * took(program, sequence_us=0)
+    program = our_program(engine, OptimizerName.lamb, 1, False, calls_a_sequence=True)
+    assert took(program, sequence_us=8000) > 2 * took(program, sequence_us=0)
+
+
+@pytest.mark.parametrize("precision", [Precision.fp32, Precision.fp16, Precision.bf16])
+@pytest.mark.parametrize(("gpu", "capability"), [("dgx1_v100", (7, 0)), ("dgx_a100", (8, 0))])
+def test_attention_is_planned_by_sequence_where_the_model_has_no_kernel_for_all(
+    precision: Precision, gpu: str, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(attention, "_fault", lambda *_: "")
+    dtypes = {Precision.fp16: torch.float16, Precision.bf16: torch.bfloat16}
+    for heads in (16, 1024 // 12, 2):  # of 64, 12 and 512 numbers
+        model = dataclasses.replace(model_of("large"), num_attention_heads=heads)
+        given = dtypes.get(precision, torch.float32), 1024 // heads
+        for device, cluster in (("cuda", gpu), ("cpu", "local")):
+            if hardware(cluster).has_bf16 < (precision is Precision.bf16):
+                continue  # refused
+            kernel = attention.kernel_of.__wrapped__(torch.device(device), *given)
+            planned = calls_a_sequence(model, precision, hardware(cluster))
+            assert planned == (kernel is attention.Kernel.by_sequence)
 
 
 @pytest.mark.parametrize(("sequences", "micro_steps"), [(64, 1), (64, 2), (4, 1), (16, 8)])
