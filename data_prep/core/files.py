@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import glob
 import logging
 import os
 import re
@@ -115,7 +116,9 @@ def _replace_folder(new: Path, folder: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.rename(former, folder)
         raise
-    remove_folder(former)
+    name = glob.escape(folder.name.lstrip("."))
+    for path in folder.parent.glob(f".{name}.????????{_REMOVED}"):  # also what stayed earlier
+        remove_folder(path)
 
 
 def remove_folder(folder: Path) -> None:

@@ -208,6 +208,19 @@ def test_a_former_folder_that_cannot_be_removed_is_a_warning(tmp_path, monkeypat
     assert "cannot be removed now and stays: Directory not empty" in caplog.text
 
 
+def test_a_former_folder_that_stayed_is_removed_at_the_next_replacement(
+    tmp_path, monkeypatch
+) -> None:
+    folder = tmp_path / "x[1]"
+    _replace(folder, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", _refuse(errno.ENOTEMPTY))
+        _replace(folder, "new")
+    assert len(list(tmp_path.iterdir())) == 2
+    _replace(folder, "newer")
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV])
 def test_where_there_are_no_hard_links_a_file_is_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
