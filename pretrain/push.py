@@ -11,7 +11,8 @@ checkpoints   whether a run's checkpoints are uploaded; default: true
 overwrite     whether files of another run in the repository are replaced; default: false
 
 The token comes from HF_TOKEN or `hf auth login`. Cut off, the same command continues: what the hub
-has is not sent again. Exit status: 0; 1 if the hub fails; 2 if something is wrong or missing.
+has is not sent again. Exit status: 0; 1 if the hub fails; 2 if something is wrong or missing;
+130 on Ctrl-C.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from data_prep.core.command import as_typed, status_of
+from data_prep.core.command import INTERRUPTED, as_typed, status_of
 from data_prep.core.config import SettingsError
 from data_prep.core.printable import printable_lines
 from pretrain.config.arguments import run_command
@@ -43,19 +44,25 @@ def push(
     from pretrain.hub import contents, repository
 
     found = contents.contents_of(run, to, checkpoints)
+    words = [f"run={run}", f"to={to}", *([] if private else ["private=false"])]
+    words += [*([] if checkpoints else ["checkpoints=false"])]
+    words += ["overwrite=true"] if overwrite else []
+    again = f"continue it with: {shlex.join(['python', '-m', 'pretrain.push', *words])}"
     try:
         repository.push(
             found, to, private, overwrite, lambda line: print(f"pushed  {to}  {line}", flush=True)
         )
     except repository.HubError as error:
-        words = [f"run={run}", f"to={to}", *([] if private else ["private=false"])]
-        words += [*([] if checkpoints else ["checkpoints=false"])]
-        words += ["overwrite=true"] if overwrite else []
-        again = shlex.join(["python", "-m", "pretrain.push", *words])
-        text = f"the upload to {to} failed ({error}); continue it with: {again}"
-        print(as_typed(printable_lines(f"pretrain.push: {text}")), file=sys.stderr)
+        _say(f"the upload to {to} failed ({error}); {again}")
         return 1
+    except KeyboardInterrupt:
+        _say(f"the upload to {to} was interrupted; {again}")
+        return INTERRUPTED
     return 0
+
+
+def _say(text: str) -> None:
+    print(as_typed(printable_lines(f"pretrain.push: {text}")), file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,8 +21,10 @@ from model_samples import random_model, small_settings
 from safetensors.torch import load
 from writable_hub import TOKEN, Fault, Hub, writable_hub
 
+from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
 from data_prep.core.files import write_json
+from pretrain.hub import repository
 from pretrain.hub.contents import contents_of
 from pretrain.push import main
 from pretrain.training.export_run import export_run
@@ -178,6 +180,21 @@ def test_a_hub_that_does_not_is_one_line_with_the_command_that_continues(
     )
     hub.faults.clear()
     assert main([f"run={export}", "to=me/x"]) == 0
+
+
+def test_ctrl_c_is_one_line_with_the_command_that_continues(
+    export, hub, monkeypatch, capsys
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(repository, "push", interrupted)
+    typed = [f"run={export}", "to=me/x", "overwrite=true"]
+    assert status_of(lambda: main(typed)) == 130
+    assert capsys.readouterr().err == (
+        "pretrain.push: the upload to me/x was interrupted; continue it with: "
+        f"python -m pretrain.push run={export} to=me/x overwrite=true\n"
+    )
 
 
 @pytest.mark.parametrize("status", [401, 403])
