@@ -131,6 +131,12 @@ def test_a_time_limit_shorter_than_the_warning_is_said_once(job, left: str) -> N
     assert log.count("min before it this job is told to save") == (left in ("4:59", "5:30"))
 
 
+def test_the_line_about_the_time_limit_does_not_claim_the_warning_that_sbatch_was_given(
+    job,
+) -> None:
+    assert "Unless sbatch was given another --signal, 5 min before it" in job(LEFT="4:59").log
+
+
 def test_a_failure_after_a_checkpoint_restarts_in_the_job_at_another_port(job) -> None:
     ended = job(STATUS="1 137 0", WORD="saved saved saved")
     assert (ended.status, ended.is_requeued) == (0, False), ended.log
