@@ -26,7 +26,7 @@ _USUAL = 0x04
 class Health:
     """What NVML answers; 0 where it does not know."""
 
-    clock_mhz: float = 0.0  # of the multiprocessors
+    clock_mhz: int = 0  # of the multiprocessors
     reasons: int = 0  # bits of _REASONS
     ecc_errors: int = 0  # uncorrected, since the driver was loaded
     xid: int = 0  # the last critical error of this process's time

@@ -38,7 +38,7 @@ class RankState:
     def of(cls, numbers: Sequence[float]) -> RankState:
         """The state that `numbers` returned."""
         own_s, clock, reasons, ecc, xid, retries = numbers
-        return cls(own_s, Health(clock, int(reasons), int(ecc), int(xid)), int(retries))
+        return cls(own_s, Health(int(clock), int(reasons), int(ecc), int(xid)), int(retries))
 
 
 class RankWatch:

@@ -155,3 +155,8 @@ def test_on_a_gpu_a_record_has_how_often_the_allocator_had_to_try_again(monkeypa
 def test_states_pass_through_float64_unchanged() -> None:
     state = RankState(0.125, Health(1980, 0xEC, 2**40, 119), retries=7)
     assert RankState.of(torch.tensor(state.numbers(), dtype=torch.float64).tolist()) == state
+
+
+def test_a_clock_that_was_gathered_is_whole_mhz() -> None:
+    numbers = [float(number) for number in RankState(0.125, Health(1200), retries=0).numbers()]
+    assert str(RankState.of(numbers).health.clock_mhz) == "1200"
