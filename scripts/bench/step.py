@@ -1,6 +1,6 @@
 """A training step of our packed model next to stock `transformers`, and its parts.
 
-    python -m scripts.bench.step [model=small] [lengths=wikipedia] [sequences=8] [dropout=0.1]
+    python -m scripts.bench.step [model=small] [lengths=wikipedia] [sequences=8] [dropout=0.0]
         [device=auto] [precision=auto] [clock=processor] [threads=1] [rounds=3] [parts=1] [engine=1]
 
 A step is forward, backward and fused AdamW. All variants have the same weights, sizes, precision

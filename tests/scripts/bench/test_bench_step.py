@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -26,6 +28,12 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="compile
 @pytest.fixture
 def small_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "VOCAB_SIZE", 500)
+
+
+def test_the_usage_shows_the_defaults() -> None:
+    shown = dict(re.findall(r"\[(\w+)=(\S+)\]", step.__doc__ or ""))
+    defaults = {name: str(p.default) for name, p in inspect.signature(step.main).parameters.items()}
+    assert shown.items() <= defaults.items()
 
 
 def test_the_keys_that_are_promised_are_in_the_last_line(
