@@ -96,11 +96,12 @@ def find(
     total_minutes: float = math.inf,
 ) -> Search:
     """Try, and print the table. Raises SettingsError as a run does."""
-    if steps < 1 or min(limit_minutes, total_minutes) <= 0 or (ranks is not None and ranks < 1):
-        raise SettingsError(
-            f"steps={steps} limit_minutes={limit_minutes:g} total_minutes={total_minutes:g} "
-            f"ranks={ranks}: they take 1 or more, and minutes more than 0"
-        )
+    for name, count in (("ranks", 1 if ranks is None else ranks), ("steps", steps)):
+        if count < 1:
+            raise SettingsError(f"{name}={count}; it takes 1 or more")
+    for name, minutes in (("limit_minutes", limit_minutes), ("total_minutes", total_minutes)):
+        if minutes <= 0:
+            raise SettingsError(f"{name}={minutes:g}; it takes more than 0")
     end = time.monotonic() + 60 * total_minutes
     is_cuda, count = _devices(load(typed, ranks or 1)[0])
     ranks = ranks or count

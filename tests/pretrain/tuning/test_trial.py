@@ -145,6 +145,16 @@ def test_wrong_arguments_are_refused(typed: str, capsys) -> None:
     assert re.match(r"pretrain\.tune: .*take", capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(
+    ("typed", "bound"),
+    [("steps=0", "1 or more"), ("ranks=0", "1 or more"), ("limit_minutes=0", "more than 0"),
+     ("total_minutes=-1", "more than 0")],
+)  # fmt: skip
+def test_of_the_arguments_only_the_wrong_one_is_named(typed: str, bound: str, capsys) -> None:
+    assert tune.main(["+model=tiny", typed]) == 2
+    assert capsys.readouterr().err == f"pretrain.tune: {typed}; it takes {bound}\n"
+
+
 def test_a_file_of_settings_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("engine: [")
     for path in (tmp_path / "broken.yaml", tmp_path / "missing.yaml"):
