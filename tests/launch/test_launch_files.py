@@ -69,6 +69,11 @@ def test_the_settings_of_the_sky_task_are_accepted() -> None:
     load.load(task["envs"]["SETTINGS"].split(), world_size=task["num_nodes"] * gpus)
 
 
+@pytest.mark.parametrize("name", ["sky.yaml", "hosts.sh"])
+def test_torchrun_gives_ranks_that_are_told_to_end_five_minutes_to_save(name: str) -> None:
+    assert re.search(r"--shutdown-timeout[= ]300\b", (LAUNCH / name).read_text())
+
+
 def test_a_jobset_starts_all_pods_again_except_after_a_refusal() -> None:
     """Status 2 fails the job by its pod failure policy, for which the JobSet fails."""
     jobset, spec = read("jobset.yaml")["spec"], jobs("jobset.yaml")["node"]
