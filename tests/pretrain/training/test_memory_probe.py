@@ -203,6 +203,13 @@ def test_what_does_not_fit_is_refused_before_the_first_step_with_what_does(
     assert not (tmp_path / "runs/x/metrics.jsonl").exists()
 
 
+def test_a_smaller_budget_is_not_said_to_leave_rounding_and_masks_of_dropout_alone() -> None:
+    phase = SimpleNamespace(settings=settings_of(), number=1)
+    engine = SimpleNamespace(ranks=Ranks(0, 1, torch.device("cpu")))
+    line = memory_probe._cure(phase, engine, 2048, "1536, which fits", "")  # type: ignore[arg-type]
+    assert "=1536, which fits; it changes only rounding and the masks of dropout." in line
+
+
 @pytest.mark.distributed
 def test_a_later_phase_that_does_not_fit_is_seen_before_the_first(sample_dir, tmp_path) -> None:
     second = (
