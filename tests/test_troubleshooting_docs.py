@@ -43,3 +43,9 @@ def test_every_part_of_a_quoted_message_is_in_the_code(quote: str, messages: str
     parts = [part.strip(" ,.:;()") for part in quote.split("...")]
     assert any(parts)
     assert [part for part in parts if part not in messages] == []
+
+
+def test_offline_runs_of_wandb_are_sent_by_the_command_that_the_tracker_prints() -> None:
+    code = (PROJECT / "pretrain" / "trackers" / "wandb.py").read_text(encoding="utf-8")
+    (printed,) = re.findall(r"run: (wandb sync [^{]*)\{", code)
+    assert set(re.findall(r"`(wandb sync[^`]*)`", PAGE)) == {f"{printed}runs/first/wandb"}
