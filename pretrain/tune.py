@@ -4,10 +4,11 @@
         [ranks=N] [steps=5] [out=tuned.yaml] [limit_minutes=20] [total_minutes=N]
 
 Tries token budgets, activation checkpointing if memory is short, and layers compiled or not, each
-for a few steps in processes of their own. Prints a table, and writes the fastest that fits. None of
-them changes a result, except for rounding. What you type of engine.tokens_per_micro_batch,
-engine.compile and engine.activation_checkpointing stays as it is. engine.shard is not tried: on one
-machine both values are one. python -m pretrain.plan prints which is faster on several nodes.
+for a few steps in processes of their own. Prints a table, and writes the fastest that fits. They
+change only rounding and which dropout masks are drawn. What you type of
+engine.tokens_per_micro_batch, engine.compile and engine.activation_checkpointing stays as it is.
+engine.shard is not tried: on one machine both values are one. python -m pretrain.plan prints which
+is faster on several nodes.
 
 ranks           processes on this machine; default: one for each GPU, or one on a CPU
 steps           steps that count in each trial, after two more; default: 5
