@@ -106,10 +106,8 @@ def _cure(phase: Phase, engine: Engine, tokens: int, smaller: str | None, error:
     settings, ranks, stage = phase.settings, engine.ranks, phase.settings.engine.zero_stage
     least = f"that is the least for data.seq_len={settings.data.seq_len}"
     if smaller is not None:
-        cure = (
-            f"set engine.tokens_per_micro_batch={smaller}; it changes only rounding and the masks "
-        )
-        cure += "of dropout"
+        cure = f"set engine.tokens_per_micro_batch={smaller}"
+        cure += "; it changes only rounding and the masks of dropout"
     elif not settings.engine.activation_checkpointing:
         cure = f"{least}; set engine.activation_checkpointing=true; it changes no result"
     elif stage < 3 and ranks.world_size > 1:
