@@ -43,7 +43,7 @@ from data_prep.encoding.encode_part import (
     task_name,
 )
 from data_prep.encoding.held_out import FEWEST_DOCUMENTS, fitting_fraction
-from data_prep.executors.run import retype, run_tasks
+from data_prep.executors.run import amend_command, run_tasks
 from data_prep.executors.tasks import TaskEntry, fingerprint
 from data_prep.quality.corpus import counts_path, read_counts
 from data_prep.quality.corpus_counts import (
@@ -239,7 +239,7 @@ def _check_splits(
             for name in TokenPart.open(folder / split / entry.name).documents.to_pylist()
         )
         fitting = f"heldout_fraction={fitting_fraction(names)}"
-        retype(folder / "logs", fitting)  # for data_prep.status
+        amend_command(folder / "logs", fitting)  # for data_prep.status
         raise SettingsError(
             f"heldout_fraction={heldout_fraction} leaves {documents['heldout']} of {together} "
             f"documents held out and {documents['train']} for training; each needs at least "

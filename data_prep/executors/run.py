@@ -131,7 +131,7 @@ def _prepare(plan: TaskPlan, todo: Sequence[int]) -> None:
         write_json(path, {**described, "command": shlex.join(["python", *typed])})
 
 
-def retype(log_dir: Path, override: str) -> None:
+def amend_command(log_dir: Path, override: str) -> None:
     """Put `override`, name=value, into the recorded command of a job refused without it."""
     path, name = log_dir / "job.json", override.partition("=")[0]
     described = read_json(path)
