@@ -106,7 +106,7 @@ class Forecast:
     cluster: ClusterSettings | None
     engine: EngineSettings  # the first phase's, precision and compilation resolved
     arithmetic: str  # of matrix products: a key of cluster.peak_tflops
-    calls_a_sequence: bool  # attention is one call per sequence, not one for all
+    attends_per_sequence: bool  # attention is one call per sequence, not one for all
     phases: list[PhaseForecast]
     budgets: dict[str, dict[int, int]]  # with or without recomputation: ZeRO stage -> most tokens
 
@@ -192,7 +192,7 @@ def forecast(settings: Settings, world_size: int | None = None, has_data: bool =
                 for stage in range(4)
                 if stage > 0 or not is_low  # pretrain.config.checks refuses it
             }  # fmt: skip
-    by_sequence = step_time.calls_a_sequence(settings.model, engine.precision, cluster)
+    by_sequence = step_time.attends_per_sequence(settings.model, engine.precision, cluster)
     return Forecast(cluster, engine, arithmetic, by_sequence, found, budgets)
 
 
@@ -264,7 +264,7 @@ class _Costs:
         micro_steps = max(1, -int(-tokens_per_rank // engine.tokens_per_micro_batch))
         program = step_time.our_program(
             engine, optim.name, micro_steps, engine.activation_checkpointing,
-            step_time.calls_a_sequence(model, engine.precision, self.cluster),
+            step_time.attends_per_sequence(model, engine.precision, self.cluster),
             step_time.embedded_share(model, self.num_parameters),
         )  # fmt: skip
         step = step_time.step(

@@ -67,7 +67,7 @@ class Program:
     update_bytes: int  # per parameter, read and written by clipping and the optimizer
     is_sharded: bool  # each rank updates its share of the parameters
     is_recomputing: bool
-    calls_a_sequence: bool  # attention is one call per sequence, not one for all
+    attends_per_sequence: bool  # attention is one call per sequence, not one for all
     # shares of the communication, each with the share of the matrix products that can hide it
     hiding: tuple[tuple[float, float], ...] = ()
     weight_bytes: float = WEIGHT_BYTES
@@ -83,12 +83,12 @@ def our_program(
     optimizer: OptimizerName,
     micro_steps: int,
     recomputes: bool,
-    calls_a_sequence: bool = False,
+    attends_per_sequence: bool = False,
     embedded: float = 0.0,
 ) -> Program:
     """This project's program: what pretrain.model.bert and DeepSpeed do.
 
-    `calls_a_sequence`: the answer of the function of that name. `embedded`: the share of the
+    `attends_per_sequence`: the answer of the function of that name. `embedded`: the share of the
     parameters that the embeddings have.
     """
     precision, stage = engine.precision, engine.zero_stage
@@ -96,7 +96,7 @@ def our_program(
     is_fp32 = precision is Precision.fp32
     layer_bytes, autocast_bytes = LAYER_BYTES["fp32" if is_fp32 else "half"], AUTOCAST_BYTES
     # Of fp32, and of code with a call per sequence, they are not counted
-    if engine.compile is Compile.true and not (is_fp32 or calls_a_sequence):
+    if engine.compile is Compile.true and not (is_fp32 or attends_per_sequence):
         layer_bytes, autocast_bytes = COMPILED_LAYER_BYTES, COMPILED_AUTOCAST_BYTES
     weight_bytes = WEIGHT_BYTES + (CAST_BYTES if is_autocast and stage not in (1, 2) else 0)
     if engine.fp8:
@@ -110,7 +110,7 @@ def our_program(
         update_bytes=UPDATE_BYTES[optimizer],
         is_sharded=stage > 0,
         is_recomputing=recomputes,
-        calls_a_sequence=calls_a_sequence,
+        attends_per_sequence=attends_per_sequence,
         hiding=_hiding(stage, precision, micro_steps, embedded, engine.shard is Shard.node),
         in_buckets=stage in (1, 2),
         is_within_nodes=engine.shard is Shard.node,
@@ -120,7 +120,7 @@ def our_program(
     )
 
 
-def calls_a_sequence(
+def attends_per_sequence(
     model: ModelSettings, precision: Precision, cluster: ClusterSettings | None
 ) -> bool:
     """Whether attention is one call per sequence, and not one for all.
@@ -247,7 +247,7 @@ def step(
         for share, of_products in program.hiding
     )
     calls_us = LAYER_CALLS * micro_steps * cluster.call_us
-    calls_us += cluster.sequence_us * sequences if program.calls_a_sequence else 0
+    calls_us += cluster.sequence_us * sequences if program.attends_per_sequence else 0
     host = again * 1e-6 * model.num_hidden_layers * calls_us
     waiting = host if cluster.is_cpu else max(0.0, host - products - memory)
     return Step(products, memory, update, communication - hidden_s, 1e-3 * cluster.step_ms, waiting)

@@ -153,7 +153,7 @@ def assumptions(forecast: Forecast) -> list[str]:
         f"{price}{cluster.watts_per_gpu:g} W per {unit}. Training alone: evaluation, checkpoints "
         "and restarts come on top.",
     ]
-    if forecast.calls_a_sequence:
+    if forecast.attends_per_sequence:
         found.append(
             f"Attention is one call per sequence: {cluster.sequence_us:.3g} us of host time in "
             "each layer."

@@ -111,7 +111,9 @@ def _row(
         settings.optim.name,
         micro_batches,
         recomputes=False,
-        calls_a_sequence=step_time.calls_a_sequence(settings.model, engine.precision, cluster),
+        attends_per_sequence=step_time.attends_per_sequence(
+            settings.model, engine.precision, cluster
+        ),
         embedded=step_time.embedded_share(settings.model, parameters),
     )
     planned = step_time.step(

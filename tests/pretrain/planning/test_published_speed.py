@@ -41,7 +41,7 @@ ALL_POSITIONS = Lengths.full(128, 128)
 # Attention whose scores go through memory 18 times in both passes, and kernels fused in part
 NVIDIA = Program(
     arithmetic="half", layer_bytes=162, score_bytes=36, sent_bytes=4, update_bytes=64,
-    is_sharded=False, is_recomputing=False, calls_a_sequence=False,
+    is_sharded=False, is_recomputing=False, attends_per_sequence=False,
 )  # fmt: skip
 NVIDIA_FP32 = dataclasses.replace(
     NVIDIA, arithmetic="fp32", layer_bytes=320, score_bytes=72, sent_bytes=8

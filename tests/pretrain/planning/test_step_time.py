@@ -27,7 +27,7 @@ from pretrain.model.flops import Lengths, flops, parameters
 from pretrain.planning.step_time import (
     OVERLAP,
     Program,
-    calls_a_sequence,
+    attends_per_sequence,
     communication_s,
     embedded_share,
     our_program,
@@ -221,7 +221,7 @@ def test_a_step_takes_longer_with_more_work_and_slower_hardware() -> None:
 def test_the_host_asks_for_each_sequence_where_there_is_no_kernel_for_all() -> None:
     engine = settings_of("+model=large").engine
     assert took(OURS, sequence_us=800) == took(OURS)
-    program = our_program(engine, OptimizerName.lamb, 1, False, calls_a_sequence=True)
+    program = our_program(engine, OptimizerName.lamb, 1, False, attends_per_sequence=True)
     assert took(program, sequence_us=8000) > 2 * took(program, sequence_us=0)
 
 
@@ -240,7 +240,7 @@ def test_attention_is_planned_by_sequence_where_the_model_has_no_kernel_for_all(
             if hardware(cluster).has_bf16 < (precision is Precision.bf16):
                 continue  # refused
             kernel = attention.kernel_of.__wrapped__(torch.device(device), *given)
-            planned = calls_a_sequence(model, precision, hardware(cluster))
+            planned = attends_per_sequence(model, precision, hardware(cluster))
             assert planned == (kernel is attention.Kernel.by_sequence)
 
 
