@@ -291,3 +291,15 @@ def test_every_guarantee_names_a_test(heading: str, num_rows: int) -> None:
     rows = re.findall(r"^\|.*\|$", section.split("\n## ")[0], re.M)[2:]
     assert len(rows) >= num_rows
     assert all(re.search(r"`test_\w+`", row.split("|")[3]) for row in rows)
+
+
+def test_pytest_without_python_m_collects() -> None:
+    """README writes it so: without the project on sys.path, tests/data_prep hid data_prep."""
+    program = Path(sys.executable).with_name("pytest")
+    if not program.exists():
+        pytest.skip("pytest is not installed next to this Python")
+    found = subprocess.run(
+        [program, "--collect-only", "-q", "tests/test_layout.py"],
+        cwd=PROJECT, text=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stdout + found.stderr
