@@ -368,6 +368,23 @@ _OF_PATHS = (
 )  # fmt: skip
 _OF_ROWS = (SourceKind.wikipedia, SourceKind.bookcorpus, SourceKind.book_rows, SourceKind.rows)
 _OF_URLS = (*_OF_ROWS, SourceKind.lines, SourceKind.warc, SourceKind.plugin)
+USED_BY_ALL = ("name", "kind", "language")
+_ROW_FILES = ("path", "dataset", "subset", "split", "revision")
+USED_BY: dict[SourceKind, tuple[str, ...]] = {  # besides USED_BY_ALL; a plug-in: any
+    SourceKind.sample: (),
+    SourceKind.books: ("path", "min_characters", "keep_verse"),
+    SourceKind.wikipedia: (*_ROW_FILES, "min_characters"),
+    SourceKind.bookcorpus: (*_ROW_FILES, "rows_per_document"),
+    SourceKind.wikiextractor: ("path", "min_characters"),
+    SourceKind.wikipedia_dump: ("path", "min_characters"),
+    SourceKind.book_rows: (*_ROW_FILES, "text_column", "min_characters", "keep_verse"),
+    SourceKind.rows: (
+        *_ROW_FILES, "text_column", "id_column", "title_column", "language_column",
+        "one_sentence_per_line", "min_characters",
+    ),
+    SourceKind.lines: ("path", "min_characters", "one_sentence_per_line"),
+    SourceKind.warc: ("path", "id_column", "min_characters"),
+}  # fmt: skip
 
 
 def _path_fault(kind: SourceKind, path: str) -> str | None:
@@ -388,10 +405,16 @@ def _path_fault(kind: SourceKind, path: str) -> str | None:
 
 
 def _source_faults(source: SourceSettings) -> Iterator[str]:
-    if source.kind is not SourceKind.plugin and (source.plugin or source.options):
+    unused = [
+        name
+        for name, value in vars(source).items()
+        if value is not None and name not in (*USED_BY_ALL, *USED_BY.get(source.kind, (name,)))
+    ]
+    if unused:
+        used = ", ".join([*USED_BY_ALL, *USED_BY[source.kind]])
         yield (
-            f"source.plugin and source.options are not those of source.kind={source.kind.value}; "
-            "set +source=own, or leave them out"
+            f"source.{', source.'.join(unused)}: not used by source.kind={source.kind.value}, "
+            f"which uses {used}; leave it out, or choose another source"
         )
     if not source.name or "/" in source.name or source.name.startswith("."):
         yield f"source.name={source.name!r} must be the name of one folder"

@@ -12,9 +12,16 @@ from omegaconf import OmegaConf
 from data_prep import audit, build, collect, dedup, encode, plan, status, vocab
 from data_prep.core.config import SettingsError
 from data_prep.core.job import load, start
-from data_prep.core.settings import DataPrepSettings, SourceKind, SourceSettings
+from data_prep.core.settings import (
+    USED_BY,
+    USED_BY_ALL,
+    DataPrepSettings,
+    SourceKind,
+    SourceSettings,
+)
 from data_prep.sources import module_of
 
+SOURCES = sorted((Path(__file__).resolve().parents[3] / "conf/source").glob("*.yaml"))
 JOBS = [collect, dedup, vocab, encode, build, audit, status, plan]
 
 
@@ -146,6 +153,13 @@ def test_a_folder_is_required() -> None:
         ("+source=book", "source=book is not known; there are bookcorpus, books"),
         ("source=sample source.name=a/b", "must be the name of one folder"),
         (
+            "source=sample source.text_column=body source.split=train",
+            r"source\.split, source\.text_column: not used by source\.kind=sample, "
+            "which uses name, kind, language; leave it out",
+        ),
+        ("source=sample source.options={a:1}", r"source\.options: not used by source\.kind=sample"),
+        ("source=rows source.path=. source.keep_verse=true", r"source\.keep_verse: not used by"),
+        (
             "source=wikipedia source.min_characters=0",
             "min_characters=0; it takes 1 or more, or null",
         ),
@@ -168,6 +182,13 @@ def test_a_folder_is_required() -> None:
 def test_a_wrong_setting_is_refused_with_the_cure(overrides: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         load(["data_dir=d", *overrides.split()])
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_a_source_s_file_holds_every_setting_that_its_kind_uses(path: Path) -> None:
+    shown = OmegaConf.load(path)
+    used = USED_BY.get(SourceKind(shown.kind), ("plugin", "path", "options"))
+    assert {*shown, "language"} == {*used, *USED_BY_ALL}
 
 
 def test_every_wrong_number_is_listed_at_once() -> None:
