@@ -185,16 +185,19 @@ class Experiment:
 def perform(experiment: Experiment) -> None:
     """Run the commands that have not finished. Raises FailedError with the one that failed."""
     for name in experiment.needed_runs():
-        _run_once(experiment.pretraining(name), experiment.runs / name / "export/config.json")
+        made = experiment.runs / name / "export/config.json"  # written last
+        _run_once(experiment.pretraining(name), made, made.exists())
     for task in experiment.tasks:
         for start in experiment.starts:
-            _run_once(experiment.finetuning(start, task), experiment.results(start, task))
+            made = experiment.results(start, task)
+            has_all = made.exists() and len(read_json(made)["seeds"]) == experiment.given.seeds
+            _run_once(experiment.finetuning(start, task), made, has_all)
 
 
-def _run_once(words: list[str], made: Path) -> None:
-    """Run python with `words`, unless `made`, which it writes last, exists."""
+def _run_once(words: list[str], made: Path, is_done: bool) -> None:
+    """Run python with `words`, which makes `made`, unless that is done."""
     command = shlex.join(["python", *words])
-    if made.exists():
+    if is_done:
         print(f"done before: {made}", flush=True)
         return
     print(command, flush=True)

@@ -31,7 +31,7 @@ def finished(out: Path) -> list[str]:
                 "dev_second": {"mean": 50.0, "std": None},
             },
             "chosen": {"batch_size": 16, "learning_rate": (number + 1) * 1e-4, "epochs": 4.0},
-            "seeds": [{"seed": 1, "dev_first": 61.0, "dev_second": 50.0}],
+            "seeds": [{"seed": n, "dev_first": 61.0, "dev_second": 50.0} for n in (1, 2, 3)],
         }
         write_json(out / "finetune" / f"{start}-{task}" / "results.json", result)
     return [f"out={out}", *(f"{name}={folder}" for name, folder in folders.items())]
@@ -61,6 +61,15 @@ def test_a_command_that_fails_is_named_and_ends_it(tmp_path, capsys, monkeypatch
     assert "status 1" in captured.err
     assert "-m scripts.finetune_classification +task=rte" in captured.err
     assert "runs/none/export start=pretrained" in captured.err
+
+
+def test_a_task_with_fewer_seeds_than_asked_for_is_fine_tuned_further(
+    tmp_path, capsys, monkeypatch
+) -> None:
+    typed = finished(tmp_path / "out")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert main([*typed, "seeds=4"]) == 1
+    assert "start=random seeds=4" in capsys.readouterr().err
 
 
 def test_what_is_not_given_or_not_there_is_named(tmp_path, capsys) -> None:
