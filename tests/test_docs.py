@@ -8,13 +8,16 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from data_prep.core import job
 from data_prep.core.config import as_dict
+from data_prep.core.settings import SourceKind, SourceSettings
 from pretrain import plan, tune
 from pretrain.config import load
 from pretrain.config.arguments import parse_arguments
@@ -303,3 +306,17 @@ def test_pytest_without_python_m_collects() -> None:
         cwd=PROJECT, text=True, capture_output=True, timeout=120,
     )  # fmt: skip
     assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_the_source_that_contributing_shows_reads_a_folder(tmp_path: Path) -> None:
+    page = (PROJECT / "CONTRIBUTING.md").read_text()
+    shown = re.search(r"    ```python\n(.*?)    ```", page, re.DOTALL)
+    source: dict[str, Any] = {}
+    exec(textwrap.dedent(shown[1]), source)
+    (tmp_path / "a.md").write_text("# A\n\nOne. Two.\n")
+    (tmp_path / "b.md").write_text("")
+    settings = SourceSettings(name="markdown", kind=SourceKind.books, path=str(tmp_path))
+    (task,) = source["plan"](settings, 1000).tasks
+    document, reject = source["read"](settings, task)
+    assert (document.id, document.text) == ("a.md", "# A\nOne. Two.")
+    assert reject.reason == "empty"
