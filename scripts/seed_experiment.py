@@ -43,6 +43,7 @@ from data_prep.core.files import read_json, write_json
 from pretrain.config.arguments import parse_arguments
 from pretrain.config.settings import Settings
 from pretrain.run_folder.jsonl import readable_lines
+from scripts.finetuning.settings import load as load_finetuning
 
 PRETRAINING = ("+model=tiny", "recipe=laptop")  # of both; settings on the command line override it
 # script, argument, and the folder below it
@@ -138,6 +139,8 @@ class Experiment:
                 compose("config", Settings, self.pretraining(name)[2:])
             except SettingsError as error:
                 raise SettingsError(f"{error} (--help shows the other arguments)") from error
+        for task in self.tasks:  # now, not after the pretraining
+            load_finetuning(self.finetuning(self.starts[0], task)[2:])
 
     def needed_runs(self) -> list[str]:
         """Pretrainings that the starts need; a random start takes the sizes of nsp's export."""

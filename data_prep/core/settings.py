@@ -362,12 +362,6 @@ def shares_fault(masking: MaskingSettings) -> str | None:
     )
 
 
-_OF_PATHS = (
-    SourceKind.books, SourceKind.wikiextractor, SourceKind.wikipedia_dump, SourceKind.lines,
-    SourceKind.warc,
-)  # fmt: skip
-_OF_ROWS = (SourceKind.wikipedia, SourceKind.bookcorpus, SourceKind.book_rows, SourceKind.rows)
-_OF_URLS = (*_OF_ROWS, SourceKind.lines, SourceKind.warc, SourceKind.plugin)
 USED_BY_ALL = ("name", "kind", "language")
 _ROW_FILES = ("path", "dataset", "subset", "split", "revision")
 USED_BY: dict[SourceKind, tuple[str, ...]] = {  # besides USED_BY_ALL; a plug-in: any
@@ -385,6 +379,9 @@ USED_BY: dict[SourceKind, tuple[str, ...]] = {  # besides USED_BY_ALL; a plug-in
     SourceKind.lines: ("path", "min_characters", "one_sentence_per_line"),
     SourceKind.warc: ("path", "id_column", "min_characters"),
 }  # fmt: skip
+_OF_ROWS = tuple(kind for kind, used in USED_BY.items() if "dataset" in used)
+_OF_PATHS = tuple(kind for kind, used in USED_BY.items() if "path" in used and kind not in _OF_ROWS)
+_OF_URLS = (*_OF_ROWS, SourceKind.lines, SourceKind.warc, SourceKind.plugin)
 
 
 def _path_fault(kind: SourceKind, path: str) -> str | None:

@@ -85,6 +85,16 @@ def test_a_misspelt_argument_is_named_though_all_is_done(tmp_path, capsys) -> No
     assert "question" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("wrong", ["seeds=0", "epochs=0", "batch=0", "rates=fast"])
+def test_a_number_that_fine_tuning_does_not_take_is_refused_before_the_pretraining(
+    tmp_path, capsys, wrong
+) -> None:
+    typed = finished(tmp_path / "out")
+    (tmp_path / "out/runs/nsp/export/config.json").unlink()
+    assert main([*typed, wrong]) == 2
+    assert wrong.partition("=")[2] in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("start", ["random", "none", "nsp"])
 def test_every_start_tries_all_rates_on_every_task(tmp_path: Path, task: str, start: str) -> None:
