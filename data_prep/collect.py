@@ -225,8 +225,8 @@ def _manifest(
     if not counts.get("documents"):
         broken = "".join(f"; {damage}" for damage in damaged)
         raise RuntimeError(
-            f"source {name}: no document is left; dropped were {dropped}{broken}"
-            f"{_language_cure(dropped)}"
+            f"source {name}: no document is left; {_listed(dropped)}{broken}"
+            f"{_cure(dropped, identity)}"
         )
     if repeated := repeated_ids(folder, parts, workers):
         cure = _OTHER_IDS.get(
@@ -251,9 +251,18 @@ def _manifest(
     )
 
 
-def _language_cure(dropped: dict[str, int]) -> str:
-    """What to type if most of what was dropped is in another language than the corpus."""
+def _listed(dropped: dict[str, int]) -> str:
+    """The documents that were dropped, by reason, the most frequent one first."""
+    by_count = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
+    return "dropped: " + (", ".join(f"{n:,} ({reason})" for reason, n in by_count) or "none")
+
+
+def _cure(dropped: dict[str, int], identity: dict[str, Any]) -> str:
+    """What to type, if the reason for which most was dropped has a setting."""
     reason = max(dropped, key=dropped.__getitem__, default="")
+    if reason == "too short":
+        least = identity["min_characters"]
+        return f"; source.min_characters={least} is the bound, and null keeps texts of any length"
     found = re.fullmatch(r"language ([\w-]+), not .+", reason)
     if found is None or found[1] not in known_languages():
         return ""

@@ -227,8 +227,16 @@ def test_documents_of_one_id_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_source_without_any_document_is_refused_with_the_reasons(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"no document is left; dropped were \{'HTML page': 1"):
+    with pytest.raises(RuntimeError, match=r"no document is left; dropped: 1 \(HTML page\)"):
         _run(tmp_path / "d", _books(tmp_path / "books", count=0))
+
+
+def test_where_all_texts_are_too_short_the_bound_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("A sentence.")
+    given = ["+source=books", f"source.path={tmp_path / 'a.txt'}", f"data_dir={tmp_path / 'd'}"]
+    expected = r"dropped: 1 \(too short\); source\.min_characters=1000 is the bound, and null keeps"
+    with pytest.raises(RuntimeError, match=expected):
+        collect.run(load([*given, "source.language=null", "num_workers=1"]))
 
 
 def test_text_of_another_language_is_refused_with_the_language_to_type(tmp_path: Path) -> None:
@@ -236,7 +244,7 @@ def test_text_of_another_language_is_refused_with_the_language_to_type(tmp_path:
         '{"text": "Das ist ein Satz, wie ihn Leute schreiben."}\n' * 2
     )
     given = ["+source=rows", f"source.path={tmp_path / 'a.jsonl'}", f"data_dir={tmp_path}"]
-    with pytest.raises(RuntimeError, match=r"'language de, not en': 2\}; .* give language=de to"):
+    with pytest.raises(RuntimeError, match=r"2 \(language de, not en\); .* give language=de to"):
         collect.run(load([*given, "source.language=en", "num_workers=1"]))
 
 
