@@ -17,6 +17,8 @@ _DRIVERS = {11: 450, 12: 525, 13: 580}
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # one setting, now and formerly
+# OpenMP of GCC, which torch's wheels for Linux have (gcc.gnu.org/onlinedocs/libgomp)
+_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 _PCI_DEVICES = Path("/sys/bus/pci/devices")
 _THREADS = Path("/proc/self/task")
 
@@ -62,6 +64,16 @@ def use_expandable_segments() -> None:
     """
     if not any(name in os.environ for name in _ALLOCATOR):
         os.environ[_ALLOCATOR[0]] = "expandable_segments:True"
+
+
+def let_waiting_threads_sleep() -> None:
+    """Let OpenMP's threads spin for a tenth of its default, unless the variables say how long.
+
+    For 300,000 turns a thread that waits keeps a core, which the thread waited for may need where
+    other programs use the cores, too (docs/log.md, 2026-11-30). Before torch is imported.
+    """
+    if not any(name in os.environ for name in _WAITING):
+        os.environ[_WAITING[0]] = "30000"
 
 
 def bind_to_gpu(device: torch.device) -> set[int]:

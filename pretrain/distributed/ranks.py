@@ -21,7 +21,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
 from data_prep.core.files import place
-from pretrain.distributed.device import choose_device, use_expandable_segments, why_no_cuda
+from pretrain.distributed.device import (
+    choose_device,
+    let_waiting_threads_sleep,
+    use_expandable_segments,
+    why_no_cuda,
+)
 from pretrain.distributed.flight_recorder import record_collectives
 from pretrain.distributed.rank_logs import LenientStream
 from pretrain.distributed.rendezvous import check_in, hosts_of, in_a_step, rank_info
@@ -151,6 +156,7 @@ def start(timeout_minutes: float, wanted: str = "auto") -> Ranks:
     launched = _launched(os.environ)
     record_collectives()
     use_expandable_segments()
+    let_waiting_threads_sleep()
     import torch
     from torch.distributed import HashStore  # type: ignore[attr-defined]
 

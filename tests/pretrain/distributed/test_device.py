@@ -21,6 +21,7 @@ from pretrain.distributed.device import (
     bind_to_gpu,
     choose_device,
     cuda_is_usable,
+    let_waiting_threads_sleep,
     use_expandable_segments,
     why_no_cuda,
     why_on_cpu,
@@ -183,6 +184,21 @@ def test_segments_are_expandable_unless_the_environment_says_otherwise(
         None: "expandable_segments:True", "PYTORCH_ALLOC_CONF": "max_split_size_mb:64",
         "PYTORCH_CUDA_ALLOC_CONF": None,
     }[name]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "then"),
+    [({}, "30000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_waiting_threads_sleep_unless_the_environment_says_otherwise(
+    given: dict[str, str], then: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(variable, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    let_waiting_threads_sleep()
+    assert os.environ.get("GOMP_SPINCOUNT") == then
 
 
 @pytest.fixture
