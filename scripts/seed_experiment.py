@@ -8,7 +8,8 @@ nsp= none=     data_dirs of one corpus (same documents, vocab, tokens), built wi
 glue=          holds SST-2/, RTE/, MRPC/ and STS-B/
 squad=         holds SQuAD 1.1, named by train= and dev=
 wnut=          holds the three files of WNUT-17
-runs=          the folder of the two pretrainings, named nsp and none; default: out/runs
+runs=          the folder of the two pretrainings, named nsp and none; default: out/runs. Runs that
+               pretrain.run made there are taken as they are
 rates=         learning rates of fine-tuning; the default, 1e-4,5e-4, suits a tiny model. The first
                seed tries all, and the best on the development set is kept for each start and task.
                With +model=base use the paper's: 2e-5,3e-5,5e-5
@@ -18,8 +19,10 @@ SETTING=VALUE  settings of pretrain.run for both pretrainings, such as +model=ba
 
 Three starts (nsp, none, and random: the sizes of nsp with fresh weights) are fine-tuned on six
 tasks with `seeds` seeds each. If this ends early, the same command continues: pretraining from its
-checkpoint, fine-tuning with the missing seed. out/ gets experiment.md (the table, and every
-command), experiment.json, experiment.png and .svg.
+checkpoint, fine-tuning with the missing seed. More seeds or rates add to what is there. For longer
+pretrainings add their settings and run.extend=true; what was fine-tuned from the shorter ones, or
+with other settings, is kept, and the rest asks for another out=. out/ gets experiment.md (the
+table, and every command), experiment.json, experiment.png and .svg.
 Status: 0, 1 if a command failed (it is named), 2 for wrong arguments.
 """
 
@@ -28,7 +31,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from data_prep.core.bert_folder import identity
 from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError, compose
 from data_prep.core.files import read_json, write_json
@@ -186,28 +190,63 @@ class Experiment:
 
 
 def perform(experiment: Experiment) -> None:
-    """Run the commands that have not finished. Raises FailedError with the one that failed."""
+    """Run the commands that have not finished.
+
+    Raises FailedError with the one that failed; SettingsError with one that was refused, and for
+    results of other settings, which are kept.
+    """
     for name in experiment.needed_runs():
-        made = experiment.runs / name / "export/config.json"  # written last
-        _run_once(experiment.pretraining(name), made, made.exists())
+        run = experiment.runs / name
+        made = run / "export/config.json"  # written last
+        if made.exists() and not _record(run).exists():
+            print(f"taken as it is, from another command: {made.parent}", flush=True)
+        else:
+            _run_once(experiment.pretraining(name), run, made)
     for task in experiment.tasks:
         for start in experiment.starts:
             made = experiment.results(start, task)
-            has_all = made.exists() and len(read_json(made)["seeds"]) == experiment.given.seeds
-            _run_once(experiment.finetuning(start, task), made, has_all)
+            model = identity(experiment.export(start), has_weights=start != "random")
+            _run_once(experiment.finetuning(start, task), made.parent, made, model)
 
 
-def _run_once(words: list[str], made: Path, is_done: bool) -> None:
-    """Run python with `words`, which makes `made`, unless that is done."""
-    command = shlex.join(["python", *words])
-    if is_done:
+def _run_once(words: list[str], folder: Path, made: Path, model: str | None = None) -> None:
+    """Run python with `words`, which makes `made`, unless they made it before from this model."""
+    asked, record = {"words": words, "model": model}, _record(folder)
+    before = read_json(record) if record.exists() else asked
+    if made.exists() and record.exists() and before == asked:
         print(f"done before: {made}", flush=True)
         return
+    if model is not None and (changed := _changes(before, asked)):
+        raise SettingsError(
+            f"{folder} was fine-tuned otherwise: {changed}; out=ANOTHER "
+            f"runs={folder.parents[1] / 'runs'} keeps both, or delete {folder}"
+        )
+    command = shlex.join(["python", *words])
     print(command, flush=True)
     if status := subprocess.run([sys.executable, *words], check=False).returncode:
+        if status == 2:
+            raise SettingsError(f"this was refused, and says above why:\n  {command}")
         raise FailedError(
             f"this ended with status {status}; the same command continues:\n  {command}"
         )
+    write_json(record, asked)
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs in two fine-tunings besides seeds and rates, which can be added, and paths."""
+    free = ("seeds=", "grid.learning_rate=", "out=", "model=")
+    then, typed = (
+        [word for word in each["words"] if not word.startswith(free)] for each in (before, now)
+    )
+    pairs = [f"{old} then, {new} now" for old, new in zip(then, typed, strict=False) if old != new]
+    if before["model"] != now["model"]:
+        pairs.append("its model has been trained further")
+    return "; ".join(pairs)
+
+
+def _record(folder: Path) -> Path:
+    """Beside a folder: the command that made it, and its model."""
+    return folder.with_name(f"{folder.name}.made_by.json")
 
 
 def results_of(experiment: Experiment) -> Results:

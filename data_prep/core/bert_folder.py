@@ -298,10 +298,11 @@ def without_rows_beyond(state: Mapping[str, Tensor], entries: int) -> dict[str, 
     }
 
 
-def identity(folder: Path) -> str:
-    """Checksum of config and weights, which identifies the model of a result."""
+def identity(folder: Path, *, has_weights: bool = True) -> str:
+    """Checksum of config and, unless told otherwise, weights: identifies the model of a result."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    weights = folder.glob("*.safetensors") if has_weights else ()
+    for path in sorted([folder / "config.json", *weights]):
         with path.open("rb") as file:
             while block := file.read(1 << 22):
                 digest.update(block)

@@ -21,7 +21,7 @@ from data_prep.core.config import SettingsError, as_dict, as_yaml
 from data_prep.core.files import link_or_copy, remove_folder, whole_or_absent, write_json
 from scripts.finetuning import results
 from scripts.finetuning.results import MODEL, TRIALS
-from scripts.finetuning.settings import InputError, Kind, Settings, load
+from scripts.finetuning.settings import InputError, Kind, Settings, Start, load
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -125,7 +125,9 @@ def _fingerprint(settings: Settings) -> str:
             if name := getattr(settings.task, role):
                 stat = os.stat(Path(settings.task.folder) / name)
                 files[role] = [stat.st_size, stat.st_mtime_ns]
-    text = json.dumps([plain, files, identity(settings.model_folder)], sort_keys=True)
+    is_used = settings.start is not Start.random  # otherwise the weights, which are drawn anew
+    model = identity(settings.model_folder, has_weights=is_used)
+    text = json.dumps([plain, files, model], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

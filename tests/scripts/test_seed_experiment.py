@@ -13,8 +13,22 @@ from scripts.finetuning.settings import load as load_finetuning
 from scripts.seed_experiment import PRETRAINING, STARTS, TASKS, Arguments, Experiment, main
 
 
-def finished(out: Path) -> list[str]:
-    """A folder in which everything is done; the arguments that it was done with."""
+@pytest.fixture
+def finished(tmp_path, monkeypatch, capsys) -> list[str]:
+    """A folder, out, in which everything is done; the arguments that it was done with.
+
+    Other commands fail.
+    """
+    typed = without_records(tmp_path / "out")
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    assert main(typed) == 0
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    capsys.readouterr()
+    return typed
+
+
+def without_records(out: Path) -> list[str]:
+    """The results of an experiment that does not know who made them, and its arguments."""
     folders = {name: out.parent / name for name in ("nsp", "none", "glue", "squad", "wnut")}
     for folder in folders.values():
         folder.mkdir()
@@ -37,10 +51,9 @@ def finished(out: Path) -> list[str]:
     return [f"out={out}", *(f"{name}={folder}" for name, folder in folders.items())]
 
 
-def test_what_is_finished_is_only_written_up(tmp_path, capsys) -> None:
+def test_what_is_finished_is_only_written_up(finished, tmp_path, capsys) -> None:
     out = tmp_path / "out"
-    typed = finished(out)
-    assert main(typed) == 0
+    assert main(finished) == 0
     text = (out / "experiment.md").read_text()
     assert "| sst2 dev_first | 60.0 ± 1.5 | 61.0 ± 1.5 | 62.0 ± 1.5 |" in text
     assert "| sst2 dev_second | 50.0 | 50.0 | 50.0 |" in text
@@ -49,27 +62,69 @@ def test_what_is_finished_is_only_written_up(tmp_path, capsys) -> None:
     assert len(facts["commands"]) == 2 + 3 * len(TASKS)
     assert all(command in text for command in facts["commands"])
     assert (out / "experiment.png").stat().st_size > 10_000
-    assert capsys.readouterr().out.count("done before") == 2 + 3 * len(TASKS)
+    told = capsys.readouterr().out
+    assert (told.count("done before"), told.count("as it is")) == (3 * len(TASKS), 2)
 
 
-def test_a_command_that_fails_is_named_and_ends_it(tmp_path, capsys, monkeypatch) -> None:
-    typed = finished(tmp_path / "out")
+def test_a_command_that_fails_is_named_and_ends_it(finished, tmp_path, capsys) -> None:
     (tmp_path / "out/finetune/none-rte/results.json").unlink()
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    assert main(typed) == 1
+    assert main(finished) == 1
     captured = capsys.readouterr()
     assert "status 1" in captured.err
     assert "-m scripts.finetune_classification +task=rte" in captured.err
     assert "runs/none/export start=pretrained" in captured.err
 
 
-def test_a_task_with_fewer_seeds_than_asked_for_is_fine_tuned_further(
-    tmp_path, capsys, monkeypatch
+@pytest.mark.parametrize("added", ["seeds=4", "rates=1e-3,1e-4"])
+def test_seeds_and_rates_are_added_to_what_is_there(finished, capsys, added) -> None:
+    assert main([*finished, added]) == 1
+    assert "start=random" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ("examples=8000", "max_train_examples=4000 then, max_train_examples=8000 now"),
+        ("epochs=9", "epochs=4 then, epochs=9 now"),
+    ],
+)
+def test_what_was_fine_tuned_with_other_settings_is_kept(
+    finished, tmp_path, capsys, changed, named
 ) -> None:
-    typed = finished(tmp_path / "out")
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    assert main([*typed, "seeds=4"]) == 1
-    assert "start=random seeds=4" in capsys.readouterr().err
+    assert main([*finished, changed]) == 2
+    error = capsys.readouterr().err
+    assert f"random-sst2 was fine-tuned otherwise: {named}; out=ANOTHER" in error
+    assert f"runs={tmp_path / 'out/runs'} keeps both" in error
+
+
+def test_what_was_fine_tuned_before_a_model_was_trained_further_is_kept(
+    finished, tmp_path, capsys
+) -> None:
+    (tmp_path / "out/runs/nsp/export/model.safetensors").write_text("other weights")
+    assert main(finished) == 2
+    captured = capsys.readouterr()
+    assert "nsp-sst2 was fine-tuned otherwise: its model has been trained further" in captured.err
+    assert captured.out.count("done before") == 2, "random and none, which do not depend on it"
+
+
+def test_a_pretraining_with_other_settings_than_before_is_continued(
+    finished, tmp_path, capsys
+) -> None:
+    write_json(tmp_path / "out/runs/none.made_by.json", {"words": ["-m"], "model": None})
+    assert main([*finished, "run.extend=true"]) == 1
+    assert "-m pretrain.run" in capsys.readouterr().err
+
+
+def test_a_command_that_is_refused_is_not_said_to_continue(
+    finished, tmp_path, capsys, monkeypatch
+) -> None:
+    (tmp_path / "out/finetune/none-rte/results.json").unlink()
+    refusing = tmp_path / "refuses"
+    refusing.write_text("#!/bin/sh\nexit 2\n")
+    refusing.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(refusing))
+    assert main(finished) == 2
+    assert "this was refused, and says above why" in capsys.readouterr().err
 
 
 def test_what_is_not_given_or_not_there_is_named(tmp_path, capsys) -> None:
@@ -80,18 +135,17 @@ def test_what_is_not_given_or_not_there_is_named(tmp_path, capsys) -> None:
     assert "none=" not in error
 
 
-def test_a_misspelt_argument_is_named_though_all_is_done(tmp_path, capsys) -> None:
-    assert main([*finished(tmp_path / "out"), "question=5"]) == 2
+def test_a_misspelt_argument_is_named_though_all_is_done(finished, capsys) -> None:
+    assert main([*finished, "question=5"]) == 2
     assert "question" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", ["seeds=0", "epochs=0", "batch=0", "rates=fast"])
 def test_a_number_that_fine_tuning_does_not_take_is_refused_before_the_pretraining(
-    tmp_path, capsys, wrong
+    finished, tmp_path, capsys, wrong
 ) -> None:
-    typed = finished(tmp_path / "out")
     (tmp_path / "out/runs/nsp/export/config.json").unlink()
-    assert main([*typed, wrong]) == 2
+    assert main([*finished, wrong]) == 2
     assert wrong.partition("=")[2] in capsys.readouterr().err
 
 

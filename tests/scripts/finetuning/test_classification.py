@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from safetensors.numpy import load_file, save_file
 from shared_data import unpacked
 
 from data_prep.core.config import SettingsError
@@ -109,6 +110,22 @@ def test_results_of_other_settings_are_not_mixed_in(
 ) -> None:
     assert main(Kind.classification, [*arguments, "dropout=0.2"]) == 2
     assert "resume=false" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("start", "status"), [("random", 0), ("pretrained", 2)])
+def test_only_a_random_start_holds_for_a_model_that_was_trained_further(
+    bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], start: str, status: int
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(bert, model)
+    typed = [*reviews(tmp_path / "reviews"), f"model={model}", f"out={tmp_path / 'out'}", *QUICK]
+    typed += [f"start={start}", "epochs=1"]
+    assert main(Kind.classification, typed) == 0
+    weights = load_file(model / "model.safetensors")
+    save_file({name: value * 0.9 for name, value in weights.items()}, model / "model.safetensors")
+    capsys.readouterr()
+    assert main(Kind.classification, typed) == status
+    assert ("done before" in capsys.readouterr().out) == (start == "random")
 
 
 def test_a_folder_in_which_another_process_trains_is_refused(
