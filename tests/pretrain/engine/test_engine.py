@@ -134,7 +134,9 @@ def with_a_bad_batch(
 def saved(engine: Engine, folder: Path) -> dict[str, bytes]:
     save_state(engine, folder)
     engine.ranks.barrier()
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    engine.ranks.barrier()  # no rank replaces a file that another one is about to read
+    return files
 
 
 CASES: list[tuple[int, Precision, float, str]] = [
