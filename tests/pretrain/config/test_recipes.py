@@ -59,7 +59,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "laptop": {
         "optim.name": "muon", "optim.global_batch": 64, "optim.learning_rate": 2e-3,
         "optim.betas": [0.9, 0.98], "data.seq_len": 32, "data.masking": "dynamic",
-        "schedule.total_steps": 20_000, "schedule.stop_step": 16_000, "schedule.warmup_steps": 500,
+        "schedule.total_steps": 22_000, "schedule.stop_step": 13_200, "schedule.warmup_steps": 500,
     },
 }  # fmt: skip
 

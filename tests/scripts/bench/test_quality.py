@@ -76,11 +76,11 @@ def test_a_best_rate_at_the_edge_of_the_grid_is_marked() -> None:
 def test_a_recipe_with_phases_is_stretched_to_a_number_of_tokens(monkeypatch) -> None:
     monkeypatch.setattr(trials, "manifest_of", lambda data, **_: Full(data.seq_len))
     given = ["+model=tiny", "recipe=laptop"]
-    tokens = 1000 * 64 * 32 + 375 * 16 * 128  # a sixteenth of 16,000 and 6,000 steps
+    tokens = 825 * 64 * 32 + 550 * 16 * 128  # a sixteenth of 13,200 and 8,800 steps
     settings, _ = load([*given, *trials.scaled(load(given, 1)[0], tokens)], 1)
     first, second = (phase.settings.schedule for phase in phases_of(settings))
-    assert (first.total_steps, first.stop_step, first.warmup_steps) == (1250, 1000, 31)
-    assert (second.total_steps, second.stop_step, second.warmup_steps) == (375, None, 6)
+    assert (first.total_steps, first.stop_step, first.warmup_steps) == (1375, 825, 31)
+    assert (second.total_steps, second.start_step, second.stop_step) == (1375, 825, None)
     assert settings.phases[0].positions.name == "tiled"
 
 
