@@ -31,7 +31,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -206,21 +206,21 @@ def perform(experiment: Experiment) -> None:
         for start in experiment.starts:
             made = experiment.results(start, task)
             model = identity(experiment.export(start), has_weights=start != "random")
-            _run_once(experiment.finetuning(start, task), made.parent, made, model)
+            words, folder = experiment.finetuning(start, task), made.parent
+            if folder.exists() and (changed := _changes(folder, words, model)):
+                raise SettingsError(
+                    f"{folder} was fine-tuned otherwise: {changed}; out=ANOTHER "
+                    f"runs={experiment.runs} keeps both, or delete {folder}"
+                )
+            _run_once(words, folder, made, model)
 
 
 def _run_once(words: list[str], folder: Path, made: Path, model: str | None = None) -> None:
     """Run python with `words`, which makes `made`, unless they made it before from this model."""
     asked, record = {"words": words, "model": model}, _record(folder)
-    before = read_json(record) if record.exists() else asked
-    if made.exists() and record.exists() and before == asked:
+    if made.exists() and record.exists() and read_json(record) == asked:
         print(f"done before: {made}", flush=True)
         return
-    if model is not None and (changed := _changes(before, asked)):
-        raise SettingsError(
-            f"{folder} was fine-tuned otherwise: {changed}; out=ANOTHER "
-            f"runs={folder.parents[1] / 'runs'} keeps both, or delete {folder}"
-        )
     command = shlex.join(["python", *words])
     print(command, flush=True)
     if status := subprocess.run([sys.executable, *words], check=False).returncode:
@@ -232,14 +232,18 @@ def _run_once(words: list[str], folder: Path, made: Path, model: str | None = No
     write_json(record, asked)
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs in two fine-tunings besides seeds and rates, which can be added, and paths."""
+def _changes(folder: Path, words: list[str], model: str) -> str:
+    """What differs from the fine-tuning recorded, besides paths, and seeds and rates, which can be
+    added."""
+    if not _record(folder).exists():
+        return ""
+    before = read_json(_record(folder))
     free = ("seeds=", "grid.learning_rate=", "out=", "model=")
-    then, typed = (
-        [word for word in each["words"] if not word.startswith(free)] for each in (before, now)
+    then, now = (
+        [word for word in each if not word.startswith(free)] for each in (before["words"], words)
     )
-    pairs = [f"{old} then, {new} now" for old, new in zip(then, typed, strict=False) if old != new]
-    if before["model"] != now["model"]:
+    pairs = [f"{old} then, {new} now" for old, new in zip(then, now, strict=False) if old != new]
+    if before["model"] != model:
         pairs.append("its model has been trained further")
     return "; ".join(pairs)
 

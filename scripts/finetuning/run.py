@@ -125,8 +125,8 @@ def _fingerprint(settings: Settings) -> str:
             if name := getattr(settings.task, role):
                 stat = os.stat(Path(settings.task.folder) / name)
                 files[role] = [stat.st_size, stat.st_mtime_ns]
-    is_used = settings.start is not Start.random  # otherwise the weights, which are drawn anew
-    model = identity(settings.model_folder, has_weights=is_used)
+    has_weights = settings.start is not Start.random  # which takes the sizes alone
+    model = identity(settings.model_folder, has_weights=has_weights)
     text = json.dumps([plain, files, model], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -1,6 +1,7 @@
 """The experiment's bookkeeping: what is finished is not done again, and what the table says."""
 
 import itertools
+import shutil
 import sys
 from pathlib import Path
 
@@ -95,6 +96,20 @@ def test_what_was_fine_tuned_with_other_settings_is_kept(
     error = capsys.readouterr().err
     assert f"random-sst2 was fine-tuned otherwise: {named}; out=ANOTHER" in error
     assert f"runs={tmp_path / 'out/runs'} keeps both" in error
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_each_cure_for_results_of_other_settings_lets_it_begin(
+    finished, tmp_path, capsys, is_deleted
+) -> None:
+    cure = []
+    if is_deleted:
+        shutil.rmtree(tmp_path / "out/finetune/random-sst2")
+    else:
+        cure = [f"out={tmp_path / 'another'}", f"runs={tmp_path / 'out/runs'}"]
+    typed = [word for word in finished if not (cure and word.startswith("out="))]
+    assert main([*typed, *cure, "examples=8000", "tasks=sst2", "starts=random"]) == 1
+    assert "max_train_examples=8000" in capsys.readouterr().err
 
 
 def test_what_was_fine_tuned_before_a_model_was_trained_further_is_kept(
