@@ -154,8 +154,8 @@ def _check_schedule(schedule: ScheduleSettings) -> list[str]:
             wrong.append(
                 f"schedule.start_step={schedule.start_step} and schedule.stop_step={stop} must be "
                 f"steps from 0 to schedule.total_steps={schedule.total_steps}, the first before "
-                "the second; for the whole curve in one phase set schedule.start_step=0, "
-                "schedule.stop_step=null and phases=[]"
+                "the second; for the whole curve set schedule.start_step=0 and "
+                "schedule.stop_step=null"
             )
         if schedule.warmup >= schedule.total_steps:
             wrong.append(
