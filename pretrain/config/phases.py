@@ -96,7 +96,9 @@ def check_phases(settings: Settings, world_size: int) -> None:
         try:
             check(phase.settings, world_size)
         except SettingsError as error:
-            raise SettingsError(f"phase {phase.number}: {error}") from error
+            raise SettingsError(
+                f"phase {phase.number}: {error}; phases=[] leaves the first phase alone"
+            ) from error
         if phase.tiles is not None and phase.settings.data.seq_len <= phase.tiles:
             raise SettingsError(
                 f"phase {phase.number}: positions=tiled fills the rows that the previous phase did "

@@ -92,6 +92,19 @@ def test_a_change_that_no_phase_can_make_is_refused(changes: str, message: str) 
         load(["+model=base", typed], world_size=1)
 
 
+def test_a_recipe_that_is_shorter_than_its_first_phase_runs_as_one_phase() -> None:
+    shorter = [
+        "+model=tiny",
+        "recipe=laptop",
+        "schedule.total_steps=900",
+        "schedule.stop_step=null",
+    ]
+    with pytest.raises(SettingsError, match=r"phase 2: .*; phases=\[\] leaves the first"):
+        load(shorter, world_size=1)
+    settings, _ = load([*shorter, "phases=[]"], world_size=1)
+    assert settings.schedule.last_step == 900
+
+
 def longer(positions: str, seq_len: int = 256) -> str:
     return f"phases=[{{changes: {{data: {{seq_len: {seq_len}}}}}, {KEPT}, positions: {positions}}}]"
 
