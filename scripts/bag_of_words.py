@@ -5,7 +5,7 @@
 Arguments, sets and metrics are those of scripts.finetune_classification. Only the model's tokenizer
 is read. The predictor is logistic regression, or ridge regression for a number, on the set of
 WordPieces of each text. Of five strengths of regularization the best on the development set is
-kept, as fine-tuning keeps the best epoch.
+kept, as fine-tuning keeps the best epoch. out=FOLDER also writes results.json there.
 
 {finetune.yaml}
 """
@@ -22,7 +22,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from data_prep.core.command import status_of
 from data_prep.core.config import SettingsError
-from scripts.finetuning import classification
+from data_prep.core.files import write_json
+from scripts.finetuning import classification, results
 from scripts.finetuning.job import Features
 from scripts.finetuning.models import load_tokenizer
 from scripts.finetuning.settings import Kind, Settings, load
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     shown = "  ".join(f"{name} {value:.1f}" for name, value in metrics.items())
     print(f"{settings.task.name}  {shown}  (regularization {strength:g}, chosen on dev)")
+    if settings.out is not None:
+        write_json(settings.out_folder / results.FILE, _summary(settings, strength, metrics))
     return 0
 
 
@@ -67,6 +70,20 @@ def bag_of_words(settings: Settings) -> tuple[float, dict[str, float]]:
         tried.append((strength, metrics))
     first = f"dev_{settings.task.metrics[0]}"
     return max(tried, key=lambda one: one[1][first])
+
+
+def _summary(settings: Settings, strength: float, metrics: dict[str, float]) -> dict[str, Any]:
+    """The content of results.json, with the names of `results.summary`."""
+    return {
+        "task": settings.task.name,
+        "model": str(settings.model),
+        "start": "words",
+        "metrics": list(metrics),
+        "figures": results.spread([metrics]),
+        "seeds": [metrics],
+        "chosen": {"regularization": strength},
+        "chosen_on_dev": "the regularization, so its metrics are slightly optimistic",
+    }
 
 
 def _which_words(examples: list[Features], vocab_size: int) -> sparse.csr_matrix:

@@ -13,16 +13,18 @@ runs=          the folder of the two pretrainings, named nsp and none; default: 
 rates=         learning rates of fine-tuning; the default, 1e-4,5e-4, suits a tiny model. The first
                seed tries all, and the best on the development set is kept for each start and task.
                With +model=base use the paper's: 2e-5,3e-5,5e-5
-starts= tasks= run a part, such as starts=random,nsp or tasks=rte,mrpc
+starts= tasks= run a part, such as starts=random,nsp or tasks=rte,mrpc; `words` is no start but the
+               bag of words of scripts.bag_of_words, for tasks of classification
 SETTING=VALUE  settings of pretrain.run for both pretrainings, such as +model=base or recipe=paper;
                default: +model=tiny recipe=laptop
 
 Three starts (nsp, none, and random: the sizes of nsp with fresh weights) are fine-tuned on six
-tasks with `seeds` seeds each. If this ends early, the same command continues: pretraining from its
-checkpoint, fine-tuning with the missing seed. More seeds or rates add to what is there. For longer
-pretrainings add their settings and run.extend=true; what was fine-tuned from the shorter ones, or
-with other settings, is kept, and the rest asks for another out=. out/ gets experiment.md (the
-table, and every command), experiment.json, experiment.png and .svg.
+tasks with `seeds` seeds each, next to what the words alone predict. If this ends early, the same
+command continues: pretraining from its checkpoint, fine-tuning with the missing seed. More seeds or
+rates add to what is there. For longer pretrainings add their settings and run.extend=true; what was
+fine-tuned from the shorter ones, or with other settings, is kept, and the rest asks for another
+out=. out/ gets experiment.md (the table, and every command), experiment.json, experiment.png and
+.svg.
 Status: 0, 1 if a command failed (it is named), 2 for wrong arguments.
 """
 
@@ -60,6 +62,7 @@ TASKS = {
     "wnut17": ("tagging", "wnut", ""),
 }
 STARTS = {
+    "words": ("words alone", "0.45"),
     "random": ("random start", "0.75"),
     "none": ("pretrained, MLM alone", "#4477aa"),
     "nsp": ("pretrained, MLM and NSP", "#cc6644"),
@@ -86,7 +89,7 @@ class Arguments:
     runs: Path | None = None
     train: str = "train-v1.1.json"  # SQuAD's files
     dev: str = "dev-v1.1.json"
-    starts: str = "random,none,nsp"
+    starts: str = "words,random,none,nsp"
     tasks: str = "sst2,rte,mrpc,stsb,squad,wnut17"
     seeds: int = 3
     examples: int = 4000
@@ -129,6 +132,8 @@ class Experiment:
                  for start in self.starts if start not in STARTS]  # fmt: skip
         wrong += [f"tasks={task} is none of {', '.join(TASKS)}"
                   for task in self.tasks if task not in TASKS]  # fmt: skip
+        if not wrong and not self.parts:
+            wrong.append(f"starts={self.given.starts} has nothing for tasks={self.given.tasks}")
         needed = {"out", *self.needed_runs(), *(TASKS[t][1] for t in self.tasks if t in TASKS)}
         for name in sorted(needed):
             folder: Path | None = getattr(self.given, name)
@@ -143,16 +148,24 @@ class Experiment:
                 compose("config", Settings, self.pretraining(name)[2:])
             except SettingsError as error:
                 raise SettingsError(f"{error} (--help shows the other arguments)") from error
-        for task in self.tasks:  # now, not after the pretraining
-            load_finetuning(self.finetuning(self.starts[0], task)[2:])
+        for task, start in self.parts:  # now, not after the pretraining
+            load_finetuning(self.finetuning(start, task)[2:])
+
+    @property
+    def parts(self) -> list[tuple[str, str]]:
+        """Task and start of each result. The words alone answer tasks of classification only."""
+        return [
+            (task, start)
+            for task in self.tasks
+            for start in self.starts
+            if start != "words" or TASKS[task][0] == "classification"
+        ]
 
     def needed_runs(self) -> list[str]:
-        """Pretrainings that the starts need; a random start takes the sizes of nsp's export."""
-        return [
-            name
-            for name in ("nsp", "none")
-            if name in self.starts or (name == "nsp" and "random" in self.starts)
-        ]
+        """Pretrainings that the starts need: those that are none take sizes and vocabulary of nsp's
+        export."""
+        made_by = {name if name in ("nsp", "none") else "nsp" for name in self.starts}
+        return [name for name in ("nsp", "none") if name in made_by]
 
     def pretraining(self, name: str) -> list[str]:
         """The command that pretrains `name`, nsp or none."""
@@ -162,21 +175,26 @@ class Experiment:
         ]  # fmt: skip
 
     def export(self, start: str) -> Path:
-        return self.runs / ("nsp" if start == "random" else start) / "export"
+        return self.runs / ("none" if start == "none" else "nsp") / "export"
 
     def results(self, start: str, task: str) -> Path:
         return self.out / "finetune" / f"{start}-{task}" / "results.json"
 
     def finetuning(self, start: str, task: str) -> list[str]:
-        """The command that fine-tunes from `start` on `task`, all seeds."""
+        """The command that fine-tunes from `start` on `task`, all seeds, or counts its words."""
         kind, folder, below = TASKS[task]
         given = self.given
         what = "questions" if kind == "qa" else "examples"
-        words = [
-            "-m", f"scripts.finetune_{kind}", f"+task={task}", f"model={self.export(start)}",
+        command = "bag_of_words" if start == "words" else f"finetune_{kind}"
+        training = [
             f"start={'random' if start == 'random' else 'pretrained'}", f"seeds={given.seeds}",
-            f"task.folder={getattr(given, folder) / below}", f"epochs={given.epochs}",
-            f"grid.learning_rate=[{given.rates}]", f"batch_size={given.batch}",
+            f"epochs={given.epochs}", f"grid.learning_rate=[{given.rates}]",
+            f"batch_size={given.batch}",
+        ]  # fmt: skip
+        words = [
+            "-m", f"scripts.{command}", f"+task={task}", f"model={self.export(start)}",
+            *(training if start != "words" else []),
+            f"task.folder={getattr(given, folder) / below}",
             # no longer than the pretraining's sequences: later positions were never trained
             f"max_length={given.length}", f"max_train_examples={getattr(given, what)}",
             f"max_dev_examples={getattr(given, f'dev_{what}')}",
@@ -202,17 +220,16 @@ def perform(experiment: Experiment) -> None:
             print(f"taken as it is, from another command: {made.parent}", flush=True)
         else:
             _run_once(experiment.pretraining(name), run, made)
-    for task in experiment.tasks:
-        for start in experiment.starts:
-            made = experiment.results(start, task)
-            model = identity(experiment.export(start), has_weights=start != "random")
-            words, folder = experiment.finetuning(start, task), made.parent
-            if folder.exists() and (changed := _changes(folder, words, model)):
-                raise SettingsError(
-                    f"{folder} was fine-tuned otherwise: {changed}; out=ANOTHER "
-                    f"runs={experiment.runs} keeps both, or delete {folder}"
-                )
-            _run_once(words, folder, made, model)
+    for task, start in experiment.parts:
+        made = experiment.results(start, task)
+        model = identity(experiment.export(start), has_weights=start in ("none", "nsp"))
+        words, folder = experiment.finetuning(start, task), made.parent
+        if folder.exists() and (changed := _changes(folder, words, model)):
+            raise SettingsError(
+                f"{folder} was fine-tuned otherwise: {changed}; out=ANOTHER "
+                f"runs={experiment.runs} keeps both, or delete {folder}"
+            )
+        _run_once(words, folder, made, model)
 
 
 def _run_once(words: list[str], folder: Path, made: Path, model: str | None = None) -> None:
@@ -240,7 +257,8 @@ def _changes(folder: Path, words: list[str], model: str) -> str:
     before = read_json(_record(folder))
     free = ("seeds=", "grid.learning_rate=", "out=", "model=")
     then, now = (
-        [word for word in each if not word.startswith(free)] for each in (before["words"], words)
+        sorted(word for word in each if not word.startswith(free))
+        for each in (before["words"], words)
     )
     pairs = [f"{old} then, {new} now" for old, new in zip(then, now, strict=False) if old != new]
     if before["model"] != model:
@@ -256,14 +274,13 @@ def _record(folder: Path) -> Path:
 def results_of(experiment: Experiment) -> Results:
     """Read the mean, the deviation, the seeds and the chosen rate of every results.json."""
     found: Results = {}
-    for task in experiment.tasks:
-        for start in experiment.starts:
-            result = read_json(experiment.results(start, task))
-            for name in result["metrics"]:
-                each = [seed[name] for seed in result["seeds"]]
-                row = found.setdefault(f"{task} {name}", {})
-                rate = result["chosen"]["learning_rate"]
-                row[start] = {**result["figures"][name], "each": each, "rate": rate}
+    for task, start in experiment.parts:
+        result = read_json(experiment.results(start, task))
+        for name in result["metrics"]:
+            each = [seed[name] for seed in result["seeds"]]
+            row = found.setdefault(f"{task} {name}", {})
+            rate = result["chosen"].get("learning_rate")  # the words alone have none
+            row[start] = {**result["figures"][name], "each": each, "rate": rate}
     return found
 
 
@@ -275,18 +292,18 @@ def table(experiment: Experiment, found: Results) -> str:
         f"| --- | {' | '.join('---:' for _ in starts)} |",
     ]
     for name, row in found.items():
-        cells = [
-            f"{row[start]['mean']:.1f}"
-            + ("" if row[start]["std"] is None else f" ± {row[start]['std']:.1f}")
-            for start in starts
-        ]
+        cells = [_cell(row[start]) if start in row else "" for start in starts]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     rates = {
-        name.split()[0]: ", ".join(f"{row[start]['rate']:g}" for start in starts)
+        name.split()[0]: ", ".join(f"{one['rate']:g}" for one in row.values() if one["rate"])
         for name, row in found.items()
     }
     lines += ["", f"Rates: {'; '.join(f'{task} {each}' for task, each in rates.items())}."]
     return "\n".join(lines)
+
+
+def _cell(one: dict[str, Any]) -> str:
+    return f"{one['mean']:.1f}" + ("" if one["std"] is None else f" ± {one['std']:.1f}")
 
 
 def draw(experiment: Experiment, found: Results) -> Figure:
@@ -313,12 +330,13 @@ def draw(experiment: Experiment, found: Results) -> Figure:
     width = 0.8 / len(experiment.starts)
     for number, start in enumerate(experiment.starts):
         offset = (number - (len(experiment.starts) - 1) / 2) * width
-        positions = [position + offset for position in range(len(names))]
+        shown = [task for task in names if start in first[task]]
+        positions = [names.index(task) + offset for task in shown]
         label, colour = STARTS[start]
-        means = [first[task][start]["mean"] for task in names]
-        spreads = [first[task][start]["std"] or 0.0 for task in names]
+        means = [first[task][start]["mean"] for task in shown]
+        spreads = [first[task][start]["std"] or 0.0 for task in shown]
         bars.bar(positions, means, width * 0.95, yerr=spreads, color=colour, label=label, capsize=2)
-        for position, task in zip(positions, names, strict=True):
+        for position, task in zip(positions, shown, strict=True):
             each = first[task][start]["each"]
             bars.plot([position] * len(each), each, ".", color="black", markersize=3)
     labels = [
@@ -327,7 +345,7 @@ def draw(experiment: Experiment, found: Results) -> Figure:
     bars.set_xticks(range(len(names)), labels, fontsize="small")
     bars.set(ylim=(0, 110), ylabel="%", title=f"Fine-tuned, {experiment.given.seeds} seeds each")
     for axes in (curves, bars):
-        axes.legend(fontsize="small", loc="upper right", ncols=1 if axes is curves else 3)
+        axes.legend(fontsize="small", loc="upper right", ncols=1 if axes is curves else len(STARTS))
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -340,8 +358,7 @@ def write(experiment: Experiment, typed: Sequence[str]) -> str:
     picture.savefig(out / "experiment.svg", metadata={"Date": None})
     command = shlex.join(["python", "-m", "scripts.seed_experiment", *typed])
     commands = [experiment.pretraining(name) for name in experiment.needed_runs()]
-    for task in experiment.tasks:
-        commands += [experiment.finetuning(start, task) for start in experiment.starts]
+    commands += [experiment.finetuning(start, task) for task, start in experiment.parts]
     steps = [shlex.join(["python", *words]) for words in commands]
     facts = {"command": command, "commands": steps, "figures": found}
     write_json(out / "experiment.json", facts)

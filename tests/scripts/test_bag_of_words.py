@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_bert import tiny_bert
 
+from data_prep.core.files import read_json
 from scripts.bag_of_words import bag_of_words, main
 from scripts.finetuning.settings import load
 
@@ -44,6 +45,14 @@ def test_a_number_is_predicted(tmp_path: Path) -> None:
     rows = [f"{' '.join('pqrst'[:count])},,{count}" for count in range(1, 6)]
     arguments = typed(tmp_path, rows, "task.is_regression=true", "task.metrics=[spearman]")
     assert bag_of_words(load(arguments))[1] == pytest.approx({"dev_spearman": 100.0})
+
+
+def test_results_are_written_where_a_folder_is_named(tmp_path: Path) -> None:
+    rows = ["the city was good,,yes", "the city was bad,,no"]
+    assert main(typed(tmp_path, rows, f"out={tmp_path / 'words'}")) == 0
+    written = read_json(tmp_path / "words/results.json")
+    assert written["figures"] == {"dev_accuracy": {"mean": 100.0, "std": None}}
+    assert (written["metrics"], written["seeds"]) == (["dev_accuracy"], [{"dev_accuracy": 100.0}])
 
 
 def test_mistakes_are_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,13 +39,14 @@ def without_records(out: Path) -> list[str]:
         lines = b"\n".join(map(orjson.dumps, records))
         (out / "runs" / name / "metrics.jsonl").write_bytes(lines)
     for (number, start), task in itertools.product(enumerate(STARTS), TASKS):
+        rate = {"batch_size": 16, "learning_rate": number * 1e-4, "epochs": 4.0}
         result = {
             "metrics": ["dev_first", "dev_second"],
             "figures": {
                 "dev_first": {"mean": 60.0 + number, "std": 1.5},
                 "dev_second": {"mean": 50.0, "std": None},
             },
-            "chosen": {"batch_size": 16, "learning_rate": (number + 1) * 1e-4, "epochs": 4.0},
+            "chosen": {"regularization": 10.0} if start == "words" else rate,
             "seeds": [{"seed": n, "dev_first": 61.0, "dev_second": 50.0} for n in (1, 2, 3)],
         }
         write_json(out / "finetune" / f"{start}-{task}" / "results.json", result)
@@ -56,15 +57,16 @@ def test_what_is_finished_is_only_written_up(finished, tmp_path, capsys) -> None
     out = tmp_path / "out"
     assert main(finished) == 0
     text = (out / "experiment.md").read_text()
-    assert "| sst2 dev_first | 60.0 ± 1.5 | 61.0 ± 1.5 | 62.0 ± 1.5 |" in text
-    assert "| sst2 dev_second | 50.0 | 50.0 | 50.0 |" in text
+    assert "| sst2 dev_first | 60.0 ± 1.5 | 61.0 ± 1.5 | 62.0 ± 1.5 | 63.0 ± 1.5 |" in text
+    assert "| sst2 dev_second | 50.0 | 50.0 | 50.0 | 50.0 |" in text
+    assert "| squad dev_second | | 50.0 | 50.0 | 50.0 |" in " ".join(text.split())
     assert "Rates: sst2 0.0001, 0.0002, 0.0003; rte 0.0001, 0.0002, 0.0003;" in text
     facts = read_json(out / "experiment.json")
-    assert len(facts["commands"]) == 2 + 3 * len(TASKS)
+    assert len(facts["commands"]) == 2 + 3 * len(TASKS) + 4, "words: of classification only"
     assert all(command in text for command in facts["commands"])
     assert (out / "experiment.png").stat().st_size > 10_000
     told = capsys.readouterr().out
-    assert (told.count("done before"), told.count("as it is")) == (3 * len(TASKS), 2)
+    assert (told.count("done before"), told.count("as it is")) == (3 * len(TASKS) + 4, 2)
 
 
 def test_a_command_that_fails_is_named_and_ends_it(finished, tmp_path, capsys) -> None:
@@ -94,7 +96,7 @@ def test_what_was_fine_tuned_with_other_settings_is_kept(
 ) -> None:
     assert main([*finished, changed]) == 2
     error = capsys.readouterr().err
-    assert f"random-sst2 was fine-tuned otherwise: {named}; out=ANOTHER" in error
+    assert f"sst2 was fine-tuned otherwise: {named}; out=ANOTHER" in error
     assert f"runs={tmp_path / 'out/runs'} keeps both" in error
 
 
@@ -119,7 +121,7 @@ def test_what_was_fine_tuned_before_a_model_was_trained_further_is_kept(
     assert main(finished) == 2
     captured = capsys.readouterr()
     assert "nsp-sst2 was fine-tuned otherwise: its model has been trained further" in captured.err
-    assert captured.out.count("done before") == 2, "random and none, which do not depend on it"
+    assert captured.out.count("done before") == 3, "all but nsp do not depend on it"
 
 
 def test_a_pretraining_with_other_settings_than_before_is_continued(
@@ -162,6 +164,11 @@ def test_a_number_that_fine_tuning_does_not_take_is_refused_before_the_pretraini
     (tmp_path / "out/runs/nsp/export/config.json").unlink()
     assert main([*finished, wrong]) == 2
     assert wrong.partition("=")[2] in capsys.readouterr().err
+
+
+def test_the_words_alone_of_a_task_without_classes_are_not_asked_for(finished, capsys) -> None:
+    assert main([*finished, "starts=words", "tasks=squad,wnut17"]) == 2
+    assert "starts=words has nothing for tasks=squad,wnut17" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task", TASKS)
