@@ -133,7 +133,11 @@ class Experiment:
         wrong += [f"tasks={task} is none of {', '.join(TASKS)}"
                   for task in self.tasks if task not in TASKS]  # fmt: skip
         if not wrong and not self.parts:
-            wrong.append(f"starts={self.given.starts} has nothing for tasks={self.given.tasks}")
+            able = [task for task, (kind, _, _) in TASKS.items() if kind == "classification"]
+            wrong.append(
+                f"starts=words has nothing for tasks={self.given.tasks}; it is for tasks="
+                f"{','.join(able)}"
+            )
         needed = {"out", *self.needed_runs(), *(TASKS[t][1] for t in self.tasks if t in TASKS)}
         for name in sorted(needed):
             folder: Path | None = getattr(self.given, name)
@@ -164,8 +168,8 @@ class Experiment:
     def needed_runs(self) -> list[str]:
         """Pretrainings that the starts need: those that are none take sizes and vocabulary of nsp's
         export."""
-        made_by = {name if name in ("nsp", "none") else "nsp" for name in self.starts}
-        return [name for name in ("nsp", "none") if name in made_by]
+        needed = {"none" if start == "none" else "nsp" for start in self.starts}
+        return [name for name in ("nsp", "none") if name in needed]
 
     def pretraining(self, name: str) -> list[str]:
         """The command that pretrains `name`, nsp or none."""

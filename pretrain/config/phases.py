@@ -97,7 +97,8 @@ def check_phases(settings: Settings, world_size: int) -> None:
             check(phase.settings, world_size)
         except SettingsError as error:
             raise SettingsError(
-                f"phase {phase.number}: {error}; phases=[] leaves the first phase alone"
+                f"phase {phase.number}: {error}; what phases=[...] sets is changed there, and "
+                "phases=[] runs only the first phase"
             ) from error
         if phase.tiles is not None and phase.settings.data.seq_len <= phase.tiles:
             raise SettingsError(
